@@ -1,0 +1,273 @@
+"""Ledger and tiers in one process: lookup, load, store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+from cache_core.layout import KVLayout
+from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
+from cache_core.place import Place
+from cache_core.policy import LRU, Policy
+from cache_core.tiers.tier import Tier
+
+
+_log = logging.getLogger("lmcache")
+
+
+@dataclass(slots=True)
+class TierCounters:
+    """What one tier has done since the cache was made or :meth:`TieredCache.reset_counters`.
+    Times are of the calls, in seconds."""
+
+    read_chunks: int = 0
+    read_s: float = 0.0
+    written_chunks: int = 0
+    write_s: float = 0.0
+    evicted_chunks: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Outcome of a load. ``chunks`` leading chunks are in place; ``by_tier`` splits them."""
+
+    chunks: int
+    by_tier: dict[str, int]
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Outcome of a store: chunks and bytes that the engine gave to any tier, and seconds spent."""
+
+    chunks: int
+    bytes: int
+    seconds: float
+
+
+class TieredCache:
+    """KV chunks over a stack of tiers, fastest first.
+
+    Safe for any number of threads. Stores run on one thread of their own, in the order in which
+    they were admitted: every change to a tier happens there, which is why a tier never needs
+    more room than its capacity. ``synchronous`` runs them in the caller (the simulator).
+    """
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        tiers: Sequence[Tier],
+        *,
+        policy: Callable[[], Policy] = LRU,
+        placement: Placement = "write_on_insertion",
+        synchronous: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.layout = layout
+        self.tiers = tuple(tiers)
+        self.counters = {tier.name: TierCounters() for tier in self.tiers}
+        self._ledger = Ledger([tier.capacity for tier in self.tiers], policy, placement)
+        self._clock = clock
+        # Re-entrant, so that a synchronous store can settle what it admits.
+        self._lock = threading.RLock()
+        self._settled = threading.Condition(self._lock)
+        self._writer = None if synchronous else ThreadPoolExecutor(1, "lmcache-store")
+        self._last: Future[Stored] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Distinct chunks that can be served."""
+        with self._lock:
+            return len(self._ledger)
+
+    def lookup(self, keys: Sequence[bytes]) -> Hit:
+        """The longest held run of chunks from the first key on. Changes nothing, pins nothing."""
+        with self._lock:
+            return self._ledger.lookup(keys)
+
+    def acquire(self, keys: Sequence[bytes], wait_s: float = 0.0) -> Hit:
+        """Looks up and pins: until :meth:`load` or :meth:`release` no chunk of the hit is evicted.
+
+        Waits up to ``wait_s`` seconds for chunks that are being stored right now: recomputing
+        them would take longer.
+        """
+        deadline = self._clock() + wait_s
+        with self._settled:
+            while wait_s > 0 and self._ledger.pending(keys):
+                left = deadline - self._clock()
+                if left <= 0 or not self._settled.wait(left):
+                    break
+            return self._ledger.pin(self._ledger.lookup(keys))
+
+    def release(self, hit: Hit) -> None:
+        """Ends the protection of an acquired hit that will not be loaded."""
+        with self._lock:
+            self._ledger.unpin(hit)
+
+    def load(self, hit: Hit, place: Place | None) -> Loaded:
+        """Copies an acquired hit's chunks to ``place`` and releases the hit, also on error.
+
+        A chunk that a tier fails to read is forgotten, and the load ends before it: what
+        :class:`Loaded` counts is in place and right, the rest must be recomputed.
+        """
+        start = self._clock()
+        by_tier: dict[str, int] = {}
+        done = 0
+        try:
+            for index, rows in _runs(hit.tiers):
+                tier = self.tiers[index]
+                keys = [hit.keys[row] for row in rows]
+                whole = len(rows) == len(hit)
+                target = place if place is None or whole else place.pick(rows)
+                began = self._clock()
+                good = tier.read(keys, target)
+                counters = self.counters[tier.name]
+                with self._lock:
+                    counters.read_s += self._clock() - began
+                    counters.read_chunks += sum(good)
+                    self._forget([k for k, ok in zip(keys, good, strict=True) if not ok], index)
+                run = good.index(False) if False in good else len(good)
+                if run:
+                    by_tier[tier.name] = by_tier.get(tier.name, 0) + run
+                done += run
+                if run < len(good):
+                    break
+        finally:
+            self.release(hit)
+        return Loaded(done, by_tier, done * self.layout.chunk_bytes, self._clock() - start)
+
+    def store(self, keys: Sequence[bytes], place: Place | None) -> Future[Stored]:
+        """Admits one request's chunks, hits and misses alike, in prompt order; ``place`` has the
+        KV of all. Returns at once; the engine must leave that KV alone until the future is done.
+
+        Chunks that every tier has already cost nothing. A chunk becomes visible when its bytes
+        are whole. A failed write is counted and the chunk stays a miss; the future does not fail.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the cache is closed")
+            evicted = list(self._ledger.evictions)
+            plan = self._ledger.admit(keys)
+            for tier, before, after in zip(
+                self.tiers, evicted, self._ledger.evictions, strict=True
+            ):
+                self.counters[tier.name].evicted_chunks += after - before
+            return self._submit(plan, place)
+
+    def flush(self) -> None:
+        """Waits until everything admitted so far has been written."""
+        with self._lock:
+            last = self._last
+        if last is not None:
+            last.result()
+
+    def clear(self) -> None:
+        """Forgets every chunk that is not pinned, and frees its bytes. Waits for stores."""
+        self.flush()
+        with self._lock:
+            future = self._submit(Plan(tuple(self._ledger.clear())), None)
+        future.result()
+
+    def reset_counters(self) -> None:
+        """Sets every tier's counters to zero."""
+        with self._lock:
+            self.counters.update({tier.name: TierCounters() for tier in self.tiers})
+
+    def check(self) -> None:
+        """Proves the Ledger's invariants and that the tiers hold what it says. Waits for stores.
+        Raises :class:`LedgerError`."""
+        with self._lock:
+            self._ledger.check()
+            last = self._last
+        if last is not None:
+            last.result()
+        with self._lock:
+            if self._last is not last:
+                return  # others are storing: tiers are between two states
+            self._ledger.check()
+            for index, tier in enumerate(self.tiers):
+                if len(tier) != self._ledger.count(index):
+                    raise LedgerError(
+                        f"the {tier.name} tier has {len(tier)} chunks,"
+                        f" the ledger counts {self._ledger.count(index)}"
+                    )
+                keys = self._ledger.keys(index)
+                if not all(tier.contains(keys)):
+                    raise LedgerError(f"the {tier.name} tier lacks a chunk that the ledger counts")
+
+    def close(self) -> None:
+        """Finishes pending stores and closes the tiers. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
+        for tier in self.tiers:
+            tier.close()
+
+    def _submit(self, plan: Plan, place: Place | None) -> Future[Stored]:
+        """Queues the plan; the caller holds the lock, so that plans queue in admission order."""
+        if self._writer is not None:
+            self._last = self._writer.submit(self._carry_out, plan, place)
+            return self._last
+        done: Future[Stored] = Future()
+        done.set_result(self._carry_out(plan, place))
+        return done
+
+    def _carry_out(self, plan: Plan, place: Place | None) -> Stored:
+        start = self._clock()
+        given: set[bytes] = set()
+        for (source, target), group in groupby(plan.moves, lambda m: (m.source, m.target)):
+            moves = list(group)
+            keys = [move.key for move in moves]
+            if target == NOWHERE:
+                self.tiers[source].discard(keys)
+                continue
+            began = self._clock()
+            try:
+                good = self.tiers[target].write(keys, self._bytes_of(moves, source, place))
+            except Exception:  # a broken tier costs hits, never a request
+                _log.exception("writing %d chunks to %s failed", len(keys), self.tiers[target].name)
+                good = [False] * len(keys)
+            if source == ENGINE:
+                given.update(key for key, ok in zip(keys, good, strict=True) if ok)
+            else:
+                self.tiers[source].discard(keys)
+            counters = self.counters[self.tiers[target].name]
+            with self._lock:
+                counters.write_s += self._clock() - began
+                counters.written_chunks += sum(good)
+                counters.failures += len(good) - sum(good)
+                for move, ok in zip(moves, good, strict=True):
+                    self._ledger.settle([move], ok)
+                self._settled.notify_all()
+        return Stored(
+            len(given), len(given) * self.layout.chunk_bytes, self._clock() - start
+        )
+
+    def _bytes_of(self, moves: list[Move], source: int, place: Place | None) -> Place | None:
+        if source == ENGINE:
+            if place is None or len(moves) == len(place):
+                return place
+            return place.pick([move.index for move in moves])
+        return self.tiers[source].place([move.key for move in moves])
+
+    def _forget(self, keys: list[bytes], tier: int) -> None:
+        self.counters[self.tiers[tier].name].failures += len(keys)
+        lost = [key for key in keys if self._ledger.forget(key, tier)]
+        if lost and not self._closed:
+            self._submit(Plan(tuple(Move(key, tier, NOWHERE, -1) for key in lost)), None)
+
+
+def _runs(tiers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Consecutive rows of one tier: (tier, rows)."""
+    for tier, group in groupby(range(len(tiers)), key=lambda row: tiers[row]):
+        yield tier, list(group)

@@ -1,0 +1,86 @@
+"""All shape knowledge about KV: what one chunk is, in tokens and in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Order = Literal["HND", "NHD"]
+
+ITEM_BYTES = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The KV that one model keeps, cut into chunks of ``chunk_tokens`` tokens.
+
+    A chunk holds all layers. Its bytes are, in C order, ``[layers, planes, kv_heads,
+    chunk_tokens, head_dim]`` for order ``HND`` and ``[layers, planes, chunk_tokens, kv_heads,
+    head_dim]`` for ``NHD``. An engine picks the order that matches its own memory, so that moves
+    are long runs; the order is part of the fingerprint, so chunks of two orders never mix.
+
+    ``planes`` is 2 (K and V) for GQA/MHA and 1 for MLA, whose single plane is the latent with the
+    RoPE part behind it (``kv_heads=1``, ``head_dim=latent+rope``; see :meth:`mla`).
+
+    Raises ``ValueError`` for sizes below 1 and for a dtype whose size is not known.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    chunk_tokens: int
+    planes: int = 2
+    order: Order = "HND"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "kv_heads", "head_dim", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"KVLayout.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.dtype not in ITEM_BYTES:
+            known = ", ".join(ITEM_BYTES)
+            raise ValueError(f"KV dtype {self.dtype!r} is not known; use one of {known}")
+        if self.planes not in (1, 2):
+            raise ValueError(f"KVLayout.planes is {self.planes}; it is 2 (K and V) or 1 (MLA)")
+        if self.order not in ("HND", "NHD"):
+            raise ValueError(f"KVLayout.order is {self.order!r}; it is 'HND' or 'NHD'")
+
+    @classmethod
+    def mla(
+        cls, layers: int, latent_dim: int, rope_dim: int, dtype: str, chunk_tokens: int
+    ) -> KVLayout:
+        """The layout of a multi-head latent attention model (DeepSeek-V2, section 2.1)."""
+        return cls(layers, 1, latent_dim + rope_dim, dtype, chunk_tokens, planes=1)
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of one head of one token in one plane of one layer."""
+        return self.head_dim * ITEM_BYTES[self.dtype]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of KV that one token keeps, over all layers."""
+        return self.layers * self.planes * self.kv_heads * self.head_bytes
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one full chunk, over all layers."""
+        return self.token_bytes * self.chunk_tokens
+
+    @property
+    def chunk_shape(self) -> tuple[int, int, int, int, int]:
+        """The chunk as an array of items; see the class for the meaning of the axes."""
+        if self.order == "HND":
+            return (self.layers, self.planes, self.kv_heads, self.chunk_tokens, self.head_dim)
+        return (self.layers, self.planes, self.chunk_tokens, self.kv_heads, self.head_dim)
+
+    def fields(self) -> dict[str, str]:
+        """Every field as text: this is what salts the keys (see :class:`Namespace`)."""
+        return {name: str(value) for name, value in asdict(self).items()}

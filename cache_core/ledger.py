@@ -1,0 +1,314 @@
+"""Who holds what: lookup, pins, placement. Decides everything and moves no byte.
+
+The same Ledger runs under the engines, under the simulator (tiers without bytes) and, later, in
+an engine's scheduler process. It is not thread-safe: :class:`cache_core.cache.TieredCache` holds
+one lock around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cache_core.policy import LRU, Policy
+
+Placement = Literal["write_on_insertion", "write_on_eviction"]
+PLACEMENTS: tuple[Placement, ...] = ("write_on_insertion", "write_on_eviction")
+
+ENGINE = -1
+NOWHERE = -1
+
+
+class LedgerError(AssertionError):
+    """An invariant does not hold: a defect in the cache, never the user's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A prompt's leading chunks that are held, and the fastest tier of each."""
+
+    keys: tuple[bytes, ...]
+    tiers: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One chunk's way: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its place among
+    the admitted keys (where the engine has it), -1 for a chunk that came down from a tier."""
+
+    key: bytes
+    source: int
+    target: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Moves in the order that never needs more room than a tier has: first what leaves, then
+    demotions from the slowest tier up, then what the engine brings."""
+
+    moves: tuple[Move, ...]
+
+    @property
+    def from_engine(self) -> bool:
+        """Whether anything is read from the engine's memory."""
+        return any(m.source == ENGINE and m.target != NOWHERE for m in self.moves)
+
+
+class Ledger:
+    """Decides for a stack of tiers, fastest first.
+
+    ``capacities`` are in chunks; None is unbounded. ``write_on_insertion`` keeps a copy in every
+    tier (inclusive, write-through); ``write_on_eviction`` keeps one, which moves down when it is
+    evicted and up when it is used (exclusive).
+    """
+
+    def __init__(
+        self,
+        capacities: Sequence[int | None],
+        policy: Callable[[], Policy] = LRU,
+        placement: Placement = "write_on_insertion",
+    ) -> None:
+        if placement not in PLACEMENTS:
+            raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
+        self.capacities = tuple(capacities)
+        self.placement = placement
+        self.evictions = [0] * len(self.capacities)
+        self._policies = [policy() for _ in self.capacities]
+        self._held: dict[bytes, int] = {}  # key -> bit per tier that can serve it
+        self._pending: dict[bytes, int] = {}  # key -> bit per tier that it is being written to
+        self._pins: dict[bytes, int] = {}
+        # Fastest tier of a bit mask, so that a lookup is one dict access per chunk.
+        self._fastest = [(m & -m).bit_length() - 1 for m in range(1 << len(self.capacities))]
+
+    def __len__(self) -> int:
+        """Distinct chunks that can be served."""
+        return len(self._held)
+
+    def count(self, tier: int) -> int:
+        """Chunks that ``tier`` holds or has reserved room for."""
+        return len(self._policies[tier])
+
+    def keys(self, tier: int) -> list[bytes]:
+        """Keys that ``tier`` holds or has reserved room for, the next victim first."""
+        return list(self._policies[tier])
+
+    def holds(self, key: bytes, tier: int) -> bool:
+        """Whether ``tier`` can serve the key now."""
+        return bool(self._held.get(key, 0) >> tier & 1)
+
+    def lookup(self, keys: Sequence[bytes]) -> Hit:
+        """The longest held run from the first key on. Changes nothing."""
+        held = self._held
+        fastest = self._fastest
+        tiers: list[int] = []
+        for key in keys:
+            mask = held.get(key)
+            if mask is None:
+                break
+            tiers.append(fastest[mask])
+        return Hit(tuple(keys[: len(tiers)]), tuple(tiers))
+
+    def pending(self, keys: Iterable[bytes]) -> bool:
+        """Whether any of the keys is on its way into a tier and can't be served by one yet."""
+        return any(key in self._pending and key not in self._held for key in keys)
+
+    def pin(self, hit: Hit) -> Hit:
+        """Protects what still stands of ``hit`` from eviction until :meth:`unpin`. Returns that
+        part: a hit that was looked up earlier may have lost its tail since."""
+        current = self.lookup(hit.keys)
+        for key in current.keys:
+            self._pins[key] = self._pins.get(key, 0) + 1
+        return current
+
+    def unpin(self, hit: Hit) -> None:
+        """Ends one :meth:`pin` of exactly this hit."""
+        for key in hit.keys:
+            count = self._pins[key] - 1
+            if count:
+                self._pins[key] = count
+            else:
+                del self._pins[key]
+
+    def admit(self, keys: Sequence[bytes]) -> Plan:
+        """One request used these chunks (hits and misses alike, in prompt order), and the engine
+        has the KV of all: orders them and makes room.
+
+        Chunks are touched tail first, so that the head of a prefix outlives its tail and what is
+        held stays prefix-closed; then each tier is cut to its capacity. Evicted chunks can't be
+        served from here on; admitted ones can after :meth:`settle`.
+        """
+        # A chunk may stand twice in a request (content keys): its first place counts.
+        index = {key: i for i, key in reversed(list(enumerate(keys)))}
+        tail_first = sorted(index, key=index.__getitem__, reverse=True)
+        if self.placement == "write_on_insertion":
+            return self._insert(tail_first, index)
+        return self._cascade(tail_first, index)
+
+    def settle(self, moves: Iterable[Move], stored: bool) -> None:
+        """The moves were carried out (or failed): publishes the chunks, or gives the room back."""
+        for move in moves:
+            if move.target == NOWHERE:
+                continue
+            bit = 1 << move.target
+            rest = self._pending[move.key] & ~bit
+            if rest:
+                self._pending[move.key] = rest
+            else:
+                del self._pending[move.key]
+            if stored:
+                self._held[move.key] = self._held.get(move.key, 0) | bit
+            else:
+                self._policies[move.target].drop(move.key)
+
+    def forget(self, key: bytes, tier: int) -> bool:
+        """The tier could not serve the key: takes it out, unless another request has pinned it
+        (its bytes may be being read: the last one to fail takes it out). Returns whether it did."""
+        if not self.holds(key, tier) or self._pins.get(key, 0) > 1:
+            return False
+        self._policies[tier].drop(key)
+        self._release(key, tier)
+        return True
+
+    def clear(self) -> list[Move]:
+        """Forgets every chunk that is neither pinned nor pending; returns the moves that free
+        their bytes."""
+        moves = []
+        for tier, policy in enumerate(self._policies):
+            for key in list(policy):
+                if not self._spared(key):
+                    policy.drop(key)
+                    self._release(key, tier)
+                    moves.append(Move(key, tier, NOWHERE, -1))
+        return moves
+
+    def check(self) -> None:
+        """Proves the invariants; raises :class:`LedgerError` naming the broken one."""
+        for tier, policy in enumerate(self._policies):
+            bit = 1 << tier
+            owned = {k for k, m in self._held.items() if m & bit}
+            coming = {k for k, m in self._pending.items() if m & bit}
+            ordered = set(policy)
+            if len(ordered) != len(policy):
+                raise LedgerError(f"tier {tier}: the policy lists a key twice")
+            if ordered != owned | coming:
+                raise LedgerError(
+                    f"tier {tier}: {len(ordered)} keys ordered, {len(owned | coming)} owned"
+                )
+            if owned & coming:
+                raise LedgerError(f"tier {tier}: a key is both held and being written")
+            capacity = self.capacities[tier]
+            if capacity is not None and len(ordered) > capacity:
+                raise LedgerError(f"tier {tier}: {len(ordered)} chunks over capacity {capacity}")
+        for key, count in self._pins.items():
+            if count < 1:
+                raise LedgerError(f"pin count {count} of {key.hex()[:12]}")
+        if self.placement == "write_on_eviction":
+            for key in self._held.keys() | self._pending.keys():
+                mask = self._held.get(key, 0) | self._pending.get(key, 0)
+                if mask.bit_count() != 1 or self._held.get(key, 0) & self._pending.get(key, 0):
+                    raise LedgerError(f"exclusive chunk {key.hex()[:12]} is in several tiers")
+        if 0 in self._held.values() or 0 in self._pending.values():
+            raise LedgerError("a key with an empty tier mask is kept")
+
+    def _spared(self, key: bytes) -> bool:
+        return key in self._pins or key in self._pending
+
+    def _release(self, key: bytes, tier: int) -> None:
+        rest = self._held[key] & ~(1 << tier)
+        if rest:
+            self._held[key] = rest
+        else:
+            del self._held[key]
+
+    def _reserve(self, key: bytes, tier: int) -> None:
+        self._pending[key] = self._pending.get(key, 0) | 1 << tier
+
+    def _insert(self, tail_first: list[bytes], index: dict[bytes, int]) -> Plan:
+        """Inclusive: every tier takes every chunk and evicts on its own."""
+        leaving: list[Move] = []
+        coming: list[Move] = []
+        for tier, policy in enumerate(self._policies):
+            new = {key: ENGINE for key in tail_first if key not in policy}
+            for key in tail_first:
+                policy.touch(key)
+            for key, source in self._cut(tier, new):
+                if source != ENGINE:
+                    leaving.append(Move(key, source, NOWHERE, -1))
+            coming += [Move(key, ENGINE, tier, index[key]) for key in reversed(new)]
+        # Only now: a chunk that one tier cancelled must not look pending to the next.
+        for move in coming:
+            self._reserve(move.key, move.target)
+        return Plan((*leaving, *coming))
+
+    def _cascade(self, tail_first: list[bytes], index: dict[bytes, int]) -> Plan:
+        """Exclusive: chunks enter the fastest tier; what it evicts enters the next one as its most
+        recent, and so on, which keeps one recency order over all tiers. A chunk below that another
+        request has pinned, or that is on its way, stays there."""
+        home: dict[bytes, int] = {}  # chunks that a slower tier holds: they leave it, or come back
+        incoming: list[tuple[bytes, int]] = []
+        for key in tail_first:
+            tier = self._only_tier(key)
+            if tier > 0 and self._spared(key):
+                self._policies[tier].touch(key)
+                continue
+            if tier > 0:
+                self._policies[tier].drop(key)
+                home[key] = tier
+            incoming.append((key, ENGINE))
+        demoted: list[Move] = []
+        coming: list[Move] = []
+        for tier, policy in enumerate(self._policies):
+            new: dict[bytes, int] = {}
+            for key, source in incoming:
+                if home.get(key) == tier:
+                    del home[key]
+                elif key not in policy:
+                    new[key] = source
+                policy.touch(key)
+            incoming = self._cut(tier, new)
+            for key, source in new.items():
+                if source == ENGINE:
+                    coming.append(Move(key, ENGINE, tier, index[key]))
+                else:
+                    demoted.append(Move(key, source, tier, -1))
+        gone = [Move(k, source, NOWHERE, -1) for k, source in incoming if source != ENGINE]
+        for key, tier in home.items():
+            self._release(key, tier)
+            gone.append(Move(key, tier, NOWHERE, -1))
+        demoted.sort(key=lambda m: -m.source)
+        coming.sort(key=lambda m: (m.target, m.index))
+        for move in (*demoted, *coming):
+            self._reserve(move.key, move.target)
+        return Plan((*gone, *demoted, *coming))
+
+    def _only_tier(self, key: bytes) -> int:
+        """The one tier of an exclusive stack that has the key, held or on its way; -1 if none."""
+        mask = self._held.get(key, 0) | self._pending.get(key, 0)
+        return mask.bit_length() - 1
+
+    def _cut(self, tier: int, new: dict[bytes, int]) -> list[tuple[bytes, int]]:
+        """Evicts until the tier fits, oldest first; returns (key, where its bytes are). New keys
+        can fall out again (they are taken from ``new``); if all else is pinned or on its way,
+        they must."""
+        policy = self._policies[tier]
+        capacity = self.capacities[tier]
+        out: list[tuple[bytes, int]] = []
+        while capacity is not None and len(policy) > capacity:
+            key = policy.victim(self._spared)
+            if key is None:
+                key = next((k for k in new), None)
+            if key is None:
+                raise LedgerError(f"tier {tier} is over its capacity and nothing can leave")
+            policy.drop(key)
+            if key in new:
+                out.append((key, new.pop(key)))
+            else:
+                self._release(key, tier)
+                self.evictions[tier] += 1
+                out.append((key, tier))
+        return out

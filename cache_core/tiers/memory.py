@@ -1,0 +1,127 @@
+"""Tiers in memory that the CPU can address: the cpu tier, and the device tier of a CPU engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from cache_core import _native
+from cache_core.place import Addresses, FlatPlace, Place
+
+SLAB_BYTES = 1 << 30
+_ALIGN = 4096
+
+
+class Memory(Protocol):
+    """Room for chunks: their addresses, and whatever keeps them alive."""
+
+    def addresses(self, chunks: int, stride: int) -> Addresses:
+        """``chunks`` addresses of ``stride`` bytes each, pre-faulted. Raises ``MemoryError``."""
+
+    def release(self) -> None:
+        """Gives the memory back."""
+
+
+class SlabMemory:
+    """Slabs of up to 1 GiB, mapped and faulted in once: writing to a fresh page costs several
+    times what writing to a warm one does."""
+
+    def __init__(self) -> None:
+        self._slabs: list[_native.Slab] = []
+
+    def addresses(self, chunks: int, stride: int) -> Addresses:
+        per_slab = max(1, SLAB_BYTES // stride)
+        parts: list[Addresses] = []
+        while chunks > 0:
+            count = min(chunks, per_slab)
+            slab = _native.Slab(count * stride)
+            self._slabs.append(slab)
+            steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
+            parts.append(np.uint64(slab.address) + steps)
+            chunks -= count
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+    def release(self) -> None:
+        self._slabs.clear()
+
+
+class MemoryTier:
+    """Chunks at fixed addresses, taken from and returned to a free list.
+
+    ``capacity`` in chunks of ``chunk_bytes``; all memory is taken, and faulted in, here. Raises
+    ``MemoryError`` if the machine has not that much.
+    """
+
+    def __init__(
+        self, name: str, capacity: int, chunk_bytes: int, memory: Memory | None = None
+    ) -> None:
+        self.name = name
+        self.capacity: int | None = capacity
+        self._chunk_bytes = chunk_bytes
+        # Page-aligned chunks: whole cache lines, and later tiers can write them with O_DIRECT.
+        stride = -(-chunk_bytes // _ALIGN) * _ALIGN
+        self._memory = memory or SlabMemory()
+        self._addresses = self._memory.addresses(capacity, stride)
+        self._free = list(range(capacity - 1, -1, -1))
+        self._slots: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        return [key in self._slots for key in keys]
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        slots = [self._slots.get(key) for key in keys]
+        found = [slot is not None for slot in slots]
+        if place is not None and any(found):
+            rows = [i for i, slot in enumerate(slots) if slot is not None]
+            sources = self._addresses[[slot for slot in slots if slot is not None]]
+            (place if len(rows) == len(keys) else place.pick(rows)).copy_from(sources)
+        return found
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        if place is None:
+            raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
+        rows: list[int] = []
+        taken: list[int] = []
+        fresh: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            slot = self._slots.get(key, fresh.get(key))
+            if slot is None:
+                if not self._free:
+                    continue
+                slot = self._free.pop()
+                fresh[key] = slot
+            rows.append(row)
+            taken.append(slot)
+        try:
+            if rows:
+                source = place if len(rows) == len(keys) else place.pick(rows)
+                source.copy_to(self._addresses[taken])
+        except BaseException:
+            self._free.extend(fresh.values())
+            raise
+        # Only now readers can find the chunks: their bytes are whole.
+        self._slots.update(fresh)
+        stored = [False] * len(keys)
+        for row in rows:
+            stored[row] = True
+        return stored
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            slot = self._slots.pop(key, None)
+            if slot is not None:
+                self._free.append(slot)
+
+    def place(self, keys: Sequence[bytes]) -> Place | None:
+        return FlatPlace(self._addresses[[self._slots[key] for key in keys]], self._chunk_bytes)
+
+    def close(self) -> None:
+        self._slots.clear()
+        self._free.clear()
+        self._addresses = self._addresses[:0]
+        self._memory.release()

@@ -1,0 +1,130 @@
+"""Tiers and places in torch memory: what a CUDA engine uses. torch is imported with this file
+only, so the core stays light without it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cache_core.layout import KVLayout
+from cache_core.place import Addresses, Place
+
+
+class TensorPlace:
+    """Chunks that are views ``layout.chunk_shape`` of tensors on any device."""
+
+    def __init__(self, blocks: Sequence[torch.Tensor]) -> None:
+        self.blocks = list(blocks)
+
+    @classmethod
+    def of_arena(cls, arena: torch.Tensor, layout: KVLayout, first: int, count: int) -> TensorPlace:
+        """Chunks ``first`` .. ``first + count`` of one request's KV, ``[layers, planes, kv_heads,
+        tokens, head_dim]``."""
+        size = layout.chunk_tokens
+        return cls([arena[..., i * size : (i + 1) * size, :] for i in range(first, first + count)])
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def pick(self, rows: Sequence[int]) -> TensorPlace:
+        return TensorPlace([self.blocks[row] for row in rows])
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        for block, address in zip(self.blocks, addresses, strict=True):
+            _host(int(address), block).copy_(block)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        for block, address in zip(self.blocks, addresses, strict=True):
+            block.copy_(_host(int(address), block))
+
+
+class TensorTier:
+    """The device tier: chunks in one tensor ``[capacity, *chunk_shape]`` of the engine's device.
+
+    Takes all its memory here. Raises torch's out-of-memory error if there is not that much.
+    """
+
+    def __init__(self, name: str, capacity: int, layout: KVLayout, device: torch.device) -> None:
+        self.name = name
+        self.capacity: int | None = capacity
+        dtype: torch.dtype = getattr(torch, layout.dtype)
+        self._pool = torch.zeros((capacity, *layout.chunk_shape), dtype=dtype, device=device)
+        self._free = list(range(capacity - 1, -1, -1))
+        self._slots: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        return [key in self._slots for key in keys]
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        found = self.contains(keys)
+        rows = [row for row, ok in enumerate(found) if ok]
+        if place is not None and rows:
+            blocks = [self._pool[self._slots[keys[row]]] for row in rows]
+            _move(TensorPlace(blocks), place.pick(rows))
+        return found
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        if place is None:
+            raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
+        fresh: dict[bytes, int] = {}
+        rows: list[int] = []
+        for row, key in enumerate(keys):
+            if key not in self._slots and key not in fresh:
+                if not self._free:
+                    continue
+                fresh[key] = self._free.pop()
+            rows.append(row)
+        slots = self._slots | fresh
+        try:
+            _move(place.pick(rows), TensorPlace([self._pool[slots[keys[row]]] for row in rows]))
+        except BaseException:
+            self._free.extend(fresh.values())
+            raise
+        self._slots.update(fresh)
+        taken = set(rows)
+        return [row in taken for row in range(len(keys))]
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            slot = self._slots.pop(key, None)
+            if slot is not None:
+                self._free.append(slot)
+
+    def place(self, keys: Sequence[bytes]) -> Place | None:
+        return TensorPlace([self._pool[self._slots[key]] for key in keys])
+
+    def close(self) -> None:
+        self._slots.clear()
+        self._free.clear()
+        self._pool = self._pool[:0].clone()
+
+
+def _move(source: Place, target: Place) -> None:
+    """Between tensors directly; between a tensor and host memory through the host side."""
+    if isinstance(source, TensorPlace) and isinstance(target, TensorPlace):
+        for here, there in zip(source.blocks, target.blocks, strict=True):
+            there.copy_(here)
+        return
+    into, outof = target.flat(), source.flat()
+    if into is not None:
+        source.copy_to(into)
+    elif outof is not None:
+        target.copy_from(outof)
+    else:
+        raise TypeError("one side of a move must be a tensor or flat host memory")
+
+
+def _host(address: int, like: torch.Tensor) -> torch.Tensor:
+    """Host memory as a tensor of the shape and type of ``like``; no copy."""
+    size = like.numel() * like.element_size()
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    return torch.from_numpy(raw).view(like.dtype).view(like.shape)

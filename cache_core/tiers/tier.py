@@ -1,0 +1,50 @@
+"""What every tier can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cache_core.place import Place
+
+NAMES = ("device", "cpu", "disk", "remote")
+
+
+class TierError(Exception):
+    """A tier can't be opened or has broken; the text says what and where."""
+
+
+class Tier(Protocol):
+    """A bounded map from key to one chunk's bytes.
+
+    ``write`` and ``discard`` are called by one thread at a time; ``read`` and ``contains`` by any
+    thread at any time, for keys that nobody discards meanwhile (the Ledger's pins see to that).
+    All take lists and answer per key: a failure of one chunk is a False, never an exception.
+    """
+
+    name: str
+    capacity: int | None
+    """Chunks; None is unbounded."""
+
+    def __len__(self) -> int:
+        """Chunks held."""
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        """Which of the keys can be read. Changes nothing."""
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        """Copies chunks to ``place`` (same order). False: not held, or not readable. Changes
+        nothing."""
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        """Copies chunks from ``place``. False: no room, or the write failed; then the key is not
+        held. Writing a held key overwrites it."""
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        """Frees chunks. Unknown keys are ignored."""
+
+    def place(self, keys: Sequence[bytes]) -> Place | None:
+        """Where held chunks lie, to be read from without a copy; None if not in memory."""
+
+    def close(self) -> None:
+        """Frees everything. A closed tier answers nothing any more."""

@@ -1,0 +1,1 @@
+"""The bench: workloads x reuse modes x tier sizes x chunk lengths, measured side by side."""

@@ -1,0 +1,109 @@
+"""What is swept: scenarios (the requests) and cells (the caches that serve them)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from cache_core.ledger import Placement
+from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.errors import UserError
+from workloads import Settings
+
+REUSE_MODES = ("off", "prefix")
+TIER_ORDER = ("device", "cpu", "disk", "remote")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One list of requests, that every cell of the scenario serves identically."""
+
+    workload: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row of the table: a scenario under one cache."""
+
+    index: int
+    scenario: int
+    reuse: str
+    spec: CacheSpec
+
+    def facts(self, scenario: Scenario) -> dict[str, object]:
+        """What the row is, for the run file and the reports."""
+        return {
+            "cell": self.index,
+            "workload": scenario.workload,
+            "context_tokens": scenario.settings.context_tokens,
+            "reuse": self.reuse,
+            "chunk_tokens": self.spec.chunk_tokens if self.spec.reuse else None,
+            "tiers": dict(self.spec.tiers),
+            "policy": self.spec.policy if self.spec.reuse else None,
+            "placement": self.spec.placement if self.spec.reuse else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The lists that are crossed. Sizes are in bytes; 0 leaves a tier out."""
+
+    reuse: Sequence[str]
+    chunk_tokens: Sequence[int]
+    tier_sizes: Mapping[str, Sequence[int]]
+    policy: str
+    placement: Placement
+    salt: str
+
+    def specs(self) -> list[tuple[str, CacheSpec]]:
+        """Every (reuse mode, cache), the mode without a cache first. Raises ``UserError`` if a
+        mode that reuses has no tier to reuse from."""
+        specs: list[tuple[str, CacheSpec]] = []
+        if "off" in self.reuse:
+            specs.append(("off", CacheSpec(self.chunk_tokens[0], salt=self.salt)))
+        names = [name for name in TIER_ORDER if self.tier_sizes.get(name)]
+        for mode in (mode for mode in self.reuse if mode != "off"):
+            for sizes in product(*(self.tier_sizes[name] for name in names)):
+                tiers = {n: s for n, s in zip(names, sizes, strict=True) if s}
+                if not tiers:
+                    raise UserError(
+                        f"--reuse {mode} needs a tier; give --cpu-size or --device-size above 0"
+                    )
+                for chunk in self.chunk_tokens:
+                    spec = CacheSpec(chunk, tiers, self.policy, self.placement, self.salt)
+                    specs.append((mode, spec))
+        return specs
+
+
+def cross(scenarios: Sequence[Scenario], sweep: Sweep) -> list[Cell]:
+    """Every scenario under every cache, in table order."""
+    specs = sweep.specs()
+    pairs = [(s, mode, spec) for s in range(len(scenarios)) for mode, spec in specs]
+    return [Cell(index, s, mode, spec) for index, (s, mode, spec) in enumerate(pairs)]
+
+
+def groups_that_fit(cells: Sequence[Cell], room: int) -> list[list[Cell]]:
+    """Splits one scenario's cells so that each group's tiers fit ``room`` bytes of memory at once.
+
+    Cells of one group are interleaved request by request. The cell without reuse, the base of the
+    speed-up, is measured again in every group, so that each ratio comes from one run. Raises
+    ``UserError`` for a cell that alone needs more.
+    """
+    base = [cell for cell in cells if not cell.spec.reuse]
+    groups: list[list[Cell]] = []
+    used = room + 1
+    for cell in (cell for cell in cells if cell.spec.reuse):
+        need = sum(size for tier, size in cell.spec.tiers.items() if tier in ("device", "cpu"))
+        if need > room:
+            raise UserError(
+                f"tiers of {need / 2**30:.1f} GiB don't fit the {room / 2**30:.1f} GiB of memory"
+                " that this machine has free for them; lower --cpu-size or --device-size"
+            )
+        if used + need > room:
+            groups.append(list(base))
+            used = 0
+        groups[-1].append(cell)
+        used += need
+    return groups or [list(base)]

@@ -1,0 +1,155 @@
+"""Runs cells side by side and keeps every raw sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from cache_core.cache import TierCounters
+from lmcache_cli.bench.cells import Cell, Scenario
+from lmcache_cli.bench.oracle import HitOracle
+from lmcache_cli.engines.engine import Engine, Load, Session
+from lmcache_cli.errors import EXIT_FAILED, UserError
+from reports.sample import Sample
+from workloads.request import Request
+
+_WARM_UP_TOKENS = 512
+
+
+class ContaminationError(UserError):
+    """A cell that must be cold was not: its numbers mean nothing."""
+
+    exit_code = EXIT_FAILED
+
+
+@dataclass(slots=True)
+class Measured:
+    """Everything that a bench has measured so far; it survives an interruption."""
+
+    samples: list[Sample] = field(default_factory=list)
+    busy_s: dict[int, float] = field(default_factory=dict)
+    """Per cell: seconds in which it served or stored. Cells take turns, so wall time says
+    nothing about one of them."""
+    counters: dict[int, dict[str, TierCounters]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def warn(self, text: str) -> None:
+        """Notes a warning once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+Served = Callable[[Cell, Sample], None]
+
+
+def measure(
+    engine: Engine,
+    scenario: Scenario,
+    requests: Sequence[Request],
+    cells: Sequence[Cell],
+    load: Load,
+    repeats: range,
+    into: Measured,
+    on_sample: Served,
+) -> None:
+    """Serves the same requests in every cell, once per number in ``repeats``, each time from a cold
+    start, into ``into``.
+
+    One client: cells take turns request by request, in an order drawn anew for each, so that a
+    drift of the machine hits all alike. Several clients or an arrival rate: cells take turns run
+    by run. Stores are finished before another cell's turn, and that time counts as the cell's own.
+    Raises :class:`ContaminationError` when a cell hits what a cold cache can't hold.
+    """
+    longest = max(len(r.token_ids) + r.max_tokens for r in requests)
+    rng = random.Random(scenario.settings.seed)
+    with ExitStack() as stack:
+        name = scenario.workload
+        turns = [_Turn(engine, name, cell, longest, load, into, on_sample) for cell in cells]
+        for turn in turns:
+            stack.callback(turn.session.close)
+        engine.warm_up(min(longest, _WARM_UP_TOKENS))
+        for repeat in repeats:
+            for turn in turns:
+                turn.start_cold(repeat)
+            runs = [[r] for r in requests] if load.concurrency == 1 else [list(requests)]
+            for run in runs:
+                for turn in rng.sample(turns, len(turns)):
+                    turn.serve(run)
+            for turn in turns:
+                turn.finish()
+
+
+class _Turn:
+    """One cell's session and what it has used up."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        workload: str,
+        cell: Cell,
+        longest: int,
+        load: Load,
+        into: Measured,
+        on_sample: Served,
+    ) -> None:
+        self.engine, self.cell, self.load, self.into = engine, cell, load, into
+        self.workload, self.on_sample = workload, on_sample
+        self.session: Session = engine.open(cell.spec, longest)
+        self.repeat = 0
+        self.oracle: HitOracle | None = None
+
+    def start_cold(self, repeat: int) -> None:
+        self.session.clear()
+        held = self.session.held_chunks()
+        if held:
+            raise ContaminationError(
+                f"cell {self.cell.index} should start cold, but its cache holds {held} chunks"
+            )
+        self.repeat = repeat
+        if self.cell.spec.reuse:
+            self.oracle = HitOracle(self.cell.spec, self.engine.tier_capacity(self.cell.spec))
+
+    def serve(self, requests: list[Request]) -> None:
+        began = self.engine.now()
+        try:
+            for sample in self._checked(requests):
+                self.into.samples.append(sample)
+                self.on_sample(self.cell, sample)
+            self.session.settle()
+        finally:
+            spent = self.into.busy_s.get(self.cell.index, 0.0)
+            self.into.busy_s[self.cell.index] = spent + self.engine.now() - began
+
+    def finish(self) -> None:
+        total = self.into.counters.setdefault(self.cell.index, {})
+        for name, counters in self.session.counters().items():
+            into = total.setdefault(name, TierCounters())
+            for attribute in TierCounters.__slots__:
+                value = getattr(into, attribute) + getattr(counters, attribute)
+                setattr(into, attribute, value)
+
+    def _checked(self, requests: list[Request]) -> Iterator[Sample]:
+        served = self.session.serve(requests, self.load)
+        for request, sample in zip(requests, served, strict=True):
+            expected = self.oracle.expect(request) if self.oracle else 0
+            hit = sum(sample.hit_tokens.values())
+            if hit > expected:
+                raise ContaminationError(
+                    f"request {request.id} hit {hit} tokens where a cold cache has {expected}:"
+                    f" the cache of cell {self.cell.index} was not cold, so the run is void"
+                )
+            if hit < expected and sample.error is None:
+                self.into.warn(
+                    f"cell {self.cell.index}: request {request.id} hit {hit} of {expected}"
+                    " expected tokens: chunks were lost or came too late"
+                )
+            yield replace(
+                sample,
+                cell=self.cell.index,
+                repeat=self.repeat,
+                workload=self.workload,
+                expected_hit_tokens=expected,
+            )

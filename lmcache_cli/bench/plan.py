@@ -1,0 +1,161 @@
+"""From flags to a plan: everything that can be wrong with the input is found here, before any
+model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+from uuid import uuid4
+
+from cache_core.ledger import PLACEMENTS, Placement
+from cache_core.policy import POLICIES
+from lmcache_cli.bench.cells import REUSE_MODES, Cell, Scenario, Sweep, cross
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.errors import UserError
+from lmcache_cli.sizes import parse_count, parse_list, parse_size
+from workloads import WORKLOADS, Corpus, CorpusError, FolderCorpus, GeneratedCorpus, Settings
+
+ENGINES = ("transformers", "simulated")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """The flags of ``lmcache bench``, as given."""
+
+    workloads: tuple[str, ...] = ("long-context", "rag")
+    engine: str = "transformers"
+    model: str | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    reuse: str = "off,prefix"
+    device_size: str = "0"
+    cpu_size: str = "2GiB"
+    chunk_tokens: str = "64"
+    context_tokens: str = "2000"
+    policy: str = "lru"
+    placement: str = "write_on_insertion"
+    documents: int = 4
+    questions: int = 3
+    requests: int | None = None
+    question_tokens: int = 64
+    output_tokens: int = 16
+    passages: int = 4
+    passage_tokens: int = 480
+    corpus_passages: int = 64
+    zipf: float = 1.0
+    system_tokens: int = 128
+    sessions: int = 4
+    rounds: int = 4
+    corpus: Path | None = None
+    rate: float | None = None
+    concurrency: int | None = None
+    repeat: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will run."""
+
+    options: BenchOptions
+    scenarios: tuple[Scenario, ...]
+    cells: tuple[Cell, ...]
+    load: Load
+    corpus: Corpus
+    salt: str
+
+    def config(self) -> dict[str, object]:
+        """The options as plain values, for the run file: with them the run can be repeated."""
+        values = asdict(self.options)
+        values["workloads"] = list(self.options.workloads)
+        values["corpus"] = str(self.options.corpus) if self.options.corpus else None
+        return values
+
+
+def make_plan(options: BenchOptions) -> Plan:
+    """Checks every flag and crosses the lists. Raises ``UserError`` with one clear line."""
+    one_of("--engine", options.engine, ENGINES)
+    one_of("--dtype", options.dtype, DTYPES)
+    one_of("--policy", options.policy, tuple(POLICIES))
+    one_of("--placement", options.placement, PLACEMENTS)
+    for name in options.workloads:
+        one_of("workload", name, tuple(WORKLOADS))
+    if options.repeat < 1:
+        raise UserError(f"--repeat: {options.repeat} is too small; it must be at least 1")
+    salt = uuid4().hex  # no earlier run's chunks can be hit: a cold start, proven
+    sweep = Sweep(
+        reuse=parse_list(options.reuse, "--reuse", lambda t, f: one_of(f, t, REUSE_MODES)),
+        chunk_tokens=parse_list(options.chunk_tokens, "--chunk-tokens", parse_count),
+        tier_sizes={
+            "device": parse_list(options.device_size, "--device-size", parse_size),
+            "cpu": parse_list(options.cpu_size, "--cpu-size", parse_size),
+        },
+        policy=options.policy,
+        placement=cast(Placement, options.placement),
+        salt=salt,
+    )
+    scenarios = tuple(_scenarios(options))
+    return Plan(
+        options, scenarios, tuple(cross(scenarios, sweep)), _load(options), _corpus(options), salt
+    )
+
+
+def one_of(flag: str, value: str, known: Sequence[str]) -> str:
+    """The value, if it is one of ``known``; else ``UserError`` listing them."""
+    if value not in known:
+        raise UserError(f"{flag}: {value!r} is not known; use one of {', '.join(known)}")
+    return value
+
+
+def _scenarios(options: BenchOptions) -> list[Scenario]:
+    lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
+    scenarios = []
+    for workload in dict.fromkeys(options.workloads):
+        # Only workloads that have a context length are swept over it.
+        swept = lengths if workload in ("long-context", "random") else lengths[:1]
+        for length in swept:
+            try:
+                settings = Settings(
+                    context_tokens=length,
+                    documents=options.documents,
+                    requests=options.requests,
+                    questions=options.questions,
+                    question_tokens=options.question_tokens,
+                    output_tokens=options.output_tokens,
+                    passages=options.passages,
+                    passage_tokens=options.passage_tokens,
+                    corpus_passages=options.corpus_passages,
+                    zipf=options.zipf,
+                    system_tokens=options.system_tokens,
+                    sessions=options.sessions,
+                    rounds=options.rounds,
+                    seed=options.seed,
+                    rate=options.rate,
+                )
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            scenarios.append(Scenario(workload, settings))
+    return scenarios
+
+
+def _load(options: BenchOptions) -> Load:
+    if options.rate is not None:
+        if options.concurrency is not None:
+            raise UserError("--rate and --concurrency exclude each other: open or closed loop")
+        return Load(None)
+    concurrency = 1 if options.concurrency is None else options.concurrency
+    if concurrency < 1:
+        raise UserError(f"--concurrency: {concurrency} is too small; it must be at least 1")
+    return Load(concurrency)
+
+
+def _corpus(options: BenchOptions) -> Corpus:
+    if options.corpus is None:
+        return GeneratedCorpus(options.seed)
+    try:
+        return FolderCorpus(options.corpus)
+    except CorpusError as error:
+        raise UserError(f"--corpus: {error}") from error

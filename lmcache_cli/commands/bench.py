@@ -1,0 +1,209 @@
+"""``lmcache bench``: what does reuse give me?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmcache_cli.config_file import load_config
+
+EXAMPLES = (
+    "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
+    "   |   lmcache bench chat --engine simulated --chunk-tokens 16,64,256 --json -"
+)
+
+
+def bench(
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WORKLOAD]...",
+            help="long-context, rag, chat, agent, random. [default: long-context rag]",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="transformers or simulated.", rich_help_panel="What is measured")
+    ] = "transformers",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hugging Face id or folder. [default: the embedded SmolLM2-135M]",
+            show_default=False,
+            rich_help_panel="What is measured",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel="What is measured")
+    ] = "cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32, bfloat16 or float16.", rich_help_panel="What is measured"
+        ),
+    ] = "auto",
+    reuse: Annotated[
+        str, typer.Option(help="off, prefix.", rich_help_panel="Swept (lists with commas)")
+    ] = "off,prefix",
+    device_size: Annotated[
+        str,
+        typer.Option(
+            help="KV kept in the engine's memory; 0 for none.",
+            rich_help_panel="Swept (lists with commas)",
+        ),
+    ] = "0",
+    cpu_size: Annotated[
+        str,
+        typer.Option(help="KV kept in DRAM.", rich_help_panel="Swept (lists with commas)"),
+    ] = "2GiB",
+    chunk_tokens: Annotated[
+        str, typer.Option(help="Chunk length.", rich_help_panel="Swept (lists with commas)")
+    ] = "64",
+    context_tokens: Annotated[
+        str,
+        typer.Option(
+            help="Length of a document or context.", rich_help_panel="Swept (lists with commas)"
+        ),
+    ] = "2000",
+    policy: Annotated[
+        str, typer.Option(help="Eviction order: lru.", rich_help_panel="The cache")
+    ] = "lru",
+    placement: Annotated[
+        str,
+        typer.Option(
+            help="write_on_insertion (inclusive) or write_on_eviction (exclusive).",
+            rich_help_panel="The cache",
+        ),
+    ] = "write_on_insertion",
+    documents: Annotated[
+        int, typer.Option(help="Documents (long-context).", rich_help_panel="The workload")
+    ] = 4,
+    questions: Annotated[
+        int,
+        typer.Option(help="Questions per document (long-context).", rich_help_panel="The workload"),
+    ] = 3,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of requests. [default: the workload's own]",
+            show_default=False,
+            rich_help_panel="The workload",
+        ),
+    ] = None,
+    question_tokens: Annotated[
+        int, typer.Option(help="Length of a question.", rich_help_panel="The workload")
+    ] = 64,
+    output_tokens: Annotated[
+        int, typer.Option(help="Tokens generated per request.", rich_help_panel="The workload")
+    ] = 16,
+    passages: Annotated[
+        int, typer.Option(help="Passages per request (rag).", rich_help_panel="The workload")
+    ] = 4,
+    passage_tokens: Annotated[
+        int, typer.Option(help="Length of a passage (rag).", rich_help_panel="The workload")
+    ] = 480,
+    corpus_passages: Annotated[
+        int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel="The workload")
+    ] = 64,
+    zipf: Annotated[
+        float,
+        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel="The workload"),
+    ] = 1.0,
+    system_tokens: Annotated[
+        int, typer.Option(help="Length of the system prompt.", rich_help_panel="The workload")
+    ] = 128,
+    sessions: Annotated[
+        int, typer.Option(help="Sessions (chat, agent).", rich_help_panel="The workload")
+    ] = 4,
+    rounds: Annotated[
+        int,
+        typer.Option(help="Rounds or steps per session.", rich_help_panel="The workload"),
+    ] = 4,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="File or folder of real text. [default: generated text]",
+            show_default=False,
+            rich_help_panel="The workload",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Open loop: Poisson arrivals, requests per second.",
+            show_default=False,
+            rich_help_panel="The load",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            help="Closed loop: clients that wait for their answer. [default: 1]",
+            show_default=False,
+            rich_help_panel="The load",
+        ),
+    ] = None,
+    repeat: Annotated[
+        int,
+        typer.Option(help="Repeats, each from a cold start.", rich_help_panel="The load"),
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
+    ] = None,
+    csv: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write CSV; - for stdout.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of these flags; flags win.",
+            is_eager=True,
+            callback=load_config,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Runs workloads through an engine with and without KV reuse, side by side, and prints TTFT,
+    ITL, throughput, hit rates and the speed-up."""
+    from lmcache_cli.bench.plan import BenchOptions, make_plan
+    from lmcache_cli.bench.report import run_and_report
+
+    options = BenchOptions(
+        workloads=tuple(workloads or ("long-context", "rag")),
+        engine=engine,
+        model=model,
+        device=device,
+        dtype=dtype,
+        reuse=reuse,
+        device_size=device_size,
+        cpu_size=cpu_size,
+        chunk_tokens=chunk_tokens,
+        context_tokens=context_tokens,
+        policy=policy,
+        placement=placement,
+        documents=documents,
+        questions=questions,
+        requests=requests,
+        question_tokens=question_tokens,
+        output_tokens=output_tokens,
+        passages=passages,
+        passage_tokens=passage_tokens,
+        corpus_passages=corpus_passages,
+        zipf=zipf,
+        system_tokens=system_tokens,
+        sessions=sessions,
+        rounds=rounds,
+        corpus=corpus,
+        rate=rate,
+        concurrency=concurrency,
+        repeat=repeat,
+        seed=seed,
+    )
+    raise typer.Exit(run_and_report(make_plan(options), out, json, csv, quiet))

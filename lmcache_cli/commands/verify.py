@@ -1,0 +1,55 @@
+"""``lmcache verify``: is a hit the same as computing it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmcache_cli.config_file import load_config
+
+EXAMPLES = "Example:  lmcache verify --model ./my-llama --context-tokens 500 --chunk-tokens 16,64"
+
+
+def verify(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hugging Face id or folder. [default: the embedded SmolLM2-135M]",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16 or float16.")
+    ] = "auto",
+    chunk_tokens: Annotated[
+        str, typer.Option(help="Chunk lengths, with commas.")
+    ] = "64",
+    context_tokens: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = "300,700",
+    output_tokens: Annotated[int, typer.Option(help="Greedy tokens that are compared.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of these flags; flags win.",
+            is_eager=True,
+            callback=load_config,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
+    Exit code 1 if any differs by more than the dtype's rounding."""
+    from lmcache_cli.verify import VerifyOptions, run_verify
+
+    options = VerifyOptions(
+        model, device, dtype, chunk_tokens, context_tokens, output_tokens, seed
+    )
+    raise typer.Exit(run_verify(options, json, quiet))

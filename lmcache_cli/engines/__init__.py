@@ -1,0 +1,1 @@
+"""Engines: whatever serves requests and can be measured."""

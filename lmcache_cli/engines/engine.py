@@ -1,0 +1,91 @@
+"""What an engine is to the bench: it opens sessions, and a session serves requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cache_core.cache import TierCounters
+from cache_core.ledger import Placement
+from reports.sample import Sample
+from workloads.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """One cell's cache. ``tiers`` maps tier name to bytes, fastest first; empty means no reuse."""
+
+    chunk_tokens: int
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    policy: str = "lru"
+    placement: Placement = "write_on_insertion"
+    salt: str = ""
+
+    @property
+    def reuse(self) -> bool:
+        """Whether anything is kept between requests."""
+        return bool(self.tiers)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How requests arrive: ``concurrency`` clients that each wait for their answer (closed loop),
+    or None: at the requests' own arrival times (open loop)."""
+
+    concurrency: int | None = 1
+
+
+class Session(Protocol):
+    """One cell: an engine with a cache of its own, or with none."""
+
+    def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
+        """Serves the requests in order and yields one sample each, also for a failed one. Cell,
+        repeat and workload of the samples are the caller's to fill in."""
+
+    def settle(self) -> None:
+        """Waits until everything that was stored is written."""
+
+    def held_chunks(self) -> int:
+        """Chunks in the cache: 0 is a cold start."""
+
+    def clear(self) -> None:
+        """Empties the cache and its counters."""
+
+    def counters(self) -> Mapping[str, TierCounters]:
+        """Per tier, since the last clear."""
+
+    def close(self) -> None:
+        """Frees the cache; the engine stays."""
+
+
+class Engine(Protocol):
+    """A model that is ready to serve. Token ids are of its own tokenizer."""
+
+    name: str
+    model: str
+    max_context: int
+    bos: int | None
+    encode: Callable[[str], Sequence[int]]
+
+    def token_bytes(self) -> int:
+        """Bytes of KV per token."""
+
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int]:
+        """Chunks per tier. Raises ``UserError`` for a tier that holds less than one chunk."""
+
+    def open(self, spec: CacheSpec, max_tokens: int) -> Session:
+        """A session whose requests have up to ``max_tokens`` tokens, prompt and output. Raises
+        ``UserError`` if the model's context is shorter, ``MemoryError`` if the tiers don't fit."""
+
+    def warm_up(self, tokens: int) -> None:
+        """Runs one prompt of that length outside of all numbers."""
+
+    def facts(self) -> dict[str, object]:
+        """What describes the engine in a run file."""
+
+    def now(self) -> float:
+        """Seconds on the engine's own clock (a virtual one in the simulator)."""
+
+    def close(self) -> None:
+        """Frees the model."""

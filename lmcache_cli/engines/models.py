@@ -1,0 +1,195 @@
+"""Loading a causal language model by id, folder or from the embedded package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from lmcache_cli.embedded import embedded_model
+from lmcache_cli.errors import UserError
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
+GQA_ATTENTION = "sdpa_gqa"
+_FULL_DIGEST_BYTES = 4 << 30
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
+
+
+def gqa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """SDPA that lets the kernel share K and V among a group's heads.
+
+    transformers repeats K and V per head whenever there is a mask, which on a CPU copies the
+    whole KV of each layer and made a 6,000-token hit a third slower (docs/log.md).
+    """
+    causal = attention_mask is None and query.shape[2] > 1
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        scale=scaling,
+        is_causal=causal,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GQA_ATTENTION, gqa_attention)
+AttentionMaskInterface.register(GQA_ATTENTION, sdpa_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode and what identifies it."""
+
+    id: str
+    model: Any
+    tokenizer: Any
+    revision: str
+    device: torch.device
+    dtype: str
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def head_dim(self) -> int:
+        """Of one K head, in items."""
+        config = self.config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
+    def kv_heads(self) -> int:
+        config = self.config
+        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    @property
+    def rope(self) -> str:
+        """RoPE parameters as text: they are part of what a cached K means."""
+        return json.dumps(getattr(self.config, "rope_parameters", None), sort_keys=True)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Digest of vocabulary, merges and normalisation."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def bos(self) -> int | None:
+        """The token that the tokenizer itself puts before a text, if it does."""
+        ids = self.tokenizer("").input_ids
+        return int(ids[0]) if ids else None
+
+    @property
+    def encode(self) -> Callable[[str], Sequence[int]]:
+        """Text to token ids, without special tokens."""
+        tokenizer = self.tokenizer
+        # Documents are longer than the context on purpose; they are cut later.
+        tokenizer.model_max_length = 1 << 60
+        return lambda text: tokenizer(text, add_special_tokens=False).input_ids
+
+
+def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
+    """Loads the embedded model (``None``), a folder, or a Hugging Face id.
+
+    ``dtype`` "auto" is float32 on a CPU, where most have no fast bfloat16, and the checkpoint's
+    own on a GPU. Raises ``UserError`` for what can't be found or whose KV can't be reused.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    target = torch.device(device)
+    wanted: Any = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
+    extra: dict[str, Any] = {}
+    if name is None:
+        folder, gguf = embedded_model()
+        source, extra = str(folder), {"gguf_file": gguf}
+        name, revision = Path(gguf).stem, _digest([folder / gguf])
+    else:
+        source, revision = name, _folder_digest(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **extra)
+        refuse_unknown(name, config)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_explain(name, error)) from error
+    model.set_attn_implementation(GQA_ATTENTION if target.type == "cpu" else "sdpa")
+    model = model.to(target).eval()
+    revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
+    kept = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return LoadedModel(name, model, tokenizer, revision, target, kept)
+
+
+def refuse_unknown(name: str, config: Any) -> None:
+    """Raises ``UserError`` for a model whose KV chunks would not mean what we think they mean."""
+    family = getattr(config, "model_type", "?")
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"model {name}: family {family!r} is not supported; these are: {known}")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) and (kinds != {"full_attention"} or window):
+        raise UserError(f"model {name}: sliding-window layers forget KV, so it can't be reused")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        raise UserError(
+            f"model {name}: RoPE type {rope['rope_type']!r} depends on the prompt's length,"
+            " so cached K of one prompt is wrong in another; use a model with fixed RoPE"
+        )
+
+
+def _explain(name: str, error: Exception) -> str:
+    if Path(name).is_dir():
+        first = str(error).strip().splitlines()[0]
+        return f"model folder {name} can't be loaded: {first}"
+    if os.sep in name and Path(name).parts[0] in (os.sep, ".", "..", "~"):
+        return f"model folder {name} does not exist; give a folder with config.json, or an id"
+    return (
+        f"model {name!r} is neither a folder nor an id that can be fetched from here;"
+        " check the spelling, or give a folder (default: the embedded SmolLM2-135M)"
+    )
+
+
+def _folder_digest(name: str) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        return ""
+    return _digest(sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)))
+
+
+def _digest(files: list[Path]) -> str:
+    """Of the weights' bytes; of 64 samples of 1 MiB where a file is over 4 GiB (a fine-tune
+    changes weights everywhere)."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            if size <= _FULL_DIGEST_BYTES:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+                continue
+            for i in range(64):
+                file.seek(size * i // 64)
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()

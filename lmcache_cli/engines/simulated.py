@@ -1,0 +1,180 @@
+"""The simulated engine: the real Ledger over tiers without bytes, on a virtual clock.
+
+It generates no tokens, so outputs can't be compared. Everything else (hits, evictions, order)
+is the real code, and the whole command line runs in milliseconds, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from cache_core.cache import TierCounters, TieredCache
+from cache_core.keys import ChunkHasher, Namespace
+from cache_core.layout import KVLayout
+from cache_core.policy import POLICIES
+from cache_core.tiers import NullTier
+from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.cost import CostModel
+from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.engines.schedule import first_come_first_served
+from lmcache_cli.errors import UserError
+from reports.sample import Sample
+from workloads.request import Request
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_VOCABULARY = 32_000
+
+
+def encode_words(text: str) -> list[int]:
+    """Words and punctuation marks to stable ids; stands for a tokenizer where there is no model."""
+    return [zlib.crc32(word.encode()) % _VOCABULARY for word in _WORD.findall(text)]
+
+
+class SimulatedEngine:
+    """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
+
+    name = "simulated"
+
+    def __init__(
+        self,
+        cost: CostModel | None = None,
+        layout: KVLayout | None = None,
+        max_context: int = 1 << 20,
+    ) -> None:
+        self.cost = cost or CostModel()
+        self._shape = layout or KVLayout(30, 3, 64, "float32", 1)
+        self.model = "simulated"
+        self.max_context = max_context
+        self.bos = None
+        self.encode = encode_words
+        self._time = 0.0
+
+    def layout(self, chunk_tokens: int) -> KVLayout:
+        """The KV layout for a chunk length."""
+        return replace(self._shape, chunk_tokens=chunk_tokens)
+
+    def token_bytes(self) -> int:
+        return self._shape.token_bytes
+
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int]:
+        return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
+
+    def open(self, spec: CacheSpec, max_tokens: int) -> SimulatedSession:
+        if max_tokens > self.max_context:
+            raise UserError(
+                f"a request of {max_tokens} tokens exceeds the context of {self.max_context}"
+            )
+        return SimulatedSession(self, spec)
+
+    def warm_up(self, tokens: int) -> None:
+        """A formula needs no warming."""
+
+    def facts(self) -> dict[str, object]:
+        return {
+            "engine": self.name,
+            "model": self.model,
+            "kv_bytes_per_token": self.token_bytes(),
+            "prefill": {"a": self.cost.a, "b": self.cost.b, "c": self.cost.c},
+            "decode_s": self.cost.decode_s,
+        }
+
+    def now(self) -> float:
+        return self._time
+
+    def advance(self, seconds: float) -> None:
+        """Lets virtual time pass."""
+        self._time += seconds
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SimulatedSession:
+    """One cell over the simulated engine."""
+
+    def __init__(self, engine: SimulatedEngine, spec: CacheSpec) -> None:
+        self.engine = engine
+        self.spec = spec
+        self._layout = engine.layout(spec.chunk_tokens)
+        self._hasher = ChunkHasher(Namespace(self._layout, engine.model, salt=spec.salt))
+        self._cache: TieredCache | None = None
+        if spec.reuse:
+            tiers = [NullTier(name, count) for name, count in engine.tier_capacity(spec).items()]
+            self._cache = TieredCache(
+                self._layout,
+                tiers,
+                policy=POLICIES[spec.policy],
+                placement=spec.placement,
+                synchronous=True,
+                clock=engine.now,
+            )
+
+    def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
+        engine = self.engine
+        return first_come_first_served(requests, load, self._serve, engine.now, engine.advance)
+
+    def settle(self) -> None:
+        """Stores are immediate."""
+
+    def held_chunks(self) -> int:
+        return len(self._cache) if self._cache is not None else 0
+
+    def clear(self) -> None:
+        if self._cache is not None:
+            self._cache.clear()
+            self._cache.reset_counters()
+
+    def counters(self) -> Mapping[str, TierCounters]:
+        return dict(self._cache.counters) if self._cache is not None else {}
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
+        engine, cost = self.engine, self.engine.cost
+        ids, size = request.token_ids, self.spec.chunk_tokens
+        hits: dict[str, int] = {}
+        load_s = 0.0
+        stored = 0
+        if self._cache is not None:
+            keys = self._hasher.keys(ids).prefix
+            loaded = self._cache.load(self._cache.acquire(keys[: (len(ids) - 1) // size]), None)
+            for tier, chunks in loaded.by_tier.items():
+                hits[tier] = chunks * size
+                load_s += cost.load_s(tier, chunks, self._layout.chunk_bytes)
+            self._cache.store(keys, None)
+            stored = (len(keys) - loaded.chunks) * self._layout.chunk_bytes
+        cached = sum(hits.values())
+        prefill_s = cost.prefill_s(len(ids) - cached, cached)
+        engine.advance(load_s + prefill_s)
+        times = [engine.now()]
+        for _ in range(request.max_tokens - 1):
+            engine.advance(cost.decode_s)
+            times.append(engine.now())
+        return Sample(
+            cell=-1,
+            repeat=0,
+            request_id=request.id,
+            session=request.session,
+            workload="",
+            prompt_tokens=len(ids),
+            output_tokens=len(times),
+            scheduled_s=scheduled_s,
+            sent_s=sent_s,
+            first_token_s=times[0],
+            finished_s=times[-1],
+            token_s=tuple(times),
+            hit_tokens=hits,
+            expected_hit_tokens=None,
+            bytes_loaded=cached * self._layout.token_bytes,
+            bytes_stored=stored,
+            load_s=load_s,
+            lookup_s=0.0,
+            prefill_s=prefill_s,
+            output_ids=(),
+            error=None,
+        )

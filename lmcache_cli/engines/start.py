@@ -1,0 +1,31 @@
+"""Engines by name."""
+
+from __future__ import annotations
+
+from lmcache_cli.engines.engine import Engine
+from lmcache_cli.errors import MissingError, UserError
+
+
+def start_engine(name: str, model: str | None, device: str, dtype: str) -> Engine:
+    """Loads the model. Raises ``MissingError`` if the engine's packages are not installed, and
+    ``UserError`` for a model or device that can't be used."""
+    if name == "simulated":
+        from lmcache_cli.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine()
+    try:
+        import torch
+
+        from lmcache_cli.engines.transformers import TransformersEngine
+    except ImportError as error:
+        raise MissingError(
+            f"engine {name} needs the package {error.name}; run:"
+            " pip install 'lmcache-bench[transformers]'"
+        ) from error
+    try:
+        usable = torch.device(device).type == "cpu" or torch.cuda.is_available()
+    except RuntimeError as error:
+        raise UserError(f"--device: {device!r} is not a device; use cpu or cuda") from error
+    if not usable:
+        raise UserError(f"--device: {device!r} can't be used here; torch finds no such GPU")
+    return TransformersEngine(model, device, dtype)

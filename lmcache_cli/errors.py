@@ -1,0 +1,21 @@
+"""Errors for people: one line that says what was wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_MISSING = 4
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Ends the command with one line on stderr and ``exit_code``."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class MissingError(UserError):
+    """Something that the command needs is not here; the text names it and how to get it."""
+
+    exit_code = EXIT_MISSING

@@ -1,0 +1,50 @@
+"""The command line: ``lmcache`` (or ``lmcache-bench``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from lmcache_cli.commands import bench, doctor, verify
+from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
+
+app = typer.Typer(
+    name="lmcache",
+    help="Measures, sizes and regression-tests KV-cache reuse for LLM serving.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+
+
+def run() -> None:
+    """Runs the command; turns errors into one line on stderr and an exit code."""
+    # SIGTERM ends a run as Ctrl-C does: what was measured is kept.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"lmcache: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("lmcache: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left; that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    run()

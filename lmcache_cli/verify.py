@@ -1,0 +1,180 @@
+"""Correctness of reuse: a hit from every tier against a cold prefill of the same prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.engines.start import start_engine
+from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.sizes import parse_count, parse_list
+from workloads import GeneratedCorpus, Request, Settings, generate
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.transformers import TransformersEngine
+
+# Largest logit difference allowed, as a share of the logits' spread. A hit runs the same tokens in
+# forwards of other shapes, so sums are rounded in another order; through 30 layers that was 2e-5
+# of the spread in float32 (docs/log.md). A wrong chunk gives differences of the spread itself.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 8e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """The flags of ``lmcache verify``, as given."""
+
+    model: str | None
+    device: str
+    dtype: str
+    chunk_tokens: str
+    context_tokens: str
+    output_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One prompt served from one tier. ``logit_error`` is the largest difference of the next
+    token's logits over the spread (max - min) of the cold ones."""
+
+    tier: str
+    context_tokens: int
+    chunk_tokens: int
+    hit_tokens: int
+    logit_error: float
+    tolerance: float
+    tokens_identical: bool
+
+    @property
+    def passed(self) -> bool:
+        """A hit took place and changed nothing."""
+        right = self.logit_error <= self.tolerance and self.tokens_identical
+        return self.hit_tokens > 0 and right
+
+
+def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> int:
+    """Prints the table (or JSON) and returns the exit code."""
+    chunks = parse_list(options.chunk_tokens, "--chunk-tokens", parse_count)
+    lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
+    if options.output_tokens < 1:
+        raise UserError(f"--output-tokens: {options.output_tokens}; it must be at least 1")
+    for length in lengths:
+        if length <= max(chunks):
+            raise UserError(
+                f"--context-tokens: {length} holds no full chunk of {max(chunks)} tokens and a"
+                " token more; make it longer or --chunk-tokens smaller"
+            )
+    talk = Console(stderr=True, quiet=quiet)
+    with talk.status("loading the model"):
+        engine: Any = start_engine("transformers", options.model, options.device, options.dtype)
+    verdicts: list[Verdict] = []
+    with talk.status("comparing hits with cold prefills"):
+        for length in lengths:
+            request = _prompt(options, engine, length)
+            for chunk in chunks:
+                for tier in ("device", "cpu"):
+                    verdicts.append(_compare(engine, request, chunk, tier))
+    engine.close()
+    passed = all(verdict.passed for verdict in verdicts)
+    if json_file is not None:
+        _write_json(json_file, engine, verdicts, passed)
+    if json_file != "-":
+        Console().print(_table(engine.model, verdicts))
+    return 0 if passed else EXIT_FAILED
+
+
+def _prompt(options: VerifyOptions, engine: TransformersEngine, length: int) -> Request:
+    settings = Settings(
+        context_tokens=length,
+        documents=1,
+        questions=1,
+        question_tokens=16,
+        output_tokens=options.output_tokens,
+        seed=options.seed,
+    )
+    corpus = GeneratedCorpus(options.seed)
+    request = generate("long-context", settings, corpus, engine.encode, engine.bos)[0]
+    need = len(request.token_ids) + request.max_tokens
+    if need > engine.max_context:
+        raise UserError(
+            f"--context-tokens: {length} needs {need} tokens, but {engine.model}'s context is"
+            f" {engine.max_context}"
+        )
+    return request
+
+
+def _compare(engine: TransformersEngine, request: Request, chunk: int, tier: str) -> Verdict:
+    """Serves the prompt cold, then as a hit from ``tier``, and compares."""
+    need = len(request.token_ids) + request.max_tokens
+    size = engine.layout(chunk).chunk_bytes * (need // chunk + 1)
+    session = engine.open(CacheSpec(chunk, {tier: size}, salt=f"verify {tier}"), need)
+    session.keep_logits = True
+    try:
+        [cold] = session.serve([request], Load())
+        before = session.logits
+        session.settle()
+        [warm] = session.serve([request], Load())
+        after = session.logits
+        session.settle()
+    finally:
+        session.close()
+    spread = float(before.max() - before.min())
+    return Verdict(
+        tier=tier,
+        context_tokens=len(request.token_ids),
+        chunk_tokens=chunk,
+        hit_tokens=sum(warm.hit_tokens.values()),
+        logit_error=float((after - before).abs().max()) / spread,
+        tolerance=TOLERANCE[engine.loaded.dtype],
+        tokens_identical=warm.output_ids == cold.output_ids,
+    )
+
+
+def _table(model: str, verdicts: Sequence[Verdict]) -> Table:
+    table = Table(title=f"verify: {model}, a hit against a cold prefill", title_justify="left")
+    for name in ("tier", "prompt", "chunk", "hit", "logit error", "allowed", "greedy tokens", ""):
+        table.add_column(name, justify="left" if name in ("tier", "") else "right")
+    for v in verdicts:
+        table.add_row(
+            v.tier,
+            str(v.context_tokens),
+            str(v.chunk_tokens),
+            str(v.hit_tokens),
+            f"{v.logit_error:.1e}",
+            f"{v.tolerance:.0e}",
+            "identical" if v.tokens_identical else "DIFFER",
+            "[green]pass[/]" if v.passed else "[red]FAIL[/]",
+        )
+    table.caption = "logit error: largest difference over the spread of the logits; lengths: tokens"
+    return table
+
+
+def _write_json(
+    target: str, engine: TransformersEngine, verdicts: Sequence[Verdict], passed: bool
+) -> None:
+    import json
+
+    from lmcache_cli.machine import machine, versions
+
+    text = json.dumps(
+        {
+            "schema": "lmcache.verify/1",
+            "machine": machine(),
+            "versions": versions(),
+            "engine": engine.facts(),
+            "passed": passed,
+            "checks": [asdict(v) | {"passed": v.passed} for v in verdicts],
+        },
+        indent=2,
+    )
+    if target == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        Path(target).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,188 @@
+"""The Ledger against a brute-force model of LRU stacks (Mattson et al. 1970): what is held after
+any sequence of requests follows from the recency list alone."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Placement, Plan
+
+
+def key(i: int) -> bytes:
+    return i.to_bytes(32, "little")
+
+
+class Tiers:
+    """Carries plans out on plain sets and refuses what a bounded tier could not do."""
+
+    def __init__(self, capacities: list[int | None]) -> None:
+        self.capacities = capacities
+        self.held: list[set[bytes]] = [set() for _ in capacities]
+
+    def run(self, ledger: Ledger, plan: Plan) -> None:
+        for move in plan.moves:
+            if move.target == NOWHERE:
+                self.held[move.source].remove(move.key)
+                continue
+            if move.source != ENGINE:
+                assert move.key in self.held[move.source], "demoted a chunk that is not there"
+            capacity = self.capacities[move.target]
+            assert move.key not in self.held[move.target], "written twice"
+            assert capacity is None or len(self.held[move.target]) < capacity, "no room"
+            self.held[move.target].add(move.key)
+            if move.source != ENGINE:
+                self.held[move.source].remove(move.key)
+            ledger.settle([move], stored=True)
+
+
+# A request is a path in a small tree of documents: chunk i of document d. Requests share prefixes.
+requests = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(0, 2), st.integers(0, 3)),
+    min_size=1,
+    max_size=25,
+)
+placements = st.sampled_from(["write_on_insertion", "write_on_eviction"])
+
+
+def path(document: int, length: int, branch: int, extra: int) -> list[bytes]:
+    stem = [key(document * 1000 + i) for i in range(length)]
+    return stem + [key(document * 1000 + 100 * (branch + 1) + length * 10 + i) for i in range(extra)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    requests,
+    st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    placements,
+)
+def test_holds_exactly_what_the_recency_stack_says(
+    sequence: list[tuple[int, int, int, int]], capacities: list[int], placement: Placement
+) -> None:
+    ledger = Ledger(capacities, placement=placement)
+    tiers = Tiers(list(capacities))
+    stack: list[bytes] = []  # most recent first
+    for spec in sequence:
+        keys = path(*spec)
+        hit = ledger.lookup(keys)
+        # Served by the first tier with depth < capacity (inclusive) or < cumulated (exclusive).
+        expected = []
+        for k in keys:
+            depth = stack.index(k) if k in stack else None
+            bounds = list(capacities)
+            if placement == "write_on_eviction":
+                bounds = [sum(capacities[: t + 1]) for t in range(len(capacities))]
+            tier = next(
+                (t for t, b in enumerate(bounds) if depth is not None and depth < b), None
+            )
+            if tier is None:
+                break
+            expected.append(tier)
+        assert hit.tiers == tuple(expected)
+        assert hit.keys == tuple(keys[: len(expected)])
+        tiers.run(ledger, ledger.admit(keys))
+        for k in reversed(keys):
+            if k in stack:
+                stack.remove(k)
+            stack.insert(0, k)
+        ledger.check()
+        for t, held in enumerate(tiers.held):
+            assert held == set(ledger.keys(t))
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests, st.lists(st.integers(1, 6), min_size=1, max_size=3), placements, st.data())
+def test_invariants_hold_with_pins_and_late_or_failed_writes(
+    sequence: list[tuple[int, int, int, int]],
+    capacities: list[int],
+    placement: Placement,
+    data: st.DataObject,
+) -> None:
+    ledger = Ledger(capacities, placement=placement)
+    pinned: list[Hit] = []
+    plans: list[Plan] = []
+    for spec in sequence:
+        keys = path(*spec)
+        if data.draw(st.booleans()):
+            pinned.append(ledger.pin(ledger.lookup(keys)))
+        plans.append(ledger.admit(keys))
+        for hit in pinned:
+            assert ledger.lookup(hit.keys).keys == hit.keys, "a pinned chunk was evicted"
+        ledger.check()
+        if plans and data.draw(st.booleans()):
+            plan = plans.pop(0)
+            ledger.settle(plan.moves, stored=data.draw(st.booleans()))
+            ledger.check()
+        if pinned and data.draw(st.booleans()):
+            ledger.unpin(pinned.pop(0))
+    for plan in plans:
+        ledger.settle(plan.moves, stored=True)
+    for hit in pinned:
+        ledger.unpin(hit)
+    ledger.check()
+    ledger.clear()
+    assert len(ledger) == 0
+
+
+def test_prefix_outlives_its_tail() -> None:
+    ledger = Ledger([3])
+    ledger.settle(ledger.admit([key(i) for i in range(5)]).moves, stored=True)
+    assert len(ledger.lookup([key(i) for i in range(5)])) == 3
+
+
+def test_chunks_on_their_way_are_no_hit_until_settled() -> None:
+    ledger = Ledger([4])
+    plan = ledger.admit([key(1)])
+    assert len(ledger.lookup([key(1)])) == 0
+    assert ledger.pending([key(1)])
+    ledger.settle(plan.moves, stored=True)
+    assert len(ledger.lookup([key(1)])) == 1
+    assert not ledger.pending([key(1)])
+
+
+def test_failed_write_gives_the_room_back() -> None:
+    ledger = Ledger([1])
+    ledger.settle(ledger.admit([key(1)]).moves, stored=False)
+    assert ledger.count(0) == 0
+    assert ledger.admit([key(2)]).moves
+
+
+def test_forget_spares_what_another_request_reads() -> None:
+    ledger = Ledger([2])
+    ledger.settle(ledger.admit([key(1)]).moves, stored=True)
+    mine, theirs = ledger.pin(ledger.lookup([key(1)])), ledger.pin(ledger.lookup([key(1)]))
+    assert not ledger.forget(key(1), 0)
+    ledger.unpin(theirs)
+    assert ledger.forget(key(1), 0)
+    ledger.unpin(mine)
+    assert len(ledger) == 0
+
+
+def test_hit_and_plan_travel_between_processes() -> None:
+    ledger = Ledger([2])
+    plan = ledger.admit([key(1), key(2)])
+    ledger.settle(plan.moves, stored=True)
+    hit = ledger.lookup([key(1), key(2)])
+    assert pickle.loads(pickle.dumps((hit, plan))) == (hit, plan)
+
+
+def test_repeated_chunk_in_one_request() -> None:
+    ledger = Ledger([4])
+    plan = ledger.admit([key(1), key(2), key(1)])
+    assert [(m.key, m.index) for m in plan.moves] == [(key(1), 0), (key(2), 1)]
+
+
+def test_unknown_placement_is_refused() -> None:
+    with pytest.raises(ValueError, match="write_on_insertion or write_on_eviction"):
+        Ledger([1], placement="sideways")  # type: ignore[arg-type]
+
+
+def test_check_finds_a_broken_invariant() -> None:
+    ledger = Ledger([2])
+    ledger.settle(ledger.admit([key(1)]).moves, stored=True)
+    ledger._policies[0].drop(key(1))
+    with pytest.raises(LedgerError, match="tier 0"):
+        ledger.check()

@@ -1,0 +1,179 @@
+"""``lmcache bench`` from the outside, on the simulated engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reports.run_file import read_run
+
+SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
+
+
+def lmcache(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmcache_cli.main", *args]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+
+
+def bench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return lmcache("bench", *args, "--engine", "simulated", cwd=cwd)
+
+
+def test_json_is_the_contract(tmp_path: Path) -> None:
+    done = bench("long-context", "rag", *SMALL, "--json", "-", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "lmcache.bench/1"
+    assert {"machine", "versions", "config", "warnings", "cells"} <= document.keys()
+    off, prefix = document["cells"][:2]
+    keys = "workload engine model reuse chunk_tokens tiers n ttft_ms itl_ms e2e_ms throughput"
+    keys += " hit_rate hit_tokens recomputed_tokens speedup_ttft identical_outputs failed"
+    for cell in document["cells"]:
+        assert set(keys.split()) <= cell.keys()
+        assert {"mean", "p50", "p90", "p99"} <= cell["ttft_ms"].keys()
+        assert cell["failed"] == 0
+    assert (off["reuse"], off["hit_rate"], off["tiers"]) == ("off", 0, {})
+    # 2 documents of 200 tokens in chunks of 64: the second question of each hits 3 chunks.
+    assert prefix["hit_tokens"]["cpu"] == 2 * 192
+    assert prefix["speedup_ttft"] > 1
+    assert prefix["tiers"] == {"cpu": 2 << 30}
+
+
+def test_same_seed_same_numbers(tmp_path: Path) -> None:
+    flags = ["chat", "agent", *SMALL, "--json", "-", "--quiet"]
+    cells = [json.loads(bench(*flags, cwd=tmp_path).stdout)["cells"] for _ in range(2)]
+    assert cells[0] == cells[1]
+
+
+def test_sweep_crosses_sizes_and_chunk_lengths(tmp_path: Path) -> None:
+    done = bench(
+        *["long-context", *SMALL, "--cpu-size", "8MiB,1GiB", "--chunk-tokens", "16,64"],
+        *["--device-size", "0,64MiB", "--json", "-", "--quiet"],
+        cwd=tmp_path,
+    )
+    cells = json.loads(done.stdout)["cells"]
+    assert len(cells) == 1 + 2 * 2 * 2
+    assert {c["chunk_tokens"] for c in cells} == {None, 16, 64}
+    small = next(c for c in cells if c["tiers"] == {"cpu": 8 << 20} and c["chunk_tokens"] == 64)
+    large = next(c for c in cells if c["tiers"] == {"cpu": 1 << 30} and c["chunk_tokens"] == 64)
+    assert small["hit_rate"] < large["hit_rate"], "a tier that is too small must cost hits"
+
+
+def test_run_file_has_every_sample_and_what_describes_it(tmp_path: Path) -> None:
+    done = bench("random", *SMALL, "--requests", "3", "--repeat", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    assert str(path.name) in done.stderr
+    samples, meta = read_run(path)
+    assert len(samples) == 2 * 3 * 2
+    assert {s.repeat for s in samples} == {0, 1}
+    assert meta["complete"] is True
+    assert meta["config"]["seed"] == 0 and meta["machine"] and meta["versions"]
+    assert [c["reuse"] for c in meta["cells"]] == ["off", "prefix"]
+    assert not any(s.hits for s in samples)
+
+
+def test_tables_name_units_and_speed_up(tmp_path: Path) -> None:
+    out = bench("long-context", *SMALL, "--quiet", cwd=tmp_path).stdout
+    for word in ("TTFT", "p50", "p99", "ITL", "hit", "prefix", "off", "cpu"):
+        assert word in out, out
+
+
+def test_open_loop_and_concurrency(tmp_path: Path) -> None:
+    for flags in (["--rate", "2"], ["--concurrency", "3"]):
+        done = bench("rag", "--requests", "6", *flags, "--json", "-", "--quiet", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        cells = json.loads(done.stdout)["cells"]
+        assert all(cell["n"] == 6 for cell in cells)
+        assert cells[1]["throughput"]["requests_per_s"] > 0
+
+
+def test_flags_win_over_the_config_file(tmp_path: Path) -> None:
+    config = tmp_path / "bench.yaml"
+    config.write_text("workloads: [random]\nchunk-tokens: [16, 32]\nrequests: 2\nseed: 5\n")
+    flags = ["--config", str(config), "--requests", "3", "--json", "-", "--quiet"]
+    document = json.loads(bench(*flags, cwd=tmp_path).stdout)
+    assert {c["workload"] for c in document["cells"]} == {"random"}
+    assert {c["chunk_tokens"] for c in document["cells"]} == {None, 16, 32}
+    assert document["config"]["seed"] == 5
+    assert all(c["n"] == 3 for c in document["cells"])
+
+
+BAD = [
+    (["--cpu-size", "12XB"], "12XB"),
+    (["--chunk-tokens", "0"], "at least 1"),
+    (["--chunk-tokens", "many"], "whole number"),
+    (["--rate", "-1"], "rate"),
+    (["--rate", "1", "--concurrency", "2"], "exclude"),
+    (["--concurrency", "0"], "at least 1"),
+    (["--engine", "warp"], "transformers, simulated"),
+    (["--policy", "magic"], "lru"),
+    (["--placement", "sideways"], "write_on_eviction"),
+    (["--reuse", "sometimes"], "off, prefix"),
+    (["--cpu-size", "0"], "needs a tier"),
+    (["--cpu-size", "1KiB"], "holds no chunk"),
+    (["--out", "/proc/nothing/here"], "can't be written"),
+    (["--corpus", "missing.txt"], "missing.txt"),
+    (["--corpus", "binary.txt"], "binary.txt"),
+    (["--corpus", "broken.jsonl"], "broken.jsonl:2"),
+    (["--config", "missing.yaml"], "missing.yaml"),
+    (["--config", "unknown.yaml"], "no flag"),
+    (["--config", "list.yaml"], "expected lines"),
+    (["--zipf", "-2"], "zipf"),
+    (["--documents", "0"], "documents"),
+    (["--no-such-flag"], "no-such-flag"),
+    (["--seed", "x"], "seed"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD, ids=[" ".join(f) for f, _ in BAD])
+def test_bad_input_is_one_clear_line_and_exit_2(
+    flags: list[str], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "unknown.yaml").write_text("chunk-tokenz: 3\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    done = bench("long-context", *flags, "--quiet", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if "no-such" not in flags[0] and flags[0] != "--seed":  # those two are Typer's own box
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_unknown_workload_and_model(tmp_path: Path) -> None:
+    done = bench("poetry", cwd=tmp_path)
+    assert done.returncode == 2 and "long-context" in done.stderr
+    done = lmcache("bench", "random", "--model", "/no/such/model", "--quiet", cwd=tmp_path)
+    assert done.returncode == 2 and "/no/such/model" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
+    """Open loop in real time would be slow; the simulator is fast, so give it much to do."""
+    command = [sys.executable, "-m", "lmcache_cli.main", "bench", "chat", "--engine", "simulated"]
+    command += ["--sessions", "2000", "--rounds", "10", "--quiet"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(12)
+    assert process.poll() is None, "it ended before it could be interrupted"
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    samples, meta = read_run(path)
+    assert samples and meta["complete"] is False
+    assert "interrupted" in " ".join(meta["warnings"])
