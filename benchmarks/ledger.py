@@ -1,6 +1,6 @@
 """Look-ups and admissions of the Ledger, in microseconds.
 
-    python benchmarks/ledger.py [--chunks 100] [--repeats 9]
+python benchmarks/ledger.py [--chunks 100] [--repeats 9]
 """
 
 from __future__ import annotations

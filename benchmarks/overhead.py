@@ -31,17 +31,13 @@ def main() -> None:
     parser.add_argument("--model")
     args = parser.parse_args()
     engine = TransformersEngine(args.model)
-    settings = Settings(
-        context_tokens=args.context_tokens, requests=args.requests, output_tokens=4
-    )
+    settings = Settings(context_tokens=args.context_tokens, requests=args.requests, output_tokens=4)
     corpus = GeneratedCorpus(0)
     requests = generate("random", settings, corpus, engine.encode, engine.bos)
     longest = max(len(r.token_ids) + r.max_tokens for r in requests)
     size = args.requests * engine.token_bytes() * (args.context_tokens + args.chunk_tokens)
     off = engine.open(CacheSpec(args.chunk_tokens), longest)
-    cached = engine.open(
-        CacheSpec(args.chunk_tokens, {"cpu": size}, salt=uuid4().hex), longest
-    )
+    cached = engine.open(CacheSpec(args.chunk_tokens, {"cpu": size}, salt=uuid4().hex), longest)
     engine.warm_up(args.context_tokens)
     ttft: dict[str, list[float]] = {"off": [], "prefix": []}
     wall: dict[str, list[float]] = {"off": [], "prefix": []}

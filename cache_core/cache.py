@@ -16,8 +16,7 @@ from cache_core.place import Place
 from cache_core.policy import LRU, Policy
 from cache_core.tiers.tier import Tier
 
-
-_log = logging.getLogger("lmcache")
+logger = logging.getLogger("lmcache")
 
 
 @dataclass(slots=True)
@@ -235,7 +234,8 @@ class TieredCache:
             try:
                 good = self.tiers[target].write(keys, self._bytes_of(moves, source, place))
             except Exception:  # a broken tier costs hits, never a request
-                _log.exception("writing %d chunks to %s failed", len(keys), self.tiers[target].name)
+                name = self.tiers[target].name
+                logger.exception("writing %d chunks to %s failed", len(keys), name)
                 good = [False] * len(keys)
             if source == ENGINE:
                 given.update(key for key, ok in zip(keys, good, strict=True) if ok)
@@ -249,9 +249,7 @@ class TieredCache:
                 for move, ok in zip(moves, good, strict=True):
                     self._ledger.settle([move], ok)
                 self._settled.notify_all()
-        return Stored(
-            len(given), len(given) * self.layout.chunk_bytes, self._clock() - start
-        )
+        return Stored(len(given), len(given) * self.layout.chunk_bytes, self._clock() - start)
 
     def _bytes_of(self, moves: list[Move], source: int, place: Place | None) -> Place | None:
         if source == ENGINE:

@@ -9,9 +9,12 @@ from itertools import product
 from cache_core.ledger import Placement
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.errors import UserError
+from reports.summary import CellMeta
 from workloads import Settings
 
 REUSE_MODES = ("off", "prefix")
+# Workloads whose context length is swept; the others are built from parts of fixed length.
+SWEPT_BY_CONTEXT = ("long-context", "random")
 TIER_ORDER = ("device", "cpu", "disk", "remote")
 
 
@@ -32,18 +35,23 @@ class Cell:
     reuse: str
     spec: CacheSpec
 
-    def facts(self, scenario: Scenario) -> dict[str, object]:
+    def meta(self, scenario: Scenario, engine: str, model: str) -> CellMeta:
         """What the row is, for the run file and the reports."""
-        return {
-            "cell": self.index,
-            "workload": scenario.workload,
-            "context_tokens": scenario.settings.context_tokens,
-            "reuse": self.reuse,
-            "chunk_tokens": self.spec.chunk_tokens if self.spec.reuse else None,
-            "tiers": dict(self.spec.tiers),
-            "policy": self.spec.policy if self.spec.reuse else None,
-            "placement": self.spec.placement if self.spec.reuse else None,
-        }
+        meta = CellMeta(
+            workload=scenario.workload,
+            engine=engine,
+            model=model,
+            reuse=self.reuse,
+            chunk_tokens=self.spec.chunk_tokens if self.spec.reuse else None,
+            tiers=dict(self.spec.tiers),
+        )
+        if scenario.workload in SWEPT_BY_CONTEXT:
+            meta["context_tokens"] = scenario.settings.context_tokens
+        if self.spec.reuse:
+            meta["policy"] = self.spec.policy
+            meta["placement"] = self.spec.placement
+            meta["state"] = "cold"
+        return meta
 
 
 @dataclass(frozen=True, slots=True)

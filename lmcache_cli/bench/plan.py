@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
-from lmcache_cli.bench.cells import REUSE_MODES, Cell, Scenario, Sweep, cross
+from lmcache_cli.bench.cells import REUSE_MODES, SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
@@ -114,8 +114,7 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
     lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
     scenarios = []
     for workload in dict.fromkeys(options.workloads):
-        # Only workloads that have a context length are swept over it.
-        swept = lengths if workload in ("long-context", "random") else lengths[:1]
+        swept = lengths if workload in SWEPT_BY_CONTEXT else lengths[:1]
         for length in swept:
             try:
                 settings = Settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,12 @@ from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from lmcache_cli.machine import machine, versions
+from reports.bench_json import bench_json, csv_text, json_text
+from reports.run_file import write_run
 from reports.sample import Sample
+from reports.summary import CellSummary, summarise
+from reports.tables import bench_tables
 from workloads import CorpusError, Request, generate
 
 # Of the memory that is free when the model is loaded, what tiers may take.
@@ -54,9 +59,19 @@ def run_and_report(
             measured.warn("interrupted: the tables show what was measured until then")
     if not measured.samples:
         return EXIT_INTERRUPTED
+    cells = summaries(plan, measured, str(engine_facts["engine"]), str(engine_facts["model"]))
+    meta = _run_meta(plan, measured, cells, engine_facts, started)
     path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
-    meta = _meta(plan, measured, engine_facts, started)
-    _print_all(plan, measured, meta, path, json_file, csv_file)
+    write_run(path, measured.samples, meta)
+    if json_file is not None:
+        document = bench_json(
+            cells, meta["machine"], meta["versions"], meta["config"], measured.warnings
+        )
+        _write(json_file, json_text(document), "--json")
+    if csv_file is not None:
+        _write(csv_file, csv_text(cells), "--csv")
+    if "-" not in (json_file, csv_file):
+        Console().print(bench_tables(cells))
     for warning in measured.warnings:
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     talk.print(f"run file: {path}", highlight=False)
@@ -122,21 +137,34 @@ def _check_folder(out: Path) -> None:
         raise UserError(f"--out: {out} can't be written: {reason}; name another folder") from error
 
 
-def _meta(
-    plan: Plan, measured: Measured, engine: dict[str, object], started: datetime
-) -> dict[str, Any]:
-    from lmcache_cli.machine import machine, versions
-
-    cells = []
+def summaries(plan: Plan, measured: Measured, engine: str, model: str) -> list[CellSummary]:
+    """One summary per cell that was measured, in table order."""
+    found = []
     for cell in plan.cells:
-        facts = cell.facts(plan.scenarios[cell.scenario])
-        facts |= {"engine": engine.get("engine"), "model": engine.get("model")}
-        facts["busy_s"] = measured.busy_s.get(cell.index)
-        facts["tier_counters"] = {
-            name: asdict(counters)
-            for name, counters in measured.counters.get(cell.index, {}).items()
-        }
-        cells.append(facts)
+        mine = [s for s in measured.samples if s.cell == cell.index]
+        if not mine:
+            continue
+        base = next(
+            (c for c in plan.cells if c.scenario == cell.scenario and c.reuse == "off"), None
+        )
+        off = None
+        if base is not None and base is not cell:
+            off = [s for s in measured.samples if s.cell == base.index]
+        meta = cell.meta(plan.scenarios[cell.scenario], engine, model)
+        meta["busy_s"] = measured.busy_s[cell.index]
+        if plan.load.concurrency is None:
+            del meta["busy_s"]  # open loop: arrivals set the pace
+        found.append(summarise(mine, off, meta))
+    return found
+
+
+def _run_meta(
+    plan: Plan,
+    measured: Measured,
+    cells: Sequence[CellSummary],
+    engine: Mapping[str, object],
+    started: datetime,
+) -> dict[str, Any]:
     return {
         "kind": "bench",
         "started": started.isoformat(),
@@ -146,18 +174,21 @@ def _meta(
         "salt": plan.salt,
         "machine": machine(),
         "versions": versions(),
-        "engine": engine,
-        "cells": cells,
+        "engine": dict(engine),
+        "cells": [dict(cell.meta) for cell in cells],
+        "tier_counters": {
+            cell: {name: asdict(counters) for name, counters in tiers.items()}
+            for cell, tiers in measured.counters.items()
+        },
         "warnings": measured.warnings,
     }
 
 
-def _print_all(
-    plan: Plan,
-    measured: Measured,
-    meta: dict[str, Any],
-    path: Path,
-    json_file: str | None,
-    csv_file: str | None,
-) -> None:
-    raise NotImplementedError
+def _write(target: str, text: str, flag: str) -> None:
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{flag}: {target} can't be written: {error.strerror}") from error

@@ -21,12 +21,8 @@ def verify(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    chunk_tokens: Annotated[
-        str, typer.Option(help="Chunk lengths, with commas.")
-    ] = "64",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    chunk_tokens: Annotated[str, typer.Option(help="Chunk lengths, with commas.")] = "64",
     context_tokens: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = "300,700",
     output_tokens: Annotated[int, typer.Option(help="Greedy tokens that are compared.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
@@ -49,7 +45,5 @@ def verify(
     Exit code 1 if any differs by more than the dtype's rounding."""
     from lmcache_cli.verify import VerifyOptions, run_verify
 
-    options = VerifyOptions(
-        model, device, dtype, chunk_tokens, context_tokens, output_tokens, seed
-    )
+    options = VerifyOptions(model, device, dtype, chunk_tokens, context_tokens, output_tokens, seed)
     raise typer.Exit(run_verify(options, json, quiet))

@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from lmcache_cli.embedded import embedded_model
+from lmcache_cli.engines.attention import CPU_ATTENTION
 from lmcache_cli.errors import UserError
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
-GQA_ATTENTION = "sdpa_gqa"
 _FULL_DIGEST_BYTES = 4 << 30
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
-
-
-def gqa_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """SDPA that lets the kernel share K and V among a group's heads.
-
-    transformers repeats K and V per head whenever there is a mask, which on a CPU copies the
-    whole KV of each layer and made a 6,000-token hit a third slower (docs/log.md).
-    """
-    causal = attention_mask is None and query.shape[2] > 1
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        dropout_p=dropout,
-        scale=scaling,
-        is_causal=causal,
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(GQA_ATTENTION, gqa_attention)
-AttentionMaskInterface.register(GQA_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +43,8 @@ class LoadedModel:
     def head_dim(self) -> int:
         """Of one K head, in items."""
         config = self.config
-        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        own = getattr(config, "head_dim", None)
+        return int(own or config.hidden_size // config.num_attention_heads)
 
     @property
     def kv_heads(self) -> int:
@@ -127,18 +95,26 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
         name, revision = Path(gguf).stem, _digest([folder / gguf])
     else:
         source, revision = name, _folder_digest(name)
+    # The embedded model's conversion draws a bar of its own; a download's bar stays.
+    hide = redirect_stderr(io.StringIO()) if extra else nullcontext()
     try:
-        config = transformers.AutoConfig.from_pretrained(source, **extra)
-        refuse_unknown(name, config)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **extra)
+        with hide:
+            tokenizer, model = _read(name, source, wanted, extra)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_explain(name, error)) from error
-    model.set_attn_implementation(GQA_ATTENTION if target.type == "cpu" else "sdpa")
+    model.set_attn_implementation(CPU_ATTENTION if target.type == "cpu" else "sdpa")
     model = model.to(target).eval()
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
     return LoadedModel(name, model, tokenizer, revision, target, kept)
+
+
+def _read(name: str, source: str, dtype: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
+    """Tokenizer and model; what can't be reused is refused before the weights are read."""
+    refuse_unknown(name, transformers.AutoConfig.from_pretrained(source, **extra))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
+    return tokenizer, model
 
 
 def refuse_unknown(name: str, config: Any) -> None:

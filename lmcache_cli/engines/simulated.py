@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cache_core.cache import TierCounters, TieredCache
@@ -48,8 +48,8 @@ class SimulatedEngine:
         self._shape = layout or KVLayout(30, 3, 64, "float32", 1)
         self.model = "simulated"
         self.max_context = max_context
-        self.bos = None
-        self.encode = encode_words
+        self.bos: int | None = None
+        self.encode: Callable[[str], Sequence[int]] = encode_words
         self._time = 0.0
 
     def layout(self, chunk_tokens: int) -> KVLayout:

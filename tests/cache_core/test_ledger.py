@@ -39,6 +39,10 @@ class Tiers:
             ledger.settle([move], stored=True)
 
 
+def coin(data: st.DataObject) -> bool:
+    return data.draw(st.booleans())
+
+
 # A request is a path in a small tree of documents: chunk i of document d. Requests share prefixes.
 requests = st.lists(
     st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(0, 2), st.integers(0, 3)),
@@ -50,7 +54,8 @@ placements = st.sampled_from(["write_on_insertion", "write_on_eviction"])
 
 def path(document: int, length: int, branch: int, extra: int) -> list[bytes]:
     stem = [key(document * 1000 + i) for i in range(length)]
-    return stem + [key(document * 1000 + 100 * (branch + 1) + length * 10 + i) for i in range(extra)]
+    leaf = document * 1000 + 100 * (branch + 1) + length * 10
+    return stem + [key(leaf + i) for i in range(extra)]
 
 
 @settings(max_examples=400, deadline=None)
@@ -75,9 +80,7 @@ def test_holds_exactly_what_the_recency_stack_says(
             bounds = list(capacities)
             if placement == "write_on_eviction":
                 bounds = [sum(capacities[: t + 1]) for t in range(len(capacities))]
-            tier = next(
-                (t for t, b in enumerate(bounds) if depth is not None and depth < b), None
-            )
+            tier = next((t for t, b in enumerate(bounds) if depth is not None and depth < b), None)
             if tier is None:
                 break
             expected.append(tier)
@@ -106,17 +109,17 @@ def test_invariants_hold_with_pins_and_late_or_failed_writes(
     plans: list[Plan] = []
     for spec in sequence:
         keys = path(*spec)
-        if data.draw(st.booleans()):
+        if coin(data):
             pinned.append(ledger.pin(ledger.lookup(keys)))
         plans.append(ledger.admit(keys))
         for hit in pinned:
             assert ledger.lookup(hit.keys).keys == hit.keys, "a pinned chunk was evicted"
         ledger.check()
-        if plans and data.draw(st.booleans()):
+        if plans and coin(data):
             plan = plans.pop(0)
-            ledger.settle(plan.moves, stored=data.draw(st.booleans()))
+            ledger.settle(plan.moves, stored=coin(data))
             ledger.check()
-        if pinned and data.draw(st.booleans()):
+        if pinned and coin(data):
             ledger.unpin(pinned.pop(0))
     for plan in plans:
         ledger.settle(plan.moves, stored=True)

@@ -171,7 +171,7 @@ def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Pa
     time.sleep(12)
     assert process.poll() is None, "it ended before it could be interrupted"
     process.send_signal(stop)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     [path] = (tmp_path / "runs").glob("*.parquet")
     samples, meta = read_run(path)

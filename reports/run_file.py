@@ -1,0 +1,131 @@
+"""A run: one Parquet file with a row per sample, and everything that describes it inside."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.sample import Sample
+
+SCHEMA = "lmcache.run/1"
+META_KEY = b"lmcache"
+
+
+class RunFileError(Exception):
+    """A run that can't be written or read; one line that names the file and what to do."""
+
+
+def write_run(path: str | Path, samples: Sequence[Sample], meta: Mapping[str, Any]) -> None:
+    """Writes the run and makes its folder. The file appears whole or not at all, and replaces one
+    of the same name.
+
+    ``meta`` is anything JSON can say; ``schema`` is added to it. Raises ``RunFileError`` if the
+    file can't be written, ``TypeError`` or ``ValueError`` if ``meta`` is not JSON.
+    """
+    path = Path(path)
+    text = json.dumps({**meta, "schema": SCHEMA}, ensure_ascii=False, allow_nan=False)
+    pyarrow, parquet = _pyarrow()
+    table = pyarrow.Table.from_pylist(
+        [sample.to_row() for sample in samples],
+        schema=_columns(pyarrow).with_metadata({META_KEY: text.encode()}),
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            parquet.write_table(table, file, write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunFileError(f"{path}: can't be written: {reason}; choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def read_run(path: str | Path) -> tuple[list[Sample], dict[str, Any]]:
+    """The samples, in the order they were written, and the metadata, ``schema`` included.
+
+    Raises ``RunFileError`` for a file that is missing, damaged, no run, or of a newer schema.
+    """
+    path = Path(path)
+    pyarrow, parquet = _pyarrow()
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PAR1":
+                raise RunFileError(f"{path}: not a run file; `lmcache bench` writes them")
+            stored = parquet.ParquetFile(file, page_checksum_verification=True)
+            meta = _checked_meta(path, stored.schema_arrow.metadata or {})
+            samples = [Sample.from_row(row) for row in stored.read().to_pylist()]
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise RunFileError(f"{path}: {error.strerror}; give the path of a run file") from error
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        # Arrow's own messages are long and speak of its insides
+        raise RunFileError(
+            f"{path}: damaged or cut short ({type(error).__name__}); run the benchmark again"
+        ) from error
+    return samples, meta
+
+
+def _checked_meta(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
+    if META_KEY not in stored:
+        raise RunFileError(
+            f"{path}: a Parquet file, but not a run; `lmcache bench` writes run files"
+        )
+    meta = json.loads(stored[META_KEY])
+    schema = meta.get("schema") if isinstance(meta, dict) else None
+    name, _, version = str(schema).partition("/")
+    if name != SCHEMA.partition("/")[0] or not version.isdecimal():
+        raise RunFileError(f"{path}: its schema is {schema!r}, expected {SCHEMA!r}; not a run file")
+    if int(version) > int(SCHEMA.partition("/")[2]):
+        raise RunFileError(
+            f"{path}: written by a newer lmcache-bench ({schema}; this one reads {SCHEMA}); "
+            "upgrade lmcache-bench"
+        )
+    return dict(meta)
+
+
+def _columns(pyarrow: Any) -> Any:
+    integer, number, text = pyarrow.int64(), pyarrow.float64(), pyarrow.string()
+    kinds = {
+        "cell": pyarrow.int32(),
+        "repeat": pyarrow.int32(),
+        "request_id": text,
+        "session": text,
+        "workload": text,
+        "prompt_tokens": integer,
+        "output_tokens": integer,
+        "scheduled_s": number,
+        "sent_s": number,
+        "first_token_s": number,
+        "finished_s": number,
+        "token_s": pyarrow.list_(number),
+        "hit_device": integer,
+        "hit_cpu": integer,
+        "hit_disk": integer,
+        "hit_remote": integer,
+        "expected_hit_tokens": integer,
+        "bytes_loaded": integer,
+        "bytes_stored": integer,
+        "load_s": number,
+        "lookup_s": number,
+        "prefill_s": number,
+        "output_ids": pyarrow.list_(pyarrow.int32()),
+        "error": text,
+    }
+    optional = {"hit_device", "hit_cpu", "hit_disk", "hit_remote", "expected_hit_tokens", "error"}
+    return pyarrow.schema(
+        [pyarrow.field(name, kind, nullable=name in optional) for name, kind in kinds.items()]
+    )
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    # imported on use, as it is slow to load; by name, as it has no types
+    return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")

@@ -1,0 +1,108 @@
+"""One row of raw facts per request. Every number of a report is derived from these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+TIERS = ("device", "cpu", "disk", "remote")
+"""Tier names, fastest first. A run file has one ``hit_*`` column for each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What happened to one request.
+
+    Times are seconds on one monotonic clock that starts with the run. ``token_s`` holds the time
+    of each output token, the first included. ``hit_tokens`` maps a tier to the prompt tokens it
+    served; a tier that the cell does not have is absent. ``error`` is None if the request
+    succeeded; if it failed, ``finished_s`` is when it failed and ``first_token_s`` means nothing.
+
+    Raises ``ValueError`` for an unknown tier or a time that is not finite.
+    """
+
+    cell: int = 0
+    repeat: int = 0
+    request_id: str
+    session: str
+    workload: str = ""
+    prompt_tokens: int
+    output_tokens: int
+    scheduled_s: float
+    sent_s: float
+    first_token_s: float
+    finished_s: float
+    token_s: tuple[float, ...] = ()
+    hit_tokens: Mapping[str, int] = field(default_factory=dict)
+    expected_hit_tokens: int | None = None
+    bytes_loaded: int = 0
+    bytes_stored: int = 0
+    load_s: float = 0.0
+    lookup_s: float = 0.0
+    prefill_s: float = 0.0
+    output_ids: tuple[int, ...] = ()
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.hit_tokens) - set(TIERS))
+        if unknown:
+            raise ValueError(
+                f"request {self.request_id}: hit_tokens names the tier {unknown[0]!r}; "
+                f"the tiers are {', '.join(TIERS)}"
+            )
+        for name in ("scheduled_s", "sent_s", "first_token_s", "finished_s"):
+            if name == "first_token_s" and self.error is not None:
+                continue
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(
+                    f"request {self.request_id}: {name} is {getattr(self, name)}; "
+                    "a sample needs finite times"
+                )
+
+    @property
+    def completed(self) -> bool:
+        """Whether the request succeeded."""
+        return self.error is None
+
+    @property
+    def hits(self) -> int:
+        """Prompt tokens that any tier served."""
+        return sum(self.hit_tokens.values())
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from the scheduled arrival to the first token."""
+        return self.first_token_s - self.scheduled_s
+
+    @property
+    def e2e_s(self) -> float:
+        """Seconds from the scheduled arrival to the last token."""
+        return self.finished_s - self.scheduled_s
+
+    def to_row(self) -> dict[str, Any]:
+        """A flat dict: ``hit_tokens`` becomes one ``hit_*`` value per tier, None if absent."""
+        row: dict[str, Any] = {}
+        for name in FIELDS:
+            if name == "hit_tokens":
+                row.update({f"hit_{tier}": self.hit_tokens.get(tier) for tier in TIERS})
+            else:
+                row[name] = getattr(self, name)
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Sample:
+        """The inverse of ``to_row``; keys it does not know are ignored.
+
+        Raises ``KeyError`` for a missing key and ``ValueError`` for a value that no sample has.
+        """
+        values = {name: row[name] for name in FIELDS if name != "hit_tokens"}
+        values["token_s"] = tuple(values["token_s"])
+        values["output_ids"] = tuple(values["output_ids"])
+        hits = {tier: row[f"hit_{tier}"] for tier in TIERS}
+        present = {tier: tokens for tier, tokens in hits.items() if tokens is not None}
+        return cls(hit_tokens=present, **values)
+
+
+FIELDS = tuple(f.name for f in fields(Sample))

@@ -1,0 +1,147 @@
+"""The numbers of one cell, from its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+import numpy as np
+
+from reports.paired import Outputs, Speedup, compare_outputs, pair_samples, ttft_speedup
+from reports.sample import TIERS, Sample
+from reports.spread import Spread
+
+
+class CellMeta(TypedDict):
+    """What a cell is. ``tiers`` maps tier names to bytes; ``busy_s`` is the sum of the cell's own
+    wall time over its rounds, for cells that were measured in turns."""
+
+    workload: str
+    engine: str
+    model: str
+    reuse: str
+    chunk_tokens: int | None
+    tiers: Mapping[str, int]
+    context_tokens: NotRequired[int]
+    """Length of a document or context, for workloads that are swept over it."""
+    policy: NotRequired[str]
+    placement: NotRequired[str]
+    state: NotRequired[str]
+    """``cold`` or ``steady``: what the cache held when the cell began."""
+    busy_s: NotRequired[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Completed requests, and their tokens, per second; None if no time passed."""
+
+    requests_per_s: float | None = None
+    input_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CellSummary:
+    """One cell in numbers. All but ``failed`` are of the ``n`` requests that completed.
+
+    Spreads are in seconds: ``ttft`` and ``e2e`` from the scheduled arrival, ``ttft_from_send`` from
+    the send, ``client_queue`` between the two; ``itl`` pools all gaps between output tokens;
+    ``tpot`` is one value per request of two tokens or more. ``expected_hit_tokens`` is None unless
+    every request says what it expects; ``unexpected_hits`` counts requests that hit more or less.
+    """
+
+    meta: CellMeta
+    n: int
+    failed: int
+    ttft: Spread
+    ttft_from_send: Spread
+    client_queue: Spread
+    itl: Spread
+    tpot: Spread
+    e2e: Spread
+    lookup: Spread
+    load: Spread
+    prefill: Spread
+    throughput: Throughput
+    prompt_tokens: int
+    output_tokens: int
+    hit_tokens: dict[str, int]
+    hit_rate: float | None
+    recomputed_tokens: int
+    expected_hit_tokens: int | None
+    unexpected_hits: int | None
+    bytes_loaded: int
+    bytes_stored: int
+    load_bytes_per_s: float | None
+    speedup: Speedup
+    outputs: Outputs
+
+    def tier_rate(self, tier: str) -> float | None:
+        """The share of prompt tokens that this tier served."""
+        return self.hit_tokens[tier] / self.prompt_tokens if self.prompt_tokens else None
+
+
+def summarise(
+    samples: Sequence[Sample], off: Sequence[Sample] | None, meta: CellMeta
+) -> CellSummary:
+    """The summary of one cell's samples, all repeats together.
+
+    ``off`` are the samples of the same requests served without reuse; None leaves the speed-up and
+    the comparison of outputs empty. A cell without samples, or with failed ones only, has None
+    where there is nothing to tell.
+    """
+    done = [s for s in samples if s.completed]
+    answered = [s for s in done if s.output_tokens > 0]
+    pairs = pair_samples(off, done) if off is not None else []
+    hit_tokens = {tier: sum(s.hit_tokens.get(tier, 0) for s in done) for tier in TIERS}
+    hits = sum(hit_tokens.values())
+    prompt_tokens = sum(s.prompt_tokens for s in done)
+    expected = [s.expected_hit_tokens for s in done if s.expected_hit_tokens is not None]
+    all_expect = bool(done) and len(expected) == len(done)
+    bytes_loaded = sum(s.bytes_loaded for s in done)
+    load_s = sum(s.load_s for s in done)
+    return CellSummary(
+        meta=meta,
+        n=len(done),
+        failed=len(samples) - len(done),
+        ttft=Spread.of([s.ttft_s for s in answered]),
+        ttft_from_send=Spread.of([s.first_token_s - s.sent_s for s in answered]),
+        client_queue=Spread.of([s.sent_s - s.scheduled_s for s in done]),
+        itl=Spread.of([float(gap) for s in answered for gap in np.diff(s.token_s)]),
+        tpot=Spread.of(
+            [(s.e2e_s - s.ttft_s) / (s.output_tokens - 1) for s in done if s.output_tokens > 1]
+        ),
+        e2e=Spread.of([s.e2e_s for s in done]),
+        lookup=Spread.of([s.lookup_s for s in done]),
+        load=Spread.of([s.load_s for s in done]),
+        prefill=Spread.of([s.prefill_s for s in done]),
+        throughput=_throughput(samples, meta.get("busy_s")),
+        prompt_tokens=prompt_tokens,
+        output_tokens=sum(s.output_tokens for s in done),
+        hit_tokens=hit_tokens,
+        hit_rate=hits / prompt_tokens if prompt_tokens else None,
+        recomputed_tokens=prompt_tokens - hits,
+        expected_hit_tokens=sum(expected) if all_expect else None,
+        unexpected_hits=sum(s.hits != s.expected_hit_tokens for s in done) if all_expect else None,
+        bytes_loaded=bytes_loaded,
+        bytes_stored=sum(s.bytes_stored for s in done),
+        load_bytes_per_s=bytes_loaded / load_s if load_s > 0 else None,
+        speedup=ttft_speedup(pairs),
+        outputs=compare_outputs(pairs),
+    )
+
+
+def _throughput(samples: Sequence[Sample], busy_s: float | None) -> Throughput:
+    if not samples:
+        return Throughput()
+    if busy_s is None:
+        busy_s = max(s.finished_s for s in samples) - min(s.scheduled_s for s in samples)
+    if busy_s <= 0:
+        return Throughput()
+    done = [s for s in samples if s.completed]
+    return Throughput(
+        requests_per_s=len(done) / busy_s,
+        input_tokens_per_s=sum(s.prompt_tokens for s in done) / busy_s,
+        output_tokens_per_s=sum(s.output_tokens for s in done) / busy_s,
+    )

@@ -1,0 +1,19 @@
+"""What holds for every test: no network, no colours, and no verdict from the clock."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Before anything imports transformers: a test that asks a hub is a test that fails elsewhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Snapshots of what a terminal shows must not depend on whose terminal runs them.
+for name in ("FORCE_COLOR", "PY_COLORS", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
+# A busy machine makes slow examples, not wrong ones.
+settings.register_profile(
+    "lmcache", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("lmcache")

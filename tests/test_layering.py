@@ -1,0 +1,116 @@
+"""The shape of the code: who imports whom, what a command loads, names, and lengths."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("cache_core", "lmcache_cli", "reports", "workloads")
+CODE = (*PACKAGES, "benchmarks", "csrc", "tests")
+# Down only: the command line may import everything, the rest only itself.
+MAY_IMPORT = {name: {name} for name in PACKAGES} | {"lmcache_cli": set(PACKAGES)}
+MOST_LINES = 400
+# Names that say nothing about what a thing is.
+EMPTY_NAME = re.compile(r"\w*(Manager|Factory)|Base[A-Z]\w*|\w*_?(utils?|helpers?|misc)")
+SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas")
+
+
+def sources(*folders: str, kinds: tuple[str, ...] = (".py",)) -> list[Path]:
+    found = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in kinds]
+    return sorted(p for p in found if "__pycache__" not in p.parts)
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Top-level names of all imports, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield package if node.level else (node.module or "").partition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_down(package: str) -> None:
+    files = sources(package)
+    assert files
+    for file in files:
+        ours = set(imported(ast.parse(file.read_text()), package)) & set(PACKAGES)
+        assert ours <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {ours}"
+
+
+def test_an_import_inside_a_function_counts() -> None:
+    tree = ast.parse("def f():\n    from lmcache_cli.errors import UserError\n    from . import x")
+    assert set(imported(tree, "reports")) == {"lmcache_cli", "reports"}
+
+
+def test_only_the_binding_file_knows_python() -> None:
+    files = sources("csrc", kinds=(".cpp", ".h", ".hpp", ".cu", ".cuh"))
+    assert files
+    python = re.compile(r'#\s*include\s*[<"](Python\.h|nanobind/|pybind11/)')
+    knowing = [file.name for file in files if python.search(file.read_text())]
+    assert knowing == ["bind.cpp"]
+
+
+def test_cache_core_reads_no_environment() -> None:
+    for file in sources("cache_core", "reports", "workloads"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            assert name not in ("environ", "getenv"), f"{file.relative_to(ROOT)} reads it"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["doctor", "--help"]])
+def test_help_loads_nothing_slow(arguments: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from lmcache_cli.main import run\n"
+        f"sys.argv = ['lmcache', *{arguments}]\n"
+        "try:\n    run()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('LOADED', [name for name in {SLOW_TO_IMPORT} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: lmcache" in done.stdout
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_files_are_short() -> None:
+    kinds = (".py", ".pyi", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+    lengths = {file: len(file.read_text().splitlines()) for file in sources(*CODE, kinds=kinds)}
+    long = {str(f.relative_to(ROOT)): n for f, n in lengths.items() if n > MOST_LINES}
+    assert not long
+
+
+def test_names_say_what_a_thing_is() -> None:
+    for file in sources(*CODE):
+        names = {file.stem, *(part for part in file.relative_to(ROOT).parts[:-1])}
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)
+        empty = {name for name in names if EMPTY_NAME.fullmatch(name)}
+        assert not empty, f"{file.relative_to(ROOT)}: {empty}"
+
+
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [
+        ("CacheManager", True),
+        ("TierFactory", True),
+        ("BaseTier", True),
+        ("utils", True),
+        ("path_utils", True),
+        ("Baseline", False),
+        ("Tier", False),
+    ],
+)
+def test_what_an_empty_name_is(name: str, empty: bool) -> None:
+    assert bool(EMPTY_NAME.fullmatch(name)) is empty

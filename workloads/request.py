@@ -1,0 +1,40 @@
+"""One request to a serving engine, as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds: TypeAlias = npt.NDArray[np.int32]
+
+KINDS = ("system", "document", "passage", "history", "question", "tool", "padding")
+"""What a segment of a prompt can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The tokens [start, end) of a prompt and what they are, one of ``KINDS``."""
+
+    start: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A prompt and when to send it.
+
+    ``arrival_s`` is in seconds since the start of the run; in a closed loop it is 0 and the order
+    of the list is the order of sending. ``token_ids`` is a read-only int32 array of shape [n].
+    ``segments`` tile it, in order and without gaps. ``max_tokens`` is how many tokens to generate.
+    """
+
+    id: str
+    session: str
+    arrival_s: float
+    token_ids: TokenIds
+    segments: tuple[Segment, ...]
+    max_tokens: int

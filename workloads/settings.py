@@ -1,0 +1,76 @@
+"""The knobs of all workloads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_LEAST = {
+    "context_tokens": 2,  # a BOS token and one of text
+    "documents": 1,
+    "questions": 1,
+    "question_tokens": 1,
+    "output_tokens": 1,
+    "passages": 1,
+    "passage_tokens": 1,
+    "corpus_passages": 1,
+    "system_tokens": 1,
+    "sessions": 1,
+    "rounds": 1,
+    "turn_tokens": 1,
+    "reply_tokens": 1,
+    "result_tokens": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to generate. Each workload reads the knobs that it knows; lengths are exact, in tokens.
+
+    ``requests`` overrides a workload's own number. ``rate`` (requests per second) makes arrivals
+    an open loop. ``seed`` decides all that is drawn: questions, popularity, arrivals; the texts
+    are the corpus's. Raises ``ValueError``, one line that names the field.
+    """
+
+    context_tokens: int = 2000
+    documents: int = 4
+    requests: int | None = None
+    questions: int = 3
+    question_tokens: int = 64
+    output_tokens: int = 16
+    passages: int = 4
+    passage_tokens: int = 480
+    corpus_passages: int = 64
+    zipf: float = 1.0
+    system_tokens: int = 128
+    sessions: int = 4
+    rounds: int = 4
+    turn_tokens: int = 64
+    reply_tokens: int = 96
+    result_tokens: int = 256
+    seed: int = 0
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            _check_count(name, getattr(self, name), least)
+        if self.requests is not None:
+            _check_count("requests", self.requests, 1)
+        if type(self.seed) is not int:
+            raise ValueError(f"seed: {self.seed!r} is not a whole number")
+        if not (math.isfinite(self.zipf) and self.zipf >= 0):
+            raise ValueError(f"zipf: {self.zipf} must be a finite number of at least 0")
+        if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"rate: {self.rate} must be a finite number above 0 (requests/s)")
+        if self.passages > self.corpus_passages:
+            raise ValueError(
+                f"passages: {self.passages} different ones can't be drawn from corpus_passages"
+                f" = {self.corpus_passages}; lower one or raise the other"
+            )
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if type(value) is not int:
+        raise ValueError(f"{name}: {value!r} is not a whole number")
+    if value < least:
+        raise ValueError(f"{name}: {value} is too small; it must be at least {least}")
