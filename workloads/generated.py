@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeAlias
 
+from workloads.accounts import ACCOUNTS
 from workloads.draw import Draw
-from workloads.topics import TOPICS
+from workloads.papers import PAPERS
 from workloads.words import WORDS
 
 
@@ -29,7 +30,8 @@ class _Number:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """``{name}``: of the cast if the passage has it, else one of ``WORDS[name]``."""
+    """``{name}``: of the cast if it is there, else one of ``WORDS[name]``. ``{other_name}`` is
+    never of the cast."""
 
     name: str
 
@@ -52,21 +54,35 @@ def _piece(piece: str) -> str | _Slot | _Number:
 class _Topic:
     openings: tuple[_Pattern, ...]
     sentences: tuple[_Pattern, ...]
+    plain: bool
 
 
-def _topic(text: str) -> _Topic:
+def _topic(text: str, plain: bool) -> _Topic:
     openings, sentences = text.strip().split("\n\n")
     return _Topic(
         tuple(_pattern(line) for line in openings.splitlines()),
         tuple(_pattern(line) for line in sentences.splitlines()),
+        plain,
     )
 
 
 _PATTERNS = {name: tuple(_pattern(word) for word in words) for name, words in WORDS.items()}
-_TOPICS = tuple(_topic(text) for text in TOPICS)
+_TOPICS = tuple(_topic(t, False) for t in ACCOUNTS) + tuple(_topic(t, True) for t in PAPERS)
 _LEAD, _ASIDE = _pattern("{lead} "), _pattern(", {aside}.")
 # What a sentence may start with and go on in lower case behind a lead.
 _LOWERABLE = ("The ", "Its ", "A ", "An ", "It ", "Most ", "Some ", "No ", "About ", "Nobody ")
+# Words that keep their value throughout a passage.
+_ONCE = (
+    "animal",
+    "building",
+    "dispute",
+    "instrument",
+    "machine",
+    "paper",
+    "service",
+    "sport",
+    "subject",
+)
 _VOWEL_AFTER_A = re.compile(r"\b([Aa]) (?=[AEIOaeio])")
 
 
@@ -91,7 +107,8 @@ class GeneratedCorpus:
         cast = _cast(draw)
         sentences = [_sentence(draw.pick(topic.openings), cast, draw)]
         for pattern in draw.sample(topic.sentences, draw.between(5, 8)):
-            sentences.append(_dressed(_sentence(pattern, cast, draw), cast, draw))
+            sentence = _sentence(pattern, cast, draw)
+            sentences.append(sentence if topic.plain else _dressed(sentence, cast, draw))
         return _VOWEL_AFTER_A.sub(r"\1n ", " ".join(sentences))
 
 
@@ -100,21 +117,24 @@ def _cast(draw: Draw) -> dict[str, str]:
     place, place2 = _place(draw), _place(draw)
     surname, surname2 = draw.sample(WORDS["last"], 2)
     first, first2 = draw.sample(WORDS["first"], 2)
-    year = draw.between(1790, 2015)
-    return {
+    year = draw.between(1790, 1985)
+    cast = {
         "place": place,
         "place2": place2,
         "person": f"{first} {surname}",
         "person2": f"{first2} {surname2}",
         "surname": surname,
         "surname2": surname2,
+        "firm": f"the {place} {draw.pick(WORDS['firmkind'])}",
         "org": f"the {place} {draw.pick(WORDS['orgkind'])}",
         "org2": f"the {place2} {draw.pick(WORDS['orgkind'])}",
         "river": draw.pick(WORDS["placehead"]),
         "early": str(year - draw.between(90, 600)),
         "year": str(year),
         "later": str(year + draw.between(2, 34)),
+        "recent": str(draw.between(2004, 2024)),
     }
+    return cast | {name: _fill((_Slot(name),), cast, draw) for name in _ONCE}
 
 
 def _place(draw: Draw) -> str:
@@ -128,9 +148,9 @@ def _sentence(pattern: _Pattern, cast: dict[str, str], draw: Draw) -> str:
 
 def _dressed(sentence: str, cast: dict[str, str], draw: Draw) -> str:
     """Some sentences get a lead or an aside, which makes few patterns many."""
-    if sentence.startswith(_LOWERABLE) and draw.chance(0.3):
+    if sentence.startswith(_LOWERABLE) and draw.chance(0.2):
         sentence = _sentence(_LEAD, cast, draw) + sentence[0].lower() + sentence[1:]
-    elif len(sentence) < 100 and draw.chance(0.3):
+    elif len(sentence) < 100 and draw.chance(0.2):
         sentence = sentence[:-1] + _fill(_ASIDE, cast, draw)
     return sentence
 
@@ -146,5 +166,9 @@ def _fill(pattern: _Pattern, cast: dict[str, str], draw: Draw) -> str:
         elif piece.name in cast:
             words.append(cast[piece.name])
         else:
-            words.append(_fill(draw.pick(_PATTERNS[piece.name]), cast, draw))
+            options = _PATTERNS[piece.name.removeprefix("other_")]
+            word = _fill(draw.pick(options), cast, draw)
+            while word in words:  # not "a dish of trout and trout"
+                word = _fill(draw.pick(options), cast, draw)
+            words.append(word)
     return "".join(words)

@@ -103,7 +103,9 @@ def _json_text(file: Path, number: int, line: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{where} not JSON ({error.msg}, column {error.colno}); {need}") from error
+        raise CorpusError(
+            f"{where} not JSON ({error.msg}, column {error.colno}); {need}"
+        ) from error
     except (RecursionError, ValueError) as error:
         raise CorpusError(f"{where} not JSON that can be read; {need}") from error
     text = row.get("text") if isinstance(row, dict) else None

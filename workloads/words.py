@@ -19,16 +19,17 @@ WORDS: dict[str, tuple[str, ...]] = {
         Laszlo; Imogen; Tariq; Astrid; Bogdan; Celeste; Farah; Gideon; Nkechi; Stellan; Odile"""
     ),
     "last": _words(
-        """Halloran; Vesterby; Okonjo; Brandt; Castellane; Marchetti; Nakagawa; Penrose; Quillfeather;
-        Rasmussen; Szabo; Tolliver; Underhay; Varga; Whitcombe; Zeller; Ashdown; Bellamy; Corvino;
-        Drummond; Eklund; Farquhar; Greaves; Holmqvist; Ibarra; Jessop; Kowalczyk; Lindqvist;
-        Mbeki; Norrington; Oyelaran; Pettigrew; Rosenthal; Sandoval; Thackeray; Verhoeven; Wardle;
-        Yilmaz; Achterberg; Bontempi; Crowther; Dimitrov; Fairweather; Gruber; Hovland; Ilves"""
+        """Halloran; Vesterby; Okonjo; Brandt; Castellane; Marchetti; Nakagawa; Penrose;
+        Quillfeather; Rasmussen; Szabo; Tolliver; Underhay; Varga; Whitcombe; Zeller; Ashdown;
+        Bellamy; Corvino; Drummond; Eklund; Farquhar; Greaves; Holmqvist; Ibarra; Jessop; Kowalczyk;
+        Lindqvist; Mbeki; Norrington; Oyelaran; Pettigrew; Rosenthal; Sandoval; Thackeray;
+        Verhoeven; Wardle; Yilmaz; Achterberg; Bontempi; Crowther; Dimitrov; Fairweather; Gruber;
+        Hovland; Ilves"""
     ),
     "placehead": _words(
         """Harrow; El; Brack; Cold; Orm; Thorn; Wester; Kel; Dun; Ash; Mar; Lind; Stane; Pell; Fen;
-        Raven; Grim; Hol; Ves; Tar; Quill; Os; Wyn; Ber; Cal; Drum; Nor; Sel; Ald; Birk; Crag;
-        Ever; Gal; Hest; Ing; Kirk; Lun; Mere; Pend; Rud; Skel; Tre; Wald; Yar"""
+        Raven; Grim; Hol; Ves; Tar; Quill; Os; Wyn; Ber; Cal; Drum; Nor; Sel; Ald; Birk; Crag; Ever;
+        Gal; Hest; Ing; Kirk; Lun; Mere; Pend; Rud; Skel; Tre; Wald; Yar"""
     ),
     "placetail": _words(
         """mere; stead; ford; holm; wick; by; haven; combe; dale; field; gate; ness; port; shaw;
@@ -40,7 +41,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "weekday": _words("Monday; Tuesday; Wednesday; Thursday; Friday; Saturday; Sunday"),
     "season": _words("spring; summer; autumn; winter"),
-    "side": _words("north; south; east; west; northern; southern; eastern; western"),
+    "side": _words("north; south; east; west"),
     "small": _words("two; three; four; five; six; seven; nine; ten; eleven; a dozen; fourteen"),
     "ordinal": _words("second; third; fourth; fifth; sixth; seventh; eighth; ninth; tenth"),
     "colour": _words(
@@ -48,9 +49,9 @@ WORDS: dict[str, tuple[str, ...]] = {
         rust-coloured"""
     ),
     "quality": _words(
-        """narrow; patient; sturdy; modest; costly; careful; quiet; generous; stubborn; simple;
-        famous; fragile; remarkable; draughty; crooked; handsome; reliable; clumsy; elegant;
-        old-fashioned; practical; ambitious; damp; splendid; plain; early; long; doubtful"""
+        """sturdy; modest; costly; simple; famous; fragile; remarkable; handsome; reliable; elegant;
+        old-fashioned; practical; splendid; plain; excellent; ordinary; quiet; curious; pleasant;
+        rare; impressive; inexpensive; neat; heavy"""
     ),
     "material": _words(
         """oak; limestone; brick; slate; cast iron; larch; copper; granite; sandstone; concrete;
@@ -77,18 +78,18 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "orgkind": _words(
         """Canal Company; Historical Society; Gas and Water Board; Savings Bank; Steamship Line;
-        Institute of Botany; Choral Society; Cooperative Dairy; Harbour Trust; Tramway Company;
-        Free Press; Mutual Insurance Office; College of Surveyors; Paper Works; Rowing Club;
-        Geological Survey; Textile Museum; Weather Service; Seed Exchange; Electric Company"""
+        Institute of Botany; Choral Society; Cooperative Dairy; Harbour Trust; Tramway Company; Free
+        Press; Mutual Insurance Office; College of Surveyors; Paper Works; Rowing Club; Geological
+        Survey; Textile Museum; Weather Service; Seed Exchange; Electric Company"""
     ),
     "paper": _words(
         """Evening Courier; Weekly Gazette; Observer; Morning Post; Chronicle; Advertiser; Mercury;
         Examiner; Daily Record; Tribune"""
     ),
     "instrument": _words(
-        """barometer; theodolite; microscope; tide gauge; pendulum clock; telegraph; sextant;
-        rain gauge; spectrometer; seismograph; hygrometer; compass; balance; chronometer;
-        echo sounder; thermometer"""
+        """barometer; theodolite; microscope; tide gauge; pendulum clock; telegraph; sextant; rain
+        gauge; spectrometer; seismograph; hygrometer; compass; balance; chronometer; echo sounder;
+        thermometer"""
     ),
     "animal": _words(
         """otter; crane; heron; marten; grouse; salamander; beetle; lynx; curlew; moth; hedgehog;
@@ -103,16 +104,18 @@ WORDS: dict[str, tuple[str, ...]] = {
         disused quarry; reed bed; pine forest; river island; hedgerow; heath; lake shore"""
     ),
     "habitats": _words(
-        """salt marshes; beech woods; peat bogs; gravel pits; alpine meadows; river mouths; reed beds;
-        pine forests; old quarries; hedges; wet heaths; coastal dunes; orchards; flooded fields"""
+        """salt marshes; beech woods; peat bogs; gravel pits; alpine meadows; river mouths; reed
+        beds; pine forests; old quarries; hedges; wet heaths; coastal dunes; orchards; flooded
+        fields"""
     ),
     "food": _words(
-        """plums; leeks; barley; chestnuts; trout; buckwheat; pears; white beans; mutton; fennel;
-        rye flour; red cabbage; mushrooms; lentils; apples; eel; parsnips; goat's cheese; quinces"""
+        """plums; leeks; chestnuts; trout; buckwheat; pears; white beans; mutton; fennel; red
+        cabbage; turnips; mushrooms; lentils; apples; eel; parsnips; goat's cheese; quinces; onions;
+        beets"""
     ),
     "spice": _words(
-        """caraway; bay leaf; juniper berries; mustard seed; nutmeg; dill; black pepper; marjoram;
-        cloves; lemon peel; sage; coriander; horseradish; thyme"""
+        """caraway; bay leaf; juniper; mustard seed; nutmeg; dill; black pepper; marjoram; clove;
+        lemon peel; sage; coriander; horseradish; thyme; vinegar; paprika"""
     ),
     "machine": _words(
         """pump; loom; printing press; crane; turbine; threshing machine; compressor; lathe; boiler;
@@ -128,25 +131,25 @@ WORDS: dict[str, tuple[str, ...]] = {
         backup system; scheduler; archive server; translation service"""
     ),
     "fault": _words(
-        """a full disk; an expired certificate; a slow query; a wrong time zone; a duplicate key;
-        a memory leak; a misread configuration file; a lost network route; a lock held too long;
-        a retry that never stopped; an outdated library; a truncated upload; a missing index"""
+        """a full disk; an expired certificate; a slow query; a wrong time zone; a duplicate key; a
+        memory leak; a misread configuration file; a lost network route; a lock held too long; a
+        retry that never stopped; an outdated library; a truncated upload; a missing index"""
     ),
     "sport": _words(
         """rowing; cycling; chess; swimming; long-distance running; sailing; football; archery;
         orienteering; fencing; handball; ski jumping; table tennis; tug-of-war"""
     ),
     "subject": _words(
-        """sleep in shift workers; soil moisture; bird migration; the decay of wooden piles;
-        reading in early childhood; the taste of tap water; bridge vibration; crop rotation;
-        traffic at roundabouts; noise in open offices; the spread of dialect words; tidal currents;
-        lake ice; recovery after knee surgery; the memory of chess players; the price of bread"""
+        """sleep in shift workers; soil moisture; bird migration; the decay of wooden piles; reading
+        in early childhood; the taste of tap water; bridge vibration; crop rotation; traffic at
+        roundabouts; noise in open offices; the spread of dialect words; tidal currents; lake ice;
+        recovery after knee surgery; the memory of chess players; the price of bread"""
     ),
     "dispute": _words(
-        """the right of way along the river; the width of the new road; the price of {goods};
-        an unpaid bill for {material}; the boundary between two fields; the use of the {building};
-        a shipment of {goods} that never arrived; water taken from the common well;
-        the noise of the {machine}; the ownership of the {instrument}; a broken contract"""
+        """the right of way along the river; the width of the new road; the price of {goods}; an
+        unpaid bill for {material}; the boundary between two fields; the use of the {building}; a
+        shipment of {goods} that never arrived; water taken from the common well; the noise of the
+        {machine}; the ownership of the {instrument}; a broken contract"""
     ),
     "feeling": _words(
         """relieved; puzzled; proud; tired; amused; cautious; hopeful; disappointed; curious;
@@ -154,26 +157,52 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "because": _words(
         """because the {material} had to be brought from {place2}; because the ground was too wet;
-        because {last} had fallen ill; because the money from {place2} came late;
-        because nobody had ordered enough {material}; since the {season} was unusually dry;
-        after a fire in the {room}; after a long quarrel over {dispute}; because of a strike at
-        {place2}; since the old {instrument} could no longer be trusted; as the road to {place2} was
-        closed for {small} weeks; because the {goods} had been stored in the {room}; since the
-        figures from {place2} arrived without a signature; after the flood of {month}"""
+        because {last} had fallen ill; because the money from {place2} came late; because nobody had
+        ordered enough {material}; since the {season} was unusually dry; after a fire in the {room};
+        after a long quarrel over {dispute}; because of a strike at {place2}; since the old
+        {instrument} could no longer be trusted; as the road to {place2} was closed for {small}
+        weeks; because the {goods} had been stored in the {room}; since the figures from {place2}
+        arrived without a signature; after the flood of {month}"""
     ),
     "aside": _words(
         """as the {paper} noted at the time; although {last} remembered it differently; or so it was
-        said in {place2}; to the surprise of everyone in {place}; as a letter to {last} shows;
-        much as {surname} had predicted; with the exception of {place2}; at least until the following
-        {season}; although no record of it survives; as {last} still liked to tell {small} years
-        later; not counting the {goods}; if the register is to be believed; whatever {last} may have
-        written since; in spite of the weather; for reasons that were never explained"""
+        said in {place2}; to the surprise of everyone in {place}; as a letter to {last} shows; much
+        as {surname2} had predicted; although no record of it survives; as {last} still liked to
+        tell {small} years later; if the register is to be believed; in spite of the weather; for
+        reasons that were never explained; which {last} found {strange}; according to a note in the
+        {room} of the {building}; a fact that {last} mentions only once; on the advice of {person2};
+        as everyone in {place2} agreed; and {last} never tired of saying so; not for the last time;
+        as the clerk noted in {colour} ink; which cost {last} a bet; whatever may be said of it now;
+        as could be read in the {paper}; at a time when {goods} were dear"""
     ),
     "lead": _words(
-        """By {later},; In {month} of that year,; According to {last},; In the words of the {paper},;
-        For a while,; As a rule,; {small} weeks later,; On paper,; In the end,; On a {weekday} in
-        {month},; Even so,; From then on,; At first,; In {place2}, by contrast,; Seen from {place2},;
-        During the {season} of {later},; As so often,; With hindsight,; Strictly speaking,;
-        For this reason,; Not long afterwards,"""
+        """According to {last},; In the words of the {paper},; For a while,; As a rule,; On paper,;
+        In the end,; Even so,; At first,; As so often,; With hindsight,; Strictly speaking,; To
+        everyone's relief,; As {last} put it,; In the view of {org2},; Officially,; By all
+        accounts,; Judging by the records in {place2},; For some reason,"""
+    ),
+    "temper": _words(
+        """patient; careful; generous; stubborn; quiet; witty; restless; modest; cheerful; severe;
+        absent-minded; frugal; proud; eloquent; shy; ironic; polite; clumsy"""
+    ),
+    "strange": _words(
+        """strange; fair; premature; old-fashioned; inevitable; daring; absurd; overdue; correct;
+        regrettable; extravagant; perfectly normal"""
+    ),
+    "strength": _words(
+        """strong; absent; moderate; slightly negative; hard to measure; much stronger"""
+    ),
+    "sound": _words("thin; clear; rising; hoarse; drawn-out; double; piercing; soft"),
+    "stone": _words(
+        """limestone; brick; slate; granite; sandstone; concrete; basalt; oak; larch; cast iron"""
+    ),
+    "fish": _words("trout; grayling; young perch; crayfish; minnows; sticklebacks"),
+    "pot": _words("copper; clay; cast iron; steel; glass; enamel; soapstone"),
+    "drink": _words("cider; dark beer; buttermilk; cold tea; dry white wine; plum brandy; water"),
+    "crop": _words("barley; rye; potatoes; sugar beet; flax; hops; oats; clover; maize; cabbage"),
+    "firmkind": _words(
+        """Canal Company; Steamship Line; Cooperative Dairy; Tramway Company; Paper Works; Brewery;
+        Trading House; Forwarding Company; Brothers; Glass Works; Coal Merchants; Timber Yard;
+        Railway Company; Packing Company"""
     ),
 }

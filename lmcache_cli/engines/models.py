@@ -111,7 +111,10 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
 
 def _read(name: str, source: str, dtype: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
     """Tokenizer and model; what can't be reused is refused before the weights are read."""
-    refuse_unknown(name, transformers.AutoConfig.from_pretrained(source, **extra))
+    config = transformers.AutoConfig.from_pretrained(source, **extra)
+    refuse_unknown(name, config)
+    # The config is handed on: from a GGUF file each would read it anew, seconds each time.
+    extra = extra | {"config": config}
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
     return tokenizer, model
