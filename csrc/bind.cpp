@@ -148,6 +148,10 @@ void make_slab(Slab* self, std::int64_t nbytes) {
   new (self) Slab(static_cast<std::size_t>(nbytes));
 }
 
+std::uintptr_t address(const Slab& slab) {
+  return reinterpret_cast<std::uintptr_t>(slab.address());
+}
+
 using View = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>, nb::c_contig>;
 
 View view(nb::handle_t<Slab> self) {
@@ -169,8 +173,7 @@ NB_MODULE(_native, m) {
 
   nb::class_<Slab>(m, "Slab")
       .def("__init__", make_slab, "nbytes"_a)
-      .def_prop_ro("address",
-                   [](const Slab& slab) { return reinterpret_cast<std::uintptr_t>(slab.address()); })
+      .def_prop_ro("address", address)
       .def_prop_ro("nbytes", &Slab::nbytes)
       .def("view", view);
 

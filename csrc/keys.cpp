@@ -6,7 +6,7 @@
 namespace lmcache {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "keys hash little-endian tokens in place");
+static_assert(std::endian::native == std::endian::little, "tokens are hashed in place");
 
 // The end of a message: the bytes that fill no block, SHA-256's padding and the length in bits.
 // Both families' messages have one length and one end, so they share it.

@@ -14,9 +14,9 @@ enum class Order {
   kTokensFirst,  // "NHD": [tokens][kv_heads][head_bytes]
 };
 
-// Engine KV -> chunk bytes, and back: chunk i lies at chunks[i]. A token whose slot is -1 is left as
-// it is on both sides. All memory must be this process's to use, for the length of the call; no two
-// destinations may overlap. Throws std::out_of_range for a bad slot, before any byte moves.
+// Engine KV -> chunk bytes, and back: chunk i lies at chunks[i]. A token whose slot is -1 is left
+// as it is on both sides. All memory must be this process's to use, for the length of the call; no
+// two destinations may overlap. Throws std::out_of_range for a bad slot, before any byte moves.
 void gather(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
             int threads);
 void scatter(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,

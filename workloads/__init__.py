@@ -1,10 +1,10 @@
 """Requests to measure with: generators that are pure functions of their settings and a corpus."""
 
-from workloads.generate import WORKLOADS, generate
 from workloads.generated import GeneratedCorpus
 from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
+from workloads.workload import WORKLOADS, generate
 
 __all__ = [
     "WORKLOADS",

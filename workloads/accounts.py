@@ -152,7 +152,7 @@ The court found that the {material} had been paid for and the {goods} had not.
 An appeal was heard in {place2} in {later} and dismissed within {small} days.
 Costs came to {#200-4000} crowns, which was more than the sum at stake.
 {surname} accepted the ruling but moved to {place2} soon after.
-The decision is still quoted when {goods} are sold by weight.
+The decision is still quoted in the trade with {goods}.
 A clerk noticed that the date on the receipt, {1-28} {month}, fell on a holiday.
 The two sides settled over {food} and wine in the {room} of an inn.
 The file, {#90-900} pages long, was found in the {room} of the {building}.

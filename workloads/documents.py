@@ -26,7 +26,7 @@ def long_context(settings: Settings, reader: TokenReader, draw: Draw) -> list[Pr
     prompts = []
     for i in range(total):
         number, d = divmod(i, settings.documents)
-        opening = f"\n\nQuestion {number + 1}: The text says “…"
+        opening = f"\n\nQuestion {number + 1}: “…"
         # A BOS token is nothing to quote.
         question = quoter.write(opening, documents[d].ids[1:], settings.question_tokens)
         parts = (documents[d], Part("question", question))

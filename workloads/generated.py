@@ -118,7 +118,7 @@ def _cast(draw: Draw) -> dict[str, str]:
     surname, surname2 = draw.sample(WORDS["last"], 2)
     first, first2 = draw.sample(WORDS["first"], 2)
     year = draw.between(1790, 1985)
-    cast = {
+    return {
         "place": place,
         "place2": place2,
         "person": f"{first} {surname}",
@@ -134,7 +134,6 @@ def _cast(draw: Draw) -> dict[str, str]:
         "later": str(year + draw.between(2, 34)),
         "recent": str(draw.between(2004, 2024)),
     }
-    return cast | {name: _fill((_Slot(name),), cast, draw) for name in _ONCE}
 
 
 def _place(draw: Draw) -> str:
@@ -170,5 +169,7 @@ def _fill(pattern: _Pattern, cast: dict[str, str], draw: Draw) -> str:
             word = _fill(draw.pick(options), cast, draw)
             while word in words:  # not "a dish of trout and trout"
                 word = _fill(draw.pick(options), cast, draw)
+            if piece.name in _ONCE:
+                cast[piece.name] = word
             words.append(word)
     return "".join(words)

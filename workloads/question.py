@@ -24,6 +24,7 @@ ABOUT_A_TEXT = (
     "…”. Where does this take place, and what else happens there?\nAnswer:",
     "…”. Explain to someone in a hurry why this matters.\nAnswer:",
     "…”. Who says so?\nAnswer:",
+    "…”. Why?\nAnswer:",
 )
 IN_A_CHAT = (
     "…”. Can you tell me more about that?",

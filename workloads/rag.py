@@ -34,7 +34,7 @@ def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
         ranks = popular(settings.corpus_passages, settings.passages, settings.zipf, draw)
         drawn = tuple(pool[rank] for rank in ranks)
         about = np.concatenate([part.ids for part in drawn])
-        opening = f"\n\nQuestion {i + 1}: The passages say “…"
+        opening = f"\n\nQuestion {i + 1}: “…"
         question = quoter.write(opening, about, settings.question_tokens)
         prompts.append(Prompt(f"r{i}", f"r{i}", (system, *drawn, Part("question", question))))
     return prompts

@@ -133,14 +133,16 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _short_enough(paragraph: str) -> Iterator[str]:
-    rest = paragraph
-    while len(rest) > _PASSAGE_CHARS:
-        head = rest[:_PASSAGE_CHARS]
+    start = 0
+    while len(paragraph) - start > _PASSAGE_CHARS:
+        head = paragraph[start : start + _PASSAGE_CHARS]
         ends = [match.start() for match in _SENTENCE_END.finditer(head) if match.start()]
         cut = ends[-1] if ends else head.rfind(" ")
-        if cut <= 0:
-            cut = _PASSAGE_CHARS
-        yield rest[:cut]
-        rest = rest[cut:].lstrip()
-    if rest:
-        yield rest
+        start += cut if cut > 0 else _PASSAGE_CHARS
+        piece = head[:cut].rstrip() if cut > 0 else head
+        if piece:
+            yield piece
+        while paragraph[start : start + 1].isspace():
+            start += 1
+    if start < len(paragraph):
+        yield paragraph[start:]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import transformers
 
 from lmcache_cli.embedded import embedded_model
 from lmcache_cli.engines.attention import CPU_ATTENTION
+from lmcache_cli.engines.converted import converted
 from lmcache_cli.errors import UserError
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
@@ -91,15 +90,12 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     extra: dict[str, Any] = {}
     if name is None:
         folder, gguf = embedded_model()
-        source, extra = str(folder), {"gguf_file": gguf}
         name, revision = Path(gguf).stem, _digest([folder / gguf])
+        source, extra = converted(folder, gguf, revision)
     else:
         source, revision = name, _folder_digest(name)
-    # The embedded model's conversion draws a bar of its own; a download's bar stays.
-    hide = redirect_stderr(io.StringIO()) if extra else nullcontext()
     try:
-        with hide:
-            tokenizer, model = _read(name, source, wanted, extra)
+        tokenizer, model = _read(name, source, wanted, extra)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_explain(name, error)) from error
     model.set_attn_implementation(CPU_ATTENTION if target.type == "cpu" else "sdpa")
@@ -113,8 +109,6 @@ def _read(name: str, source: str, dtype: Any, extra: dict[str, Any]) -> tuple[An
     """Tokenizer and model; what can't be reused is refused before the weights are read."""
     config = transformers.AutoConfig.from_pretrained(source, **extra)
     refuse_unknown(name, config)
-    # The config is handed on: from a GGUF file each would read it anew, seconds each time.
-    extra = extra | {"config": config}
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
     return tokenizer, model

@@ -34,14 +34,19 @@ class World:
     engine_bytes: int
     chunk_bytes: int
 
-    def run(self, verb: Callable[..., None], module: Any, *arguments: Any) -> bytes:
-        """Runs the verb on memory that is equal each time; returns all of it."""
-        engine, chunks = random_bytes(self.engine_bytes, 1), random_bytes(self.chunk_bytes, 2)
+    def arguments(
+        self, module: Any, engine: NDArray[np.uint8], chunks: NDArray[np.uint8]
+    ) -> tuple[Any, NDArray[np.int64], NDArray[np.uint64]]:
+        """What the module's verbs take, for KV and chunks in these arrays."""
         values = {field.name: getattr(self.shape, field.name) for field in fields(self.shape)}
         for plane in ("k_bases", "v_bases"):
             values[plane] = values[plane] + np.uint64(engine.ctypes.data)
-        addresses = self.chunks + np.uint64(chunks.ctypes.data)
-        verb(module.Paged(**values), self.slots, addresses, *arguments)
+        return module.Paged(**values), self.slots, self.chunks + np.uint64(chunks.ctypes.data)
+
+    def run(self, verb: Callable[..., None], module: Any, *arguments: Any) -> bytes:
+        """Runs the verb on memory that is equal each time; returns all of it."""
+        engine, chunks = random_bytes(self.engine_bytes, 1), random_bytes(self.chunk_bytes, 2)
+        verb(*self.arguments(module, engine, chunks), *arguments)
         return engine.tobytes() + chunks.tobytes()
 
     def check(self, name: str, order: Order, threads: int) -> None:

@@ -8,45 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.transformers import TransformersEngine
 from lmcache_cli.errors import UserError
+from tests.lmcache_cli.small_model import FAMILIES, save_model
 from workloads import Request
-
-FAMILIES = {
-    "llama": transformers.LlamaConfig,
-    "qwen2": transformers.Qwen2Config,
-    "qwen3": transformers.Qwen3Config,
-    "mistral": transformers.MistralConfig,
-}
-
-
-def save_model(folder: Path, family: str, **changes: object) -> Path:
-    """A random model of two layers with a word tokenizer, as a Hugging Face folder."""
-    sizes = dict(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-    )
-    if family == "mistral":
-        sizes["sliding_window"] = None  # type: ignore[assignment]
-    torch.manual_seed(0)
-    config = FAMILIES[family](**(sizes | changes))
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
-    words = {f"w{i}": i for i in range(511)} | {"[UNK]": 511}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-    fast.save_pretrained(folder)
-    return folder
 
 
 def request(ids: list[int], outputs: int = 6, name: str = "r") -> Request:

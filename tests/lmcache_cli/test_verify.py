@@ -1,0 +1,61 @@
+"""``lmcache verify``: passes on a right cache and fails on a wrong one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_core import _native
+from cache_core.place import Place
+from cache_core.tiers import MemoryTier
+from lmcache_cli.errors import UserError
+from lmcache_cli.verify import VerifyOptions, run_verify
+from tests.lmcache_cli.small_model import save_model
+
+
+def options(folder: Path, context: str = "100", chunk: str = "16") -> VerifyOptions:
+    return VerifyOptions(str(folder), "cpu", "auto", chunk, context, 4, 0)
+
+
+def test_every_tier_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_model(tmp_path, "qwen3")
+    assert run_verify(options(folder, "60,100", "16,32"), "-", True) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "lmcache.verify/1" and document["passed"] is True
+    assert len(document["checks"]) == 2 * 2 * 2
+    assert {c["tier"] for c in document["checks"]} == {"device", "cpu"}
+    assert all(c["hit_tokens"] >= 32 and c["tokens_identical"] for c in document["checks"])
+
+
+def test_a_tier_that_serves_wrong_bytes_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_model(tmp_path, "llama")
+    right = MemoryTier.write
+
+    def wrong(self: MemoryTier, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        done = right(self, keys, place)
+        # One chunk holds another's KV: what a cache without checks serves from a damaged file.
+        slots = [self._slots[key] for key in keys]
+        sizes = np.array([self._chunk_bytes], dtype=np.uint64)
+        _native.copy(self._addresses[slots[:1]], self._addresses[slots[1:2]], sizes, 1)
+        return done
+
+    monkeypatch.setattr(MemoryTier, "write", wrong)
+    assert run_verify(options(folder), None, True) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_prompt_shorter_than_a_chunk_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no full chunk"):
+        run_verify(options(tmp_path, "10", "16"), None, True)
+
+
+def test_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "llama")
+    with pytest.raises(UserError, match="context is 256"):
+        run_verify(options(folder, "250"), None, True)
