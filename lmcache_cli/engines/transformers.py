@@ -228,7 +228,8 @@ class TransformersSession:
             output.append(token)
         stored = 0
         if self.cache is not None and keys:
-            place = arena.chunks(self.cache.layout, 0, len(keys), engine.threads)
+            # One thread: a store overlaps the next prefill, and more of them cost that 4 %.
+            place = arena.chunks(self.cache.layout, 0, len(keys), 1)
             arena.pending = self.cache.store(keys, place)
             stored = (len(keys) - loaded.chunks) * self.cache.layout.chunk_bytes
         return Sample(

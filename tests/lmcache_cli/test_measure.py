@@ -111,10 +111,10 @@ def test_lost_chunks_are_a_warning() -> None:
             session = super().open(spec, max_tokens)
             serve = session.serve
 
-            def forget(todo: Sequence[Request], load: Load) -> Iterator[Sample]:
+            def forget(requests: Sequence[Request], load: Load) -> Iterator[Sample]:
                 if session._cache is not None:
                     session._cache.clear()
-                return serve(todo, load)
+                return serve(requests, load)
 
             session.serve = forget  # type: ignore[method-assign]
             return session
