@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
+from cache_core.admission import Admission
 from cache_core.layout import KVLayout
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.place import Place
-from cache_core.policy import LRU, Policy
+from cache_core.policy import LRU, PolicyMaker
 from cache_core.tiers.tier import Tier
 
 logger = logging.getLogger("lmcache")
@@ -57,6 +58,7 @@ class TieredCache:
     Safe for any number of threads. Stores run on one thread of their own, in the order in which
     they were admitted: every change to a tier happens there, which is why a tier never needs
     more room than its capacity. ``synchronous`` runs them in the caller (the simulator).
+    ``admission`` decides by tier name which new chunks may enter.
     """
 
     def __init__(
@@ -64,15 +66,21 @@ class TieredCache:
         layout: KVLayout,
         tiers: Sequence[Tier],
         *,
-        policy: Callable[[], Policy] = LRU,
+        policy: PolicyMaker = LRU,
         placement: Placement = "write_on_insertion",
+        admission: Mapping[str, Admission] | None = None,
         synchronous: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.layout = layout
         self.tiers = tuple(tiers)
         self.counters = {tier.name: TierCounters() for tier in self.tiers}
-        self._ledger = Ledger([tier.capacity for tier in self.tiers], policy, placement)
+        self._ledger = Ledger(
+            [tier.capacity for tier in self.tiers],
+            policy,
+            placement,
+            [(admission or {}).get(tier.name) for tier in self.tiers],
+        )
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()

@@ -7,56 +7,28 @@ one lock around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-from cache_core.policy import LRU, Policy
+from cache_core.admission import Admission
+from cache_core.plan import ENGINE, NOWHERE, PLACEMENTS, Hit, Move, Placement, Plan
+from cache_core.policy import LRU, PolicyMaker
+from cache_core.use import Uses
 
-Placement = Literal["write_on_insertion", "write_on_eviction"]
-PLACEMENTS: tuple[Placement, ...] = ("write_on_insertion", "write_on_eviction")
-
-ENGINE = -1
-NOWHERE = -1
+__all__ = [
+    "ENGINE",
+    "NOWHERE",
+    "PLACEMENTS",
+    "Hit",
+    "Ledger",
+    "LedgerError",
+    "Move",
+    "Placement",
+    "Plan",
+]
 
 
 class LedgerError(AssertionError):
     """An invariant does not hold: a defect in the cache, never the user's fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A prompt's leading chunks that are held, and the fastest tier of each."""
-
-    keys: tuple[bytes, ...]
-    tiers: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One chunk's way: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its place among
-    the admitted keys (where the engine has it), -1 for a chunk that came down from a tier."""
-
-    key: bytes
-    source: int
-    target: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Moves in the order that never needs more room than a tier has: first what leaves, then
-    demotions from the slowest tier up, then what the engine brings."""
-
-    moves: tuple[Move, ...]
-
-    @property
-    def from_engine(self) -> bool:
-        """Whether anything is read from the engine's memory."""
-        return any(m.source == ENGINE and m.target != NOWHERE for m in self.moves)
 
 
 class Ledger:
@@ -64,21 +36,33 @@ class Ledger:
 
     ``capacities`` are in chunks; None is unbounded. ``write_on_insertion`` keeps a copy in every
     tier (inclusive, write-through); ``write_on_eviction`` keeps one, which moves down when it is
-    evicted and up when it is used (exclusive).
+    evicted and up when it is used (exclusive). Each tier has an order of its own, made by
+    ``policy``; a policy that never evicts makes every tier unbounded. ``admission``, if given, has
+    for each tier what decides which new chunks may enter it (None: all).
     """
 
     def __init__(
         self,
         capacities: Sequence[int | None],
-        policy: Callable[[], Policy] = LRU,
+        policy: PolicyMaker = LRU,
         placement: Placement = "write_on_insertion",
+        admission: Sequence[Admission | None] | None = None,
     ) -> None:
         if placement not in PLACEMENTS:
             raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
-        self.capacities = tuple(capacities)
+        self._policies = [policy(capacity) for capacity in capacities]
+        self.capacities = tuple(
+            capacity if order.evicts else None
+            for capacity, order in zip(capacities, self._policies, strict=True)
+        )
         self.placement = placement
         self.evictions = [0] * len(self.capacities)
-        self._policies = [policy() for _ in self.capacities]
+        self.refusals = [0] * len(self.capacities)
+        """New chunks that a tier's admission kept out, counted at each use."""
+        self._admission = list(admission or [None] * len(self.capacities))
+        if len(self._admission) != len(self.capacities):
+            raise ValueError(f"{len(self._admission)} admissions for {len(capacities)} tiers")
+        self._uses = Uses()  # of every chunk that is held or pending
         self._held: dict[bytes, int] = {}  # key -> bit per tier that can serve it
         self._pending: dict[bytes, int] = {}  # key -> bit per tier that it is being written to
         self._pins: dict[bytes, int] = {}
@@ -143,11 +127,18 @@ class Ledger:
         served from here on; admitted ones can after :meth:`settle`.
         """
         # A chunk may stand twice in a request (content keys): its first place counts.
-        index = {key: i for i, key in reversed(list(enumerate(keys)))}
-        tail_first = sorted(index, key=index.__getitem__, reverse=True)
+        index: dict[bytes, int] = {}
+        for place, key in enumerate(keys):
+            index.setdefault(key, place)
+        self._uses.record(index)
+        tail_first = list(reversed(index))
         if self.placement == "write_on_insertion":
-            return self._insert(tail_first, index)
-        return self._cascade(tail_first, index)
+            plan = self._insert(tail_first, index)
+        else:
+            plan = self._cascade(tail_first, index)
+        self._forget_uses(index)
+        self._forget_uses(move.key for move in plan.moves if move.target == NOWHERE)
+        return plan
 
     def settle(self, moves: Iterable[Move], stored: bool) -> None:
         """The moves were carried out (or failed): publishes the chunks, or gives the room back."""
@@ -164,6 +155,7 @@ class Ledger:
                 self._held[move.key] = self._held.get(move.key, 0) | bit
             else:
                 self._policies[move.target].drop(move.key)
+                self._forget_uses([move.key])
 
     def forget(self, key: bytes, tier: int) -> bool:
         """The tier could not serve the key: takes it out, unless another request has pinned it
@@ -172,6 +164,7 @@ class Ledger:
             return False
         self._policies[tier].drop(key)
         self._release(key, tier)
+        self._forget_uses([key])
         return True
 
     def clear(self) -> list[Move]:
@@ -184,6 +177,7 @@ class Ledger:
                     policy.drop(key)
                     self._release(key, tier)
                     moves.append(Move(key, tier, NOWHERE, -1))
+        self._forget_uses(move.key for move in moves)
         return moves
 
     def check(self) -> None:
@@ -212,11 +206,30 @@ class Ledger:
                 mask = self._held.get(key, 0) | self._pending.get(key, 0)
                 if mask.bit_count() != 1 or self._held.get(key, 0) & self._pending.get(key, 0):
                     raise LedgerError(f"exclusive chunk {key.hex()[:12]} is in several tiers")
+        if self._uses.keys() != self._held.keys() | self._pending.keys():
+            raise LedgerError("uses are kept of other chunks than the held and pending ones")
         if 0 in self._held.values() or 0 in self._pending.values():
             raise LedgerError("a key with an empty tier mask is kept")
 
     def _spared(self, key: bytes) -> bool:
         return key in self._pins or key in self._pending
+
+    def _forget_uses(self, keys: Iterable[bytes]) -> None:
+        """Of those chunks that no tier has any more."""
+        for key in keys:
+            if key not in self._held and key not in self._pending:
+                self._uses.pop(key, None)
+
+    def _refused(self, tier: int, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of the new chunks, last chunk first, that the tier's admission keeps out."""
+        admission = self._admission[tier]
+        if admission is None or not keys:
+            return set()
+        in_order = keys[::-1]
+        selected = admission.select(in_order, [self._uses[key] for key in in_order])
+        refused = {key for key, enters in zip(in_order, selected, strict=True) if not enters}
+        self.refusals[tier] += len(refused)
+        return refused
 
     def _release(self, key: bytes, tier: int) -> None:
         rest = self._held[key] & ~(1 << tier)
@@ -234,8 +247,12 @@ class Ledger:
         coming: list[Move] = []
         for tier, policy in enumerate(self._policies):
             new = {key: ENGINE for key in tail_first if key not in policy}
+            refused = self._refused(tier, list(new))
             for key in tail_first:
-                policy.touch(key)
+                if key not in refused:
+                    policy.touch(key, self._uses[key])
+            for key in refused:
+                del new[key]
             for key, source in self._cut(tier, new):
                 if source != ENGINE:
                     leaving.append(Move(key, source, NOWHERE, -1))
@@ -247,14 +264,15 @@ class Ledger:
 
     def _cascade(self, tail_first: list[bytes], index: dict[bytes, int]) -> Plan:
         """Exclusive: chunks enter the fastest tier; what it evicts enters the next one as its most
-        recent, and so on, which keeps one recency order over all tiers. A chunk below that another
-        request has pinned, or that is on its way, stays there."""
+        recent, and so on, which keeps one recency order over all tiers. What a tier's admission
+        refuses goes on to the next one. A chunk below that another request has pinned, or that is
+        on its way, stays there."""
         home: dict[bytes, int] = {}  # chunks that a slower tier holds: they leave it, or come back
         incoming: list[tuple[bytes, int]] = []
         for key in tail_first:
             tier = self._only_tier(key)
             if tier > 0 and self._spared(key):
-                self._policies[tier].touch(key)
+                self._policies[tier].touch(key, self._uses[key])
                 continue
             if tier > 0:
                 self._policies[tier].drop(key)
@@ -263,14 +281,15 @@ class Ledger:
         demoted: list[Move] = []
         coming: list[Move] = []
         for tier, policy in enumerate(self._policies):
-            new: dict[bytes, int] = {}
-            for key, source in incoming:
+            new = {k: s for k, s in incoming if k not in policy and home.get(k) != tier}
+            refused = self._refused(tier, list(new))
+            for key, _ in incoming:
+                if key not in refused:
+                    policy.touch(key, self._uses[key])
                 if home.get(key) == tier:
                     del home[key]
-                elif key not in policy:
-                    new[key] = source
-                policy.touch(key)
-            incoming = self._cut(tier, new)
+            onward = [(key, new.pop(key)) for key, _ in incoming if key in refused]
+            incoming = self._cut(tier, new) + onward
             for key, source in new.items():
                 if source == ENGINE:
                     coming.append(Move(key, ENGINE, tier, index[key]))
@@ -292,23 +311,28 @@ class Ledger:
         return mask.bit_length() - 1
 
     def _cut(self, tier: int, new: dict[bytes, int]) -> list[tuple[bytes, int]]:
-        """Evicts until the tier fits, oldest first; returns (key, where its bytes are). New keys
-        can fall out again (they are taken from ``new``); if all else is pinned or on its way,
-        they must."""
+        """Evicts until the tier fits, as its policy says; returns (key, where its bytes are). New
+        keys can fall out again (they are taken from ``new``); if nothing else can go, they must,
+        last chunk first."""
         policy = self._policies[tier]
         capacity = self.capacities[tier]
         out: list[tuple[bytes, int]] = []
         while capacity is not None and len(policy) > capacity:
             key = policy.victim(self._spared)
-            if key is None:
-                key = next((k for k in new), None)
-            if key is None:
+            if key is not None:
+                policy.evict(key)
+            elif new:
+                key = next(iter(new))
+                policy.drop(key)
+            else:
                 raise LedgerError(f"tier {tier} is over its capacity and nothing can leave")
-            policy.drop(key)
             if key in new:
                 out.append((key, new.pop(key)))
             else:
                 self._release(key, tier)
                 self.evictions[tier] += 1
                 out.append((key, tier))
+        admission = self._admission[tier]
+        if admission is not None:
+            admission.entered(len(new))
         return out

@@ -1,0 +1,47 @@
+"""What a Ledger answers: what is held, and what has to move. Frozen, for other processes too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Placement = Literal["write_on_insertion", "write_on_eviction"]
+PLACEMENTS: tuple[Placement, ...] = ("write_on_insertion", "write_on_eviction")
+
+ENGINE = -1
+NOWHERE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A prompt's leading chunks that are held, and the fastest tier of each."""
+
+    keys: tuple[bytes, ...]
+    tiers: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One chunk's way: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its place among
+    the admitted keys (where the engine has it), -1 for a chunk that came down from a tier."""
+
+    key: bytes
+    source: int
+    target: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Moves in the order that never needs more room than a tier has: first what leaves, then
+    demotions from the slowest tier up, then what the engine brings."""
+
+    moves: tuple[Move, ...]
+
+    @property
+    def from_engine(self) -> bool:
+        """Whether anything is read from the engine's memory."""
+        return any(m.source == ENGINE and m.target != NOWHERE for m in self.moves)

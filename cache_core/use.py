@@ -1,0 +1,36 @@
+"""What is known of chunks from the requests that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Use(NamedTuple):
+    """One chunk's latest use.
+
+    ``parent`` is the chunk before it in that request (None for the first, or if unknown),
+    ``depth`` its place there from 0 on, ``times`` how many requests have used it since any tier
+    took it, this one included, and ``turn`` that request's number, from 0 on.
+    """
+
+    parent: bytes | None = None
+    depth: int = 0
+    times: int = 1
+    turn: int = 0
+
+
+class Uses(dict[bytes, Use]):
+    """The latest use of each chunk."""
+
+    turn = 0
+    """Requests recorded."""
+
+    def record(self, places: Mapping[bytes, int]) -> None:
+        """A request uses these chunks: each one's place in the prompt, in that order."""
+        parent = None
+        for key, depth in places.items():
+            last = self.get(key)
+            self[key] = Use(parent, depth, 1 if last is None else last.times + 1, self.turn)
+            parent = key
+        self.turn += 1
