@@ -17,8 +17,8 @@ class GDSF:
 
     A key's rank is ``age + uses * cost / size``. Chunks are of one size. ``cost`` is the square
     root of ``depth + 1``: recomputing a chunk attends to all before it, so its cost grows with its
-    depth, and the root keeps long prompts from owning the cache. The age is the highest
-    rank that was evicted so far. Only a chunk that no other held chunk continues can go: without it those
+    depth, and the root keeps long prompts from owning the cache. The age is the highest rank that
+    was evicted so far. Only a chunk that no other held chunk continues can go: without it those
     would be unreachable. Among equals the least recently used goes first.
     """
 
