@@ -22,7 +22,9 @@ class HitOracle:
         # Only sharing matters here, not the shape of the KV.
         layout = KVLayout(1, 1, 1, "int8", spec.chunk_tokens)
         self._hasher = ChunkHasher(Namespace(layout, "oracle"))
-        tiers = [NullTier(name, chunks) for name, chunks in capacity.items()]
+        tiers = [
+            NullTier(name, chunks if spec.bounded else None) for name, chunks in capacity.items()
+        ]
         self._cache = TieredCache(
             layout,
             tiers,

@@ -80,6 +80,8 @@ def make_plan(options: BenchOptions) -> Plan:
     one_of("--engine", options.engine, ENGINES)
     one_of("--dtype", options.dtype, DTYPES)
     one_of("--policy", options.policy, tuple(POLICIES))
+    if options.policy == "unbounded" and options.engine != "simulated":
+        raise UserError("--policy: unbounded needs tiers without bytes; add --engine simulated")
     one_of("--placement", options.placement, PLACEMENTS)
     for name in options.workloads:
         one_of("workload", name, tuple(WORKLOADS))

@@ -68,7 +68,11 @@ def bench(
         ),
     ] = "2000",
     policy: Annotated[
-        str, typer.Option(help="Eviction order: lru.", rich_help_panel="The cache")
+        str,
+        typer.Option(
+            help="Eviction order: lru, lfu-aging, gdsf, s3-fifo, arc; unbounded (simulated).",
+            rich_help_panel="The cache",
+        ),
     ] = "lru",
     placement: Annotated[
         str,

@@ -27,6 +27,11 @@ class CacheSpec:
         """Whether anything is kept between requests."""
         return bool(self.tiers)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the sizes of the tiers count: `unbounded` simulates tiers without a limit."""
+        return self.policy != "unbounded"
+
 
 @dataclass(frozen=True, slots=True)
 class Load:

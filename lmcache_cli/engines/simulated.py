@@ -102,7 +102,10 @@ class SimulatedSession:
         self._hasher = ChunkHasher(Namespace(self._layout, engine.model, salt=spec.salt))
         self._cache: TieredCache | None = None
         if spec.reuse:
-            tiers = [NullTier(name, count) for name, count in engine.tier_capacity(spec).items()]
+            tiers = [
+                NullTier(name, count if spec.bounded else None)
+                for name, count in engine.tier_capacity(spec).items()
+            ]
             self._cache = TieredCache(
                 self._layout,
                 tiers,

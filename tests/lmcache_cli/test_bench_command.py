@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_core.policy import POLICIES
 from reports.run_file import read_run
 
 SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
@@ -107,6 +108,18 @@ def test_flags_win_over_the_config_file(tmp_path: Path) -> None:
     assert all(c["n"] == 3 for c in document["cells"])
 
 
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_every_policy_runs(policy: str, tmp_path: Path) -> None:
+    """With room for 2 of each document's 3 chunks in all, most is evicted; unbounded keeps it."""
+    flags = ["long-context", *SMALL, "--cpu-size", "5MiB", "--policy", policy]
+    done = bench(*flags, "--json", "-", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cell = json.loads(done.stdout)["cells"][1]
+    assert cell["policy"] == policy
+    hits = cell["hit_tokens"].get("cpu", 0)
+    assert hits == 2 * 192 if policy == "unbounded" else hits < 2 * 192
+
+
 BAD = [
     (["--cpu-size", "12XB"], "12XB"),
     (["--chunk-tokens", "0"], "at least 1"),
@@ -115,7 +128,8 @@ BAD = [
     (["--rate", "1", "--concurrency", "2"], "exclude"),
     (["--concurrency", "0"], "at least 1"),
     (["--engine", "warp"], "transformers, simulated"),
-    (["--policy", "magic"], "lru"),
+    (["--policy", "magic"], "lru, lfu-aging, gdsf, s3-fifo, arc, unbounded"),
+    (["--policy", "unbounded", "--engine", "transformers"], "--engine simulated"),
     (["--placement", "sideways"], "write_on_eviction"),
     (["--reuse", "sometimes"], "off, prefix"),
     (["--cpu-size", "0"], "needs a tier"),
