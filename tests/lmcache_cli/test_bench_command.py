@@ -110,7 +110,7 @@ def test_flags_win_over_the_config_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_every_policy_runs(policy: str, tmp_path: Path) -> None:
-    """With room for 2 of each document's 3 chunks in all, most is evicted; unbounded keeps it."""
+    """With room for one or two of six chunks most is evicted; unbounded keeps all."""
     flags = ["long-context", *SMALL, "--cpu-size", "5MiB", "--policy", policy]
     done = bench(*flags, "--json", "-", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
