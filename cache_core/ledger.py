@@ -89,6 +89,10 @@ class Ledger:
         """Distinct chunks that can be served."""
         return len(self._held)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether any tier can serve the key now."""
+        return key in self._held
+
     def count(self, tier: int) -> int:
         """Chunks that ``tier`` holds or has reserved room for."""
         return len(self._policies[tier])
@@ -148,6 +152,22 @@ class Ledger:
         if self.placement == "write_on_insertion":
             return self._insert(tail_first, index)
         return self._cascade(tail_first, index)
+
+    def adopt(self, keys: Sequence[bytes], tier: int) -> Plan:
+        """``tier``, which others fill too, was found to hold these chunks (in prompt order): they
+        can be served from now on. Makes room for them; returns what leaves for it. In an exclusive
+        stack a chunk that any tier has stays there alone."""
+        policy = self._policies[tier]
+        new: dict[bytes, int] = {}
+        for key in reversed(keys):
+            elsewhere = self.placement == "write_on_eviction" and self._only_tier(key) >= 0
+            if key not in policy and not elsewhere:
+                policy.touch(key)
+                new[key] = ENGINE
+        gone = [Move(key, s, NOWHERE, -1) for key, s in self._cut(tier, new) if s != ENGINE]
+        for key in new:
+            self._held[key] = self._held.get(key, 0) | 1 << tier
+        return Plan(tuple(gone))
 
     def settle(self, moves: Iterable[Move], stored: bool) -> None:
         """The moves were carried out (or failed): publishes the chunks, or gives the room back."""

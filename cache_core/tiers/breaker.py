@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 class CircuitBreaker:
     """Closed: every call may go. After ``failures`` in a row it opens: no call may go for
-    ``pause_s`` seconds, then one probe may; its success closes the breaker, its failure (or no
-    word of it for another ``pause_s``) opens it for the next pause.
+    ``pause_s`` seconds, then one probe may; its success closes the breaker; without it the
+    next pause, twice as long up to ``longest_pause_s``, has begun with the probe.
 
     Safe for any number of threads. ``clock`` in seconds, monotonic.
     """
@@ -19,13 +19,15 @@ class CircuitBreaker:
         self,
         failures: int = 3,
         pause_s: float = 5.0,
+        longest_pause_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if failures < 1 or pause_s < 0:
             raise ValueError(f"a breaker of {failures} failures and {pause_s} s makes no sense")
         self.opened = 0
         self._failures = failures
-        self._pause_s = pause_s
+        self._first_pause_s = self._pause_s = pause_s
+        self._longest_pause_s = max(pause_s, longest_pause_s)
         self._clock = clock
         self._lock = threading.Lock()
         self._in_a_row = 0
@@ -45,6 +47,7 @@ class CircuitBreaker:
             now = self._clock()
             if now < self._retry_at:
                 return False
+            self._pause_s = min(2 * self._pause_s, self._longest_pause_s)
             self._retry_at = now + self._pause_s
             return True
 
@@ -52,6 +55,7 @@ class CircuitBreaker:
         """A call came through. Returns whether that closed the breaker."""
         with self._lock:
             self._in_a_row = 0
+            self._pause_s = self._first_pause_s
             was_open, self._retry_at = self._retry_at is not None, None
             return was_open
 
@@ -60,7 +64,6 @@ class CircuitBreaker:
         with self._lock:
             self._in_a_row += 1
             if self._retry_at is not None:
-                self._retry_at = self._clock() + self._pause_s
                 return False
             if self._in_a_row < self._failures:
                 return False

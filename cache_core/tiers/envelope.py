@@ -38,4 +38,4 @@ def intact(key: bytes, value: Bytes) -> bool:
 
 
 def _digest(payload: Bytes) -> bytes:
-    return xxhash.xxh3_128_digest(memoryview(payload))
+    return xxhash.xxh3_128_digest(payload.data)

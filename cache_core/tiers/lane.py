@@ -72,7 +72,7 @@ class Lane:
             try:
                 result = work(self._connect())
             except Exception as error:  # noqa: BLE001 - the one who waits gets it
-                self._disconnect()
+                self._connected = False
                 self._done()
                 future.set_exception(error)
             else:
@@ -115,15 +115,11 @@ class Lane:
             self._connected = True
         return self._store
 
-    def _disconnect(self) -> None:
-        self._connected = False
-        if self._store is not None:
-            self._store.close()
-
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             task()
-        self._disconnect()
+        if self._store is not None:
+            self._store.close()
 
     def _done(self) -> None:
         """Before anyone hears of the result: who does may hand the lane on at once."""

@@ -62,8 +62,7 @@ class RedisStore:
         def send(connection: RespConnection) -> list[bool]:
             sets = [self._sets(name, value) for name, value in zip(names, values, strict=True)]
             connection.send([command for commands in sets for command in commands])
-            # Lists, no generators: every reply must be read.
-            good = [all([_accepted(connection) for _ in commands]) for commands in sets]
+            good = [_all([_accepted(connection) for _ in commands]) for commands in sets]
             torn = [name for name, ok in zip(names, good, strict=True) if not ok]
             if torn:
                 self._drop(connection, torn)
@@ -76,7 +75,7 @@ class RedisStore:
             count = len(self._cuts) - 1
             connection.send([[b"GET", _part(name, i)] for name in names for i in range(count)])
             return [
-                all([_arrived(connection, piece) for piece in self._pieces(value)])
+                _all([_arrived(connection, piece) for piece in self._pieces(value)])
                 for value in values
             ]
 
@@ -101,7 +100,8 @@ class RedisStore:
             commands.append([b"AUTH", *user, server.password.encode()])
         if server.database:
             commands.append([b"SELECT", str(server.database).encode()])
-        for command in (*commands, [b"PING"]):
+        commands.append([b"PING"])
+        for command in commands:
             connection.send([command])
             connection.reply()
         return connection
@@ -141,13 +141,18 @@ class RedisStore:
         return [*commands, [b"SET", _part(name, 0), first]]
 
     def _pieces(self, value: Bytes) -> list[memoryview]:
-        view = memoryview(value)
+        view = value.data
         ends = self._cuts[1:]
         return [view[a:b] for a, b in zip(self._cuts, ends, strict=False)]
 
 
 def _part(name: str, index: int) -> bytes:
     return f"{PREFIX}{name}:{index}".encode() if index else f"{PREFIX}{name}".encode()
+
+
+def _all(replies: list[bool]) -> bool:
+    """``all`` of a list, not of a generator: every reply must have been read."""
+    return all(replies)
 
 
 def _accepted(connection: RespConnection) -> bool:

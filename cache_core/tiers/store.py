@@ -20,12 +20,12 @@ class Store(Protocol):
 
     Values and their room are contiguous ``uint8`` arrays inside the buffer given to
     :meth:`connect`. Answers are per name; whatever concerns more than a name is a
-    :class:`StoreError`, after which only :meth:`close` and :meth:`connect` are called.
+    :class:`StoreError`, after which :meth:`connect` is called again, or :meth:`close`.
     """
 
     def connect(self, buffer: Bytes, timeout_s: float) -> None:
-        """Connects, and again after an error. No later call should take longer than
-        ``timeout_s``. Raises :class:`StoreError`."""
+        """Connects, or anew after an error. No call, this one too, should take longer than
+        ``timeout_s``. The buffer stays the same. Raises :class:`StoreError`."""
 
     def exists(self, names: Sequence[str]) -> list[bool]:
         """Which values there are, in one round trip."""
