@@ -228,7 +228,9 @@ class TieredCache:
         with self._lock:
             ledger = self._ledger
             # Behind a gap nothing can be used; what another tier holds is no gap.
-            held = takewhile(lambda pair: pair[1] or pair[0] in ledger, zip(rest, found))
+            held = takewhile(
+                lambda pair: pair[1] or pair[0] in ledger, zip(rest, found, strict=True)
+            )
             new = [key for key, ok in held if ok]
             if not new or self._closed:
                 return hit

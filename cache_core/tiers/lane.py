@@ -12,10 +12,15 @@ from typing import TypeVar
 import numpy as np
 
 from cache_core import _native
-from cache_core.tiers.store import Bytes, Store, StoreError
+from cache_core.tiers.store import Bytes, Store
 
 T = TypeVar("T")
 _PAGE = 4096
+
+
+def stride_of(value_bytes: int) -> int:
+    """Bytes that a value takes in a lane's buffer."""
+    return _PAGE + -(-value_bytes // _PAGE) * _PAGE
 
 
 class Lane:
@@ -38,7 +43,7 @@ class Lane:
         self._open_store = open_store
         self._head_bytes = head_bytes
         self._value_bytes = value_bytes
-        self._stride = _PAGE + -(-value_bytes // _PAGE) * _PAGE
+        self._stride = stride_of(value_bytes)
         self._timeout_s = timeout_s
         self._freed = freed
         self._slab: _native.Slab | None = None
@@ -140,12 +145,10 @@ class Lanes:
         self._idle = list(self._all)
 
     def take(self, timeout_s: float) -> Lane | None:
-        """An idle lane; None if none comes free in time. Raises :class:`StoreError` once closed."""
+        """An idle lane; None if none comes free in time, or all are retired."""
         with self._condition:
             self._condition.wait_for(lambda: self._idle or self._closed, timeout_s)
-            if self._closed:
-                raise StoreError("the tier is closed")
-            return self._idle.pop() if self._idle else None
+            return self._idle.pop() if self._idle and not self._closed else None
 
     def give(self, lane: Lane) -> None:
         """Puts a lane back."""

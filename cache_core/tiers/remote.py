@@ -16,7 +16,7 @@ from typing import TypeVar
 from cache_core.place import Place
 from cache_core.tiers.breaker import CircuitBreaker
 from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
-from cache_core.tiers.lane import Lane, Lanes
+from cache_core.tiers.lane import Lane, Lanes, stride_of
 from cache_core.tiers.store import Store, StoreError
 from cache_core.tiers.tier import TierError
 
@@ -84,13 +84,14 @@ class RemoteTier:
         self._counters = RemoteCounters()
         self._lock = threading.Lock()
         self._known: set[bytes] = set()
+        self._closed = False
         size = HEAD_BYTES + chunk_bytes
 
         def make(rows: int, freed: Callable[[Lane], None]) -> Lane:
             return Lane(store, rows, HEAD_BYTES, size, timeout_s * _OWN_SHARE, freed)
 
         self._lanes = lanes
-        self._rows = max(1, batch_bytes // size)
+        self._rows = max(1, batch_bytes // stride_of(size))
         self._bulk = Lanes(lanes, partial(make, self._rows))
         # Look-ups must not queue behind transfers.
         self._quick = Lanes(2, partial(make, 0))
@@ -173,6 +174,7 @@ class RemoteTier:
         return None
 
     def close(self) -> None:
+        self._closed = True
         self._known.clear()
         self._bulk.close(self._timeout_s)
         self._quick.close(self._timeout_s)
@@ -286,6 +288,8 @@ class RemoteTier:
             lane.abandon()
 
     def _may_go(self) -> bool:
+        if self._closed:
+            return False
         if self._breaker.allow():
             return True
         with self._lock:
