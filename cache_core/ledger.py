@@ -159,11 +159,13 @@ class Ledger:
         stack a chunk that any tier has stays there alone."""
         policy = self._policies[tier]
         new: dict[bytes, int] = {}
+        exclusive = self.placement == "write_on_eviction"
         for key in reversed(keys):
-            elsewhere = self.placement == "write_on_eviction" and self._only_tier(key) >= 0
-            if key not in policy and not elsewhere:
-                policy.touch(key)
+            if key not in policy:
+                if exclusive and self._only_tier(key) >= 0:
+                    continue
                 new[key] = ENGINE
+            policy.touch(key)
         gone = [Move(key, s, NOWHERE, -1) for key, s in self._cut(tier, new) if s != ENGINE]
         for key in new:
             self._held[key] = self._held.get(key, 0) | 1 << tier

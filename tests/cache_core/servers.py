@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,6 +124,14 @@ def silent_server() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen(64)
         yield server.getsockname()[1]
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    """Waits for what must happen sooner or later; a minute is never."""
+    end = time.monotonic() + 60
+    while not check():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
