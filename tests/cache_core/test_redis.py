@@ -6,7 +6,8 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,27 @@ _OPENSSL = (
     "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
     " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
 )
+Start = Callable[..., RedisProcess]
 PART = 300  # so that a value has four parts
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisProcess]:
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers, which end with the test."""
+    with ExitStack() as stack:
+
+        def run(*options: str, tls: bool = False) -> RedisProcess:
+            server = RedisProcess(tmp_path, *options, tls=tls)
+            stack.callback(server.kill)
+            return server
+
+        yield run
+
+
+@pytest.fixture
+def own(start: Start) -> RedisProcess:
     """A server for one test, which may kill it."""
-    server = RedisProcess(tmp_path)
-    yield server
-    server.kill()
+    return start()
 
 
 @pytest.fixture
@@ -108,10 +121,8 @@ def test_a_value_with_a_bad_part_is_a_miss(
     tier.close()
 
 
-def test_a_full_server_refuses_chunks_and_stays_in_use(
-    tmp_path: Path, engine: MemoryEngine
-) -> None:
-    server = RedisProcess(tmp_path, "--maxmemory", "100kb", "--maxmemory-policy", "noeviction")
+def test_a_full_server_refuses_chunks_and_stays_in_use(start: Start, engine: MemoryEngine) -> None:
+    server = start("--maxmemory", "100kb", "--maxmemory-policy", "noeviction")
     tier = tier_on(server.port)
     keys = hasher("full").keys(prompt(8)).prefix
     engine.fill(list(range(8)))
@@ -124,7 +135,6 @@ def test_a_full_server_refuses_chunks_and_stays_in_use(
     command(server.port, b"CONFIG", b"SET", b"maxmemory", b"0")
     assert all(tier.write(keys, engine.place(0, 8)))
     tier.close()
-    server.kill()
 
 
 def test_a_server_killed_and_restarted_costs_hits_only(
@@ -184,8 +194,10 @@ def test_a_frozen_server_is_left_alone_after_the_timeout(
     cache.close()
 
 
-def test_a_password_is_needed_and_never_shown(tmp_path: Path, engine: MemoryEngine) -> None:
-    server = RedisProcess(tmp_path, "--requirepass", "s3cret/word")
+def test_a_password_is_needed_and_never_shown(
+    tmp_path: Path, start: Start, engine: MemoryEngine
+) -> None:
+    server = start("--requirepass", "s3cret/word")
     secret = tmp_path / "password"
     secret.write_text("s3cret/word\n")
     right = open_remote(f"redis://:s3cret%2Fword@127.0.0.1:{server.port}/3", CHUNK)
@@ -206,10 +218,11 @@ def test_a_password_is_needed_and_never_shown(tmp_path: Path, engine: MemoryEngi
     assert wrong.contains([bytes(32)]) == [False]
     for tier in (right, named, filed, wrong, none):
         tier.close()
-    server.kill()
 
 
-def test_tls_with_a_certificate_of_the_house(tmp_path: Path, engine: MemoryEngine) -> None:
+def test_tls_with_a_certificate_of_the_house(
+    tmp_path: Path, start: Start, engine: MemoryEngine
+) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     cert, private = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -220,9 +233,7 @@ def test_tls_with_a_certificate_of_the_house(tmp_path: Path, engine: MemoryEngin
         capture_output=True,
     )
     files = ["--tls-cert-file", str(cert), "--tls-key-file", str(private)]
-    server = RedisProcess(
-        tmp_path, *files, "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "yes", tls=True
-    )
+    server = start(*files, "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "yes", tls=True)
     url = f"rediss://127.0.0.1:{server.port}?part={PART}"
     mine = f"&cert={cert}&key={private}"
     trusting = open_remote(f"{url}&ca={cert}{mine}", CHUNK)
@@ -241,7 +252,6 @@ def test_tls_with_a_certificate_of_the_house(tmp_path: Path, engine: MemoryEngin
         plain.ping()
     for tier in (trusting, careless, doubting, plain):
         tier.close()
-    server.kill()
 
 
 _OTHER_PROCESS = """
