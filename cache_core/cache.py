@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from cache_core.admission import Admission
 from cache_core.layout import KVLayout
@@ -81,6 +81,9 @@ class TieredCache:
             placement,
             [(admission or {}).get(tier.name) for tier in self.tiers],
         )
+        self._evicted = [0] * len(self.tiers)
+        shared = (i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False))
+        self._shared: int | None = next(shared, None)
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()
@@ -103,7 +106,8 @@ class TieredCache:
         """Looks up and pins: until :meth:`load` or :meth:`release` no chunk of the hit is evicted.
 
         Waits up to ``wait_s`` seconds for chunks that are being stored right now: recomputing
-        them would take longer.
+        them would take longer. A tier that other processes fill too is asked for the chunks behind
+        the hit: one round trip.
         """
         deadline = self._clock() + wait_s
         with self._settled:
@@ -111,7 +115,10 @@ class TieredCache:
                 left = deadline - self._clock()
                 if left <= 0 or not self._settled.wait(left):
                     break
-            return self._ledger.pin(self._ledger.lookup(keys))
+            hit = self._ledger.pin(self._ledger.lookup(keys))
+        if self._shared is None or len(hit) == len(keys):
+            return hit
+        return self._extend(hit, keys, self._shared)
 
     def release(self, hit: Hit) -> None:
         """Ends the protection of an acquired hit that will not be loaded."""
@@ -160,12 +167,8 @@ class TieredCache:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the cache is closed")
-            evicted = list(self._ledger.evictions)
             plan = self._ledger.admit(keys)
-            for tier, before, after in zip(
-                self.tiers, evicted, self._ledger.evictions, strict=True
-            ):
-                self.counters[tier.name].evicted_chunks += after - before
+            self._count_evictions()
             return self._submit(plan, place)
 
     def flush(self) -> None:
@@ -200,6 +203,8 @@ class TieredCache:
                 return  # others are storing: tiers are between two states
             self._ledger.check()
             for index, tier in enumerate(self.tiers):
+                if index == self._shared:
+                    continue  # others may fill and empty it at any time
                 if len(tier) != self._ledger.count(index):
                     raise LedgerError(
                         f"the {tier.name} tier has {len(tier)} chunks,"
@@ -219,6 +224,37 @@ class TieredCache:
             self._writer.shutdown(wait=True)
         for tier in self.tiers:
             tier.close()
+
+    def _extend(self, hit: Hit, keys: Sequence[bytes], shared: int) -> Hit:
+        """The pinned hit and what the shared tier has behind it, pinned. Asks without the lock."""
+        rest = keys[len(hit) :]
+        try:
+            found = self.tiers[shared].contains(rest)
+        except BaseException:
+            self.release(hit)
+            raise
+        with self._lock:
+            ledger = self._ledger
+            # Behind a gap nothing can be used; what another tier holds is no gap.
+            held = takewhile(
+                lambda pair: pair[1] or pair[0] in ledger, zip(rest, found, strict=True)
+            )
+            new = [key for key, ok in held if ok]
+            if not new or self._closed:
+                return hit
+            plan = ledger.adopt(new, shared)
+            self._count_evictions()
+            if plan.moves:
+                self._submit(plan, None)
+            whole = ledger.pin(ledger.lookup(keys))
+            ledger.unpin(hit)
+            return whole
+
+    def _count_evictions(self) -> None:
+        now = list(self._ledger.evictions)
+        for tier, before, after in zip(self.tiers, self._evicted, now, strict=True):
+            self.counters[tier.name].evicted_chunks += after - before
+        self._evicted = now
 
     def _submit(self, plan: Plan, place: Place | None) -> Future[Stored]:
         """Queues the plan; the caller holds the lock, so that plans queue in admission order."""

@@ -73,6 +73,10 @@ class Ledger:
         """Distinct chunks that can be served."""
         return len(self._held)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether any tier can serve the key now."""
+        return key in self._held
+
     def count(self, tier: int) -> int:
         """Chunks that ``tier`` holds or has reserved room for."""
         return len(self._policies[tier])
@@ -139,6 +143,26 @@ class Ledger:
         self._forget_uses(index)
         self._forget_uses(move.key for move in plan.moves if move.target == NOWHERE)
         return plan
+
+    def adopt(self, keys: Sequence[bytes], tier: int) -> Plan:
+        """``tier``, which others fill too, was found to hold these chunks (in prompt order): they
+        can be served from now on. Makes room for them; returns what leaves for it. In an exclusive
+        stack a chunk that any tier has stays there alone."""
+        policy = self._policies[tier]
+        new: dict[bytes, int] = {}
+        exclusive = self.placement == "write_on_eviction"
+        self._uses.introduce(keys)
+        for key in reversed(keys):
+            if key not in policy:
+                if exclusive and self._only_tier(key) >= 0:
+                    continue
+                new[key] = ENGINE
+            policy.touch(key, self._uses[key])
+        gone = [Move(key, s, NOWHERE, -1) for key, s in self._cut(tier, new) if s != ENGINE]
+        for key in new:
+            self._held[key] = self._held.get(key, 0) | 1 << tier
+        self._forget_uses((*keys, *(move.key for move in gone)))
+        return Plan(tuple(gone))
 
     def settle(self, moves: Iterable[Move], stored: bool) -> None:
         """The moves were carried out (or failed): publishes the chunks, or gives the room back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -34,3 +34,9 @@ class Uses(dict[bytes, Use]):
             self[key] = Use(parent, depth, 1 if last is None else last.times + 1, self.turn)
             parent = key
         self.turn += 1
+
+    def introduce(self, keys: Sequence[bytes]) -> None:
+        """A tier turns out to hold these chunks, in prompt order: unknown ones count as used."""
+        for depth, key in enumerate(keys):
+            if key not in self:
+                self[key] = Use(keys[depth - 1] if depth else None, depth, 1, self.turn)

@@ -20,6 +20,9 @@ class Tier(Protocol):
     ``write`` and ``discard`` are called by one thread at a time; ``read`` and ``contains`` by any
     thread at any time, for keys that nobody discards meanwhile (the Ledger's pins see to that).
     All take lists and answer per key: a failure of one chunk is a False, never an exception.
+
+    A tier that other processes fill too has an attribute ``shared`` that is true: its ``contains``
+    answers for all of them, and may take a round trip.
     """
 
     name: str
@@ -47,4 +50,4 @@ class Tier(Protocol):
         """Where held chunks lie, to be read from without a copy; None if not in memory."""
 
     def close(self) -> None:
-        """Frees everything. A closed tier answers nothing any more."""
+        """Frees everything of this process. A closed tier answers nothing any more."""

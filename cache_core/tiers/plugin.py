@@ -1,0 +1,65 @@
+"""Tiers that others wrote: by the name of an entry point, or as ``module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from cache_core.tiers.tier import Tier, TierError
+
+GROUP = "lmcache.tiers"
+_VERBS = ("contains", "read", "write", "discard", "place", "close", "__len__")
+
+
+def known_plugins() -> list[str]:
+    """Names of the installed entry points of the group ``lmcache.tiers``."""
+    return sorted(entry_points(group=GROUP).names)
+
+
+def open_plugin(
+    spec: str,
+    name: str,
+    capacity: int | None,
+    chunk_bytes: int,
+    options: Mapping[str, str] | None = None,
+) -> Tier:
+    """Opens the tier that ``spec`` names: ``make(name, capacity, chunk_bytes, **options)`` is
+    called, where make is what the entry point or ``module:Class`` is.
+
+    ``capacity`` in chunks, None is unbounded. Imports and runs the plugin's code. Raises
+    :class:`TierError` if there is none, it can't be loaded or opened, or is no tier.
+    """
+    make = _load(spec)
+    try:
+        tier = make(name, capacity, chunk_bytes, **(options or {}))
+    except TierError:
+        raise
+    except Exception as error:
+        raise TierError(f"the tier {spec} can't be opened: {error}") from error
+    missing = [verb for verb in _VERBS if not callable(getattr(tier, verb, None))]
+    missing += [field for field in ("name", "capacity") if not hasattr(tier, field)]
+    if missing:
+        raise TierError(f"{spec} is no tier: it lacks {', '.join(missing)}")
+    return cast(Tier, tier)
+
+
+def _load(spec: str) -> Any:
+    module, colon, path = spec.partition(":")
+    if not colon:
+        found = entry_points(group=GROUP, name=spec)
+        if not found:
+            known = ", ".join(known_plugins()) or "none is installed"
+            raise TierError(f"no tier is called {spec} (known: {known}); or give module:Class")
+        try:
+            return next(iter(found)).load()
+        except (ImportError, AttributeError) as error:
+            raise TierError(f"the tier {spec} can't be loaded: {error}") from error
+    try:
+        target: Any = importlib.import_module(module)
+        for part in path.split("."):
+            target = getattr(target, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TierError(f"the tier {spec} can't be loaded: {error}") from error
+    return target

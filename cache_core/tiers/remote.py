@@ -1,0 +1,316 @@
+"""The remote tier: chunks in an engine that other processes and machines use too."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitTimeout
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TypeVar
+
+from cache_core.place import Place
+from cache_core.tiers.breaker import CircuitBreaker
+from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
+from cache_core.tiers.lane import Lane, Lanes, stride_of
+from cache_core.tiers.store import Store, StoreError
+from cache_core.tiers.tier import TierError
+
+logger = logging.getLogger("lmcache")
+
+T = TypeVar("T")
+BATCH_BYTES = 16 << 20
+# A store that keeps its own time gives up a little earlier than the one who waits for it.
+_OWN_SHARE = 0.9
+
+
+@dataclass(slots=True)
+class RemoteCounters:
+    """What went wrong or missing, since the tier was opened. All count chunks, but for the
+    ``errors``, ``timeouts`` and ``refused`` calls and the times the breaker ``opened``."""
+
+    absent: int = 0
+    damaged: int = 0
+    rejected: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    refused: int = 0
+    opened: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    lane: Lane
+    rows: range
+    future: Future[list[bool]]
+    deadline: float
+
+
+class RemoteTier:
+    """Chunks in a :class:`Store`, staged through buffers of its own, ``lanes`` batches at a time.
+
+    No engine memory is touched by a store: what arrives is verified first and copied then. A
+    batch (up to ``batch_bytes``) that takes longer than ``timeout_s`` seconds ends its call with
+    False for what is left; after ``failures`` failed calls in a row every call answers at once for
+    ``pause_s``. Nothing raises for I/O trouble, and opening connects to nothing: see :meth:`ping`.
+
+    Others share the store (``shared``): ``contains`` asks it, ``len`` counts what this process
+    wrote and has not discarded, ``close`` leaves the chunks where they are. Takes ``lanes`` x
+    ``batch_bytes`` of memory when used.
+    """
+
+    shared = True
+
+    def __init__(
+        self,
+        name: str,
+        capacity: int | None,
+        chunk_bytes: int,
+        store: Callable[[], Store],
+        *,
+        lanes: int = 4,
+        batch_bytes: int = BATCH_BYTES,
+        timeout_s: float = 5.0,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        self.name = name
+        self.capacity = capacity
+        self._timeout_s = timeout_s
+        self._breaker = breaker or CircuitBreaker()
+        self._counters = RemoteCounters()
+        self._lock = threading.Lock()
+        self._known: set[bytes] = set()
+        self._closed = False
+        size = HEAD_BYTES + chunk_bytes
+
+        def make(rows: int, freed: Callable[[Lane], None]) -> Lane:
+            return Lane(store, rows, HEAD_BYTES, size, timeout_s * _OWN_SHARE, freed)
+
+        self._lanes = lanes
+        self._rows = max(1, batch_bytes // stride_of(size))
+        self._bulk = Lanes(lanes, partial(make, self._rows))
+        # Look-ups must not queue behind transfers.
+        self._quick = Lanes(2, partial(make, 0))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def counters(self) -> RemoteCounters:
+        """A copy of the counters."""
+        with self._lock:
+            self._counters.opened = self._breaker.opened
+            return RemoteCounters(**asdict(self._counters))
+
+    def ping(self) -> None:
+        """Connects. Raises :class:`TierError` with the reason if the store can't be used."""
+        try:
+            self._quick_call(lambda store: store.exists(["ping"]))
+        except WaitTimeout:
+            raise TierError(
+                f"the {self.name} tier did not answer within {self._timeout_s:g} s"
+            ) from None
+        except StoreError as error:
+            raise TierError(f"the {self.name} tier can't be used: {error}") from error
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        if not keys:
+            return []
+        names = [key.hex() for key in keys]
+        found = self._call(lambda store: store.exists(names))
+        return found if found is not None else [False] * len(keys)
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        if place is None:
+            return self.contains(keys)
+        done = [False] * len(keys)
+
+        def start(lane: Lane, rows: range) -> Future[list[bool]]:
+            return lane.submit(partial(self._receive, [keys[i] for i in rows], lane))
+
+        def finish(lane: Lane, rows: range, good: list[bool]) -> None:
+            arrived = [i for i, ok in enumerate(good) if ok]
+            if arrived:
+                target = place.pick([rows[i] for i in arrived])
+                target.copy_from(lane.payloads(len(rows))[arrived])
+            for i in arrived:
+                done[rows[i]] = True
+
+        self._transfer(len(keys), start, finish)
+        return done
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        if place is None:
+            raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
+        fitting = self._fitting(keys)
+        done = [False] * len(keys)
+
+        def start(lane: Lane, rows: range) -> Future[list[bool]]:
+            chosen = [fitting[i] for i in rows]
+            place.pick(chosen).copy_to(lane.payloads(len(chosen)))
+            return lane.submit(partial(self._send, [keys[i] for i in chosen], lane))
+
+        def finish(lane: Lane, rows: range, good: list[bool]) -> None:
+            for row, ok in zip(rows, good, strict=True):
+                done[fitting[row]] = ok
+
+        self._transfer(len(fitting), start, finish)
+        stored = {key for key, ok in zip(keys, done, strict=True) if ok}
+        self._known.difference_update(keys)
+        self._known |= stored
+        return done
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        self._known.difference_update(keys)
+        names = [key.hex() for key in keys]
+        if names:
+            self._call(lambda store: store.remove(names))
+
+    def place(self, keys: Sequence[bytes]) -> Place | None:
+        return None
+
+    def close(self) -> None:
+        self._closed = True
+        self._known.clear()
+        self._bulk.close(self._timeout_s)
+        self._quick.close(self._timeout_s)
+
+    def _fitting(self, keys: Sequence[bytes]) -> list[int]:
+        """Rows that the capacity has room for."""
+        if self.capacity is None:
+            return list(range(len(keys)))
+        taken = set(self._known)
+        rows = []
+        for row, key in enumerate(keys):
+            if key in taken or len(taken) < self.capacity:
+                taken.add(key)
+                rows.append(row)
+        return rows
+
+    def _receive(self, keys: list[bytes], lane: Lane, store: Store) -> list[bool]:
+        values = lane.values(len(keys))
+        here = store.get_into([key.hex() for key in keys], values)
+        good = [
+            ok and intact(key, value) for key, value, ok in zip(keys, values, here, strict=True)
+        ]
+        with self._lock:
+            self._counters.absent += len(here) - sum(here)
+            self._counters.damaged += sum(here) - sum(good)
+        return good
+
+    def _send(self, keys: list[bytes], lane: Lane, store: Store) -> list[bool]:
+        values = lane.values(len(keys))
+        for key, value in zip(keys, values, strict=True):
+            seal(key, value)
+        good = store.put([key.hex() for key in keys], values)
+        with self._lock:
+            self._counters.rejected += len(good) - sum(good)
+        return good
+
+    def _transfer(
+        self,
+        count: int,
+        start: Callable[[Lane, range], Future[list[bool]]],
+        finish: Callable[[Lane, range, list[bool]], None],
+    ) -> None:
+        """Moves ``count`` rows in batches over the lanes; starts no more once one has failed."""
+        if not count or not self._may_go():
+            return
+        # A small transfer spreads over the lanes, too.
+        step = min(self._rows, -(-count // self._lanes))
+        running: deque[_Batch] = deque()
+        good = True
+        try:
+            for first in range(0, count, step):
+                lane = self._bulk.take(0 if running else self._timeout_s)
+                while lane is None and running:
+                    good &= self._end(running.popleft(), finish)
+                    lane = self._bulk.take(0 if running else self._timeout_s)
+                if lane is None:
+                    self._failed(WaitTimeout())
+                    break
+                if not good:
+                    self._bulk.give(lane)
+                    break
+                rows = range(first, min(first + step, count))
+                try:
+                    future = start(lane, rows)
+                except BaseException:
+                    self._bulk.give(lane)
+                    raise
+                running.append(_Batch(lane, rows, future, time.monotonic() + self._timeout_s))
+            while running:
+                self._end(running.popleft(), finish)
+        finally:
+            for batch in running:
+                batch.lane.abandon()
+
+    def _end(self, batch: _Batch, finish: Callable[[Lane, range, list[bool]], None]) -> bool:
+        """Waits for a batch and uses what it brought. Returns whether the store answered."""
+        try:
+            good = batch.future.result(max(0.0, batch.deadline - time.monotonic()))
+        except Exception as error:  # noqa: BLE001 - a store may be anyone's code
+            self._failed(error)
+            batch.lane.abandon()
+            return False
+        try:
+            finish(batch.lane, batch.rows, good)
+        finally:
+            self._bulk.give(batch.lane)
+        self._succeeded()
+        return True
+
+    def _call(self, work: Callable[[Store], T]) -> T | None:
+        """One round trip on a lane without a buffer; None if the store did not answer."""
+        if not self._may_go():
+            return None
+        try:
+            result = self._quick_call(work)
+        except Exception as error:  # noqa: BLE001 - a store may be anyone's code
+            self._failed(error)
+            return None
+        self._succeeded()
+        return result
+
+    def _quick_call(self, work: Callable[[Store], T]) -> T:
+        deadline = time.monotonic() + self._timeout_s
+        lane = self._quick.take(self._timeout_s)
+        if lane is None:
+            raise WaitTimeout
+        future = lane.submit(work)
+        try:
+            return future.result(max(0.0, deadline - time.monotonic()))
+        finally:
+            lane.abandon()
+
+    def _may_go(self) -> bool:
+        if self._closed:
+            return False
+        if self._breaker.allow():
+            return True
+        with self._lock:
+            self._counters.refused += 1
+        return False
+
+    def _succeeded(self) -> None:
+        if self._breaker.succeeded():
+            logger.warning("the %s tier answers again", self.name)
+
+    def _failed(self, error: Exception) -> None:
+        late = isinstance(error, WaitTimeout)
+        with self._lock:
+            if late:
+                self._counters.timeouts += 1
+            else:
+                self._counters.errors += 1
+        if self._breaker.failed():
+            reason = f"no answer within {self._timeout_s:g} s" if late else str(error)
+            logger.warning(
+                "the %s tier is left alone for a while, its chunks are misses: %s",
+                self.name,
+                reason,
+            )

@@ -1,0 +1,43 @@
+"""What a remote engine must be able to do for :class:`cache_core.tiers.remote.RemoteTier`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+class StoreError(Exception):
+    """The engine did not answer, or answered nonsense: nothing is known of the whole batch."""
+
+
+class Store(Protocol):
+    """One connection to a remote engine: named values of a few MiB. One thread uses it.
+
+    Values and their room are contiguous ``uint8`` arrays inside the buffer given to
+    :meth:`connect`. Answers are per name; whatever concerns more than a name is a
+    :class:`StoreError`, after which :meth:`connect` is called again, or :meth:`close`.
+    """
+
+    def connect(self, buffer: Bytes, timeout_s: float) -> None:
+        """Connects, or anew after an error. No call, this one too, should take longer than
+        ``timeout_s``. The buffer stays the same. Raises :class:`StoreError`."""
+
+    def exists(self, names: Sequence[str]) -> list[bool]:
+        """Which values there are, in one round trip."""
+
+    def put(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
+        """Stores or overwrites. False: the engine refused that value."""
+
+    def get_into(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
+        """Receives values of exactly the room's size. False: absent, or of another size."""
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes values. Unknown names are ignored."""
+
+    def close(self) -> None:
+        """Disconnects; the values stay. Never raises."""

@@ -1,0 +1,80 @@
+"""Tiers of third parties, found by entry point or by module:Class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cache_core.tiers import TierError
+from cache_core.tiers.plugin import known_plugins, open_plugin
+
+_CODE = """
+from cache_core.tiers import NullTier
+
+class Mine(NullTier):
+    def __init__(self, name, capacity, chunk_bytes, depth="1"):
+        super().__init__(name, capacity)
+        self.seen = (chunk_bytes, int(depth))
+
+class Holder:
+    Inner = Mine
+
+def half(name, capacity, chunk_bytes):
+    return object()
+
+def refuses(name, capacity, chunk_bytes):
+    raise OSError("the device is on fire")
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution with entry points on the path."""
+    (tmp_path / "their_tiers.py").write_text(_CODE)
+    info = tmp_path / "their_tiers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-tiers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[lmcache.tiers]\nmine = their_tiers:Mine\nbroken = their_tiers:Nothing\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("spec", ["mine", "their_tiers:Mine", "their_tiers:Holder.Inner"])
+def test_a_tier_is_opened_with_what_was_asked_for(spec: str) -> None:
+    tier = open_plugin(spec, "disk", 5, 4096, {"depth": "8"})
+    assert (tier.name, tier.capacity) == ("disk", 5)
+    assert getattr(tier, "seen", None) == (4096, 8)
+    assert tier.write([b"k"], None) == [True]
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nothing", "no tier is called nothing .known: broken, mine.; or give module:Class"),
+        ("broken", "broken can't be loaded"),
+        ("no_such_module:X", "can't be loaded: No module named"),
+        ("their_tiers:Absent", "can't be loaded: .*Absent"),
+        ("their_tiers:", "can't be loaded"),
+        (":Mine", "can't be loaded"),
+        ("their_tiers:half", "is no tier: it lacks contains, read, .*name, capacity"),
+        ("their_tiers:refuses", "can't be opened: the device is on fire"),
+    ],
+)
+def test_what_is_no_tier_is_told(spec: str, message: str) -> None:
+    with pytest.raises(TierError, match=message):
+        open_plugin(spec, "disk", 5, 4096)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_unknown_option_is_the_plugins_to_refuse() -> None:
+    with pytest.raises(TierError, match=r"can't be opened: .*unexpected keyword argument 'deep'"):
+        open_plugin("mine", "disk", 5, 4096, {"deep": "8"})
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_installed_ones_are_listed() -> None:
+    assert {"mine", "broken"} <= set(known_plugins())
