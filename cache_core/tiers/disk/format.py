@@ -28,6 +28,7 @@ UNFINISHED_NAME = re.compile(r"[0-9a-f]{16}\.new")
 SEGMENT_BYTES = 256 << 20
 # A cap has this many segments at least, unless a segment then held less than one chunk.
 FEWEST_SEGMENTS = 32
+_FEW_SLOTS = 16
 # One part in so many is kept free of live chunks: the less there is, the more is copied for each
 # byte that comes back.
 SLACK = 16
@@ -204,21 +205,29 @@ def spend(
     Raises :class:`TierError` if not one chunk fits.
     """
     slot = slot_bytes(payload_bytes)
-    aim = segment_bytes or min(SEGMENT_BYTES, cap_bytes // FEWEST_SEGMENTS)
-    # By hand what Sizes.fit does: there are no sizes yet.
-    slots = max(1, (aim - 2 * BLOCK) // (slot + _ENTRY.itemsize))
-    whole = SegmentHeader(0, slots, payload_bytes, b"").file_bytes + ALLOWANCE
     # Sequence numbers of dead records, 8 bytes each, in frames of up to 20 with one of them; the
     # list is written anew when half of the room is used.
     deaths = rounded(max(4 * BLOCK, 32 * (cap_bytes // slot)))
     budget = cap_bytes - taken - _FIXED - 2 * deaths
-    reserve = max(whole, min(largest, budget // 4))
-    # A segment that is being written may be as good as empty.
-    capacity = (budget - budget // SLACK - reserve - whole) * slots // whole
-    if capacity < 1:
-        need = _FIXED + 2 * deaths + taken + (2 * whole + whole // slots + BLOCK) * 17 // 16
+
+    def sizes(slots: int, largest: int = 0) -> Sizes:
+        whole = SegmentHeader(0, slots, payload_bytes, b"").file_bytes + ALLOWANCE
+        reserve = max(whole, min(largest, budget // 4))
+        # A segment that is being written may be as good as empty.
+        capacity = (budget - budget // SLACK - reserve - whole) * slots // whole
+        return Sizes(payload_bytes, slots, whole, budget, reserve, deaths, capacity)
+
+    aim = segment_bytes or min(SEGMENT_BYTES, cap_bytes // FEWEST_SEGMENTS)
+    slots = max(1, (aim - 2 * BLOCK) // (slot + _ENTRY.itemsize))
+    # With few slots a segment's header and table weigh: under a small cap more of them hold more.
+    most = slots if segment_bytes else max(slots, _FEW_SLOTS)
+    best = max(range(slots, most + 1), key=lambda slots: sizes(slots).capacity)
+    spent = sizes(best, largest)
+    if spent.capacity < 1:
+        least = sizes(1)
+        need = cap_bytes - budget + (least.reserve + 2 * least.segment_bytes + BLOCK) * 17 // 16
         raise TierError(
             f"a cap of {cap_bytes} bytes leaves no room for a chunk of {payload_bytes} bytes;"
             f" it must be at least {rounded(need)}"
         )
-    return Sizes(payload_bytes, slots, whole, budget, reserve, deaths, capacity)
+    return spent

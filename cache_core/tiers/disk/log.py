@@ -43,7 +43,7 @@ class Log:
         self._depth = depth
         self._counters = counters
         catalog = survey(directory, payload_bytes, namespace, direct, depth)
-        largest = max((segment.bytes for segment in catalog.segments), default=0)
+        largest = max((segment.most_bytes for segment in catalog.segments), default=0)
         self.sizes: Sizes = spend(
             cap_bytes, payload_bytes, segment_bytes, catalog.untouched_bytes, largest
         )
@@ -55,6 +55,7 @@ class Log:
         self._head: Segment | None = None
         self._emptied: set[Segment] = set()
         self._names_changed = True
+        self._overwrote = False  # and the deaths of the older records are not durable yet
         last = [segment.last_sequence for segment in catalog.segments]
         self._next_sequence = max([0, *last, int(self._deaths.found.max(initial=0))]) + 1
         self._restore()
@@ -113,6 +114,7 @@ class Log:
                 segment.live += 1
                 self._index[key] = Spot(segment, slot, sequence)
             segment.unsynced = True
+            self._overwrote = self._overwrote or bool(dead)
         self._bury(dead)
 
     def discard(self, keys: Iterable[bytes]) -> None:
@@ -244,8 +246,9 @@ class Log:
     def _give_back(self, segments: Iterable[Segment]) -> None:
         if not segments:
             return
-        # A segment may hold the newer record of a key whose older one is elsewhere.
-        self._deaths.sync()
+        # They may hold the newer records of keys whose older ones are elsewhere.
+        if self._overwrote and self._deaths.sync():
+            self._overwrote = False
         with self._lock:
             for segment in list(segments):
                 self._emptied.discard(segment)
@@ -260,7 +263,8 @@ class Log:
             wanted = self.sizes.segment_bytes - self._space.spare
             if wanted <= 0:  # within the budget: it is the file system that is full
                 wanted = self.sizes.segment_bytes
-            chosen = choose(others, self.sizes, before, wanted)
+            room = min(before, self.sizes.reserve)
+            chosen = choose(others, self.sizes, room, wanted)
             moving = [record for segment in chosen for record in self._live(segment)]
         try:
             if moving:

@@ -15,8 +15,8 @@ from cache_core.place import Addresses
 from cache_core.tiers.disk.complaints import Complaints
 from cache_core.tiers.disk.counters import DiskCounters
 from cache_core.tiers.disk.format import key_array
-from cache_core.tiers.disk.log import Log, Spot
-from cache_core.tiers.disk.segment import Segment
+from cache_core.tiers.disk.log import Log
+from cache_core.tiers.disk.segment import Segment, Spot
 
 logger = logging.getLogger("lmcache")
 

@@ -53,6 +53,11 @@ class Segment:
         return int(self.path.stem, 16)
 
     @property
+    def most_bytes(self) -> int:
+        """Bytes on disk as long as it is not sealed."""
+        return self.header.file_bytes + ALLOWANCE
+
+    @property
     def reclaimable(self) -> int:
         """Bytes that are not live chunks."""
         return self.bytes - self.live * self.header.slot_bytes
@@ -73,8 +78,6 @@ class Segment:
         try:
             os.posix_fallocate(fd, 0, header.file_bytes)
             _pwrite(fd, header.pack(), 0)
-            # A name of ours never stands for a file without its header.
-            os.fdatasync(fd)
             os.rename(new, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -83,7 +86,7 @@ class Segment:
         finally:
             os.close(fd)
         segment = cls(path, header)
-        segment.bytes = header.file_bytes + ALLOWANCE
+        segment.bytes = segment.most_bytes
         return segment
 
     @classmethod
