@@ -160,8 +160,9 @@ def scan_records(
     direct: bool,
     depth: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint64]]:
-    """What is there: statuses as from :func:`read_records`, keys ``[n, 32]``, sequences. Only where
-    the status is 0 do the others mean anything. Raises as :func:`write_records`."""
+    """What is there: statuses as from :func:`read_records`, or -5 where a header's place is all
+    zeros; keys ``[n, 32]``; sequences. Only where the status is 0 do the others mean anything.
+    Raises as :func:`write_records`."""
 
 def copy_records(
     from_fds: NDArray[np.int32],

@@ -113,6 +113,28 @@ class Ledger:
             tiers.append(fastest[mask])
         return Hit(tuple(keys[: len(tiers)]), tuple(tiers))
 
+    def restore(self, tier: int, keys: Iterable[bytes]) -> list[bytes]:
+        """``tier`` holds these chunks from an earlier process, least recently used first. Returns
+        those that it must discard: the oldest beyond its capacity, what another tier of an
+        exclusive stack has. Counts no eviction."""
+        policy = self._policies[tier]
+        surplus: list[bytes] = []
+        for key in keys:
+            if self.placement == "write_on_eviction" and self._only_tier(key) not in (-1, tier):
+                surplus.append(key)
+                continue
+            policy.touch(key)
+            self._held[key] = self._held.get(key, 0) | 1 << tier
+        capacity = self.capacities[tier]
+        while capacity is not None and len(policy) > capacity:
+            victim = policy.victim(self._spared)
+            if victim is None:
+                raise LedgerError(f"tier {tier} is over its capacity and nothing can leave")
+            policy.drop(victim)
+            self._release(victim, tier)
+            surplus.append(victim)
+        return surplus
+
     def pending(self, keys: Iterable[bytes]) -> bool:
         """Whether any of the keys is on its way into a tier and can't be served by one yet."""
         return any(key in self._pending and key not in self._held for key in keys)

@@ -93,6 +93,11 @@ std::int32_t fetch(const Spot& spot, Buffers& buffers, char* payload, std::size_
   return status;
 }
 
+bool blank(const RecordHeader& header) {
+  const auto* bytes = reinterpret_cast<const char*>(&header);
+  return bytes[0] == 0 && std::memcmp(bytes, bytes + 1, sizeof header - 1) == 0;
+}
+
 std::int32_t read_one(const Spot& spot, const Identity& wanted, char* memory,
                       const Digest& name_space, std::size_t payload_bytes, bool direct,
                       Buffers& buffers) {
@@ -169,7 +174,7 @@ void scan_records(const Spot* spots, Identity* identities, std::size_t count,
     iovec head = {&buffers.header, kBlock};
     const auto& [fd, offset] = spots[i];
     if (const auto status = transfer<preadv>(fd, {&head, 1}, offset, direct)) return status;
-    if (!sound(buffers.header)) return kBadHeader;
+    if (!sound(buffers.header)) return blank(buffers.header) ? kEmpty : kBadHeader;
     identities[i] = {buffers.header.key, buffers.header.sequence};
     char* payload = buffers.payload.room(padded(payload_bytes));
     if (payload == nullptr) return ENOMEM;

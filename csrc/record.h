@@ -42,6 +42,7 @@ enum Status : std::int32_t {
   kOther = -2,       // whole, but another record than was asked for
   kBadPayload = -3,  // the payload is not what was written
   kCut = -4,         // the file ends before the record does
+  kEmpty = -5,       // nothing was written there; only a scan tells
 };
 
 constexpr std::size_t padded(std::size_t payload_bytes) {

@@ -1,7 +1,8 @@
 """Tiers: bounded maps from key to bytes. They move bytes and decide nothing."""
 
+from cache_core.tiers.disk import DiskTier
 from cache_core.tiers.memory import MemoryTier, SlabMemory
 from cache_core.tiers.null import NullTier
 from cache_core.tiers.tier import Tier, TierError
 
-__all__ = ["MemoryTier", "NullTier", "SlabMemory", "Tier", "TierError"]
+__all__ = ["DiskTier", "MemoryTier", "NullTier", "SlabMemory", "Tier", "TierError"]

@@ -95,8 +95,8 @@ def _take(
     if trouble is not None:
         logger.warning("%s is damaged: %s", path, trouble)
     try:
-        if not segment.sealed:
-            segment.scan(direct, depth)
+        if not segment.sealed and (torn := segment.scan(direct, depth)):
+            logger.warning("%s has %d records that are not whole; they are lost", path, torn)
         if (not segment.sealed or trouble is not None) and segment.sequences.any():
             segment.seal()
     except OSError as error:

@@ -101,4 +101,4 @@ def _can_read(fd: int, offset: int, like: Segment, direct: bool) -> bool:
         direct,
         1,
     )
-    return int(statuses[0]) in (0, -1, -2, -3)
+    return int(statuses[0]) in (0, -1, -2, -3, -5)

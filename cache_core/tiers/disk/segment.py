@@ -25,6 +25,8 @@ from cache_core.tiers.disk.format import (
 
 # One read at opening has header and table of a segment of up to some 1,500 slots.
 _FRONT = 64 << 10
+# What csrc/record.h calls a slot that was never written, and one behind the end of the file.
+_EMPTY, _CUT = -5, -4
 
 
 class Segment:
@@ -132,9 +134,9 @@ class Segment:
         stat = os.fstat(fd)
         self.bytes = max(stat.st_size, stat.st_blocks * 512) + ALLOWANCE
 
-    def scan(self, direct: bool, depth: int) -> None:
-        """Finds records by reading all of them, payloads too. Raises ``OSError`` if the file can't
-        be opened; a record that can't be read is none."""
+    def scan(self, direct: bool, depth: int) -> int:
+        """Finds records by reading all of them, payloads too. Returns how many slots have
+        something that is no whole record. Raises ``OSError`` if the file can't be opened."""
         header = self.header
         fd = self.open(direct)
         try:
@@ -152,6 +154,7 @@ class Segment:
         self.keys[good] = keys[good]
         self.sequences[:] = np.where(good, sequences, 0)
         self.filled = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
+        return int(np.count_nonzero(~good & (statuses != _EMPTY) & (statuses != _CUT)))
 
     def offsets(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where slots start in the file."""

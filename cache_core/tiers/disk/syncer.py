@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 class Syncer:
     """Calls ``sync`` on a thread of its own once ``limit_bytes`` were written since the last time,
-    and at the latest ``limit_s`` seconds after the first of them."""
+    and at the latest ``limit_s`` seconds after the first of them. The thread starts with the first
+    write: a tier that is only read has none."""
 
     def __init__(self, sync: Callable[[], bool], limit_bytes: int, limit_s: float) -> None:
         self._sync = sync
@@ -17,11 +18,13 @@ class Syncer:
         self._changed = threading.Condition()
         self._bytes = 0
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="lmcache-disk-sync", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def wrote(self, nbytes: int) -> None:
-        """Returns at once."""
+        """Returns at once. One thread at a time."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="lmcache-disk-sync", daemon=True)
+            self._thread.start()
         with self._changed:
             first = self._bytes == 0
             self._bytes += nbytes
@@ -33,7 +36,8 @@ class Syncer:
         with self._changed:
             self._ended = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while True:
