@@ -108,3 +108,70 @@ def copy(
 ) -> None:
     """``nbytes[i]`` bytes from ``src[i]`` to ``dst[i]``. Raises ``ValueError`` if the arrays differ
     in length."""
+
+def crc32c(data: bytes, before: int = 0, portable: bool = False) -> int:
+    """CRC-32C; ``before`` continues an earlier result. ``portable`` leaves the CPU's instruction
+    out."""
+
+def xxh3_128(data: bytes) -> bytes:
+    """XXH3-128, 16 bytes in canonical order."""
+
+def write_records(
+    fds: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    keys: NDArray[np.uint8],
+    sequences: NDArray[np.uint64],
+    namespace: bytes,
+    payload_bytes: int,
+    direct: bool,
+    depth: int,
+) -> NDArray[np.int32]:
+    """Writes record i, header and payload, at ``offsets[i]`` of file ``fds[i]``, up to ``depth`` at
+    once. ``keys`` is ``[n, 32]``. ``direct`` says that files are open with O_DIRECT.
+
+    Returns 0 or errno for each. Raises ``ValueError`` for arrays of different lengths, offsets that
+    are no multiple of 4096 and sizes below 1, before any byte moves.
+    """
+
+def read_records(
+    fds: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    keys: NDArray[np.uint8],
+    sequences: NDArray[np.uint64],
+    namespace: bytes,
+    payload_bytes: int,
+    direct: bool,
+    depth: int,
+) -> NDArray[np.int32]:
+    """Reads payload i to ``addresses[i]`` and proves that it is the record that was asked for.
+
+    Returns for each: 0, or errno, or -1 (no sound header), -2 (another record), -3 (the payload
+    does not match its hash), -4 (the file ends); memory is undefined then. Raises as
+    :func:`write_records`.
+    """
+
+def scan_records(
+    fds: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    namespace: bytes,
+    payload_bytes: int,
+    direct: bool,
+    depth: int,
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint64]]:
+    """What is there: statuses as from :func:`read_records`, or -5 where a header's place is all
+    zeros; keys ``[n, 32]``; sequences. Only where the status is 0 do the others mean anything.
+    Raises as :func:`write_records`."""
+
+def copy_records(
+    from_fds: NDArray[np.int32],
+    from_offsets: NDArray[np.int64],
+    to_fds: NDArray[np.int32],
+    to_offsets: NDArray[np.int64],
+    payload_bytes: int,
+    direct: bool,
+    depth: int,
+) -> NDArray[np.int32]:
+    """Copies records as they are, damage and all; statuses as from :func:`read_records`. Raises as
+    :func:`write_records`."""

@@ -15,7 +15,7 @@ from cache_core.layout import KVLayout
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.place import Place
 from cache_core.policy import LRU, PolicyMaker
-from cache_core.tiers.tier import Tier
+from cache_core.tiers.tier import Tier, recovered
 
 logger = logging.getLogger("lmcache")
 
@@ -58,7 +58,8 @@ class TieredCache:
     Safe for any number of threads. Stores run on one thread of their own, in the order in which
     they were admitted: every change to a tier happens there, which is why a tier never needs
     more room than its capacity. ``synchronous`` runs them in the caller (the simulator).
-    ``admission`` decides by tier name which new chunks may enter.
+    ``admission`` decides by tier name which new chunks may enter. What a tier holds from an
+    earlier process can be hit from the start.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class TieredCache:
         self._evicted = [0] * len(self.tiers)
         shared = (i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False))
         self._shared: int | None = next(shared, None)
+        for index, tier in enumerate(self.tiers):
+            tier.discard(self._ledger.restore(index, recovered(tier)))
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from cache_core.admission import Admission
 from cache_core.plan import ENGINE, NOWHERE, PLACEMENTS, Hit, Move, Placement, Plan
 from cache_core.policy import LRU, PolicyMaker
-from cache_core.use import Uses
+from cache_core.use import Use, Uses
 
 __all__ = [
     "ENGINE",
@@ -100,6 +100,31 @@ class Ledger:
                 break
             tiers.append(fastest[mask])
         return Hit(tuple(keys[: len(tiers)]), tuple(tiers))
+
+    def restore(self, tier: int, keys: Iterable[bytes]) -> list[bytes]:
+        """``tier`` holds these chunks from an earlier process, least recently used first. Returns
+        those that it must discard: the oldest beyond its capacity, what another tier of an
+        exclusive stack has. Counts no eviction."""
+        policy = self._policies[tier]
+        surplus: list[bytes] = []
+        for key in keys:
+            if self.placement == "write_on_eviction" and self._only_tier(key) not in (-1, tier):
+                surplus.append(key)
+                continue
+            # Which chunk it continues is known again when a request uses it.
+            self._uses.setdefault(key, Use())
+            policy.touch(key, self._uses[key])
+            self._held[key] = self._held.get(key, 0) | 1 << tier
+        capacity = self.capacities[tier]
+        while capacity is not None and len(policy) > capacity:
+            victim = policy.victim(self._spared)
+            if victim is None:
+                raise LedgerError(f"tier {tier} is over its capacity and nothing can leave")
+            policy.drop(victim)
+            self._release(victim, tier)
+            surplus.append(victim)
+        self._forget_uses(surplus)
+        return surplus
 
     def pending(self, keys: Iterable[bytes]) -> bool:
         """Whether any of the keys is on its way into a tier and can't be served by one yet."""

@@ -94,13 +94,17 @@ class Pool {
   std::size_t workers_ = 0;
 };
 
-// Never destroyed: its workers use it for as long as the process lives.
-std::atomic<Pool*> current{nullptr};
+// Never destroyed: their workers use them for as long as the process lives. One for work and one for
+// waiting, so that a slow disk never keeps a copy from its cores.
+std::atomic<Pool*> computing{nullptr}, waiting{nullptr};
 
 // A child process has the parent's memory but not its threads, and the lock may have been held.
-const int at_fork = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  computing.store(nullptr);
+  waiting.store(nullptr);
+});
 
-Pool& pool() {
+Pool& pool(std::atomic<Pool*>& current) {
   Pool* found = current.load();
   if (found == nullptr) {
     auto* fresh = new Pool;
@@ -110,16 +114,24 @@ Pool& pool() {
   return *found;
 }
 
-}  // namespace
-
-void parallel(int threads, std::size_t items, const Work& work) {
+void share(std::atomic<Pool*>& current, int threads, std::size_t items, const Work& work) {
   if (items == 0) return;
   if (threads <= 1 || items == 1) {
     work(0, items);
     return;
   }
   const std::size_t wanted = std::min(static_cast<std::size_t>(threads), items) - 1;
-  pool().run(std::min(wanted, kMostHelpers), items, work);
+  pool(current).run(std::min(wanted, kMostHelpers), items, work);
+}
+
+}  // namespace
+
+void parallel(int threads, std::size_t items, const Work& work) {
+  share(computing, threads, items, work);
+}
+
+void parallel_io(int depth, std::size_t items, const Work& work) {
+  share(waiting, depth, items, work);
 }
 
 }  // namespace lmcache

@@ -19,4 +19,7 @@ using Work = std::function<void(std::size_t begin, std::size_t end)>;
 // process: joining them could hang an interpreter that is shutting down.
 void parallel(int threads, std::size_t items, const Work& work);
 
+// The same for work that waits for a device: on workers of its own, `depth` at once.
+void parallel_io(int depth, std::size_t items, const Work& work);
+
 }  // namespace lmcache

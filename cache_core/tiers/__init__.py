@@ -1,9 +1,19 @@
 """Tiers: bounded maps from key to bytes. They move bytes and decide nothing."""
 
 from cache_core.tiers.chaos import Chaos
+from cache_core.tiers.disk import DiskTier
 from cache_core.tiers.memory import MemoryTier, SlabMemory
 from cache_core.tiers.null import NullTier
 from cache_core.tiers.throttled import Throttled
 from cache_core.tiers.tier import Tier, TierError
 
-__all__ = ["Chaos", "MemoryTier", "NullTier", "SlabMemory", "Throttled", "Tier", "TierError"]
+__all__ = [
+    "Chaos",
+    "DiskTier",
+    "MemoryTier",
+    "NullTier",
+    "SlabMemory",
+    "Throttled",
+    "Tier",
+    "TierError",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cache_core.place import Place
 
@@ -51,3 +51,16 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Frees everything of this process. A closed tier answers nothing any more."""
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """A tier whose chunks outlive the process."""
+
+    def recovered(self) -> list[bytes]:
+        """Keys that are held, least recently stored first."""
+
+
+def recovered(tier: Tier) -> list[bytes]:
+    """What the tier holds from an earlier process: nothing, unless it is :class:`Lasting`."""
+    return tier.recovered() if isinstance(tier, Lasting) else []

@@ -1,0 +1,111 @@
+"""What a directory holds when it is opened."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_core.tiers.disk.format import (
+    FORMAT_NAME,
+    SEGMENT_NAME,
+    UNFINISHED_NAME,
+    Damaged,
+    Foreign,
+)
+from cache_core.tiers.disk.segment import Segment
+
+logger = logging.getLogger("lmcache")
+
+# Ours, and of a size that the cap has in mind.
+_KNOWN = {"LOCK", FORMAT_NAME, "deaths", "lost+found"}
+_LEFTOVERS = {FORMAT_NAME + ".new", "deaths.new", "probe"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A segment whose chunks are not served: of another namespace or chunk length, or damaged
+    beyond reading. It is kept until its room is needed."""
+
+    path: Path
+    bytes: int
+
+
+@dataclass(slots=True)
+class Catalog:
+    """``segments`` and ``strangers`` oldest first. ``untouched_bytes`` are in files that are not
+    ours: they stay as they are and count against the cap."""
+
+    segments: list[Segment] = field(default_factory=list)
+    strangers: list[Stranger] = field(default_factory=list)
+    untouched_bytes: int = 0
+    last_number: int = -1
+
+
+def survey(
+    directory: Path, payload_bytes: int, namespace: bytes, direct: bool, depth: int
+) -> Catalog:
+    """Reads every segment's header and table, and all records of those that have no table: they
+    were being written when their process ended. Those get their table here.
+
+    Leftovers of ours are removed; each file that is not ours, or is damaged, is named in one line
+    of the log. Raises ``OSError`` if the directory can't be read.
+    """
+    catalog = Catalog()
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        if entry.name in _LEFTOVERS or UNFINISHED_NAME.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        elif entry.name in _KNOWN:
+            continue
+        elif not SEGMENT_NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            logger.warning("%s is not the disk tier's; it is left alone", path)
+            catalog.untouched_bytes += _on_disk(entry)
+        else:
+            catalog.last_number = max(catalog.last_number, int(path.stem, 16))
+            _take(catalog, path, _on_disk(entry), payload_bytes, namespace, direct, depth)
+    return catalog
+
+
+def _take(
+    catalog: Catalog,
+    path: Path,
+    nbytes: int,
+    payload_bytes: int,
+    namespace: bytes,
+    direct: bool,
+    depth: int,
+) -> None:
+    try:
+        segment, trouble = Segment.load(path)
+    except Foreign as foreign:
+        logger.warning("%s %s; it is left alone", path, foreign)
+        catalog.untouched_bytes += nbytes
+        return
+    except (Damaged, OSError) as damage:
+        logger.warning("%s is damaged: %s; its chunks are lost", path, damage)
+        catalog.strangers.append(Stranger(path, nbytes))
+        return
+    if (segment.header.payload_bytes, segment.header.namespace) != (payload_bytes, namespace):
+        catalog.strangers.append(Stranger(path, nbytes))
+        return
+    if trouble is not None:
+        logger.warning("%s is damaged: %s", path, trouble)
+    try:
+        if not segment.sealed and (torn := segment.scan(direct, depth)):
+            logger.warning("%s has %d records that are not whole; they are lost", path, torn)
+        if (not segment.sealed or trouble is not None) and segment.sequences.any():
+            segment.seal()
+    except OSError as error:
+        logger.warning("%s can't be read or mended: %s", path, error.strerror)
+    # One without a record has nothing to serve and goes when it is looked at for its room.
+    segment.sealed = True
+    catalog.segments.append(segment)
+
+
+def _on_disk(entry: os.DirEntry[str]) -> int:
+    stat = entry.stat(follow_symlinks=False)
+    return max(stat.st_size if entry.is_file(follow_symlinks=False) else 0, stat.st_blocks * 512)

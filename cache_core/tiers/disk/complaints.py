@@ -1,0 +1,23 @@
+"""Trouble that lasts is said once."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("lmcache")
+
+
+class Complaints:
+    """One line in the log per kind of trouble, until it has gone well again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._open: set[str] = set()
+
+    def about(self, kind: str, text: str) -> None:
+        if kind not in self._open:
+            self._open.add(kind)
+            logger.warning("%s tier: %s; requests go on without it", self.name, text)
+
+    def over(self, *kinds: str) -> None:
+        self._open.difference_update(kinds)

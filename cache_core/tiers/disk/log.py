@@ -1,0 +1,309 @@
+"""The segments of a directory as one log: where a chunk is, and where the next one goes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core.tiers.disk.catalog import survey
+from cache_core.tiers.disk.compaction import choose, move_live
+from cache_core.tiers.disk.counters import DiskCounters
+from cache_core.tiers.disk.deaths import Deaths
+from cache_core.tiers.disk.format import KEY_BYTES, Sequences, Sizes, spend
+from cache_core.tiers.disk.lock import sync_directory
+from cache_core.tiers.disk.segment import Segment, Spot
+from cache_core.tiers.disk.space import Space
+from cache_core.tiers.tier import TierError
+
+logger = logging.getLogger("lmcache")
+
+
+class Log:
+    """Index and room. :meth:`room`, :meth:`publish`, :meth:`discard` are for one thread, the
+    writer; :meth:`find`, :meth:`drop` and :meth:`sync` for any."""
+
+    def __init__(
+        self,
+        directory: Path,
+        cap_bytes: int,
+        payload_bytes: int,
+        namespace: bytes,
+        segment_bytes: int | None,
+        direct: bool,
+        depth: int,
+        counters: DiskCounters,
+    ) -> None:
+        self._directory = directory
+        self._direct = direct
+        self._depth = depth
+        self._counters = counters
+        catalog = survey(directory, payload_bytes, namespace, direct, depth)
+        largest = max((segment.most_bytes for segment in catalog.segments), default=0)
+        self.sizes: Sizes = spend(
+            cap_bytes, payload_bytes, segment_bytes, catalog.untouched_bytes, largest
+        )
+        self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self._space = Space(directory, self.sizes, namespace, catalog)
+        self._deaths = Deaths(directory, self.sizes.deaths_bytes)
+        self._index: dict[bytes, Spot] = {}
+        self._head: Segment | None = None
+        self._emptied: set[Segment] = set()
+        self._names_changed = True
+        self._overwrote = False  # and the deaths of the older records are not durable yet
+        last = [segment.last_sequence for segment in catalog.segments]
+        self._next_sequence = max([0, *last, int(self._deaths.found.max(initial=0))]) + 1
+        self._restore()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._index
+
+    def keys(self) -> list[bytes]:
+        """Least recently written first."""
+        with self._lock:
+            return sorted(self._index, key=lambda key: self._index[key].sequence)
+
+    def find(self, key: bytes) -> Spot | None:
+        """None if not held."""
+        return self._index.get(key)
+
+    # -- the writer's --
+
+    def room(self, wanted: int) -> tuple[Segment, NDArray[np.int64], Sequences] | None:
+        """Up to ``wanted`` fresh slots of one segment, and sequence numbers for them; None if no
+        room can be made. Raises ``OSError``, mostly for a file system that is full."""
+        head = self._head
+        if head is None or head.filled == head.header.slots:
+            self._retire()
+            while self._space.spare < self.sizes.segment_bytes:
+                if not self._space.drop_stranger() and not self._compact():
+                    break
+            head = self._space.new_segment(self._compact)
+            if head is None:
+                return None
+            with self._lock:
+                self._head = head
+                self._names_changed = True
+        count = min(wanted, head.header.slots - head.filled)
+        with self._lock:
+            slots = np.arange(head.filled, head.filled + count, dtype=np.int64)
+            # Never given out again, whatever becomes of the write: a slot is written once.
+            head.filled += count
+            first = self._next_sequence
+            self._next_sequence += count
+        return head, slots, np.arange(first, first + count, dtype=np.uint64)
+
+    def publish(
+        self, segment: Segment, slots: NDArray[np.int64], sequences: Sequences, keys: list[bytes]
+    ) -> None:
+        """These records are whole."""
+        dead: list[int] = []
+        with self._lock:
+            for slot, sequence, key in zip(slots.tolist(), sequences.tolist(), keys, strict=True):
+                dead += self._remove(key)
+                segment.keys[slot] = np.frombuffer(key, dtype=np.uint8)
+                segment.sequences[slot] = sequence
+                segment.live += 1
+                self._index[key] = Spot(segment, slot, sequence)
+            segment.unsynced = True
+            self._overwrote = self._overwrote or bool(dead)
+        self._bury(dead)
+
+    def discard(self, keys: Iterable[bytes]) -> None:
+        """Frees chunks; a segment with none left is given back at once."""
+        with self._lock:
+            dead = [sequence for key in keys for sequence in self._remove(key)]
+        self._bury(dead)
+
+    # -- any thread's --
+
+    def drop(self, key: bytes, spot: Spot) -> None:
+        """The record could not be served."""
+        with self._lock:
+            dead = self._remove(key) if self._index.get(key) is spot else []
+        self._deaths.add(dead)
+
+    def sync(self) -> bool:
+        """Makes everything published so far durable, and writes the tables of full segments."""
+        with self._syncing:
+            with self._lock:
+                todo = [s for s in self._space.segments.values() if s.unsynced or not s.sealed]
+                head = self._head
+                names, self._names_changed = self._names_changed, False
+                unsynced = [segment for segment in todo if segment.unsynced]
+                for segment in unsynced:
+                    segment.unsynced = False
+            good = True
+            for segment in todo:
+                try:
+                    if segment is not head:
+                        segment.seal()
+                    elif segment in unsynced:
+                        segment.sync()
+                except FileNotFoundError:
+                    continue  # nothing in it was alive any more
+                except OSError as error:
+                    logger.warning("%s can't be made durable: %s", segment.path, error.strerror)
+                    segment.unsynced = True
+                    good = False
+            try:
+                if names:
+                    sync_directory(self._directory)
+            except OSError as error:
+                logger.warning("%s can't be made durable: %s", self._directory, error.strerror)
+                self._names_changed = True
+                good = False
+            return self._deaths.sync() and good
+
+    def close(self) -> bool:
+        """Seals and syncs. Whether all of it is durable."""
+        self._retire()
+        good = self.sync()
+        self._deaths.close()
+        with self._lock:
+            self._index.clear()
+            self._space.segments.clear()
+        return good
+
+    # -- within --
+
+    def _restore(self) -> None:
+        """Builds the index; the newest of several records of a key counts. Then drops what a cap
+        that has become smaller does not hold."""
+        space = self._space
+        dead = set(self._deaths.found.tolist())
+        for number in sorted(space.segments):
+            segment = space.segments[number]
+            raw = segment.keys.tobytes()
+            for slot, sequence in enumerate(segment.sequences[: segment.filled].tolist()):
+                if sequence == 0 or sequence in dead:
+                    continue
+                key = raw[slot * KEY_BYTES : (slot + 1) * KEY_BYTES]
+                # The same number twice: copied when the process ended. The older file counts.
+                if key in self._index and self._index[key].sequence >= sequence:
+                    continue
+                self._remove(key)
+                segment.live += 1
+                self._index[key] = Spot(segment, slot, sequence)
+        self._give_back([segment for segment in space.segments.values() if segment.live == 0])
+        while space.free < 0 and space.drop_stranger():
+            continue
+        while space.free < 0 and space.segments:
+            oldest = min(space.segments.values(), key=lambda segment: segment.last_sequence)
+            for key in [key for key, spot in self._index.items() if spot.segment is oldest]:
+                self._remove(key)
+            self._give_back([oldest])
+            if oldest.number in space.segments:
+                raise TierError(f"{oldest.path} can't be removed, and the cap is passed")
+        surplus = max(0, len(self._index) - self.sizes.capacity)
+        for key in self.keys()[:surplus]:
+            self._remove(key)
+        try:
+            self._deaths.rewrite(self._dead_sequences())
+        except OSError as error:
+            path = self._deaths.path
+            raise TierError(f"{path} can't be written: {error.strerror}") from error
+        self._give_back(self._emptied)
+
+    def _remove(self, key: bytes) -> list[int]:
+        """Takes a key out of the index; the number of its record, now dead, if it had one."""
+        spot = self._index.pop(key, None)
+        if spot is None or spot.segment is None:
+            return []
+        spot.segment.live -= 1
+        if spot.segment.live == 0 and spot.segment is not self._head:
+            self._emptied.add(spot.segment)
+        return [spot.sequence]
+
+    def _retire(self) -> None:
+        """The head takes no more records; the next sync seals it."""
+        with self._lock:
+            head, self._head = self._head, None
+            if head is not None and head.live == 0:
+                self._emptied.add(head)
+        self._give_back(self._emptied)
+
+    def _bury(self, dead: list[int]) -> None:
+        """Writes deaths down, then gives back the segments that have nothing else."""
+        if dead:
+            self._deaths.add(dead)
+        if self._deaths.long:
+            try:
+                self._deaths.rewrite(self._dead_sequences())
+                self._names_changed = True
+            except OSError as error:
+                logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
+        self._give_back(self._emptied)
+
+    def _give_back(self, segments: Iterable[Segment]) -> None:
+        if not segments:
+            return
+        # They may hold the newer records of keys whose older ones are elsewhere.
+        if self._overwrote and self._deaths.sync():
+            self._overwrote = False
+        with self._lock:
+            for segment in list(segments):
+                self._emptied.discard(segment)
+                if segment.live == 0:
+                    self._space.give_back(segment)
+
+    def _compact(self) -> bool:
+        """Moves live chunks together. Whether that gave room back."""
+        with self._lock:
+            others = [s for s in self._space.segments.values() if s is not self._head]
+            before = self._space.free
+            wanted = self.sizes.segment_bytes - self._space.spare
+            if wanted <= 0:  # within the budget: it is the file system that is full
+                wanted = self.sizes.segment_bytes
+            room = min(before, self.sizes.reserve)
+            chosen = choose(others, self.sizes, room, wanted)
+            moving = [record for segment in chosen for record in self._live(segment)]
+        try:
+            if moving:
+                self._move(moving)
+        except OSError as error:
+            logger.info("no room can be got back in %s: %s", self._directory, error.strerror)
+            return False
+        self._give_back(chosen)
+        return self._space.free > before
+
+    def _live(self, segment: Segment) -> list[tuple[bytes, Spot]]:
+        raw = segment.keys.tobytes()
+        keys = {raw[at : at + KEY_BYTES] for at in range(0, segment.filled * KEY_BYTES, KEY_BYTES)}
+        found = [(key, self._index[key]) for key in keys if key in self._index]
+        live = [(key, spot) for key, spot in found if spot.segment is segment]
+        return sorted(live, key=lambda record: record[1].slot)
+
+    def _move(self, moving: list[tuple[bytes, Spot]]) -> None:
+        records = [(spot.segment, spot.slot) for _, spot in moving if spot.segment is not None]
+        target, readable = move_live(
+            self._directory, self._space.next_number(), records, self._direct, self._depth
+        )
+        with self._lock:
+            self._space.segments[target.number] = target
+            self._counters.copied += sum(readable)
+            for slot, (key, spot) in enumerate(moving):
+                # A reader may have dropped it meanwhile.
+                if self._index.get(key) is not spot or spot.segment is None:
+                    continue
+                spot.segment.live -= 1
+                if readable[slot]:
+                    target.live += 1
+                    self._index[key] = Spot(target, slot, spot.sequence)
+                else:
+                    self._index[key] = Spot(None, 0, spot.sequence)
+
+    def _dead_sequences(self) -> list[int]:
+        with self._lock:
+            written = [segment.sequences for segment in self._space.segments.values()]
+            there = np.concatenate([np.zeros(1, dtype=np.uint64), *written])
+            live = np.array([spot.sequence for spot in self._index.values()], dtype=np.uint64)
+        return [number for number in np.setdiff1d(there, live).tolist() if number]

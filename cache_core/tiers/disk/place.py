@@ -1,0 +1,36 @@
+"""Chunks on disk as the source of another tier's write: how they are demoted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cache_core.place import Addresses
+from cache_core.tiers.tier import TierError
+
+
+class DiskPlace:
+    """Held chunks; copying them out reads them. Nothing can be copied in."""
+
+    def __init__(
+        self, keys: Sequence[bytes], fetch: Callable[[Sequence[bytes], Addresses], list[bool]]
+    ) -> None:
+        self._keys = list(keys)
+        self._fetch = fetch
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def pick(self, rows: Sequence[int]) -> DiskPlace:
+        return DiskPlace([self._keys[row] for row in rows], self._fetch)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        """Raises :class:`TierError` if one of them can't be read."""
+        good = self._fetch(self._keys, addresses)
+        if not all(good):
+            raise TierError(f"{good.count(False)} of {len(good)} chunks can't be read from disk")
+
+    def copy_from(self, addresses: Addresses) -> None:
+        raise TierError("chunks on disk are written by DiskTier.write")

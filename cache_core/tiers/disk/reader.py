@@ -1,0 +1,137 @@
+"""Chunks from disk to memory, each proven by its checksums."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from cache_core import _native
+from cache_core.place import Addresses
+from cache_core.tiers.disk.complaints import Complaints
+from cache_core.tiers.disk.counters import DiskCounters
+from cache_core.tiers.disk.format import key_array
+from cache_core.tiers.disk.log import Log
+from cache_core.tiers.disk.segment import Segment, Spot
+
+logger = logging.getLogger("lmcache")
+
+# What csrc/record.h says about a record that is not served.
+_DAMAGE = {
+    -1: "its header is damaged",
+    -2: "another record is in its place",
+    -3: "its bytes do not match their checksum",
+    -4: "its file ends before it does",
+    errno.EIO: "it can't be read: input/output error",
+}
+_GONE = -4
+# Files that one call has open at once, and chunks that it asks csrc for at once.
+_BATCH = 128
+
+
+class Reader:
+    """Reads held chunks, for any number of threads."""
+
+    def __init__(
+        self,
+        log: Log,
+        namespace: bytes,
+        direct: bool,
+        depth: int,
+        counters: DiskCounters,
+        complaints: Complaints,
+    ) -> None:
+        self._log = log
+        self._namespace = namespace
+        self._direct = direct
+        self._depth = depth
+        self._counters = counters
+        self._complaints = complaints
+
+    def fetch(self, keys: Sequence[bytes], addresses: Addresses) -> list[bool]:
+        """Reads chunks to memory; a damaged one is reported and dropped."""
+        good: list[bool] = []
+        for first in range(0, len(keys), _BATCH):
+            batch = list(keys[first : first + _BATCH])
+            good += self._fetch_batch(batch, addresses[first : first + _BATCH])
+        return good
+
+    def _fetch_batch(self, keys: list[bytes], addresses: Addresses) -> list[bool]:
+        good = [False] * len(keys)
+        with ExitStack() as stack:
+            opened: dict[Segment, int] = {}
+            rows: list[tuple[int, Spot, int]] = []
+            for row, key in enumerate(keys):
+                found = self._open(key, opened, stack)
+                if found is not None:
+                    rows.append((row, *found))
+            if not rows:
+                return good
+            picked = [row for row, _, _ in rows]
+            spots = [spot for _, spot, _ in rows]
+            statuses = _native.read_records(
+                np.array([fd for _, _, fd in rows], dtype=np.int32),
+                np.array([s.segment.header.offset(s.slot) for s in spots if s.segment], np.int64),
+                np.ascontiguousarray(addresses[picked]),
+                key_array([keys[row] for row in picked]),
+                np.array([spot.sequence for spot in spots], dtype=np.uint64),
+                self._namespace,
+                self._log.sizes.payload_bytes,
+                self._direct,
+                self._depth,
+            )
+        for (row, spot, _), status in zip(rows, statuses.tolist(), strict=True):
+            good[row] = status == 0
+            if status != 0:
+                self._report(keys[row], spot, status)
+        return good
+
+    def _open(
+        self, key: bytes, opened: dict[Segment, int], stack: ExitStack
+    ) -> tuple[Spot, int] | None:
+        """Where the key's record is, in a file that stays open: it may be given up meanwhile."""
+        spot = None
+        for _ in range(3):
+            spot = self._log.find(key)
+            if spot is None:
+                return None
+            if spot.segment is None:
+                self._report(key, spot, errno.EIO)
+                return None
+            if spot.segment in opened:
+                return spot, opened[spot.segment]
+            try:
+                fd = spot.segment.open(self._direct)
+            except FileNotFoundError:
+                continue  # its chunks have just moved, or someone has removed the file
+            except OSError as error:
+                self._counters.unreadable += 1
+                self._complaints.about("read", f"can't read: {error.strerror}")
+                return None
+            opened[spot.segment] = fd
+            stack.callback(os.close, fd)
+            return spot, fd
+        if spot is not None:
+            self._report(key, spot, _GONE)
+        return None
+
+    def _report(self, key: bytes, spot: Spot, status: int) -> None:
+        """A record can't be served. Damage stays: the chunk is dropped. Other trouble may pass."""
+        if status not in _DAMAGE:
+            self._counters.unreadable += 1
+            self._complaints.about("read", f"can't read: {os.strerror(status)}")
+            return
+        self._counters.damaged += 1
+        where = spot.segment.path if spot.segment is not None else "a segment that is gone"
+        logger.warning(
+            "%s tier: chunk %s in %s is lost: %s",
+            self._complaints.name,
+            key.hex()[:12],
+            where,
+            _DAMAGE[status],
+        )
+        self._log.drop(key, spot)

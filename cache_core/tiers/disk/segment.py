@@ -1,0 +1,215 @@
+"""One file of records."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core import _native
+from cache_core.tiers.disk.format import (
+    ALLOWANCE,
+    BLOCK,
+    KEY_BYTES,
+    Damaged,
+    Keys,
+    SegmentHeader,
+    Sequences,
+    pack_table,
+    unpack_table,
+)
+
+# One read at opening has header and table of a segment of up to some 1,500 slots.
+_FRONT = 64 << 10
+# What csrc/record.h calls a slot that was never written, and one behind the end of the file.
+_EMPTY, _CUT = -5, -4
+
+
+class Segment:
+    """A preallocated file: header, room for a table, slots. Slots are given out in order and
+    written once; the table is written when no slot will be given out any more.
+
+    ``filled`` slots are given out, ``live`` of them hold a chunk that can be served, ``bytes`` is
+    what the file takes on disk at most. Slot i's record is ``keys[i]``, ``sequences[i]``; sequence
+    0 is no record.
+    """
+
+    def __init__(self, path: Path, header: SegmentHeader) -> None:
+        self.path = path
+        self.header = header
+        self.keys: Keys = np.zeros((header.slots, KEY_BYTES), dtype=np.uint8)
+        self.sequences: Sequences = np.zeros(header.slots, dtype=np.uint64)
+        self.filled = 0
+        self.live = 0
+        self.bytes = 0
+        self.sealed = False
+        self.unsynced = False
+
+    @property
+    def number(self) -> int:
+        """Its file's name: what the header says is of no interest if a file was renamed."""
+        return int(self.path.stem, 16)
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes on disk as long as it is not sealed."""
+        return self.header.file_bytes + ALLOWANCE
+
+    @property
+    def reclaimable(self) -> int:
+        """Bytes that are not live chunks."""
+        return self.bytes - self.live * self.header.slot_bytes
+
+    @property
+    def last_sequence(self) -> int:
+        return int(self.sequences.max(initial=0))
+
+    @classmethod
+    def create(
+        cls, directory: Path, number: int, slots: int, payload_bytes: int, namespace: bytes
+    ) -> Segment:
+        """Takes all its room on disk. Raises ``OSError``; then nothing is left behind."""
+        header = SegmentHeader(number, slots, payload_bytes, namespace)
+        path = directory / f"{number:016x}.seg"
+        new = path.with_suffix(".new")
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(fd, 0, header.file_bytes)
+            _pwrite(fd, header.pack(), 0)
+            os.rename(new, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
+        finally:
+            os.close(fd)
+        segment = cls(path, header)
+        segment.bytes = segment.most_bytes
+        return segment
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[Segment, str | None]:
+        """What is on disk, by one read if it has a table: (segment, what is wrong with its table).
+        Without a table, ``sealed`` is False and the records must be found by :meth:`scan`.
+
+        Raises ``Damaged``, ``Foreign`` or ``OSError``.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            front = os.pread(fd, _FRONT, 0)
+            segment = cls(path, SegmentHeader.unpack(front[:BLOCK]))
+            header = segment.header
+            if header.data_offset > os.fstat(fd).st_size:
+                raise Damaged("it ends before its first record")
+            if header.data_offset > len(front):
+                front = os.pread(fd, header.data_offset, 0)
+            segment.measure(fd)
+        finally:
+            os.close(fd)
+        try:
+            table = unpack_table(header, front[BLOCK : header.data_offset])
+        except Damaged as damage:
+            return segment, str(damage)
+        if table is not None:
+            segment.filled = len(table[1])
+            segment.keys[: segment.filled], segment.sequences[: segment.filled] = table
+            segment.sealed = True
+        return segment, segment.drop_cut_off() if segment.sealed else None
+
+    def drop_cut_off(self) -> str | None:
+        """Forgets records behind the file's end; says so if there are any."""
+        room = os.stat(self.path).st_size - self.header.data_offset
+        left = min(self.filled, max(0, room // self.header.slot_bytes))
+        cut = int(np.count_nonzero(self.sequences[left : self.filled]))
+        self.sequences[left:] = 0
+        self.filled = left
+        return f"it is cut off: {cut} records are gone" if cut else None
+
+    def measure(self, fd: int) -> None:
+        """Asks the file system for ``bytes``."""
+        stat = os.fstat(fd)
+        self.bytes = max(stat.st_size, stat.st_blocks * 512) + ALLOWANCE
+
+    def scan(self, direct: bool, depth: int) -> int:
+        """Finds records by reading all of them, payloads too. Returns how many slots have
+        something that is no whole record. Raises ``OSError`` if the file can't be opened."""
+        header = self.header
+        fd = self.open(direct)
+        try:
+            statuses, keys, sequences = _native.scan_records(
+                np.full(header.slots, fd, dtype=np.int32),
+                self.offsets(np.arange(header.slots)),
+                header.namespace,
+                header.payload_bytes,
+                direct,
+                depth,
+            )
+        finally:
+            os.close(fd)
+        good = statuses == 0
+        self.keys[good] = keys[good]
+        self.sequences[:] = np.where(good, sequences, 0)
+        self.filled = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
+        return int(np.count_nonzero(~good & (statuses != _EMPTY) & (statuses != _CUT)))
+
+    def offsets(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where slots start in the file."""
+        start = np.int64(self.header.data_offset)
+        return start + slots.astype(np.int64) * np.int64(self.header.slot_bytes)
+
+    def open(self, direct: bool, write: bool = False) -> int:
+        """A descriptor, the caller's to close. Raises ``OSError``."""
+        flags = os.O_CLOEXEC | (os.O_RDWR if write else os.O_RDONLY)
+        return os.open(self.path, flags | (os.O_DIRECT if direct else 0))
+
+    def sync(self) -> None:
+        """Makes its records durable. Raises ``OSError``."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def seal(self) -> None:
+        """Makes the records durable, then the table, and gives back the room that no record
+        used. Raises ``OSError``."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if self.filled < self.header.slots:
+                os.ftruncate(fd, self.header.offset(self.filled))
+            # A table that is there vouches for records that are.
+            os.fdatasync(fd)
+            table = pack_table(self.header, self.keys[: self.filled], self.sequences[: self.filled])
+            _pwrite(fd, table, BLOCK)
+            os.fdatasync(fd)
+            self.measure(fd)
+        finally:
+            os.close(fd)
+        self.sealed = True
+
+    def unlink(self) -> None:
+        """Gives the room back; a file that is gone already is no trouble. Raises ``OSError``."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A record: where it is and what it must say. Without a segment it could not be copied when
+    its segment was given up: it is lost, which its reader is told."""
+
+    segment: Segment | None
+    slot: int
+    sequence: int
+
+
+def _pwrite(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done

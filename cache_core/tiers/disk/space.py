@@ -1,0 +1,101 @@
+"""The files of a disk tier and the bytes they take."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cache_core.tiers.disk.catalog import Catalog, Stranger
+from cache_core.tiers.disk.format import Sizes
+from cache_core.tiers.disk.segment import Segment
+
+logger = logging.getLogger("lmcache")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Space:
+    """Segments, and strangers that are dropped first when room is needed. Not thread-safe but for
+    what says so; the sum of its files stays within ``sizes.budget``."""
+
+    def __init__(self, directory: Path, sizes: Sizes, namespace: bytes, catalog: Catalog) -> None:
+        self.directory = directory
+        self.sizes = sizes
+        self.segments = {segment.number: segment for segment in catalog.segments}
+        self._namespace = namespace
+        self._strangers: list[Stranger] = list(catalog.strangers)
+        self._stuck = 0  # bytes of strangers that can't be removed
+        self._next_number = catalog.last_number + 1
+
+    @property
+    def used(self) -> int:
+        """Bytes on disk, at most."""
+        ours = sum(segment.bytes for segment in self.segments.values())
+        return ours + self._stuck + sum(stranger.bytes for stranger in self._strangers)
+
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that no file takes."""
+        return self.sizes.budget - self.used
+
+    @property
+    def spare(self) -> int:
+        """Bytes that new chunks may take: not those that are kept to copy live ones to."""
+        return self.free - self.sizes.reserve
+
+    def next_number(self) -> int:
+        """A file name that was never used."""
+        self._next_number += 1
+        return self._next_number - 1
+
+    def drop_stranger(self) -> bool:
+        """Removes the oldest one; False if there is none."""
+        while self._strangers:
+            stranger = self._strangers.pop(0)
+            try:
+                stranger.path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s can't be removed: %s", stranger.path, error.strerror)
+                self._stuck += stranger.bytes
+                continue
+            logger.info("%s was removed to make room", stranger.path)
+            return True
+        return False
+
+    def new_segment(self, make_room: Callable[[], bool]) -> Segment | None:
+        """A segment that is as large as may be: None if not one slot fits. On a file system that
+        is full, ``make_room`` is called for as long as it says that it helped. Raises
+        ``OSError``."""
+        slots = self.sizes.fit(self.spare)
+        while slots > 0:
+            try:
+                segment = Segment.create(
+                    self.directory,
+                    self.next_number(),
+                    slots,
+                    self.sizes.payload_bytes,
+                    self._namespace,
+                )
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                if self.drop_stranger() or make_room():
+                    continue
+                if slots == 1:
+                    raise
+                slots = max(1, slots // 4)
+            else:
+                self.segments[segment.number] = segment
+                return segment
+        return None
+
+    def give_back(self, segment: Segment) -> None:
+        """Removes a segment's file."""
+        try:
+            segment.unlink()
+        except OSError as error:
+            logger.warning("%s can't be removed: %s", segment.path, error.strerror)
+            return
+        self.segments.pop(segment.number, None)
