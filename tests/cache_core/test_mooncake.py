@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_two_tiers_on_one_master_share_chunks(mooncake_client: MooncakeClient) -
     engine = MemoryEngine(LAYOUT, 8)
 
     def tier() -> RemoteTier:
-        return RemoteTier("remote", None, CHUNK, lambda: MooncakeStore(mooncake_client))
+        store = partial(MooncakeStore, mooncake_client)
+        return RemoteTier("remote", None, CHUNK, store, timeout_s=60)
 
     first, second = TieredCache(LAYOUT, [tier()]), TieredCache(LAYOUT, [tier()])
     keys = hasher("shared").keys(prompt(8)).prefix

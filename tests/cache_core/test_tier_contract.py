@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,15 @@ OPENERS: dict[str, tuple[str, Callable[[Any], Tier]]] = {
     "tensor": ("tmp_path", lambda _: TensorTier("x", CAPACITY, LAYOUT, torch.device("cpu"))),
     "redis": (
         "redis_port",
-        lambda port: open_remote(f"redis://127.0.0.1:{port}?part=256", CHUNK, CAPACITY, "x"),
+        lambda port: open_remote(
+            f"redis://127.0.0.1:{port}?part=256&timeout=60", CHUNK, CAPACITY, "x"
+        ),
     ),
     "mooncake": (
         "mooncake_client",
-        lambda client: RemoteTier("x", CAPACITY, CHUNK, lambda: MooncakeStore(client)),
+        lambda client: RemoteTier(
+            "x", CAPACITY, CHUNK, partial(MooncakeStore, client), timeout_s=60
+        ),
     ),
 }
 KEEPS_NO_BYTES = {"null"}
