@@ -47,7 +47,9 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "context_tokens": meta.get("context_tokens"),
         "policy": meta.get("policy"),
         "placement": meta.get("placement"),
+        "admission": meta.get("admission"),
         "state": meta.get("state"),
+        "tier_work": {name: dict(work) for name, work in meta.get("tier_work", {}).items()},
         "n": cell.n,
         "failed": cell.failed,
         "ttft_ms": _milliseconds(cell.ttft),
@@ -90,6 +92,7 @@ def csv_text(cells: Sequence[CellSummary]) -> str:
     rows = []
     for cell in cells:
         document = cell_json(cell)
+        del document["tier_work"]  # as deep as tiers are many: JSON has it
         document["tiers"] = {tier: document["tiers"].get(tier) for tier in TIERS}
         rows.append(_flat(document))
     header = list(rows[0]) if rows else []

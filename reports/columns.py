@@ -87,7 +87,10 @@ def measured(cells: Cells) -> list[list[Column]]:
 
 
 def _size(cell: CellSummary, tier: str) -> str:
-    return bytes_text(cell.meta["tiers"][tier]) if tier in cell.meta["tiers"] else NONE
+    if tier not in cell.meta["tiers"]:
+        return NONE
+    size = cell.meta["tiers"][tier]
+    return bytes_text(size) if size else "yes"  # a remote one takes what its server takes
 
 
 def _chunk(cell: CellSummary) -> str:

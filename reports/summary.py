@@ -13,6 +13,19 @@ from reports.sample import TIERS, Sample
 from reports.spread import Spread
 
 
+class TierWork(TypedDict):
+    """What one tier did in a cell: bytes, the seconds of the calls that moved them, chunks evicted,
+    chunks that failed, and what the tier itself counts of trouble."""
+
+    read_bytes: int
+    read_s: float
+    written_bytes: int
+    write_s: float
+    evicted_chunks: int
+    failed_chunks: int
+    troubles: Mapping[str, int]
+
+
 class CellMeta(TypedDict):
     """What a cell is. ``tiers`` maps tier names to bytes; ``busy_s`` is the sum of the cell's own
     wall time over its rounds, for cells that were measured in turns."""
@@ -27,8 +40,10 @@ class CellMeta(TypedDict):
     """Length of a document or context, for workloads that are swept over it."""
     policy: NotRequired[str]
     placement: NotRequired[str]
+    admission: NotRequired[str]
     state: NotRequired[str]
-    """``cold`` or ``steady``: what the cache held when the cell began."""
+    """``cold``, or ``lasting``: with what earlier runs left in it."""
+    tier_work: NotRequired[Mapping[str, TierWork]]
     busy_s: NotRequired[float]
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from reports.columns import Column, describe, measured
 from reports.summary import CellSummary
+from reports.tiers import tier_tables
 
 GAP = 2
 """Blanks between columns; the box draws one of them."""
@@ -56,6 +57,8 @@ def bench_tables(cells: Sequence[CellSummary]) -> RenderableType:
     for group in by_workload.values():
         parts += [WorkloadTable(group), Text()]
         shown |= {column.name.partition(" ")[0] for part in measured(group) for column in part}
+    for table in tier_tables(cells):
+        parts += [table, Text()]
     parts.append(
         Text("\n".join(line for name, line in LEGEND.items() if name in shown), style="dim")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 from cache_core.ledger import Placement
 from lmcache_cli.engines.engine import CacheSpec
@@ -50,7 +51,8 @@ class Cell:
         if self.spec.reuse:
             meta["policy"] = self.spec.policy
             meta["placement"] = self.spec.placement
-            meta["state"] = "cold"
+            meta["admission"] = self.spec.admission
+            meta["state"] = "lasting" if self.spec.lasting else "cold"
         return meta
 
 
@@ -64,6 +66,11 @@ class Sweep:
     policy: str
     placement: Placement
     salt: str
+    disk_path: Path | None = None
+    remote: str = ""
+    admission: str = "none"
+    bytes_per_day: int = 0
+    lasting: bool = False
 
     def specs(self) -> list[tuple[str, CacheSpec]]:
         """Every (reuse mode, cache), the mode without a cache first. Raises ``UserError`` if a
@@ -75,14 +82,31 @@ class Sweep:
         for mode in (mode for mode in self.reuse if mode != "off"):
             for sizes in product(*(self.tier_sizes[name] for name in names)):
                 tiers = {n: s for n, s in zip(names, sizes, strict=True) if s}
+                if self.remote:
+                    tiers["remote"] = 0
                 if not tiers:
                     raise UserError(
-                        f"--reuse {mode} needs a tier; give --cpu-size or --device-size above 0"
+                        f"--reuse {mode} needs a tier; give --cpu-size, --device-size or"
+                        " --disk-size above 0, or --remote"
                     )
-                for chunk in self.chunk_tokens:
-                    spec = CacheSpec(chunk, tiers, self.policy, self.placement, self.salt)
-                    specs.append((mode, spec))
+                specs += [(mode, self._spec(chunk, tiers)) for chunk in self.chunk_tokens]
         return specs
+
+    def _spec(self, chunk: int, tiers: Mapping[str, int]) -> CacheSpec:
+        # One process owns a disk tier's folder, and a cell is one cache: a folder for each.
+        name = "_".join([f"chunk-{chunk}", *(f"{tier}-{size}" for tier, size in tiers.items())])
+        return CacheSpec(
+            chunk,
+            tiers,
+            self.policy,
+            self.placement,
+            self.salt,
+            self.disk_path / name if self.disk_path else None,
+            self.remote,
+            self.admission,
+            self.bytes_per_day,
+            self.lasting,
+        )
 
 
 def cross(scenarios: Sequence[Scenario], sweep: Sweep) -> list[Cell]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cache_core.admission import SecondTouch
 from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
@@ -17,19 +18,18 @@ class HitOracle:
     """Predicts each request's hit tokens from a cold start. A real cache that hits more was not
     cold; one that hits less lost chunks."""
 
-    def __init__(self, spec: CacheSpec, capacity: Mapping[str, int]) -> None:
+    def __init__(self, spec: CacheSpec, capacity: Mapping[str, int | None]) -> None:
         self._size = spec.chunk_tokens
         # Only sharing matters here, not the shape of the KV.
         layout = KVLayout(1, 1, 1, "int8", spec.chunk_tokens)
         self._hasher = ChunkHasher(Namespace(layout, "oracle"))
-        tiers = [
-            NullTier(name, chunks if spec.bounded else None) for name, chunks in capacity.items()
-        ]
+        tiers = [NullTier(name, chunks) for name, chunks in capacity.items()]
         self._cache = TieredCache(
             layout,
             tiers,
             policy=POLICIES[spec.policy],
             placement=spec.placement,
+            admission={"disk": SecondTouch()} if spec.admission == "second-touch" else None,
             synchronous=True,
         )
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import cast
 from uuid import uuid4
 
+from cache_core.admission import ADMISSIONS
 from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
+from cache_core.tiers.remote_url import redacted
 from lmcache_cli.bench.cells import REUSE_MODES, SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
@@ -33,6 +35,12 @@ class BenchOptions:
     reuse: str = "off,prefix"
     device_size: str = "0"
     cpu_size: str = "2GiB"
+    disk_size: str = "0"
+    disk_path: Path | None = None
+    remote: str | None = None
+    admission: str = "none"
+    disk_writes_per_day: str | None = None
+    cache_name: str | None = None
     chunk_tokens: str = "64"
     context_tokens: str = "2000"
     policy: str = "lru"
@@ -66,17 +74,22 @@ class Plan:
     load: Load
     corpus: Corpus
     salt: str
+    scratch: Path | None
+    """A disk tier's folder that is made for this run and removed after it."""
 
     def config(self) -> dict[str, object]:
         """The options as plain values, for the run file: with them the run can be repeated."""
         values = asdict(self.options)
         values["workloads"] = list(self.options.workloads)
+        values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
+        values["remote"] = redacted(self.options.remote) if self.options.remote else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None
         return values
 
 
-def make_plan(options: BenchOptions) -> Plan:
-    """Checks every flag and crosses the lists. Raises ``UserError`` with one clear line."""
+def make_plan(options: BenchOptions, out: Path) -> Plan:
+    """Checks every flag and crosses the lists. ``out`` is where a disk tier without a folder goes.
+    Raises ``UserError`` with one clear line."""
     one_of("--engine", options.engine, ENGINES)
     one_of("--dtype", options.dtype, DTYPES)
     one_of("--policy", options.policy, tuple(POLICIES))
@@ -87,21 +100,43 @@ def make_plan(options: BenchOptions) -> Plan:
         one_of("workload", name, tuple(WORKLOADS))
     if options.repeat < 1:
         raise UserError(f"--repeat: {options.repeat} is too small; it must be at least 1")
-    salt = uuid4().hex  # no earlier run's chunks can be hit: a cold start, proven
+    one_of("--admission", options.admission, ADMISSIONS)
+    budget = 0
+    if options.disk_writes_per_day is not None:
+        budget = parse_size(options.disk_writes_per_day, "--disk-writes-per-day")
+    if (options.admission == "bytes-per-day") != (budget > 0):
+        raise UserError("--admission bytes-per-day and --disk-writes-per-day SIZE go together")
+    # Without a name no earlier run's chunks can be hit: a cold start, proven.
+    salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
+    scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
     sweep = Sweep(
         reuse=parse_list(options.reuse, "--reuse", lambda t, f: one_of(f, t, REUSE_MODES)),
         chunk_tokens=parse_list(options.chunk_tokens, "--chunk-tokens", parse_count),
         tier_sizes={
             "device": parse_list(options.device_size, "--device-size", parse_size),
             "cpu": parse_list(options.cpu_size, "--cpu-size", parse_size),
+            "disk": parse_list(options.disk_size, "--disk-size", parse_size),
         },
         policy=options.policy,
         placement=cast(Placement, options.placement),
         salt=salt,
+        disk_path=options.disk_path or scratch,
+        remote=options.remote or "",
+        admission=options.admission,
+        bytes_per_day=budget,
+        lasting=options.cache_name is not None,
     )
+    if options.cache_name is not None and options.disk_path is None and not options.remote:
+        raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
     scenarios = tuple(_scenarios(options))
     return Plan(
-        options, scenarios, tuple(cross(scenarios, sweep)), _load(options), _corpus(options), salt
+        options,
+        scenarios,
+        tuple(cross(scenarios, sweep)),
+        _load(options),
+        _corpus(options),
+        salt,
+        scratch,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lmcache_cli.machine import machine, versions
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.run_file import write_run
 from reports.sample import Sample
-from reports.summary import CellSummary, summarise
+from reports.summary import CellSummary, TierWork, summarise
 from reports.tables import bench_tables
 from workloads import CorpusError, Request, generate
 
@@ -54,6 +54,8 @@ def run_and_report(
                 measured.complete = True
             finally:
                 engine.close()
+                if plan.scratch is not None:
+                    shutil.rmtree(plan.scratch, ignore_errors=True)
         except KeyboardInterrupt:
             interrupted = True
             measured.warn("interrupted: the tables show what was measured until then")
@@ -152,10 +154,27 @@ def summaries(plan: Plan, measured: Measured, engine: str, model: str) -> list[C
             off = [s for s in measured.samples if s.cell == base.index]
         meta = cell.meta(plan.scenarios[cell.scenario], engine, model)
         meta["busy_s"] = measured.busy_s[cell.index]
+        meta["tier_work"] = _tier_work(measured, cell.index)
         if plan.load.concurrency is None:
             del meta["busy_s"]  # open loop: arrivals set the pace
         found.append(summarise(mine, off, meta))
     return found
+
+
+def _tier_work(measured: Measured, cell: int) -> dict[str, TierWork]:
+    size = measured.chunk_bytes.get(cell, 0)
+    return {
+        name: TierWork(
+            read_bytes=work.read_chunks * size,
+            read_s=work.read_s,
+            written_bytes=work.written_chunks * size,
+            write_s=work.write_s,
+            evicted_chunks=work.evicted_chunks,
+            failed_chunks=work.failures,
+            troubles=measured.troubles.get(cell, {}).get(name, {}),
+        )
+        for name, work in measured.counters.get(cell, {}).items()
+    }
 
 
 def _run_meta(
@@ -176,10 +195,6 @@ def _run_meta(
         "versions": versions(),
         "engine": dict(engine),
         "cells": [dict(cell.meta) for cell in cells],
-        "tier_counters": {
-            cell: {name: asdict(counters) for name, counters in tiers.items()}
-            for cell, tiers in measured.counters.items()
-        },
         "warnings": measured.warnings,
     }
 

@@ -67,6 +67,53 @@ def bench(
             help="Length of a document or context.", rich_help_panel="Swept (lists with commas)"
         ),
     ] = "2000",
+    disk_size: Annotated[
+        str,
+        typer.Option(help="KV kept on disk.", rich_help_panel="Swept (lists with commas)"),
+    ] = "0",
+    disk_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the disk tier. [default: one below --out, removed afterwards]",
+            show_default=False,
+            rich_help_panel="The cache",
+        ),
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Remote tier: redis://, rediss://, mooncake://, or a plugin (module:Class).",
+            show_default=False,
+            rich_help_panel="The cache",
+        ),
+    ] = None,
+    admission: Annotated[
+        str,
+        typer.Option(
+            help="What may enter the disk tier: none (all), second-touch, bytes-per-day.",
+            rich_help_panel="The cache",
+        ),
+    ] = "none",
+    disk_writes_per_day: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Budget of --admission bytes-per-day.",
+            show_default=False,
+            rich_help_panel="The cache",
+        ),
+    ] = None,
+    cache_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Start with what earlier runs of this name left on disk or remote."
+            " [default: a cold start]",
+            show_default=False,
+            rich_help_panel="The cache",
+        ),
+    ] = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -188,6 +235,12 @@ def bench(
         reuse=reuse,
         device_size=device_size,
         cpu_size=cpu_size,
+        disk_size=disk_size,
+        disk_path=disk_path,
+        remote=remote,
+        admission=admission,
+        disk_writes_per_day=disk_writes_per_day,
+        cache_name=cache_name,
         chunk_tokens=chunk_tokens,
         context_tokens=context_tokens,
         policy=policy,
@@ -210,4 +263,4 @@ def bench(
         repeat=repeat,
         seed=seed,
     )
-    raise typer.Exit(run_and_report(make_plan(options), out, json, csv, quiet))
+    raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet))

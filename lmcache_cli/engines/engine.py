@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from cache_core.cache import TierCounters
@@ -14,13 +15,23 @@ from workloads.request import Request
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """One cell's cache. ``tiers`` maps tier name to bytes, fastest first; empty means no reuse."""
+    """One cell's cache. ``tiers`` maps tier name to bytes, fastest first; empty means no reuse.
+
+    ``folder`` is the disk tier's, ``remote`` the remote tier's URL or plugin (its size is 0: as
+    much as the server takes). ``admission`` is for the disk tier, whose writes ``bytes_per_day``
+    may bound. ``lasting``: the cache keeps what earlier runs of the same ``salt`` left in it.
+    """
 
     chunk_tokens: int
     tiers: Mapping[str, int] = field(default_factory=dict)
     policy: str = "lru"
     placement: Placement = "write_on_insertion"
     salt: str = ""
+    folder: Path | None = None
+    remote: str = ""
+    admission: str = "none"
+    bytes_per_day: int = 0
+    lasting: bool = False
 
     @property
     def reuse(self) -> bool:
@@ -54,11 +65,20 @@ class Session(Protocol):
     def held_chunks(self) -> int:
         """Chunks in the cache: 0 is a cold start."""
 
+    def capacities(self) -> Mapping[str, int | None]:
+        """Chunks that each tier has room for; None is unbounded."""
+
     def clear(self) -> None:
         """Empties the cache and its counters."""
 
     def counters(self) -> Mapping[str, TierCounters]:
         """Per tier, since the last clear."""
+
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk."""
+
+    def troubles(self) -> Mapping[str, Mapping[str, int]]:
+        """Per tier, what went wrong beneath it (damage, timeouts, ...), since it was opened."""
 
     def close(self) -> None:
         """Frees the cache; the engine stays."""
@@ -76,8 +96,8 @@ class Engine(Protocol):
     def token_bytes(self) -> int:
         """Bytes of KV per token."""
 
-    def tier_capacity(self, spec: CacheSpec) -> dict[str, int]:
-        """Chunks per tier. Raises ``UserError`` for a tier that holds less than one chunk."""
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
+        """Chunks per tier by size alone. Raises ``UserError`` for one that holds no chunk."""
 
     def open(self, spec: CacheSpec, max_tokens: int) -> Session:
         """A session whose requests have up to ``max_tokens`` tokens, prompt and output. Raises

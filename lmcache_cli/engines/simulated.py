@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from cache_core.admission import make_admission
 from cache_core.cache import TierCounters, TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
@@ -59,7 +60,7 @@ class SimulatedEngine:
     def token_bytes(self) -> int:
         return self._shape.token_bytes
 
-    def tier_capacity(self, spec: CacheSpec) -> dict[str, int]:
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
         return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
 
     def open(self, spec: CacheSpec, max_tokens: int) -> SimulatedSession:
@@ -106,12 +107,16 @@ class SimulatedSession:
                 NullTier(name, count if spec.bounded else None)
                 for name, count in engine.tier_capacity(spec).items()
             ]
+            admission = make_admission(
+                spec.admission, spec.bytes_per_day, self._layout.chunk_bytes, engine.now
+            )
             self._cache = TieredCache(
                 self._layout,
                 tiers,
                 policy=POLICIES[spec.policy],
                 placement=spec.placement,
                 synchronous=True,
+                admission={"disk": admission} if admission is not None else None,
                 clock=engine.now,
             )
 
@@ -125,6 +130,10 @@ class SimulatedSession:
     def held_chunks(self) -> int:
         return len(self._cache) if self._cache is not None else 0
 
+    def capacities(self) -> Mapping[str, int | None]:
+        tiers = self._cache.tiers if self._cache is not None else ()
+        return {tier.name: tier.capacity for tier in tiers}
+
     def clear(self) -> None:
         if self._cache is not None:
             self._cache.clear()
@@ -132,6 +141,12 @@ class SimulatedSession:
 
     def counters(self) -> Mapping[str, TierCounters]:
         return dict(self._cache.counters) if self._cache is not None else {}
+
+    def chunk_bytes(self) -> int:
+        return self._layout.chunk_bytes
+
+    def troubles(self) -> Mapping[str, Mapping[str, int]]:
+        return {}
 
     def close(self) -> None:
         if self._cache is not None:

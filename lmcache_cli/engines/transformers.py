@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from cache_core.cache import Loaded, TierCounters, TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
-from cache_core.policy import POLICIES
-from cache_core.tiers import MemoryTier, Tier
-from cache_core.tiers.tensor import TensorTier
 from lmcache_cli.engines.arena import Arena
+from lmcache_cli.engines.caches import open_cache, tier_troubles
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.models import LoadedModel, load_model
@@ -73,7 +71,7 @@ class TransformersEngine:
             salt=spec.salt,
         )
 
-    def tier_capacity(self, spec: CacheSpec) -> dict[str, int]:
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
         return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
 
     def open(self, spec: CacheSpec, max_tokens: int) -> TransformersSession:
@@ -85,13 +83,7 @@ class TransformersEngine:
         self._reserve(max_tokens)
         cache = None
         if spec.reuse:
-            layout = self.layout(spec.chunk_tokens)
-            tiers: list[Tier] = []
-            for name, chunks in self.tier_capacity(spec).items():
-                tiers.append(self._tier(name, chunks, layout))
-            cache = TieredCache(
-                layout, tiers, policy=POLICIES[spec.policy], placement=spec.placement
-            )
+            cache = open_cache(spec, self.namespace(spec), self.loaded.device)
         return TransformersSession(self, spec, cache)
 
     def warm_up(self, tokens: int) -> None:
@@ -150,14 +142,6 @@ class TransformersEngine:
         self._arenas = [Arena(self.layout(1), tokens, device) for _ in range(_ARENAS)]
         self._next_arena = cycle(self._arenas)
 
-    def _tier(self, name: str, chunks: int, layout: KVLayout) -> Tier:
-        if name == "device" and self.loaded.device.type != "cpu":
-            return TensorTier(name, chunks, layout, self.loaded.device)
-        if name in ("cpu", "device"):
-            # On a CPU the engine's own memory is host memory: both tiers are slabs.
-            return MemoryTier(name, chunks, layout.chunk_bytes)
-        raise UserError(f"the {name} tier is not supported yet; use --cpu-size or --device-size")
-
 
 class TransformersSession:
     """One cell over the engine."""
@@ -183,6 +167,10 @@ class TransformersSession:
     def held_chunks(self) -> int:
         return len(self.cache) if self.cache is not None else 0
 
+    def capacities(self) -> Mapping[str, int | None]:
+        tiers = self.cache.tiers if self.cache is not None else ()
+        return {tier.name: tier.capacity for tier in tiers}
+
     def clear(self) -> None:
         if self.cache is not None:
             self.cache.clear()
@@ -190,6 +178,12 @@ class TransformersSession:
 
     def counters(self) -> Mapping[str, TierCounters]:
         return dict(self.cache.counters) if self.cache is not None else {}
+
+    def chunk_bytes(self) -> int:
+        return self.engine.layout(self.spec.chunk_tokens).chunk_bytes
+
+    def troubles(self) -> Mapping[str, Mapping[str, int]]:
+        return tier_troubles(self.cache.tiers) if self.cache is not None else {}
 
     def close(self) -> None:
         if self.cache is not None:

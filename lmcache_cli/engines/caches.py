@@ -1,0 +1,99 @@
+"""The cache of one cell, with real tiers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+
+import torch
+
+from cache_core.admission import make_admission
+from cache_core.cache import TieredCache
+from cache_core.keys import Namespace
+from cache_core.layout import KVLayout
+from cache_core.policy import POLICIES
+from cache_core.tiers import DiskTier, MemoryTier, Tier, TierError
+from cache_core.tiers.plugin import open_plugin
+from cache_core.tiers.remote_url import open_remote
+from cache_core.tiers.tensor import TensorTier
+from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.errors import MissingError, UserError
+
+_WORK = ("syncs", "copied", "absent")
+
+
+def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> TieredCache:
+    """Opens every tier of the cell. Raises ``UserError`` for one that can't be opened and
+    ``MissingError`` for a server that does not answer."""
+    layout = namespace.layout
+    tiers: list[Tier] = []
+    try:
+        for name, chunks in chunks_per_tier(spec, layout).items():
+            tiers.append(_open(name, chunks, spec, namespace, device))
+        admission = make_admission(
+            spec.admission, spec.bytes_per_day, layout.chunk_bytes, time.monotonic
+        )
+        return TieredCache(
+            layout,
+            tiers,
+            policy=POLICIES[spec.policy],
+            placement=spec.placement,
+            admission={"disk": admission} if admission is not None else None,
+        )
+    except BaseException:
+        for tier in tiers:
+            tier.close()
+        raise
+
+
+def tier_troubles(tiers: Sequence[Tier]) -> dict[str, dict[str, int]]:
+    """What tiers count of their own that is not zero, by tier name."""
+    found = {}
+    for tier in tiers:
+        counters = getattr(tier, "counters", None)
+        # Some counters are of plain work.
+        if is_dataclass(counters) and not isinstance(counters, type):
+            found[tier.name] = {
+                name: n for name, n in asdict(counters).items() if n and name not in _WORK
+            }
+    return found
+
+
+def _open(
+    name: str, chunks: int | None, spec: CacheSpec, namespace: Namespace, device: torch.device
+) -> Tier:
+    layout: KVLayout = namespace.layout
+    if name == "device" and device.type != "cpu":
+        return TensorTier(name, chunks or 0, layout, device)
+    if name in ("device", "cpu"):
+        # On a CPU the engine's own memory is host memory: both tiers are slabs.
+        return MemoryTier(name, chunks or 0, layout.chunk_bytes)
+    try:
+        if name == "disk":
+            if spec.folder is None:
+                raise TierError("no folder is given; name one with --disk-path")
+            spec.folder.mkdir(parents=True, exist_ok=True)
+            return DiskTier(
+                name,
+                spec.folder,
+                spec.tiers["disk"],
+                layout.chunk_bytes,
+                namespace=namespace.digest(),
+            )
+        if "://" not in spec.remote:
+            return open_plugin(spec.remote, name, chunks, layout.chunk_bytes)
+        remote = open_remote(spec.remote, layout.chunk_bytes, chunks, name)
+    except TierError as error:
+        raise UserError(f"--{'disk-path' if name == 'disk' else 'remote'}: {error}") from error
+    except OSError as error:
+        raise UserError(
+            f"--disk-path: {spec.folder} can't be used: {error.strerror or error}"
+        ) from error
+    try:
+        remote.ping()
+    except TierError as error:
+        remote.close()
+        raise MissingError(f"--remote: {error}") from error
+    return remote
