@@ -67,14 +67,14 @@ def test_holds_what_the_definition_says(
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("seed", range(4))
 def test_holds_what_the_definition_says_over_a_long_run(name: str, seed: int) -> None:
-    """Loops, scans and favourites in turns, so that ghosts and counts come to their limits."""
+    """Loops, scans, pairs and favourites in turns, so that ghosts and counts come to their limits."""
     draw = random.Random(seed)
     ledger = Ledger([30], POLICIES[name])
     model = MODELS[name](30)
     for step in range(1500):
         favourite = int(draw.paretovariate(0.7)) % 60
-        phases = (favourite, step % 45, 1000 + step, favourite)
-        document = phases[step // 50 % 4]
+        phases = (favourite, step % 45, 1000 + step, 2000 + step // 2 % 60, favourite)
+        document = phases[step // 50 % 5]
         keys = path(document, 1 + (seed % 2) * draw.randrange(3), 0, 0)
         ledger.settle(ledger.admit(keys).moves, stored=True)
         model.request(keys)
