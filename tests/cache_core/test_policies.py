@@ -67,7 +67,7 @@ def test_holds_what_the_definition_says(
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("seed", range(4))
 def test_holds_what_the_definition_says_over_a_long_run(name: str, seed: int) -> None:
-    """Loops, scans, pairs and favourites in turns, so that ghosts and counts come to their limits."""
+    """Loops, scans, pairs and favourites in turns: ghosts and counts come to their limits."""
     draw = random.Random(seed)
     ledger = Ledger([30], POLICIES[name])
     model = MODELS[name](30)
