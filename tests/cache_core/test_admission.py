@@ -125,6 +125,15 @@ def test_bytes_per_day_bounds_what_is_written(placement: Placement) -> None:
     assert written >= clock.now - 1
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_start_of_a_prompt_enters_first(placement: Placement) -> None:
+    budget = BytesPerDay(86_400, 1, Clock(), burst_s=2)
+    ledger = Ledger([9], placement=placement, admission=[budget])
+    prompt = path(0, 4, 0, 0)
+    ledger.settle(ledger.admit(prompt).moves, stored=True)
+    assert ledger.lookup(prompt).keys == tuple(prompt[:2])
+
+
 def test_a_budget_is_not_spent_on_what_falls_out_at_once() -> None:
     admission = BytesPerDay(86_400, 1, Clock(), burst_s=10)
     ledger = Ledger([2], admission=[admission])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +62,24 @@ def test_holds_what_the_definition_says(
         ledger.check()
         assert set(ledger.keys(0)) == model.held()
         assert ledger.keys(0) == order(model)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("seed", range(4))
+def test_holds_what_the_definition_says_over_a_long_run(name: str, seed: int) -> None:
+    """Loops, scans, pairs and favourites in turns: ghosts and counts come to their limits."""
+    draw = random.Random(seed)
+    ledger = Ledger([30], POLICIES[name])
+    model = MODELS[name](30)
+    for step in range(1500):
+        favourite = int(draw.paretovariate(0.7)) % 60
+        phases = (favourite, step % 45, 1000 + step, 2000 + step // 2 % 60, favourite)
+        document = phases[step // 50 % 5]
+        keys = path(document, 1 + (seed % 2) * draw.randrange(3), 0, 0)
+        ledger.settle(ledger.admit(keys).moves, stored=True)
+        model.request(keys)
+        assert set(ledger.keys(0)) == model.held()
+        assert step % 100 or ledger.keys(0) == order(model)
 
 
 def order(model: Model) -> list[bytes]:
@@ -142,6 +161,17 @@ def test_gdsf_keeps_what_is_dear_to_recompute() -> None:
         ledger.settle(ledger.admit(keys).moves, stored=True)
     assert len(ledger.lookup(deep)) == 10
     assert not ledger.holds(key(100), 0)
+
+
+def test_gdsf_follows_a_content_key_to_its_new_place() -> None:
+    """Chunk 1 came after chunk 0 and now comes after chunk 2: 0 may go, 2 may not."""
+    policy = make_policy("gdsf", 3)
+    policy.touch(key(1), Use(parent=key(0), depth=1, times=9))
+    policy.touch(key(0), Use(times=9))
+    policy.touch(key(1), Use(parent=key(2), depth=1, times=10))
+    policy.touch(key(2), Use())
+    assert policy.victim(lambda k: False) == key(0)
+    assert list(policy) == [key(0), key(1), key(2)]
 
 
 def test_gdsf_evicts_from_a_circle_of_content_keys() -> None:
