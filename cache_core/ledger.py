@@ -305,6 +305,7 @@ class Ledger:
             for key, source in self._cut(tier, new):
                 if source != ENGINE:
                     leaving.append(Move(key, source, NOWHERE, -1))
+            self._entered(tier, new)
             coming += [Move(key, ENGINE, tier, index[key]) for key in reversed(new)]
         # Only now: a chunk that one tier cancelled must not look pending to the next.
         for move in coming:
@@ -339,6 +340,7 @@ class Ledger:
                     del home[key]
             onward = [(key, new.pop(key)) for key, _ in incoming if key in refused]
             incoming = self._cut(tier, new) + onward
+            self._entered(tier, new)
             for key, source in new.items():
                 if source == ENGINE:
                     coming.append(Move(key, ENGINE, tier, index[key]))
@@ -381,7 +383,10 @@ class Ledger:
                 self._release(key, tier)
                 self.evictions[tier] += 1
                 out.append((key, tier))
+        return out
+
+    def _entered(self, tier: int, new: dict[bytes, int]) -> None:
+        """Tells the tier's admission what is going to be written."""
         admission = self._admission[tier]
         if admission is not None:
             admission.entered(len(new))
-        return out

@@ -55,9 +55,8 @@ def tier_troubles(tiers: Sequence[Tier]) -> dict[str, dict[str, int]]:
         counters = getattr(tier, "counters", None)
         # Some counters are of plain work.
         if is_dataclass(counters) and not isinstance(counters, type):
-            found[tier.name] = {
-                name: n for name, n in asdict(counters).items() if n and name not in _WORK
-            }
+            counts = asdict(counters)
+            found[tier.name] = {n: c for n, c in counts.items() if c and n not in _WORK}
     return found
 
 
