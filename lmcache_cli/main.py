@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from lmcache_cli.commands import bench, doctor, verify
+from lmcache_cli.commands import bench, doctor, probe, verify
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 

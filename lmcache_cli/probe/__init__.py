@@ -1,0 +1,1 @@
+"""What this machine's tiers can do: figures for sizing and for the simulated engine."""

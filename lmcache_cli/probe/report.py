@@ -1,0 +1,141 @@
+"""Runs the probes, saves the file, prints the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from lmcache_cli.errors import UserError
+from lmcache_cli.machine import machine, versions
+from lmcache_cli.probe.disk import DiskFigure, DiskProbe, probe_disk
+from lmcache_cli.probe.figure import Figure
+from lmcache_cli.probe.memory import CopyFigure, probe_memory
+from lmcache_cli.probe.remote import RemoteProbe, probe_remote
+
+SCHEMA = "lmcache.probe/1"
+
+
+def run_probe(
+    folder: Path,
+    disk_bytes: int,
+    memory_bytes: int,
+    remote: str | None,
+    repeats: int,
+    file: Path,
+    json_file: str | None,
+    quiet: bool,
+) -> int:
+    """Measures memory, the disk under ``folder`` and ``remote``; writes ``file`` whole or not at
+    all. Returns the exit code."""
+    if repeats < 3:
+        raise UserError(f"--repeat: {repeats} repeats have no spread; use at least 3")
+    if disk_bytes < 64 << 20:
+        raise UserError("--disk-size: the probe needs a file of at least 64MiB")
+    talk = Console(stderr=True, quiet=quiet)
+    with talk.status("memory: copying") as status:
+        copies = probe_memory(memory_bytes, repeats)
+        disk = probe_disk(folder, disk_bytes, repeats, status.update)
+        status.update("remote")
+        far = probe_remote(remote, repeats) if remote else None
+    document = {
+        "schema": SCHEMA,
+        "machine": machine(),
+        "versions": versions(),
+        "cpu": [asdict(figure) for figure in copies],
+        "disk": asdict(disk),
+        "remote": asdict(far) if far else None,
+    }
+    text = json.dumps(document, indent=2) + "\n"
+    _save(file, text)
+    if json_file == "-":
+        sys.stdout.write(text)
+    else:
+        if json_file is not None:
+            _save(Path(json_file), text)
+        Console().print(Group(_memory_table(copies), *_disk_tables(disk), _remote_table(far)))
+    talk.print(f"probe file: {file}", highlight=False)
+    return 0
+
+
+def load_probe(path: Path) -> dict[str, Any]:
+    """Reads a probe file. Raises ``UserError`` for one that can't be read or is none."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise UserError(f"--probe: {path} is {document['schema']}, not {SCHEMA}")
+    except OSError as error:
+        raise UserError(f"--probe: {path} can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--probe: {path} is no probe file; make one: lmcache probe") from error
+    return document
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def _gigabytes(figure: Figure) -> str:
+    low, high = figure.low / 1e9, figure.high / 1e9
+    return f"{figure.median / 1e9:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _milliseconds(figure: Figure) -> str:
+    return f"{figure.median * 1e3:.2f} ({figure.low * 1e3:.2f}-{figure.high * 1e3:.2f}) ms"
+
+
+def _memory_table(copies: Sequence[CopyFigure]) -> Table:
+    table = Table(title="memory: copies of 1 MiB, GB/s, median (min-max)", title_justify="left")
+    table.add_column("threads", justify="right")
+    table.add_column("GB/s", justify="right")
+    for copy in copies:
+        table.add_row(str(copy.threads), _gigabytes(copy.rate))
+    return table
+
+
+def _disk_tables(disk: DiskProbe) -> list[Table]:
+    tables = []
+    for direct in (True, False):
+        figures = [f for f in disk.figures if f.direct is direct]
+        if not figures:
+            continue
+        how = "O_DIRECT" if direct else "page cache (cold reads; writes with their sync)"
+        table = Table(
+            title=f"disk {disk.folder}: {how}, GB/s, median (min-max)", title_justify="left"
+        )
+        for name in ("KiB", "depth", *dict.fromkeys(f.mode for f in figures)):
+            table.add_column(name, justify="right")
+        rows: dict[tuple[int, int], list[DiskFigure]] = {}
+        for figure in figures:
+            rows.setdefault((figure.size_bytes, figure.depth), []).append(figure)
+        for (size, depth), row in rows.items():
+            table.add_row(str(size >> 10), str(depth), *(_gigabytes(f.rate) for f in row))
+        tables.append(table)
+    if tables:
+        tables[-1].caption = f"4 KiB write and fdatasync: {_milliseconds(disk.fdatasync)}"
+    return tables
+
+
+def _remote_table(far: RemoteProbe | None) -> Table | str:
+    if far is None:
+        return ""
+    table = Table(
+        title=f"remote {far.url}: chunks of 1 MiB, median (min-max)", title_justify="left"
+    )
+    for name in ("write GB/s", "read GB/s", f"look-up of {far.count}"):
+        table.add_column(name, justify="right")
+    table.add_row(_gigabytes(far.write), _gigabytes(far.read), _milliseconds(far.look_up))
+    return table

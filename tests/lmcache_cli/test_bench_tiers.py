@@ -1,0 +1,111 @@
+"""``bench`` on disk and remote tiers with a real (small, random-weight) model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cache_core.servers import RedisProcess
+from tests.lmcache_cli.small_model import save_model
+
+FLAGS = ["--context-tokens", "160", "--documents", "3", "--questions", "2", "--output-tokens", "4"]
+FLAGS += ["--chunk-tokens", "16", "--question-tokens", "16", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp("model"), "llama"))
+
+
+def command(model: str, *flags: str) -> list[str]:
+    start = [sys.executable, "-m", "lmcache_cli.main", "bench", "long-context", "--model", model]
+    return [*start, *FLAGS, *flags]
+
+
+def bench(model: str, cwd: Path, *flags: str) -> dict[str, Any]:
+    done = subprocess.run(
+        command(model, *flags, "--json", "-"), cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_disk_below_a_cpu_tier_that_is_too_small(model: str, tmp_path: Path) -> None:
+    # 512 bytes of KV a token: a document is 80 KiB; the cpu tier holds a tenth of the working set.
+    document = bench(model, tmp_path, "--cpu-size", "24KiB", "--disk-size", "16MiB")
+    _, cell = document["cells"]
+    assert not document["warnings"]
+    assert cell["hit_tokens"]["disk"] == 3 * 160
+    assert cell["identical_outputs"] is True
+    assert cell["tier_work"]["disk"]["read_bytes"] > 0
+    assert cell["tier_work"]["disk"]["failed_chunks"] == 0
+    left = [p.name for p in (tmp_path / "runs").iterdir() if p.suffix != ".parquet"]
+    assert left == [], "a disk tier that nobody named is removed"
+
+
+def test_a_restart_keeps_the_hits_of_a_named_cache(model: str, tmp_path: Path) -> None:
+    flags = ["--cpu-size", "0", "--disk-size", "16MiB", "--disk-path", str(tmp_path / "kv")]
+    first = bench(model, tmp_path, *flags, "--cache-name", "mine")["cells"][1]
+    again = bench(model, tmp_path, *flags, "--cache-name", "mine")["cells"][1]
+    other = bench(model, tmp_path, *flags, "--cache-name", "yours")["cells"][1]
+    assert first["hit_tokens"]["disk"] == other["hit_tokens"]["disk"] == 3 * 160
+    # Every request of the second process hits, also each document's first question.
+    assert again["hit_tokens"]["disk"] == 6 * 160
+    assert again["identical_outputs"] is True and again["state"] == "lasting"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--disk-size", "1MiB", "--disk-path", "/proc/kv"], 2, "/proc/kv"),
+        (["--disk-size", "9KiB"], 2, "disk"),
+        (["--remote", "redis://127.0.0.1:1?timeout=0.5"], 4, "--remote"),
+        (["--remote", "carrier-pigeon"], 2, "carrier-pigeon"),
+        (["--remote", "ftp://somewhere"], 2, "redis://host:port"),
+        (["--cache-name", "x"], 2, "needs a tier that lasts"),
+        (["--admission", "bytes-per-day"], 2, "--disk-writes-per-day"),
+    ],
+)
+def test_bad_tiers_are_one_clear_line(
+    flags: list[str], code: int, words: str, model: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        command(model, *flags), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path: Path) -> None:
+    server = RedisProcess(tmp_path)
+    try:
+        url = f"redis://127.0.0.1:{server.port}?timeout=1&pause=0.2"
+        flags = ["--cpu-size", "24KiB", "--remote", url, "--cache-name", "shared"]
+        first = bench(model, tmp_path, *flags)["cells"][1]
+        second = bench(model, tmp_path, *flags)["cells"][1]
+        assert second["hit_tokens"]["remote"] > first["hit_tokens"]["remote"]
+        assert second["identical_outputs"] is True
+        process = subprocess.Popen(
+            command(model, *flags, "--repeat", "20", "--json", "out.json"),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(8)
+        server.kill()
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    finally:
+        server.kill()
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert cells[1]["failed"] == 0 and cells[1]["n"] == 20 * 6
+    assert cells[1]["identical_outputs"] is True
