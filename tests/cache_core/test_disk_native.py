@@ -66,7 +66,7 @@ class File:
         return np.full(3, self.fd if fd is None else fd, dtype=np.int32)
 
     def write(self, fd: int | None = None) -> list[int]:
-        return _native.write_records(
+        statuses = _native.write_records(
             self.fds(fd),
             self.offsets,
             _rows(self.out),
@@ -76,11 +76,12 @@ class File:
             PAYLOAD,
             False,
             4,
-        ).tolist()
+        )
+        return [int(status) for status in statuses]
 
     def read(self, namespace: bytes = NAMESPACE, payload: int = PAYLOAD) -> list[int]:
         self.back[:] = 0
-        return _native.read_records(
+        statuses = _native.read_records(
             self.fds(),
             self.offsets,
             _rows(self.back),
@@ -90,7 +91,8 @@ class File:
             payload,
             False,
             4,
-        ).tolist()
+        )
+        return [int(status) for status in statuses]
 
 
 def _rows(array: NDArray[np.uint8]) -> NDArray[np.uint64]:

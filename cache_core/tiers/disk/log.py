@@ -55,7 +55,8 @@ class Log:
         self._head: Segment | None = None
         self._emptied: set[Segment] = set()
         self._names_changed = True
-        self._overwrote = False  # and the deaths of the older records are not durable yet
+        # Dead because a newer record of the key was written: told only once that one is durable.
+        self._overwritten: list[int] = []
         last = [segment.last_sequence for segment in catalog.segments]
         self._next_sequence = max([0, *last, int(self._deaths.found.max(initial=0))]) + 1
         self._restore()
@@ -105,17 +106,15 @@ class Log:
         self, segment: Segment, slots: NDArray[np.int64], sequences: Sequences, keys: list[bytes]
     ) -> None:
         """These records are whole."""
-        dead: list[int] = []
         with self._lock:
             for slot, sequence, key in zip(slots.tolist(), sequences.tolist(), keys, strict=True):
-                dead += self._remove(key)
+                self._overwritten += self._remove(key)
                 segment.keys[slot] = np.frombuffer(key, dtype=np.uint8)
                 segment.sequences[slot] = sequence
                 segment.live += 1
                 self._index[key] = Spot(segment, slot, sequence)
             segment.unsynced = True
-            self._overwrote = self._overwrote or bool(dead)
-        self._bury(dead)
+        self._give_back(self._emptied)
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Frees chunks; a segment with none left is given back at once."""
@@ -138,6 +137,7 @@ class Log:
                 todo = [s for s in self._space.segments.values() if s.unsynced or not s.sealed]
                 head = self._head
                 names, self._names_changed = self._names_changed, False
+                overwritten = len(self._overwritten)
                 unsynced = [segment for segment in todo if segment.unsynced]
                 for segment in unsynced:
                     segment.unsynced = False
@@ -161,6 +161,11 @@ class Log:
                 logger.warning("%s can't be made durable: %s", self._directory, error.strerror)
                 self._names_changed = True
                 good = False
+            if good:
+                with self._lock:
+                    dead = self._overwritten[:overwritten]
+                    del self._overwritten[:overwritten]
+                self._deaths.add(dead)
             return self._deaths.sync() and good
 
     def close(self) -> bool:
@@ -246,9 +251,9 @@ class Log:
     def _give_back(self, segments: Iterable[Segment]) -> None:
         if not segments:
             return
-        # They may hold the newer records of keys whose older ones are elsewhere.
-        if self._overwrote and self._deaths.sync():
-            self._overwrote = False
+        if self._overwritten:
+            # They may hold newer records, dead by now, of keys whose older ones are elsewhere.
+            self.sync()
         with self._lock:
             for segment in list(segments):
                 self._emptied.discard(segment)
@@ -304,6 +309,7 @@ class Log:
     def _dead_sequences(self) -> list[int]:
         with self._lock:
             written = [segment.sequences for segment in self._space.segments.values()]
-            there = np.concatenate([np.zeros(1, dtype=np.uint64), *written])
+            there = np.concatenate([np.empty(0, dtype=np.uint64), *written])
             live = np.array([spot.sequence for spot in self._index.values()], dtype=np.uint64)
-        return [number for number in np.setdiff1d(there, live).tolist() if number]
+            live = np.concatenate([live, np.array([0, *self._overwritten], dtype=np.uint64)])
+        return [int(number) for number in np.setdiff1d(there, live)]
