@@ -2,7 +2,7 @@
 # `make help` lists the targets.
 
 PYTHON ?= python3
-BENCH_ARGS ?= long-context --context-tokens 2000,6000 --documents 2
+BENCH_ARGS ?= long-context --context-tokens 2000,6000 --documents 2 --questions 4
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
