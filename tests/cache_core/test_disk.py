@@ -218,6 +218,19 @@ def test_chunks_of_another_shape_wait_until_room_is_needed(
     tier.close()
 
 
+def test_namespaces_share_a_directory_and_nothing_else(tmp_path: Path) -> None:
+    """By turns: neither one's discards, nor its numbers, touch the other's chunks."""
+    numbers = list(range(10))
+    for turn in range(3):
+        for name, gone in ((b"a" * 32, 3), (b"b" * 32, 7)):
+            tier = opened(tmp_path / "tier", namespace=name)
+            left = [n for n in numbers if n != gone]
+            assert WORLD.get(tier, numbers) == (left if turn else [])
+            WORLD.put(tier, numbers)
+            tier.discard([key(gone)])
+            tier.close()
+
+
 def test_demotion_to_another_tier_and_damage_on_the_way(tier: DiskTier) -> None:
     cpu = MemoryTier("cpu", 8, CHUNK_BYTES)
     WORLD.put(tier, [1, 2, 3])

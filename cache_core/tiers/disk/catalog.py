@@ -8,12 +8,15 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from cache_core.tiers.disk.format import (
     FORMAT_NAME,
     SEGMENT_NAME,
     UNFINISHED_NAME,
     Damaged,
     Foreign,
+    Sequences,
 )
 from cache_core.tiers.disk.segment import Segment
 
@@ -31,6 +34,7 @@ class Stranger:
 
     path: Path
     bytes: int
+    sequences: Sequences
 
 
 @dataclass(slots=True)
@@ -87,10 +91,7 @@ def _take(
         return
     except (Damaged, OSError) as damage:
         logger.warning("%s is damaged: %s; its chunks are lost", path, damage)
-        catalog.strangers.append(Stranger(path, nbytes))
-        return
-    if (segment.header.payload_bytes, segment.header.namespace) != (payload_bytes, namespace):
-        catalog.strangers.append(Stranger(path, nbytes))
+        catalog.strangers.append(Stranger(path, nbytes, np.empty(0, dtype=np.uint64)))
         return
     if trouble is not None:
         logger.warning("%s is damaged: %s", path, trouble)
@@ -103,7 +104,10 @@ def _take(
         logger.warning("%s can't be read or mended: %s", path, error.strerror)
     # One without a record has nothing to serve and goes when it is looked at for its room.
     segment.sealed = True
-    catalog.segments.append(segment)
+    if (segment.header.payload_bytes, segment.header.namespace) == (payload_bytes, namespace):
+        catalog.segments.append(segment)
+    else:
+        catalog.strangers.append(Stranger(path, segment.bytes, segment.sequences))
 
 
 def _on_disk(entry: os.DirEntry[str]) -> int:

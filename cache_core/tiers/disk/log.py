@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from cache_core.tiers.disk.catalog import survey
 from cache_core.tiers.disk.compaction import choose, move_live
+from cache_core.tiers.disk.complaints import Complaints
 from cache_core.tiers.disk.counters import DiskCounters
 from cache_core.tiers.disk.deaths import Deaths
-from cache_core.tiers.disk.format import KEY_BYTES, Sequences, Sizes, spend
+from cache_core.tiers.disk.format import Sequences, Sizes, spend
+from cache_core.tiers.disk.index import Index
 from cache_core.tiers.disk.lock import sync_directory
 from cache_core.tiers.disk.segment import Segment, Spot
 from cache_core.tiers.disk.space import Space
@@ -37,11 +39,13 @@ class Log:
         direct: bool,
         depth: int,
         counters: DiskCounters,
+        complaints: Complaints,
     ) -> None:
         self._directory = directory
         self._direct = direct
         self._depth = depth
         self._counters = counters
+        self._complaints = complaints
         catalog = survey(directory, payload_bytes, namespace, direct, depth)
         largest = max((segment.most_bytes for segment in catalog.segments), default=0)
         self.sizes: Sizes = spend(
@@ -51,14 +55,18 @@ class Log:
         self._syncing = threading.Lock()
         self._space = Space(directory, self.sizes, namespace, catalog)
         self._deaths = Deaths(directory, self.sizes.deaths_bytes)
-        self._index: dict[bytes, Spot] = {}
+        self._index = Index()
         self._head: Segment | None = None
-        self._emptied: set[Segment] = set()
         self._names_changed = True
         # Dead because a newer record of the key was written: told only once that one is durable.
         self._overwritten: list[int] = []
-        last = [segment.last_sequence for segment in catalog.segments]
-        self._next_sequence = max([0, *last, int(self._deaths.found.max(initial=0))]) + 1
+        # Numbers are unique over all namespaces, as the list of deaths is one for all.
+        ours = [segment.sequences for segment in catalog.segments]
+        theirs = [stranger.sequences for stranger in catalog.strangers]
+        numbers = np.concatenate([self._deaths.found, *ours, *theirs])
+        self._next_sequence = int(numbers.max(initial=0)) + 1
+        strange = np.concatenate([np.empty(0, dtype=np.uint64), *theirs])
+        self._strange_deaths = np.intersect1d(self._deaths.found, strange)
         self._restore()
 
     def __len__(self) -> int:
@@ -70,7 +78,7 @@ class Log:
     def keys(self) -> list[bytes]:
         """Least recently written first."""
         with self._lock:
-            return sorted(self._index, key=lambda key: self._index[key].sequence)
+            return self._index.keys()
 
     def find(self, key: bytes) -> Spot | None:
         """None if not held."""
@@ -108,18 +116,16 @@ class Log:
         """These records are whole."""
         with self._lock:
             for slot, sequence, key in zip(slots.tolist(), sequences.tolist(), keys, strict=True):
-                self._overwritten += self._remove(key)
                 segment.keys[slot] = np.frombuffer(key, dtype=np.uint8)
                 segment.sequences[slot] = sequence
-                segment.live += 1
-                self._index[key] = Spot(segment, slot, sequence)
+                self._overwritten += self._index.put(key, Spot(segment, slot, sequence))
             segment.unsynced = True
-        self._give_back(self._emptied)
+        self._give_back(self._index.emptied)
 
     def discard(self, keys: Iterable[bytes]) -> None:
         """Frees chunks; a segment with none left is given back at once."""
         with self._lock:
-            dead = [sequence for key in keys for sequence in self._remove(key)]
+            dead = [sequence for key in keys for sequence in self._index.remove(key)]
         self._bury(dead)
 
     # -- any thread's --
@@ -127,7 +133,7 @@ class Log:
     def drop(self, key: bytes, spot: Spot) -> None:
         """The record could not be served."""
         with self._lock:
-            dead = self._remove(key) if self._index.get(key) is spot else []
+            dead = self._index.remove(key) if self._index.get(key) is spot else []
         self._deaths.add(dead)
 
     def sync(self) -> bool:
@@ -151,17 +157,18 @@ class Log:
                 except FileNotFoundError:
                     continue  # nothing in it was alive any more
                 except OSError as error:
-                    logger.warning("%s can't be made durable: %s", segment.path, error.strerror)
+                    self._complaints.about("sync", f"can't make durable: {error.strerror}")
                     segment.unsynced = True
                     good = False
             try:
                 if names:
                     sync_directory(self._directory)
             except OSError as error:
-                logger.warning("%s can't be made durable: %s", self._directory, error.strerror)
+                self._complaints.about("sync", f"can't make durable: {error.strerror}")
                 self._names_changed = True
                 good = False
             if good:
+                self._complaints.over("sync")
                 with self._lock:
                     dead = self._overwritten[:overwritten]
                     del self._overwritten[:overwritten]
@@ -181,60 +188,34 @@ class Log:
     # -- within --
 
     def _restore(self) -> None:
-        """Builds the index; the newest of several records of a key counts. Then drops what a cap
-        that has become smaller does not hold."""
-        space = self._space
-        dead = set(self._deaths.found.tolist())
-        for number in sorted(space.segments):
-            segment = space.segments[number]
-            raw = segment.keys.tobytes()
-            for slot, sequence in enumerate(segment.sequences[: segment.filled].tolist()):
-                if sequence == 0 or sequence in dead:
-                    continue
-                key = raw[slot * KEY_BYTES : (slot + 1) * KEY_BYTES]
-                # The same number twice: copied when the process ended. The older file counts.
-                if key in self._index and self._index[key].sequence >= sequence:
-                    continue
-                self._remove(key)
-                segment.live += 1
-                self._index[key] = Spot(segment, slot, sequence)
-        self._give_back([segment for segment in space.segments.values() if segment.live == 0])
+        """Builds the index, then drops what a cap that has become smaller does not hold."""
+        space, index = self._space, self._index
+        segments = sorted(space.segments.values(), key=lambda segment: segment.number)
+        index.load(segments, set(self._deaths.found.tolist()))
+        self._give_back([segment for segment in segments if segment.live == 0])
         while space.free < 0 and space.drop_stranger():
             continue
         while space.free < 0 and space.segments:
             oldest = min(space.segments.values(), key=lambda segment: segment.last_sequence)
-            for key in [key for key, spot in self._index.items() if spot.segment is oldest]:
-                self._remove(key)
+            for key, _ in index.live(oldest):
+                index.remove(key)
             self._give_back([oldest])
             if oldest.number in space.segments:
                 raise TierError(f"{oldest.path} can't be removed, and the cap is passed")
-        surplus = max(0, len(self._index) - self.sizes.capacity)
-        for key in self.keys()[:surplus]:
-            self._remove(key)
+        for key in index.keys()[: max(0, len(index) - self.sizes.capacity)]:
+            index.remove(key)
         try:
             self._deaths.rewrite(self._dead_sequences())
         except OSError as error:
             path = self._deaths.path
             raise TierError(f"{path} can't be written: {error.strerror}") from error
-        self._give_back(self._emptied)
-
-    def _remove(self, key: bytes) -> list[int]:
-        """Takes a key out of the index; the number of its record, now dead, if it had one."""
-        spot = self._index.pop(key, None)
-        if spot is None or spot.segment is None:
-            return []
-        spot.segment.live -= 1
-        if spot.segment.live == 0 and spot.segment is not self._head:
-            self._emptied.add(spot.segment)
-        return [spot.sequence]
+        self._give_back(index.emptied)
 
     def _retire(self) -> None:
         """The head takes no more records; the next sync seals it."""
         with self._lock:
             head, self._head = self._head, None
-            if head is not None and head.live == 0:
-                self._emptied.add(head)
-        self._give_back(self._emptied)
+        self._give_back([head] if head is not None else [])
 
     def _bury(self, dead: list[int]) -> None:
         """Writes deaths down, then gives back the segments that have nothing else."""
@@ -246,7 +227,7 @@ class Log:
                 self._names_changed = True
             except OSError as error:
                 logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
-        self._give_back(self._emptied)
+        self._give_back(self._index.emptied)
 
     def _give_back(self, segments: Iterable[Segment]) -> None:
         if not segments:
@@ -256,8 +237,8 @@ class Log:
             self.sync()
         with self._lock:
             for segment in list(segments):
-                self._emptied.discard(segment)
-                if segment.live == 0:
+                self._index.emptied.discard(segment)
+                if segment.live == 0 and segment is not self._head:
                     self._space.give_back(segment)
 
     def _compact(self) -> bool:
@@ -270,7 +251,7 @@ class Log:
                 wanted = self.sizes.segment_bytes
             room = min(before, self.sizes.reserve)
             chosen = choose(others, self.sizes, room, wanted)
-            moving = [record for segment in chosen for record in self._live(segment)]
+            moving = [record for segment in chosen for record in self._index.live(segment)]
         try:
             if moving:
                 self._move(moving)
@@ -279,13 +260,6 @@ class Log:
             return False
         self._give_back(chosen)
         return self._space.free > before
-
-    def _live(self, segment: Segment) -> list[tuple[bytes, Spot]]:
-        raw = segment.keys.tobytes()
-        keys = {raw[at : at + KEY_BYTES] for at in range(0, segment.filled * KEY_BYTES, KEY_BYTES)}
-        found = [(key, self._index[key]) for key in keys if key in self._index]
-        live = [(key, spot) for key, spot in found if spot.segment is segment]
-        return sorted(live, key=lambda record: record[1].slot)
 
     def _move(self, moving: list[tuple[bytes, Spot]]) -> None:
         records = [(spot.segment, spot.slot) for _, spot in moving if spot.segment is not None]
@@ -297,19 +271,15 @@ class Log:
             self._counters.copied += sum(readable)
             for slot, (key, spot) in enumerate(moving):
                 # A reader may have dropped it meanwhile.
-                if self._index.get(key) is not spot or spot.segment is None:
-                    continue
-                spot.segment.live -= 1
-                if readable[slot]:
-                    target.live += 1
-                    self._index[key] = Spot(target, slot, spot.sequence)
-                else:
-                    self._index[key] = Spot(None, 0, spot.sequence)
+                if self._index.get(key) is spot:
+                    to = target if readable[slot] else None
+                    self._index.put(key, Spot(to, slot, spot.sequence))
 
     def _dead_sequences(self) -> list[int]:
         with self._lock:
             written = [segment.sequences for segment in self._space.segments.values()]
             there = np.concatenate([np.empty(0, dtype=np.uint64), *written])
-            live = np.array([spot.sequence for spot in self._index.values()], dtype=np.uint64)
+            live = self._index.sequences()
             live = np.concatenate([live, np.array([0, *self._overwritten], dtype=np.uint64)])
-        return [int(number) for number in np.setdiff1d(there, live)]
+        dead = np.union1d(np.setdiff1d(there, live), self._strange_deaths)
+        return [int(number) for number in dead]

@@ -82,6 +82,7 @@ class DiskTier:
                 self.direct,
                 depth,
                 self.counters,
+                self._complaints,
             )
         except OSError as error:
             self._lock.release()
