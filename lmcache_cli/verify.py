@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 8e-2}
 
 
+TIERS = ("device", "cpu", "disk", "remote")
+_DISK_EXTRA = 16 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
     """The flags of ``lmcache verify``, as given."""
@@ -37,6 +43,7 @@ class VerifyOptions:
     context_tokens: str
     output_tokens: int
     seed: int
+    remote: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,8 @@ def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> in
         for length in lengths:
             request = _prompt(options, engine, length)
             for chunk in chunks:
-                for tier in ("device", "cpu"):
-                    verdicts.append(_compare(engine, request, chunk, tier))
+                for tier in TIERS if options.remote else TIERS[:-1]:
+                    verdicts.append(_compare(engine, request, chunk, tier, options.remote))
     engine.close()
     passed = all(verdict.passed for verdict in verdicts)
     if json_file is not None:
@@ -110,11 +117,28 @@ def _prompt(options: VerifyOptions, engine: TransformersEngine, length: int) -> 
     return request
 
 
-def _compare(engine: TransformersEngine, request: Request, chunk: int, tier: str) -> Verdict:
+def _compare(
+    engine: TransformersEngine, request: Request, chunk: int, tier: str, remote: str
+) -> Verdict:
     """Serves the prompt cold, then as a hit from ``tier``, and compares."""
     need = len(request.token_ids) + request.max_tokens
-    size = engine.layout(chunk).chunk_bytes * (need // chunk + 1)
-    session = engine.open(CacheSpec(chunk, {tier: size}, salt=f"verify {tier}"), need)
+    # Twice the chunks and some: a disk tier keeps room for its own order.
+    size = 2 * engine.layout(chunk).chunk_bytes * (need // chunk + 8) + _DISK_EXTRA
+    with TemporaryDirectory(prefix="lmcache-verify-") as folder:
+        spec = CacheSpec(
+            chunk,
+            {tier: 0 if tier == "remote" else size},
+            salt=f"verify {uuid4().hex}",
+            folder=Path(folder),
+            remote=remote,
+        )
+        return _serve_twice(engine, request, spec, tier)
+
+
+def _serve_twice(
+    engine: TransformersEngine, request: Request, spec: CacheSpec, tier: str
+) -> Verdict:
+    session = engine.open(spec, len(request.token_ids) + request.max_tokens)
     session.keep_logits = True
     try:
         [cold] = session.serve([request], Load())
@@ -123,13 +147,14 @@ def _compare(engine: TransformersEngine, request: Request, chunk: int, tier: str
         [warm] = session.serve([request], Load())
         after = session.logits
         session.settle()
+        session.clear()
     finally:
         session.close()
     spread = float(before.max() - before.min())
     return Verdict(
         tier=tier,
         context_tokens=len(request.token_ids),
-        chunk_tokens=chunk,
+        chunk_tokens=spec.chunk_tokens,
         hit_tokens=sum(warm.hit_tokens.values()),
         logit_error=float((after - before).abs().max()) / spread,
         tolerance=TOLERANCE[engine.loaded.dtype],

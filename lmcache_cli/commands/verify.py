@@ -25,6 +25,10 @@ def verify(
     chunk_tokens: Annotated[str, typer.Option(help="Chunk lengths, with commas.")] = "64",
     context_tokens: Annotated[str, typer.Option(help="Prompt lengths, with commas.")] = "300,700",
     output_tokens: Annotated[int, typer.Option(help="Greedy tokens that are compared.")] = 16,
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Remote tier to verify too.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
     json: Annotated[
         str | None,
@@ -45,5 +49,14 @@ def verify(
     Exit code 1 if any differs by more than the dtype's rounding."""
     from lmcache_cli.verify import VerifyOptions, run_verify
 
-    options = VerifyOptions(model, device, dtype, chunk_tokens, context_tokens, output_tokens, seed)
+    options = VerifyOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        chunk_tokens=chunk_tokens,
+        context_tokens=context_tokens,
+        output_tokens=output_tokens,
+        seed=seed,
+        remote=remote or "",
+    )
     raise typer.Exit(run_verify(options, json, quiet))

@@ -57,7 +57,11 @@ def probe_remote(url: str, repeats: int) -> RemoteProbe:
     try:
         write = rates(lambda: need(tier.write(keys, source), "a write"), repeats)
         read = rates(lambda: need(tier.read(keys, target), "a read"), repeats)
-        look_up = seconds(lambda: need(tier.contains(keys), "a look-up") and None, repeats)
+
+        def look() -> None:
+            need(tier.contains(keys), "a look-up")
+
+        look_up = seconds(look, repeats)
         if not np.array_equal(slab.view(), back.view()):
             raise ProbeError(f"remote probe failed: {redacted(url)} returned other bytes")
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cache_core.place import Place
 from cache_core.tiers import MemoryTier
 from lmcache_cli.errors import UserError
 from lmcache_cli.verify import VerifyOptions, run_verify
+from tests.cache_core.servers import RedisProcess
 from tests.lmcache_cli.small_model import save_model
 
 
@@ -26,8 +28,8 @@ def test_every_tier_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run_verify(options(folder, "60,100", "16,32"), "-", True) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "lmcache.verify/1" and document["passed"] is True
-    assert len(document["checks"]) == 2 * 2 * 2
-    assert {c["tier"] for c in document["checks"]} == {"device", "cpu"}
+    assert len(document["checks"]) == 2 * 2 * 3
+    assert {c["tier"] for c in document["checks"]} == {"device", "cpu", "disk"}
     assert all(c["hit_tokens"] >= 32 and c["tokens_identical"] for c in document["checks"])
 
 
@@ -59,3 +61,17 @@ def test_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "llama")
     with pytest.raises(UserError, match="context is 256"):
         run_verify(options(folder, "250"), None, True)
+
+
+def test_a_remote_is_verified_where_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_model(tmp_path / "model", "llama")
+    server = RedisProcess(tmp_path)
+    try:
+        url = f"redis://127.0.0.1:{server.port}"
+        chosen = replace(options(folder), remote=url)
+        assert run_verify(chosen, None, True) == 0
+    finally:
+        server.kill()
+    assert "remote" in capsys.readouterr().out
