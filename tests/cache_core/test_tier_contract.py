@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from cache_core import _native
 from cache_core.cache import TieredCache
 from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.place import FlatPlace, Place
-from cache_core.tiers import Chaos, MemoryTier, NullTier, Throttled, Tier
+from cache_core.tiers import Chaos, DiskTier, MemoryTier, NullTier, Throttled, Tier, TierError
+from cache_core.tiers.disk.format import spend
 from cache_core.tiers.mooncake_store import MooncakeStore
 from cache_core.tiers.remote import RemoteTier
 from cache_core.tiers.remote_url import open_remote
@@ -29,11 +31,29 @@ from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content
 CAPACITY = 6
 CHUNK = LAYOUT.chunk_bytes
 
+
+def disk(folder: Path) -> DiskTier:
+    """A disk tier's capacity follows from its cap in bytes: the smallest cap with the one asked
+    for."""
+    cap = next(
+        cap for cap in range(64 << 10, 64 << 20, 4096) if disk_capacity(cap, CHUNK) == CAPACITY
+    )
+    return DiskTier("x", folder / "kv", cap, CHUNK)
+
+
+def disk_capacity(cap: int, chunk_bytes: int) -> int:
+    try:
+        return spend(cap, chunk_bytes, None, 0, 0).capacity
+    except TierError:
+        return 0
+
+
 # name -> (a fixture, how to open a tier of CAPACITY chunks with what it gives)
 OPENERS: dict[str, tuple[str, Callable[[Any], Tier]]] = {
     "null": ("tmp_path", lambda _: NullTier("x", CAPACITY)),
     "memory": ("tmp_path", lambda _: MemoryTier("x", CAPACITY, CHUNK)),
     "tensor": ("tmp_path", lambda _: TensorTier("x", CAPACITY, LAYOUT, torch.device("cpu"))),
+    "disk": ("tmp_path", lambda folder: disk(folder)),
     "redis": (
         "redis_port",
         lambda port: open_remote(
