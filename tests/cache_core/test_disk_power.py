@@ -59,7 +59,7 @@ class Disk:
         """Files as a cut may leave them."""
         current = self._now()
         files = {}
-        for name in current.keys() | self.names.keys():
+        for name in sorted(current.keys() | self.names.keys()):
             inode = rng.choice([self.names.get(name), current.get(name)])
             if inode is not None:
                 files[name] = self._torn(inode, name, current, rng)

@@ -12,10 +12,10 @@ from cache_core.tiers.disk.segment import Segment, Spot
 
 class Index:
     """Key to spot. Keeps each segment's count of live chunks; ``emptied`` are those that came to
-    have none, in the order of nothing. Not thread-safe but for :meth:`get`, ``in`` and ``len``."""
+    have none, in that order. Not thread-safe but for :meth:`get`, ``in`` and ``len``."""
 
     def __init__(self) -> None:
-        self.emptied: set[Segment] = set()
+        self.emptied: dict[Segment, None] = {}
         self._spots: dict[bytes, Spot] = {}
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class Index:
             return []
         spot.segment.live -= 1
         if spot.segment.live == 0:
-            self.emptied.add(spot.segment)
+            self.emptied[spot.segment] = None
         return [spot.sequence]
 
     def keys(self) -> list[bytes]:

@@ -205,7 +205,7 @@ class Log:
         for key in index.keys()[: max(0, len(index) - self.sizes.capacity)]:
             index.remove(key)
         try:
-            self._deaths.rewrite(self._dead_sequences())
+            self._shorten_deaths()
         except OSError as error:
             path = self._deaths.path
             raise TierError(f"{path} can't be written: {error.strerror}") from error
@@ -223,8 +223,7 @@ class Log:
             self._deaths.add(dead)
         if self._deaths.long:
             try:
-                self._deaths.rewrite(self._dead_sequences())
-                self._names_changed = True
+                self._shorten_deaths()
             except OSError as error:
                 logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
         self._give_back(self._index.emptied)
@@ -237,7 +236,7 @@ class Log:
             self.sync()
         with self._lock:
             for segment in list(segments):
-                self._index.emptied.discard(segment)
+                self._index.emptied.pop(segment, None)
                 if segment.live == 0 and segment is not self._head:
                     self._space.give_back(segment)
 
@@ -275,11 +274,14 @@ class Log:
                     to = target if readable[slot] else None
                     self._index.put(key, Spot(to, slot, spot.sequence))
 
-    def _dead_sequences(self) -> list[int]:
+    def _shorten_deaths(self) -> None:
+        """Leaves out records that are gone with their segments. Raises ``OSError``."""
         with self._lock:
             written = [segment.sequences for segment in self._space.segments.values()]
             there = np.concatenate([np.empty(0, dtype=np.uint64), *written])
             live = self._index.sequences()
             live = np.concatenate([live, np.array([0, *self._overwritten], dtype=np.uint64)])
-        dead = np.union1d(np.setdiff1d(there, live), self._strange_deaths)
-        return [int(number) for number in dead]
+        # Or a segment could be back after a power cut, and what was dead in it alive.
+        sync_directory(self._directory)
+        self._deaths.rewrite(np.union1d(np.setdiff1d(there, live), self._strange_deaths).tolist())
+        self._names_changed = True
