@@ -262,6 +262,7 @@ class Log:
 
     def _move(self, moving: list[tuple[bytes, Spot]]) -> None:
         records = [(spot.segment, spot.slot) for _, spot in moving if spot.segment is not None]
+        self._space.settle()
         target, readable = move_live(
             self._directory, self._space.next_number(), records, self._direct, self._depth
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cache_core.tiers.disk.catalog import Catalog, Stranger
 from cache_core.tiers.disk.format import Sizes
+from cache_core.tiers.disk.lock import sync_directory
 from cache_core.tiers.disk.segment import Segment
 
 logger = logging.getLogger("lmcache")
@@ -28,6 +29,7 @@ class Space:
         self._strangers: list[Stranger] = list(catalog.strangers)
         self._stuck = 0  # bytes of strangers that can't be removed
         self._next_number = catalog.last_number + 1
+        self._removed = False  # a file, whose name a power cut could bring back
 
     @property
     def used(self) -> int:
@@ -45,6 +47,13 @@ class Space:
         """Bytes that new chunks may take: not those that are kept to copy live ones to."""
         return self.free - self.sizes.reserve
 
+    def settle(self) -> None:
+        """Before room is given out that files had: makes their removal durable, or a power cut
+        could leave both, and what is over the cap would be dropped. Raises ``OSError``."""
+        if self._removed:
+            sync_directory(self.directory)
+            self._removed = False
+
     def next_number(self) -> int:
         """A file name that was never used."""
         self._next_number += 1
@@ -60,6 +69,7 @@ class Space:
                 logger.warning("%s can't be removed: %s", stranger.path, error.strerror)
                 self._stuck += stranger.bytes
                 continue
+            self._removed = True
             logger.info("%s was removed to make room", stranger.path)
             return True
         return False
@@ -71,6 +81,7 @@ class Space:
         slots = self.sizes.fit(self.spare)
         while slots > 0:
             try:
+                self.settle()
                 segment = Segment.create(
                     self.directory,
                     self.next_number(),
@@ -98,4 +109,5 @@ class Space:
         except OSError as error:
             logger.warning("%s can't be removed: %s", segment.path, error.strerror)
             return
+        self._removed = True
         self.segments.pop(segment.number, None)
