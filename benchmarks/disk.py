@@ -6,7 +6,7 @@ Writes count up to the moment they are durable. The directory to open is sparse:
 payloads.
 
     python benchmarks/disk.py [--directory DIR] [--mib 512] [--chunk-kib 1024,4096] [--depth 8]
-                              [--huge] [--repeats 5] [--open-gib 20] [--json FILE]
+                              [--small-pages] [--repeats 5] [--open-gib 20] [--json FILE]
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Row:
 
 
 class Chunks:
-    """``count`` chunks in memory that is there already: on small pages as fio's, or on huge ones
+    """``count`` chunks in memory that is there already: on small pages, or on huge ones
     as the cpu tier's, which a disk takes in fewer pieces."""
 
     def __init__(self, count: int, chunk_bytes: int, huge: bool) -> None:
@@ -73,13 +73,14 @@ class Chunks:
         steps = np.arange(count, dtype=np.uint64) * np.uint64(chunk_bytes)
         self.addresses: Addresses = np.uint64(view.ctypes.data) + steps
         self.chunk_bytes = chunk_bytes
+        self.huge = huge
         self.keys = [number.to_bytes(32, "little") for number in range(count)]
 
     def place(self, rows: list[int]) -> FlatPlace:
         return FlatPlace(self.addresses[rows], self.chunk_bytes)
 
 
-def fio(directory: Path, how: str, chunks: Chunks, depth: int, direct: bool) -> float:
+def fio(directory: Path, how: str, chunks: Chunks, depth: int, direct: bool, huge: bool) -> float:
     """MiB/s of one job over a file of its own, which the first call lays out."""
     nbytes = len(chunks.keys) * chunks.chunk_bytes
     command = [
@@ -92,11 +93,16 @@ def fio(directory: Path, how: str, chunks: Chunks, depth: int, direct: bool) -> 
         f"--iodepth={depth}",
         f"--direct={int(direct)}",
         "--ioengine=libaio",
+        "--iomem=malloc",
+        "--iomem_align=2097152",
         "--fallocate=posix",
         "--end_fsync=1",
         "--output-format=json",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # glibc 2.35 and later: malloc asks for huge pages, so that both sides have the same memory.
+    tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge else {}
+    environment = os.environ | tunables
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     job = json.loads(done.stdout)["jobs"][0]
     return float(job["read" if "read" in how else "write"]["bw_bytes"]) / (1 << 20)
 
@@ -129,7 +135,7 @@ def compare(root: Path, chunks: Chunks, depth: int, repeats: int) -> list[Row]:
                 if not theirs:
                     row.rates.append(rate(chunks, call))
                 elif with_fio:
-                    row.fio.append(fio(root, how, chunks, depth, tier.direct))
+                    row.fio.append(fio(root, how, chunks, depth, tier.direct, chunks.huge))
         tier.close()
         shutil.rmtree(directory)
         (root / "fio").unlink(missing_ok=True)
@@ -189,7 +195,9 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=512, help="what each round moves each way")
     parser.add_argument("--chunk-kib", default="1024,4096")
     parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--huge", action="store_true", help="ours on huge pages; fio has none")
+    parser.add_argument(
+        "--small-pages", action="store_true", help="both on 4 KiB pages, not on huge ones"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--open-gib", type=int, default=20)
     parser.add_argument("--json", type=Path)
@@ -200,7 +208,9 @@ def main() -> int:
             chunk_bytes = kib << 10
             if chunk_bytes % BLOCK:
                 raise SystemExit("error: --chunk-kib must be multiples of 4: fio knows no other")
-            chunks = Chunks((arguments.mib << 20) // chunk_bytes, chunk_bytes, arguments.huge)
+            chunks = Chunks(
+                (arguments.mib << 20) // chunk_bytes, chunk_bytes, not arguments.small_pages
+            )
             rows += compare(Path(name), chunks, arguments.depth, arguments.repeats)
             del chunks
         found, seconds = opening(Path(name), arguments.open_gib, 1 << 20, arguments.repeats)
