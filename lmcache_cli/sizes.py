@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from cache_core.sizes import size_in_bytes
 from lmcache_cli.errors import UserError
-
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "k": 2**10,
-    "m": 2**20,
-    "g": 2**30,
-    "t": 2**40,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 T = TypeVar("T")
 
@@ -32,10 +14,10 @@ T = TypeVar("T")
 def parse_size(text: str, flag: str) -> int:
     """``512MiB`` -> bytes. KiB, MiB, GiB, TiB (or K, M, G, T) are powers of 1024, KB .. TB of
     1000. Raises ``UserError`` naming the flag."""
-    match = _SIZE.fullmatch(text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise UserError(f"{flag}: {text!r} is not a size; write it like 512MiB, 2GiB or 1.5GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    try:
+        return size_in_bytes(text)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from None
 
 
 def parse_count(text: str, flag: str) -> int:
