@@ -1,0 +1,20 @@
+"""A tier for ``remote``, as ``module:Class``, that can't read every chunk that it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cache_core.place import Place
+from cache_core.tiers import MemoryTier
+
+
+class Forgetful(MemoryTier):
+    """Fails to read a third of its chunks."""
+
+    def __init__(self, name: str, capacity: int | None, chunk_bytes: int) -> None:
+        super().__init__(name, 512, chunk_bytes)
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        lost = [key for key in keys if key[0] % 3 == 0]
+        self.discard(lost)
+        return super().read(keys, place)
