@@ -79,6 +79,7 @@ class Odd(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     def _endless(self, body: bytes) -> None:
+        print("asked", flush=True)
         with contextlib.suppress(OSError):
             self._begin_stream()
             while True:
@@ -87,6 +88,7 @@ class Odd(BaseHTTPRequestHandler):
         print("left", flush=True)
 
     def _silent(self, body: bytes) -> None:
+        print("asked", flush=True)
         self.connection.recv(1)
         print("left", flush=True)
         self.close_connection = True

@@ -48,13 +48,13 @@ class Recording:
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         assert self._process.stderr is not None
-        said = ""
+        self.said = ""
         for line in self._process.stderr:
-            said += line
+            self.said += line
             if found := re.match(r"recording (http://\S+) ->", line):
                 self.url = found[1]
                 return
-        raise AssertionError(said)
+        raise AssertionError(self.said)
 
     def lines(self) -> list[dict[str, Any]]:
         whole, _, _ = self.out.read_text().rpartition("\n")
@@ -64,6 +64,9 @@ class Recording:
         """The lines in the order of arrival, once there are ``count``."""
         eventually(lambda: len(self.lines()) >= count)
         return sorted(self.lines(), key=lambda line: float(line["id"]))
+
+    def interrupt(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def end(self, number: int | None = signal.SIGINT) -> str:
         """Ends it (or waits until it has ended by itself) and returns the rest of its log."""

@@ -18,7 +18,7 @@ from tests.cache_core.servers import free_port
 _START_S = 300.0
 # The CPU attention kernels take head sizes from 32 on.
 _SIZES = dict(
-    vocab_size=512, hidden_size=256, num_hidden_layers=2, head_dim=64, max_position_embeddings=8192
+    vocab_size=256, hidden_size=256, num_hidden_layers=2, head_dim=64, max_position_embeddings=8192
 )
 _TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
@@ -78,7 +78,10 @@ class VllmServer:
 
 
 def _save(folder: Path) -> Path:
-    """Bytes as tokens, so that every text has a length of its own."""
+    """Bytes as tokens, so that every text has a length of its own. Greedy output is printable
+    ASCII, so that its text has as many tokens as were generated."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import decoders
     from transformers import AutoTokenizer
 
     from tests.lmcache_cli.small_model import save_model
@@ -86,5 +89,10 @@ def _save(folder: Path) -> Path:
     save_model(folder, "llama", **_SIZES)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = _TEMPLATE
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    # The alphabet is sorted: ids 0 to 93 are "!" to "~".
+    weights["lm_head.weight"][94:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
