@@ -69,19 +69,18 @@ async def _record(
         key = os.environ.get("OPENAI_API_KEY")
         authorization = f"Bearer {key}" if key else None
         model = await _model(client, url, authorization)
-        sources = await _sources(client, url, model, authorization, local, console)
-        start_s = time.monotonic()
-        # The port first: a start that fails leaves no file behind.
-        listener = _listener(host, port)
-        writer = _writer(options, model, start_s)
-        recorder = Recorder(writer, options.chunk_tokens, sources, options.requests)
-        try:
-            await _until_stopped(
-                options, Proxy(client, url, recorder), recorder, listener, url, console
-            )
-        finally:
-            with contextlib.suppress(OSError):
-                writer.close()
+        # The file last: a start that fails leaves none behind.
+        with _listener(host, port) as listener:
+            sources = await _sources(client, url, model, authorization, local, console)
+            writer = _writer(options, model, time.monotonic())
+            recorder = Recorder(writer, options.chunk_tokens, sources, options.requests)
+            try:
+                await _until_stopped(
+                    options, Proxy(client, url, recorder), recorder, listener, url, console
+                )
+            finally:
+                with contextlib.suppress(OSError):
+                    writer.close()
     counts = recorder.counts
     if recorder.trouble is not None:
         console.print(

@@ -98,13 +98,14 @@ def connect(url: str) -> http.client.HTTPConnection:
 def ask(
     url: str, path: str, body: object, method: str = "POST", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body. Keyword names become headers: ``X_Session_Id``."""
+    """Status, headers (names in lower case) and body. Keyword names become headers: ``X_Session_Id``."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     with contextlib.closing(connect(url)) as connection:
         connection.request(method, path, data, named)
         answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, names, answer.read()
 
 
 def events(data: bytes) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def test_other_paths_go_through_as_they_are(odd: OddServer, recorded: Recording)
         assert (named["authorization"], named["x-mine"]) == (key, "1")
         assert named["accept-encoding"] == "gzip" and named["host"] == f"127.0.0.1:{odd.port}"
         assert "x-hop" not in named and "user-agent" not in named
-        assert headers["X-Answer"] == "kept"
+        assert headers["x-answer"] == "kept"
     assert recorded.end().endswith(
         "0 requests, 0 prompt and 0 output tokens, 0% of the prompt tokens seen before\n"
     )
