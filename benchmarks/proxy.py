@@ -95,8 +95,8 @@ def main() -> None:
                     process.communicate()
     show(
         times,
-        f"{args.url or 'a server that answers at once'}, {args.prompt_tokens} words,"
-        f" {args.rounds} rounds of {args.requests}",
+        f"{args.url or 'a server that answers at once'}, {args.prompt_tokens} words,\n"
+        f"{args.rounds} rounds of {args.requests}",
     )
 
 

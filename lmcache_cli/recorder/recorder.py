@@ -78,7 +78,7 @@ class Recorder:
     async def _read(self, exchange: Exchange) -> tuple[Asked, list[list[int] | None]] | None:
         try:
             asked = read_body(exchange.body, exchange.chat)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         finally:
             exchange.body = b""

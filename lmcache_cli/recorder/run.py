@@ -92,12 +92,12 @@ async def _record(
     console.print(f"{options.out}: {counts_text(counts)}", markup=False)
     if counts.unnamed:
         console.print(
-            f"{counts.unnamed} prompts could not be turned into tokens and have no chunks;"
+            f"without chunks, because not turned into tokens: {counts.unnamed:,};"
             " name the server's own tokenizer with --tokenizer"
         )
     if counts.differing:
         console.print(
-            f"{counts.differing} prompts have other lengths than the server counted;"
+            f"prompts with another length than the server counted: {counts.differing:,};"
             " is --tokenizer the server's own?"
         )
     return 0

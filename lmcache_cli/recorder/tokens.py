@@ -57,7 +57,7 @@ class ServerTokens:
                 ) as answer,
             ):
                 said = await answer.json(content_type=None) if answer.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError):
             return None
         ids = said.get("tokens") if isinstance(said, dict) else None
         # A server that has a /tokenize of another dialect ignores our field: no tokens, no error.

@@ -25,14 +25,29 @@ class Odd(BaseHTTPRequestHandler):
         else:
             self._echo(b"")
 
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         if self.path == "/tokenize":
             self._tokenize(body)
         elif self.path == "/v1/completions" and "X-Behave" in self.headers:
             getattr(self, f"_{self.headers['X-Behave']}")(body)
         else:
             self._echo(body)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     do_PUT = do_DELETE = do_POST
 

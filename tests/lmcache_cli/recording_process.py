@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -65,15 +66,19 @@ class Recording:
         eventually(lambda: len(self.lines()) >= count)
         return sorted(self.lines(), key=lambda line: float(line["id"]))
 
+    def limit(self, size: int) -> None:
+        """Its files may not grow beyond ``size`` bytes, as if the disk were full."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, size))
+
     def interrupt(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def end(self, number: int | None = signal.SIGINT) -> str:
+    def end(self, number: int | None = signal.SIGINT, code: int = 0) -> str:
         """Ends it (or waits until it has ended by itself) and returns the rest of its log."""
         if number is not None:
             self._process.send_signal(number)
         _, log = self._process.communicate(timeout=120)
-        assert self._process.returncode == 0, log
+        assert self._process.returncode == code, log
         assert "Traceback" not in log
         return log
 
@@ -98,7 +103,7 @@ def connect(url: str) -> http.client.HTTPConnection:
 def ask(
     url: str, path: str, body: object, method: str = "POST", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers (names in lower case) and body. Keyword names become headers: ``X_Session_Id``."""
+    """Status, headers (lower case) and body. Keyword names become headers: ``X_Session_Id``."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     with contextlib.closing(connect(url)) as connection:

@@ -79,6 +79,22 @@ def test_other_paths_go_through_as_they_are(odd: OddServer, recorded: Recording)
     assert recorded.lines() == [] and "verysecret" not in recorded.out.read_text()
 
 
+def test_a_body_without_a_length_and_an_answer_without_a_body(
+    odd: OddServer, recorded: Recording
+) -> None:
+    with contextlib.closing(connect(recorded.url)) as connection:
+        pieces = iter([b"one ", b"two"])
+        connection.request("PUT", "/upload", pieces, encode_chunked=True)
+        answer = connection.getresponse()
+        assert answer.status == 200 and json.loads(answer.read())[3] == "one two"
+        # The same connection again: nothing of the first answer may be left on it.
+        connection.request("HEAD", "/file")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Content-Length"), answer.read()) == (200, "5", b"")
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().read() == b'{"data": [{"id": "odd"}]}'
+
+
 def test_a_compressed_body_stays_compressed(recorded: Recording) -> None:
     import gzip
 
@@ -113,7 +129,7 @@ def test_events_in_pieces_are_understood(odd: OddServer, recorded: Recording) ->
     # The server's count wins: it knows what it dropped.
     assert (line["input_tokens"], line["output_tokens"], len(line["chunks"])) == (40, 7, 2)
     assert line["ttft_s"] is not None and line["error"] is None
-    assert "1 prompts have other lengths" in recorded.end()
+    assert "another length than the server counted: 1;" in recorded.end()
 
 
 @pytest.mark.parametrize("behaviour", ["die", "break_off"])
@@ -205,6 +221,16 @@ def test_strange_users_and_token_ids_do_not_stop_the_recording(recorded: Recordi
 def test_it_ends_by_itself_after_a_time(odd: OddServer, tmp_path: Path) -> None:
     with recording(tmp_path / "t.jsonl", odd.url, "--duration", "0.5s") as recorded:
         assert "0 requests" in recorded.end(None)
+
+
+def test_a_full_disk_ends_it_and_keeps_what_was_recorded(recorded: Recording) -> None:
+    ask(recorded.url, "/v1/completions", PROMPT, X_Behave="split")
+    before = recorded.wait_for(1)
+    recorded.limit(recorded.out.stat().st_size + 40)
+    assert ask(recorded.url, "/v1/completions", PROMPT, X_Behave="split")[0] == 200
+    (line,) = recorded.end(None, code=1).splitlines()
+    assert str(recorded.out) in line and "File too large" in line and "1 request," in line
+    assert recorded.lines() == before
 
 
 Case = tuple[Callable[[OddServer, Path], tuple[str, ...]], int, str]
