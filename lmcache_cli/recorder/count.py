@@ -12,12 +12,12 @@ from lmcache_cli.recorder.recorder import Counts
 
 
 def counts_text(counts: Counts) -> str:
-    """``12 requests (1 failed), 3,456 + 78 tokens, 61 % shared``."""
+    """``12 requests (1 failed), 3,456 prompt and 78 output tokens, 61% seen before``: of the prompts."""
     failed = f" ({counts.failed:,} failed)" if counts.failed else ""
     return (
         f"{counts.requests:,} request{'' if counts.requests == 1 else 's'}{failed},"
         f" {counts.input_tokens:,} prompt and {counts.output_tokens:,} output tokens,"
-        f" {counts.sharing:.0%} of the prompt tokens seen before"
+        f" {counts.sharing:.0%} seen before"
     )
 
 
