@@ -12,7 +12,8 @@ from lmcache_cli.recorder.recorder import Counts
 
 
 def counts_text(counts: Counts) -> str:
-    """``12 requests (1 failed), 3,456 prompt and 78 output tokens, 61% seen before``: of the prompts."""
+    """``12 requests (1 failed), 3,456 prompt and 78 output tokens, 61% seen before``: of the
+    prompt tokens."""
     failed = f" ({counts.failed:,} failed)" if counts.failed else ""
     return (
         f"{counts.requests:,} request{'' if counts.requests == 1 else 's'}{failed},"

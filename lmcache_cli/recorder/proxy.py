@@ -91,6 +91,9 @@ class Proxy:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         arrival_s = time.monotonic()
+        # Appended to the server's address, anything else could name another host.
+        if not request.raw_path.startswith("/"):
+            return web.Response(status=400, text="lmcache trace record: not a path\n")
         chat = _CHAT.get(request.path) if request.method == hdrs.METH_POST else None
         self._open += 1
         self._idle.clear()

@@ -76,6 +76,16 @@ def test_a_body_without_a_length_and_an_answer_without_a_body(
         assert connection.getresponse().read() == b'{"data": [{"id": "odd"}]}'
 
 
+@pytest.mark.parametrize("target", ["http://127.0.0.2/x", "@127.0.0.2/x", "*"])
+def test_no_target_leads_to_another_host(recorded: Recording, target: str) -> None:
+    host, port = recorded.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(
+            f"OPTIONS {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert client.recv(100).split()[1] in (b"400", b"404", b"405")
+
+
 def test_a_compressed_body_stays_compressed(recorded: Recording) -> None:
     import gzip
 
