@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from lmcache_cli.commands import bench, doctor, probe, verify
+from lmcache_cli.commands import bench, doctor, probe, trace, verify
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.add_typer(trace.app)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,6 +30,15 @@ def parse_count(text: str, flag: str) -> int:
     if value < 1:
         raise UserError(f"{flag}: {value} is too small; it must be at least 1")
     return value
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """``90s``, ``10m``, ``1.5h`` or plain seconds -> seconds, more than 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not seconds:
+        raise UserError(f"{flag}: {text!r} is no duration; write it like 90s, 10m or 2h")
+    return seconds
 
 
 def parse_list(text: str, flag: str, parse: Callable[[str, str], T]) -> list[T]:

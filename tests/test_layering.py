@@ -19,7 +19,7 @@ MAY_IMPORT = {name: {name} for name in PACKAGES} | {"lmcache_cli": set(PACKAGES)
 MOST_LINES = 400
 # Names that say nothing about what a thing is.
 EMPTY_NAME = re.compile(r"\w*(Manager|Factory)|Base[A-Z]\w*|\w*_?(utils?|helpers?|misc)")
-SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas")
+SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas", "aiohttp", "httpx")
 
 
 def sources(*folders: str, kinds: tuple[str, ...] = (".py",)) -> list[Path]:
@@ -65,7 +65,10 @@ def test_cache_core_reads_no_environment() -> None:
             assert name not in ("environ", "getenv"), f"{file.relative_to(ROOT)} reads it"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["bench", "--help"], ["doctor", "--help"], ["trace", "record", "--help"]],
+)
 def test_help_loads_nothing_slow(arguments: list[str]) -> None:
     script = (
         "import sys\n"

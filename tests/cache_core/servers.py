@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ class RedisProcess:
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        _wait_for_port(self.port, self._process)
+        wait_for_port(self.port, self._process)
 
     def kill(self) -> None:
         """SIGKILL: connections die, nothing is written."""
@@ -91,7 +92,7 @@ class MooncakeProcess:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-            _wait_for_port(self.port, self._process)
+            wait_for_port(self.port, self._process)
             if self._provider is None:
                 self._provider = subprocess.Popen(
                     [sys.executable, "-c", _PROVIDER, f"127.0.0.1:{self.port}"],
@@ -134,7 +135,7 @@ def eventually(check: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
     end = time.monotonic() + _START_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

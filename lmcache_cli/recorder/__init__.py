@@ -1,0 +1,1 @@
+"""A proxy in front of an OpenAI-compatible server that records what passes, without its text."""
