@@ -78,3 +78,28 @@ class PrefillWatch:
             self._fitted = fit(rows[:, :3], rows[:, 3])
             self._stale = False
         return self._fitted
+
+
+class Savings:
+    """Seconds of prefill that loading spared, priced by what the same engine's steps cost."""
+
+    def __init__(self) -> None:
+        self._watch = PrefillWatch()
+        self._unpriced: list[tuple[int, int, float]] = []
+
+    def saw(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """See :meth:`PrefillWatch.saw`."""
+        self._watch.saw(parts, seconds)
+
+    def loaded(self, new: int, cached: int, seconds: float) -> None:
+        """``new`` tokens behind ``cached`` were loaded in ``seconds`` instead of computed."""
+        self._unpriced.append((new, cached, seconds))
+
+    def take(self) -> float:
+        """What was saved since the last call; kept back until a price is known."""
+        cost = self._watch.cost() if self._unpriced else None
+        if cost is None:
+            return 0.0
+        saved = sum(max(0.0, cost.saved(n, m) - load) for n, m, load in self._unpriced)
+        self._unpriced.clear()
+        return saved

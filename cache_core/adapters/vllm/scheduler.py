@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
+from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.messages import (
     Load,
@@ -26,7 +25,7 @@ from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.policy import POLICIES
-from cache_core.prefill import PrefillWatch
+from cache_core.prefill import Savings
 from cache_core.recording import Served, TraceWriter
 from cache_core.tiers import Tier
 
@@ -72,8 +71,8 @@ class SchedulerHalf:
         self.counts: dict[str, float] = {}
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
         self._most_pending, self._pending = most_pending, 0
-        self._remote, self._recorder = remote, recorder
-        self._asking = ThreadPoolExecutor(2, "lmcache-ask") if remote is not None else None
+        self._recorder = recorder
+        self._asking = Asking(remote) if remote is not None else None
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
         self._requests: dict[str, Tracked] = {}
@@ -84,9 +83,8 @@ class SchedulerHalf:
         self._awaited: set[str] = set()
         self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
         self._last_report = 0.0
-        self._running = 0
-        self._watch = PrefillWatch()
-        self._unpriced: list[tuple[int, int, float]] = []
+        self._running: set[str] = set()
+        self._savings = Savings()
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
@@ -197,7 +195,7 @@ class SchedulerHalf:
             # Token ids of what runs ahead of the sampler are not known yet.
             known = min(request.num_computed_tokens + tokens, request.num_tokens)
             self._save(tracked, known // self._size, blocks_of)
-        self._running = len(scheduled)
+        self._running = set(scheduled)
         self._steps[meta.step] = (self._clock(), parts)
         self._meta = StepMeta(meta.step + 1)
         return meta
@@ -206,16 +204,21 @@ class SchedulerHalf:
         """What workers did."""
         now = self._clock()
         began, parts = self._steps.pop(report.step, (now, []))
-        self._watch.saw(parts, now - max(began, self._last_report))
+        self._savings.saw(parts, now - max(began, self._last_report))
         self._last_report = now
         for load in report.loads:
             self._loaded(load)
         for save in report.saves:
             self._saved(save)
-        self._price()
+        saved = self._savings.take()
+        if saved:
+            self._count("prefill_seconds_saved", saved)
 
     def finished(self, request: Any) -> bool:
         """Whether vLLM must keep the request's blocks until its saves are done."""
+        self._running.discard(request.request_id)
+        if self._asking is not None:
+            self._asking.forget(request.request_id)
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
             return False
@@ -237,9 +240,7 @@ class SchedulerHalf:
     def close(self) -> None:
         """Ends look-ups and the recording."""
         if self._asking is not None:
-            self._asking.shutdown(wait=False, cancel_futures=True)
-        if self._remote is not None:
-            self._remote.close()
+            self._asking.close()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -269,32 +270,21 @@ class SchedulerHalf:
 
     def _asked(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
         """Whether the remote's answer is in (or none is needed); adopts what it has."""
-        if self._remote is None or self._asking is None:
+        if self._asking is None:
             return True
         rest = keys[len(ledger.lookup(keys)) :]
-        if tracked.asked is None:
-            if not rest:
-                return True
-            tracked.asked = self._asking.submit(self._remote.contains, rest)
-            tracked.asked_keys = rest
-        if not tracked.asked.done():
-            return False
-        found = tracked.asked.result()
-        pairs = zip(tracked.asked_keys, found, strict=True)
-        new = [key for key, ok in takewhile(lambda p: p[1] or p[0] in ledger, pairs) if ok]
+        new = self._asking.answer(tracked.request.request_id, rest, ledger)
         if new:
             plan = ledger.adopt(new, self.options.tier_names.index("remote"))
             self._meta.plans.append(plan)
-        tracked.asked, tracked.asked_keys = Future(), []
-        tracked.asked.set_result([])
-        return True
+        return new is not None
 
     def _between_steps(self, tiers: Sequence[int]) -> bool:
         if self.options.load != "auto":
             return self.options.load == "async"
         # A load inside a step holds up everyone in it; one between steps costs a step more.
         slow = any(self.options.tier_names[tier] != "cpu" for tier in tiers)
-        return slow or self._running > 0
+        return slow or bool(self._running)
 
     def _by_tier(self, hit: Hit, start: int, end: int) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -352,7 +342,7 @@ class SchedulerHalf:
                 tracked.epoch += 1
                 tracked.saved = 0
         else:
-            self._unpriced.append((end - start, start, done.seconds))
+            self._savings.loaded(end - start, start, done.seconds)
 
     def _saved(self, done: SaveDone) -> None:
         saving = self._saving[done.id]
@@ -380,14 +370,6 @@ class SchedulerHalf:
         moves = tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)
         if moves:
             self._meta.plans.append(Plan(moves))
-
-    def _price(self) -> None:
-        cost = self._watch.cost() if self._unpriced else None
-        if cost is None:
-            return
-        for tokens, cached, load_s in self._unpriced:
-            self._count("prefill_seconds_saved", max(0.0, cost.saved(tokens, cached) - load_s))
-        self._unpriced.clear()
 
     def _record(self, tracked: Tracked) -> None:
         if self._recorder is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +27,6 @@ class Tracked:
     """Tokens that vLLM's own prefix cache had at the latest look-up."""
     hits: dict[str, int] | None = None
     """Prompt tokens by tier, at the request's first scheduling."""
-    asked: Future[list[bool]] | None = None
-    """A shared tier's answer about ``asked_keys``."""
-    asked_keys: list[bytes] = field(default_factory=list)
     waiting_since: float | None = None
 
     def upto(self, tokens: int) -> list[bytes]:

@@ -1,0 +1,46 @@
+"""Asks a tier that other processes fill too what it has, without holding up the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
+
+from cache_core.tiers import Tier
+
+
+class Asking:
+    """Questions by request; each request asks once. ``tier`` is a connection of its own."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self._pool = ThreadPoolExecutor(2, "lmcache-ask")
+        self._open: dict[str, tuple[Sequence[bytes], Future[list[bool]]] | None] = {}
+
+    def answer(
+        self, request: str, rest: Sequence[bytes], held: Container[bytes]
+    ) -> list[bytes] | None:
+        """Chunks of ``rest`` that the tier has and that can be used; None: not known yet. ``held``
+        are chunks of other tiers: they are no gap. Empty from the second answer on."""
+        if request not in self._open:
+            if not rest:
+                return []
+            self._open[request] = (rest, self._pool.submit(self._tier.contains, rest))
+        asked = self._open[request]
+        if asked is None:
+            return []
+        keys, future = asked
+        if not future.done():
+            return None
+        self._open[request] = None
+        pairs = zip(keys, future.result(), strict=True)
+        return [key for key, ok in takewhile(lambda p: p[1] or p[0] in held, pairs) if ok]
+
+    def forget(self, request: str) -> None:
+        """The request has ended."""
+        self._open.pop(request, None)
+
+    def close(self) -> None:
+        """Ends the questions and the connection."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tier.close()
