@@ -60,4 +60,5 @@ class Quoter:
         quoted = max(0, room - len(ending))
         start = self._draw.below(len(about))
         quotation = np.take(about, np.arange(start, start + quoted), mode="wrap")
-        return np.concatenate([head, quotation, ending])[:count]
+        whole: TokenIds = np.concatenate([head, quotation, ending])
+        return whole[:count]

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from engine_in_process import drive, engine, mixed, scheduler_half
+from tests.cache_core.adapters.engine_in_process import drive, engine, mixed, scheduler_half
 
 REQUESTS = 100
 

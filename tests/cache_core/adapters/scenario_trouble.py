@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from engine_in_process import Ask, Outcome, drive, engine, mixed
+from tests.cache_core.adapters.engine_in_process import Ask, Outcome, drive, engine, mixed
 
 Options = dict[str, Any]
 Result = dict[str, Any]
@@ -48,7 +47,11 @@ def same(expected: Outcome, parts: list[Outcome]) -> int:
 
 def lost(load: str, model: Path, asks: list[Ask]) -> Result:
     """A tier can't read what it took."""
-    options: Options = {"chunk_tokens": 32, "cpu_size": "2MiB", "remote": "failing_tier:Forgetful"}
+    options: Options = {
+        "chunk_tokens": 32,
+        "cpu_size": "2MiB",
+        "remote": "tests.cache_core.adapters.failing_tier:Forgetful",
+    }
     with engine(model, options | {"load": load}) as (llm, counts):
         return {"parts": [drive(llm, asks, 4)], "counts": counts}
 

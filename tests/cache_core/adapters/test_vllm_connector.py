@@ -102,3 +102,10 @@ def test_a_reset_empties_the_cache(trouble: dict[str, dict[str, Any]]) -> None:
     hits = trouble["reset"]["hits"]
     assert hits[0] == hits[2] == 0
     assert hits[1] == hits[3] > 0
+
+
+def test_every_rank_keeps_its_own_part(scenario: Scenario) -> None:
+    found = scenario("ranks")
+    assert found["ours"] == found["alone"]
+    assert found["cached"] == [0, 576, 576]  # whole chunks of 64, of 601 tokens
+    assert found["folders"] == ["rank-0", "rank-1"]
