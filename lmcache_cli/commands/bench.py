@@ -82,10 +82,7 @@ def bench(
     ] = None,
     device_size: Annotated[
         str,
-        typer.Option(
-            help="KV kept in the engine's memory; 0 for none.",
-            rich_help_panel=_SWEPT,
-        ),
+        typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=_SWEPT),
     ] = "0",
     cpu_size: Annotated[
         str,
@@ -236,9 +233,7 @@ def bench(
     start_timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS",
-            help="Longest start of a server (vllm).",
-            rich_help_panel=_LOAD,
+            metavar="SECONDS", help="Longest start of a server (vllm).", rich_help_panel=_LOAD
         ),
     ] = 600.0,
     repeat: Annotated[

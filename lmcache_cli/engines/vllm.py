@@ -94,8 +94,7 @@ class VllmEngine:
         flags, environment = mode_flags(spec, trace)
         flags += [*self._flags, "--served-model-name", self.model, "--enable-prompt-tokens-details"]
         server = VllmServer(
-            self.folder,
-            [*flags, *self.serving.args],
+            [vllm_command(), "serve", self.folder, *flags, *self.serving.args],
             self.environment | environment,
             stem.with_suffix(".log"),
         )

@@ -54,28 +54,23 @@ def on_cpu() -> bool:
 
 
 class VllmServer:
-    """One process. ``flags`` follow ``vllm serve MODEL``; ``environment`` is added to ours, without
+    """One process. ``command`` is without host and port; ``environment`` is added to ours, without
     API keys. Nothing runs until :meth:`start`."""
 
-    def __init__(
-        self, model: str, flags: Sequence[str], environment: Mapping[str, str], log: Path
-    ) -> None:
-        self._command = [vllm_command(), "serve", model, *flags]
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._command = command
         secrets = {*KEYS, "VLLM_API_KEY"}
         self._environment = {k: v for k, v in os.environ.items() if k not in secrets}
         self._environment |= environment
         self.log = log
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether the process is alive."""
-        return self._process is not None and self._process.poll() is None
+        self._swept = False
 
     def start(self, limit_s: float, say: Callable[[str], None]) -> None:
         """Starts it and waits for ``/health``, telling every ten seconds how long that takes.
         Raises :class:`ServerError` if it ends or is not healthy in ``limit_s``; then it is gone."""
+        self._swept = False
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [*self._command, "--host", "127.0.0.1", "--port", str(port)]
@@ -101,24 +96,32 @@ class VllmServer:
         if self._process is None or self._process.poll() is None:
             return ""
         code = self._process.returncode
+        self._sweep()
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return f"vllm serve ended {how}{self._complaint()}; its log is {self.log}"
 
     def stop(self) -> None:
         """SIGTERM, after a while SIGKILL, to its whole group. Idempotent; returns when it is
         gone."""
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
-        process, self._process = self._process, None
         try:
             if process.poll() is None:
                 _signal(process.pid, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_TERM_S)
         finally:
-            # Its workers may outlive it. The group's number is ours as long as one is left.
-            _signal(process.pid, signal.SIGKILL)
+            self._sweep()
             process.wait()
+            self._process = None
+
+    def _sweep(self) -> None:
+        """Ends what is left of the group: workers may outlive the server. Once, and at once: later
+        the group's number may be another's."""
+        if self._process is not None and not self._swept:
+            self._swept = True
+            _signal(self._process.pid, signal.SIGKILL)
 
     def _wait(self, limit_s: float, say: Callable[[str], None]) -> None:
         began = told = time.monotonic()
