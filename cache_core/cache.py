@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import takewhile
 
 from cache_core.admission import Admission
+from cache_core.carry import carry, fetch
 from cache_core.layout import KVLayout
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.place import Place
 from cache_core.policy import LRU, PolicyMaker
 from cache_core.tiers.tier import Tier, recovered
-
-logger = logging.getLogger("lmcache")
 
 
 @dataclass(slots=True)
@@ -138,24 +136,16 @@ class TieredCache:
         by_tier: dict[str, int] = {}
         done = 0
         try:
-            for index, rows in _runs(hit.tiers):
-                tier = self.tiers[index]
-                keys = [hit.keys[row] for row in rows]
-                whole = len(rows) == len(hit)
-                target = place if place is None or whole else place.pick(rows)
-                began = self._clock()
-                good = tier.read(keys, target)
-                counters = self.counters[tier.name]
+            for run in fetch(self.tiers, hit, place, self._clock):
+                name = self.tiers[run.tier].name
                 with self._lock:
-                    counters.read_s += self._clock() - began
-                    counters.read_chunks += sum(good)
-                    self._forget([k for k, ok in zip(keys, good, strict=True) if not ok], index)
-                run = good.index(False) if False in good else len(good)
-                if run:
-                    by_tier[tier.name] = by_tier.get(tier.name, 0) + run
-                done += run
-                if run < len(good):
-                    break
+                    self.counters[name].read_s += run.seconds
+                    self.counters[name].read_chunks += sum(run.good)
+                    bad = [k for k, ok in zip(run.keys, run.good, strict=True) if not ok]
+                    self._forget(bad, run.tier)
+                if run.usable:
+                    by_tier[name] = by_tier.get(name, 0) + run.usable
+                done += run.usable
         finally:
             self.release(hit)
         return Loaded(done, by_tier, done * self.layout.chunk_bytes, self._clock() - start)
@@ -271,48 +261,21 @@ class TieredCache:
     def _carry_out(self, plan: Plan, place: Place | None) -> Stored:
         start = self._clock()
         given: set[bytes] = set()
-        for (source, target), group in groupby(plan.moves, lambda m: (m.source, m.target)):
-            moves = list(group)
-            keys = [move.key for move in moves]
-            if target == NOWHERE:
-                self.tiers[source].discard(keys)
-                continue
-            began = self._clock()
-            try:
-                good = self.tiers[target].write(keys, self._bytes_of(moves, source, place))
-            except Exception:  # a broken tier costs hits, never a request
-                name = self.tiers[target].name
-                logger.exception("writing %d chunks to %s failed", len(keys), name)
-                good = [False] * len(keys)
-            if source == ENGINE:
-                given.update(key for key, ok in zip(keys, good, strict=True) if ok)
-            else:
-                self.tiers[source].discard(keys)
-            counters = self.counters[self.tiers[target].name]
+        for done in carry(self.tiers, plan, place, self._clock):
+            if done.source == ENGINE:
+                given.update(m.key for m, ok in zip(done.moves, done.good, strict=True) if ok)
+            counters = self.counters[self.tiers[done.target].name]
             with self._lock:
-                counters.write_s += self._clock() - began
-                counters.written_chunks += sum(good)
-                counters.failures += len(good) - sum(good)
-                for move, ok in zip(moves, good, strict=True):
+                counters.write_s += done.seconds
+                counters.written_chunks += sum(done.good)
+                counters.failures += len(done.good) - sum(done.good)
+                for move, ok in zip(done.moves, done.good, strict=True):
                     self._ledger.settle([move], ok)
                 self._settled.notify_all()
         return Stored(len(given), len(given) * self.layout.chunk_bytes, self._clock() - start)
-
-    def _bytes_of(self, moves: list[Move], source: int, place: Place | None) -> Place | None:
-        if source == ENGINE:
-            if place is None or len(moves) == len(place):
-                return place
-            return place.pick([move.index for move in moves])
-        return self.tiers[source].place([move.key for move in moves])
 
     def _forget(self, keys: list[bytes], tier: int) -> None:
         self.counters[self.tiers[tier].name].failures += len(keys)
         lost = [key for key in keys if self._ledger.forget(key, tier)]
         if lost and not self._closed:
             self._submit(Plan(tuple(Move(key, tier, NOWHERE, -1) for key in lost)), None)
-
-
-def _runs(tiers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Consecutive rows of one tier: (tier, rows)."""
-    for tier, group in groupby(range(len(tiers)), key=lambda row: tiers[row]):
-        yield tier, list(group)

@@ -89,9 +89,13 @@ class ChunkHasher:
         self._root = hashlib.sha256(_ROOT_DOMAIN + self._digest).digest()
 
     def keys(
-        self, token_ids: NDArray[np.int32] | Sequence[int], content: bool = False
+        self,
+        token_ids: NDArray[np.int32] | Sequence[int],
+        content: bool = False,
+        after: bytes | None = None,
     ) -> ChunkKeys:
         """Keys of the full chunks of ``token_ids`` (one dimension); a partial tail has no key.
+        ``after`` continues a prompt behind the chunk with that prefix key.
 
         Raises ``ValueError`` for an array of another rank, ``OverflowError`` for ids that do not
         fit int32.
@@ -108,6 +112,6 @@ class ChunkHasher:
         if tokens.ndim != 1:
             raise ValueError(f"token ids have {tokens.ndim} dimensions; give one request's, flat")
         prefix, contents = _native.chunk_keys(
-            tokens, self.chunk_tokens, self._root, self._digest, content
+            tokens, self.chunk_tokens, after or self._root, self._digest, content
         )
         return ChunkKeys(prefix, contents)

@@ -147,19 +147,20 @@ class Ledger:
             else:
                 del self._pins[key]
 
-    def admit(self, keys: Sequence[bytes]) -> Plan:
+    def admit(self, keys: Sequence[bytes], counted: int = 0) -> Plan:
         """One request used these chunks (hits and misses alike, in prompt order), and the engine
         has the KV of all: orders them and makes room.
 
         Chunks are touched tail first, so that the head of a prefix outlives its tail and what is
         held stays prefix-closed; then each tier is cut to its capacity. Evicted chunks can't be
-        served from here on; admitted ones can after :meth:`settle`.
+        served from here on; admitted ones can after :meth:`settle`. A request that is admitted in
+        parts gives all its chunks so far, of which ``counted`` have counted as used before.
         """
         # A chunk may stand twice in a request (content keys): its first place counts.
         index: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             index.setdefault(key, place)
-        self._uses.record(index)
+        self._uses.record(index, counted)
         tail_first = list(reversed(index))
         if self.placement == "write_on_insertion":
             plan = self._insert(tail_first, index)

@@ -26,14 +26,17 @@ class Uses(dict[bytes, Use]):
     turn = 0
     """Requests recorded."""
 
-    def record(self, places: Mapping[bytes, int]) -> None:
-        """A request uses these chunks: each one's place in the prompt, in that order."""
+    def record(self, places: Mapping[bytes, int], counted: int = 0) -> None:
+        """A request uses these chunks: each one's place in the prompt, in that order. The first
+        ``counted`` were recorded for the same request before: that was the same use."""
         parent = None
         for key, depth in places.items():
             last = self.get(key)
-            self[key] = Use(parent, depth, 1 if last is None else last.times + 1, self.turn)
+            times = 0 if last is None else last.times
+            self[key] = Use(parent, depth, max(1, times + (depth >= counted)), self.turn)
             parent = key
-        self.turn += 1
+        if not counted:
+            self.turn += 1
 
     def introduce(self, keys: Sequence[bytes]) -> None:
         """A tier turns out to hold these chunks, in prompt order: unknown ones count as used."""

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 import transformers
 
+from cache_core.weights import files_digest, folder_digest
 from lmcache_cli.embedded import embedded_model
 from lmcache_cli.engines.attention import CPU_ATTENTION
 from lmcache_cli.engines.converted import converted
 from lmcache_cli.errors import UserError
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
-_FULL_DIGEST_BYTES = 4 << 30
-_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     if name is None:
         name, revision, source, extra = embedded_source()
     else:
-        source, revision = name, _folder_digest(name)
+        source, revision = name, folder_digest(Path(name))
     try:
         tokenizer, model = _read(name, source, wanted, extra)
     except (OSError, ValueError, KeyError) as error:
@@ -108,7 +107,7 @@ def embedded_source() -> tuple[str, str, str, dict[str, str]]:
     are needed only where no converted copy could be written). Raises ``MissingError`` if it is not
     installed."""
     folder, gguf = embedded_model()
-    revision = _digest([folder / gguf])
+    revision = files_digest([folder / gguf])
     source, extra = converted(folder, gguf, revision)
     return Path(gguf).stem, revision, source, extra
 
@@ -150,27 +149,3 @@ def _explain(name: str, error: Exception) -> str:
         f"model {name!r} is neither a folder nor an id that can be fetched from here;"
         " check the spelling, or give a folder (default: the embedded SmolLM2-135M)"
     )
-
-
-def _folder_digest(name: str) -> str:
-    folder = Path(name)
-    if not folder.is_dir():
-        return ""
-    return _digest(sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)))
-
-
-def _digest(files: list[Path]) -> str:
-    """Of the weights' bytes; of 64 samples of 1 MiB where a file is over 4 GiB (a fine-tune
-    changes weights everywhere)."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            if size <= _FULL_DIGEST_BYTES:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-                continue
-            for i in range(64):
-                file.seek(size * i // 64)
-                digest.update(file.read(1 << 20))
-    return digest.hexdigest()

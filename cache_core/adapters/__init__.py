@@ -1,0 +1,1 @@
+"""What plugs the core into serving engines that run in processes of their own."""

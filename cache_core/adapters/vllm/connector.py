@@ -1,0 +1,268 @@
+"""The KV connector that vLLM loads by name: hands every call to the half whose role it has."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+    SupportsHMA,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from cache_core.adapters.vllm.blocks import EngineBlocks, HostBlocks, TensorBlocks, WholeBlocks
+from cache_core.adapters.vllm.identity import Hashers, kv_shape, namespace
+from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport
+from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
+from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.adapters.vllm.scheduler import SchedulerHalf
+from cache_core.adapters.vllm.tiers import open_remote_tier, open_tiers
+from cache_core.adapters.vllm.worker import WorkerHalf
+from cache_core.recording import TraceWriter
+
+logger = logging.getLogger("vllm.lmcache")
+
+_SOURCES = {
+    "cpu": CacheHitSource.HOST,
+    "disk": CacheHitSource.DISK,
+    "remote": CacheHitSource.EXTERNAL_UNSPECIFIED,
+}
+# Of vLLM's own KV space, what may wait to be saved: those blocks can't be given to others.
+_PENDING_SHARE = 4
+
+
+class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
+    """KV beyond vLLM's own prefix cache: cpu, disk and remote tiers below it.
+
+    Loaded with ``--kv-transfer-config`` as ``kv_connector: TieredKVConnector``,
+    ``kv_connector_module_path: cache_core.adapters.vllm``, ``kv_role: kv_both``; settings are in
+    ``kv_connector_extra_config`` (:class:`ConnectorOptions`). Raises ``ValueError`` for settings
+    that make no sense and :class:`~cache_core.adapters.vllm.identity.Unsupported` for models whose
+    KV can't be kept.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer = vllm_config.kv_transfer_config
+        self._options = ConnectorOptions.parse(transfer.kv_connector_extra_config or {})
+        self._shape = kv_shape(vllm_config, kv_cache_config, self._options.chunk_tokens)
+        self._layout = self._shape.layout(self._options.chunk_tokens)
+        self._ranks = vllm_config.parallel_config.world_size
+        self._format = _format(self._shape, self._options)
+        self._namespace = namespace(vllm_config, self._layout, self._format, self._options.salt)
+        self.scheduler: SchedulerHalf | None = None
+        self.worker: WorkerHalf | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            if transfer.kv_load_failure_policy != "recompute":
+                logger.warning(
+                    "kv_load_failure_policy is %r: a chunk that can't be read fails its request;"
+                    ' set "kv_load_failure_policy": "recompute" to compute it instead',
+                    transfer.kv_load_failure_policy,
+                )
+            self.scheduler = self._scheduler_half(kv_cache_config)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """It is a cache: what is not saved is computed again."""
+        return False
+
+    # What workers do.
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        caches = [kv_caches[name] for name in self._shape.layer_names]
+        blocks = _engine_blocks(caches, self._shape, self._options)
+        rank = self._vllm_config.parallel_config.rank
+        tiers = open_tiers(
+            self._options, blocks.chunk_bytes, self._namespace.digest(), rank, self._ranks
+        )
+        self.worker = WorkerHalf(
+            tiers,
+            blocks,
+            self._shape.block_tokens,
+            self._options.chunk_tokens,
+            self._shape.layer_names,
+            self._options.layerwise,
+        )
+
+    def get_handshake_metadata(self) -> TiersOpened | None:
+        return None if self.worker is None else self.worker.opened()
+
+    def handle_preemptions(self, kv_connector_metadata: Any) -> None:
+        if self.worker is not None:
+            self.worker.before_overwriting(kv_connector_metadata)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        if self.worker is not None:
+            self.worker.start_loads(self._step())
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        if self.worker is not None:
+            self.worker.layer_needed(layer_name)
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        if self.worker is not None:
+            self.worker.layer_done(layer_name)
+
+    def wait_for_save(self) -> None:
+        if self.worker is not None:
+            self.worker.end_step(self._step())
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self.worker is None:
+            return None, None
+        saved, loaded = self.worker.finished(finished_req_ids)
+        return saved or None, loaded or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return set() if self.worker is None else self.worker.bad_blocks()
+
+    def build_connector_worker_meta(self) -> WorkerReport | None:
+        return None if self.worker is None else self.worker.report(self._step().step)
+
+    # What the scheduler does.
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: Mapping[tuple[int, int], TiersOpened]
+    ) -> None:
+        self._half.opened([metadata[rank] for rank in sorted(metadata)])
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        return self._half.matched(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        ids = blocks.get_block_ids()[0] if num_external_tokens > 0 else ()
+        self._half.allocated(request, ids, num_external_tokens)
+
+    def get_external_cache_hit_sources(
+        self, request: Any, num_external_tokens: int
+    ) -> dict[CacheHitSource, int]:
+        found: dict[CacheHitSource, int] = {}
+        for tier, tokens in self._half.sources(request, num_external_tokens).items():
+            found[_SOURCES[tier]] = found.get(_SOURCES[tier], 0) + tokens
+        return found
+
+    def build_connector_meta(self, scheduler_output: Any) -> StepMeta:
+        state = scheduler_output.kv_connector_block_state
+
+        def blocks_of(request: str) -> Any:
+            return state.get_block_ids(request)[0]
+
+        return self._half.step(
+            scheduler_output.num_scheduled_tokens,
+            blocks_of,
+            scheduler_output.preempted_req_ids or (),
+        )
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        report = connector_output.kv_connector_worker_meta
+        if isinstance(report, WorkerReport):
+            self._half.reported(report)
+
+    def request_finished(
+        self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self._half.finished(request), None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self._half.finished(request), None
+
+    def reset_cache(self) -> bool | None:
+        self._half.reset()
+        return True
+
+    # Both.
+
+    def get_kv_connector_stats(self) -> ConnectorStats | None:
+        half = self.worker or self.scheduler
+        counts = half.take_counts() if half is not None else {}
+        return ConnectorStats(data=counts) if counts else None
+
+    def shutdown(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+        if self.scheduler is not None:
+            self.scheduler.close()
+
+    # What vLLM asks the class.
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        return bool(extra_config.get("layerwise", False))
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> ConnectorStats:
+        return ConnectorStats(data=dict(data or {}))
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> ConnectorMetrics:
+        return ConnectorMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    @property
+    def _half(self) -> SchedulerHalf:
+        assert self.scheduler is not None
+        return self.scheduler
+
+    def _step(self) -> StepMeta:
+        meta = self._get_connector_metadata()
+        assert isinstance(meta, StepMeta)
+        return meta
+
+    def _scheduler_half(self, kv_cache_config: Any) -> SchedulerHalf:
+        options, layout = self._options, self._layout
+        remote = None
+        if options.remote:
+            remote = open_remote_tier(options, layout.chunk_bytes, 0, self._ranks)
+            if not getattr(remote, "shared", False):
+                remote.close()
+                remote = None
+        recorder = None
+        if options.trace:
+            model = self._vllm_config.model_config
+            name = str(model.served_model_name or model.model)
+            recorder = TraceWriter(
+                Path(options.trace), options.chunk_tokens, "vllm", name, time.time()
+            )
+        tokens = kv_cache_config.num_blocks * self._shape.block_tokens
+        tiers = len(options.tier_names)
+        return SchedulerHalf(
+            options,
+            Hashers(self._namespace),
+            ranks=self._ranks,
+            most_pending=max(8, tiers * tokens // (_PENDING_SHARE * options.chunk_tokens)),
+            remote=remote,
+            recorder=recorder,
+        )
+
+
+def _format(shape: Any, options: ConnectorOptions) -> str:
+    if shape.whole_blocks:
+        return f"vllm: whole blocks of {shape.block_tokens}"
+    return "vllm-cpu: K[L][H][D][T] V[L][H][T][D]" if shape.on_cpu else "vllm: [L][T][H][C]"
+
+
+def _engine_blocks(
+    caches: list[torch.Tensor], shape: Any, options: ConnectorOptions
+) -> EngineBlocks:
+    if shape.whole_blocks:
+        return WholeBlocks(caches, shape.block_tokens, options.chunk_tokens, options.threads)
+    if shape.on_cpu and all(cache.is_contiguous() for cache in caches):
+        return HostBlocks(caches, options.chunk_tokens, options.threads)
+    return TensorBlocks(caches, options.chunk_tokens)

@@ -1,0 +1,143 @@
+"""Loading and saving beside the forward pass, layer by layer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core.adapters.vllm.blocks import EngineBlocks
+from cache_core.place import Addresses
+
+_PATIENCE_S = 120.0
+
+
+class LayerGates:
+    """Who waits for which layer: the forward pass for loads, saves for the forward pass."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._index = {name: i for i, name in enumerate(names)}
+        self._changed = threading.Condition()
+        self._loaded: list[int] = []  # of each load of this step: layers that are there
+        self._computed = len(names)
+        self._fence: Callable[[], None] = _nothing
+        self.loads: list[Future[None]] = []
+        self.saving = False
+        """Whether this step's saves were started before its forward pass."""
+
+    def open(self) -> Callable[[int], None]:
+        """One more load; call the result with the number of its layers that are there."""
+        with self._changed:
+            number = len(self._loaded)
+            self._loaded.append(0)
+
+        def loaded(layers: int) -> None:
+            with self._changed:
+                self._loaded[number] = layers
+                self._changed.notify_all()
+
+        return loaded
+
+    def expect_layers(self) -> None:
+        """A forward pass is about to begin, and saves wait for its layers."""
+        with self._changed:
+            self._computed = 0
+            self.saving = True
+
+    def wait_loaded(self, name: str) -> None:
+        """Returns when all loads of this step have the layer, or have ended."""
+        layer = self._index.get(name, len(self._index))
+        loads = self.loads
+
+        def there() -> bool:
+            pairs = zip(self._loaded, loads, strict=False)
+            return all(have > layer or load.done() for have, load in pairs)
+
+        with self._changed:
+            while not there():
+                # A load that fails ends without saying so here: look again now and then.
+                self._changed.wait(0.01)
+
+    def computed(self, name: str, fence: Callable[[], None]) -> None:
+        """The forward pass has the layer's KV behind ``fence``."""
+        with self._changed:
+            self._computed = max(self._computed, self._index.get(name, -1) + 1)
+            self._fence = fence
+            self._changed.notify_all()
+
+    def all_computed(self, fence: Callable[[], None]) -> None:
+        """The forward pass is over."""
+        with self._changed:
+            self._computed = len(self._index)
+            self._fence = fence
+            self._changed.notify_all()
+
+    def wait_computed(self, layer: int) -> None:
+        """Returns when the forward pass has the layer. Raises ``TimeoutError`` if it never
+        comes."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._computed > layer, _PATIENCE_S):
+                raise TimeoutError(f"layer {layer} was not computed in {_PATIENCE_S:.0f} s")
+            fence = self._fence
+        fence()
+
+    def wait_loads(self) -> None:
+        """Returns when this step's loads have ended, well or badly."""
+        for load in list(self.loads):
+            load.result()
+
+    def take_loads(self) -> list[Future[None]]:
+        """This step's loads; the next step has none yet."""
+        with self._changed:
+            loads, self.loads, self._loaded = self.loads, [], []
+        return loads
+
+
+class LayeredPlace:
+    """Chunks that are moved layer by layer: ``before`` is called ahead of each layer, ``after``
+    with the number of layers that are done."""
+
+    def __init__(
+        self,
+        blocks: EngineBlocks,
+        slots: NDArray[np.int64],
+        after: Callable[[int], None] | None = None,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
+        self._blocks, self._slots = blocks, slots
+        self._after, self._before = after or _ignore, before or _ignore
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> LayeredPlace:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        # A part of a load says nothing about the whole: the forward pass waits for its end.
+        after = self._after if len(rows) == len(self._slots) else None
+        return LayeredPlace(self._blocks, chosen, after, self._before)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        for layer in range(self._blocks.layers):
+            self._before(layer)
+            self._blocks.place(self._slots, range(layer, layer + 1)).copy_to(addresses)
+            self._after(layer + 1)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        for layer in range(self._blocks.layers):
+            self._before(layer)
+            self._blocks.place(self._slots, range(layer, layer + 1)).copy_from(addresses)
+            self._after(layer + 1)
+
+
+def _nothing() -> None:
+    """Nothing to wait for."""
+
+
+def _ignore(layer: int) -> None:
+    """Nobody asks."""

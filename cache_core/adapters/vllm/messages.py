@@ -1,0 +1,99 @@
+"""What the connector's two halves tell each other, through vLLM's own channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from cache_core.plan import Hit, Plan
+
+BlockIds = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its first chunk
+    begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0 on."""
+
+    id: int
+    request: str
+    epoch: int
+    hit: Hit
+    first: int
+    start: int
+    end: int
+    blocks: BlockIds
+    in_step: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """A plan to carry out behind the step's forward pass. Move ``index`` counts the request's
+    chunks from token 0 on."""
+
+    id: int
+    request: str
+    epoch: int
+    plan: Plan
+    blocks: BlockIds
+
+
+@dataclass(slots=True)
+class StepMeta(KVConnectorMetadata):
+    """Scheduler to workers, once per step. ``plans`` need nothing of the engine. ``awaited`` are
+    finished requests whose blocks vLLM keeps until their saves are done."""
+
+    step: int
+    loads: list[Load] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    preempted: frozenset[str] = frozenset()
+    awaited: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadDone:
+    """``chunks`` leading ones are in place. ``failed`` could not be read: (key, tier)."""
+
+    id: int
+    chunks: int
+    failed: tuple[tuple[bytes, int], ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDone:
+    """Whether each of the plan's writing moves (those with a target) succeeded, in its order."""
+
+    id: int
+    good: tuple[bool, ...]
+
+
+@dataclass(slots=True)
+class WorkerReport(KVConnectorWorkerMetadata):
+    """Workers to scheduler. Every rank reports every load and save, not all in the same step."""
+
+    step: int
+    loads: list[LoadDone] = field(default_factory=list)
+    saves: list[SaveDone] = field(default_factory=list)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
+        """The reports of two ranks together."""
+        return WorkerReport(self.step, self.loads + other.loads, self.saves + other.saves)
+
+
+@dataclass(frozen=True, slots=True)
+class TiersOpened(KVConnectorHandshakeMetadata):
+    """One rank's tiers: room in chunks (None: unbounded), and what each holds from before."""
+
+    chunk_bytes: int
+    capacities: Sequence[int | None]
+    recovered: Sequence[Sequence[bytes]]

@@ -1,0 +1,100 @@
+"""What a user may set in ``kv_connector_extra_config``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from cache_core.plan import PLACEMENTS, Placement
+from cache_core.policy import POLICIES
+from cache_core.sizes import size_in_bytes
+
+LoadMode = Literal["auto", "sync", "async"]
+_SIZES = ("cpu_size", "disk_size")
+_COUNTS = ("chunk_tokens", "threads", "min_load_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorOptions:
+    """Sizes are in bytes and of each worker: with tensor parallelism every rank has its own.
+
+    ``load``: ``sync`` loads inside the step that needs the KV, ``async`` between steps while other
+    requests run, ``auto`` chooses. ``layerwise`` loads and saves layer by layer beside the forward
+    pass. A hit shorter than ``min_load_tokens`` is recomputed. ``trace`` is a file to record
+    requests in (see :mod:`cache_core.recording`). ``salt`` separates caches, like a tenant's.
+    """
+
+    chunk_tokens: int = 64
+    cpu_size: int = 2 << 30
+    disk_size: int = 0
+    disk_path: str = ""
+    remote: str = ""
+    policy: str = "lru"
+    placement: Placement = "write_on_insertion"
+    salt: str = ""
+    trace: str = ""
+    load: LoadMode = "auto"
+    layerwise: bool = False
+    threads: int = 1
+    min_load_tokens: int = 1
+    wait_s: float = 1.0
+    """How long a request waits for chunks that are being stored, or for a remote's answer."""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> ConnectorOptions:
+        """Raises ``ValueError`` naming the setting and what it may be."""
+        known = {field.name: field for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in known:
+                raise _wrong(name, f"is not known; these are: {', '.join(known)}")
+            values[name] = _value(name, value)
+        options = cls(**values)
+        if options.disk_size and not options.disk_path:
+            raise _wrong("disk_size", "needs disk_path, a folder")
+        if not (options.cpu_size or options.disk_size or options.remote):
+            raise _wrong("cpu_size", "is 0 and there is no other tier: nothing could be kept")
+        return options
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """The tiers in use, fastest first."""
+        given = (("cpu", self.cpu_size), ("disk", self.disk_size), ("remote", self.remote))
+        return tuple(name for name, value in given if value)
+
+    @property
+    def folder(self) -> Path:
+        """The disk tier's folder; a worker's own lies below it."""
+        return Path(self.disk_path).expanduser()
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in _SIZES:
+        try:
+            return size_in_bytes(str(value))
+        except ValueError as error:
+            raise _wrong(name, str(error)) from None
+    if name in _COUNTS:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise _wrong(name, f"is {value!r}; it must be a whole number of at least 1")
+        return value
+    if name == "wait_s":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e6:
+            raise _wrong(name, f"is {value!r}; it must be seconds, 0 or more")
+        return float(value)
+    if name == "layerwise":
+        if not isinstance(value, bool):
+            raise _wrong(name, f"is {value!r}; it must be true or false")
+        return value
+    choices = {"policy": tuple(POLICIES), "placement": PLACEMENTS, "load": get_args(LoadMode)}
+    if name in choices and value not in choices[name]:
+        raise _wrong(name, f"{value!r} is not known; use one of {', '.join(choices[name])}")
+    if not isinstance(value, str):
+        raise _wrong(name, f"is {value!r}; it must be text")
+    return cast(Any, value)
+
+
+def _wrong(name: str, what: str) -> ValueError:
+    return ValueError(f"kv_connector_extra_config: {name} {what}")

@@ -1,0 +1,409 @@
+"""The scheduler's half: the Ledger. Decides what to load, save and forget; moves no byte."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from cache_core.adapters.vllm.identity import Hashers
+from cache_core.adapters.vllm.messages import (
+    Load,
+    LoadDone,
+    Save,
+    SaveDone,
+    StepMeta,
+    TiersOpened,
+    WorkerReport,
+)
+from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.adapters.vllm.tracked import Tracked
+from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
+from cache_core.policy import POLICIES
+from cache_core.prefill import PrefillWatch
+from cache_core.recording import Served, TraceWriter
+from cache_core.tiers import Tier
+
+logger = logging.getLogger("lmcache")
+
+
+@dataclass(slots=True)
+class _Loading:
+    hit: Hit
+    request: str
+    tokens: tuple[int, int]
+    waits: int
+    chunks: int
+
+
+@dataclass(slots=True)
+class _Saving:
+    moves: tuple[Move, ...]
+    request: str
+    waits: int
+    good: list[bool]
+
+
+class SchedulerHalf:
+    """Follows vLLM's calls in their order: look-up, allocation, step, report, end.
+
+    ``remote`` is a connection of its own to a tier that other processes fill too, to ask only.
+    ``most_pending`` chunks may be on their way into tiers at once; behind that, saving waits.
+    """
+
+    def __init__(
+        self,
+        options: ConnectorOptions,
+        hashers: Hashers,
+        *,
+        ranks: int,
+        most_pending: int,
+        remote: Tier | None = None,
+        recorder: TraceWriter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options
+        self.counts: dict[str, float] = {}
+        self._hashers, self._ranks, self._clock = hashers, ranks, clock
+        self._most_pending, self._pending = most_pending, 0
+        self._remote, self._recorder = remote, recorder
+        self._asking = ThreadPoolExecutor(2, "lmcache-ask") if remote is not None else None
+        self._size = options.chunk_tokens
+        self._ledger: Ledger | None = None
+        self._requests: dict[str, Tracked] = {}
+        self._loading: dict[int, _Loading] = {}
+        self._saving: dict[int, _Saving] = {}
+        self._meta = StepMeta(0)
+        self._ids = 0
+        self._awaited: set[str] = set()
+        self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
+        self._last_report = 0.0
+        self._running = 0
+        self._watch = PrefillWatch()
+        self._unpriced: list[tuple[int, int, float]] = []
+
+    def opened(self, ranks: Sequence[TiersOpened]) -> None:
+        """Every worker's tiers are open: what all of them hold can be hit from now on."""
+        capacities: list[int | None] = []
+        for rooms in zip(*(rank.capacities for rank in ranks), strict=True):
+            bounded = [room for room in rooms if room is not None]
+            capacities.append(min(bounded) if bounded else None)
+        ledger = Ledger(capacities, POLICIES[self.options.policy], self.options.placement)
+        for tier in range(len(capacities)):
+            first = ranks[0].recovered[tier]
+            others = [set(rank.recovered[tier]) for rank in ranks[1:]]
+            everywhere = [key for key in first if all(key in other for other in others)]
+            kept = set(everywhere)
+            surplus = ledger.restore(tier, everywhere)
+            for rank in ranks:
+                surplus += [key for key in rank.recovered[tier] if key not in kept]
+            self._discard((key, tier) for key in dict.fromkeys(surplus))
+        self._ledger = ledger
+
+    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """Tokens beyond ``computed`` that can be loaded (None: ask again), and whether between
+        steps."""
+        tracked = self._track(request)
+        ledger = self._ledger
+        if tracked is None or ledger is None:
+            return 0, False
+        tracked.computed = computed
+        keys = tracked.upto(request.num_tokens)
+        if self._must_wait(tracked, ledger, keys):
+            return None, False
+        hit = ledger.lookup(keys)
+        # The last token is always computed: its logits are wanted.
+        external = min(len(hit) * self._size, request.num_tokens - 1) - computed
+        if external < self.options.min_load_tokens:
+            return 0, False
+        return external, self._between_steps(hit.tiers[computed // self._size :])
+
+    def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
+        """vLLM has the blocks for ``external`` tokens, the first of the request from token 0 on."""
+        tracked = self._requests.get(request.request_id)
+        ledger = self._ledger
+        if tracked is None or ledger is None:
+            return
+        start, end = tracked.computed, tracked.computed + external
+        if tracked.hits is None:
+            tracked.hits = {"device": start}
+            self._count("hit_tokens:device", start)
+            self._count("prompt_tokens", request.num_prompt_tokens)
+        if external <= 0:
+            return
+        first, last = start // self._size, -(-end // self._size)
+        hit = ledger.lookup(tracked.upto(request.num_tokens))
+        wanted = Hit(hit.keys[first:last], hit.tiers[first:last])
+        between = self._between_steps(wanted.tiers)
+        self._ids += 1
+        pinned = ledger.pin(wanted)
+        self._loading[self._ids] = _Loading(
+            pinned, request.request_id, (start, end), self._ranks, len(pinned)
+        )
+        self._meta.loads.append(
+            Load(
+                self._ids,
+                request.request_id,
+                tracked.epoch,
+                pinned,
+                first * self._size,
+                start,
+                end,
+                np.array(blocks, dtype=np.int32),
+                not between,
+            )
+        )
+        split = self._by_tier(pinned, start, end)
+        for name, tokens in split.items():
+            self._count(f"hit_tokens:{name}", tokens)
+            if request.num_preemptions <= 0:
+                tracked.hits[name] = tracked.hits.get(name, 0) + tokens
+
+    def sources(self, request: Any, external: int) -> dict[str, int]:
+        """The latest look-up's external tokens by tier."""
+        tracked = self._requests.get(request.request_id)
+        if tracked is None or self._ledger is None:
+            return {}
+        start = tracked.computed
+        hit = self._ledger.lookup(tracked.upto(request.num_tokens))
+        first = start // self._size
+        part = Hit(hit.keys[first:], hit.tiers[first:])
+        return self._by_tier(part, start, start + external)
+
+    def step(
+        self,
+        scheduled: Mapping[str, int],
+        blocks_of: Callable[[str], Sequence[int]],
+        preempted: Iterable[str],
+    ) -> StepMeta:
+        """Ends a scheduling step: what workers shall do in it. ``scheduled`` maps requests to the
+        tokens that this step computes."""
+        meta = self._meta
+        meta.preempted = frozenset(preempted)
+        meta.awaited, self._awaited = frozenset(self._awaited), set()
+        parts: list[tuple[int, int]] = []
+        for name, tokens in scheduled.items():
+            tracked = self._requests.get(name)
+            if tracked is None:
+                continue
+            request = tracked.request
+            parts.append((tokens, request.num_computed_tokens))
+            # Token ids of what runs ahead of the sampler are not known yet.
+            known = min(request.num_computed_tokens + tokens, request.num_tokens)
+            self._save(tracked, known // self._size, blocks_of)
+        self._running = len(scheduled)
+        self._steps[meta.step] = (self._clock(), parts)
+        self._meta = StepMeta(meta.step + 1)
+        return meta
+
+    def reported(self, report: WorkerReport) -> None:
+        """What workers did."""
+        now = self._clock()
+        began, parts = self._steps.pop(report.step, (now, []))
+        self._watch.saw(parts, now - max(began, self._last_report))
+        self._last_report = now
+        for load in report.loads:
+            self._loaded(load)
+        for save in report.saves:
+            self._saved(save)
+        self._price()
+
+    def finished(self, request: Any) -> bool:
+        """Whether vLLM must keep the request's blocks until its saves are done."""
+        tracked = self._requests.pop(request.request_id, None)
+        if tracked is None:
+            return False
+        self._record(tracked)
+        if tracked.jobs:
+            self._awaited.add(request.request_id)
+        return bool(tracked.jobs)
+
+    def reset(self) -> None:
+        """Forgets every chunk that is not in use."""
+        if self._ledger is not None:
+            self._meta.plans.append(Plan(tuple(self._ledger.clear())))
+
+    def take_counts(self) -> dict[str, float]:
+        """Counters since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def close(self) -> None:
+        """Ends look-ups and the recording."""
+        if self._asking is not None:
+            self._asking.shutdown(wait=False, cancel_futures=True)
+        if self._remote is not None:
+            self._remote.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def check(self) -> None:
+        """Proves the Ledger's invariants; raises :class:`~cache_core.ledger.LedgerError`."""
+        if self._ledger is not None:
+            self._ledger.check()
+
+    def _track(self, request: Any) -> Tracked | None:
+        # Placeholders stand for images and embeddings: token ids don't say what they are.
+        if request.prompt_token_ids is None or request.mm_features or request.prompt_embeds:
+            return None
+        name = request.request_id
+        if name not in self._requests:
+            self._requests[name] = Tracked(request, self._hashers.of(request))
+        return self._requests[name]
+
+    def _must_wait(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
+        coming = ledger.pending(keys) or not self._asked(tracked, ledger, keys)
+        now = self._clock()
+        if not coming:
+            tracked.waiting_since = None
+            return False
+        if tracked.waiting_since is None:
+            tracked.waiting_since = now
+        return now - tracked.waiting_since < self.options.wait_s
+
+    def _asked(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
+        """Whether the remote's answer is in (or none is needed); adopts what it has."""
+        if self._remote is None or self._asking is None:
+            return True
+        rest = keys[len(ledger.lookup(keys)) :]
+        if tracked.asked is None:
+            if not rest:
+                return True
+            tracked.asked = self._asking.submit(self._remote.contains, rest)
+            tracked.asked_keys = rest
+        if not tracked.asked.done():
+            return False
+        found = tracked.asked.result()
+        pairs = zip(tracked.asked_keys, found, strict=True)
+        new = [key for key, ok in takewhile(lambda p: p[1] or p[0] in ledger, pairs) if ok]
+        if new:
+            plan = ledger.adopt(new, self.options.tier_names.index("remote"))
+            self._meta.plans.append(plan)
+        tracked.asked, tracked.asked_keys = Future(), []
+        tracked.asked.set_result([])
+        return True
+
+    def _between_steps(self, tiers: Sequence[int]) -> bool:
+        if self.options.load != "auto":
+            return self.options.load == "async"
+        # A load inside a step holds up everyone in it; one between steps costs a step more.
+        slow = any(self.options.tier_names[tier] != "cpu" for tier in tiers)
+        return slow or self._running > 0
+
+    def _by_tier(self, hit: Hit, start: int, end: int) -> dict[str, int]:
+        found: dict[str, int] = {}
+        at = start // self._size * self._size
+        for tier in hit.tiers:
+            tokens = min(at + self._size, end) - max(at, start)
+            if tokens > 0:
+                name = self.options.tier_names[tier]
+                found[name] = found.get(name, 0) + tokens
+            at += self._size
+        return found
+
+    def _save(
+        self, tracked: Tracked, chunks: int, blocks_of: Callable[[str], Sequence[int]]
+    ) -> None:
+        ledger = self._ledger
+        if ledger is None or chunks <= tracked.saved:
+            return
+        if self._pending >= self._most_pending:
+            self._count("saves_deferred", 1)
+            return
+        keys = tracked.upto(chunks * self._size)
+        plan = ledger.admit(keys, tracked.used)
+        tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
+        if not plan.moves:
+            return
+        self._ids += 1
+        moves = tuple(move for move in plan.moves if move.target != NOWHERE)
+        name = tracked.request.request_id
+        self._saving[self._ids] = _Saving(moves, name, self._ranks, [True] * len(moves))
+        self._pending += len(moves)
+        tracked.jobs.add(self._ids)
+        blocks = np.array(blocks_of(name), dtype=np.int32)
+        self._meta.saves.append(Save(self._ids, name, tracked.epoch, plan, blocks))
+
+    def _loaded(self, done: LoadDone) -> None:
+        loading = self._loading[done.id]
+        loading.waits -= 1
+        loading.chunks = min(loading.chunks, done.chunks)
+        ledger = self._ledger
+        assert ledger is not None
+        if loading.waits == 0:
+            del self._loading[done.id]
+        for key, tier in done.failed:
+            if ledger.forget(key, tier):
+                self._discard([(key, tier)])
+        if loading.waits:
+            return
+        ledger.unpin(loading.hit)
+        start, end = loading.tokens
+        if loading.chunks < len(loading.hit) or not loading.hit:
+            self._count("failed_loads", 1)
+            tracked = self._requests.get(loading.request)
+            if tracked is not None:
+                tracked.epoch += 1
+                tracked.saved = 0
+        else:
+            self._unpriced.append((end - start, start, done.seconds))
+
+    def _saved(self, done: SaveDone) -> None:
+        saving = self._saving[done.id]
+        saving.waits -= 1
+        saving.good = [a and b for a, b in zip(saving.good, done.good, strict=True)]
+        if saving.waits:
+            return
+        del self._saving[done.id]
+        self._pending -= len(saving.moves)
+        ledger = self._ledger
+        assert ledger is not None
+        for move, good in zip(saving.moves, saving.good, strict=True):
+            ledger.settle([move], good)
+        failed = saving.good.count(False)
+        if failed:
+            self._count("failed_saves", failed)
+            if self._ranks > 1:  # some rank may have it
+                bad = zip(saving.moves, saving.good, strict=True)
+                self._discard((move.key, move.target) for move, good in bad if not good)
+        tracked = self._requests.get(saving.request)
+        if tracked is not None:
+            tracked.jobs.discard(done.id)
+
+    def _discard(self, chunks: Iterable[tuple[bytes, int]]) -> None:
+        moves = tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)
+        if moves:
+            self._meta.plans.append(Plan(moves))
+
+    def _price(self) -> None:
+        cost = self._watch.cost() if self._unpriced else None
+        if cost is None:
+            return
+        for tokens, cached, load_s in self._unpriced:
+            self._count("prefill_seconds_saved", max(0.0, cost.saved(tokens, cached) - load_s))
+        self._unpriced.clear()
+
+    def _record(self, tracked: Tracked) -> None:
+        if self._recorder is None:
+            return
+        request = tracked.request
+        prompt = int(request.num_prompt_tokens)
+        self._recorder.write(
+            Served(
+                id=request.request_id,
+                arrival_s=request.arrival_time,
+                input_tokens=prompt,
+                output_tokens=request.num_output_tokens,
+                keys=tracked.upto(prompt),
+                hits=tracked.hits or {},
+            )
+        )
+
+    def _count(self, name: str, amount: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + amount

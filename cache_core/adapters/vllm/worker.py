@@ -1,0 +1,247 @@
+"""The worker's half: tiers, and the bytes between them and vLLM's blocks. Decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from cache_core.adapters.vllm.blocks import EngineBlocks, slots_of
+from cache_core.adapters.vllm.layers import LayeredPlace, LayerGates
+from cache_core.adapters.vllm.messages import (
+    Load,
+    LoadDone,
+    Save,
+    SaveDone,
+    StepMeta,
+    TiersOpened,
+    WorkerReport,
+)
+from cache_core.carry import carry, fetch
+from cache_core.place import Place
+from cache_core.plan import NOWHERE, Move, Plan
+from cache_core.tiers import Tier
+from cache_core.tiers.tier import recovered
+
+logger = logging.getLogger("lmcache")
+
+
+class WorkerHalf:
+    """Loads and saves what the scheduler's half decided, and reports it.
+
+    Plans and saves are carried out by one thread in their order, loads between steps by another;
+    a load inside a step by the caller. ``block_tokens`` is vLLM's.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        blocks: EngineBlocks,
+        block_tokens: int,
+        chunk_tokens: int,
+        layer_names: Sequence[str] = (),
+        layerwise: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.tiers = tuple(tiers)
+        self.blocks = blocks
+        self.counts: dict[str, float] = {}
+        self._block_tokens, self._size, self._clock = block_tokens, chunk_tokens, clock
+        self._saver = ThreadPoolExecutor(1, "lmcache-save")
+        self._loader = ThreadPoolExecutor(1, "lmcache-load")
+        self._lock = threading.Lock()
+        self._report = WorkerReport(-1)
+        self._saves: dict[str, set[Future[None]]] = {}
+        self._awaited: set[str] = set()
+        self._loads: dict[str, Future[None]] = {}
+        self._bad_blocks: set[int] = set()
+        self._bad_epoch: dict[str, int] = {}
+        self._gates = LayerGates(layer_names) if layerwise else None
+
+    def opened(self) -> TiersOpened:
+        """For the scheduler's half."""
+        return TiersOpened(
+            self.blocks.chunk_bytes,
+            [tier.capacity for tier in self.tiers],
+            [recovered(tier) for tier in self.tiers],
+        )
+
+    def before_overwriting(self, meta: StepMeta) -> None:
+        """Waits for the saves that read blocks which vLLM has taken from their requests."""
+        for request in meta.preempted:
+            for save in list(self._saves.get(request, ())):
+                save.result()
+
+    def start_loads(self, meta: StepMeta) -> None:
+        """Loads what this step needs; lets the rest begin."""
+        for load in meta.loads:
+            if not load.in_step:
+                self._loads[load.request] = self._loader.submit(self._load, load, None)
+            elif self._gates is None:
+                self._load(load, None)
+            else:
+                self._gates.loads.append(self._loader.submit(self._load, load, self._gates.open()))
+        if self._gates is not None and meta.saves:
+            # They follow the forward pass, layer by layer, instead of coming behind it.
+            self._gates.expect_layers()
+            self._start_saves(meta)
+
+    def layer_needed(self, name: str) -> None:
+        """Waits until the layer's KV of the loads inside this step is there."""
+        if self._gates is not None:
+            self._gates.wait_loaded(name)
+
+    def layer_done(self, name: str) -> None:
+        """The step has computed the layer's KV."""
+        if self._gates is not None:
+            self._gates.computed(name, self.blocks.fence())
+
+    def end_step(self, meta: StepMeta) -> None:
+        """The forward pass is over: lets saves begin."""
+        if self._gates is not None:
+            self._gates.all_computed(self.blocks.fence())
+            for load in self._gates.take_loads():
+                load.result()
+        if self._gates is None or not meta.saves or not self._gates.saving:
+            self._start_saves(meta)
+        if self._gates is not None:
+            self._gates.saving = False
+        self._awaited |= meta.awaited
+
+    def finished(self, gone: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Requests whose awaited saves are done, and whose loads between steps are. ``gone`` are
+        requests that vLLM has finished."""
+        for request in gone:
+            self._bad_epoch.pop(request, None)
+        self._saves = {
+            request: left
+            for request, jobs in self._saves.items()
+            if (left := {job for job in jobs if not job.done()})
+        }
+        saved = {request for request in self._awaited if request not in self._saves}
+        self._awaited -= saved
+        loaded = {request for request, job in self._loads.items() if job.done()}
+        for request in loaded:
+            self._loads.pop(request).result()
+        return saved, loaded
+
+    def bad_blocks(self) -> set[int]:
+        """vLLM's blocks that a load left without KV, since the last call."""
+        with self._lock:
+            bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def report(self, step: int) -> WorkerReport:
+        """Since the last call."""
+        with self._lock:
+            report, self._report = self._report, WorkerReport(-1)
+        report.step = step
+        return report
+
+    def take_counts(self) -> dict[str, float]:
+        """Counters since the last call."""
+        with self._lock:
+            counts, self.counts = self.counts, {}
+        return counts
+
+    def close(self) -> None:
+        """Finishes saves and closes the tiers."""
+        if self._gates is not None:
+            self._gates.all_computed(self.blocks.fence())
+        self._loader.shutdown(wait=True)
+        self._saver.shutdown(wait=True)
+        for tier in self.tiers:
+            tier.close()
+
+    def _start_saves(self, meta: StepMeta) -> None:
+        fence = self.blocks.fence()
+        for plan in meta.plans:
+            self._saver.submit(self._carry, plan)
+        for save in meta.saves:
+            job = self._saver.submit(self._save, save, fence)
+            self._saves.setdefault(save.request, set()).add(job)
+
+    def _load(self, load: Load, opened: Callable[[int], None] | None) -> None:
+        began = self._clock()
+        failed: list[tuple[bytes, int]] = []
+        done = 0
+        try:
+            tokens = range(load.first, load.first + len(load.hit) * self._size)
+            at = np.arange(tokens.start, tokens.stop)
+            inside = (at >= load.start) & (at < load.end)
+            slots = np.full(len(at), -1, dtype=np.int64)
+            wanted = range(load.start, load.end)
+            slots[inside] = slots_of(load.blocks, self._block_tokens, wanted)
+            table = slots.reshape(-1, self._size)
+            place: Place = self.blocks.place(table)
+            if opened is not None:
+                place = LayeredPlace(self.blocks, table, opened)
+            for run in fetch(self.tiers, load.hit, place, self._clock):
+                self._count_tier("read", run.tier, sum(run.good), run.seconds)
+                done += run.usable
+                pairs = zip(run.keys, run.good, strict=True)
+                failed += [(key, run.tier) for key, ok in pairs if not ok]
+        except Exception:  # a broken tier costs hits, never a request
+            logger.exception("loading %d chunks failed", len(load.hit))
+        good = load.first + done * self._size
+        with self._lock:
+            if good < load.end:
+                first = max(good, load.start) // self._block_tokens
+                last = -(-load.end // self._block_tokens)
+                self._bad_blocks.update(int(b) for b in load.blocks[first:last])
+                self._bad_epoch[load.request] = load.epoch
+            taken = self._clock() - began
+            self._report.loads.append(LoadDone(load.id, done, tuple(failed), taken))
+
+    def _save(self, save: Save, fence: Callable[[], None]) -> None:
+        writes = [move for move in save.plan.moves if move.target != NOWHERE]
+        results: dict[tuple[bytes, int], bool] = {}
+        try:
+            fence()
+            indexes = [move.index for move in writes if move.index >= 0]
+            beside = self._gates is not None and self._gates.saving
+            if self._gates is not None and beside:
+                self._gates.wait_loads()
+            good = self._bad_epoch.get(save.request, -1) < save.epoch
+            place: Place | None = None
+            plan = save.plan
+            if indexes:
+                first, last = min(indexes), max(indexes) + 1
+                tokens = range(first * self._size, last * self._size)
+                table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
+                place = self.blocks.place(table)
+                if self._gates is not None and beside:
+                    place = LayeredPlace(self.blocks, table, None, self._gates.wait_computed)
+                plan = Plan(tuple(_shifted(move, first) for move in plan.moves))
+            if not good:
+                # Computed on top of a load that failed. What leaves tiers still has to.
+                plan = Plan(tuple(move for move in plan.moves if move.index < 0))
+            results = self._carry(plan, place)
+        except Exception:
+            logger.exception("saving %d chunks failed", len(writes))
+        done = tuple(results.get((move.key, move.target), False) for move in writes)
+        with self._lock:
+            self._report.saves.append(SaveDone(save.id, done))
+
+    def _carry(self, plan: Plan, place: Place | None = None) -> dict[tuple[bytes, int], bool]:
+        results: dict[tuple[bytes, int], bool] = {}
+        for done in carry(self.tiers, plan, place, self._clock):
+            self._count_tier("write", done.target, sum(done.good), done.seconds)
+            for move, ok in zip(done.moves, done.good, strict=True):
+                results[move.key, move.target] = ok
+        return results
+
+    def _count_tier(self, verb: str, tier: int, chunks: int, seconds: float) -> None:
+        name = self.tiers[tier].name
+        with self._lock:
+            for what, amount in (("bytes", chunks * self.blocks.chunk_bytes), ("seconds", seconds)):
+                key = f"{verb}_{what}:{name}"
+                self.counts[key] = self.counts.get(key, 0.0) + amount
+
+
+def _shifted(move: Move, by: int) -> Move:
+    return Move(move.key, move.source, move.target, move.index - by) if move.index >= 0 else move

@@ -1,0 +1,98 @@
+"""Carries out what a Ledger decided: moves and reads chunks, tier by tier. Decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from cache_core.place import Place
+from cache_core.plan import ENGINE, NOWHERE, Hit, Move, Plan
+from cache_core.tiers.tier import Tier
+
+logger = logging.getLogger("lmcache")
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Moves of one source and one target that were tried together; ``good`` says which chunks the
+    target has now."""
+
+    moves: Sequence[Move]
+    good: Sequence[bool]
+    seconds: float
+
+    @property
+    def source(self) -> int:
+        """The tier that they came from, or ENGINE."""
+        return self.moves[0].source
+
+    @property
+    def target(self) -> int:
+        """The tier that they went to."""
+        return self.moves[0].target
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A run of a hit's chunks that one tier was asked for."""
+
+    tier: int
+    keys: Sequence[bytes]
+    good: Sequence[bool]
+    seconds: float
+
+    @property
+    def usable(self) -> int:
+        """Leading chunks that are in place."""
+        return list(self.good).index(False) if False in self.good else len(self.good)
+
+
+def carry(
+    tiers: Sequence[Tier], plan: Plan, place: Place | None, clock: Callable[[], float]
+) -> Iterator[Carried]:
+    """Carries out a plan in its order, and yields what was written, group by group; ``place`` has
+    the admitted chunks in the engine's memory. A tier that raises has failed the whole group."""
+    for (source, target), group in groupby(plan.moves, lambda m: (m.source, m.target)):
+        moves = list(group)
+        keys = [move.key for move in moves]
+        if target == NOWHERE:
+            tiers[source].discard(keys)
+            continue
+        began = clock()
+        try:
+            good = tiers[target].write(keys, _bytes_of(tiers, moves, source, place))
+        except Exception:  # a broken tier costs hits, never a request
+            logger.exception("writing %d chunks to %s failed", len(keys), tiers[target].name)
+            good = [False] * len(keys)
+        if source != ENGINE:
+            tiers[source].discard(keys)
+        yield Carried(moves, good, clock() - began)
+
+
+def fetch(
+    tiers: Sequence[Tier], hit: Hit, place: Place | None, clock: Callable[[], float]
+) -> Iterator[Fetched]:
+    """Reads a pinned hit to ``place``, run by run of one tier, and ends behind the first run that
+    is not whole: what would follow can't be used."""
+    for tier, group in groupby(range(len(hit)), key=lambda row: hit.tiers[row]):
+        rows = list(group)
+        keys = [hit.keys[row] for row in rows]
+        whole = len(rows) == len(hit)
+        target = place if place is None or whole else place.pick(rows)
+        began = clock()
+        good = tiers[tier].read(keys, target)
+        yield Fetched(tier, keys, good, clock() - began)
+        if not all(good):
+            return
+
+
+def _bytes_of(
+    tiers: Sequence[Tier], moves: Sequence[Move], source: int, place: Place | None
+) -> Place | None:
+    if source == ENGINE:
+        if place is None or len(moves) == len(place):
+            return place
+        return place.pick([move.index for move in moves])
+    return tiers[source].place([move.key for move in moves])

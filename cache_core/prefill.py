@@ -1,0 +1,80 @@
+"""What prefill costs: a formula, fitted to what was seen."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCost:
+    """Seconds to prefill ``n`` new tokens behind ``m`` that are there: ``a + b n + c n (m + n/2)``.
+    ``a`` is a step's fixed cost, ``b`` the work per token, ``c`` attention's per pair of tokens."""
+
+    a: float
+    b: float
+    c: float
+
+    def seconds(self, new: int, cached: int = 0) -> float:
+        """Of one request's prefill alone."""
+        return self.a + self.saved(new, cached)
+
+    def saved(self, new: int, cached: int = 0) -> float:
+        """What not computing these tokens saves: the same without the step's fixed cost."""
+        return self.b * new + self.c * new * (cached + new / 2)
+
+
+def fit(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> PrefillCost | None:
+    """Least squares of relative errors with no coefficient below zero. ``features`` is ``[n, 3]``:
+    1, tokens, pairs. None if there is nothing to fit. Exact: tries every set of coefficients."""
+    usable = seconds > 0
+    if not usable.any():
+        return None
+    weight = 1 / seconds[usable]
+    x, y = features[usable] * weight[:, None], np.ones(int(usable.sum()))
+    best: tuple[float, NDArray[np.float64]] | None = None
+    for size in (1, 2, 3):
+        for chosen in combinations(range(3), size):
+            columns = list(chosen)
+            found = np.linalg.lstsq(x[:, columns], y, rcond=None)[0]
+            if (found < 0).any():
+                continue
+            error = float(np.square(x[:, columns] @ found - y).sum())
+            if best is None or error < best[0]:
+                whole = np.zeros(3)
+                whole[columns] = found
+                best = (error, whole)
+    if best is None:
+        return None
+    return PrefillCost(*map(float, best[1]))
+
+
+class PrefillWatch:
+    """Fits the cost of prefill to the latest steps of an engine that prefills in batches."""
+
+    def __init__(self, keep: int = 512, least_tokens: int = 16) -> None:
+        self._rows: deque[tuple[float, float, float, float]] = deque(maxlen=keep)
+        self._least = least_tokens
+        self._fitted: PrefillCost | None = None
+        self._stale = False
+
+    def saw(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
+        """One step computed ``(new, cached)`` tokens of each of its requests."""
+        tokens = sum(new for new, _ in parts)
+        if tokens >= self._least and seconds > 0:
+            pairs = sum(new * (cached + new / 2) for new, cached in parts)
+            self._rows.append((1.0, float(tokens), pairs, seconds))
+            self._stale = True
+
+    def cost(self) -> PrefillCost | None:
+        """None until two steps were seen."""
+        if self._stale and len(self._rows) > 1:
+            rows = np.array(self._rows)
+            self._fitted = fit(rows[:, :3], rows[:, 3])
+            self._stale = False
+        return self._fitted
