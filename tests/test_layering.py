@@ -19,7 +19,7 @@ MAY_IMPORT = {name: {name} for name in PACKAGES} | {"lmcache_cli": set(PACKAGES)
 MOST_LINES = 400
 # Names that say nothing about what a thing is.
 EMPTY_NAME = re.compile(r"\w*(Manager|Factory)|Base[A-Z]\w*|\w*_?(utils?|helpers?|misc)")
-SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas")
+SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas", "aiohttp")
 
 
 def sources(*folders: str, kinds: tuple[str, ...] = (".py",)) -> list[Path]:

@@ -227,7 +227,7 @@ def test_a_client_that_is_late_voids_the_run() -> None:
         session = engine.open(CacheSpec(64, mode="server"), 64)
         timer = threading.Timer(0.1, engine.endpoint.clients.run, (block(1.0),))
         timer.start()
-        samples = []
+        samples: list[Sample] = []
         served = session.serve(requests(40, every_s=0.01), Load(None))
         with pytest.raises(SaturatedError, match="could not keep up"):
             samples.extend(iter(lambda: next(served), None))
