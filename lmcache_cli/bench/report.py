@@ -42,12 +42,16 @@ def run_and_report(
     started = datetime.now(UTC)
     measured = Measured()
     interrupted = False
+    stopped: UserError | None = None
     engine_facts: dict[str, object] = {}
     with BenchProgress(Console(stderr=True), quiet) as progress:
         try:
             progress.phase(f"loading engine {plan.options.engine}")
             options = plan.options
-            engine = start_engine(options.engine, options.model, options.device, options.dtype)
+            serving = plan.serving(out, progress.phase)
+            engine = start_engine(
+                options.engine, options.model, options.device, options.dtype, serving
+            )
             engine_facts = engine.facts()
             try:
                 _measure_all(plan, engine, measured, progress)
@@ -59,12 +63,20 @@ def run_and_report(
         except KeyboardInterrupt:
             interrupted = True
             measured.warn("interrupted: the tables show what was measured until then")
+        except UserError as error:
+            if not measured.samples:
+                raise
+            stopped = error
+            measured.warn(f"void: {error}")
     if not measured.samples:
         return EXIT_INTERRUPTED
     cells = summaries(plan, measured, str(engine_facts["engine"]), str(engine_facts["model"]))
     meta = _run_meta(plan, measured, cells, engine_facts, started)
     path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
     write_run(path, measured.samples, meta)
+    if stopped is not None:
+        talk.print(f"run file of what was measured: {path}", highlight=False)
+        raise stopped
     if json_file is not None:
         document = bench_json(
             cells, meta["machine"], meta["versions"], meta["config"], measured.warnings
@@ -94,7 +106,8 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
         room = int(psutil.virtual_memory().available * _TIER_SHARE)
         if engine.name == "simulated":
             room = sys.maxsize
-        work += [(scenario, requests, group) for group in groups_that_fit(cells, room)]
+        groups = groups_that_fit(cells, room, engine.session_bytes())
+        work += [(scenario, requests, group) for group in groups]
     repeats = plan.options.repeat
     progress.expect(sum(len(reqs) * len(group) * repeats for _, reqs, group in work))
     for number, (scenario, requests, group) in enumerate(work):

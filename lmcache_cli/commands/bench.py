@@ -13,6 +13,11 @@ EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
     "   |   lmcache bench chat --engine simulated --chunk-tokens 16,64,256 --json -"
 )
+_MEASURED = "What is measured"
+_SWEPT = "Swept (lists with commas)"
+_CACHE = "The cache"
+_WORKLOAD = "The workload"
+_LOAD = "The load"
 
 
 def bench(
@@ -25,58 +30,79 @@ def bench(
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="transformers or simulated.", rich_help_panel="What is measured")
+        str,
+        typer.Option(
+            help="transformers, vllm (starts servers), openai (a running server), simulated.",
+            rich_help_panel=_MEASURED,
+        ),
     ] = "transformers",
     model: Annotated[
         str | None,
         typer.Option(
             help="Hugging Face id or folder. [default: the embedded SmolLM2-135M]",
             show_default=False,
-            rich_help_panel="What is measured",
+            rich_help_panel=_MEASURED,
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel="What is measured")
+        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=_MEASURED)
     ] = "cpu",
     dtype: Annotated[
         str,
-        typer.Option(
-            help="auto, float32, bfloat16 or float16.", rich_help_panel="What is measured"
-        ),
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED),
     ] = "auto",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Server with OpenAI's completions API (openai). Its API key is read from"
+            " LMCACHE_API_KEY or OPENAI_API_KEY.",
+            show_default=False,
+            rich_help_panel=_MEASURED,
+        ),
+    ] = None,
+    vllm_args: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARGS",
+            help='Further flags of vllm serve, as one argument: "--max-model-len 4096" (vllm).',
+            show_default=False,
+            rich_help_panel=_MEASURED,
+        ),
+    ] = None,
     reuse: Annotated[
-        str, typer.Option(help="off, prefix.", rich_help_panel="Swept (lists with commas)")
-    ] = "off,prefix",
+        str | None,
+        typer.Option(
+            help="off, prefix; vllm: also vllm (its own prefix cache), offload, lmcache; openai:"
+            " only server (as it is, since a running server's cache can't be switched)."
+            " [default: off,prefix; off,vllm,prefix; server]",
+            show_default=False,
+            rich_help_panel=_SWEPT,
+        ),
+    ] = None,
     device_size: Annotated[
         str,
-        typer.Option(
-            help="KV kept in the engine's memory; 0 for none.",
-            rich_help_panel="Swept (lists with commas)",
-        ),
+        typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=_SWEPT),
     ] = "0",
     cpu_size: Annotated[
         str,
-        typer.Option(help="KV kept in DRAM.", rich_help_panel="Swept (lists with commas)"),
+        typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT),
     ] = "2GiB",
-    chunk_tokens: Annotated[
-        str, typer.Option(help="Chunk length.", rich_help_panel="Swept (lists with commas)")
-    ] = "64",
+    chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=_SWEPT)] = "64",
     context_tokens: Annotated[
         str,
-        typer.Option(
-            help="Length of a document or context.", rich_help_panel="Swept (lists with commas)"
-        ),
+        typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT),
     ] = "2000",
     disk_size: Annotated[
         str,
-        typer.Option(help="KV kept on disk.", rich_help_panel="Swept (lists with commas)"),
+        typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT),
     ] = "0",
     disk_path: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the disk tier. [default: one below --out, removed afterwards]",
             show_default=False,
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = None,
     remote: Annotated[
@@ -85,14 +111,14 @@ def bench(
             metavar="URL",
             help="Remote tier: redis://, rediss://, mooncake://, or a plugin (module:Class).",
             show_default=False,
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = None,
     admission: Annotated[
         str,
         typer.Option(
             help="What may enter the disk tier: none (all), second-touch, bytes-per-day.",
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = "none",
     disk_writes_per_day: Annotated[
@@ -101,7 +127,7 @@ def bench(
             metavar="SIZE",
             help="Budget of --admission bytes-per-day.",
             show_default=False,
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = None,
     cache_name: Annotated[
@@ -111,73 +137,73 @@ def bench(
             help="Start with what earlier runs of this name left on disk or remote."
             " [default: a cold start]",
             show_default=False,
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = None,
     policy: Annotated[
         str,
         typer.Option(
             help="Eviction order: lru, lfu-aging, gdsf, s3-fifo, arc; unbounded (simulated).",
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = "lru",
     placement: Annotated[
         str,
         typer.Option(
             help="write_on_insertion (inclusive) or write_on_eviction (exclusive).",
-            rich_help_panel="The cache",
+            rich_help_panel=_CACHE,
         ),
     ] = "write_on_insertion",
     documents: Annotated[
-        int, typer.Option(help="Documents (long-context).", rich_help_panel="The workload")
+        int, typer.Option(help="Documents (long-context).", rich_help_panel=_WORKLOAD)
     ] = 4,
     questions: Annotated[
         int,
-        typer.Option(help="Questions per document (long-context).", rich_help_panel="The workload"),
+        typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD),
     ] = 3,
     requests: Annotated[
         int | None,
         typer.Option(
             help="Number of requests. [default: the workload's own]",
             show_default=False,
-            rich_help_panel="The workload",
+            rich_help_panel=_WORKLOAD,
         ),
     ] = None,
     question_tokens: Annotated[
-        int, typer.Option(help="Length of a question.", rich_help_panel="The workload")
+        int, typer.Option(help="Length of a question.", rich_help_panel=_WORKLOAD)
     ] = 64,
     output_tokens: Annotated[
-        int, typer.Option(help="Tokens generated per request.", rich_help_panel="The workload")
+        int, typer.Option(help="Tokens generated per request.", rich_help_panel=_WORKLOAD)
     ] = 16,
     passages: Annotated[
-        int, typer.Option(help="Passages per request (rag).", rich_help_panel="The workload")
+        int, typer.Option(help="Passages per request (rag).", rich_help_panel=_WORKLOAD)
     ] = 4,
     passage_tokens: Annotated[
-        int, typer.Option(help="Length of a passage (rag).", rich_help_panel="The workload")
+        int, typer.Option(help="Length of a passage (rag).", rich_help_panel=_WORKLOAD)
     ] = 480,
     corpus_passages: Annotated[
-        int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel="The workload")
+        int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=_WORKLOAD)
     ] = 64,
     zipf: Annotated[
         float,
-        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel="The workload"),
+        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD),
     ] = 1.0,
     system_tokens: Annotated[
-        int, typer.Option(help="Length of the system prompt.", rich_help_panel="The workload")
+        int, typer.Option(help="Length of the system prompt.", rich_help_panel=_WORKLOAD)
     ] = 128,
     sessions: Annotated[
-        int, typer.Option(help="Sessions (chat, agent).", rich_help_panel="The workload")
+        int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=_WORKLOAD)
     ] = 4,
     rounds: Annotated[
         int,
-        typer.Option(help="Rounds or steps per session.", rich_help_panel="The workload"),
+        typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD),
     ] = 4,
     corpus: Annotated[
         Path | None,
         typer.Option(
             help="File or folder of real text. [default: generated text]",
             show_default=False,
-            rich_help_panel="The workload",
+            rich_help_panel=_WORKLOAD,
         ),
     ] = None,
     rate: Annotated[
@@ -185,7 +211,7 @@ def bench(
         typer.Option(
             help="Open loop: Poisson arrivals, requests per second.",
             show_default=False,
-            rich_help_panel="The load",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
     concurrency: Annotated[
@@ -193,12 +219,26 @@ def bench(
         typer.Option(
             help="Closed loop: clients that wait for their answer. [default: 1]",
             show_default=False,
-            rich_help_panel="The load",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
+    request_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Longest silence of a server before a request has failed (openai, vllm).",
+            rich_help_panel=_LOAD,
+        ),
+    ] = 300.0,
+    start_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Longest start of a server (vllm).", rich_help_panel=_LOAD
+        ),
+    ] = 600.0,
     repeat: Annotated[
         int,
-        typer.Option(help="Repeats, each from a cold start.", rich_help_panel="The load"),
+        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD),
     ] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
@@ -232,6 +272,10 @@ def bench(
         model=model,
         device=device,
         dtype=dtype,
+        url=url,
+        vllm_args=vllm_args,
+        request_timeout=request_timeout,
+        start_timeout=start_timeout,
         reuse=reuse,
         device_size=device_size,
         cpu_size=cpu_size,

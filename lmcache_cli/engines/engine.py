@@ -12,10 +12,14 @@ from cache_core.ledger import Placement
 from reports.sample import Sample
 from workloads.request import Request
 
+FOREIGN_MODES = ("server", "vllm", "offload", "lmcache")
+"""Reuse by a cache that is not ours: we measure it, and can't foretell its hits."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """One cell's cache. ``tiers`` maps tier name to bytes, fastest first; empty means no reuse.
+    """One cell's cache. ``mode`` is its reuse mode. ``tiers`` maps tier name to bytes, fastest
+    first; empty means none of ours.
 
     ``folder`` is the disk tier's, ``remote`` the remote tier's URL or plugin (its size is 0: as
     much as the server takes). ``admission`` is for the disk tier, whose writes ``bytes_per_day``
@@ -32,11 +36,17 @@ class CacheSpec:
     admission: str = "none"
     bytes_per_day: int = 0
     lasting: bool = False
+    mode: str = "prefix"
 
     @property
     def reuse(self) -> bool:
         """Whether anything is kept between requests."""
-        return bool(self.tiers)
+        return bool(self.tiers) or self.mode in FOREIGN_MODES
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is our cache that keeps it."""
+        return self.reuse and self.mode not in FOREIGN_MODES
 
     @property
     def bounded(self) -> bool:
@@ -55,6 +65,9 @@ class Load:
 class Session(Protocol):
     """One cell: an engine with a cache of its own, or with none."""
 
+    def ready(self) -> None:
+        """Brings up what serves, outside of all numbers. Raises ``UserError`` if it can't."""
+
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         """Serves the requests in order and yields one sample each, also for a failed one. Cell,
         repeat and workload of the samples are the caller's to fill in."""
@@ -66,7 +79,7 @@ class Session(Protocol):
         """Chunks in the cache: 0 is a cold start."""
 
     def capacities(self) -> Mapping[str, int | None]:
-        """Chunks that each tier has room for; None is unbounded."""
+        """Chunks that each tier has room for; None is unbounded. Empty: hits can't be foretold."""
 
     def clear(self) -> None:
         """Empties the cache and its counters."""
@@ -92,6 +105,8 @@ class Engine(Protocol):
     max_context: int
     bos: int | None
     encode: Callable[[str], Sequence[int]]
+    interleaves: bool
+    """Whether its sessions can take turns request by request, all of them ready."""
 
     def token_bytes(self) -> int:
         """Bytes of KV per token."""
@@ -102,6 +117,9 @@ class Engine(Protocol):
     def open(self, spec: CacheSpec, max_tokens: int) -> Session:
         """A session whose requests have up to ``max_tokens`` tokens, prompt and output. Raises
         ``UserError`` if the model's context is shorter, ``MemoryError`` if the tiers don't fit."""
+
+    def session_bytes(self) -> int:
+        """Memory that each session takes beside its tiers."""
 
     def warm_up(self, tokens: int) -> None:
         """Runs one prompt of that length outside of all numbers."""

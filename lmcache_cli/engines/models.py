@@ -88,9 +88,7 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     wanted: Any = torch.float32 if dtype == "auto" and target.type == "cpu" else dtype
     extra: dict[str, Any] = {}
     if name is None:
-        folder, gguf = embedded_model()
-        name, revision = Path(gguf).stem, files_digest([folder / gguf])
-        source, extra = converted(folder, gguf, revision)
+        name, revision, source, extra = embedded_source()
     else:
         source, revision = name, folder_digest(Path(name))
     try:
@@ -102,6 +100,16 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
     return LoadedModel(name, model, tokenizer, revision, target, kept)
+
+
+def embedded_source() -> tuple[str, str, str, dict[str, str]]:
+    """The embedded model: (name, revision, folder, further arguments of ``from_pretrained``, which
+    are needed only where no converted copy could be written). Raises ``MissingError`` if it is not
+    installed."""
+    folder, gguf = embedded_model()
+    revision = files_digest([folder / gguf])
+    source, extra = converted(folder, gguf, revision)
+    return Path(gguf).stem, revision, source, extra
 
 
 def _read(name: str, source: str, dtype: Any, extra: dict[str, Any]) -> tuple[Any, Any]:

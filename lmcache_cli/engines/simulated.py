@@ -38,6 +38,7 @@ class SimulatedEngine:
     """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
 
     name = "simulated"
+    interleaves = True
 
     def __init__(
         self,
@@ -69,6 +70,9 @@ class SimulatedEngine:
                 f"a request of {max_tokens} tokens exceeds the context of {self.max_context}"
             )
         return SimulatedSession(self, spec)
+
+    def session_bytes(self) -> int:
+        return 0
 
     def warm_up(self, tokens: int) -> None:
         """A formula needs no warming."""
@@ -119,6 +123,9 @@ class SimulatedSession:
                 admission={"disk": admission} if admission is not None else None,
                 clock=engine.now,
             )
+
+    def ready(self) -> None:
+        """It is, from the start."""
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         engine = self.engine

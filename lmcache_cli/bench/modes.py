@@ -1,0 +1,84 @@
+"""Which engines there are, which reuse each can measure, and the flags of those with a server."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmcache_cli.engines.serving import api_key, server_root
+from lmcache_cli.errors import UserError
+from lmcache_cli.sizes import parse_list
+
+if TYPE_CHECKING:
+    from lmcache_cli.bench.plan import BenchOptions
+
+ENGINES = {
+    "transformers": ("off", "prefix"),
+    "vllm": ("off", "vllm", "prefix", "offload", "lmcache"),
+    "openai": ("server",),
+    "simulated": ("off", "prefix"),
+}
+"""Engine to its reuse modes."""
+DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
+"""Where they are not ``off,prefix``."""
+
+
+def reuse_modes(engine: str, text: str | None) -> list[str]:
+    """The modes in a comma-separated list; None is the engine's default. Raises ``UserError``."""
+    known = ENGINES[engine]
+    modes = parse_list(
+        text or DEFAULT_MODES.get(engine, "off,prefix"), "--reuse", lambda mode, _: mode
+    )
+    for mode in modes:
+        if engine == "openai" and mode in ("off", "prefix"):
+            raise UserError(
+                f"--reuse: {mode!r} can't be set from outside a running server; leave --reuse out"
+                " (server: as it is), and measure servers that were started differently one by one"
+            )
+        if mode not in known:
+            raise UserError(
+                f"--reuse: {mode!r} is not known; use one of {', '.join(known)} (--engine {engine})"
+            )
+    return modes
+
+
+def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
+    """The words of --vllm-args. Raises ``UserError`` for a flag that the engine does not have."""
+    engine = options.engine
+    if (options.url is not None) != (engine == "openai"):
+        raise UserError("--engine openai and --url URL go together")
+    if options.url is not None:
+        server_root(options.url)
+        api_key()
+    if options.vllm_args is not None and engine != "vllm":
+        raise UserError("--vllm-args: only --engine vllm starts a server; leave it out")
+    for flag, seconds in (
+        ("--request-timeout", options.request_timeout),
+        ("--start-timeout", options.start_timeout),
+    ):
+        if not seconds > 0:
+            raise UserError(f"{flag}: {seconds} must be above 0 seconds")
+    if engine in ("openai", "vllm") and options.admission != "none":
+        raise UserError(f"--admission: --engine {engine} has none; leave it out")
+    if engine in ("openai", "vllm") and options.device_size != "0":
+        raise UserError(
+            f"--device-size: with --engine {engine} the device's memory is the server's; leave it"
+            " out" + (" and use --vllm-args" if engine == "vllm" else "")
+        )
+    if engine == "openai" and (options.cache_name or options.remote or options.disk_size != "0"):
+        raise UserError(
+            "--disk-size, --remote, --cache-name: with --engine openai the cache is the server's;"
+            " leave them out"
+        )
+    try:
+        return tuple(shlex.split(options.vllm_args or ""))
+    except ValueError as error:
+        raise UserError(f"--vllm-args: {error}; quote it as for a shell") from error
+
+
+def one_of(flag: str, value: str, known: Sequence[str]) -> str:
+    """The value, if it is one of ``known``; else ``UserError`` listing them."""
+    if value not in known:
+        raise UserError(f"{flag}: {value!r} is not known; use one of {', '.join(known)}")
+    return value

@@ -1,0 +1,91 @@
+"""A cell's reuse mode as flags and environment of ``vllm serve``."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.errors import MissingError, UserError
+
+_OWN_OFF = "--no-enable-prefix-caching"
+_CONNECTOR = "cache_core.adapters.vllm"
+
+
+def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]:
+    """(flags, environment) of the cell. ``trace`` is where our connector writes each request's
+    hits. Below ``prefix``, ``offload`` and ``lmcache`` vLLM's own prefix cache is off, so that
+    what is measured is theirs. Raises ``MissingError`` if a connector is not installed."""
+    if spec.mode == "vllm":
+        return ["--enable-prefix-caching"], {}
+    if not spec.reuse:
+        return [_OWN_OFF], {}
+    if spec.mode == "prefix":
+        _need(_CONNECTOR, "this lmcache-bench has no vLLM connector; install a newer one")
+        return [_OWN_OFF, *_transfer(_ours(spec, trace))], {}
+    if spec.mode == "offload":
+        extra: dict[str, object] = {"cpu_bytes_to_use": spec.tiers["cpu"]}
+        config: dict[str, object] = {"kv_connector": "OffloadingConnector"}
+        return [_OWN_OFF, *_transfer(config | {"kv_connector_extra_config": extra})], {}
+    _need("lmcache", "--reuse lmcache needs LMCache; run: pip install lmcache")
+    size = {
+        "LMCACHE_CHUNK_SIZE": str(spec.chunk_tokens),
+        "LMCACHE_LOCAL_CPU": "True",
+        "LMCACHE_MAX_LOCAL_CPU_SIZE": f"{spec.tiers['cpu'] / 2**30:g}",
+    }
+    return [_OWN_OFF, *_transfer({"kv_connector": "LMCacheConnectorV1"})], size
+
+
+def refuse_mode(mode: str, cpu: bool) -> None:
+    """Raises ``UserError`` for what the installed vLLM can't do."""
+    if mode == "offload" and cpu:
+        raise UserError(
+            "--reuse offload: vLLM's OffloadingConnector needs a GPU, and the vLLM that is"
+            " installed here runs on the CPU; leave it out"
+        )
+
+
+def platform(cpu: bool, dtype: str) -> tuple[list[str], dict[str, str]]:
+    """(flags, environment) for the hardware. What the user has set in the environment stays."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if not cpu:
+        return ["--dtype", dtype], environment
+    # Without it vLLM takes nearly all memory. Most CPUs have no fast bfloat16. Without pinned
+    # threads several servers share the cores, instead of all sitting on the first ones.
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    kept = {name: os.environ[name] for name in environment if name in os.environ}
+    return ["--dtype", "float32" if dtype == "auto" else dtype], environment | kept
+
+
+def _ours(spec: CacheSpec, trace: Path) -> dict[str, object]:
+    return {
+        "kv_connector": "TieredKVConnector",
+        "kv_connector_module_path": _CONNECTOR,
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "chunk_tokens": spec.chunk_tokens,
+            "cpu_size": spec.tiers.get("cpu", 0),
+            "disk_size": spec.tiers.get("disk", 0),
+            "disk_path": str(spec.folder.absolute()) if spec.folder else "",
+            "remote": spec.remote,
+            "policy": spec.policy,
+            "placement": spec.placement,
+            "salt": spec.salt,
+            "trace": str(trace.absolute()),
+        },
+    }
+
+
+def _transfer(config: dict[str, object]) -> list[str]:
+    return ["--kv-transfer-config", json.dumps({"kv_role": "kv_both", **config})]
+
+
+def _need(module: str, lack: str) -> None:
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise MissingError(lack)

@@ -1,0 +1,16 @@
+"""Servers that several files of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lmcache_cli.vllm_world import VllmAddress, running_vllm
+
+
+@pytest.fixture(scope="session")
+def vllm_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmAddress]:
+    """One vLLM for the whole session: it takes half a minute to start."""
+    with running_vllm(tmp_path_factory.mktemp("vllm")) as address:
+        yield address

@@ -1,0 +1,360 @@
+"""Engine ``openai``: against servers that behave, that don't, and a real vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmcache_cli.bench.modes import reuse_modes
+from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.engines.openai import SALT_TOKENS, OpenAIEngine
+from lmcache_cli.engines.saturation import SaturatedError, refuse_saturated
+from lmcache_cli.engines.serving import Serving, server_root
+from lmcache_cli.errors import MissingError, UserError
+from reports.run_file import read_run
+from reports.sample import Sample
+from tests.lmcache_cli.odd_servers import Handler, bad, odd_server, strict, well
+from tests.lmcache_cli.small_model import save_model
+from tests.lmcache_cli.vllm_world import VllmAddress
+from workloads.request import Request, Segment
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
+KEY = "sk-test-1234567890abcdef"
+
+
+def lmcache(cwd: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmcache_cli.main", *args]
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("API_KEY")}
+    env = kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"} | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+
+
+def bench(cwd: Path, url: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    flags = ["bench", "long-context", "--engine", "openai", "--url", url, *SMALL, *args]
+    return lmcache(cwd, *flags, **environment)
+
+
+def requests(count: int, every_s: float = 0.0, length: int = 32) -> list[Request]:
+    return [
+        Request(
+            f"r{i}",
+            "s",
+            i * every_s,
+            np.arange(i, i + length, dtype=np.int32),
+            (Segment(0, length, "question"),),
+            3,
+        )
+        for i in range(count)
+    ]
+
+
+def serve(url: str, asked: list[Request], load: Load, silence_s: float = 60) -> list[Sample]:
+    engine = OpenAIEngine(None, Serving(url, silence_s=silence_s))
+    try:
+        session = engine.open(CacheSpec(64, salt="test", mode="server"), 64)
+        return list(session.serve(asked, load))
+    finally:
+        engine.close()
+
+
+def test_a_good_server(tmp_path: Path) -> None:
+    with odd_server() as server:
+        done = bench(tmp_path, server.url + "/v1/", "--json", "-", "--quiet")
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads(done.stdout)["cells"]
+    assert (cell["reuse"], cell["n"], cell["failed"], cell["model"]) == ("server", 4, 0, "odd")
+    assert cell["speedup_ttft"] is None and cell["identical_outputs"] is None
+    assert cell["hit_tokens"]["device"] > 0
+    hello, *sent = server.seen
+    assert hello["stream_options"] == {"include_usage": True} and hello["temperature"] == 0
+    assert all(body["ignore_eos"] and body["return_token_ids"] for body in sent)
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    samples, meta = read_run(path)
+    assert all(s.output_ids == (120,) * 4 and len(s.token_s) == 4 for s in samples)
+    assert meta["engine"]["url"] == server.url
+    assert meta["engine"]["max_context"] == 4096 - SALT_TOKENS
+
+
+def test_a_cloud_takes_text_and_sees_the_key_that_nobody_else_sees(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "llama")
+    cloud = [{"id": "big-model"}, {"id": "small-model"}]
+    with odd_server(strict, models=[cloud[0]], key=KEY, tokenize=False) as server:
+        done = bench(tmp_path, server.url, "--model", str(model), "--json", "j", OPENAI_API_KEY=KEY)
+        refused = bench(tmp_path, server.url, "--model", str(model), OPENAI_API_KEY=KEY + "x")
+        without = bench(tmp_path, server.url, "--model", str(model))
+    assert done.returncode == 0, done.stderr
+    assert all(isinstance(body["prompt"], str) for body in server.seen[-4:])
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    samples, meta = read_run(path)
+    assert all(s.prompt_tokens == 50 and s.output_tokens == 3 for s in samples)
+    assert len({s.output_ids for s in samples}) == 1 and samples[0].output_ids
+    assert meta["engine"]["outputs"] == "digest of the text"
+    for run in (refused, without):
+        assert run.returncode == 2 and len(run.stderr.strip().splitlines()) <= 2
+        assert "key" in run.stderr and "Traceback" not in run.stderr
+    assert "***" in refused.stderr or "refused" in refused.stderr
+    for run in (done, refused, without):
+        assert KEY not in run.stdout + run.stderr
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+
+
+HOW = ["500", "no stream", "no http", "hangs", "hangs amid", "hangs up", "dies", "garbage"]
+HOW += ["no object", "wrong shape", "error event", "cut short"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_request_that_fails_is_a_sample_that_says_so(how: str) -> None:
+    def behave(handler: Handler, body: dict[str, Any], number: int) -> None:
+        # 0 is the hello; then every other one fails.
+        if number % 2:
+            bad(handler, how)
+        else:
+            well(handler, body, number)
+
+    with odd_server(behave) as server:
+        samples = serve(server.url, requests(4), Load(1), silence_s=0.5)
+    assert [s.request_id for s in samples] == ["r0", "r1", "r2", "r3"]
+    assert [s.error is None for s in samples] == [False, True, False, True]
+    assert all("\n" not in s.error for s in samples if s.error)
+    words = {"500": "out of memory", "error event": "engine is dead", "hangs": "silence"}
+    assert words.get(how, "") in str(samples[0].error)
+
+
+def test_a_server_that_dies_is_left_alone_after_three(tmp_path: Path) -> None:
+    def behave(handler: Handler, body: dict[str, Any], number: int) -> None:
+        if number > 2:  # the hello, the warm-up and one more are well
+            bad(handler, "hangs up")
+        else:
+            well(handler, body, number)
+
+    with odd_server(behave) as server:
+        done = bench(tmp_path, server.url, "--documents", "5", "--json", "-")
+        assert len(server.seen) == 3 + 3
+    assert done.returncode == 0, done.stderr
+    [cell] = json.loads(done.stdout)["cells"]
+    assert (cell["n"], cell["failed"]) == (1, 9)
+    assert "broke off" in done.stderr and "3 requests in a row got no answer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_when_all_fail_the_exit_code_is_1_and_the_run_is_kept(tmp_path: Path) -> None:
+    def behave(handler: Handler, body: dict[str, Any], number: int) -> None:
+        well(handler, body, number) if number < 2 else bad(handler, "500")
+
+    with odd_server(behave) as server:
+        done = bench(tmp_path, server.url)
+    assert done.returncode == 1 and "out of memory" in done.stderr
+    assert len(list((tmp_path / "runs").glob("*.parquet"))) == 1
+
+
+@pytest.mark.parametrize("load", [Load(5), Load(None)], ids=["closed", "open"])
+def test_requests_are_under_way_together_and_samples_in_order(load: Load) -> None:
+    """The server answers nobody before five have asked, and those in reverse."""
+    together = threading.Barrier(5)
+    turns = [threading.Event() for _ in range(5)]
+
+    def behave(handler: Handler, body: dict[str, Any], number: int) -> None:
+        if 1 <= number <= 5:
+            together.wait(30)
+            mine = body["prompt"][SALT_TOKENS]
+            if mine < 4:
+                turns[mine + 1].wait(30)
+            well(handler, body, number)
+            turns[mine].set()
+        else:
+            well(handler, body, number)
+
+    with odd_server(behave) as server:
+        samples = serve(server.url, requests(5), load)
+    assert [s.request_id for s in samples] == [f"r{i}" for i in range(5)]
+    assert not any(s.error for s in samples)
+    finished = [s.finished_s for s in samples]
+    assert finished == sorted(finished, reverse=True)
+
+
+def test_closed_loop_never_has_more_under_way_than_clients() -> None:
+    lock, now, most = threading.Lock(), Counter[str](), 0
+
+    def behave(handler: Handler, body: dict[str, Any], number: int) -> None:
+        nonlocal most
+        with lock:
+            now["under way"] += 1
+            most = max(most, now["under way"])
+        time.sleep(0.02)
+        with lock:
+            now["under way"] -= 1
+        well(handler, body, number)
+
+    with odd_server(behave) as server:
+        samples = serve(server.url, requests(12), Load(3))
+    assert most == 3
+    for i, sample in enumerate(samples):
+        answered = sum(s.finished_s <= sample.scheduled_s for s in samples[:i])
+        assert answered >= i - 2, "it was due before a client was free"
+    assert all(s.scheduled_s <= s.sent_s <= s.first_token_s <= s.finished_s for s in samples)
+
+
+def test_each_cold_start_has_other_first_tokens_and_the_same_rest() -> None:
+    with odd_server() as server:
+        engine = OpenAIEngine(None, Serving(server.url))
+        for _ in range(2):
+            session = engine.open(CacheSpec(64, salt="one", mode="server"), 64)
+            for _ in range(2):
+                session.clear()
+                list(session.serve(requests(1), Load(1)))
+        engine.close()
+    prompts = [body["prompt"] for body in server.seen[1:]]
+    assert len({tuple(p[:SALT_TOKENS]) for p in prompts}) == 4
+    assert {tuple(p[SALT_TOKENS:]) for p in prompts} == {tuple(range(32))}
+
+
+def test_a_client_that_is_late_voids_the_run() -> None:
+    """Something else holds the event loop for a second, amid an open loop."""
+    with odd_server() as server:
+        engine = OpenAIEngine(None, Serving(server.url))
+        session = engine.open(CacheSpec(64, mode="server"), 64)
+        timer = threading.Timer(0.1, engine.endpoint.clients.run, (block(1.0),))
+        timer.start()
+        samples: list[Sample] = []
+        served = session.serve(requests(40, every_s=0.01), Load(None))
+        with pytest.raises(SaturatedError, match="could not keep up"):
+            samples.extend(iter(lambda: next(served), None))
+        engine.close()
+    assert len(samples) == 40, "what was measured is kept"
+
+
+async def block(seconds: float) -> None:
+    """What no coroutine should do."""
+    time.sleep(seconds)
+
+
+def sample(late_s: float, ttft_s: float) -> Sample:
+    return Sample(
+        request_id="r",
+        session="s",
+        prompt_tokens=1,
+        output_tokens=1,
+        scheduled_s=0.0,
+        sent_s=late_s,
+        first_token_s=late_s + ttft_s,
+        finished_s=late_s + ttft_s,
+    )
+
+
+def test_what_late_is() -> None:
+    refuse_saturated([], [1.0] * 99, open_loop=True)
+    refuse_saturated([sample(0.09, 1.0)] * 9, [], open_loop=True)
+    refuse_saturated([sample(9.0, 1.0)] * 9, [0.09] * 99, open_loop=False)
+    refuse_saturated([sample(0.0, 1.0)] * 9, [9.0], open_loop=False)
+    with pytest.raises(SaturatedError, match="requests were sent"):
+        refuse_saturated([sample(0.2, 1.0)] * 9, [], open_loop=True)
+    with pytest.raises(SaturatedError, match="event loop"):
+        refuse_saturated([sample(0.0, 0.01)] * 9, [0.02] * 99, open_loop=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("localhost:8000", "not a URL"),
+        ("ftp://host", "not a URL"),
+        ("http://", "not a URL"),
+        ("http://host:port", "not a URL"),
+        (f"http://user:{KEY}@host", "has a login"),
+        (f"http://host/v1?key={KEY}", "a query"),
+    ],
+)
+def test_urls_that_are_refused(url: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        server_root(url)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--engine", "openai"], "--url"),
+        (["--engine", "simulated", "--url", "http://h"], "--url"),
+        (["--engine", "simulated", "--vllm-args", "-x"], "--vllm-args"),
+        (["--engine", "vllm", "--vllm-args", "'open"], "--vllm-args"),
+        (["--engine", "vllm", "--device-size", "1GiB"], "--vllm-args"),
+        (["--engine", "vllm", "--admission", "second-touch"], "--admission"),
+        (["--engine", "vllm", "--reuse", "blend"], "off, vllm, prefix"),
+        (["--engine", "vllm", "--start-timeout", "0"], "--start-timeout"),
+        (["--engine", "openai", "--url", "http://h", "--reuse", "off"], "leave --reuse out"),
+        (["--engine", "openai", "--url", "http://h", "--disk-size", "1GiB"], "the server's"),
+        (["--engine", "openai", "--url", "http://h", "--request-timeout", "-1"], "above 0"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags: list[str], words: str, tmp_path: Path) -> None:
+    done = lmcache(tmp_path, "bench", *flags)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_default_modes() -> None:
+    assert reuse_modes("openai", None) == ["server"]
+    assert reuse_modes("vllm", None) == ["off", "vllm", "prefix"]
+    assert reuse_modes("simulated", None) == ["off", "prefix"]
+
+
+def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMCACHE_API_KEY", "sk-\nsecret")
+    with pytest.raises(UserError, match="LMCACHE_API_KEY") as caught:
+        OpenAIEngine(None, Serving("http://127.0.0.1:9"))
+    assert "secret" not in str(caught.value)
+
+
+def test_nobody_there_no_model_no_tokenizer() -> None:
+    with odd_server() as server:
+        url = server.url
+    with pytest.raises(MissingError, match="start the server"):
+        OpenAIEngine(None, Serving(url))
+    two = [{"id": "a"}, {"id": "b"}]
+    with odd_server(models=two) as server:
+        with pytest.raises(UserError, match="one of a, b"):
+            OpenAIEngine(None, Serving(server.url))
+        with pytest.raises(UserError, match="has no 'c'"):
+            OpenAIEngine("c", Serving(server.url))
+        OpenAIEngine("b", Serving(server.url)).close()
+    with (
+        odd_server(models=[], tokenize=False) as server,
+        pytest.raises(UserError, match="--model"),
+    ):
+        OpenAIEngine(None, Serving(server.url))
+    with odd_server(tokenize=False) as server, pytest.raises(UserError, match="no tokenizer"):
+        OpenAIEngine(None, Serving(server.url))
+
+
+def test_a_real_vllm(vllm_address: VllmAddress, tmp_path: Path) -> None:
+    """It hits what its prefix cache has, and a second run is as cold as the first."""
+    hits = []
+    for run in range(2):
+        flags = ["--concurrency", "2", "--json", "-", "--quiet", "--out", f"run{run}"]
+        done = bench(tmp_path, vllm_address.url, "--context-tokens", "400", *flags)
+        assert done.returncode == 0, done.stderr
+        [cell] = json.loads(done.stdout)["cells"]
+        assert cell["failed"] == 0 and cell["n"] == 4
+        hits.append(cell["hit_tokens"]["device"])
+    [path] = (tmp_path / "run0").glob("*.parquet")
+    samples, meta = read_run(path)
+    assert all(len(s.output_ids) == len(s.token_s) == 4 for s in samples)
+    assert all(list(s.token_s) == sorted(s.token_s) for s in samples)
+    assert meta["engine"]["owned_by"] == "vllm"
+    assert meta["engine"]["tokenizer"] == "the server's /tokenize"
+    # 2 documents, of each a second question: it hits the whole blocks of salt and document, and
+    # maybe the words with which both questions start.
+    block = vllm_address.block_tokens
+    least = 2 * ((400 + SALT_TOKENS) // block * block)
+    assert hits[0] == hits[1] and least <= hits[0] < least + 2 * 64

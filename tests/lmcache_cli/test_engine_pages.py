@@ -1,0 +1,59 @@
+"""The commands of docs/engines, run as they are written there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.lmcache_cli.vllm_world import ARGS, QUIET, VllmAddress, need_vllm, tiny_model
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"```console\n(.*?)```", re.DOTALL)
+SMALL = ["--context-tokens", "300", "--documents", "2", "--questions", "2", "--output-tokens", "2"]
+SMALL += ["--passages", "2", "--passage-tokens", "100"]
+
+
+def commands(page: str) -> list[list[str]]:
+    """Each line behind a ``$``, as words."""
+    text = (ROOT / "docs" / "engines" / page).read_text()
+    lines = [line for block in FENCE.findall(text) for line in block.splitlines()]
+    assert lines and all(line.startswith("$ lmcache ") for line in lines)
+    return [shlex.split(line.removeprefix("$ ")) for line in lines]
+
+
+def run(words: list[str], cwd: Path, *more: str) -> None:
+    """With fewer and shorter requests than the page has, which wins over nothing it says."""
+    given = [(f, v) for f, v in zip(more[::2], more[1::2], strict=True) if f not in words]
+    flags = [text for pair in given for text in pair]
+    done = subprocess.run(
+        [sys.executable, "-m", "lmcache_cli.main", *words[1:], *flags],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
+        timeout=560,
+    )
+    assert done.returncode == 0, (words, done.stderr)
+    assert "failed" not in done.stderr
+
+
+@pytest.mark.parametrize("words", commands("openai.md"), ids=lambda words: words[2])
+def test_openai(words: list[str], vllm_address: VllmAddress, tmp_path: Path) -> None:
+    here = [word.replace("http://127.0.0.1:8000", vllm_address.url) for word in words]
+    assert here != words
+    # A rate that even a busy machine keeps up with.
+    run(here, tmp_path, *SMALL, "--requests", "4")
+
+
+@pytest.mark.parametrize("words", commands("vllm.md"), ids=lambda words: words[6])
+def test_vllm(words: list[str], tmp_path: Path) -> None:
+    need_vllm()
+    model = tiny_model(tmp_path / "model")
+    more = ["--model", str(model), *SMALL, "--vllm-args", " ".join(ARGS)]
+    run(words, tmp_path, *more)

@@ -1,0 +1,250 @@
+"""Engine ``vllm``: real servers that it starts, measures and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.openai import REQUEST_NAME, SALT_TOKENS
+from lmcache_cli.engines.vllm import HitRecord
+from lmcache_cli.engines.vllm_modes import mode_flags, platform, refuse_mode
+from lmcache_cli.engines.vllm_server import ServerError, VllmServer, vllm_command
+from lmcache_cli.errors import MissingError, UserError
+from reports.run_file import read_run
+from tests.cache_core.servers import eventually
+from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, need_vllm, tiny_model
+
+ROOT = Path(__file__).parents[2]
+WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
+HAS_CONNECTOR = (ROOT / "cache_core" / "adapters" / "vllm").exists() or (
+    ROOT / "cache_core" / "adapters" / "vllm.py"
+).exists()
+needs_connector = pytest.mark.skipif(
+    not HAS_CONNECTOR, reason="this checkout has no cache_core.adapters.vllm"
+)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_vllm()
+    return tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def command(model: Path, *flags: str, args: str = "") -> list[str]:
+    line = [sys.executable, "-m", "lmcache_cli.main", "bench", "long-context", "--engine", "vllm"]
+    return [*line, "--model", str(model), *WORK, "--vllm-args", f"{' '.join(ARGS)} {args}", *flags]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | QUIET | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+
+def bench(cwd: Path, model: Path, *flags: str, args: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(model, *flags, args=args),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment(),
+        timeout=560,
+    )
+
+
+def servers_of(model: Path) -> list[psutil.Process]:
+    """Every process of a group whose server serves this model."""
+    leaders = {
+        p.pid for p in psutil.process_iter(["cmdline"]) if str(model) in (p.info["cmdline"] or [])
+    }
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) in leaders and "bench" not in process.cmdline():
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def test_off_and_vllms_own_cache_side_by_side(model: Path, tmp_path: Path) -> None:
+    done = bench(tmp_path, model, "--reuse", "off,vllm", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    off, own = json.loads(done.stdout)["cells"]
+    assert (off["reuse"], own["reuse"]) == ("off", "vllm")
+    assert off["failed"] == own["failed"] == 0 and off["n"] == own["n"] == 4
+    assert sum(off["hit_tokens"].values()) == 0
+    # Of each document the second question hits it; questions may start alike.
+    least = (400 + SALT_TOKENS) // BLOCK_TOKENS * BLOCK_TOKENS
+    assert 2 * least <= own["hit_tokens"]["device"] < 2 * (least + 64)
+    assert own["identical_outputs"] is True
+    assert own["chunk_tokens"] is None and own["speedup_ttft"] is not None
+    assert "starting vLLM for off (log: runs/vllm-" in done.stderr
+    assert len(list((tmp_path / "runs").glob("vllm-*.log"))) == 2
+    assert not servers_of(model)
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    _, meta = read_run(path)
+    assert meta["complete"] and meta["engine"]["kv_bytes_per_token"] == 4 * 2 * 2 * 64 * 4
+
+
+@needs_connector
+def test_our_cache_hits_and_says_where(model: Path, tmp_path: Path) -> None:
+    flags = ["--reuse", "off,prefix", "--repeat", "2", "--json", "-"]
+    done = bench(tmp_path, model, *flags)
+    assert done.returncode == 0, done.stderr
+    off, ours = json.loads(done.stdout)["cells"]
+    assert off["failed"] == ours["failed"] == 0 and ours["n"] == 8
+    least = 2 * 2 * ((400 + SALT_TOKENS) // 64 * 64)
+    assert least <= ours["hit_tokens"]["cpu"] < least + 2 * 2 * 64
+    assert ours["hit_tokens"]["device"] == 0
+    assert ours["identical_outputs"] is True
+    assert not servers_of(model)
+
+
+def test_a_server_that_is_killed_gives_failed_samples(model: Path, tmp_path: Path) -> None:
+    flags = ["--reuse", "off", "--questions", "200"]
+    process = subprocess.Popen(
+        command(model, *flags),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        [log] = _logs(tmp_path, process)
+        eventually(lambda: log.read_text().count("POST /v1/completions") > 10)
+        for server in servers_of(model):
+            server.kill()
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "vllm serve ended by signal 9" in err and str(log.name) in err
+    assert "Traceback" not in err
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    samples, _ = read_run(path)
+    assert len(samples) == 400
+    failed = [s for s in samples if s.error]
+    assert 0 < len(failed) < 400 and "not sent" in str(failed[-1].error)
+
+
+def test_interruption_leaves_no_server(model: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(model, "--reuse", "vllm"),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        [log] = _logs(tmp_path, process)
+        eventually(lambda: "EngineCore" in log.read_text())
+        assert servers_of(model)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not servers_of(model)
+
+
+def test_a_start_that_fails_names_the_reason_and_the_log(model: Path, tmp_path: Path) -> None:
+    done = bench(tmp_path, model, "--reuse", "off", args="--max-num-seqs none")
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert "max-num-seqs" in line and "its log is runs/vllm-" in line
+    assert "Traceback" not in done.stderr and not servers_of(model)
+
+
+def test_a_start_that_takes_too_long_is_given_up(model: Path, tmp_path: Path) -> None:
+    done = bench(tmp_path, model, "--reuse", "off", "--start-timeout", "0.5")
+    assert done.returncode == 1 and "--start-timeout" in done.stderr
+    assert not servers_of(model)
+
+
+def test_a_worker_that_outlives_its_server_is_ended(tmp_path: Path) -> None:
+    """The server here ends at once, and leaves a child that heeds no SIGTERM."""
+    child = f"trap '' TERM; echo $$ > {tmp_path}/child; exec sleep 300"
+    leader = f'sh -c "$CHILD" & until [ -s {tmp_path}/child ]; do :; done; echo "Error: no"; exit 3'
+    server = VllmServer(["sh", "-c", leader], {"CHILD": child}, tmp_path / "log")
+    with pytest.raises(ServerError, match=r"exit code 3 \(Error: no\); its log is"):
+        server.start(60, print)
+    pid = int((tmp_path / "child").read_text())
+    eventually(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_missing_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(MissingError, match="pip install vllm"):
+        vllm_command()
+
+
+def test_flags_of_each_mode(tmp_path: Path) -> None:
+    off, _ = mode_flags(CacheSpec(64, mode="off"), tmp_path)
+    own, _ = mode_flags(CacheSpec(64, mode="vllm"), tmp_path)
+    assert off == ["--no-enable-prefix-caching"] and own == ["--enable-prefix-caching"]
+    offload, _ = mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="offload"), tmp_path)
+    config = json.loads(offload[-1])
+    assert config["kv_connector"] == "OffloadingConnector"
+    assert config["kv_connector_extra_config"] == {"cpu_bytes_to_use": 1 << 30}
+    with pytest.raises(UserError, match="needs a GPU"):
+        refuse_mode("offload", cpu=True)
+    refuse_mode("offload", cpu=False)
+    if find_spec("lmcache") is None:
+        with pytest.raises(MissingError, match="pip install lmcache"):
+            mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache"), tmp_path)
+
+
+@needs_connector
+def test_flags_of_our_connector(tmp_path: Path) -> None:
+    spec = CacheSpec(32, {"cpu": 5, "disk": 7}, salt="s", folder=tmp_path)
+    flags, _ = mode_flags(spec, tmp_path / "t")
+    assert flags[0] == "--no-enable-prefix-caching"
+    config = json.loads(flags[-1])
+    assert config["kv_load_failure_policy"] == "recompute"
+    extra = config["kv_connector_extra_config"]
+    assert (extra["chunk_tokens"], extra["cpu_size"], extra["disk_size"]) == (32, 5, 7)
+    assert extra["trace"] == str(tmp_path / "t") and extra["disk_path"] == str(tmp_path)
+
+
+def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    flags, env = platform(cpu=True, dtype="auto")
+    assert env["VLLM_CPU_KVCACHE_SPACE"] == "7" and flags == ["--dtype", "float32"]
+    flags, env = platform(cpu=False, dtype="bfloat16")
+    assert "VLLM_CPU_KVCACHE_SPACE" not in env and flags == ["--dtype", "bfloat16"]
+
+
+def test_hits_are_read_as_they_are_written(tmp_path: Path) -> None:
+    record = HitRecord(tmp_path / "t.jsonl")
+    one, ten = "lmcache-0123456789ab-1", "lmcache-0123456789ab-10"
+    assert REQUEST_NAME.fullmatch(ten)
+    assert record.find(one, 0) is None
+    with record.path.open("w") as file:
+        file.write('{"schema": "lmcache.trace/1"}\n')
+        file.write(json.dumps({"id": f"cmpl-{ten}-0-deadbeef", "hits": {"cpu": 64}}) + "\n")
+        file.write(json.dumps({"id": f"cmpl-{one}-0-deadbeef", "hits": {}})[:20])
+        file.flush()
+        assert record.find(one, 0.05) is None
+        assert record.find(ten, 0.05) == {"cpu": 64}
+        file.write(json.dumps({"id": f"cmpl-{one}-0-deadbeef", "hits": {}})[20:] + "\n")
+    assert record.find(one, 5) == {}
+
+
+def _logs(folder: Path, process: subprocess.Popen[str]) -> list[Path]:
+    def there() -> bool:
+        assert process.poll() is None, process.communicate()
+        return bool(list((folder / "runs").glob("vllm-*.log")))
+
+    eventually(there)
+    return list((folder / "runs").glob("vllm-*.log"))
