@@ -43,13 +43,13 @@ class Column:
 def describe(cells: Cells) -> tuple[list[str], list[Column]]:
     """What the cells of one workload are: facts that they share, and columns for what differs.
 
-    Tiers, chunks and policies are compared among the cells with reuse only: a cell without has
+    Tiers, chunks and policies are compared among the cells with tiers only: a cell without has
     none of them, and a dash in their columns.
     """
     facts: list[str] = []
     columns: list[Column] = []
     everywhere = [True] * len(cells)
-    reusing = [c.meta["reuse"] != "off" for c in cells]
+    reusing = [bool(c.meta["tiers"]) for c in cells]
 
     def add(
         name: str, values: Iterable[str], compared: list[bool], fact: str = "", unit: str = ""
