@@ -25,12 +25,6 @@ from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, need_vllm, t
 
 ROOT = Path(__file__).parents[2]
 WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
-HAS_CONNECTOR = (ROOT / "cache_core" / "adapters" / "vllm").exists() or (
-    ROOT / "cache_core" / "adapters" / "vllm.py"
-).exists()
-needs_connector = pytest.mark.skipif(
-    not HAS_CONNECTOR, reason="this checkout has no cache_core.adapters.vllm"
-)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +88,6 @@ def test_off_and_vllms_own_cache_side_by_side(model: Path, tmp_path: Path) -> No
     assert meta["complete"] and meta["engine"]["kv_bytes_per_token"] == 4 * 2 * 2 * 64 * 4
 
 
-@needs_connector
 def test_our_cache_hits_and_says_where(model: Path, tmp_path: Path) -> None:
     flags = ["--reuse", "off,prefix", "--repeat", "2", "--json", "-"]
     done = bench(tmp_path, model, *flags)
@@ -205,7 +198,6 @@ def test_flags_of_each_mode(tmp_path: Path) -> None:
             mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache"), tmp_path)
 
 
-@needs_connector
 def test_flags_of_our_connector(tmp_path: Path) -> None:
     spec = CacheSpec(32, {"cpu": 5, "disk": 7}, salt="s", folder=tmp_path)
     flags, _ = mode_flags(spec, tmp_path / "t")
