@@ -28,6 +28,10 @@ class EngineBlocks(Protocol):
         """The chunks at ``slots`` ``[n, chunk_tokens]``, -1 to leave a token out; of some layers
         only, if given: a move then touches their part of a chunk's bytes alone."""
 
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """K of chunks in memory, bytes ``[n, chunk_bytes]``, as a view, and the axis of its heads'
+        dimensions. Raises ``ValueError`` where K can't be told apart."""
+
     def fence(self) -> Callable[[], None]:
         """Call the result in another thread to wait there for what the engine has queued so
         far."""
@@ -101,6 +105,10 @@ class HostBlocks:
     def fence(self) -> Callable[[], None]:
         return _no_wait
 
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        k = chunks[:, : self.layers * self._plane].view(self._caches[0].dtype)
+        return k.view(len(chunks), self.layers, self._heads, self._dim, -1), 3
+
     def _regions(self, layers: range) -> list[Region]:
         # A head is to a Paged what a layer is: its own base.
         bases = np.array(
@@ -162,6 +170,9 @@ class WholeBlocks:
     def fence(self) -> Callable[[], None]:
         return _no_wait
 
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        raise ValueError("blend can't tell K apart in this attention backend's blocks")
+
     def _regions(self, layers: range) -> list[Region]:
         bases = np.array([self._caches[i].data_ptr() for i in layers], dtype=np.uint64)
         size = self._block_bytes
@@ -199,6 +210,10 @@ class TensorBlocks:
         event.record()
         stream = self._stream
         return lambda: stream.wait_event(event)
+
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)
+        return whole[..., : self._shape[2] // 2], 4
 
     def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
         """``out``: engine -> host."""

@@ -16,8 +16,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from cache_core.adapters.vllm.blender import Blender
+from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.blocks import EngineBlocks, HostBlocks, TensorBlocks, WholeBlocks
-from cache_core.adapters.vllm.identity import Hashers, kv_shape, namespace
+from cache_core.adapters.vllm.identity import Hashers, Unsupported, kv_shape, namespace
 from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
 from cache_core.adapters.vllm.options import ConnectorOptions
@@ -78,6 +80,9 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         caches = [kv_caches[name] for name in self._shape.layer_names]
         blocks = _engine_blocks(caches, self._shape, self._options)
         rank = self._vllm_config.parallel_config.rank
+        blender = None
+        if self._options.blend:
+            blender = Blender(self._vllm_config, self._shape.block_tokens)
         tiers = open_tiers(
             self._options, blocks.chunk_bytes, self._namespace.digest(), rank, self._ranks
         )
@@ -88,6 +93,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._options.chunk_tokens,
             self._shape.layer_names,
             self._options.layerwise,
+            blender,
         )
 
     def get_handshake_metadata(self) -> TiersOpened | None:
@@ -133,6 +139,13 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self, metadata: Mapping[tuple[int, int], TiersOpened]
     ) -> None:
         self._half.opened([metadata[rank] for rank in sorted(metadata)])
+
+    def on_new_request(self, request: Any) -> None:
+        self._half.arrived(request)
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        if self._half.blending is not None:
+            self._half.blending.bind(gpu_block_pool)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
@@ -249,7 +262,20 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             most_pending=max(8, tiers * tokens // (_PENDING_SHARE * options.chunk_tokens)),
             remote=remote,
             recorder=recorder,
+            blending=self._blending(),
         )
+
+    def _blending(self) -> Blending | None:
+        if not self._options.blend:
+            return None
+        config = self._vllm_config
+        if config.parallel_config.pipeline_parallel_size > 1:
+            raise Unsupported("blend is not supported with pipeline parallelism")
+        if self._shape.whole_blocks:
+            raise Unsupported("blend is not supported where blocks can only be moved whole")
+        bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
+        start = [bos] if isinstance(bos, int) else []
+        return Blending(self._options, start, self._shape.block_tokens)
 
 
 def _format(shape: Any, options: ConnectorOptions) -> str:

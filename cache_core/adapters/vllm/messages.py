@@ -19,6 +19,27 @@ BlockIds = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Chunks of a segment, the first at token ``first``: tokens ``start`` .. ``stop`` are wanted,
+    with K turned by ``turn`` positions."""
+
+    hit: Hit
+    first: int
+    start: int
+    stop: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """Pieces to load, and then tokens to compute on top of them: ids and positions, ``[n]``."""
+
+    pieces: tuple[Piece, ...]
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """A pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its first chunk
     begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0 on."""
@@ -32,18 +53,28 @@ class Load:
     end: int
     blocks: BlockIds
     in_step: bool
+    blend: Blend | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
     """A plan to carry out behind the step's forward pass. Move ``index`` counts the request's
-    chunks from token 0 on."""
+    chunks from token ``offset`` on."""
 
     id: int
     request: str
     epoch: int
     plan: Plan
     blocks: BlockIds
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Computes ``tokens`` ``[n]`` alone, from position 0 on, in the save's blocks, and saves."""
+
+    save: Save
+    tokens: NDArray[np.int32]
 
 
 @dataclass(slots=True)
@@ -54,6 +85,7 @@ class StepMeta(KVConnectorMetadata):
     step: int
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    encodes: list[Encode] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     preempted: frozenset[str] = frozenset()
     awaited: frozenset[str] = frozenset()

@@ -21,6 +21,8 @@ _PLAIN = {
     "prompt_tokens": "Prompt tokens of requests that were looked up.",
     "prefill_seconds_saved": "Prefill that loading spared, less the loading (estimated from this"
     " engine's own steps).",
+    "blend_reused_tokens": "Tokens of segments whose KV was used away from where it was made.",
+    "blend_computed_tokens": "Tokens that were computed on top of reused segments.",
     "failed_loads": "Loads that ended early; their tokens were computed.",
     "failed_saves": "Chunks that a tier did not take.",
     "saves_deferred": "Steps whose saving was put off because too much was on its way.",

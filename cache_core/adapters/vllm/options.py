@@ -12,6 +12,7 @@ from cache_core.policy import POLICIES
 from cache_core.sizes import size_in_bytes
 
 LoadMode = Literal["auto", "sync", "async"]
+Selection = Literal["first", "random"]
 _SIZES = ("cpu_size", "disk_size")
 _COUNTS = ("chunk_tokens", "threads", "min_load_tokens")
 
@@ -39,6 +40,11 @@ class ConnectorOptions:
     layerwise: bool = False
     threads: int = 1
     min_load_tokens: int = 1
+    blend: bool = False
+    """Reuse segments of a prompt wherever they stand (needs ``--worker-cls``, see the docs)."""
+    blend_ratio: float = 0.15
+    """Share of reused tokens that is computed anew."""
+    blend_selection: Selection = "first"
     wait_s: float = 1.0
     """How long a request waits for chunks that are being stored, or for a remote's answer."""
 
@@ -84,11 +90,16 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e6:
             raise _wrong(name, f"is {value!r}; it must be seconds, 0 or more")
         return float(value)
-    if name == "layerwise":
+    if name == "blend_ratio":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise _wrong(name, f"is {value!r}; it must be a number from 0 to 1")
+        return float(value)
+    if name in ("layerwise", "blend"):
         if not isinstance(value, bool):
             raise _wrong(name, f"is {value!r}; it must be true or false")
         return value
     choices = {"policy": tuple(POLICIES), "placement": PLACEMENTS, "load": get_args(LoadMode)}
+    choices["blend_selection"] = get_args(Selection)
     if name in choices and value not in choices[name]:
         raise _wrong(name, f"{value!r} is not known; use one of {', '.join(choices[name])}")
     if not isinstance(value, str):

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cache_core.adapters.vllm.agreement import agreed, by_tier
 from cache_core.adapters.vllm.asking import Asking
+from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.messages import (
     Load,
@@ -24,7 +26,6 @@ from cache_core.adapters.vllm.messages import (
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
-from cache_core.policy import POLICIES
 from cache_core.prefill import Savings
 from cache_core.recording import Served, TraceWriter
 from cache_core.tiers import Tier
@@ -65,6 +66,7 @@ class SchedulerHalf:
         most_pending: int,
         remote: Tier | None = None,
         recorder: TraceWriter | None = None,
+        blending: Blending | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
@@ -72,6 +74,7 @@ class SchedulerHalf:
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
         self._most_pending, self._pending = most_pending, 0
         self._recorder = recorder
+        self.blending = blending
         self._asking = Asking(remote) if remote is not None else None
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
@@ -88,21 +91,15 @@ class SchedulerHalf:
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
-        capacities: list[int | None] = []
-        for rooms in zip(*(rank.capacities for rank in ranks), strict=True):
-            bounded = [room for room in rooms if room is not None]
-            capacities.append(min(bounded) if bounded else None)
-        ledger = Ledger(capacities, POLICIES[self.options.policy], self.options.placement)
-        for tier in range(len(capacities)):
-            first = ranks[0].recovered[tier]
-            others = [set(rank.recovered[tier]) for rank in ranks[1:]]
-            everywhere = [key for key in first if all(key in other for other in others)]
-            kept = set(everywhere)
-            surplus = ledger.restore(tier, everywhere)
-            for rank in ranks:
-                surplus += [key for key in rank.recovered[tier] if key not in kept]
-            self._discard((key, tier) for key in dict.fromkeys(surplus))
-        self._ledger = ledger
+        self._ledger, surplus = agreed(ranks, self.options)
+        self._discard(surplus)
+
+    def arrived(self, request: Any) -> None:
+        """vLLM has a new request, and has not looked for it anywhere."""
+        if self.blending is not None:
+            tracked = self._track(request)
+            if tracked is not None:
+                self.blending.prepare(tracked)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Tokens beyond ``computed`` that can be loaded (None: ask again), and whether between
@@ -116,6 +113,11 @@ class SchedulerHalf:
         if self._must_wait(tracked, ledger, keys):
             return None, False
         hit = ledger.lookup(keys)
+        if self.blending is not None and tracked.blend is not None:
+            exact = max(computed, min(len(hit) * self._size, request.num_tokens - 1))
+            end = self.blending.plan(tracked, ledger, exact)
+            if end is not None:
+                return end - computed, False
         # The last token is always computed: its logits are wanted.
         external = min(len(hit) * self._size, request.num_tokens - 1) - computed
         if external < self.options.min_load_tokens:
@@ -135,14 +137,26 @@ class SchedulerHalf:
             self._count("prompt_tokens", request.num_prompt_tokens)
         if external <= 0:
             return
+        blend, whole_end = None, end
+        if self.blending is not None and tracked.blend is not None and tracked.blend.spans:
+            blend, end = self.blending.message(tracked), tracked.blend.exact
         first, last = start // self._size, -(-end // self._size)
         hit = ledger.lookup(tracked.upto(request.num_tokens))
         wanted = Hit(hit.keys[first:last], hit.tiers[first:last])
-        between = self._between_steps(wanted.tiers)
+        split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
+        if blend is not None:
+            for piece in blend.pieces:
+                found = by_tier(self.options, piece.hit, piece.start, piece.stop, piece.first)
+                split = {n: split.get(n, 0) + found.get(n, 0) for n in split | found}
+                keys, tiers = wanted.keys + piece.hit.keys, wanted.tiers + piece.hit.tiers
+                wanted = Hit(keys, tiers)
+            self._count("blend_reused_tokens", sum(split.values()) - len(blend.tokens))
+            self._count("blend_computed_tokens", len(blend.tokens))
+        between = blend is None and self._between_steps(wanted.tiers)
         self._ids += 1
         pinned = ledger.pin(wanted)
         self._loading[self._ids] = _Loading(
-            pinned, request.request_id, (start, end), self._ranks, len(pinned)
+            pinned, request.request_id, (start, whole_end), self._ranks, len(pinned)
         )
         self._meta.loads.append(
             Load(
@@ -155,9 +169,9 @@ class SchedulerHalf:
                 end,
                 np.array(blocks, dtype=np.int32),
                 not between,
+                blend,
             )
         )
-        split = self._by_tier(pinned, start, end)
         for name, tokens in split.items():
             self._count(f"hit_tokens:{name}", tokens)
             if request.num_preemptions <= 0:
@@ -172,7 +186,7 @@ class SchedulerHalf:
         hit = self._ledger.lookup(tracked.upto(request.num_tokens))
         first = start // self._size
         part = Hit(hit.keys[first:], hit.tiers[first:])
-        return self._by_tier(part, start, start + external)
+        return by_tier(self.options, part, start, start + external, first * self._size)
 
     def step(
         self,
@@ -223,6 +237,7 @@ class SchedulerHalf:
         if tracked is None:
             return False
         self._record(tracked)
+        self._encode(tracked)
         if tracked.jobs:
             self._awaited.add(request.request_id)
         return bool(tracked.jobs)
@@ -286,22 +301,13 @@ class SchedulerHalf:
         slow = any(self.options.tier_names[tier] != "cpu" for tier in tiers)
         return slow or bool(self._running)
 
-    def _by_tier(self, hit: Hit, start: int, end: int) -> dict[str, int]:
-        found: dict[str, int] = {}
-        at = start // self._size * self._size
-        for tier in hit.tiers:
-            tokens = min(at + self._size, end) - max(at, start)
-            if tokens > 0:
-                name = self.options.tier_names[tier]
-                found[name] = found.get(name, 0) + tokens
-            at += self._size
-        return found
-
     def _save(
         self, tracked: Tracked, chunks: int, blocks_of: Callable[[str], Sequence[int]]
     ) -> None:
         ledger = self._ledger
         if ledger is None or chunks <= tracked.saved:
+            return
+        if tracked.blend is not None and tracked.blend.used:
             return
         if self._pending >= self._most_pending:
             self._count("saves_deferred", 1)
@@ -312,13 +318,26 @@ class SchedulerHalf:
         if not plan.moves:
             return
         self._ids += 1
-        moves = tuple(move for move in plan.moves if move.target != NOWHERE)
         name = tracked.request.request_id
-        self._saving[self._ids] = _Saving(moves, name, self._ranks, [True] * len(moves))
-        self._pending += len(moves)
-        tracked.jobs.add(self._ids)
         blocks = np.array(blocks_of(name), dtype=np.int32)
-        self._meta.saves.append(Save(self._ids, name, tracked.epoch, plan, blocks))
+        save = Save(self._ids, name, tracked.epoch, plan, blocks)
+        self._expect(save, plan)
+        tracked.jobs.add(self._ids)
+        self._meta.saves.append(save)
+
+    def _encode(self, tracked: Tracked) -> None:
+        if self.blending is None or self._ledger is None:
+            return
+        for encode, plan in self.blending.encode(tracked, self._ledger, self._ids + 1):
+            self._ids = encode.save.id
+            self._expect(encode.save, plan)
+            tracked.jobs.add(self._ids)
+            self._meta.encodes.append(encode)
+
+    def _expect(self, save: Save, plan: Plan) -> None:
+        moves = tuple(move for move in plan.moves if move.target != NOWHERE)
+        self._saving[save.id] = _Saving(moves, save.request, self._ranks, [True] * len(moves))
+        self._pending += len(moves)
 
     def _loaded(self, done: LoadDone) -> None:
         loading = self._loading[done.id]
@@ -352,6 +371,8 @@ class SchedulerHalf:
             return
         del self._saving[done.id]
         self._pending -= len(saving.moves)
+        if self.blending is not None:
+            self.blending.encoded(done.id)
         ledger = self._ledger
         assert ledger is not None
         for move, good in zip(saving.moves, saving.good, strict=True):

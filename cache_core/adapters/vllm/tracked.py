@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cache_core.keys import ChunkHasher
+
+if TYPE_CHECKING:
+    from cache_core.adapters.vllm.blending import Blended
 
 
 @dataclass(slots=True)
@@ -28,6 +31,7 @@ class Tracked:
     hits: dict[str, int] | None = None
     """Prompt tokens by tier, at the request's first scheduling."""
     waiting_since: float | None = None
+    blend: Blended | None = None
 
     def upto(self, tokens: int) -> list[bytes]:
         """Prefix keys of the full chunks of the first ``tokens`` tokens."""

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import torch
 
-from cache_core.adapters.vllm.blocks import EngineBlocks, slots_of
+from cache_core.adapters.vllm.blender import Blender, TurnedPlace
+from cache_core.adapters.vllm.blocks import EngineBlocks, Slots, slots_of
 from cache_core.adapters.vllm.layers import LayeredPlace, LayerGates
 from cache_core.adapters.vllm.messages import (
+    BlockIds,
     Load,
     LoadDone,
     Save,
@@ -23,7 +26,7 @@ from cache_core.adapters.vllm.messages import (
 )
 from cache_core.carry import carry, fetch
 from cache_core.place import Place
-from cache_core.plan import NOWHERE, Move, Plan
+from cache_core.plan import NOWHERE, Hit, Move, Plan
 from cache_core.tiers import Tier
 from cache_core.tiers.tier import recovered
 
@@ -45,11 +48,13 @@ class WorkerHalf:
         chunk_tokens: int,
         layer_names: Sequence[str] = (),
         layerwise: bool = False,
+        blender: Blender | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.tiers = tuple(tiers)
         self.blocks = blocks
         self.counts: dict[str, float] = {}
+        self._blender = blender
         self._block_tokens, self._size, self._clock = block_tokens, chunk_tokens, clock
         self._saver = ThreadPoolExecutor(1, "lmcache-save")
         self._loader = ThreadPoolExecutor(1, "lmcache-load")
@@ -85,6 +90,10 @@ class WorkerHalf:
                 self._load(load, None)
             else:
                 self._gates.loads.append(self._loader.submit(self._load, load, self._gates.open()))
+        if self._blender is not None:
+            if self._gates is not None:
+                self._gates.wait_loads()
+            self._blender.compute(meta.loads)
         if self._gates is not None and meta.saves:
             # They follow the forward pass, layer by layer, instead of coming behind it.
             self._gates.expect_layers()
@@ -102,6 +111,8 @@ class WorkerHalf:
 
     def end_step(self, meta: StepMeta) -> None:
         """The forward pass is over: lets saves begin."""
+        if self._blender is not None:
+            self._blender.encode(meta.encodes)
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
             for load in self._gates.take_loads():
@@ -161,33 +172,38 @@ class WorkerHalf:
         fence = self.blocks.fence()
         for plan in meta.plans:
             self._saver.submit(self._carry, plan)
-        for save in meta.saves:
+        for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
             job = self._saver.submit(self._save, save, fence)
             self._saves.setdefault(save.request, set()).add(job)
 
     def _load(self, load: Load, opened: Callable[[int], None] | None) -> None:
         began = self._clock()
+        pieces = load.blend.pieces if load.blend is not None else ()
+        exact = len(load.hit) - sum(len(piece.hit) for piece in pieces)
+        table = self._table(load.blocks, load.first, exact, load.start, load.end)
+        target: Place = self.blocks.place(table)
+        if opened is not None:
+            target = LayeredPlace(self.blocks, table, opened)
+        parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
+        for piece in pieces:
+            table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
+            turned = TurnedPlace(self.blocks, table, self._turn(piece.turn))
+            parts.append((piece.hit, piece.first, turned))
         failed: list[tuple[bytes, int]] = []
-        done = 0
-        try:
-            tokens = range(load.first, load.first + len(load.hit) * self._size)
-            at = np.arange(tokens.start, tokens.stop)
-            inside = (at >= load.start) & (at < load.end)
-            slots = np.full(len(at), -1, dtype=np.int64)
-            wanted = range(load.start, load.end)
-            slots[inside] = slots_of(load.blocks, self._block_tokens, wanted)
-            table = slots.reshape(-1, self._size)
-            place: Place = self.blocks.place(table)
-            if opened is not None:
-                place = LayeredPlace(self.blocks, table, opened)
-            for run in fetch(self.tiers, load.hit, place, self._clock):
-                self._count_tier("read", run.tier, sum(run.good), run.seconds)
-                done += run.usable
-                pairs = zip(run.keys, run.good, strict=True)
-                failed += [(key, run.tier) for key, ok in pairs if not ok]
-        except Exception:  # a broken tier costs hits, never a request
-            logger.exception("loading %d chunks failed", len(load.hit))
-        good = load.first + done * self._size
+        done, good = 0, load.end
+        for hit, first, place in parts:
+            got = 0
+            try:
+                for run in fetch(self.tiers, hit, place, self._clock):
+                    self._count_tier("read", run.tier, sum(run.good), run.seconds)
+                    got += run.usable
+                    pairs = zip(run.keys, run.good, strict=True)
+                    failed += [(key, run.tier) for key, ok in pairs if not ok]
+            except Exception:  # a broken tier costs hits, never a request
+                logger.exception("loading %d chunks failed", len(hit))
+            done += got
+            if got < len(hit):
+                good = min(good, first + got * self._size)
         with self._lock:
             if good < load.end:
                 first = max(good, load.start) // self._block_tokens
@@ -196,6 +212,22 @@ class WorkerHalf:
                 self._bad_epoch[load.request] = load.epoch
             taken = self._clock() - began
             self._report.loads.append(LoadDone(load.id, done, tuple(failed), taken))
+
+    def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
+        """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""
+        at = np.arange(first, first + chunks * self._size)
+        slots = np.full(len(at), -1, dtype=np.int64)
+        inside = (at >= start) & (at < end)
+        if inside.any():
+            wanted = at[inside]
+            span = range(int(wanted[0]), int(wanted[-1]) + 1)
+            slots[inside] = slots_of(blocks, self._block_tokens, span)
+        return slots.reshape(-1, self._size)
+
+    def _turn(self, delta: int) -> Callable[[torch.Tensor, int], None]:
+        blender = self._blender
+        assert blender is not None
+        return lambda k, axis: blender.turn(k, delta, axis)
 
     def _save(self, save: Save, fence: Callable[[], None]) -> None:
         writes = [move for move in save.plan.moves if move.target != NOWHERE]
@@ -211,7 +243,8 @@ class WorkerHalf:
             plan = save.plan
             if indexes:
                 first, last = min(indexes), max(indexes) + 1
-                tokens = range(first * self._size, last * self._size)
+                at = save.offset
+                tokens = range(at + first * self._size, at + last * self._size)
                 table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
                 place = self.blocks.place(table)
                 if self._gates is not None and beside:

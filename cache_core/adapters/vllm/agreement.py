@@ -1,0 +1,47 @@
+"""What all ranks hold, and what of it a hit takes from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cache_core.adapters.vllm.messages import TiersOpened
+from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.ledger import Hit, Ledger
+from cache_core.policy import POLICIES
+
+
+def agreed(
+    ranks: Sequence[TiersOpened], options: ConnectorOptions
+) -> tuple[Ledger, list[tuple[bytes, int]]]:
+    """A Ledger of what every rank holds from earlier processes, and chunks (key, tier) that are to
+    be discarded: those that only some have, or that don't fit."""
+    capacities: list[int | None] = []
+    for rooms in zip(*(rank.capacities for rank in ranks), strict=True):
+        bounded = [room for room in rooms if room is not None]
+        capacities.append(min(bounded) if bounded else None)
+    ledger = Ledger(capacities, POLICIES[options.policy], options.placement)
+    surplus: list[tuple[bytes, int]] = []
+    for tier in range(len(capacities)):
+        others = [set(rank.recovered[tier]) for rank in ranks[1:]]
+        everywhere = [k for k in ranks[0].recovered[tier] if all(k in other for other in others)]
+        kept = set(everywhere)
+        gone = ledger.restore(tier, everywhere)
+        for rank in ranks:
+            gone += [key for key in rank.recovered[tier] if key not in kept]
+        surplus += [(key, tier) for key in dict.fromkeys(gone)]
+    return ledger, surplus
+
+
+def by_tier(
+    options: ConnectorOptions, hit: Hit, start: int, end: int, first: int
+) -> dict[str, int]:
+    """Tokens ``start`` .. ``end`` of a hit whose first chunk begins at token ``first``, by tier."""
+    found: dict[str, int] = {}
+    size = options.chunk_tokens
+    for number, tier in enumerate(hit.tiers):
+        at = first + number * size
+        tokens = min(at + size, end) - max(at, start)
+        if tokens > 0:
+            name = options.tier_names[tier]
+            found[name] = found.get(name, 0) + tokens
+    return found
