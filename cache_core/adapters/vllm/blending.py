@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cache_core.adapters.vllm.messages import Blend, Encode, Piece, Save
 from cache_core.adapters.vllm.options import ConnectorOptions
-from cache_core.adapters.vllm.segments import Segment, Segments, alone, settings_of
+from cache_core.adapters.vllm.segments import FIND, Segment, Segments, alone, settings_of
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.ledger import Hit, Ledger, Plan
 
@@ -74,7 +74,9 @@ class Blending:
             return
         prompt = request.prompt_token_ids
         try:
-            told = given.get("segments")
+            told = given.get("segments", FIND if self._options.blend_find else None)
+            if told is None:
+                return  # exact results, unless the client or the operator asks for others
             found = self._segments.of(prompt, told, alone(tracked.hasher))
         except ValueError as error:
             logger.warning("lmcache.%s: not blended", error)

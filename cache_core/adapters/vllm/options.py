@@ -42,6 +42,8 @@ class ConnectorOptions:
     min_load_tokens: int = 1
     blend: bool = False
     """Reuse segments of a prompt wherever they stand (needs ``--worker-cls``, see the docs)."""
+    blend_find: bool = False
+    """Look for known segments in requests that name none."""
     blend_ratio: float = 0.15
     """Share of reused tokens that is computed anew."""
     blend_selection: Selection = "first"
@@ -94,7 +96,7 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             raise _wrong(name, f"is {value!r}; it must be a number from 0 to 1")
         return float(value)
-    if name in ("layerwise", "blend"):
+    if name in ("layerwise", "blend", "blend_find"):
         if not isinstance(value, bool):
             raise _wrong(name, f"is {value!r}; it must be true or false")
         return value

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from cache_core.keys import ChunkHasher
 
 PARAMETER = "lmcache"
+FIND = "find"
+"""Instead of segments: look for known ones."""
 _MOST_KNOWN = 1 << 20
 
 
@@ -44,16 +46,16 @@ class Segments:
         self._powers = np.power(self._base, np.arange(chunk_tokens, dtype=np.uint64)[::-1])
 
     def of(self, prompt: Sequence[int], told: object, hasher: ChunkHasher) -> list[Segment]:
-        """``told`` is what the client says: ``[[start, stop], ...]``, or None to search.
+        """``told`` is what the client says: ``[[start, stop], ...]``, or :data:`FIND`.
         Raises ``ValueError`` for bounds that are none."""
         tokens = np.asarray(prompt, dtype=np.int32)
-        bounds = self._search(tokens) if told is None else _checked(told, len(tokens))
+        bounds = self._search(tokens) if told == FIND else _checked(told, len(tokens))
         found = []
         for start, stop in bounds:
             keys = hasher.keys(tokens[start:stop]).prefix
             if keys:
                 found.append(Segment(start, stop, tuple(keys)))
-                if told is not None and len(self._known) < _MOST_KNOWN:
+                if told != FIND and len(self._known) < _MOST_KNOWN:
                     first = tokens[start : start + self._size]
                     self._known[int(self._hashes(first)[0])] = first.tobytes()
         return found
