@@ -27,7 +27,7 @@ class ConnectorOptions:
     requests in (see :mod:`cache_core.recording`). ``salt`` separates caches, like a tenant's.
     """
 
-    chunk_tokens: int = 64
+    chunk_tokens: int = 32
     cpu_size: int = 2 << 30
     disk_size: int = 0
     disk_path: str = ""

@@ -297,9 +297,10 @@ class SchedulerHalf:
     def _between_steps(self, tiers: Sequence[int]) -> bool:
         if self.options.load != "auto":
             return self.options.load == "async"
-        # A load inside a step holds up everyone in it; one between steps costs a step more.
-        slow = any(self.options.tier_names[tier] != "cpu" for tier in tiers)
-        return slow or bool(self._running)
+        # A load inside a step holds up everyone in it; one between steps costs a step more. A server
+        # may take its time: who comes meanwhile must not wait for it.
+        far = any(self.options.tier_names[tier] == "remote" for tier in tiers)
+        return far or bool(self._running)
 
     def _save(
         self, tracked: Tracked, chunks: int, blocks_of: Callable[[str], Sequence[int]]
