@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,29 +24,13 @@ from cache_core.adapters.vllm.messages import (
 )
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.tracked import Tracked
+from cache_core.adapters.vllm.transfers import Transfers
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.prefill import Savings
 from cache_core.recording import Served, TraceWriter
 from cache_core.tiers import Tier
 
 logger = logging.getLogger("lmcache")
-
-
-@dataclass(slots=True)
-class _Loading:
-    hit: Hit
-    request: str
-    tokens: tuple[int, int]
-    waits: int
-    chunks: int
-
-
-@dataclass(slots=True)
-class _Saving:
-    moves: tuple[Move, ...]
-    request: str
-    waits: int
-    good: list[bool]
 
 
 class SchedulerHalf:
@@ -72,17 +55,15 @@ class SchedulerHalf:
         self.options = options
         self.counts: dict[str, float] = {}
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
-        self._most_pending, self._pending = most_pending, 0
+        self._most_pending = most_pending
+        self._transfers = Transfers(ranks)
         self._recorder = recorder
         self.blending = blending
         self._asking = Asking(remote) if remote is not None else None
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
         self._requests: dict[str, Tracked] = {}
-        self._loading: dict[int, _Loading] = {}
-        self._saving: dict[int, _Saving] = {}
         self._meta = StepMeta(0)
-        self._ids = 0
         self._awaited: set[str] = set()
         self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
         self._last_report = 0.0
@@ -153,14 +134,12 @@ class SchedulerHalf:
             self._count("blend_reused_tokens", sum(split.values()) - len(blend.tokens))
             self._count("blend_computed_tokens", len(blend.tokens))
         between = blend is None and self._between_steps(wanted.tiers)
-        self._ids += 1
+        number = self._transfers.number()
         pinned = ledger.pin(wanted)
-        self._loading[self._ids] = _Loading(
-            pinned, request.request_id, (start, whole_end), self._ranks, len(pinned)
-        )
+        self._transfers.load(number, pinned, request.request_id, start, whole_end)
         self._meta.loads.append(
             Load(
-                self._ids,
+                number,
                 request.request_id,
                 tracked.epoch,
                 pinned,
@@ -297,8 +276,8 @@ class SchedulerHalf:
     def _between_steps(self, tiers: Sequence[int]) -> bool:
         if self.options.load != "auto":
             return self.options.load == "async"
-        # A load inside a step holds up everyone in it; one between steps costs a step more. A server
-        # may take its time: who comes meanwhile must not wait for it.
+        # A load inside a step holds up everyone in it; one between steps costs a step more. And
+        # a server may take its time: who comes meanwhile must not wait for it.
         far = any(self.options.tier_names[tier] == "remote" for tier in tiers)
         return far or bool(self._running)
 
@@ -310,7 +289,7 @@ class SchedulerHalf:
             return
         if tracked.blend is not None and tracked.blend.used:
             return
-        if self._pending >= self._most_pending:
+        if self._transfers.pending >= self._most_pending:
             self._count("saves_deferred", 1)
             return
         keys = tracked.upto(chunks * self._size)
@@ -318,60 +297,46 @@ class SchedulerHalf:
         tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
         if not plan.moves:
             return
-        self._ids += 1
         name = tracked.request.request_id
+        number = self._transfers.number()
+        self._transfers.save(number, name, plan)
+        tracked.jobs.add(number)
         blocks = np.array(blocks_of(name), dtype=np.int32)
-        save = Save(self._ids, name, tracked.epoch, plan, blocks)
-        self._expect(save, plan)
-        tracked.jobs.add(self._ids)
-        self._meta.saves.append(save)
+        self._meta.saves.append(Save(number, name, tracked.epoch, plan, blocks))
 
     def _encode(self, tracked: Tracked) -> None:
         if self.blending is None or self._ledger is None:
             return
-        for encode, plan in self.blending.encode(tracked, self._ledger, self._ids + 1):
-            self._ids = encode.save.id
-            self._expect(encode.save, plan)
-            tracked.jobs.add(self._ids)
+        last = self._transfers.last
+        for encode, plan in self.blending.encode(tracked, self._ledger, last + 1):
+            number = self._transfers.number()
+            self._transfers.save(number, encode.save.request, plan)
+            tracked.jobs.add(number)
             self._meta.encodes.append(encode)
 
-    def _expect(self, save: Save, plan: Plan) -> None:
-        moves = tuple(move for move in plan.moves if move.target != NOWHERE)
-        self._saving[save.id] = _Saving(moves, save.request, self._ranks, [True] * len(moves))
-        self._pending += len(moves)
-
     def _loaded(self, done: LoadDone) -> None:
-        loading = self._loading[done.id]
-        loading.waits -= 1
-        loading.chunks = min(loading.chunks, done.chunks)
         ledger = self._ledger
         assert ledger is not None
-        if loading.waits == 0:
-            del self._loading[done.id]
+        loading = self._transfers.loaded(done)
         for key, tier in done.failed:
             if ledger.forget(key, tier):
                 self._discard([(key, tier)])
-        if loading.waits:
+        if loading is None:
             return
         ledger.unpin(loading.hit)
-        start, end = loading.tokens
-        if loading.chunks < len(loading.hit) or not loading.hit:
-            self._count("failed_loads", 1)
-            tracked = self._requests.get(loading.request)
-            if tracked is not None:
-                tracked.epoch += 1
-                tracked.saved = 0
-        else:
-            self._savings.loaded(end - start, start, done.seconds)
+        if loading.whole:
+            self._savings.loaded(loading.end - loading.start, loading.start, loading.seconds)
+            return
+        self._count("failed_loads", 1)
+        tracked = self._requests.get(loading.request)
+        if tracked is not None:
+            tracked.epoch += 1
+            tracked.saved = 0
 
     def _saved(self, done: SaveDone) -> None:
-        saving = self._saving[done.id]
-        saving.waits -= 1
-        saving.good = [a and b for a, b in zip(saving.good, done.good, strict=True)]
-        if saving.waits:
+        saving = self._transfers.saved(done)
+        if saving is None:
             return
-        del self._saving[done.id]
-        self._pending -= len(saving.moves)
         if self.blending is not None:
             self.blending.encoded(done.id)
         ledger = self._ledger
