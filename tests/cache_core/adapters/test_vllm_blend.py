@@ -1,0 +1,57 @@
+"""Blend inside unmodified vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.cache_core.adapters.conftest import Scenario
+
+SEGMENTS = 4 * 160
+
+
+@pytest.fixture(scope="module")
+def blend(scenario: Scenario) -> dict[str, Any]:
+    found: dict[str, Any] = scenario("blend")
+    return found
+
+
+def test_computing_every_reused_token_is_full_prefill(blend: dict[str, Any]) -> None:
+    plain = blend["plain"]["second"]
+    for way in ("ratio 0.9999", "found"):
+        assert blend[way]["tokens"] == plain["tokens"], way
+        assert blend[way]["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
+        assert blend[way]["cached"] >= SEGMENTS
+
+
+def test_naive_reuse_is_something_else(blend: dict[str, Any]) -> None:
+    gap = abs(blend["ratio 0.0"]["logprob"] - blend["plain"]["second"]["logprob"])
+    assert blend["ratio 0.0"]["cached"] >= SEGMENTS
+    assert gap > 1e-2
+
+
+def test_requests_without_segments_are_untouched(blend: dict[str, Any]) -> None:
+    assert blend["untouched"]["tokens"] == blend["plain"]["second"]["tokens"]
+    assert blend["wrong"]["tokens"] == blend["plain"]["other"]["tokens"]
+    # Nothing blended was there to be found: neither in vLLM's prefix cache nor in ours.
+    assert blend["untouched"]["cached"] < 160
+
+
+def test_blended_and_plain_requests_in_one_batch(blend: dict[str, Any]) -> None:
+    second, other = blend["plain"]["second"]["tokens"], blend["plain"]["other"]["tokens"]
+    assert blend["batch"] == [second, other, second]
+
+
+def test_borrowed_blocks_are_given_back(blend: dict[str, Any]) -> None:
+    before, after = blend["blocks"]
+    assert before == after
+
+
+def test_a_lost_chunk_is_computed(blend: dict[str, Any]) -> None:
+    assert blend["lost"]["tokens"] == blend["plain"]["second"]["tokens"]
+
+
+def test_reused_and_computed_tokens_are_counted(blend: dict[str, Any]) -> None:
+    assert blend["counts"]["blend_reused_tokens"] > SEGMENTS
+    assert blend["counts"]["blend_computed_tokens"] > 0
