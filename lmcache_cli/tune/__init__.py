@@ -1,0 +1,1 @@
+"""``lmcache tune``: how big each tier should be, and what that gives."""

@@ -1,0 +1,106 @@
+"""Models by name: what decides the bytes of their KV and the work of their prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmcache_cli.errors import UserError
+
+_BILLION = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """``active`` parameters are those that one token passes. ``qk_dim`` and ``v_dim`` are a query
+    head's. ``latent`` is MLA's compressed width with its RoPE part (0: GQA, whose KV is
+    ``kv_heads`` of ``head_dim``). ``source`` is the model's config.json on its maker's page."""
+
+    name: str
+    parameters: float
+    active: float
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    source: str
+    latent: int = 0
+    qk_dim: int = 0
+    v_dim: int = 0
+
+    def kv_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
+        """Bytes of KV of one token over all ranks: GQA ``2 L h d b`` times max(1, TP / h), since
+        ranks beyond the heads hold copies; MLA ``L (c + r) b`` on every rank."""
+        if self.latent:
+            return self.layers * self.latent * item_bytes * tensor_parallel
+        copies = max(1.0, tensor_parallel / self.kv_heads)
+        return round(2 * self.layers * self.kv_heads * self.head_dim * item_bytes * copies)
+
+    def token_flops(self) -> float:
+        """Work of one token apart from attention: two operations per active parameter (Kaplan et
+        al. 2020, section 2.1)."""
+        return 2 * self.active
+
+    def pair_flops(self) -> float:
+        """Attention's work per pair of tokens: a product of Q and K and one with V."""
+        qk, v = self.qk_dim or self.head_dim, self.v_dim or self.head_dim
+        return 2.0 * self.layers * self.heads * (qk + v)
+
+
+def _gqa(
+    name: str, parameters: float, layers: int, heads: int, kv: int, dim: int, active: float = 0
+) -> Architecture:
+    total, used = parameters * _BILLION, (active or parameters) * _BILLION
+    return Architecture(name, total, used, layers, heads, kv, dim, "config.json of the model")
+
+
+def _mla(
+    name: str, parameters: float, active: float, layers: int, heads: int, latent: int
+) -> Architecture:
+    return Architecture(
+        name,
+        parameters * _BILLION,
+        active * _BILLION,
+        layers,
+        heads,
+        1,
+        latent,
+        "config.json of the model: kv_lora_rank 512, qk_rope_head_dim 64",
+        latent=latent,
+        qk_dim=192,
+        v_dim=128,
+    )
+
+
+ARCHITECTURES = {
+    found.name: found
+    for found in (
+        _gqa("smollm2-135m", 0.1345, 30, 9, 3, 64),
+        _gqa("llama-3.2-1b", 1.236, 16, 32, 8, 64),
+        _gqa("llama-3.2-3b", 3.213, 28, 24, 8, 128),
+        _gqa("llama-3.1-8b", 8.030, 32, 32, 8, 128),
+        _gqa("llama-2-70b", 68.98, 80, 64, 8, 128),
+        _gqa("llama-3.1-70b", 70.55, 80, 64, 8, 128),
+        _gqa("llama-3.1-405b", 405.9, 126, 128, 8, 128),
+        _gqa("mistral-7b", 7.248, 32, 32, 8, 128),
+        _gqa("mistral-small-24b", 23.57, 40, 32, 8, 128),
+        _gqa("mixtral-8x7b", 46.70, 32, 32, 8, 128, active=12.88),
+        _gqa("qwen2.5-7b", 7.616, 28, 28, 4, 128),
+        _gqa("qwen2.5-32b", 32.76, 64, 40, 8, 128),
+        _gqa("qwen2.5-72b", 72.71, 80, 64, 8, 128),
+        _gqa("qwen3-8b", 8.191, 36, 32, 8, 128),
+        _gqa("qwen3-32b", 32.76, 64, 64, 8, 128),
+        _gqa("qwen3-30b-a3b", 30.53, 48, 32, 4, 128, active=3.35),
+        _gqa("qwen3-235b-a22b", 235.1, 94, 64, 4, 128, active=22.2),
+        _mla("deepseek-v2-lite", 15.71, 2.66, 27, 16, 576),
+        _mla("deepseek-v3", 671.0, 37.6, 61, 128, 576),
+    )
+}
+
+
+def find_architecture(name: str) -> Architecture:
+    """Raises ``UserError`` listing what is known."""
+    found = ARCHITECTURES.get(name.lower().rpartition("/")[2])
+    if found is None:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"--model: {name!r} is not in the catalogue; use one of {known}")
+    return found

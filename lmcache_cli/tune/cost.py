@@ -1,0 +1,103 @@
+"""What a request costs: prefill by the work it is, loading by the bytes it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cache_core.prefill import PrefillCost
+from lmcache_cli.tune.architectures import Architecture
+from lmcache_cli.tune.hardware import Hardware
+
+PREFILL_EFFICIENCY = 0.5
+"""Of the peak, in prefill. Nothing here is fitted to anyone's published numbers: 0.4-0.6 is what
+serving engines reach with long prompts in bfloat16; ``--efficiency`` sets another."""
+_STEP_S = 0.01
+"""What an engine's step costs beside the work: scheduling, launches, sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierCost:
+    """Seconds to load: ``fixed_s`` per chunk, and bytes per second."""
+
+    bytes_per_s: float
+    fixed_s: float = 0.0
+
+    def seconds(self, chunks: int, nbytes: float) -> float:
+        """For ``nbytes`` in ``chunks``."""
+        return chunks * self.fixed_s + nbytes / self.bytes_per_s if chunks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one engine. ``overlap``: layers are loaded while others compute, so that the longer of
+    the two counts. ``decode_s`` is a decode step's time."""
+
+    prefill: PrefillCost
+    tiers: Mapping[str, TierCost]
+    token_bytes: int
+    decode_s: float
+    overlap: bool = False
+    source: str = ""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def load_s(self, tier: str, tokens: int, chunk_tokens: int) -> float:
+        """Loading ``tokens`` of hits from a tier."""
+        chunks = -(-tokens // chunk_tokens)
+        return self.tiers[tier].seconds(chunks, tokens * self.token_bytes)
+
+    def service_s(self, prompt: int, hits: Mapping[str, int], chunk_tokens: int) -> float:
+        """TTFT of one request on an idle engine."""
+        cached = sum(hits.values())
+        load = sum(self.load_s(tier, n, chunk_tokens) for tier, n in hits.items() if n)
+        compute = self.prefill.seconds(max(1, prompt - cached), cached)
+        return max(load, compute) if self.overlap else load + compute
+
+    def break_even(self, tokens: int, cached: int = 0) -> float:
+        """Bytes per second below which loading ``tokens`` takes longer than computing them."""
+        return tokens * self.token_bytes / self.prefill.saved(tokens, cached)
+
+
+def catalogue_cost(
+    hardware: Hardware,
+    model: Architecture,
+    *,
+    devices: int = 1,
+    efficiency: float = PREFILL_EFFICIENCY,
+    item_bytes: int = 2,
+    disk_bytes_s: float = 3e9,
+    remote_bytes_s: float = 2.5e9,
+    overlap: bool = False,
+) -> Cost:
+    """From data sheets. ``devices`` share the work by tensor parallelism, each with a link of its
+    own. A decode step reads all active weights once (the memory's rate bounds it)."""
+    rate = hardware.flops * devices * efficiency
+    prefill = PrefillCost(_STEP_S, model.token_flops() / rate, model.pair_flops() / rate)
+    link = hardware.link_bytes_s * devices
+    tiers = {
+        "device": TierCost(hardware.memory_bytes_s * devices),
+        "cpu": TierCost(link),
+        "disk": TierCost(min(link, disk_bytes_s), 1e-4),
+        "remote": TierCost(min(link, remote_bytes_s), 1e-3),
+    }
+    decode = model.active * item_bytes / (hardware.memory_bytes_s * devices)
+    notes = [
+        f"{hardware.name}: {hardware.source}",
+        f"{model.name}: {model.source}",
+        f"prefill at {efficiency:.0%} of the peak of {devices} x {hardware.name}",
+    ]
+    weights = model.parameters * item_bytes
+    if weights > hardware.memory_bytes * devices:
+        notes.append(
+            f"{model.name}'s weights ({weights / 2**30:.0f} GiB) don't fit {devices} x"
+            f" {hardware.name} ({hardware.memory_bytes * devices / 2**30:.0f} GiB)"
+        )
+    return Cost(
+        prefill,
+        tiers,
+        model.kv_bytes(item_bytes, devices),
+        decode,
+        overlap,
+        "catalogue",
+        tuple(notes),
+    )
