@@ -51,7 +51,18 @@ def test_openai(words: list[str], vllm_address: VllmAddress, tmp_path: Path) -> 
     run(here, tmp_path, *SMALL, "--requests", "4")
 
 
-@pytest.mark.parametrize("words", commands("vllm.md"), ids=lambda words: words[6])
+@pytest.mark.parametrize("words", commands("transformers.md"), ids=" ".join)
+def test_transformers(words: list[str], tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    run(words, tmp_path, "--model", str(model), *SMALL, "--rounds", "2", "--sessions", "2")
+
+
+@pytest.mark.parametrize("words", commands("simulated.md"), ids=" ".join)
+def test_simulated(words: list[str], tmp_path: Path) -> None:
+    run(words, tmp_path)
+
+
+@pytest.mark.parametrize("words", commands("vllm.md"), ids=" ".join)
 def test_vllm(words: list[str], tmp_path: Path) -> None:
     need_vllm()
     model = tiny_model(tmp_path / "model")

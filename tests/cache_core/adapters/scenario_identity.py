@@ -1,0 +1,108 @@
+"""What of vLLM's configuration is refused, and what salts the keys. Prints one JSON object."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheGroupSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
+
+from cache_core.adapters.vllm.identity import Hashers, Unsupported, kv_shape, namespace
+from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
+
+FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
+
+
+def groups(*specs: Any) -> Any:
+    return SimpleNamespace(
+        kv_cache_groups=[KVCacheGroupSpec([f"layer.{i}"], spec) for i, spec in enumerate(specs)]
+    )
+
+
+def config(**parallel: int) -> Any:
+    text = SimpleNamespace(rope_parameters={"rope_theta": 1e4, "rope_type": "default"})
+    return SimpleNamespace(
+        device_config=SimpleNamespace(device_type="cpu"),
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=1, pipeline_parallel_size=1, **parallel
+        ),
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        model_config=SimpleNamespace(
+            dtype=torch.float32,
+            model="none",
+            revision=None,
+            quantization=None,
+            hf_text_config=text,
+            tokenizer="none",
+            hf_overrides={},
+        ),
+    )
+
+
+def refusal(kv: Any, **parallel: int) -> str:
+    try:
+        kv_shape(config(**parallel), kv, 64)
+    except Unsupported as error:
+        return str(error)
+    return "taken"
+
+
+def request(salt: str | None = None, lora: str | None = None) -> Any:
+    adapter = None
+    if lora is not None:
+        adapter = SimpleNamespace(lora_name=lora, lora_int_id=len(lora), lora_path=f"/none/{lora}")
+    return SimpleNamespace(cache_salt=salt, lora_request=adapter)
+
+
+def exposed() -> str:
+    """What Prometheus is shown after two intervals."""
+    registry = CollectorRegistry()
+    kinds: Any = {kind: partial(kind, registry=registry) for kind in (Counter, Gauge, Histogram)}
+    vllm = SimpleNamespace(kv_transfer_config=None)
+    metrics = ConnectorMetrics(vllm, kinds, ["engine"], {0: ["0"]})
+    stats = ConnectorStats(data={"hit_tokens:cpu": 64.0, "prefill_seconds_saved": 1.5})
+    metrics.observe(stats.aggregate(ConnectorStats(data={"hit_tokens:cpu": 6.0})).data)
+    metrics.observe({"hit_tokens:cpu": 30.0, "read_bytes:disk": 5.0})
+    return generate_latest(registry).decode()
+
+
+def main() -> None:
+    full = FullAttentionSpec(**FULL)
+    layout = kv_shape(config(), groups(full), 64).layout(64)
+    base = namespace(config(), layout, "format", "salt")
+    hashers = Hashers(base)
+    asked = [request(), request("a"), request("b"), request(None, "one"), request(None, "three")]
+    tokens = list(range(64))
+    keys = [hashers.of(one).keys(tokens).prefix[0].hex() for one in (*asked, *asked)]
+    other = Hashers(replace(base, attention="another")).of(request()).keys(tokens).prefix[0].hex()
+    print(
+        json.dumps(
+            {
+                "full": refusal(groups(full)),
+                "hybrid": refusal(groups(full, SlidingWindowSpec(**FULL, sliding_window=64))),
+                "window": refusal(groups(SlidingWindowSpec(**FULL, sliding_window=64))),
+                "mla": refusal(groups(MLAAttentionSpec(**FULL))),
+                "mamba": refusal(
+                    groups(MambaSpec(block_size=32, shapes=((1,),), dtypes=(torch.float32,)))
+                ),
+                "context": refusal(groups(full), decode_context_parallel_size=2),
+                "keys": [*keys, other],
+                "metrics": exposed(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is refused by name, what salts the keys, and what Prometheus is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.cache_core.adapters.conftest import Scenario
+
+
+@pytest.fixture(scope="module")
+def found(scenario: Scenario) -> dict[str, Any]:
+    outcome: dict[str, Any] = scenario("identity")
+    return outcome
+
+
+def test_full_attention_is_taken(found: dict[str, Any]) -> None:
+    assert found["full"] == "taken"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("hybrid", "hybrid models are not supported"),
+        ("window", "SlidingWindowSpec is not supported"),
+        ("mla", "MLAAttentionSpec is not supported"),
+        ("mamba", "MambaSpec is not supported"),
+        ("context", "decode_context_parallel_size > 1 is not supported"),
+    ],
+)
+def test_the_rest_is_refused_by_name(found: dict[str, Any], what: str, words: str) -> None:
+    assert words in found[what]
+
+
+def test_tenants_adapters_and_formats_have_keys_of_their_own(found: dict[str, Any]) -> None:
+    keys, again, other = found["keys"][:5], found["keys"][5:10], found["keys"][10]
+    assert keys == again
+    assert len({*keys, other}) == 6
+
+
+def test_counters_are_exposed(found: dict[str, Any]) -> None:
+    lines = found["metrics"].splitlines()
+    assert 'lmcache:hit_tokens_total{engine="0",tier="cpu"} 100.0' in lines
+    assert 'lmcache:read_bytes_total{engine="0",tier="disk"} 5.0' in lines
+    assert 'lmcache:prefill_seconds_saved_total{engine="0"} 1.5' in lines
