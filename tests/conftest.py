@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -11,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Snapshots of what a terminal shows must not depend on whose terminal runs them.
 for name in ("FORCE_COLOR", "PY_COLORS", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# Started in the background of a script, a process ignores Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes slow examples, not wrong ones.
 settings.register_profile(

@@ -190,7 +190,10 @@ def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Pa
         assert process.poll() is None, "it ended before it could be interrupted"
     time.sleep(1)
     process.send_signal(stop)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     [path] = (tmp_path / "runs").glob("*.parquet")
     samples, meta = read_run(path)

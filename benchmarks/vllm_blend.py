@@ -1,0 +1,121 @@
+"""TTFT of blend in vLLM: a RAG prompt whose passages are all known, in a new order.
+
+Runs vLLM in this process, one request at a time, full prefill and each ratio in turns:
+
+    python benchmarks/vllm_blend.py --model FOLDER [--passages 4] [--passage-tokens 480]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6)
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--passages", type=int, default=4)
+    parser.add_argument("--passage-tokens", type=int, default=480)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+
+    length = args.passages * args.passage_tokens + 80
+    llm = LLM(
+        model=args.model,
+        dtype="float32",
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_model_len=length + 40,
+        max_num_batched_tokens=max(2048, length),
+        worker_cls="cache_core.adapters.vllm.blend_worker.BlendWorker",
+        kv_transfer_config={
+            "kv_connector": "TieredKVConnector",
+            "kv_connector_module_path": "cache_core.adapters.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"blend": True, "cpu_size": "2GiB"},
+        },
+    )
+    rng = random.Random(0)
+    passages = texts(llm, args, rng)
+    order = list(range(args.passages))
+    times: dict[str, list[float]] = {"full": [], **{f"{r:g}": [] for r in RATIOS}}
+    ask(llm, *prompt(passages, order, rng), 0.15)
+    for _ in range(args.repeats):
+        rng.shuffle(order)
+        tokens, segments = prompt(passages, order, rng)
+        for name in rng.sample(list(times), len(times)):
+            # A question of its own each time, or the exact prefix would be hit.
+            fresh = [*tokens[:-60], *(rng.randrange(100, 2000) for _ in range(60))]
+            fresh[1:9] = [rng.randrange(100, 2000) for _ in range(8)]
+            ratio = None if name == "full" else float(name)
+            times[name].append(ask(llm, fresh, segments, ratio))
+    table = Table("computed anew", "TTFT p50 ms (least-most)", "speed-up")
+    base = median(times["full"])
+    for name, found in times.items():
+        text = f"{1e3 * median(found):.0f} ({1e3 * min(found):.0f}-{1e3 * max(found):.0f})"
+        table.add_row(name, text, f"{base / median(found):.2f}x")
+    Console().print(table)
+
+
+def texts(llm: Any, args: argparse.Namespace, rng: random.Random) -> list[list[int]]:
+    size = llm.llm_engine.model_config.get_vocab_size()
+    return [
+        [rng.randrange(100, min(size, 30_000)) for _ in range(args.passage_tokens)]
+        for _ in range(args.passages)
+    ]
+
+
+def prompt(
+    passages: list[list[int]], order: list[int], rng: random.Random
+) -> tuple[list[int], list[list[int]]]:
+    """BOS, a head of 8 tokens, the passages, a question of 60."""
+    tokens = [1, *(rng.randrange(100, 2000) for _ in range(8))]
+    segments = []
+    for number in order:
+        segments.append([len(tokens), len(tokens) + len(passages[number])])
+        tokens += passages[number]
+    return tokens + [rng.randrange(100, 2000) for _ in range(60)], segments
+
+
+def ask(llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | None) -> float:
+    from vllm import SamplingParams
+
+    ours: dict[str, Any] = {"segments": segments, "ratio": 1 if ratio is None else ratio}
+    wanted = SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        ignore_eos=True,
+        extra_args={"kv_transfer_params": {"lmcache": ours}},
+    )
+    began = time.perf_counter()
+    llm.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
+    spent = time.perf_counter() - began
+    core = llm.llm_engine.engine_core.engine_core
+    while core.scheduler.has_requests():
+        llm.llm_engine.step()
+    return spent
+
+
+if __name__ == "__main__":
+    main()
