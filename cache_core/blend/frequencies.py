@@ -92,4 +92,5 @@ def _yarn(
     low, high = max(low, 0), min(high, dim - 1)
     ramp = (np.arange(dim // 2) - low) / max(high - low, 1e-3)
     interpolated = np.clip(ramp, 0.0, 1.0)
-    return plain * (1 - interpolated) + plain / factor * interpolated
+    mixed: Frequencies = plain * (1 - interpolated) + plain / factor * interpolated
+    return mixed

@@ -62,8 +62,11 @@ class Selection(Protocol):
         are that layer's computed and reused KV of the rows."""
 
 
-class SeesQueries(Protocol):
-    """A selection that also wants each layer's queries."""
+class Looking(Selection, Protocol):
+    """What a selection may have besides."""
+
+    def narrows(self, layer: int) -> bool:
+        """Whether it wants to see that layer; without this method it sees all."""
 
     def see(self, layer: int, queries: Tensor, keys: Tensor) -> None:
         """Called before ``narrow``: ``queries`` ``[heads, questions, head_dim]`` after RoPE,
@@ -84,6 +87,9 @@ class Fixed:
     def begin(self, prompt: Reused) -> Tensor:
         return self._choose(prompt)
 
+    def narrows(self, layer: int) -> bool:
+        return False
+
     def narrow(self, layer: int, rows: Tensor, new: KV, old: KV) -> Tensor:
         return torch.ones(len(rows), dtype=torch.bool)
 
@@ -101,11 +107,14 @@ class Ranked:
         self._candidates = len(candidates)
         return candidates
 
+    def narrows(self, layer: int) -> bool:
+        return 0 <= layer - self._check < self._steps
+
     def narrow(self, layer: int, rows: Tensor, new: KV, old: KV) -> Tensor:
         keep = torch.ones(len(rows), dtype=torch.bool)
-        step = layer - self._check
-        if not 0 <= step < self._steps:
+        if not self.narrows(layer):
             return keep
+        step = layer - self._check
         # From twice the ratio down, so that few rows live on that the next layer would drop.
         wide = 1 + (self._steps - 1 - step) / self._steps
         count = min(len(rows), budget(min(1.0, self._ratio * wide), self._candidates))
@@ -135,8 +144,6 @@ class Asked(Ranked):
         self._attention = torch.empty(0)
 
     def see(self, layer: int, queries: Tensor, keys: Tensor) -> None:
-        if not 0 <= layer - self._check < self._steps:
-            return
         heads, asked, dim = queries.shape
         grouped = queries.reshape(keys.shape[0], -1, dim).float()
         scores = grouped @ keys.float().transpose(1, 2) / dim**0.5
