@@ -110,16 +110,33 @@ class TieredCache:
         them would take longer. A tier that other processes fill too is asked for the chunks behind
         the hit: one round trip.
         """
-        deadline = self._clock() + wait_s
-        with self._settled:
-            while wait_s > 0 and self._ledger.pending(keys):
-                left = deadline - self._clock()
-                if left <= 0 or not self._settled.wait(left):
-                    break
+        self._wait(keys, wait_s)
+        with self._lock:
             hit = self._ledger.pin(self._ledger.lookup(keys))
         if self._shared is None or len(hit) == len(keys):
             return hit
         return self._extend(hit, keys, self._shared)
+
+    def acquire_any(self, keys: Sequence[bytes], wait_s: float = 0.0) -> tuple[Hit, list[int]]:
+        """As :meth:`acquire`, without the prefix: pins those of the keys that are held, wherever
+        they stand among the others. Returns them, in order, with their indices in ``keys``."""
+        missing = self._wait(keys, wait_s)
+        if self._shared is not None and missing:
+            found = self.tiers[self._shared].contains(missing)
+            with self._lock:
+                if not self._closed:
+                    new = [key for key, ok in zip(missing, found, strict=True) if ok]
+                    self._adopt(new, self._shared)
+        with self._lock:
+            hit = self._ledger.pin(self._ledger.held(keys))
+        standing = set(hit.keys)
+        return hit, [row for row, key in enumerate(keys) if key in standing]
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """One request used these chunks; moves none. For KV that was changed after its load, which
+        must not be stored again under the same keys."""
+        with self._lock:
+            self._ledger.touch(keys)
 
     def release(self, hit: Hit) -> None:
         """Ends the protection of an acquired hit that will not be loaded."""
@@ -235,13 +252,27 @@ class TieredCache:
             new = [key for key, ok in held if ok]
             if not new or self._closed:
                 return hit
-            plan = ledger.adopt(new, shared)
-            self._count_evictions()
-            if plan.moves:
-                self._submit(plan, None)
+            self._adopt(new, shared)
             whole = ledger.pin(ledger.lookup(keys))
             ledger.unpin(hit)
             return whole
+
+    def _wait(self, keys: Sequence[bytes], wait_s: float) -> list[bytes]:
+        """Waits for those of the keys that are being stored; returns those that aren't held."""
+        deadline = self._clock() + wait_s
+        with self._settled:
+            while wait_s > 0 and self._ledger.pending(keys):
+                left = deadline - self._clock()
+                if left <= 0 or not self._settled.wait(left):
+                    break
+            return [key for key in keys if key not in self._ledger]
+
+    def _adopt(self, keys: Sequence[bytes], shared: int) -> None:
+        """The shared tier was found to hold these; the caller holds the lock."""
+        plan = self._ledger.adopt(keys, shared)
+        self._count_evictions()
+        if plan.moves:
+            self._submit(plan, None)
 
     def _count_evictions(self) -> None:
         now = list(self._ledger.evictions)

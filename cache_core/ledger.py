@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cache_core.admission import Admission
+from cache_core.invariants import broken_invariant
 from cache_core.plan import ENGINE, NOWHERE, PLACEMENTS, Hit, Move, Placement, Plan
 from cache_core.policy import LRU, PolicyMaker
 from cache_core.use import Use, Uses
@@ -101,6 +102,11 @@ class Ledger:
             tiers.append(fastest[mask])
         return Hit(tuple(keys[: len(tiers)]), tuple(tiers))
 
+    def held(self, keys: Sequence[bytes]) -> Hit:
+        """Those of the keys that any tier can serve, in their order. Changes nothing."""
+        found = [key for key in keys if key in self._held]
+        return Hit(tuple(found), tuple(self._fastest[self._held[key]] for key in found))
+
     def restore(self, tier: int, keys: Iterable[bytes]) -> list[bytes]:
         """``tier`` holds these chunks from an earlier process, least recently used first. Returns
         those that it must discard: the oldest beyond its capacity, what another tier of an
@@ -170,6 +176,19 @@ class Ledger:
         self._forget_uses(move.key for move in plan.moves if move.target == NOWHERE)
         return plan
 
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """One request used these chunks, and the engine has no KV that could be stored for them:
+        orders them where they are. Keys that no tier has are ignored."""
+        index: dict[bytes, int] = {}
+        for place, key in enumerate(keys):
+            if key in self._held or key in self._pending:
+                index.setdefault(key, place)
+        self._uses.record(index)
+        for policy in self._policies:
+            for key in reversed(index):
+                if key in policy:
+                    policy.touch(key, self._uses[key])
+
     def adopt(self, keys: Sequence[bytes], tier: int) -> Plan:
         """``tier``, which others fill too, was found to hold these chunks (in prompt order): they
         can be served from now on. Makes room for them; returns what leaves for it. In an exclusive
@@ -232,34 +251,19 @@ class Ledger:
 
     def check(self) -> None:
         """Proves the invariants; raises :class:`LedgerError` naming the broken one."""
-        for tier, policy in enumerate(self._policies):
-            bit = 1 << tier
-            owned = {k for k, m in self._held.items() if m & bit}
-            coming = {k for k, m in self._pending.items() if m & bit}
-            ordered = set(policy)
-            if len(ordered) != len(policy):
-                raise LedgerError(f"tier {tier}: the policy lists a key twice")
-            if ordered != owned | coming:
-                raise LedgerError(
-                    f"tier {tier}: {len(ordered)} keys ordered, {len(owned | coming)} owned"
-                )
-            if owned & coming:
-                raise LedgerError(f"tier {tier}: a key is both held and being written")
-            capacity = self.capacities[tier]
-            if capacity is not None and len(ordered) > capacity:
-                raise LedgerError(f"tier {tier}: {len(ordered)} chunks over capacity {capacity}")
-        for key, count in self._pins.items():
-            if count < 1:
-                raise LedgerError(f"pin count {count} of {key.hex()[:12]}")
-        if self.placement == "write_on_eviction":
-            for key in self._held.keys() | self._pending.keys():
-                mask = self._held.get(key, 0) | self._pending.get(key, 0)
-                if mask.bit_count() != 1 or self._held.get(key, 0) & self._pending.get(key, 0):
-                    raise LedgerError(f"exclusive chunk {key.hex()[:12]} is in several tiers")
-        if self._uses.keys() != self._held.keys() | self._pending.keys():
-            raise LedgerError("uses are kept of other chunks than the held and pending ones")
-        if 0 in self._held.values() or 0 in self._pending.values():
-            raise LedgerError("a key with an empty tier mask is kept")
+        broken = broken_invariant(
+            self._policies,
+            self.capacities,
+            self._held,
+            self._pending,
+            exclusive=self.placement == "write_on_eviction",
+        )
+        if broken is None and any(count < 1 for count in self._pins.values()):
+            broken = "a chunk is pinned less than once"
+        if broken is None and self._uses.keys() != self._held.keys() | self._pending.keys():
+            broken = "uses are kept of other chunks than the held and pending ones"
+        if broken is not None:
+            raise LedgerError(broken)
 
     def _spared(self, key: bytes) -> bool:
         return key in self._pins or key in self._pending

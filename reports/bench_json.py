@@ -77,6 +77,23 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "identical_outputs": cell.outputs.identical,
         "outputs_compared": cell.outputs.compared,
         "outputs_different": cell.outputs.different,
+        "blend": _blend_json(cell),
+    }
+
+
+def _blend_json(cell: CellSummary) -> dict[str, Any]:
+    meta, quality = cell.meta.get("blend"), cell.quality
+    names = ("ratio", "selection", "check_layer", "narrow_layers", "encoding")
+    return {
+        **{name: meta[name] if meta else None for name in names},
+        "blended_tokens": cell.blended_tokens if meta else None,
+        "selected_tokens": cell.selected_tokens if meta else None,
+        "token_layer_share": cell.token_layer_share,
+        "own_ms": _milliseconds(cell.blend),
+        "kl": quality.kl,
+        "kl_interval": {"low": quality.kl_low, "high": quality.kl_high},
+        "agreement": quality.agreement,
+        "positions_compared": quality.positions,
     }
 
 

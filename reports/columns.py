@@ -64,6 +64,13 @@ def describe(cells: Cells) -> tuple[list[str], list[Column]]:
 
     add("engine", (c.meta["engine"] for c in cells), everywhere, "{}")
     add("model", (c.meta["model"] for c in cells), everywhere, "{}")
+    blended = [bool(c.meta.get("blend")) for c in cells]
+    for name, fact in (
+        ("ratio", "blend ratio {}"),
+        ("selection", "{}"),
+        ("layer", "check layer {}"),
+    ):
+        add(name, (_blend(c, name) for c in cells), blended, fact)
     contexts = (str(c.meta.get("context_tokens", NONE)) for c in cells)
     add("context", contexts, everywhere, "contexts of {} tokens", "tokens")
     columns.append(Column("reuse", "", tuple(Text(c.meta["reuse"]) for c in cells), left=True))
@@ -81,7 +88,7 @@ def measured(cells: Cells) -> list[list[Column]]:
     """What was measured, most important first. The columns of a group belong side by side; those
     that no cell has a value for are left out."""
     groups = [_trouble(cells), _ttft(cells), _speedup(cells), _hits(cells), _rates(cells)]
-    groups.append(_moved(cells))
+    groups += [_quality(cells), _moved(cells)]
     kept = [[column for column in group if not column.empty] for group in groups]
     return [group for group in kept if group]
 
@@ -96,6 +103,14 @@ def _size(cell: CellSummary, tier: str) -> str:
 def _chunk(cell: CellSummary) -> str:
     tokens = cell.meta["chunk_tokens"]
     return NONE if tokens is None or cell.meta["reuse"] == "off" else str(tokens)
+
+
+def _blend(cell: CellSummary, name: str) -> str:
+    meta = cell.meta.get("blend")
+    if meta is None:
+        return NONE
+    values = {"ratio": f"{meta['ratio']:g}", "selection": meta["selection"]}
+    return values.get(name) or str(meta["check_layer"])
 
 
 def _trouble(cells: Cells) -> list[Column]:
@@ -158,6 +173,28 @@ def _hits(cells: Cells) -> list[Column]:
             for tier in serving
         ]
     return columns
+
+
+def _quality(cells: Cells) -> list[Column]:
+    """What blend computed, and how far its answers are from a full prefill's."""
+
+    def interval(cell: CellSummary) -> Text:
+        low, high = cell.quality.kl_low, cell.quality.kl_high
+        if low is None or high is None:
+            return Text(NONE)
+        return Text(f"{number_text(low, 4)}{EN_DASH}{number_text(high, 4)}")
+
+    def percent(value: float | None) -> Text:
+        return Text(number_text(None if value is None else value * 100, 1))
+
+    tokens = [c.recomputed_tokens / c.n if c.blend.n and c.n else None for c in cells]
+    return [
+        Column("computed", "tokens", tuple(Text(number_text(t, 0)) for t in tokens)),
+        Column("layers", "run %", tuple(percent(c.token_layer_share) for c in cells)),
+        Column("KL", "nats", tuple(Text(number_text(c.quality.kl, 4)) for c in cells)),
+        Column("95 %", "interval", tuple(map(interval, cells))),
+        Column("agree", "top-1 %", tuple(percent(c.quality.agreement) for c in cells)),
+    ]
 
 
 def _rates(cells: Cells) -> list[Column]:

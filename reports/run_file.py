@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.sample import Sample
+from reports.sample import BLEND_FIELDS, Sample
 
 SCHEMA = "lmcache.run/1"
 META_KEY = b"lmcache"
@@ -119,8 +119,16 @@ def _columns(pyarrow: Any) -> Any:
         "prefill_s": number,
         "output_ids": pyarrow.list_(pyarrow.int32()),
         "error": text,
+        "blended_tokens": integer,
+        "selected_tokens": integer,
+        "token_layer_share": number,
+        "blend_s": number,
+        "kl": number,
+        "kl_positions": integer,
+        "agreement": number,
     }
     optional = {"hit_device", "hit_cpu", "hit_disk", "hit_remote", "expected_hit_tokens", "error"}
+    optional |= set(BLEND_FIELDS)
     return pyarrow.schema(
         [pyarrow.field(name, kind, nullable=name in optional) for name, kind in kinds.items()]
     )

@@ -20,6 +20,11 @@ class Sample:
     served; a tier that the cell does not have is absent. ``error`` is None if the request
     succeeded; if it failed, ``finished_s`` is when it failed and ``first_token_s`` means nothing.
 
+    The last seven are blend's, else None: tokens reused by content (those reused exactly are in
+    ``hit_tokens`` only), how many of them were recomputed, the share of the prompt's token-layers
+    that was run, seconds spent matching, rotating and selecting; and against a full prefill the
+    mean KL divergence in nats, and top-1 agreement, over ``kl_positions`` of the answer.
+
     Raises ``ValueError`` for an unknown tier or a time that is not finite.
     """
 
@@ -44,6 +49,13 @@ class Sample:
     prefill_s: float = 0.0
     output_ids: tuple[int, ...] = ()
     error: str | None = None
+    blended_tokens: int | None = None
+    selected_tokens: int | None = None
+    token_layer_share: float | None = None
+    blend_s: float | None = None
+    kl: float | None = None
+    kl_positions: int | None = None
+    agreement: float | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.hit_tokens) - set(TIERS))
@@ -97,7 +109,8 @@ class Sample:
 
         Raises ``KeyError`` for a missing key and ``ValueError`` for a value that no sample has.
         """
-        values = {name: row[name] for name in FIELDS if name != "hit_tokens"}
+        values = {name: row[name] for name in FIELDS if name not in ("hit_tokens", *BLEND_FIELDS)}
+        values |= {name: row.get(name) for name in BLEND_FIELDS}  # older runs lack them
         values["token_s"] = tuple(values["token_s"])
         values["output_ids"] = tuple(values["output_ids"])
         hits = {tier: row[f"hit_{tier}"] for tier in TIERS}
@@ -106,3 +119,4 @@ class Sample:
 
 
 FIELDS = tuple(f.name for f in fields(Sample))
+BLEND_FIELDS = FIELDS[FIELDS.index("blended_tokens") :]

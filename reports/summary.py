@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from reports.paired import Outputs, Speedup, compare_outputs, pair_samples, ttft_speedup
+from reports.quality import QualitySummary, quality_of
 from reports.sample import TIERS, Sample
 from reports.spread import Spread
 
@@ -24,6 +25,17 @@ class TierWork(TypedDict):
     evicted_chunks: int
     failed_chunks: int
     troubles: Mapping[str, int]
+
+
+class BlendMeta(TypedDict):
+    """How a cell of reuse ``blend`` recomputes: the share of reused tokens, which of them, seen at
+    which layer, narrowed over how many, and behind what chunks were encoded."""
+
+    ratio: float
+    selection: str
+    check_layer: int
+    narrow_layers: int
+    encoding: str
 
 
 class CellMeta(TypedDict):
@@ -42,7 +54,9 @@ class CellMeta(TypedDict):
     placement: NotRequired[str]
     admission: NotRequired[str]
     state: NotRequired[str]
-    """``cold``, or ``lasting``: with what earlier runs left in it."""
+    """``cold``, ``warm``: after requests that had the same parts, or ``lasting``: with what earlier
+    runs left in it."""
+    blend: NotRequired[BlendMeta]
     tier_work: NotRequired[Mapping[str, TierWork]]
     busy_s: NotRequired[float]
 
@@ -91,6 +105,11 @@ class CellSummary:
     load_bytes_per_s: float | None
     speedup: Speedup
     outputs: Outputs
+    blended_tokens: int
+    selected_tokens: int
+    token_layer_share: float | None
+    blend: Spread
+    quality: QualitySummary
 
     def tier_rate(self, tier: str) -> float | None:
         """The share of prompt tokens that this tier served."""
@@ -136,7 +155,7 @@ def summarise(
         output_tokens=sum(s.output_tokens for s in done),
         hit_tokens=hit_tokens,
         hit_rate=hits / prompt_tokens if prompt_tokens else None,
-        recomputed_tokens=prompt_tokens - hits,
+        recomputed_tokens=prompt_tokens - hits + sum(s.selected_tokens or 0 for s in done),
         expected_hit_tokens=sum(expected) if all_expect else None,
         unexpected_hits=sum(s.hits != s.expected_hit_tokens for s in done) if all_expect else None,
         bytes_loaded=bytes_loaded,
@@ -144,7 +163,19 @@ def summarise(
         load_bytes_per_s=bytes_loaded / load_s if load_s > 0 else None,
         speedup=ttft_speedup(pairs),
         outputs=compare_outputs(pairs),
+        blended_tokens=sum(s.blended_tokens or 0 for s in done),
+        selected_tokens=sum(s.selected_tokens or 0 for s in done),
+        token_layer_share=_token_layer_share(done),
+        blend=Spread.of([s.blend_s for s in done if s.blend_s is not None]),
+        quality=quality_of(done),
     )
+
+
+def _token_layer_share(samples: Sequence[Sample]) -> float | None:
+    run = [(s.token_layer_share, s.prompt_tokens) for s in samples]
+    known = [(share, tokens) for share, tokens in run if share is not None]
+    total = sum(tokens for _, tokens in known)
+    return sum(share * tokens for share, tokens in known) / total if total else None
 
 
 def _throughput(samples: Sequence[Sample], busy_s: float | None) -> Throughput:

@@ -22,6 +22,9 @@ LEGEND = {
     "unsent": "Unsent: how long due requests waited in the client; a busy client voids a run.",
     "unexpected": "Unexpected hits: requests that hit more or less than they should have.",
     "speed-up": "Speed-up: TTFT p50 with reuse off over this row's, on the same requests.",
+    "computed": "Computed: prompt tokens per request that were computed to the top layer;"
+    " layers: share of token-layers.",
+    "KL": "KL: from a full prefill's next-token distributions to this row's, over its answer.",
     "hit": "Hit %: share of the prompt tokens that the cache served.",
 }
 """What a column means, by the first word of its name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class Scenario:
 
     workload: str
     settings: Settings
+    warm: bool = False
+    """Caches have seen all that the requests share, in other requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,16 @@ class Cell:
             meta["placement"] = self.spec.placement
             meta["admission"] = self.spec.admission
             meta["state"] = "lasting" if self.spec.lasting else "cold"
+            if scenario.warm:
+                meta["state"] = "warm"
+        if self.spec.mode == "blend":
+            meta["blend"] = {
+                "ratio": self.spec.ratio,
+                "selection": self.spec.selection,
+                "check_layer": self.spec.check_layer,
+                "narrow_layers": self.spec.narrow_layers,
+                "encoding": self.spec.encoding,
+            }
         return meta
 
 
@@ -70,6 +82,8 @@ class Sweep:
     admission: str = "none"
     bytes_per_day: int = 0
     lasting: bool = False
+    blend: Sequence[CacheSpec] = ()
+    """For mode ``blend``: specs whose ratio, selection and so on are to be crossed."""
 
     def specs(self) -> list[tuple[str, CacheSpec]]:
         """Every (reuse mode, cache), the mode without a cache first. Raises ``UserError`` if a
@@ -92,8 +106,26 @@ class Sweep:
                         f"--reuse {mode} needs a tier; give --cpu-size, --device-size or"
                         " --disk-size above 0, or --remote"
                     )
-                specs += [(mode, self._spec(chunk, tiers)) for chunk in self.chunk_tokens]
+                for spec in (self._spec(chunk, tiers) for chunk in self.chunk_tokens):
+                    specs += [(mode, each) for each in self._variants(mode, spec)]
         return specs
+
+    def _variants(self, mode: str, spec: CacheSpec) -> list[CacheSpec]:
+        if mode != "blend":
+            return [spec]
+        return [
+            replace(
+                spec,
+                mode=mode,
+                ratio=like.ratio,
+                selection=like.selection,
+                check_layer=like.check_layer,
+                narrow_layers=like.narrow_layers,
+                encoding=like.encoding,
+                folder=spec.folder and spec.folder.with_name(f"{spec.folder.name}_blend-{number}"),
+            )
+            for number, like in enumerate(self.blend)
+        ]
 
     def _foreign(self, mode: str, tiers: Mapping[str, int]) -> CacheSpec:
         return CacheSpec(self.chunk_tokens[0], tiers, salt=self.salt, mode=mode)

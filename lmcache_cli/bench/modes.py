@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lmcache_cli.bench.plan import BenchOptions
 
 ENGINES = {
-    "transformers": ("off", "prefix"),
+    "transformers": ("off", "prefix", "blend"),
     "vllm": ("off", "vllm", "prefix", "offload", "lmcache"),
     "openai": ("server",),
     "simulated": ("off", "prefix"),

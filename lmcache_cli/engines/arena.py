@@ -7,6 +7,7 @@ reads a view.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -96,6 +97,16 @@ class Arena:
         size = layout.chunk_tokens
         tokens: NDArray[np.int64] = np.arange(first * size, (first + count) * size, dtype=np.int64)
         return PagedPlace(self._paged, tokens.reshape(count, size), layout, threads)
+
+    def spans(self, layout: KVLayout, spans: Sequence[tuple[int, int]], threads: int) -> Place:
+        """Where chunks at any tokens (start, stop) lie, on a CPU. What a span is shorter than a
+        chunk is left out of it, and is undefined where the chunk is kept."""
+        if self._paged is None:
+            raise RuntimeError("chunks at any offset are for memory that the CPU addresses")
+        slots = np.full((len(spans), layout.chunk_tokens), -1, dtype=np.int64)
+        for row, (start, stop) in zip(slots, spans, strict=True):
+            row[: stop - start] = np.arange(start, stop)
+        return PagedPlace(self._paged, slots, layout, threads)
 
     def _describe(self) -> _native.Paged:
         item = self.tensor.element_size()

@@ -37,6 +37,12 @@ class CacheSpec:
     bytes_per_day: int = 0
     lasting: bool = False
     mode: str = "prefix"
+    ratio: float = 0.15
+    """Of mode blend, as the rest: the share of reused tokens that are recomputed."""
+    selection: str = "hkvd"
+    check_layer: int = 1
+    narrow_layers: int = 1
+    encoding: str = "auto"
 
     @property
     def reuse(self) -> bool:

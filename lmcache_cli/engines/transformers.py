@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_core.cache import Loaded, TierCounters, TieredCache
-from cache_core.keys import ChunkHasher, Namespace
+from cache_core.cache import TieredCache
+from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from lmcache_cli.engines.arena import Arena
-from lmcache_cli.engines.caches import open_cache, tier_troubles
+from lmcache_cli.engines.blend.quality import References
+from lmcache_cli.engines.blend.runner import LayerRunner
+from lmcache_cli.engines.caches import open_cache
 from lmcache_cli.engines.capacity import chunks_per_tier
-from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.models import LoadedModel, load_model
-from lmcache_cli.engines.schedule import first_come_first_served
+from lmcache_cli.engines.transformers_session import TransformersSession
 from lmcache_cli.errors import UserError
-from reports.sample import Sample
-from workloads.request import Request
 
-_NOTHING = Loaded(0, {}, 0, 0.0)
 _ARENAS = 2  # one serves while the other's KV is still being stored
-_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
 class TransformersEngine:
@@ -44,6 +41,8 @@ class TransformersEngine:
         self.encode = self.loaded.encode
         self.threads = threads or min(4, torch.get_num_threads())
         self._arenas: list[Arena] = []
+        self._layers: LayerRunner | None = None
+        self._references: References | None = None
 
     def layout(self, chunk_tokens: int) -> KVLayout:
         """The KV layout of this model for a chunk length."""
@@ -82,10 +81,26 @@ class TransformersEngine:
                 f" context of {self.max_context}; lower --context-tokens or use another --model"
             )
         self._reserve(max_tokens)
+        if spec.mode == "blend":
+            self.layers()  # refuses a model before memory is taken for its tiers
         cache = None
         if spec.reuse:
             cache = open_cache(spec, self.namespace(spec), self.loaded.device)
+        if spec.mode == "blend" and cache is not None:
+            return _blend_session(self, spec, cache)
         return TransformersSession(self, spec, cache)
+
+    def layers(self) -> LayerRunner:
+        """The model by layers. Raises ``UserError`` for one that blend does not know."""
+        if self._layers is None:
+            self._layers = LayerRunner(self.loaded)
+        return self._layers
+
+    def references(self) -> References:
+        """Answers of full prefills, which cells share."""
+        if self._references is None:
+            self._references = References(self, self.layers())
+        return self._references
 
     def session_bytes(self) -> int:
         return 0
@@ -147,112 +162,13 @@ class TransformersEngine:
         self._next_arena = cycle(self._arenas)
 
 
-class TransformersSession:
-    """One cell over the engine."""
+def _blend_session(
+    engine: TransformersEngine, spec: CacheSpec, cache: TieredCache
+) -> TransformersSession:
+    from lmcache_cli.engines.blend.session import BlendSession
 
-    def __init__(
-        self, engine: TransformersEngine, spec: CacheSpec, cache: TieredCache | None
-    ) -> None:
-        self.engine = engine
-        self.spec = spec
-        self.cache = cache
-        self.keep_logits = False
-        """Set to have each request's first logits in :attr:`logits`: ``verify`` compares them."""
-        self.logits = torch.empty(0)
-        self._hasher = ChunkHasher(engine.namespace(spec))
-
-    def ready(self) -> None:
-        """It is, from the start."""
-
-    def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
-        return first_come_first_served(requests, load, self._serve, self.engine.now, time.sleep)
-
-    def settle(self) -> None:
-        if self.cache is not None:
-            self.cache.flush()
-
-    def held_chunks(self) -> int:
-        return len(self.cache) if self.cache is not None else 0
-
-    def capacities(self) -> Mapping[str, int | None]:
-        tiers = self.cache.tiers if self.cache is not None else ()
-        return {tier.name: tier.capacity for tier in tiers}
-
-    def clear(self) -> None:
-        if self.cache is not None:
-            self.cache.clear()
-            self.cache.reset_counters()
-
-    def counters(self) -> Mapping[str, TierCounters]:
-        return dict(self.cache.counters) if self.cache is not None else {}
-
-    def chunk_bytes(self) -> int:
-        return self.engine.layout(self.spec.chunk_tokens).chunk_bytes
-
-    def troubles(self) -> Mapping[str, Mapping[str, int]]:
-        return tier_troubles(self.cache.tiers) if self.cache is not None else {}
-
-    def close(self) -> None:
-        if self.cache is not None:
-            self.cache.close()
-
-    def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
-        engine, now = self.engine, self.engine.now
-        ids = request.token_ids
-        arena = engine.arena()
-        began = now()
-        keys: list[bytes] = []
-        loaded = _NOTHING
-        size = self.spec.chunk_tokens
-        if self.cache is not None:
-            keys = self._hasher.keys(ids).prefix
-            # The last token's logits must be computed, so a hit leaves at least one token.
-            hit = self.cache.acquire(keys[: (len(ids) - 1) // size], _WAIT_S)
-            found = now()
-            if hit.keys:
-                place = arena.chunks(self.cache.layout, 0, len(hit), engine.threads)
-                loaded = self.cache.load(hit, place)
-        else:
-            found = now()
-        ready = now()
-        past = loaded.chunks * size
-        logits = engine.forward(arena, ids[past:], past)
-        token = int(logits.argmax())
-        times = [now()]
-        if self.keep_logits:
-            self.logits = logits.float()
-        output = [token]
-        while len(output) < request.max_tokens:
-            step = np.array([token], dtype=np.int32)
-            token = int(engine.forward(arena, step, len(ids) + len(output) - 1).argmax())
-            times.append(now())
-            output.append(token)
-        stored = 0
-        if self.cache is not None and keys:
-            # One thread: a store overlaps the next prefill, and more of them cost that 4 %.
-            place = arena.chunks(self.cache.layout, 0, len(keys), 1)
-            arena.pending = self.cache.store(keys, place)
-            stored = (len(keys) - loaded.chunks) * self.cache.layout.chunk_bytes
-        return Sample(
-            cell=-1,
-            repeat=0,
-            request_id=request.id,
-            session=request.session,
-            workload="",
-            prompt_tokens=len(ids),
-            output_tokens=len(output),
-            scheduled_s=scheduled_s,
-            sent_s=sent_s,
-            first_token_s=times[0],
-            finished_s=times[-1],
-            token_s=tuple(times),
-            hit_tokens={name: count * size for name, count in loaded.by_tier.items()},
-            expected_hit_tokens=None,
-            bytes_loaded=loaded.bytes,
-            bytes_stored=stored,
-            load_s=loaded.seconds,
-            lookup_s=found - began,
-            prefill_s=times[0] - ready,
-            output_ids=tuple(output),
-            error=None,
-        )
+    try:
+        return BlendSession(engine, spec, cache)
+    except BaseException:
+        cache.close()
+        raise

@@ -1,0 +1,76 @@
+"""Moving K to another position: rotary embeddings add up, so K needs no recomputation.
+
+A K row at position p is ``R(p) k``; ``R(new - old) R(old) k`` is what it would be at ``new``. torch
+is imported with this file only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+Style = Literal["neox", "gptj"]
+
+
+class Rope:
+    """Rotates K, after RoPE, by differences of positions.
+
+    ``inv_freq`` are radians per position, one for each pair (see
+    :func:`cache_core.blend.frequencies.frequencies`, or the model's own). ``style`` says which
+    items pair up: ``neox`` item i with i + dim/2, ``gptj`` item 2i with 2i + 1. ``offset`` is where
+    the rotated part of a head begins: behind MLA's latent, or 0 for a partial rotary head.
+    Angles are computed in float64.
+    """
+
+    def __init__(self, inv_freq: ArrayLike, style: Style = "neox", offset: int = 0) -> None:
+        if style not in ("neox", "gptj"):
+            raise ValueError(f"RoPE style {style!r} is not known; it is 'neox' or 'gptj'")
+        self.inv_freq = torch.from_numpy(np.array(inv_freq, dtype=np.float64))
+        self.style = style
+        self.offset = offset
+        self.dim = 2 * len(self.inv_freq)
+
+    def rotate(
+        self, k: torch.Tensor, delta: int | torch.Tensor, *, in_place: bool = False
+    ) -> torch.Tensor:
+        """``k`` ``[..., tokens, head_dim]`` moved by ``delta``, one for all or int64 ``[tokens]``.
+
+        Computed in float32, or in float64 for K in float64. A token moved by 0 keeps its bits.
+        Raises ``ValueError`` if the window exceeds the head.
+        """
+        if self.offset + self.dim > k.shape[-1]:
+            raise ValueError(
+                f"RoPE turns items {self.offset} to {self.offset + self.dim}"
+                f" of a head that has {k.shape[-1]}"
+            )
+        out = k if in_place else k.clone()
+        if isinstance(delta, int):
+            if delta:
+                self._turn(out, torch.tensor([delta], device=k.device))
+            return out
+        moved = delta != 0
+        if bool(moved.all()):
+            self._turn(out, delta)
+        elif bool(moved.any()):
+            rows = torch.nonzero(moved)[:, 0]
+            some = out.index_select(-2, rows)
+            self._turn(some, delta[rows])
+            out.index_copy_(out.dim() - 2, rows, some)
+        return out
+
+    def _turn(self, k: torch.Tensor, delta: torch.Tensor) -> None:
+        wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+        angles = delta.to(torch.float64)[:, None] * self.inv_freq.to(delta.device)
+        cos, sin = angles.cos().to(wide), angles.sin().to(wide)
+        window = k[..., self.offset : self.offset + self.dim]
+        if self.style == "neox":
+            first, second = window[..., : self.dim // 2], window[..., self.dim // 2 :]
+        else:
+            first, second = window[..., 0::2], window[..., 1::2]
+        a, b = first.to(wide), second.to(wide)
+        turned = a * cos - b * sin
+        second.copy_(torch.addcmul(b * cos, a, sin))
+        first.copy_(turned)

@@ -1,0 +1,135 @@
+"""A model of the Llama shape, run layer by layer for chosen rows of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_core.blend.frequencies import RopeError, check_shiftable
+from cache_core.blend.rope import Rope
+from lmcache_cli.engines.blend.sparse import attend_apart, attend_rows
+from lmcache_cli.engines.models import LoadedModel
+from lmcache_cli.errors import UserError
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+"""SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise elsewhere or skip RoPE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """One layer's q ``[heads, rows, d]`` and k, v ``[kv_heads, rows, d]``, q and k after RoPE."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class LayerRunner:
+    """Raises ``UserError`` for a family or a RoPE that blend does not know."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        refuse_unblendable(loaded)
+        self.inner = loaded.model.model
+        self.head = loaded.model.lm_head
+        self.layers = list(self.inner.layers)
+        self.head_dim = loaded.head_dim
+        self.scale = float(self.layers[0].self_attn.scaling)
+        self.device = loaded.device
+        self.rope = Rope(self.inner.rotary_emb.inv_freq.double().cpu().numpy())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """``[rows]`` to ``[rows, width]``."""
+        out: Tensor = self.inner.embed_tokens(ids)
+        return out
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[rows, d]`` of the model's own RoPE, its scaling of attention included."""
+        like = self.inner.norm.weight[:1]
+        cos, sin = self.inner.rotary_emb(like, position_ids=positions[None])
+        return cos[0], sin[0]
+
+    def project(self, layer: int, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> Projected:
+        """q, k and v of ``hidden`` ``[rows, width]``."""
+        attention = self.layers[layer].self_attn
+        x = self.layers[layer].input_layernorm(hidden)
+        shape = (len(x), -1, self.head_dim)
+        q, k = attention.q_proj(x).view(shape), attention.k_proj(x).view(shape)
+        v = attention.v_proj(x).view(shape)
+        if hasattr(attention, "q_norm"):
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        cos, sin = angles
+        q, k = _turned(q.transpose(0, 1), cos, sin), _turned(k.transpose(0, 1), cos, sin)
+        return Projected(q, k, v.transpose(0, 1))
+
+    def finish(self, layer: int, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """Output ``[rows, width]`` of a layer from its input and what attention gave."""
+        block = self.layers[layer]
+        hidden = hidden + block.self_attn.o_proj(mixed)
+        out: Tensor = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        return out
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor, rows: Tensor, hidden: Tensor) -> Tensor:
+        """The rest of a layer behind :meth:`project`. ``kv`` is that layer's
+        ``[2, kv_heads, tokens, d]``; ``rows`` ``[rows]`` ascend."""
+        return self.finish(layer, hidden, attend_rows(q, kv[0], kv[1], rows, self.scale))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[rows, vocabulary]`` of the last layer's output."""
+        out: Tensor = self.head(self.inner.norm(hidden))
+        return out
+
+    def behind(self, ids: Tensor, kv: Tensor, past: int) -> Tensor:
+        """Runs ``ids`` behind ``past`` rows of ``kv`` ``[layers, 2, kv_heads, capacity, d]``,
+        writes their KV there, and returns the logits of all, ``[rows, vocabulary]``."""
+        rows = torch.arange(past, past + len(ids), device=self.device)
+        hidden, angles = self.embed(ids), self.angles(rows)
+        for layer in range(len(self.layers)):
+            new = self.project(layer, hidden, angles)
+            kv[layer, 0, :, past : past + len(ids)] = new.k
+            kv[layer, 1, :, past : past + len(ids)] = new.v
+            hidden = self.attend(layer, new.q, kv[layer], rows, hidden)
+        return self.logits(hidden)
+
+    def apart(self, chunks: Tensor, kv: Tensor, lead: int) -> None:
+        """Encodes ``chunks`` ``[chunks, size]`` each alone behind the first ``lead`` rows of
+        ``kv``, and writes their KV behind those, one after the other. Each one's K is at
+        positions ``lead .. lead + size``."""
+        count, size = chunks.shape
+        at = torch.arange(lead, lead + size, device=self.device).repeat(count)
+        hidden, angles = self.embed(chunks.reshape(-1)), self.angles(at)
+        end = lead + count * size
+        for layer in range(len(self.layers)):
+            new = self.project(layer, hidden, angles)
+            kv[layer, 0, :, lead:end], kv[layer, 1, :, lead:end] = new.k, new.v
+            q = new.q.view(len(new.q), count, size, -1).transpose(0, 1)
+            k, v = kv[layer, 0, :, :end], kv[layer, 1, :, :end]
+            hidden = self.finish(layer, hidden, attend_apart(q, k, v, lead, self.scale))
+
+
+def refuse_unblendable(loaded: LoadedModel) -> None:
+    """Raises ``UserError`` for a model whose K can't be moved, or that we can't run by layer."""
+    family = str(loaded.config.model_type)
+    if family not in FAMILIES:
+        raise UserError(
+            f"model {loaded.id}: blend does not know family {family!r}; it runs"
+            f" {', '.join(FAMILIES)}. Use --reuse prefix"
+        )
+    try:
+        for parameters in _ropes(loaded.config):
+            check_shiftable(parameters)
+    except RopeError as error:
+        raise UserError(f"model {loaded.id}: {error}; use --reuse prefix") from error
+
+
+def _ropes(config: Any) -> Iterator[dict[str, Any]]:
+    yield dict(getattr(config, "rope_parameters", None) or {})
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE as the supported families compute it, to the bit: x * cos + rotate_half(x) * sin."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,190 @@
+"""One cell of ``--reuse blend`` over the transformers engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cache_core.blend.matcher import Piece
+from cache_core.blend.selection import KV, Choice, Reused, make_selection
+from cache_core.cache import TieredCache
+from lmcache_cli.engines.arena import Arena
+from lmcache_cli.engines.blend.forward import blend
+from lmcache_cli.engines.blend.prompt import BlendPrompt, Prompts, covered
+from lmcache_cli.engines.blend.quality import compared, forced_logits
+from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.transformers_session import Served, TransformersSession
+from lmcache_cli.errors import UserError
+from reports.quality import Quality
+from workloads.request import Request
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.transformers import TransformersEngine
+
+_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Pieces of a prompt that are in the arena; ``exact`` ones are never recomputed."""
+
+    exact: list[Piece]
+    moved: list[Piece]
+
+
+class BlendSession(TransformersSession):
+    """Serves requests over chunks that were encoded alone; what a request lacks is encoded and
+    stored after its answer: in :meth:`settle`, or before the next request begins."""
+
+    def __init__(self, engine: TransformersEngine, spec: CacheSpec, cache: TieredCache) -> None:
+        super().__init__(engine, spec, cache)
+        if engine.loaded.device.type != "cpu":
+            raise UserError("--reuse blend runs on --device cpu only, so far")
+        self.runner = engine.layers()
+        if not 0 <= spec.check_layer < len(self.runner.layers):
+            raise UserError(
+                f"--blend-check-layer: {spec.check_layer} is no layer of {engine.model}, which"
+                f" has {len(self.runner.layers)}, from 0 on"
+            )
+        self.tiers = cache
+        self.prompts = Prompts(engine.namespace(spec), spec.encoding, engine.bos)
+        choice = Choice(spec.ratio, spec.check_layer, spec.narrow_layers)
+        self.selection = make_selection(spec.selection, choice)
+        self._full = spec.ratio >= 1 and spec.selection != "none" or spec.selection == "full"
+        self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
+        self._last: tuple[Arena, torch.Tensor] | None = None
+
+    def settle(self) -> None:
+        self._encode()
+        super().settle()
+
+    def clear(self) -> None:
+        self._to_encode = None
+        super().clear()
+
+    def judge(self, request: Request) -> Quality:
+        """Quality of the request that was served last, outside of all numbers."""
+        if self._last is None:
+            raise RuntimeError("judge() comes right after its request was served")
+        arena, first = self._last
+        full = self.engine.references().answer(request)
+        n = len(request.token_ids)
+        return compared(
+            full.logits, forced_logits(self.runner, first, full.tokens, arena.tensor, n)
+        )
+
+    def _before(self) -> None:
+        self._encode()
+
+    def _prefill(self, request: Request, arena: Arena) -> Served:
+        engine, now, layers = self.engine, self.engine.now, len(self.runner.layers)
+        ids, n = request.token_ids, len(request.token_ids)
+        began = now()
+        prompt = self.prompts.of(request)
+        matched = now()
+        keys = [piece.key for piece in (*prompt.exact, *prompt.pieces)]
+        # At ratio 1 nothing that could be loaded would be used: it is a full prefill.
+        hit, rows = self.tiers.acquire_any([] if self._full else keys, _WAIT_S)
+        found = now()
+        pieces = [(*prompt.exact, *prompt.pieces)[row] for row in rows]
+        place = arena.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)
+        loaded = self.tiers.load(hit, place)
+        held = _held(prompt, pieces[: loaded.chunks])
+        turned = now()
+        for piece in held.moved:
+            k = arena.tensor[:, 0, :, piece.start : piece.stop]
+            self.runner.rope.rotate(k, prompt.shift(piece), in_place=True)
+        ready = now()
+        used = [*held.exact, *held.moved]
+        cached = covered(used, n)
+        fresh = np.flatnonzero(~cached)
+        exact = covered(held.exact, n)
+        selecting, recomputed = 0.0, 0
+        only_tail = not cached[int(fresh[0]) :].any()
+        if only_tail and (not held.moved or self.spec.ratio == 0 or self.spec.selection == "none"):
+            logits = engine.forward(arena, ids[fresh[0] :], int(fresh[0]))
+            token_layers = len(fresh) * layers
+        else:
+            reused = Reused(
+                torch.from_numpy(ids.astype(np.int64)),
+                prompt.starts,
+                int(np.flatnonzero(~exact)[0]),
+                tuple((piece.start, piece.stop) for piece in held.moved),
+                KV(arena.tensor[:, 0].transpose(1, 2), arena.tensor[:, 1].transpose(1, 2)),
+            )
+            done = blend(self.runner, reused, arena.tensor, torch.from_numpy(fresh), self.selection)
+            logits, token_layers = done.logits, done.token_layers
+            selecting, recomputed = done.selecting_s, done.recomputed
+        by_tier: dict[str, int] = {}
+        in_use = set(used)
+        for piece, tier in zip(pieces[: loaded.chunks], hit.tiers, strict=False):
+            if piece in in_use:
+                name = self.tiers.tiers[tier].name
+                by_tier[name] = by_tier.get(name, 0) + piece.stop - piece.start
+        there = {piece.key for piece in pieces[: loaded.chunks]}
+        lacking = {p.key: p for p in (*prompt.exact, *prompt.pieces) if p.key not in there}
+        self._to_encode = (prompt, list(lacking.values())) if not self._full else None
+        self.tiers.touch([p.key for p in pieces])
+        self._last = (arena, logits)
+        return Served(
+            logits,
+            loaded=replace(loaded, by_tier=by_tier),
+            hit_tokens=by_tier,
+            lookup_s=found - began,
+            ready_s=ready,
+            stored=0 if self._full else len(lacking) * self.tiers.layout.chunk_bytes,
+            blended_tokens=sum(p.stop - p.start for p in held.moved),
+            selected_tokens=recomputed,
+            token_layer_share=token_layers / (n * layers),
+            blend_s=(matched - began) + (ready - turned) + selecting,
+        )
+
+    def _after(self, request: Request, arena: Arena, served: Served) -> None:
+        """Nothing is stored from here: what was blended is not what the keys mean."""
+
+    @torch.inference_mode()
+    def _encode(self) -> None:
+        """Encodes what the last request lacked, all chunks in one forward, and stores it."""
+        if self._to_encode is None:
+            return
+        prompt, missing = self._to_encode
+        self._to_encode = None
+        if not missing:
+            return
+        engine, lead = self.engine, len(prompt.lead)
+        arena = engine.arena()
+        self._last = None
+        if lead:
+            self.runner.behind(_tensor(prompt.lead), arena.tensor, 0)
+        leading = [p for p in missing if p in prompt.exact]
+        alone = [p for p in missing if p not in prompt.exact]
+        spans = [(p.start, p.stop) for p in leading]
+        if alone:
+            size = self.spec.chunk_tokens
+            chunks = np.stack([prompt.ids[p.start : p.stop] for p in alone])
+            self.runner.apart(_tensor(chunks), arena.tensor, lead)
+            spans += [(lead + i * size, lead + (i + 1) * size) for i in range(len(alone))]
+        keys = [p.key for p in (*leading, *alone)]
+        arena.pending = self.tiers.store(keys, arena.spans(self.tiers.layout, spans, 1))
+        prompt.matcher.stored(prompt.ids, alone)
+
+
+def _held(prompt: BlendPrompt, loaded: Sequence[Piece]) -> _Held:
+    """Splits what was loaded. Without all of the lead nothing is exact: its rest is computed."""
+    there = set(loaded)
+    lead = [p for p in prompt.exact if p in there]
+    whole = len(lead) == len(prompt.exact)
+    exact = list(lead) if whole else []
+    moved: list[Piece] = []
+    for piece in prompt.pieces:
+        if piece in there:
+            (exact if whole and prompt.in_place(piece) else moved).append(piece)
+    return _Held(exact, moved)
+
+
+def _tensor(ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64))

@@ -1,0 +1,58 @@
+"""How far reused KV moves a model's answers from those of a full prefill."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.sample import Sample
+
+RESAMPLES = 1000
+MIN_REQUESTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One answer: ``kl`` in nats from the full prefill's next-token distribution to this one, and
+    the share of positions whose likeliest token is the same, over ``positions`` of the answer."""
+
+    kl: float
+    agreement: float
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySummary:
+    """Means over all positions of a cell's answers. ``kl_low`` and ``kl_high`` bound the mean's
+    95 % interval, None with fewer than five requests; all None if nothing was compared."""
+
+    positions: int = 0
+    kl: float | None = None
+    kl_low: float | None = None
+    kl_high: float | None = None
+    agreement: float | None = None
+
+
+def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
+    """The interval is a percentile bootstrap over whole requests, all repeats together: positions
+    of one answer are not independent. The same samples and seed give the same answer."""
+    by_request: defaultdict[str, list[tuple[int, float, float]]] = defaultdict(list)
+    for s in samples:
+        if s.kl is not None and s.agreement is not None and s.kl_positions:
+            by_request[s.request_id].append((s.kl_positions, s.kl, s.agreement))
+    if not by_request:
+        return QualitySummary()
+    # [requests, (positions, sum of KL, sum of agreements)]
+    sums = np.array(
+        [np.sum([(n, n * kl, n * same) for n, kl, same in r], axis=0) for r in by_request.values()]
+    )
+    positions, kl, same = sums.sum(0)
+    low = high = None
+    if len(sums) >= MIN_REQUESTS:
+        drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+        totals = sums[drawn].sum(1)
+        low, high = (float(x) for x in np.percentile(totals[:, 1] / totals[:, 0], [2.5, 97.5]))
+    return QualitySummary(int(positions), float(kl / positions), low, high, float(same / positions))
