@@ -67,7 +67,14 @@ def test_cache_core_reads_no_environment() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["bench", "--help"], ["doctor", "--help"], ["trace", "record", "--help"]],
+    [
+        ["--help"],
+        ["bench", "--help"],
+        ["doctor", "--help"],
+        ["trace", "record", "--help"],
+        ["trace", "info", "--help"],
+        ["trace", "synth", "--help"],
+    ],
 )
 def test_help_loads_nothing_slow(arguments: list[str]) -> None:
     script = (

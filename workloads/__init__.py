@@ -1,6 +1,7 @@
 """Requests to measure with: generators that are pure functions of their settings and a corpus."""
 
 from workloads.generated import GeneratedCorpus
+from workloads.replay import Replay, replay
 from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
@@ -12,8 +13,10 @@ __all__ = [
     "CorpusError",
     "FolderCorpus",
     "GeneratedCorpus",
+    "Replay",
     "Request",
     "Segment",
     "Settings",
     "generate",
+    "replay",
 ]

@@ -11,7 +11,7 @@ from cache_core.ledger import Placement
 from lmcache_cli.engines.engine import FOREIGN_MODES, CacheSpec
 from lmcache_cli.errors import UserError
 from reports.summary import CellMeta
-from workloads import Settings
+from workloads import Replay, Settings
 
 # Workloads whose context length is swept; the others are built from parts of fixed length.
 SWEPT_BY_CONTEXT = ("long-context", "random")
@@ -26,6 +26,8 @@ class Scenario:
     settings: Settings
     warm: bool = False
     """Caches have seen all that the requests share, in other requests."""
+    replay: Replay | None = None
+    """Of the workload `trace`: what is replayed instead of generated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
 from cache_core.tiers.remote_url import redacted
 from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
+from lmcache_cli.bench.from_trace import TRACE, check_trace_flags, trace_scenario
 from lmcache_cli.bench.modes import ENGINES, check_server_flags, one_of, reuse_modes
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.serving import Serving
@@ -67,6 +68,11 @@ class BenchOptions:
     concurrency: int | None = None
     repeat: int = 1
     seed: int = 0
+    trace: Path | None = None
+    trace_format: str | None = None
+    trace_chunk_tokens: int | None = None
+    speed_up: float = 1.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class Plan:
         values = asdict(self.options)
         values["workloads"] = list(self.options.workloads)
         values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
+        values["trace"] = str(self.options.trace) if self.options.trace else None
         values["remote"] = redacted(self.options.remote) if self.options.remote else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None
         return values
@@ -116,7 +123,8 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         raise UserError("--policy: unbounded needs tiers without bytes; add --engine simulated")
     one_of("--placement", options.placement, PLACEMENTS)
     for name in options.workloads:
-        one_of("workload", name, tuple(WORKLOADS))
+        one_of("workload", name, (*WORKLOADS, TRACE))
+    check_trace_flags(options)
     if options.repeat < 1:
         raise UserError(f"--repeat: {options.repeat} is too small; it must be at least 1")
     one_of("--admission", options.admission, ADMISSIONS)
@@ -163,6 +171,8 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
 def _scenarios(options: BenchOptions) -> list[Scenario]:
     lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
     scenarios = []
+    if options.trace is not None:
+        return [trace_scenario(options)]
     for workload in dict.fromkeys(options.workloads):
         swept = lengths if workload in SWEPT_BY_CONTEXT else lengths[:1]
         for length in swept:
@@ -195,6 +205,8 @@ def _load(options: BenchOptions) -> Load:
         if options.concurrency is not None:
             raise UserError("--rate and --concurrency exclude each other: open or closed loop")
         return Load(None)
+    if options.trace is not None and options.concurrency is None:
+        return Load(None)  # at the trace's own times
     concurrency = 1 if options.concurrency is None else options.concurrency
     if concurrency < 1:
         raise UserError(f"--concurrency: {concurrency} is too small; it must be at least 1")

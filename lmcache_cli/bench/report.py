@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, TierWork, summarise
 from reports.tables import bench_tables
-from workloads import CorpusError, Request, generate
+from workloads import CorpusError, Request, generate, replay
 
 # Of the memory that is free when the model is loaded, what tiers may take.
 _TIER_SHARE = 0.7
@@ -98,7 +98,7 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = _requests(plan, engine, index)
+        requests = _requests(plan, engine, index, measured.warn)
         _refuse_too_long(engine, requests)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
@@ -121,9 +121,11 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
         measure(engine, scenario, requests, group, plan.load, rounds, measured, label)
 
 
-def _requests(plan: Plan, engine: Engine, index: int) -> list[Request]:
+def _requests(plan: Plan, engine: Engine, index: int, warn: Callable[[str], None]) -> list[Request]:
     scenario = plan.scenarios[index]
     try:
+        if scenario.replay is not None:
+            return replay(scenario.replay, engine.encode, engine.bos, warn)
         return generate(
             scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
         )
@@ -137,7 +139,8 @@ def _refuse_too_long(engine: Engine, requests: Sequence[Request]) -> None:
     if need > engine.max_context:
         raise UserError(
             f"request {longest.id} needs {need} tokens (prompt and output), but {engine.model}'s"
-            f" context is {engine.max_context}; lower --context-tokens or use another --model"
+            f" context is {engine.max_context}; lower --context-tokens or --scale, or use"
+            " another --model"
         )
 
 

@@ -18,6 +18,7 @@ _SWEPT = "Swept (lists with commas)"
 _CACHE = "The cache"
 _WORKLOAD = "The workload"
 _LOAD = "The load"
+_TRACE = "The trace (workload trace)"
 
 
 def bench(
@@ -25,7 +26,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[WORKLOAD]...",
-            help="long-context, rag, chat, agent, random. [default: long-context rag]",
+            help="long-context, rag, chat, agent, random; or trace. [default: long-context rag]",
             show_default=False,
         ),
     ] = None,
@@ -206,6 +207,42 @@ def bench(
             rich_help_panel=_WORKLOAD,
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The trace to replay (trace); formats: lmcache trace info --help.",
+            show_default=False,
+            rich_help_panel=_TRACE,
+        ),
+    ] = None,
+    trace_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Its format. [default: what it looks like]",
+            show_default=False,
+            rich_help_panel=_TRACE,
+        ),
+    ] = None,
+    trace_chunk_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Its tokens per chunk. [default: its format's]",
+            show_default=False,
+            rich_help_panel=_TRACE,
+        ),
+    ] = None,
+    speed_up: Annotated[
+        float, typer.Option(help="Requests come so many times as fast.", rich_help_panel=_TRACE)
+    ] = 1.0,
+    scale: Annotated[
+        float,
+        typer.Option(
+            help="All lengths times this, for small machines: 0.125 makes 512 tokens 64.",
+            rich_help_panel=_TRACE,
+        ),
+    ] = 1.0,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -306,5 +343,10 @@ def bench(
         concurrency=concurrency,
         repeat=repeat,
         seed=seed,
+        trace=trace,
+        trace_format=trace_format,
+        trace_chunk_tokens=trace_chunk_tokens,
+        speed_up=speed_up,
+        scale=scale,
     )
     raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet))

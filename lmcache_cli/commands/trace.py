@@ -9,6 +9,18 @@ import typer
 
 from lmcache_cli.config_file import load_config
 
+_FORMATS = (
+    "Formats: lmcache, mooncake, bailian, timed-trace, ragpulse, weka, lmcache-lookup, azure,"
+    " burstgpt, openai-chat; plain, gzip or Zstandard."
+)
+INFO_EXAMPLES = "Example:  lmcache trace info conversation_trace.jsonl   |   " + _FORMATS
+CONVERT_EXAMPLES = (
+    "Example:  lmcache trace convert day.jsonl day.mooncake.jsonl --to mooncake   |   " + _FORMATS
+)
+SYNTH_EXAMPLES = (
+    "Example:  lmcache trace synth new.jsonl --like day.jsonl --requests 10000"
+    "   |   lmcache trace synth rag.jsonl --workload rag --requests 500 --rate 2"
+)
 EXAMPLES = (
     "Example:  lmcache trace record day.jsonl --url http://127.0.0.1:8000 --listen 127.0.0.1:8100"
     "   (and point clients at http://127.0.0.1:8100)"
@@ -94,3 +106,103 @@ def record(
             )
         )
     )
+
+
+_Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="Of the trace. [default: what it looks like]", show_default=False
+    ),
+]
+_ChunkTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens per chunk. [default: the format's]", show_default=False),
+]
+_TimeUnit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Unit of the trace's times. [default: the format's]",
+        show_default=False,
+    ),
+]
+_Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER_OR_ID", help="For traces that hold text.", show_default=False),
+]
+_To = Annotated[str, typer.Option("--to", help="lmcache or mooncake.")]
+
+
+@app.command("info", epilog=INFO_EXAMPLES)
+def info(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Trace, or folder.", show_default=False)
+    ],
+    format: _Format = None,
+    chunk_tokens: _ChunkTokens = None,
+    time_unit: _TimeUnit = None,
+    tokenizer: _Tokenizer = None,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
+    ] = None,
+) -> None:
+    """What a trace amounts to: requests, lengths, arrivals, and the most that a cache without
+    limits would serve of it, by prefix and at any position."""
+    from lmcache_cli.traces import Source, show_info
+
+    show_info(Source(file, format, chunk_tokens, time_unit, tokenizer), json)
+
+
+@app.command("convert", epilog=CONVERT_EXAMPLES)
+def convert(
+    file: Annotated[
+        Path, typer.Argument(metavar="IN", help="Trace, or folder.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
+    to: _To = "lmcache",
+    format: _Format = None,
+    chunk_tokens: _ChunkTokens = None,
+    time_unit: _TimeUnit = None,
+    tokenizer: _Tokenizer = None,
+) -> None:
+    """Writes a trace anew, in the order of arrival."""
+    from lmcache_cli.traces import Source
+    from lmcache_cli.traces import convert as run
+
+    run(Source(file, format, chunk_tokens, time_unit, tokenizer), out, to)
+
+
+@app.command("synth", epilog=SYNTH_EXAMPLES)
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Share as this trace does.", show_default=False),
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Or as a workload of bench does.", show_default=False),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many. [default: the trace's or workload's own]", show_default=False
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second (--workload). [default: 1]", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same trace.")] = 0,
+    to: _To = "lmcache",
+    format: _Format = None,
+    chunk_tokens: _ChunkTokens = None,
+) -> None:
+    """Makes a synthetic trace that shares as a given one does, or as a workload does."""
+    from lmcache_cli.traces import Source, synth_like, synth_workload
+
+    if like is not None and workload is None:
+        synth_like(Source(like, format, chunk_tokens), out, to, requests, seed)
+    else:
+        synth_workload(workload, like is not None, out, to, requests, rate, seed, chunk_tokens)

@@ -1,0 +1,98 @@
+"""Lines of a trace file, plain or compressed, with a count of those that can't be used."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+Record: TypeAlias = dict[str, Any]
+"""A JSON object."""
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_KEPT = 10
+
+
+class TraceError(ValueError):
+    """A trace that can't be read; one line that says which, why, and what to do."""
+
+
+@dataclass(slots=True)
+class Malformed:
+    """How many lines could not be used, and the first few of them as ``file:line: reason``."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def note(self, where: str, reason: object) -> None:
+        """Counts one."""
+        self.count += 1
+        if len(self.examples) < _KEPT:
+            self.examples.append(f"{where}: {reason}")
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file's bytes; gzip and Zstandard are told by their first bytes and undone. Raises
+    ``TraceError`` if it can't be opened."""
+    try:
+        with path.open("rb") as raw:
+            magic = raw.read(4)
+        if magic.startswith(_GZIP):
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        if magic == _ZSTD:
+            import pyarrow as pa
+
+            stream = pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")
+            return cast(IO[bytes], io.BufferedReader(stream, 1 << 20))
+        return path.open("rb", 1 << 20)
+    except OSError as error:
+        reason = error.strerror or error
+        raise TraceError(f"{path}: {reason}; name a readable trace") from error
+
+
+class Lines:
+    """The lines of one file, from the first, as often as they are asked for; empty ones are left
+    out. Nothing but the line at hand is in memory. What can't be used goes into ``malformed``."""
+
+    def __init__(self, path: Path, malformed: Malformed) -> None:
+        self.path = path
+        self.malformed = malformed
+
+    def bad(self, number: int, reason: object) -> None:
+        """Counts line ``number`` (from 1) as malformed."""
+        self.malformed.note(f"{self.path}:{number}", reason)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """(number, text without its end). A file that breaks off ends there, and is noted."""
+        number = 0
+        with opened(self.path) as file:
+            try:
+                for raw in file:
+                    number += 1
+                    try:
+                        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    except UnicodeDecodeError:
+                        self.bad(number, "not UTF-8")
+                        continue
+                    if text:
+                        yield number, text
+            except (OSError, EOFError, zlib.error) as error:
+                self.bad(number + 1, f"the compressed file breaks off or is damaged ({error})")
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """(number, object) of every line that is a JSON object."""
+        for number, text in self:
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                self.bad(number, f"not JSON ({error})")
+                continue
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                self.bad(number, f"a JSON {type(record).__name__}, not an object")

@@ -1,0 +1,97 @@
+"""What a trace amounts to: lengths, arrivals, and the most that a cache could serve of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workloads.traces.arrays import TraceArrays, load_arrays
+from workloads.traces.request import ChunkIds, TraceRequest
+from workloads.traces.trace import Trace
+
+SCHEMA = "lmcache.trace-info/1"
+
+
+def summary(trace: Trace) -> dict[str, Any]:
+    """A trace as plain values, JSON-ready. Ceilings are shares of all prompt tokens that a cache
+    without limits, empty at first, would serve: by prefix, and at any position, where the trace
+    names content (null if not). Rates are null for a trace without lengths, sharing or times."""
+    content = _Content()
+    arrays = load_arrays(content.watch(trace.requests()))
+    tokens = int(arrays.input_tokens.sum())
+    duration = float(arrays.arrival_s[-1])
+    shares = trace.reader.shares
+    return {
+        "schema": SCHEMA,
+        "file": str(trace.path),
+        "format": trace.format,
+        "holds": trace.reader.holds,
+        "requests": len(arrays),
+        "duration_s": duration,
+        "arrival_rate_per_s": (len(arrays) - 1) / duration if duration > 0 else None,
+        "sessions": len(arrays.session_names),
+        "input_tokens": tokens,
+        "output_tokens": int(arrays.output_tokens.sum()),
+        "input_length": _percentiles(arrays.input_tokens),
+        "output_length": _percentiles(arrays.output_tokens),
+        "chunk_tokens": arrays.chunk_tokens or None,
+        "chunks": len(arrays.chunk_ids) if shares else None,
+        "unique_chunks": len(np.unique(arrays.chunk_ids)) if shares else None,
+        "ceiling_prefix": ceiling(arrays) if shares else None,
+        "ceiling_any_position": content.ceiling(tokens) if shares else None,
+        "malformed": {"count": trace.malformed.count, "examples": list(trace.malformed.examples)},
+    }
+
+
+def ceiling(arrays: TraceArrays) -> float:
+    """The share of prompt tokens that a prefix cache without limits would serve, 0..1."""
+    tokens = int(arrays.input_tokens.sum())
+    return float(first_hits(arrays).sum()) * arrays.chunk_tokens / tokens if tokens else 0.0
+
+
+def first_hits(arrays: TraceArrays) -> npt.NDArray[np.int64]:
+    """Leading chunks of each request that an earlier one had, int64 [requests]."""
+    owner = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
+    _, first, inverse = np.unique(arrays.chunk_ids, return_index=True, return_inverse=True)
+    # Within one request, a chunk is not served by its own first occurrence.
+    seen_before = owner[first][inverse] < owner
+    misses = np.flatnonzero(~seen_before)
+    at = np.searchsorted(misses, arrays.offsets[:-1])
+    ends = np.append(misses, len(arrays.chunk_ids))[at]
+    hits: npt.NDArray[np.int64] = np.minimum(ends, arrays.offsets[1:]) - arrays.offsets[:-1]
+    return hits
+
+
+class _Content:
+    """Counts hits at any position while requests go by: their order doesn't change the sum, since
+    of a chunk's requests all but the earliest hit."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._hit_tokens = 0
+        self._known = False
+
+    def watch(self, requests: Any) -> Any:
+        """The same requests."""
+        for request in requests:
+            self._note(request)
+            yield request
+
+    def ceiling(self, tokens: int) -> float | None:
+        """Share of ``tokens``; None if no request named content."""
+        return self._hit_tokens / tokens if self._known and tokens else None
+
+    def _note(self, request: TraceRequest) -> None:
+        if request.content is None:
+            return
+        self._known = True
+        names = request.content.tolist()
+        self._hit_tokens += sum(name in self._seen for name in names) * request.chunk_tokens
+        self._seen.update(names)
+
+
+def _percentiles(lengths: ChunkIds) -> dict[str, float]:
+    values = {f"p{p}": float(np.percentile(lengths, p)) for p in (50, 90, 99)}
+    return {"mean": float(lengths.mean()), **values, "max": float(lengths.max())}
