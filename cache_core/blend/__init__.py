@@ -1,0 +1,1 @@
+"""Reuse of KV at any place of a prompt, not only at its start."""
