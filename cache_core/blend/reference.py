@@ -59,9 +59,10 @@ class Selection(Protocol):
         """The rows that layer 0 is run for, besides the question's."""
         ...
 
-    def narrow(self, layer: int, rows: Tensor, new: KV, old: KV) -> Tensor:
-        """Which of `rows` to keep in `layer`: a boolean tensor [rows]. `new` and `old` are the
-        computed and the reused KV of that layer for those rows, [rows, kv heads, head dim]."""
+    def narrow(self, layer: int, rows: Tensor, q: Tensor, new: KV, old: KV) -> Tensor:
+        """Which of `rows` to keep in `layer`: a boolean tensor [rows]. `q` [rows, heads, head dim]
+        and `new` are what that layer computed for those rows, `old` is the KV it would reuse,
+        [rows, kv heads, head dim]."""
         ...
 
 
@@ -159,9 +160,8 @@ class Reference:
             chosen = rows < prompt.question
             old = KV(k[layer, rows[chosen]], v[layer, rows[chosen]])
             keep = torch.ones(len(rows), dtype=torch.bool)
-            keep[chosen] = selection.narrow(
-                layer, rows[chosen], KV(new.k[chosen], new.v[chosen]), old
-            )
+            fresh = KV(new.k[chosen], new.v[chosen])
+            keep[chosen] = selection.narrow(layer, rows[chosen], q[chosen], fresh, old)
             rows, hidden = rows[keep], hidden[keep]
             k[layer, rows], v[layer, rows] = new.k[keep], new.v[keep]
             hidden = self.after(layer, hidden, self.weights(q[keep], rows, k[layer]), v[layer])
