@@ -50,4 +50,5 @@ def _outside(q: Tensor, rows: Tensor, k: Tensor, starts: tuple[int, ...]) -> Ten
     scores = scores.masked_fill(at[None, :] > rows[:, None], float("-inf"))
     chunk = torch.bucketize(at, torch.tensor(starts), right=True)
     other = (chunk[rows][:, None] != chunk[None, :]) & (at > 0)
-    return (scores.softmax(dim=-1) * other).sum(dim=-1).amax(dim=0)
+    outside: Tensor = (scores.softmax(dim=-1) * other).sum(dim=-1)
+    return outside.amax(dim=0)

@@ -8,6 +8,7 @@ is CacheBlend's rule (Yao et al., arXiv 2405.16444) without its gradual narrowin
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def first(ratio: float) -> Callable[[Reused], Tensor]:
     """The first `ratio` of each chunk, at least one token."""
 
     def choose(prompt: Reused) -> Tensor:
-        parts = zip(prompt.starts, prompt.starts[1:], strict=False)
+        parts = pairwise(prompt.starts)
         return torch.cat([torch.arange(a, a + max(1, round(ratio * (b - a)))) for a, b in parts])
 
     return choose

@@ -6,8 +6,8 @@ its K is re-rotated from where it was encoded to where it stands. Then, with n t
 
 - `rows[l]` are the positions at which layer l is run, `rows[l + 1]` a subset of `rows[l]`, because
   the input of a layer is the output of the layer below. All of the question is in each.
-- Layer l computes q, k and v of its rows; k and v replace the reused ones, *before* attention. A row
-  that was dropped above layer l keeps its new KV up to l and its reused KV above.
+- Layer l computes q, k and v of its rows; k and v replace the reused ones, *before* attention. A
+  row that was dropped above layer l keeps its new KV up to l and its reused KV above.
 - A row attends to all keys of the whole prompt with `position(query) >= position(key)`.
 - Work is the share of token-layers run, `sum(len(rows[l])) / (n L)`. A selection that looks at new
   KV (`narrow`) has k and v projected for rows that it then drops at that layer; this isn't counted.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -137,7 +138,7 @@ class Reference:
         """The prompt's KV from segments encoded apart. `starts` as in `Reused`."""
         shape = (len(self.layers), len(ids), self.kv_heads, self.head_dim)
         k, v = torch.zeros(shape), torch.zeros(shape)
-        for number, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+        for number, (start, stop) in enumerate(pairwise(starts)):
             lead = [bos] if number else []
             alone = self.encode([*lead, *ids[start:stop]])
             shift = torch.full((stop - start,), start - len(lead))

@@ -12,20 +12,25 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-NAMES = """alice bob carol dave erin frank grace henry irene jack kate liam mona nina oscar paula
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NAMES = _words("""alice bob carol dave erin frank grace henry irene jack kate liam mona nina oscar paula
 quinn rosa sam tina uma victor wendy xena yusuf zoe adam bella carl diana emil fiona george hanna
-ivan julia kevin laura marco nora""".split()
+ivan julia kevin laura marco nora""")
 ATTRIBUTES = {
-    "city": "paris london berlin madrid rome vienna oslo prague lisbon dublin athens cairo".split(),
-    "color": "red blue green yellow black white purple orange brown pink gray violet".split(),
-    "pet": "cat dog horse rabbit parrot turtle snake goat hamster lizard fish duck".split(),
-    "food": "rice bread soup pasta salad pizza cheese fish_pie beans curry tofu steak".split(),
-    "job": "baker nurse pilot farmer lawyer tailor painter singer welder miner judge clerk".split(),
-    "tool": "hammer saw drill wrench chisel rope ladder shovel axe knife brush needle".split(),
+    "city": _words("paris london berlin madrid rome vienna oslo prague lisbon dublin athens cairo"),
+    "color": _words("red blue green yellow black white purple orange brown pink gray violet"),
+    "pet": _words("cat dog horse rabbit parrot turtle snake goat hamster lizard fish duck"),
+    "food": _words("rice bread soup pasta salad pizza cheese fish_pie beans curry tofu steak"),
+    "job": _words("baker nurse pilot farmer lawyer tailor painter singer welder miner judge clerk"),
+    "tool": _words("hammer saw drill wrench chisel rope ladder shovel axe knife brush needle"),
 }
-FILLER = """and so then also meanwhile later today again often the a of in on with near under over
+FILLER = _words("""and so then also meanwhile later today again often the a of in on with near under over
 very quite rather some many few old new big small long short nice calm loud early late north south
-east west river hill road bridge market garden""".split()
+east west river hill road bridge market garden""")
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<doc>", "<q>", "<a>", ".", "about", "they"]
 VALUES = [value for values in ATTRIBUTES.values() for value in values]
 VOCABULARY = [*SPECIAL, *NAMES, *ATTRIBUTES, *VALUES, *FILLER]
