@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -81,6 +82,20 @@ nb::dict py_count_distances(const Numbers& ids, const Numbers& offsets, std::int
   return out;
 }
 
+using Flags = nb::ndarray<nb::numpy, bool, nb::ndim<1>, nb::c_contig>;
+
+Flags py_sampled(const Numbers& ids, std::uint64_t threshold, std::uint64_t seed) {
+  auto taken = std::make_unique<bool[]>(ids.size());
+  {
+    const Unlocked unlocked;
+    sampled(ids.data(), ids.size(), threshold, seed, taken.get());
+  }
+  bool* const data = taken.get();
+  const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<bool*>(p); });
+  taken.release();
+  return Flags(data, {ids.size()}, owner);
+}
+
 nb::ndarray<nb::numpy, std::int32_t, nb::ndim<3>, nb::c_contig> py_tier_hits(
     const Numbers& distances, const Numbers& offsets, const Array<std::int64_t, 2>& capacities,
     bool exclusive) {
@@ -122,6 +137,7 @@ void bind_curves(nanobind::module_& m) {
   m.def("chain_names", per_reference<chain_names>, "ids"_a.noconvert(), "offsets"_a.noconvert());
   m.def("group_names", py_group_names, "ids"_a.noconvert(), "offsets"_a.noconvert(), "group"_a,
         "chained"_a);
+  m.def("sampled", py_sampled, "ids"_a.noconvert(), "threshold"_a, "seed"_a);
   m.def("tier_hits", py_tier_hits, "distances"_a.noconvert(), "offsets"_a.noconvert(),
         "capacities"_a.noconvert(), "exclusive"_a);
 }

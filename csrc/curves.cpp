@@ -25,6 +25,10 @@ std::int64_t tokens_of(const Weights& weights, std::size_t request, std::size_t 
                                   weights.chunk_tokens);
 }
 
+bool takes(std::int64_t id, std::uint64_t threshold, std::uint64_t salt) {
+  return mix(static_cast<std::uint64_t>(id) ^ salt) <= threshold;
+}
+
 std::uint64_t chained(std::uint64_t before, std::int64_t name) {
   return mix(before ^ mix(static_cast<std::uint64_t>(name)));
 }
@@ -45,7 +49,7 @@ Histograms count_distances(const References& references, const Weights& weights,
     for (std::size_t i = 0; i < references.length(r); ++i) {
       const std::int64_t weight = tokens_of(weights, r, i);
       out.total += weight;
-      if (!all && mix(static_cast<std::uint64_t>(chunks[i]) ^ salt) > threshold) continue;
+      if (!all && !takes(chunks[i], threshold, salt)) continue;
       ids.push_back(chunks[i]);
       tokens.push_back(weight);
       out.sampled += weight;
@@ -74,6 +78,12 @@ Histograms count_distances(const References& references, const Weights& weights,
   out.prefix.resize(entries);
   out.any_position.resize(entries);
   return out;
+}
+
+void sampled(const std::int64_t* ids, std::size_t n, std::uint64_t threshold, std::uint64_t seed,
+             bool* taken) {
+  const std::uint64_t salt = mix(seed);
+  for (std::size_t i = 0; i < n; ++i) taken[i] = takes(ids[i], threshold, salt);
 }
 
 void stack_distances(const References& references, std::int64_t* distances) {

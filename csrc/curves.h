@@ -39,6 +39,10 @@ struct Histograms {
 Histograms count_distances(const References& references, const Weights& weights,
                            std::uint64_t threshold, std::uint64_t seed);
 
+// Whether a sample takes each of these chunks.
+void sampled(const std::int64_t* ids, std::size_t n, std::uint64_t threshold, std::uint64_t seed,
+             bool* taken);
+
 // Each reference's distance, kNever for a chunk that was never used before.
 void stack_distances(const References& references, std::int64_t* distances);
 
