@@ -52,7 +52,8 @@ class HitCurve:
     def at(self, capacities: Sequence[int] | Numbers) -> Numbers:
         """Tokens hit at each capacity."""
         places = np.searchsorted(self.capacities, np.asarray(capacities, np.int64), side="right")
-        return np.concatenate([np.zeros(1, np.int64), self.hits])[places]
+        hits: Numbers = np.concatenate([np.zeros(1, np.int64), self.hits])
+        return hits[places]
 
     @property
     def ceiling(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -128,12 +129,12 @@ class References:
             self, ids=self.ids[kept], offsets=_numbers(counts[self.offsets]), prompt_tokens=None
         )
 
-    def keys(self) -> list[list[bytes]]:
+    def ledger_keys(self) -> list[list[bytes]]:
         """Each request's chunks as the Ledger names them: 32 bytes each."""
         made = {i: i.to_bytes(32, "little", signed=True) for i in map(int, np.unique(self.ids))}
         ends = self.offsets.tolist()
         names = [made[i] for i in self.ids.tolist()]
-        return [names[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        return [names[a:b] for a, b in pairwise(ends)]
 
 
 def threshold(rate: float) -> int:

@@ -44,7 +44,7 @@ def replay(
     """
     named = references.prefixes()
     sample = named if rate >= 1 else named.sampled(rate, seed)
-    prompts = sample.keys()
+    prompts = sample.ledger_keys()
     bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
     ledger = Ledger(bounds, policy_maker(policy, prompts), placement)
     hits = np.zeros((len(prompts), len(bounds)), dtype=np.int32)
