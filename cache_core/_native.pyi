@@ -8,7 +8,7 @@ first needed, is shared by all callers and is started anew in a forked child. A 
 less than 256 KiB uses the caller's thread alone.
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,3 +175,62 @@ def copy_records(
 ) -> NDArray[np.int32]:
     """Copies records as they are, damage and all; statuses as from :func:`read_records`. Raises as
     :func:`write_records`."""
+
+class Distances(TypedDict):
+    """Tokens by the smallest LRU capacity in chunks that hits them, int64 ``[distinct + 1]``, and
+    those that none hits. ``total`` counts all tokens, ``sampled`` those that the sample took."""
+
+    prefix: NDArray[np.int64]
+    any_position: NDArray[np.int64]
+    prefix_missed: int
+    any_missed: int
+    total: int
+    sampled: int
+    distinct: int
+
+def count_distances(
+    ids: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    chunk_tokens: int = 1,
+    prompt_tokens: NDArray[np.int64] | None = None,
+    threshold: int = 2**64 - 1,
+    seed: int = 0,
+) -> Distances:
+    """Of ``ids`` ``[references]``, where request i has those from ``offsets[i]`` to before
+    ``offsets[i + 1]``. A chunk has ``chunk_tokens``, as far as ``prompt_tokens[i]`` reach. Only
+    chunks whose hash with ``seed`` is at most ``threshold`` count.
+
+    Memory is O(distinct chunks). Raises ``ValueError`` for offsets that do not rise from 0 to
+    ``len(ids)``, prompts of another number than requests, and ``chunk_tokens`` < 1.
+    """
+
+def stack_distances(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest LRU capacity that holds each reference's chunk when its request comes; -1 where
+    none does. Raises as :func:`count_distances`."""
+
+def last_uses(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The request that used each reference's chunk before; its own where the chunk stood in it
+    already, -1 if none did. Raises as :func:`count_distances`."""
+
+def chain_names(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A 64-bit hash of all names of the request up to each. Raises as :func:`count_distances`."""
+
+def group_names(
+    ids: NDArray[np.int64], offsets: NDArray[np.int64], group: int, chained: bool
+) -> NDArray[np.int64]:
+    """Names of chunks ``group`` times as long, of full groups only: the last name of each if names
+    are ``chained``, else a 64-bit hash of all. Raises as :func:`count_distances`, and for
+    ``group`` < 1."""
+
+def sampled(ids: NDArray[np.int64], threshold: int, seed: int) -> NDArray[np.bool_]:
+    """Which chunks :func:`count_distances` takes."""
+
+def tier_hits(
+    distances: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    capacities: NDArray[np.int64],
+    exclusive: bool,
+) -> NDArray[np.int32]:
+    """How many chunks of each request's leading held run each tier serves, ``[stacks, requests,
+    tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. Raises as
+    :func:`count_distances`."""

@@ -147,5 +147,6 @@ NB_MODULE(_native, m) {
   m.def("copy", py_copy, "dst"_a.noconvert(), "src"_a.noconvert(), "nbytes"_a.noconvert(),
         "threads"_a = 1);
 
+  bind_curves(m);
   bind_disk(m);
 }

@@ -5,11 +5,15 @@
 #include <nanobind/ndarray.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "sha256.h"
 
@@ -60,7 +64,16 @@ inline Digest to_digest(std::string_view name, const nb::bytes& value) {
   return digest;
 }
 
+// An array that owns what the vector held.
+template <typename Out, typename T>
+Out to_array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
+  auto* kept = new std::vector<T>(std::move(values));
+  const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return Out(kept->data(), shape, owner);
+}
+
 // Adds the verbs of one area to the module.
+void bind_curves(nanobind::module_& m);
 void bind_disk(nanobind::module_& m);
 
 }  // namespace lmcache

@@ -1,6 +1,5 @@
 // Python's view of records on disk.
 #include <cstddef>
-#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -50,14 +49,6 @@ std::size_t to_payload_bytes(std::int64_t value) {
   if (value >= 1) return static_cast<std::size_t>(value);
   throw std::invalid_argument("payload_bytes is " + std::to_string(value) +
                               "; it must be at least 1");
-}
-
-// An array that owns what the vector held.
-template <typename Out, typename T>
-Out to_array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
-  auto* kept = new std::vector<T>(std::move(values));
-  const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return Out(kept->data(), shape, owner);
 }
 
 template <auto verb>

@@ -1,0 +1,79 @@
+"""The Ledger itself over a trace, without bytes: what curves can't tell, and the proof of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core.ledger import Ledger
+from cache_core.plan import Placement
+from cache_core.policies.belady import belady
+from cache_core.policy import POLICIES, PolicyMaker
+from cache_core.references import References
+
+
+@dataclass(frozen=True)
+class Replay:
+    """``hits`` int32 ``[requests, tiers]``: chunks of each request's leading held run that each
+    tier served. ``rate`` is the share of chunks that were replayed; ``hit_rate`` is over all prompt
+    tokens, 0 to 1."""
+
+    policy: str
+    hits: NDArray[np.int32]
+    hit_rate: float
+    rate: float = 1.0
+
+
+def replay(
+    references: References,
+    capacities: Sequence[int | None],
+    policy: str = "lru",
+    placement: Placement = "write_on_insertion",
+    rate: float = 1.0,
+    seed: int = 0,
+) -> Replay:
+    """Looks up and admits each request in turn, from an empty cache on. ``policy`` is one of
+    ``POLICIES``, or ``belady``, which knows the trace's future.
+
+    With ``rate`` < 1 a sample of the chunks runs through tiers of that share of the capacity, and
+    the hits are scaled up with SHARDS_adj's correction. Raises ``ValueError`` naming what is not
+    known.
+    """
+    named = references.prefixes()
+    sample = named if rate >= 1 else named.sampled(rate, seed)
+    prompts = sample.ledger_keys()
+    bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
+    ledger = Ledger(bounds, policy_maker(policy, prompts), placement)
+    hits = np.zeros((len(prompts), len(bounds)), dtype=np.int32)
+    for row, keys in enumerate(prompts):
+        for tier in ledger.lookup(keys).tiers:
+            hits[row, tier] += 1
+        ledger.settle(ledger.admit(keys).moves, stored=True)
+    if rate >= 1:
+        tokens = _tokens(named, hits.sum(axis=1))
+    else:
+        found = int(hits.sum()) + len(named.ids) * rate - len(sample.ids)
+        tokens = min(max(found / rate, 0.0), len(named.ids)) * named.chunk_tokens
+    return Replay(policy, hits, tokens / max(named.tokens, 1), min(rate, 1.0))
+
+
+def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker:
+    """The maker of a policy's orders by name, Belady's for exactly these prompts. Raises
+    ``ValueError`` naming the known ones."""
+    if policy == "belady":
+        return belady(prompts)
+    if policy not in POLICIES:
+        known = ", ".join([*POLICIES, "belady"])
+        raise ValueError(f"policy {policy!r} is not known; use one of {known}")
+    return POLICIES[policy]
+
+
+def _tokens(references: References, chunks: NDArray[np.int64]) -> float:
+    """Of so many leading chunks of each request."""
+    whole = chunks * references.chunk_tokens
+    if references.prompt_tokens is not None:
+        whole = np.minimum(whole, references.prompt_tokens)
+    return float(whole.sum())
