@@ -85,7 +85,7 @@ def _blend_json(cell: CellSummary) -> dict[str, Any]:
     meta, quality = cell.meta.get("blend"), cell.quality
     names = ("ratio", "selection", "check_layer", "narrow_layers", "encoding")
     return {
-        **{name: meta[name] if meta else None for name in names},
+        **{name: dict(meta)[name] if meta else None for name in names},
         "blended_tokens": cell.blended_tokens if meta else None,
         "selected_tokens": cell.selected_tokens if meta else None,
         "token_layer_share": cell.token_layer_share,

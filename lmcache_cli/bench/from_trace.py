@@ -51,4 +51,4 @@ def trace_scenario(options: BenchOptions) -> Scenario:
         raise UserError(f"--trace: {error}") from error
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    return Scenario(TRACE, settings, replay)
+    return Scenario(TRACE, settings, replay=replay)

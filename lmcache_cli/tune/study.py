@@ -35,9 +35,7 @@ class Study:
     """Judges stacks on one trace. Chunk lengths are multiples of the trace's. ``rate`` divides
     arrival times: 2 is twice the load. Loads and keeps 8 bytes per reference and chunk length."""
 
-    def __init__(
-        self, arrays: TraceArrays, cost: Cost, prices: Prices, rate: float = 1.0
-    ) -> None:
+    def __init__(self, arrays: TraceArrays, cost: Cost, prices: Prices, rate: float = 1.0) -> None:
         self.arrays, self.cost, self.prices = arrays, cost, prices
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
@@ -76,7 +74,8 @@ class Study:
             cut = np.minimum(over, tokens[:, tier])
             tokens[:, tier] -= cut
             over -= cut
-        return np.maximum(tokens, 0)
+        found: Tokens = np.maximum(tokens, 0)
+        return found
 
     def judge(self, stack: Stack) -> Outcome:
         """Hits, the mean TTFT without queueing, costs."""
@@ -107,7 +106,9 @@ class Study:
         hits = self.hits(outcome.stack)
         names = [name for name, _ in outcome.stack.tiers]
         arrivals = [
-            Arrival(float(at), int(prompt), int(output), dict(zip(names, map(int, row), strict=True)))
+            Arrival(
+                float(at), int(prompt), int(output), dict(zip(names, row.tolist(), strict=True))
+            )
             for at, prompt, output, row in zip(
                 self.arrivals,
                 self.arrays.input_tokens,
@@ -121,7 +122,7 @@ class Study:
         return replace(outcome, ttft=found)
 
     def _disk_writes(self, stack: Stack) -> float:
-        """Bytes per day: what a write-through disk tier does not hold when it is used is written."""
+        """Bytes per day: what the disk does not hold when it is used is written there."""
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0
