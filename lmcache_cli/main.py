@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from lmcache_cli.commands import bench, doctor, probe, trace, verify
+from lmcache_cli.commands import bench, doctor, probe, trace, tune, verify
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.add_typer(trace.app)

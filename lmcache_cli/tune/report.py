@@ -1,0 +1,168 @@
+"""A recommendation for people, and as JSON (``lmcache.tune/1``, see docs/json.md)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lmcache_cli.tune.candidates import Outcome
+from lmcache_cli.tune.search import Recommendation
+from lmcache_cli.tune.snippets import snippets
+from lmcache_cli.tune.study import Study
+from reports.units import NONE, bytes_text
+
+SCHEMA = "lmcache.tune/1"
+_POINTS = 32
+
+
+def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str, Any]:
+    """All of it, as plain values."""
+    arrays = study.arrays
+    return {
+        "schema": SCHEMA,
+        "source": {
+            "requests": len(arrays),
+            "tokens": study.tokens,
+            "unique_chunks": len(np.unique(arrays.chunk_ids)),
+            "chunk_tokens": arrays.chunk_tokens,
+            "ceiling_hit_rate": found.ceiling,
+        },
+        "cost": {
+            "source": study.cost.source,
+            "kv_bytes_per_token": study.cost.token_bytes,
+            "prefill": {
+                "a": study.cost.prefill.a,
+                "b": study.cost.prefill.b,
+                "c": study.cost.prefill.c,
+            },
+            "notes": list(study.cost.notes),
+        },
+        "curves": [curve for chunk in chunks for curve in _curves(study, chunk)],
+        "recommendation": {
+            "chunk_tokens": found.chosen.stack.chunk_tokens,
+            "tiers": found.chosen.stack.sizes,
+            "policy": "lru",
+            "placement": found.chosen.stack.placement,
+            "admission": "none",
+            "predicted": _predicted(found.chosen),
+            "binding_constraint": found.binding,
+            "marginals": [
+                {
+                    "tier": m.tier,
+                    "from_bytes": m.from_bytes,
+                    "to_bytes": m.to_bytes,
+                    "hit_rate": m.hit_rate,
+                    "mean_ttft_ms": 1e3 * m.idle_s,
+                    "cost_per_hour": m.cost_per_hour,
+                    "text": m.text(),
+                }
+                for m in found.marginals
+            ],
+            "verdicts": list(found.verdicts),
+            "snippets": snippets(found.chosen.stack),
+        },
+        "without_cache": _predicted(found.none),
+        "front": [{"tiers": o.stack.sizes, **_predicted(o)} for o in found.front],
+        "rejected": [{"tiers": o.stack.sizes, "why": why} for o, why in found.rejected],
+        "validation": None,
+    }
+
+
+def json_text(study: Study, found: Recommendation, chunks: list[int]) -> str:
+    """The document."""
+    return json.dumps(document(study, found, chunks), indent=1) + "\n"
+
+
+def print_report(console: Console, study: Study, found: Recommendation) -> None:
+    """The recommendation, what else there was, and how to set it."""
+    console.print(_report(study, found))
+
+
+def _report(study: Study, found: Recommendation) -> RenderableType:
+    stack = found.chosen.stack
+    sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in stack.tiers) or "no cache"
+    parts: list[RenderableType] = [
+        Text(f"Recommended: {sizes}", style="bold"),
+        Text(
+            f"chunks of {stack.chunk_tokens} tokens, lru, {stack.placement}"
+            f" · {len(study.arrays):,} requests, {study.tokens:,} prompt tokens"
+            f" · ceiling {100 * found.ceiling:.1f} %"
+        ),
+        Text("predicted only: nothing was run (what the notes below say is assumed)", style="dim"),
+        Text(),
+        _table(found),
+        Text(),
+    ]
+    parts += [Text(f"· {text}") for text in found.verdicts]
+    parts += [Text(f"· {marginal.text()}") for marginal in found.marginals]
+    if found.binding is not None:
+        parts.append(Text(f"· what holds it back: {found.binding}"))
+    parts += [Text(f"· {note}", style="dim") for note in study.cost.notes]
+    for name, text in snippets(stack).items():
+        parts += [Text(), Text(f"{name}:"), Text(text, overflow="fold")]
+    return Group(*parts)
+
+
+def _table(found: Recommendation) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for name in ("", "cpu", "disk", "chunk", "hit %", "TTFT p50", "p90", "p99", "s", "writes/day"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.columns[8].header = "per hour"
+    for outcome in found.front:
+        sizes = outcome.stack.sizes
+        writes = outcome.disk_writes_per_day
+        table.add_row(
+            "→" if outcome is found.chosen else "",
+            *(bytes_text(sizes[name]) if name in sizes else NONE for name in ("cpu", "disk")),
+            str(outcome.stack.chunk_tokens) if sizes else NONE,
+            f"{100 * outcome.hit_rate:.1f}",
+            *(_seconds(outcome.ttft[name]) for name in ("p50", "p90", "p99")),
+            f"{outcome.cost_per_hour:.4f}",
+            bytes_text(int(writes)) if writes else NONE,
+            style="bold" if outcome is found.chosen else "",
+        )
+    return table
+
+
+def _seconds(value: float) -> str:
+    return f"{1e3 * value:,.0f} ms" if value < 10 else f"{value:,.0f} s"
+
+
+def _predicted(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "hit_rate": outcome.hit_rate,
+        "hit_tokens": dict(outcome.hit_tokens),
+        "ttft_ms": {name: 1e3 * value for name, value in outcome.ttft.items()},
+        "mean_idle_ttft_ms": 1e3 * outcome.idle_s,
+        "cost_per_hour": outcome.cost_per_hour,
+        "disk_writes_per_day": outcome.disk_writes_per_day,
+        "chunk_tokens": outcome.stack.chunk_tokens,
+    }
+
+
+def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
+    found = []
+    for kind, curve in study.curves(chunk).items():
+        most = max(1, int(curve.capacities[-1])) if len(curve.capacities) else 1
+        capacities = np.unique(np.geomspace(1, most, _POINTS).astype(np.int64))
+        found.append(
+            {
+                "chunk_tokens": chunk,
+                "kind": kind,
+                "policy": "lru",
+                "sampled": curve.rate,
+                "points": [
+                    {
+                        "capacity_bytes": int(capacity) * study.chunk_bytes(chunk),
+                        "hit_rate": curve.hit_rate(int(capacity)),
+                    }
+                    for capacity in capacities
+                ],
+            }
+        )
+    return found

@@ -1,0 +1,134 @@
+"""``lmcache tune`` on small traces."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmcache_cli.tune.candidates import Goal, Outcome, Stack, broken, front, recommend
+
+ROOT = Path(__file__).parents[3]
+GIB = 2**30
+
+
+def tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lmcache_cli.main", "tune", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        timeout=120,
+    )
+
+
+def mooncake(path: Path, shared: bool) -> Path:
+    """Forty requests of eight blocks, four documents in turns or none twice."""
+    lines = []
+    for number in range(40):
+        first = (number % 4 if shared else number) * 8
+        ids = [*range(first, first + 7), 10_000 + number]
+        lines.append(
+            json.dumps(
+                {
+                    "timestamp": 2000 * number,
+                    "input_length": 4096,
+                    "output_length": 10,
+                    "hash_ids": ids,
+                }
+            )
+        )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def tuned(trace: Path, *flags: str) -> dict[str, Any]:
+    done = tune(str(trace), "--json", "-", "--quiet", *flags, cwd=trace.parent)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_what_is_shared_is_found_and_sized(tmp_path: Path) -> None:
+    found = tuned(mooncake(tmp_path / "t.jsonl", True), "--chunk-tokens", "512")
+    assert found["schema"] == "lmcache.tune/1"
+    assert found["source"]["requests"] == 40
+    # 36 of 40 requests find seven of their eight blocks.
+    assert found["source"]["ceiling_hit_rate"] == pytest.approx(36 * 7 / (40 * 8))
+    recommended = found["recommendation"]
+    assert recommended["predicted"]["hit_rate"] == pytest.approx(36 * 7 / (40 * 8))
+    assert recommended["tiers"]["cpu"] <= 64 * 512 * 131_072
+    assert recommended["predicted"]["ttft_ms"]["p50"] < found["without_cache"]["ttft_ms"]["p50"]
+    points = next(c for c in found["curves"] if c["kind"] == "prefix")["points"]
+    rates = [point["hit_rate"] for point in points]
+    assert rates == sorted(rates)
+    assert "cpu_size" in recommended["snippets"]["this connector in vLLM"]
+
+
+def test_no_sharing_no_cache(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", False)
+    done = tune(str(trace), "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Recommended: no cache" in done.stdout
+    assert "caching won't help here" in done.stdout
+
+
+def test_an_slo_that_no_stack_keeps_is_told(tmp_path: Path) -> None:
+    found = tuned(mooncake(tmp_path / "t.jsonl", True), "--slo", "ttft.p50=1ms")
+    assert any("no stack keeps every bound" in v for v in found["recommendation"]["verdicts"])
+    assert found["recommendation"]["binding_constraint"] == "ttft.p50"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--slo", "fast"], "--slo: 'fast' is not one; write it like ttft.p90=500ms"),
+        (["--budget", "much"], "--budget: 'much' is not one"),
+        (["--hardware", "x1"], "--hardware: 'x1' is not known"),
+        (["--model", "gpt-9"], "--model: 'gpt-9' is not in the catalogue"),
+        (["--chunk-tokens", "100"], "--chunk-tokens: 100 is no multiple of the trace's 512"),
+        (["--max-cpu", "12XB"], "--max-cpu: '12XB' is not a size"),
+        (["--efficiency", "2"], "--efficiency: 2.0 must be above 0"),
+    ],
+)
+def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) -> None:
+    done = tune(str(mooncake(tmp_path / "t.jsonl", True)), *flags, "--quiet", cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("hello\n")
+    for name in ("x.json", "none.json"):
+        done = tune(name, "--quiet", cwd=tmp_path)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def outcome(cpu: int, idle_s: float, price: float, **ttft: float) -> Outcome:
+    tiers = (("cpu", cpu * GIB),) if cpu else ()
+    return Outcome(Stack(tiers, 64), {}, 0.0, idle_s, price, 0.0, ttft)
+
+
+def test_the_front_has_what_nothing_beats() -> None:
+    all_of_them = [outcome(0, 5, 0), outcome(1, 3, 1), outcome(2, 4, 2), outcome(4, 2, 4)]
+    assert [o.stack.sizes.get("cpu", 0) // GIB for o in front(all_of_them)] == [0, 1, 4]
+
+
+def test_the_cheapest_that_keeps_the_goal() -> None:
+    goal = Goal(ttft={"p90": 3.0})
+    ran = [outcome(0, 5, 0, p90=9), outcome(1, 3, 1, p90=2.9), outcome(4, 2, 4, p90=2)]
+    assert recommend(ran, goal, 0.1).stack.sizes == {"cpu": GIB}
+    assert broken(ran[0], goal) == ["ttft.p90"]
+
+
+def test_more_is_bought_while_it_is_worth_it() -> None:
+    ran = [outcome(0, 5, 0), outcome(1, 3, 1), outcome(4, 2.9, 4)]
+    assert recommend(ran, Goal(), worth=1.0).stack.sizes == {"cpu": GIB}
+    assert recommend(ran, Goal(), worth=0.01).stack.sizes == {"cpu": 4 * GIB}
