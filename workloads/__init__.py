@@ -4,6 +4,7 @@ from workloads.generated import GeneratedCorpus
 from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
+from workloads.warming import warming
 from workloads.workload import WORKLOADS, generate
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Segment",
     "Settings",
     "generate",
+    "warming",
 ]
