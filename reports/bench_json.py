@@ -83,9 +83,12 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
 
 def _blend_json(cell: CellSummary) -> dict[str, Any]:
     meta, quality = cell.meta.get("blend"), cell.quality
-    names = ("ratio", "selection", "check_layer", "narrow_layers", "encoding")
     return {
-        **{name: dict(meta)[name] if meta else None for name in names},
+        "ratio": meta["ratio"] if meta else None,
+        "selection": meta["selection"] if meta else None,
+        "check_layer": meta["check_layer"] if meta else None,
+        "narrow_layers": meta["narrow_layers"] if meta else None,
+        "encoding": meta["encoding"] if meta else None,
         "blended_tokens": cell.blended_tokens if meta else None,
         "selected_tokens": cell.selected_tokens if meta else None,
         "token_layer_share": cell.token_layer_share,

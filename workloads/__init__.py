@@ -5,6 +5,7 @@ from workloads.replay import Replay, replay
 from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
+from workloads.warming import warming
 from workloads.workload import WORKLOADS, generate
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "Settings",
     "generate",
     "replay",
+    "warming",
 ]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from cache_core.cache import TierCounters
 from lmcache_cli.bench.cells import Cell, Scenario
+from lmcache_cli.bench.content_oracle import ContentOracle
 from lmcache_cli.bench.oracle import HitOracle
-from lmcache_cli.engines.engine import Engine, Load, Session
+from lmcache_cli.engines.engine import Engine, Judging, Load, Session
 from lmcache_cli.errors import EXIT_FAILED, UserError
 from reports.sample import Sample
 from workloads.request import Request
@@ -64,6 +65,7 @@ def measure(
     repeats: range,
     into: Measured,
     on_sample: Served,
+    warm: Sequence[Request] = (),
 ) -> None:
     """Serves the same requests in every cell, once per number in ``repeats``, each time from a cold
     start, into ``into``.
@@ -71,10 +73,11 @@ def measure(
     One client: cells take turns request by request, in an order drawn anew for each, so that a
     drift of the machine hits all alike. Several clients, an arrival rate, or an engine that can't
     have all cells ready at once: cells take turns run by run. Stores are finished before another
-    cell's turn, and that time counts as the cell's own.
+    cell's turn, and that time counts as the cell's own. Before each repeat's requests the
+    cells that reuse serve ``warm``, outside of all numbers but the tiers' own.
     Raises :class:`ContaminationError` when a cell hits what a cold cache can't hold.
     """
-    longest = max(len(r.token_ids) + r.max_tokens for r in requests)
+    longest = max(len(r.token_ids) + r.max_tokens for r in (*requests, *warm))
     rng = random.Random(scenario.settings.seed)
     with ExitStack() as stack:
         name = scenario.workload
@@ -88,6 +91,7 @@ def measure(
         for repeat in repeats:
             for turn in turns:
                 turn.start_cold(repeat)
+                turn.warm(warm)
             single = load.concurrency == 1 and engine.interleaves
             runs = [[r] for r in requests] if single else [list(requests)]
             for run in runs:
@@ -114,7 +118,7 @@ class _Turn:
         self.workload, self.on_sample = workload, on_sample
         self.session: Session = engine.open(cell.spec, longest)
         self.repeat = 0
-        self.oracle: HitOracle | None = None
+        self.oracle: HitOracle | ContentOracle | None = None
 
     def start_cold(self, repeat: int) -> None:
         self.repeat = repeat
@@ -129,14 +133,37 @@ class _Turn:
             )
         # A budget of writes depends on the clock: what it admits can't be foretold.
         capacities = self.session.capacities()
-        if spec.ours and capacities and spec.admission != "bytes-per-day":
+        if spec.mode == "blend" and capacities and spec.admission != "bytes-per-day":
+            self.oracle = ContentOracle(spec, capacities, self.engine.bos)
+        elif spec.ours and capacities and spec.admission != "bytes-per-day":
             self.oracle = HitOracle(spec, capacities)
+
+    def warm(self, requests: Sequence[Request]) -> None:
+        """Serves them to fill the cache, one after the other."""
+        if not self.cell.spec.reuse:
+            return
+        self.session.ready()
+        for request in requests:
+            for _ in self._checked([request]):
+                pass
+            self.session.settle()
 
     def serve(self, requests: list[Request]) -> None:
         self.session.ready()
         began = self.engine.now()
         try:
             for sample in self._checked(requests):
+                if isinstance(self.session, Judging) and len(requests) == 1:
+                    # One client: nobody waits while the answer's quality is looked at.
+                    paused = self.engine.now()
+                    quality = self.session.judge(requests[0])
+                    began += self.engine.now() - paused
+                    sample = replace(
+                        sample,
+                        kl=quality.kl,
+                        kl_positions=quality.positions,
+                        agreement=quality.agreement,
+                    )
                 self.into.samples.append(sample)
                 self.on_sample(self.cell, sample)
             self.session.settle()

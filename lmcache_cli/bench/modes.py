@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.serving import api_key, server_root
 from lmcache_cli.errors import UserError
 from lmcache_cli.sizes import parse_list
@@ -20,6 +21,8 @@ ENGINES = {
     "simulated": ("off", "prefix"),
 }
 """Engine to its reuse modes."""
+BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
+BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
 """Where they are not ``off,prefix``."""
 
@@ -75,6 +78,49 @@ def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
         return tuple(shlex.split(options.vllm_args or ""))
     except ValueError as error:
         raise UserError(f"--vllm-args: {error}; quote it as for a shell") from error
+
+
+def blend_variants(options: BenchOptions) -> list[CacheSpec]:
+    """Every ratio under every selection and check layer. Raises ``UserError``."""
+    ratios = parse_list(options.blend_ratio, "--blend-ratio", _share)
+    layers = parse_list(options.blend_check_layer, "--blend-check-layer", _layer)
+    selections = parse_list(
+        options.blend_selection,
+        "--blend-selection",
+        lambda name, flag: one_of(flag, name, BLEND_SELECTIONS),
+    )
+    one_of("--blend-encoding", options.blend_encoding, BLEND_ENCODINGS)
+    if options.blend_narrow < 1:
+        raise UserError(f"--blend-narrow: {options.blend_narrow} is too small; at least 1 layer")
+    return [
+        CacheSpec(
+            chunk_tokens=1,
+            ratio=ratio,
+            selection=selection,
+            check_layer=layer,
+            narrow_layers=options.blend_narrow,
+            encoding=options.blend_encoding,
+        )
+        for selection in selections
+        for layer in layers
+        for ratio in ratios
+    ]
+
+
+def _share(text: str, flag: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{flag}: {text!r} is not a number from 0 to 1") from None
+    if not 0 <= value <= 1:
+        raise UserError(f"{flag}: {text} is not from 0 to 1")
+    return value
+
+
+def _layer(text: str, flag: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"{flag}: {text!r} is not a layer's number, from 0 on")
+    return int(text)
 
 
 def one_of(flag: str, value: str, known: Sequence[str]) -> str:

@@ -15,7 +15,13 @@ from cache_core.policy import POLICIES
 from cache_core.tiers.remote_url import redacted
 from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
 from lmcache_cli.bench.from_trace import TRACE, check_trace_flags, trace_scenario
-from lmcache_cli.bench.modes import ENGINES, check_server_flags, one_of, reuse_modes
+from lmcache_cli.bench.modes import (
+    ENGINES,
+    blend_variants,
+    check_server_flags,
+    one_of,
+    reuse_modes,
+)
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import UserError
@@ -66,6 +72,12 @@ class BenchOptions:
     corpus: Path | None = None
     rate: float | None = None
     concurrency: int | None = None
+    blend_ratio: str = "0.15"
+    blend_selection: str = "hkvd"
+    blend_check_layer: str = "1"
+    blend_narrow: int = 1
+    blend_encoding: str = "auto"
+    warm: bool = False
     repeat: int = 1
     seed: int = 0
     trace: Path | None = None
@@ -152,6 +164,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         admission=options.admission,
         bytes_per_day=budget,
         lasting=options.cache_name is not None,
+        blend=blend_variants(options),
     )
     if options.cache_name is not None and options.disk_path is None and not options.remote:
         raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
@@ -196,7 +209,7 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
                 )
             except ValueError as error:
                 raise UserError(str(error)) from error
-            scenarios.append(Scenario(workload, settings))
+            scenarios.append(Scenario(workload, settings, options.warm))
     return scenarios
 
 

@@ -26,7 +26,7 @@ from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, TierWork, summarise
 from reports.tables import bench_tables
-from workloads import CorpusError, Request, generate, replay
+from workloads import CorpusError, Request, generate, replay, warming
 
 # Of the memory that is free when the model is loaded, what tiers may take.
 _TIER_SHARE = 0.7
@@ -118,7 +118,8 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
             progress.served(f"{workload} {cell.reuse}", sample)
 
         progress.phase(f"{scenario.workload}: warming up")
-        measure(engine, scenario, requests, group, plan.load, rounds, measured, label)
+        warm = warming(requests) if scenario.warm else []
+        measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
 
 
 def _requests(plan: Plan, engine: Engine, index: int, warn: Callable[[str], None]) -> list[Request]:

@@ -74,8 +74,8 @@ def bench(
     reuse: Annotated[
         str | None,
         typer.Option(
-            help="off, prefix; vllm: also vllm (its own prefix cache), offload, lmcache; openai:"
-            " only server (as it is, since a running server's cache can't be switched)."
+            help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache),"
+            " offload, lmcache; openai: only server (as it is, since a running server's cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
             show_default=False,
             rich_help_panel=_SWEPT,
@@ -155,6 +155,44 @@ def bench(
             rich_help_panel=_CACHE,
         ),
     ] = "write_on_insertion",
+    blend_ratio: Annotated[
+        str,
+        typer.Option(help="Share of reused tokens to recompute (blend).", rich_help_panel=_SWEPT),
+    ] = "0.15",
+    blend_selection: Annotated[
+        str,
+        typer.Option(
+            help="Which of them: hkvd, query, first, random, none, full (blend).",
+            rich_help_panel=_SWEPT,
+        ),
+    ] = "hkvd",
+    blend_check_layer: Annotated[
+        str,
+        typer.Option(
+            help="Layer at which hkvd and query choose, from 0 on (blend).", rich_help_panel=_SWEPT
+        ),
+    ] = "1",
+    blend_narrow: Annotated[
+        int,
+        typer.Option(
+            help="Layers over which they narrow their choice (blend).", rich_help_panel=_CACHE
+        ),
+    ] = 1,
+    blend_encoding: Annotated[
+        str,
+        typer.Option(
+            help="Behind what chunks are encoded: auto, system, bos, none (blend).",
+            rich_help_panel=_CACHE,
+        ),
+    ] = "auto",
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warm",
+            help="First serve, unmeasured, the same parts in another order.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = False,
     documents: Annotated[
         int, typer.Option(help="Documents (long-context).", rich_help_panel=_WORKLOAD)
     ] = 4,
@@ -326,6 +364,12 @@ def bench(
         context_tokens=context_tokens,
         policy=policy,
         placement=placement,
+        blend_ratio=blend_ratio,
+        blend_selection=blend_selection,
+        blend_check_layer=blend_check_layer,
+        blend_narrow=blend_narrow,
+        blend_encoding=blend_encoding,
+        warm=warm,
         documents=documents,
         questions=questions,
         requests=requests,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cache_core.cache import TierCounters
 from cache_core.ledger import Placement
+from reports.quality import Quality
 from reports.sample import Sample
 from workloads.request import Request
 
@@ -48,6 +49,11 @@ class CacheSpec:
     def reuse(self) -> bool:
         """Whether anything is kept between requests."""
         return bool(self.tiers) or self.mode in FOREIGN_MODES
+
+    @property
+    def full_prefill(self) -> bool:
+        """Whether blend recomputes all: nothing that could be loaded would be used."""
+        return self.selection == "full" or (self.ratio >= 1 and self.selection != "none")
 
     @property
     def ours(self) -> bool:
@@ -101,6 +107,14 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Frees the cache; the engine stays."""
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A session whose answers are not those of a full prefill."""
+
+    def judge(self, request: Request) -> Quality:
+        """How far the answer to the request that it served last is from a full prefill's."""
 
 
 class Engine(Protocol):

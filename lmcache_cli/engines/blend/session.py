@@ -54,7 +54,7 @@ class BlendSession(TransformersSession):
         self.prompts = Prompts(engine.namespace(spec), spec.encoding, engine.bos)
         choice = Choice(spec.ratio, spec.check_layer, spec.narrow_layers)
         self.selection = make_selection(spec.selection, choice)
-        self._full = (spec.ratio >= 1 and spec.selection != "none") or spec.selection == "full"
+        self._full = spec.full_prefill
         self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
         self._last: tuple[Arena, torch.Tensor] | None = None
 

@@ -1,0 +1,81 @@
+"""Small models and prompts of segments for the tests of blend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lmcache_cli.engines.blend.session import BlendSession
+from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.engines.transformers import TransformersEngine
+from reports.sample import Sample
+from tests.lmcache_cli.small_model import save_model
+from workloads import Request, Segment
+
+CHUNK = 16
+ROPES: dict[str, dict[str, object]] = {
+    "default": {"rope_type": "default", "rope_theta": 1e4},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def small_engine(folder: Path, family: str = "llama", rope: str = "default") -> TransformersEngine:
+    """Four layers with large weights: attention that matters."""
+    changes = {"rope_parameters": ROPES[rope], "initializer_range": 0.2}
+    return TransformersEngine(str(save_model(folder, family, num_hidden_layers=4, **changes)))
+
+
+def parts(seed: int = 0, passages: int = 3, length: int = 2 * CHUNK) -> list[np.ndarray]:
+    """A system prompt of 10 tokens, passages, a question of 9."""
+    rng = np.random.default_rng(seed)
+    lengths = [10, *[length] * passages, 9]
+    return [rng.integers(0, 256, size).astype(np.int32) for size in lengths]
+
+
+def asking(texts: Sequence[np.ndarray], name: str = "r", outputs: int = 4) -> Request:
+    """A request of a system prompt, passages and a question."""
+    kinds = ["system", *["passage"] * (len(texts) - 2), "question"]
+    ends = np.cumsum([len(text) for text in texts])
+    segments = [
+        Segment(int(end) - len(text), int(end), kind)
+        for text, end, kind in zip(texts, ends, kinds, strict=True)
+    ]
+    return Request(name, "s", 0.0, np.concatenate(texts), tuple(segments), outputs)
+
+
+def blend_session(engine: TransformersEngine, **changes: object) -> BlendSession:
+    """A session whose cache has room for all."""
+    spec = CacheSpec(CHUNK, {"cpu": 100 * CHUNK * engine.token_bytes()}, mode="blend", **changes)  # type: ignore[arg-type]
+    session = engine.open(spec, 256)
+    assert isinstance(session, BlendSession)
+    session.keep_logits = True
+    return session
+
+
+def serve(session: BlendSession, request: Request) -> Sample:
+    """One request, and its stores."""
+    [sample] = session.serve([request], Load())
+    return sample
+
+
+def warm(session: BlendSession, texts: Sequence[np.ndarray]) -> Request:
+    """Stores all passages in reverse order; returns the request in the given order."""
+    serve(session, asking([texts[0], *texts[-2:0:-1], texts[-1]], "warm", 1))
+    session.settle()
+    return asking(texts)
