@@ -90,7 +90,7 @@ class Calibration:
 
     `ridge` is the penalty per token in units of a standardised feature."""
 
-    def __init__(self, model: str, layers: Sequence[int], ridge: float = 3e-3) -> None:
+    def __init__(self, model: str, layers: Sequence[int], ridge: float = 3e-4) -> None:
         self.model, self.layers, self.ridge = model, tuple(layers), ridge
         self.count = 0
         self._gram = self._sum = self._cross = self._mean = torch.zeros(())

@@ -17,7 +17,8 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-NAMES = _words("""alice bob carol dave erin frank grace henry irene jack kate liam mona nina oscar paula
+NAMES = _words("""
+alice bob carol dave erin frank grace henry irene jack kate liam mona nina oscar paula
 quinn rosa sam tina uma victor wendy xena yusuf zoe adam bella carl diana emil fiona george hanna
 ivan julia kevin laura marco nora""")
 ATTRIBUTES = {
@@ -28,7 +29,8 @@ ATTRIBUTES = {
     "job": _words("baker nurse pilot farmer lawyer tailor painter singer welder miner judge clerk"),
     "tool": _words("hammer saw drill wrench chisel rope ladder shovel axe knife brush needle"),
 }
-FILLER = _words("""and so then also meanwhile later today again often the a of in on with near under over
+FILLER = _words("""
+and so then also meanwhile later today again often the a of in on with near under over
 very quite rather some many few old new big small long short nice calm loud early late north south
 east west river hill road bridge market garden""")
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<doc>", "<q>", "<a>", ".", "about", "they"]
