@@ -23,8 +23,8 @@ from cache_core.tiers.null import NullTier
 tree = st.lists(
     st.builds(
         lambda document, length, turn, extra: [
-            *(document * 100 + i for i in range(length)),
-            *(1000 + (document * 10 + turn) * 100 + i for i in range(extra)),
+            *(document * 10 + i for i in range(length)),
+            *(100 + ((document * 7 + length) * 4 + turn) * 4 + i for i in range(extra)),
         ],
         st.integers(0, 4),
         st.integers(0, 6),
