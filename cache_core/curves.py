@@ -123,10 +123,13 @@ def _adjusted(
     """SHARDS_adj: uses that the sample has too many or too few are of chunks that are used all the
     time, so they go to the shortest distance; then distances and counts are scaled up."""
     missing = total * rate - sampled
-    if not len(places):
-        places, hits = np.array([1]), np.zeros(1, np.int64)
     scaled = np.rint((hits + missing) / rate).clip(0, total).astype(np.int64)
-    return np.ceil(places / rate).astype(np.int64), np.maximum.accumulate(scaled)
+    # A chunk's distance counts the chunk itself, and only the others were thinned out.
+    capacities = np.rint((places - 1) / rate).astype(np.int64) + 1
+    if missing > 0 and (not len(capacities) or capacities[0] > 1):
+        capacities = np.concatenate([[1], capacities])
+        scaled = np.concatenate([[round(min(missing / rate, total))], scaled])
+    return capacities, np.maximum.accumulate(scaled)
 
 
 def curve_error(curve: HitCurve, exact: HitCurve) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core.curves import hit_curves
 from cache_core.ledger import Ledger
 from cache_core.plan import Placement
 from cache_core.policies.belady import belady
@@ -58,6 +59,26 @@ def replay(
         found = int(hits.sum()) + len(named.ids) * rate - len(sample.ids)
         tokens = min(max(found / rate, 0.0), len(named.ids)) * named.chunk_tokens
     return Replay(policy, hits, tokens / max(named.tokens, 1), min(rate, 1.0))
+
+
+def hit_rates(
+    references: References,
+    capacities: Sequence[int],
+    policies: Sequence[str] = ("belady",),
+    sample_above: int = 1_000_000,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Hit rate of one tier at each capacity: ``lru`` from its curve, the other ``policies`` by
+    replays, and the ``ceiling``, which keeps everything. Replays of more than ``sample_above``
+    references are sampled down to about as many."""
+    curve = hit_curves(references, ["prefix"])["prefix"]
+    rate = min(1.0, sample_above / max(len(references.ids), 1))
+    rates = {"lru": [curve.hit_rate(c) for c in capacities]}
+    for policy in policies:
+        if policy != "lru":
+            replays = (replay(references, [c], policy, rate=rate, seed=seed) for c in capacities)
+            rates[policy] = [r.hit_rate for r in replays]
+    return rates | {"ceiling": [curve.ceiling] * len(capacities)}
 
 
 def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker:

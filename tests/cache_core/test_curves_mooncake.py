@@ -16,8 +16,7 @@ from cache_core.simulation import replay
 CAPACITIES = (1, 7, 50, 200, 1000, 3000, 8000, 20_000, 40_000, 80_000, 150_000, 200_000)
 STACKS: tuple[tuple[int | None, ...], ...] = (
     (100, 2000, 30_000),
-    (5000, 1000, 60_000),
-    (1000, 1000, None),
+    (5000, 1000, None),
 )
 
 

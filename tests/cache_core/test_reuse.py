@@ -18,7 +18,7 @@ requests = st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_siz
 def counted(times: ReuseTimes, apart: list[float]) -> bool:
     edges = times.edges
     bins = [sum(a < d <= b for d in apart) for a, b in pairwise(edges)]
-    return bool(bins == times.counts.tolist()) and sum(bins) == len(apart)
+    return (bins, sum(bins)) == (times.counts.tolist(), len(apart))
 
 
 @given(requests, st.data())
