@@ -84,7 +84,7 @@ def write(path: Path, *requests: tuple[int, int, list[int]]) -> Path:
     return path
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:  # type: ignore[type-arg]
+def common(a: np.ndarray, b: np.ndarray) -> int:
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length
