@@ -16,6 +16,7 @@ Record: TypeAlias = dict[str, Any]
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _KEPT = 10
+_LARGEST = 1 << 28
 
 
 class TraceError(ValueError):
@@ -96,3 +97,17 @@ class Lines:
                 yield number, record
             else:
                 self.bad(number, f"a JSON {type(record).__name__}, not an object")
+
+    def whole(self) -> Record | None:
+        """The object that all of the file is, over several lines; None if it is none, or larger
+        than 256 MiB."""
+        with opened(self.path) as file:
+            try:
+                start = file.read(1)
+                if start != b"{":
+                    return None
+                text = start + file.read(_LARGEST)
+                record = json.loads(text) if len(text) <= _LARGEST else None
+            except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+                return None
+        return record if isinstance(record, dict) else None

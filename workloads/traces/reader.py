@@ -27,8 +27,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a file begins with: ``record`` if its first line is a JSON object, ``line`` in any
-    case; ``whole`` if all of the file is one JSON object over several lines."""
+    """One of a file's first lines: the text, and ``record`` if it is a JSON object."""
 
     line: str
     record: Record | None = None

@@ -107,7 +107,9 @@ def detect(path: Path) -> TraceReader | None:
         for reader in _READERS:
             if reader.looks_like(head):
                 return reader
-    return None
+    session = Lines(path, Malformed()).whole()
+    weka = FORMATS["weka"]
+    return weka if session is not None and weka.looks_like(Head("{", session)) else None
 
 
 def appearance(path: Path) -> str:

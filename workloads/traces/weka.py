@@ -39,7 +39,8 @@ class Weka:
         number = 0
         for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
             lines = Lines(file, malformed)
-            for line, session in lines.records():
+            only = lines.whole()
+            for line, session in lines.records() if only is None else [(1, only)]:
                 yield from _session(lines, line, session, number, options)
                 number += 1
 

@@ -1,0 +1,125 @@
+"""``lmcache trace info``, ``convert`` and ``synth``, and ``bench trace``, from the outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def lmcache(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmcache_cli.main", *map(str, args)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """Two requests of 1,200 tokens with 2 equal chunks of 512, and one of 600 with 1."""
+    path = tmp_path / "day.jsonl"
+    lines = [
+        {"timestamp": 0, "input_length": 1200, "output_length": 80, "hash_ids": [1, 2, 3]},
+        {"timestamp": 500, "input_length": 1200, "output_length": 80, "hash_ids": [1, 2, 4]},
+        {"timestamp": 1000, "input_length": 600, "output_length": 80, "hash_ids": [1, 5]},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\nnonsense\n")
+    return path
+
+
+def test_info(trace: Path, tmp_path: Path) -> None:
+    done = lmcache("trace", "info", trace, "--json", "-", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["schema"] == "lmcache.trace-info/1" and found["format"] == "mooncake"
+    assert (found["requests"], found["input_tokens"], found["duration_s"]) == (3, 3000, 1.0)
+    assert (found["chunks"], found["unique_chunks"]) == (5, 2)
+    assert found["ceiling_prefix"] == pytest.approx(3 * 512 / 3000)
+    assert found["ceiling_any_position"] is None and found["arrival_rate_per_s"] == 2.0
+    assert found["malformed"]["count"] == 1
+    assert f"malformed: {trace}:4: not JSON" in done.stderr
+    table = lmcache("trace", "info", trace, cwd=tmp_path)
+    assert "ceiling, by prefix" in table.stdout and "51.2%" in table.stdout
+
+
+def test_lengths_only_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2024-01-01,64,5\n")
+    done = lmcache("trace", "info", path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lengths and arrivals only" in done.stdout and "ceiling" not in done.stdout
+
+
+def test_convert_there_and_back(trace: Path, tmp_path: Path) -> None:
+    ours, back = tmp_path / "ours.jsonl", tmp_path / "back.jsonl"
+    assert lmcache("trace", "convert", trace, ours, cwd=tmp_path).returncode == 0
+    assert lmcache("trace", "convert", ours, back, "--to", "mooncake", cwd=tmp_path).returncode == 0
+    lines = [json.loads(line) for line in back.read_text().splitlines()]
+    assert [line["hash_ids"] for line in lines] == [[0, 1, 2], [0, 1, 3], [0, 4]]
+    assert [line["timestamp"] for line in lines] == [0, 500, 1000]
+
+
+def test_synth(trace: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("a", "b", "c")]
+    for out, seed in zip(outs, (0, 0, 1), strict=True):
+        flags = ["--like", trace, "--requests", 40, "--seed", seed]
+        done = lmcache("trace", "synth", out, *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "ceiling by prefix" in done.stderr
+    texts = [out.read_text() for out in outs]
+    assert texts[0] == texts[1] != texts[2] and len(texts[0].splitlines()) == 41
+    out = tmp_path / "chat.jsonl"
+    done = lmcache("trace", "synth", out, "--workload", "chat", "--requests", 8, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(lmcache("trace", "info", out, "--json", "-", cwd=tmp_path).stdout)
+    assert found["requests"] == 8 and found["ceiling_prefix"] > 0.3
+
+
+def test_bench_hits_what_the_trace_shares(trace: Path, tmp_path: Path) -> None:
+    flags = ["--engine", "simulated", "--scale", 0.25, "--speed-up", 10, "--chunk-tokens", 64]
+    done = lmcache(
+        *["bench", "trace", "--trace", trace, *flags, "--json", "-", "--quiet"], cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    off, prefix = document["cells"]
+    assert (off["workload"], off["n"], off["hit_rate"]) == ("trace", 3, 0)
+    # 2 chunks of 128 tokens, then 1.
+    assert prefix["hit_tokens"]["cpu"] == 256 + 128
+    assert document["config"]["trace"] == str(trace) and document["config"]["speed_up"] == 10
+    assert any("malformed" in warning for warning in document["warnings"])
+
+
+BENCH = ["bench", "trace", "--engine", "simulated", "--quiet", "--trace", "day.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["trace", "info", "none"], "none: "),
+        (["trace", "info", "day.jsonl", "--format", "x"], "use one of lmcache"),
+        (["trace", "info", "day.jsonl", "--format", "azure"], "it looks like mooncake"),
+        (["trace", "info", "day.jsonl", "--time-unit", "0"], "--time-unit"),
+        (["trace", "convert", "day.jsonl", "day.jsonl"], "is there already"),
+        (["trace", "convert", "day.jsonl", "out", "--to", "weka"], "use one of lmcache, mooncake"),
+        (["trace", "convert", "day.jsonl", "none/out"], "is no folder"),
+        (["trace", "synth", "out"], "either --like FILE or --workload NAME"),
+        (["trace", "synth", "out", "--workload", "x"], "use one of long-context"),
+        (["bench", "trace", "--engine", "simulated"], "go together"),
+        (["bench", "rag", "--trace", "day.jsonl", "--engine", "simulated"], "go together"),
+        (["bench", "rag", "--scale", "0.5", "--engine", "simulated"], "the workload trace's"),
+        ([*BENCH, "--scale", "2"], "scale: 2.0 must be"),
+        ([*BENCH, "--scale", "0.001"], "can't all differ"),
+        ([*BENCH, "--speed-up", "0"], "speed-up"),
+        ([*BENCH, "--rate", "1"], "--rate"),
+        ([*BENCH, "--trace-format", "azure"], "it looks like mooncake"),
+    ],
+)
+def test_bad_input_is_one_line(args: list[str], says: str, trace: Path, tmp_path: Path) -> None:
+    done = lmcache(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
