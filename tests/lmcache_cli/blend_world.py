@@ -61,9 +61,7 @@ def asking(texts: Sequence[np.ndarray], name: str = "r", outputs: int = 4) -> Re
 
 def blend_session(engine: TransformersEngine, **changes: object) -> BlendSession:
     """A session whose cache has room for all."""
-    spec = CacheSpec(
-        CHUNK, {"cpu": 100 * CHUNK * engine.token_bytes()}, mode="blend", **changes
-    )  # type: ignore[arg-type]
+    spec = CacheSpec(CHUNK, {"cpu": 100 * CHUNK * engine.token_bytes()}, mode="blend", **changes)  # type: ignore[arg-type]
     session = engine.open(spec, 256)
     assert isinstance(session, BlendSession)
     session.keep_logits = True

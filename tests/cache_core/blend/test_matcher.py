@@ -35,7 +35,9 @@ def slow(tokens: np.ndarray, stored: set[bytes]) -> list[tuple[int, int]]:
 
 
 @given(TOKENS, TOKENS)
-def test_stored_chunks_are_found_as_by_a_slow_search(stored: np.ndarray, prompt: np.ndarray) -> None:
+def test_stored_chunks_are_found_as_by_a_slow_search(
+    stored: np.ndarray, prompt: np.ndarray
+) -> None:
     matcher = Matcher(HASHER)
     kept = matcher.pieces(stored)
     matcher.stored(stored, kept)

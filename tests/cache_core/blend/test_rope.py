@@ -109,6 +109,8 @@ def test_a_window_of_the_head_is_turned_alone_and_in_place() -> None:
     out = rope.rotate(k, 7, in_place=True)
     assert out is k
     assert torch.equal(k[:, :24], before[:, :24])
-    torch.testing.assert_close(k[:, 24:], Rope(frequencies({}, 8), "gptj").rotate(before[:, 24:], 7))
+    torch.testing.assert_close(
+        k[:, 24:], Rope(frequencies({}, 8), "gptj").rotate(before[:, 24:], 7)
+    )
     with pytest.raises(ValueError, match="24 to 32"):
         rope.rotate(torch.randn(4, 30), 1)

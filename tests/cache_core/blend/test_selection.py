@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -63,7 +65,7 @@ def test_the_budget_is_kept_to_the_token(
     kept = run(name, Choice(ratio, check, steps, seed), reused)
     expected = {"none": 0, "full": total}.get(name, budget(ratio, total))
     assert len(kept[-1]) == expected
-    for below, above in zip(kept, kept[1:], strict=False):
+    for below, above in pairwise(kept):
         assert set(above.tolist()) <= set(below.tolist())
     for rows in kept:
         assert rows.tolist() == sorted(set(rows.tolist()))
