@@ -18,6 +18,8 @@ from lmcache_cli.errors import UserError
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 """SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise elsewhere or skip RoPE."""
 
+_MLP_ROWS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Projected:
@@ -68,8 +70,12 @@ class LayerRunner:
     def finish(self, layer: int, hidden: Tensor, mixed: Tensor) -> Tensor:
         """Output ``[rows, width]`` of a layer from its input and what attention gave."""
         block = self.layers[layer]
-        hidden = hidden + block.self_attn.o_proj(mixed)
-        out: Tensor = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        out = torch.empty_like(hidden)
+        # An MLP's inside is several times as wide as the KV of a layer: some rows at a time.
+        for begin in range(0, len(hidden), _MLP_ROWS):
+            part = slice(begin, begin + _MLP_ROWS)
+            x = hidden[part] + block.self_attn.o_proj(mixed[part])
+            out[part] = x + block.mlp(block.post_attention_layernorm(x))
         return out
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, rows: Tensor, hidden: Tensor) -> Tensor:

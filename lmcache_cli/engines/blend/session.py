@@ -53,7 +53,8 @@ class BlendSession(TransformersSession):
         self.tiers = cache
         self.prompts = Prompts(engine.namespace(spec), spec.encoding, engine.bos)
         choice = Choice(spec.ratio, spec.check_layer, spec.narrow_layers)
-        self.selection = make_selection(spec.selection, choice)
+        self._naive = spec.selection == "none" or spec.ratio == 0
+        self.selection = make_selection("none" if self._naive else spec.selection, choice)
         self._full = spec.full_prefill
         self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
         self._last: tuple[Arena, torch.Tensor] | None = None
@@ -105,7 +106,7 @@ class BlendSession(TransformersSession):
         exact = covered(held.exact, n)
         selecting, recomputed = 0.0, 0
         only_tail = not cached[int(fresh[0]) :].any()
-        if only_tail and (not held.moved or self.spec.ratio == 0 or self.spec.selection == "none"):
+        if only_tail and (not held.moved or self._naive):
             logits = engine.forward(arena, ids[fresh[0] :], int(fresh[0]))
             token_layers = len(fresh) * layers
         else:

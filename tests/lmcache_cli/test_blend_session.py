@@ -1,0 +1,148 @@
+"""Blend in the transformers engine: what is stored, reused, counted and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity
+
+from lmcache_cli.bench.content_oracle import ContentOracle
+from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.errors import UserError
+from tests.lmcache_cli.blend_world import (
+    CHUNK,
+    asking,
+    blend_session,
+    parts,
+    serve,
+    small_engine,
+    warm,
+)
+from tests.lmcache_cli.small_model import save_model
+from workloads import Request
+
+
+def test_chunks_are_stored_behind_the_answer_and_kept_as_they_were(tmp_path: Path) -> None:
+    engine = small_engine(tmp_path)
+    texts = parts()
+    session = blend_session(engine, ratio=0.5)
+    request = asking(texts)
+    first = serve(session, request)
+    assert first.hits == 0 and session.held_chunks() == 0, "encoding comes after the answer"
+    session.settle()
+    assert session.held_chunks() == 1 + 6, "the system prompt, two chunks of each passage"
+    logits = []
+    for order in ([1, 2, 3], [3, 1, 2], [1, 2, 3], [1, 2, 3]):
+        again = asking([texts[0], *(texts[i] for i in order), texts[-1]])
+        sample = serve(session, again)
+        session.settle()
+        assert sample.hits == 10 + 6 * CHUNK
+        logits.append(session.logits)
+    # Rotating and recomputing for one request must not reach what the next one loads.
+    assert torch.equal(logits[0], logits[2]) and torch.equal(logits[0], logits[3])
+    session.close()
+
+
+def test_a_missing_passage_is_computed_and_the_rest_reused(tmp_path: Path) -> None:
+    engine = small_engine(tmp_path)
+    texts, others = parts(), parts(seed=1)
+    session = blend_session(engine, ratio=0)
+    warm(session, texts)
+    mixed = asking([texts[0], texts[2], others[1], texts[1], texts[-1]])
+    sample = serve(session, mixed)
+    assert sample.hits == 10 + 4 * CHUNK
+    assert sample.selected_tokens == 0
+    n = len(mixed.token_ids)
+    assert sample.token_layer_share == pytest.approx((n - 10 - 4 * CHUNK) / n)
+    session.close()
+
+
+def test_without_segments_chunks_are_found_by_their_tokens(tmp_path: Path) -> None:
+    engine = small_engine(tmp_path)
+    session = blend_session(engine, ratio=0.2)
+    texts = parts()
+    whole = Request("a", "s", 0.0, np.concatenate(texts[1:3]), (), 1)
+    serve(session, whole)  # its last token is none of a chunk: three of four are
+    session.settle()
+    moved = np.concatenate([texts[0], texts[2], texts[-1][:3], texts[1], texts[-1]])
+    sample = serve(session, Request("b", "s", 0.0, moved, (), 1))
+    assert sample.hits == sample.blended_tokens == 3 * CHUNK
+    session.close()
+
+
+def test_chunks_behind_another_system_prompt_are_others(tmp_path: Path) -> None:
+    engine = small_engine(tmp_path)
+    session = blend_session(engine)
+    texts = parts()
+    warm(session, texts)
+    other = asking([texts[0][::-1].copy(), *texts[1:]])
+    assert serve(session, other).hits == 0
+    session.close()
+
+
+@pytest.mark.parametrize("selection", ["hkvd", "query", "first", "random", "none", "full"])
+def test_every_selection_serves_and_the_oracle_knows_its_hits(
+    selection: str, tmp_path: Path
+) -> None:
+    engine = small_engine(tmp_path)
+    session = blend_session(engine, ratio=0.25, selection=selection, narrow_layers=2)
+    oracle = ContentOracle(session.spec, session.capacities(), engine.bos)
+    rng = np.random.default_rng(0)
+    pool = [rng.integers(0, 256, 24).astype(np.int32) for _ in range(5)]
+    for i in range(6):
+        system, *_, question = parts(seed=0)
+        chosen = [pool[j] for j in rng.permutation(5)[:3]]
+        request = asking([system, *chosen, question], f"r{i}")
+        expected = oracle.expect(request)
+        sample = serve(session, request)
+        assert 0 <= session.judge(request).agreement <= 1
+        session.settle()
+        assert sample.hits == expected
+    assert (sample.hits > 0) is (selection != "full")
+    session.close()
+
+
+def peak_bytes(profile: Any) -> int:
+    """Most bytes that torch's allocator had given out at one time, beyond those at the start."""
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(live.max(initial=0))
+
+
+def test_memory_beside_the_arena_is_less_than_half_of_the_kv(tmp_path: Path) -> None:
+    """A model of the usual proportions: many layers, each with KV as wide as the model."""
+    sizes = dict(num_hidden_layers=24, hidden_size=64, intermediate_size=128, head_dim=16)
+    folder = save_model(tmp_path, "llama", max_position_embeddings=2048, **sizes)
+    engine = TransformersEngine(str(folder))
+    spec = CacheSpec(CHUNK, {"cpu": 200 * CHUNK * engine.token_bytes()}, mode="blend", ratio=0.3)
+    session: Any = engine.open(spec, 1200)
+    texts = parts(passages=4, length=16 * CHUNK)
+    request = warm(session, texts)
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        sample = serve(session, request)
+    assert sample.blended_tokens == (4 * 16 - 1) * CHUNK
+    assert 0 < peak_bytes(run) < 0.5 * len(request.token_ids) * engine.token_bytes()
+    session.close()
+
+
+def test_unknown_families_are_refused_by_name(tmp_path: Path) -> None:
+    import transformers
+
+    folder = save_model(tmp_path, "llama")
+    config = transformers.GraniteConfig(
+        vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    engine = TransformersEngine(str(folder))
+    with pytest.raises(UserError, match="'granite'"):
+        blend_session(engine)
+
+
+def test_a_check_layer_beyond_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 4, from 0 on"):
+        blend_session(small_engine(tmp_path), check_layer=4)
