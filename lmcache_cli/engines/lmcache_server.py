@@ -26,7 +26,8 @@ class LMCacheServer(ServerProcess):
 
     def __init__(self, spec: CacheSpec, environment: Mapping[str, str], log: Path) -> None:
         size = f"{spec.tiers['cpu'] / 2**30:g}"
-        flags = ["--l1-size-gb", size, "--l1-init-size-gb", size, "--eviction-policy", "LRU"]
+        # All of it at once: growing would be measured.
+        flags = ["--l1-size-gb", size, "--no-l1-use-lazy", "--eviction-policy", "LRU"]
         flags += ["--chunk-size", str(spec.chunk_tokens)]
         super().__init__([sys.executable, "-m", _MODULE, *flags], environment, log)
         self._port = 0
