@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,17 +14,25 @@ from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.completions import Answer
 from lmcache_cli.engines.endpoint import Endpoint
 from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.hit_record import HitRecord
+from lmcache_cli.engines.lmcache_server import LMCacheServer
 from lmcache_cli.engines.openai import (
-    REQUEST_NAME,
     SALT_TOKENS,
     OpenAISession,
     Salts,
     read_tokenizer,
     warm,
 )
+from lmcache_cli.engines.server_process import ServerError
 from lmcache_cli.engines.serving import Serving
-from lmcache_cli.engines.vllm_modes import mode_flags, platform, refuse_mode
-from lmcache_cli.engines.vllm_server import ServerError, VllmServer, on_cpu, vllm_command
+from lmcache_cli.engines.vllm_modes import (
+    flag_value,
+    mode_flags,
+    platform,
+    refuse_chunk,
+    refuse_mode,
+)
+from lmcache_cli.engines.vllm_server import VllmServer, on_cpu, vllm_command
 from lmcache_cli.errors import UserError
 from reports.sample import Sample
 from workloads.request import Request
@@ -77,6 +84,7 @@ class VllmEngine:
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
         refuse_mode(spec.mode, self.cpu)
+        refuse_chunk(spec, self.serving.args, self.cpu)
         mode_flags(spec, Path())  # finds what is missing, before anything starts
         return chunks_per_tier(spec, self.layout(spec.chunk_tokens)) if spec.ours else {}
 
@@ -93,12 +101,16 @@ class VllmEngine:
         trace = stem.with_suffix(".jsonl")
         flags, environment = mode_flags(spec, trace)
         flags += [*self._flags, "--served-model-name", self.model, "--enable-prompt-tokens-details"]
+        environment = self.environment | environment
         server = VllmServer(
             [vllm_command(), "serve", self.folder, *flags, *self.serving.args],
-            self.environment | environment,
+            environment,
             stem.with_suffix(".log"),
         )
-        return VllmSession(self, spec, server, trace)
+        peer = None
+        if spec.mode == "lmcache":
+            peer = LMCacheServer(spec, environment, stem.with_suffix(".cache.log"))
+        return VllmSession(self, spec, server, trace, peer)
 
     def bring_up(self, session: VllmSession) -> None:
         """Starts the session's server, if it is not up; stops another one that is in its way."""
@@ -141,14 +153,20 @@ class VllmEngine:
 
 
 class VllmSession(OpenAISession):
-    """One cell: a server of its own, behind an endpoint as any other."""
+    """One cell: a server of its own, behind an endpoint as any other. ``peer`` is the process that
+    keeps its KV, if that is another."""
 
     def __init__(
-        self, engine: VllmEngine, spec: CacheSpec, server: VllmServer, trace: Path
+        self,
+        engine: VllmEngine,
+        spec: CacheSpec,
+        server: VllmServer,
+        trace: Path,
+        peer: LMCacheServer | None,
     ) -> None:
         salts = Salts(engine.encode, engine.bos, spec.salt)
         super().__init__(self._connected, salts, None, _FOREIGN_TIER.get(spec.mode, "device"))
-        self.engine, self.spec, self.server = engine, spec, server
+        self.engine, self.spec, self.server, self._peer = engine, spec, server, peer
         self._record = HitRecord(trace) if spec.ours else None
         self._endpoint: Endpoint | None = None
 
@@ -158,9 +176,15 @@ class VllmSession(OpenAISession):
         if self._record is not None:
             self._record.restart()
         serving.say(f"starting vLLM for {_name(self.spec)} (log: {self.server.log})")
-        self.server.start(serving.start_s, serving.say)
+        connector: list[str] = []
+        if self._peer is not None:
+            self._peer.start(serving.start_s, serving.say)
+            connector = self._peer.connector()
+        self.server.start(serving.start_s, serving.say, connector)
         endpoint = Endpoint(self.server.url, engine.model, "", serving.silence_s)
         self._endpoint = endpoint
+        if self._peer is not None:
+            self._peer.note_segments(self.server.group())
         endpoint.agree([list(engine.encode("Hello, how are you?"))])
         tokens = min(_WARM_TOKENS, engine.max_context - SALT_TOKENS)
         warm(endpoint, Salts(engine.encode, engine.bos, f"warm {self.spec.salt}"), tokens)
@@ -170,7 +194,14 @@ class VllmSession(OpenAISession):
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
-        self.server.stop()
+        if self._peer is None:
+            self.server.stop()
+            return
+        try:
+            self._peer.note_segments(self.server.group())
+            self.server.stop()
+        finally:
+            self._peer.stop()
 
     def ready(self) -> None:
         self.engine.bring_up(self)
@@ -179,7 +210,9 @@ class VllmSession(OpenAISession):
         self, request: Request, prompt_tokens: int, due: float, answer: Answer, name: str
     ) -> Sample:
         sample = super().sample(request, prompt_tokens, due, answer, name)
-        death = self.server.death() if answer.lost else ""
+        # Without its cache vLLM goes on, and computes what it should have found.
+        death = self._peer.death() if self._peer is not None else ""
+        death = death or (self.server.death() if answer.lost else "")
         return replace(sample, error=f"{sample.error}; {death}") if death else sample
 
     def hits(self, answer: Answer, name: str) -> dict[str, int]:
@@ -207,45 +240,6 @@ class VllmSession(OpenAISession):
         if self._endpoint is None:
             raise ServerError("engine vllm: the server is not up")
         return self._endpoint
-
-
-class HitRecord:
-    """What our connector writes: one line of JSON per request that ended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.restart()
-
-    def restart(self) -> None:
-        """Removes the file: a connector makes it anew."""
-        self.path.unlink(missing_ok=True)
-        self._hits: dict[str, dict[str, int]] = {}
-        self._read = 0
-
-    def find(self, name: str, limit_s: float) -> dict[str, int] | None:
-        """Prompt tokens by tier of the request that was sent under ``name``; None if that is not
-        written within ``limit_s``. vLLM puts the name into an id of its own."""
-        end = time.monotonic() + limit_s
-        while name not in self._hits and time.monotonic() < end:
-            if not self._advance():
-                time.sleep(0.005)
-        return self._hits.pop(name, None)
-
-    def _advance(self) -> bool:
-        """Reads whole lines that are new; False if there are none."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                data = file.read()
-        except FileNotFoundError:
-            return False
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            if found := REQUEST_NAME.search(str(entry.get("id", ""))):
-                self._hits[found.group()] = dict(entry["hits"])
-        return bool(whole)
 
 
 def _name(spec: CacheSpec) -> str:
@@ -281,9 +275,7 @@ def _config(source: str) -> Any:
 
 def _context(config: Any, args: Sequence[str]) -> int:
     """The context length: of --max-model-len, else the model's."""
-    words = " ".join(args).replace("--max-model-len=", "--max-model-len ").split()
-    if "--max-model-len" in words[:-1]:
-        given = words[words.index("--max-model-len") + 1]
-        if given.isdecimal():
-            return int(given)
+    given = flag_value(args, "--max-model-len")
+    if given.isdecimal():
+        return int(given)
     return int(config.max_position_embeddings)

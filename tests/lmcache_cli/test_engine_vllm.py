@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import psutil
 import pytest
 
 from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.hit_record import HitRecord
+from lmcache_cli.engines.lmcache_server import LMCacheServer
 from lmcache_cli.engines.openai import REQUEST_NAME, SALT_TOKENS
-from lmcache_cli.engines.vllm import HitRecord
-from lmcache_cli.engines.vllm_modes import mode_flags, platform, refuse_mode
-from lmcache_cli.engines.vllm_server import ServerError, VllmServer, vllm_command
+from lmcache_cli.engines.server_process import ServerError
+from lmcache_cli.engines.vllm_modes import mode_flags, platform, refuse_chunk, refuse_mode
+from lmcache_cli.engines.vllm_server import VllmServer, vllm_command
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from tests.cache_core.servers import eventually
@@ -196,6 +199,65 @@ def test_flags_of_each_mode(tmp_path: Path) -> None:
     if find_spec("lmcache") is None:
         with pytest.raises(MissingError, match="pip install lmcache"):
             mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache"), tmp_path)
+
+
+def test_where_lmcaches_server_is(tmp_path: Path) -> None:
+    spec = CacheSpec(64, {"cpu": 3 << 29}, mode="lmcache")
+    server = LMCacheServer(spec, {}, tmp_path / "log")
+    flags = server.address()
+    port = int(flags[flags.index("--port") + 1])
+    assert server.url == f"http://127.0.0.1:{flags[flags.index('--http-port') + 1]}"
+    config = json.loads(server.connector()[-1])
+    assert (config["kv_connector"], config["kv_role"]) == ("LMCacheMPConnector", "kv_both")
+    assert config["kv_connector_extra_config"]["lmcache.mp.port"] == port
+
+
+def test_lmcaches_chunks_are_whole_blocks() -> None:
+    spec = CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache")
+    with pytest.raises(UserError, match=r"block of 128 tokens.*--chunk-tokens 128"):
+        refuse_chunk(spec, [], cpu=True)
+    with pytest.raises(UserError, match=r"block of 48 tokens"):
+        refuse_chunk(spec, ["--block-size=48"], cpu=False)
+    refuse_chunk(spec, ["--block-size", "32"], cpu=True)
+    refuse_chunk(spec, [], cpu=False)
+    refuse_chunk(CacheSpec(64, {"cpu": 1 << 30}), [], cpu=True)
+
+
+def test_shared_memory_of_the_group_goes_with_the_server(tmp_path: Path) -> None:
+    """LMCache names its segments so; the other is of a group that is not ours to clean."""
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    names = [f"/dev/shm/lmcache_kv_{pid}_test" for pid in (child.pid, os.getpid())]
+    ours, other = map(Path, names)
+    server = LMCacheServer(CacheSpec(64, {"cpu": 1}, mode="lmcache"), {}, tmp_path / "log")
+    try:
+        ours.touch()
+        other.touch()
+        server.note_segments(child.pid)
+        server.stop()
+        assert not ours.exists() and other.exists()
+    finally:
+        child.kill()
+        child.wait()
+        ours.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
+
+
+def test_lmcache_hits_and_its_server_ends(model: Path, tmp_path: Path) -> None:
+    if find_spec("lmcache") is None:
+        pytest.skip("lmcache is not installed (docs/engines/vllm.md says how)")
+    flags = ["--reuse", "off,lmcache", "--cpu-size", "256MiB", "--json", "-"]
+    done = bench(tmp_path, model, *flags)
+    assert done.returncode == 0, done.stderr
+    off, peer = json.loads(done.stdout)["cells"]
+    assert off["failed"] == peer["failed"] == 0 and off["n"] == peer["n"] == 4
+    # Of each document the second question hits it, in whole chunks; questions may start alike.
+    least = 2 * ((400 + SALT_TOKENS) // 64 * 64)
+    assert least <= peer["hit_tokens"]["cpu"] < least + 2 * 64
+    assert peer["identical_outputs"] is True
+    [log] = (tmp_path / "runs").glob("vllm-*-lmcache-cpu.cache.log")
+    pids = {int(p) for p in re.findall(r"Started server process \[(\d+)\]", log.read_text())}
+    assert len(pids) == 1 and not any(map(psutil.pid_exists, pids))
+    assert not servers_of(model)
 
 
 def test_flags_of_our_connector(tmp_path: Path) -> None:
