@@ -43,21 +43,28 @@ Histograms count_distances(const References& references, const Weights& weights,
   Recency recency;
   std::vector<std::int64_t> ids, tokens, distances;
   for (std::size_t r = 0; r < references.size; ++r) {
-    const std::int64_t* const chunks = references.ids + references.offsets[r];
+    const std::int64_t* chunks = references.ids + references.offsets[r];
+    std::size_t n = references.length(r), known = references.count() - (chunks - references.ids);
     ids.clear();
     tokens.clear();
-    for (std::size_t i = 0; i < references.length(r); ++i) {
+    for (std::size_t i = 0; i < n; ++i) {
       const std::int64_t weight = tokens_of(weights, r, i);
       out.total += weight;
-      if (!all && !takes(chunks[i], threshold, salt)) continue;
-      ids.push_back(chunks[i]);
+      if (!all) {
+        if (!takes(chunks[i], threshold, salt)) continue;
+        ids.push_back(chunks[i]);
+      }
       tokens.push_back(weight);
       out.sampled += weight;
     }
-    distances.resize(ids.size());
-    recency.use(ids.data(), ids.size(), distances.data());
+    if (!all) {
+      chunks = ids.data();
+      known = n = ids.size();
+    }
+    distances.resize(n);
+    recency.use(chunks, n, distances.data(), known);
     std::int64_t farthest = 0;
-    for (std::size_t i = 0; i < ids.size(); ++i) {
+    for (std::size_t i = 0; i < n; ++i) {
       const std::int64_t distance = distances[i];
       if (distance == kNever) {
         farthest = kUnbounded;
@@ -90,7 +97,8 @@ void stack_distances(const References& references, std::int64_t* distances) {
   Recency recency;
   for (std::size_t r = 0; r < references.size; ++r) {
     const std::int64_t from = references.offsets[r];
-    recency.use(references.ids + from, references.length(r), distances + from);
+    recency.use(references.ids + from, references.length(r), distances + from,
+                references.count() - static_cast<std::size_t>(from));
   }
 }
 

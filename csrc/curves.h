@@ -13,6 +13,7 @@ struct References {
   const std::int64_t* offsets;  // [size + 1]
   std::size_t size;
 
+  std::size_t count() const { return static_cast<std::size_t>(offsets[size]); }
   std::size_t length(std::size_t i) const {
     return static_cast<std::size_t>(offsets[i + 1] - offsets[i]);
   }

@@ -9,6 +9,7 @@ namespace lmcache {
 namespace {
 
 constexpr std::size_t kWordBits = 64;
+constexpr std::size_t kBlockWords = 4;
 constexpr std::size_t kFirstPlaces = 1 << 14;
 constexpr std::size_t kMostChunks = std::size_t{1} << 31;
 
@@ -45,7 +46,7 @@ std::int64_t Recency::before(std::int64_t place) const {
   std::int64_t n = 0;
   for (std::size_t i = at >> kBlockBits; i > 0; i &= i - 1) n += counts_[i];
   const std::size_t last = at / kWordBits;
-  std::size_t word = (at >> kBlockBits) << (kBlockBits - 6);
+  std::size_t word = (at >> kBlockBits) * kBlockWords;
   for (; word < last; ++word) n += std::popcount(lives_[word]);
   return n + std::popcount(lives_[last] & ((std::uint64_t{1} << (at % kWordBits)) - 1));
 }
@@ -69,9 +70,10 @@ void Recency::move_together(std::size_t places) {
   }
   const std::size_t blocks = size >> kBlockBits, block = std::size_t{1} << kBlockBits;
   counts_.assign(blocks + 1, 0);
+  full_ = live_ >> kBlockBits;
   for (std::size_t i = 1; i <= blocks; ++i) {
-    const std::size_t end = std::min(i * block, live_);
-    const std::size_t start = std::min((i - (i & (~i + 1))) * block, live_);
+    const std::size_t end = std::min(i, full_) * block;
+    const std::size_t start = std::min(i - (i & (~i + 1)), full_) * block;
     counts_[i] = static_cast<std::uint32_t>(end - start);
   }
   next_ = live_;
@@ -87,7 +89,8 @@ void Recency::make_room(std::size_t more) {
   if (next_ + more > lives_.size() * kWordBits) move_together(8 * (live_ + more));
 }
 
-void Recency::use(const std::int64_t* ids, std::size_t n, std::int64_t* distances) {
+void Recency::use(const std::int64_t* ids, std::size_t n, std::int64_t* distances,
+                  std::size_t known) {
   // Before the first slot is taken: growing moves entries.
   make_room(n);
   const std::size_t mask = table_.size() - 1;
@@ -95,7 +98,7 @@ void Recency::use(const std::int64_t* ids, std::size_t n, std::int64_t* distance
   slots_.resize(n);
   std::int64_t last_place = kNew;
   for (std::size_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) {
+    if (i + kAhead < known) {
       __builtin_prefetch(&table_[mix(static_cast<std::uint64_t>(ids[i + kAhead])) & mask]);
     }
     const Entry& entry = find_or_add(ids[i]);
@@ -120,24 +123,26 @@ void Recency::use(const std::int64_t* ids, std::size_t n, std::int64_t* distance
     } else {
       const auto at = static_cast<std::size_t>(place);
       lives_[at / kWordBits] &= ~(std::uint64_t{1} << (at % kWordBits));
-      if (const std::size_t block = at >> kBlockBits; block != left_block) {
-        if (left != 0) add(left_block, -left);
-        left_block = block;
-        left = 0;
+      if (const std::size_t block = at >> kBlockBits; block < full_) {
+        if (block != left_block) {
+          if (left != 0) add(left_block, -left);
+          left_block = block;
+          left = 0;
+        }
+        ++left;
       }
-      ++left;
     }
     lives_[next_ / kWordBits] |= std::uint64_t{1} << (next_ % kWordBits);
     place = static_cast<std::int64_t>(next_++);
+    if (next_ >> kBlockBits != full_) {
+      std::int64_t living = 0;
+      for (std::size_t word = (next_ - 1) / kWordBits + 1, k = 0; k < kBlockWords; ++k) {
+        living += std::popcount(lives_[--word]);
+      }
+      add(full_++, living);
+    }
   }
   if (left != 0) add(left_block, -left);
-  // A chunk that stood twice took two places and left one: its bit was cleared and counted above.
-  for (std::size_t from = next_ - n; from < next_;) {
-    const std::size_t block = from >> kBlockBits;
-    const std::size_t end = std::min(next_, (block + 1) << kBlockBits);
-    add(block, static_cast<std::int64_t>(end - from));
-    from = end;
-  }
 }
 
 }  // namespace lmcache

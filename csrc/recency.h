@@ -29,8 +29,8 @@ class Recency {
   // One request uses these chunks, in prompt order. Writes each one's distance as it is before any
   // of them counts as used, then uses them, the last first: the Ledger's order. A chunk that stands
   // twice has one distance, and its first place counts.
-  // Throws std::length_error beyond 2^31 chunks.
-  void use(const std::int64_t* ids, std::size_t n, std::int64_t* distances);
+  // `known` ids, n at least, can be read ahead. Throws std::length_error beyond 2^31 chunks.
+  void use(const std::int64_t* ids, std::size_t n, std::int64_t* distances, std::size_t known);
 
   std::size_t size() const { return live_; }
 
@@ -56,6 +56,9 @@ class Recency {
   std::size_t used_ = 0;               // entries of the table
   std::size_t live_ = 0;
   std::size_t next_ = 0;  // place
+  // Blocks before the one that is being filled. The tree has only these: nothing asks how many live
+  // behind it, so a new place costs no walk.
+  std::size_t full_ = 0;
 };
 
 }  // namespace lmcache
