@@ -45,6 +45,8 @@ class Mooncake:
             size = whole(record, "block_size", 1) if "block_size" in record else chunk
             named = ids(value(record, "hash_ids"), "hash_ids")
             full, tail = full_chunks(named, tokens, size)
+            if 0 < len(full) < tokens // size:
+                raise ValueError(f"{len(named)} blocks of {size} tokens in a prompt of {tokens}")
             return TraceRequest(
                 id=text(record, "id", "request_id") or str(number),
                 arrival_s=seconds(record, "timestamp", unit),

@@ -269,6 +269,7 @@ BAD = [
     ("mooncake", [MOONCAKE], MOONCAKE | {"hash_ids": [True]}, "no name of a chunk"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"hash_ids": [2**64]}, "no 64-bit number"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"hash_ids": [1, 2, 3, 4]}, "4 chunks of 512"),
+    ("mooncake", [MOONCAKE], MOONCAKE | {"hash_ids": [1]}, "1 blocks of 512"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"input_length": -1}, "less than 0"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"input_length": "many"}, "not a whole number"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"timestamp": None}, "no time"),
