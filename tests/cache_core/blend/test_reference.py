@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_the_first_segment_and_layer_0_are_exact(
 ) -> None:
     for prompt in prompts:
         full = reference.encode(prompt.ids)
-        near = {"rtol": 0, "atol": 1e-4}
+        near: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
         part = slice(0, prompt.exact)
         torch.testing.assert_close(prompt.kv.k[:, part], full.k[:, part], **near)
         torch.testing.assert_close(prompt.kv.v[:, part], full.v[:, part], **near)
