@@ -73,8 +73,8 @@ def bench(
     reuse: Annotated[
         str | None,
         typer.Option(
-            help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache), offload, lmcache;"
-            " openai: only server (as it is, since a running server's cache can't be switched)."
+            help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache), offload,"
+            " lmcache; openai: only server (as it is, since a running server's cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
             show_default=False,
             rich_help_panel=_SWEPT,
