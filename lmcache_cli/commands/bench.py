@@ -73,7 +73,7 @@ def bench(
     reuse: Annotated[
         str | None,
         typer.Option(
-            help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache), offload,"
+            help="off, prefix, blend (transformers); vllm: also vllm (its own cache), offload,"
             " lmcache; openai: only server (as it is, since a running server's cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
             show_default=False,
