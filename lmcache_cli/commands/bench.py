@@ -74,8 +74,8 @@ def bench(
         str | None,
         typer.Option(
             help="off, prefix, blend (transformers); vllm: also vllm (its own cache), offload,"
-            " lmcache; openai: only server (as it is, since a running server's cache can't be switched)."
-            " [default: off,prefix; off,vllm,prefix; server]",
+            " lmcache; openai: only server (as it is: a running server's cache can't be"
+            " switched). [default: off,prefix; off,vllm,prefix; server]",
             show_default=False,
             rich_help_panel=_SWEPT,
         ),
