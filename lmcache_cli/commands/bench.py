@@ -74,16 +74,10 @@ def bench(
     reuse: Annotated[
         str | None,
         typer.Option(
-<<<<<<< HEAD
             help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache),"
             " offload, lmcache; openai: only server (as it is, since a running server's"
             " cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
-=======
-            help="off, prefix, blend (transformers); vllm: also vllm (its own cache), offload,"
-            " lmcache; openai: only server (as it is: a running server's cache can't be"
-            " switched). [default: off,prefix; off,vllm,prefix; server]",
->>>>>>> wip-blend
             show_default=False,
             rich_help_panel=_SWEPT,
         ),
