@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "transformers": ("off", "prefix", "blend"),
-    "vllm": ("off", "vllm", "prefix", "offload", "lmcache"),
+    "vllm": ("off", "vllm", "prefix", "blend", "offload", "lmcache"),
     "openai": ("server",),
     "simulated": ("off", "prefix"),
 }
 """Engine to its reuse modes."""
 BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
+VLLM_SELECTIONS = ("first", "random")
+"""Those that choose before any layer has run: vLLM's model is run as it is."""
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
 """Where they are not ``off,prefix``."""
@@ -89,6 +91,14 @@ def blend_variants(options: BenchOptions) -> list[CacheSpec]:
         "--blend-selection",
         lambda name, flag: one_of(flag, name, BLEND_SELECTIONS),
     )
+    if options.engine == "vllm" and "blend" in (options.reuse or ""):
+        # What chooses by layers can't be asked of vLLM; the default is none of the user's wishes.
+        default = options.blend_selection == "hkvd"
+        selections = ["first"] if default else selections
+        for name in selections:
+            if name not in VLLM_SELECTIONS:
+                known = ", ".join(VLLM_SELECTIONS)
+                raise UserError(f"--blend-selection: with --engine vllm it is one of {known}")
     one_of("--blend-encoding", options.blend_encoding, BLEND_ENCODINGS)
     if options.blend_narrow < 1:
         raise UserError(f"--blend-narrow: {options.blend_narrow} is too small; at least 1 layer")

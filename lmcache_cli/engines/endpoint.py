@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,8 +79,13 @@ class Endpoint:
                 break
         raise UserError(f"{self.root}: refuses a completion: {said}{self._hint(answer.status)}")
 
-    def body(self, prompt: Sequence[int] | str, max_tokens: int) -> bytes:
-        """The JSON of a greedy, streamed completion."""
+    def body(
+        self,
+        prompt: Sequence[int] | str,
+        max_tokens: int,
+        more: Mapping[str, object] | None = None,
+    ) -> bytes:
+        """The JSON of a greedy, streamed completion, with ``more`` fields."""
         fields: dict[str, object] = {
             "model": self.model,
             "prompt": prompt,
@@ -91,6 +96,7 @@ class Endpoint:
         }
         if self.dialect.extended:
             fields |= {"ignore_eos": True, "return_token_ids": True}
+        fields |= more or {}
         return json.dumps(fields, separators=(",", ":")).encode()
 
     async def send(self, body: bytes, request_id: str) -> Answer:

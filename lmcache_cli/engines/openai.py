@@ -135,7 +135,7 @@ class OpenAISession:
         prompts = [self.salts.prompt(request.token_ids.tolist()) for request in requests]
         # Made before the clock starts: the JSON of a long prompt takes a millisecond.
         bodies = [
-            endpoint.body(self._shown(ids), r.max_tokens)
+            endpoint.body(self._shown(ids), r.max_tokens, self.more(r, len(ids)))
             for ids, r in zip(prompts, requests, strict=True)
         ]
         names = [self.request_id(i) for i in range(len(requests))]
@@ -158,6 +158,10 @@ class OpenAISession:
             samples.append(sample)
             yield sample
         refuse_saturated(samples, lag.late_s, load.concurrency is None)
+
+    def more(self, request: Request, prompt_tokens: int) -> Mapping[str, object]:
+        """Further fields of the request's body."""
+        return {}
 
     def request_id(self, index: int) -> str:
         """The name of the ``index``-th of the requests that are to be sent, as the server sees

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,8 @@ from lmcache_cli.errors import UserError
 from reports.sample import Sample
 from workloads.request import Request
 
+_REUSED_KINDS = ("document", "passage")
+"""Parts of a prompt that blend may reuse anywhere."""
 _PROCESS_BYTES = 3 << 29  # what an API server and an engine core take, without model and KV
 _RECORD_S = 10.0  # a record is written when the request ends: far beyond what that takes
 _WARM_TOKENS = 512
@@ -214,6 +216,19 @@ class VllmSession(OpenAISession):
         death = self._peer.death() if self._peer is not None else ""
         death = death or (self.server.death() if answer.lost else "")
         return replace(sample, error=f"{sample.error}; {death}") if death else sample
+
+    def more(self, request: Request, prompt_tokens: int) -> Mapping[str, object]:
+        if self.spec.mode != "blend":
+            return {}
+        # The salt stands in front of everything but BOS.
+        shift = prompt_tokens - len(request.token_ids)
+        segments = [
+            [part.start + shift, part.end + shift]
+            for part in request.segments
+            if part.kind in _REUSED_KINDS
+        ]
+        ours = {"segments": segments, "ratio": self.spec.ratio}
+        return {"kv_transfer_params": {"lmcache": ours}}
 
     def hits(self, answer: Answer, name: str) -> dict[str, int]:
         if self._record is None or answer.error is not None:

@@ -13,6 +13,7 @@ from lmcache_cli.errors import MissingError, UserError
 
 _OWN_OFF = "--no-enable-prefix-caching"
 _CONNECTOR = "cache_core.adapters.vllm"
+_WORKER = "cache_core.adapters.vllm.blend_worker.BlendWorker"
 _CPU_BLOCK = "128"  # vLLM's default there
 
 
@@ -25,9 +26,10 @@ def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]
         return ["--enable-prefix-caching"], {}
     if not spec.reuse:
         return [_OWN_OFF], {}
-    if spec.mode == "prefix":
+    if spec.mode in ("prefix", "blend"):
         _need(_CONNECTOR, "this lmcache-bench has no vLLM connector; install a newer one")
-        return [_OWN_OFF, *_transfer(_ours(spec, trace))], {}
+        worker = ["--worker-cls", _WORKER] if spec.mode == "blend" else []
+        return [_OWN_OFF, *worker, *_transfer(_ours(spec, trace))], {}
     if spec.mode == "offload":
         extra: dict[str, object] = {"cpu_bytes_to_use": spec.tiers["cpu"]}
         config: dict[str, object] = {"kv_connector": "OffloadingConnector"}
@@ -96,8 +98,16 @@ def _ours(spec: CacheSpec, trace: Path) -> dict[str, object]:
             "placement": spec.placement,
             "salt": spec.salt,
             "trace": str(trace.absolute()),
+            **_blend(spec),
         },
     }
+
+
+def _blend(spec: CacheSpec) -> dict[str, object]:
+    if spec.mode != "blend":
+        return {}
+    chosen = {"blend_ratio": spec.ratio, "blend_selection": spec.selection}
+    return {"blend": True, **chosen}
 
 
 def _transfer(config: dict[str, object]) -> list[str]:
