@@ -29,6 +29,13 @@ def verify(
         str | None,
         typer.Option(metavar="URL", help="Remote tier to verify too.", show_default=False),
     ] = None,
+    blend: Annotated[
+        bool,
+        typer.Option("--blend", help="Instead: the gates of blend, and its quality curve."),
+    ] = False,
+    passage_tokens: Annotated[int, typer.Option(help="Length of a passage (--blend).")] = 160,
+    blend_selection: Annotated[str, typer.Option(help="As of bench (--blend).")] = "hkvd",
+    blend_check_layer: Annotated[int, typer.Option(help="As of bench (--blend).")] = 1,
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
     json: Annotated[
         str | None,
@@ -47,6 +54,17 @@ def verify(
 ) -> None:
     """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
     Exit code 1 if any differs by more than the dtype's rounding."""
+    if blend:
+        from lmcache_cli.bench.modes import BLEND_SELECTIONS, one_of
+        from lmcache_cli.sizes import parse_count
+        from lmcache_cli.verify_blend import run_verify_blend
+
+        one_of("--blend-selection", blend_selection, BLEND_SELECTIONS)
+        length = parse_count(str(passage_tokens), "--passage-tokens")
+        code = run_verify_blend(
+            model, dtype, length, blend_selection, blend_check_layer, seed, json, quiet
+        )
+        raise typer.Exit(code)
     from lmcache_cli.verify import VerifyOptions, run_verify
 
     options = VerifyOptions(

@@ -1,0 +1,46 @@
+"""``lmcache verify --blend``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.lmcache_cli.blend_world import ROPES
+from tests.lmcache_cli.small_model import save_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def verify(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lmcache_cli.main", "verify", "--blend", "--quiet", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("rope", ["llama3", "yarn"])
+def test_gates_and_curve(rope: str, tmp_path: Path) -> None:
+    changes = {"rope_parameters": ROPES[rope], "initializer_range": 0.2}
+    model = save_model(tmp_path / "model", "qwen3", num_hidden_layers=4, **changes)
+    done = verify("--model", str(model), "--passage-tokens", "32", "--json", "-", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = json.loads(done.stdout)
+    assert found["schema"] == "lmcache.verify-blend/1"
+    assert found["passed"] and all(gate["passed"] for gate in found["gates"])
+    curve = {point["ratio"]: point["kl"] for point in found["curve"]}
+    assert curve[0.0] > curve[0.3] > curve[1.0] == 0
+
+
+def test_a_model_that_cannot_be_blended_is_refused(tmp_path: Path) -> None:
+    done = verify("--model", str(tmp_path / "none"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
