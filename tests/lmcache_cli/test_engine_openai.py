@@ -290,7 +290,7 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
         (["--engine", "vllm", "--vllm-args", "'open"], "--vllm-args"),
         (["--engine", "vllm", "--device-size", "1GiB"], "--vllm-args"),
         (["--engine", "vllm", "--admission", "second-touch"], "--admission"),
-        (["--engine", "vllm", "--reuse", "blend"], "off, vllm, prefix"),
+        (["--engine", "vllm", "--reuse", "naive"], "off, vllm, prefix"),
         (["--engine", "vllm", "--start-timeout", "0"], "--start-timeout"),
         (["--engine", "openai", "--url", "http://h", "--reuse", "off"], "leave --reuse out"),
         (["--engine", "openai", "--url", "http://h", "--disk-size", "1GiB"], "the server's"),
