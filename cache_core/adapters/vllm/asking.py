@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
 
 from cache_core.tiers import Tier
+
+logger = logging.getLogger("lmcache")
 
 
 class Asking:
@@ -33,7 +36,12 @@ class Asking:
         if not future.done():
             return None
         self._open[request] = None
-        pairs = zip(keys, future.result(), strict=True)
+        try:
+            found = future.result()
+        except Exception:  # a tier of a third party may raise: it costs hits, never a request
+            logger.exception("asking for %d chunks failed", len(keys))
+            return []
+        pairs = zip(keys, found, strict=True)
         return [key for key, ok in takewhile(lambda p: p[1] or held(p[0]), pairs) if ok]
 
     def forget(self, request: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,7 @@ class Blender:
     """
 
     def __init__(self, config: Any, block_tokens: int) -> None:
-        self._config, self._block_tokens = config, block_tokens
-
-    @cached_property
-    def forward(self) -> NestedForward:
-        """Made when first needed: the connector is there before the model."""
+        # Only workers of --worker-cls can import it before the model is loaded.
         from cache_core.adapters.vllm.blend_worker import RUNNERS
 
         if not RUNNERS:
@@ -34,11 +30,11 @@ class Blender:
                 "blend needs the model: start vLLM with"
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
-        return NestedForward(RUNNERS[0], self._config, self._block_tokens)
+        self.forward = NestedForward(RUNNERS[0], config, block_tokens)
 
     def turn(self, k: torch.Tensor, delta: int, axis: int) -> None:
         """K of other positions, in place."""
-        self.forward.rotation.turn(k, delta, axis)
+        self.forward.rope.rotate(k.movedim(axis, -1), delta, in_place=True)
 
     def compute(self, loads: Sequence[Load]) -> None:
         """What is computed on top of loads, all requests of the step together."""
@@ -90,6 +86,4 @@ class TurnedPlace:
 
 
 def _bytes_at(address: int, size: int) -> Any:
-    import ctypes
-
     return (ctypes.c_uint8 * size).from_address(address)

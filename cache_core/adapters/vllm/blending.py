@@ -97,13 +97,12 @@ class Blending:
         blend.spans, blend.exact = [], exact
         last = tracked.request.num_tokens - 1
         for segment in blend.segments:
-            held = len(ledger.lookup(segment.keys))
-            stop = min(segment.start + held * self._size, last)
+            hit = ledger.lookup(segment.keys)
+            stop = min(segment.start + len(hit) * self._size, last)
             start = max(segment.start, exact)
             if stop <= start:
                 continue
             skip = (start - segment.start) // self._size
-            hit = ledger.lookup(segment.keys)
             part = Hit(hit.keys[skip:], hit.tiers[skip:])
             turn = segment.start - len(self._bos)
             blend.spans.append(Span(start, stop, segment.start + skip * self._size, part, turn))
@@ -150,7 +149,8 @@ class Blending:
             number = next_id + len(jobs)
             self._lent[number] = lent
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
-            save = Save(number, request.request_id, 0, plan, blocks, len(self._bos))
+            bos = len(self._bos)
+            save = Save(number, request.request_id, tracked.epoch, plan, blocks, bos)
             jobs.append((Encode(save, tokens), plan))
         return jobs
 

@@ -18,9 +18,8 @@ Slots = NDArray[np.int64]
 
 
 class EngineBlocks(Protocol):
-    """The engine's KV of one worker. ``format`` names the order of a chunk's bytes."""
+    """The engine's KV of one worker."""
 
-    format: str
     chunk_bytes: int
     layers: int
 
@@ -88,7 +87,6 @@ class HostBlocks:
         self._caches = list(caches)  # keeps the memory alive
         self._threads = threads
         self.layers = len(caches)
-        self.format = "vllm-cpu: K[L][H][D][T] V[L][H][T][D]"
         item = caches[0].element_size()
         dim = content // 2
         self._heads, self._plane = heads, heads * dim * chunk_tokens * item
@@ -158,7 +156,6 @@ class WholeBlocks:
         self._blocks = caches[0].shape[0] * kernel_tokens // block_tokens
         self._layer_bytes = self._block_bytes * chunk_tokens // block_tokens
         self.chunk_bytes = self.layers * self._layer_bytes
-        self.format = f"vllm: whole blocks of {block_tokens}"
         self._all = self._regions(range(self.layers))
 
     def place(self, slots: Slots, layers: range | None = None) -> Place:
@@ -194,7 +191,6 @@ class TensorBlocks:
         self._shape = (chunk_tokens, heads, content)
         self.layer_bytes = chunk_tokens * heads * content * caches[0].element_size()
         self.chunk_bytes = self.layers * self.layer_bytes
-        self.format = "vllm: [L][T][H][C]"
         cuda = caches[0].is_cuda
         streams: Any = torch.cuda
         self._stream: Any = streams.Stream(caches[0].device) if cuda else None

@@ -56,8 +56,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._shape = kv_shape(vllm_config, kv_cache_config, self._options.chunk_tokens)
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
-        self._format = _format(self._shape, self._options)
-        self._namespace = namespace(vllm_config, self._layout, self._format, self._options.salt)
+        kv_format = self._shape.format
+        self._namespace = namespace(vllm_config, self._layout, kv_format, self._options.salt)
         self.scheduler: SchedulerHalf | None = None
         self.worker: WorkerHalf | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -250,9 +250,14 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         if options.trace:
             model = self._vllm_config.model_config
             name = str(model.served_model_name or model.model)
-            recorder = TraceWriter(
-                Path(options.trace), options.chunk_tokens, "vllm", name, time.time()
-            )
+            path = Path(options.trace)
+            try:
+                recorder = TraceWriter(path, options.chunk_tokens, "vllm", name, time.time())
+            except OSError as error:
+                raise ValueError(
+                    f"kv_connector_extra_config: trace {path} can't be made: {error.strerror};"
+                    " name a new file"
+                ) from error
         tokens = kv_cache_config.num_blocks * self._shape.block_tokens
         tiers = len(options.tier_names)
         return SchedulerHalf(
@@ -273,15 +278,15 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             raise Unsupported("blend is not supported with pipeline parallelism")
         if self._shape.whole_blocks:
             raise Unsupported("blend is not supported where blocks can only be moved whole")
+        # vLLM's own workers keep their model to themselves.
+        if str(config.parallel_config.worker_cls).startswith("vllm."):
+            raise Unsupported(
+                "blend needs the model: start vLLM with"
+                " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
+            )
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return Blending(self._options, start, self._shape.block_tokens)
-
-
-def _format(shape: Any, options: ConnectorOptions) -> str:
-    if shape.whole_blocks:
-        return f"vllm: whole blocks of {shape.block_tokens}"
-    return "vllm-cpu: K[L][H][D][T] V[L][H][T][D]" if shape.on_cpu else "vllm: [L][T][H][C]"
 
 
 def _engine_blocks(

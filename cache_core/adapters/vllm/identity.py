@@ -29,6 +29,13 @@ class KvShape:
     whole_blocks: bool
     on_cpu: bool
 
+    @property
+    def format(self) -> str:
+        """The order of a chunk's bytes, see :mod:`cache_core.adapters.vllm.blocks`."""
+        if self.whole_blocks:
+            return f"vllm: whole blocks of {self.block_tokens}"
+        return "vllm-cpu: K[L][H][D][T] V[L][H][T][D]" if self.on_cpu else "vllm: [L][T][H][C]"
+
     def layout(self, chunk_tokens: int) -> KVLayout:
         """What one chunk is."""
         layers = len(self.layer_names)

@@ -18,6 +18,7 @@ from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from cache_core.adapters.vllm.blocks import slots_of
+from cache_core.blend.rope import Rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class NestedForward:
             raise ValueError(f"blend can't use vLLM's {type(runner).__name__}; set no V2 runner")
         self._runner, self._config, self._block_tokens = runner, config, block_tokens
         self._most = int(config.scheduler_config.max_num_batched_tokens)
-        self.rotation = Rotation(runner.model)
+        self.rope = model_rope(runner.model)
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Rows]) -> None:
@@ -114,46 +115,20 @@ class NestedForward:
         return slots_of(blocks, self._block_tokens, range(last))[positions]
 
 
-class Rotation:
-    """Turns K that RoPE has placed at one position to another, by the model's own table.
-
-    RoPE is a rotation by position times frequency (Su et al. 2021, section 3.2.2), so K of position
-    p turned by ``delta`` is K of p + delta. Raises ``ValueError`` for a RoPE whose frequencies
-    depend on the prompt.
-    """
-
-    def __init__(self, model: Any) -> None:
-        found = [m for m in model.modules() if getattr(m, "cos_sin_cache", None) is not None]
-        if not found:
-            raise ValueError("blend needs rotary positions; this model has none")
-        rotary = found[0]
-        kind = type(rotary).__name__
-        if any(word in kind for word in ("Dynamic", "LongRoPE", "MRotary", "DualChunk")):
-            raise ValueError(f"blend can't turn K of {kind}: its angles depend on the prompt")
-        self._table: torch.Tensor = rotary.cos_sin_cache.float().cpu()
-        self._neox = bool(rotary.is_neox_style)
-        self.dims = int(rotary.rotary_dim)
-
-    def angles(self, delta: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine ``[dims / 2]`` of a turn by ``delta`` positions."""
-        # Scalings such as YaRN's stretch cosine and sine alike; position 0 shows by how much.
-        row = self._table[abs(delta)] / self._table[0, 0]
-        cos, sin = row.chunk(2)
-        return cos, sin if delta >= 0 else -sin
-
-    def turn(self, k: torch.Tensor, delta: int, axis: int) -> None:
-        """In place; ``axis`` is the one with the head's dimensions. By 0 it changes no bit."""
-        if delta == 0:
-            return
-        cos, sin = self.angles(delta)
-        head = k.movedim(axis, -1)[..., : self.dims]
-        if self._neox:
-            first, second = head[..., : self.dims // 2], head[..., self.dims // 2 :]
-        else:
-            first, second = head[..., 0::2], head[..., 1::2]
-        a, b = first.float(), second.float()
-        first.copy_(a * cos - b * sin)
-        second.copy_(b * cos + a * sin)
+def model_rope(model: Any) -> Rope:
+    """The rotation that the model's own table of cosines and sines describes. Raises
+    ``ValueError`` for a RoPE whose frequencies depend on the prompt."""
+    found = [m for m in model.modules() if getattr(m, "cos_sin_cache", None) is not None]
+    if not found:
+        raise ValueError("blend needs rotary positions; this model has none")
+    rotary = found[0]
+    kind = type(rotary).__name__
+    if any(word in kind for word in ("Dynamic", "LongRoPE", "MRotary", "DualChunk")):
+        raise ValueError(f"blend can't turn K of {kind}: its angles depend on the prompt")
+    # Position 1 turns each pair by its frequency. Scalings such as YaRN's stretch cosine and sine
+    # alike, which the angle does not see.
+    cos, sin = rotary.cos_sin_cache[1].double().cpu().chunk(2)
+    return Rope(torch.atan2(sin, cos).numpy(), "neox" if rotary.is_neox_style else "gptj")
 
 
 def _parts(rows: Sequence[Rows], most: int) -> list[list[Rows]]:

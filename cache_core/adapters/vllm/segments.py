@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core.blend.rolling import RollingIndex
 from cache_core.keys import ChunkHasher
 
 PARAMETER = "lmcache"
 FIND = "find"
 """Instead of segments: look for known ones."""
-_MOST_KNOWN = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +39,32 @@ class Segments:
 
     def __init__(self, chunk_tokens: int) -> None:
         self._size = chunk_tokens
-        self._known: dict[int, bytes] = {}
-        rng = np.random.default_rng(0x1C4C)
-        # A polynomial hash, modulo 2**64: its value for every window of a prompt costs one pass.
-        self._base = np.uint64(int(rng.integers(1 << 62)) * 2 + 1)
-        self._powers = np.power(self._base, np.arange(chunk_tokens, dtype=np.uint64)[::-1])
+        self._known = RollingIndex(chunk_tokens)
 
     def of(self, prompt: Sequence[int], told: object, hasher: ChunkHasher) -> list[Segment]:
         """``told`` is what the client says: ``[[start, stop], ...]``, or :data:`FIND`.
         Raises ``ValueError`` for bounds that are none."""
         tokens = np.asarray(prompt, dtype=np.int32)
-        bounds = self._search(tokens) if told == FIND else _checked(told, len(tokens))
+        searched = told == FIND
+        bounds = self._search(tokens) if searched else _checked(told, len(tokens))
         found = []
         for start, stop in bounds:
             keys = hasher.keys(tokens[start:stop]).prefix
             if keys:
                 found.append(Segment(start, stop, tuple(keys)))
-                if told != FIND and len(self._known) < _MOST_KNOWN:
+                if not searched:
                     first = tokens[start : start + self._size]
-                    self._known[int(self._hashes(first)[0])] = first.tobytes()
+                    self._known.add(first, first.tobytes())
         return found
 
-    def _hashes(self, tokens: NDArray[np.int32]) -> NDArray[np.uint64]:
-        """Of every window of a chunk's length, ``[len - chunk + 1]``."""
-        windows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64), self._size)
-        hashes: NDArray[np.uint64] = windows @ self._powers
-        return hashes
-
     def _search(self, tokens: NDArray[np.int32]) -> list[tuple[int, int]]:
-        if not self._known or len(tokens) < self._size:
-            return []
-        hashes = self._hashes(tokens)
-        candidates = np.flatnonzero(
-            np.isin(hashes, np.fromiter(self._known, dtype=np.uint64, count=len(self._known)))
-        )
         starts: list[int] = []
-        for at in candidates.tolist():
-            window = tokens[at : at + self._size].tobytes()
+        candidates, hashes = self._known.candidates(tokens)
+        for at, value in zip(candidates.tolist(), hashes.tolist(), strict=True):
             far = not starts or at >= starts[-1] + self._size
-            if far and self._known[int(hashes[at])] == window:
+            if far and self._known.key(value) == tokens[at : at + self._size].tobytes():
                 starts.append(at)
-        return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+        return list(zip(starts, [*starts[1:], len(tokens)], strict=True)) if starts else []
 
 
 def settings_of(request: Any) -> Mapping[str, Any]:

@@ -65,6 +65,7 @@ class WorkerHalf:
         self._loads: dict[str, Future[None]] = {}
         self._bad_blocks: set[int] = set()
         self._bad_epoch: dict[str, int] = {}
+        self._gone: set[str] = set()
         self._gates = LayerGates(layer_names) if layerwise else None
 
     def opened(self) -> TiersOpened:
@@ -126,13 +127,16 @@ class WorkerHalf:
     def finished(self, gone: Iterable[str]) -> tuple[set[str], set[str]]:
         """Requests whose awaited saves are done, and whose loads between steps are. ``gone`` are
         requests that vLLM has finished."""
-        for request in gone:
-            self._bad_epoch.pop(request, None)
+        self._gone.update(gone)
         self._saves = {
             request: left
             for request, jobs in self._saves.items()
             if (left := {job for job in jobs if not job.done()})
         }
+        # A save that is still queued has to know that it is of a failed load.
+        for request in [name for name in self._gone if name not in self._saves]:
+            self._gone.discard(request)
+            self._bad_epoch.pop(request, None)
         saved = {request for request in self._awaited if request not in self._saves}
         self._awaited -= saved
         loaded = {request for request, job in self._loads.items() if job.done()}

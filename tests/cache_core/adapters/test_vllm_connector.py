@@ -109,3 +109,12 @@ def test_every_rank_keeps_its_own_part(scenario: Scenario) -> None:
     assert found["ours"] == found["alone"]
     assert found["cached"] == [0, 576, 576]  # whole chunks of 64, of 601 tokens
     assert found["folders"] == ["rank-0", "rank-1"]
+
+
+def test_a_queued_save_on_top_of_a_failed_load_is_dropped_after_an_abort(
+    scenario: Scenario,
+) -> None:
+    found = scenario("worker")
+    assert found["bad_blocks"] == [0]
+    assert found["held"] == [True, False]
+    assert found["left"] == [[], []]

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cache_core.adapters.vllm.options import ConnectorOptions
+
+ROOT = Path(__file__).parents[3]
+CONFIG = re.compile(r"--kv-transfer-config '(\{.*?\})'", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/vllm-connector.md"])
+def test_what_the_pages_tell_to_paste_is_understood(page: str) -> None:
+    pasted = [text for text in CONFIG.findall((ROOT / page).read_text()) if "..." not in text]
+    assert pasted
+    for text in pasted:
+        given = json.loads(text)
+        assert given["kv_connector_module_path"] == "cache_core.adapters.vllm"
+        assert ConnectorOptions.parse(given["kv_connector_extra_config"]).tier_names
 
 
 def test_sizes_and_defaults() -> None:
