@@ -2,7 +2,7 @@
 
 Runs vLLM in this process, one request at a time, full prefill and each ratio in turns:
 
-    python benchmarks/vllm_blend.py --model FOLDER [--passages 4] [--passage-tokens 480]
+    python benchmarks/vllm_blend.py [--model FOLDER] [--passages 4] [--passage-tokens 480]
 """
 
 from __future__ import annotations
@@ -11,50 +11,48 @@ import argparse
 import os
 import random
 import time
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from models.random_llama import SETTINGS, connector, random_llama
 from rich.console import Console
 from rich.table import Table
 
 RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6)
-SETTINGS = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", help="[default: that of models/random_llama.py]")
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--passage-tokens", type=int, default=480)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
+    if find_spec("vllm") is None:
+        print("vLLM is not installed: make vllm")
+        return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    with TemporaryDirectory(prefix="lmcache-vllm-", dir=".") as scratch:
+        measure(args, args.model or random_llama(Path(scratch) / "model"))
+
+
+def measure(args: argparse.Namespace, model: str) -> None:
     from vllm import LLM
 
     length = args.passages * args.passage_tokens + 80
     llm = LLM(
-        model=args.model,
+        model=model,
         dtype="float32",
         enforce_eager=True,
         enable_prefix_caching=False,
         max_model_len=length + 40,
         max_num_batched_tokens=max(2048, length),
         worker_cls="cache_core.adapters.vllm.blend_worker.BlendWorker",
-        kv_transfer_config={
-            "kv_connector": "TieredKVConnector",
-            "kv_connector_module_path": "cache_core.adapters.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"blend": True, "cpu_size": "2GiB"},
-        },
+        kv_transfer_config=connector(blend=True, cpu_size="2GiB"),
     )
     rng = random.Random(0)
     passages = texts(llm, args, rng)

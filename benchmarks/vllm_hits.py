@@ -4,7 +4,7 @@ Each row runs vLLM in a process of its own, without a server, one request at a t
 
     python benchmarks/vllm_hits.py [--model FOLDER] [--context-tokens 4000,8000] [--repeats 9]
 
-Without --model: a Llama of random weights, 15M parameters. The limits are 1.3 times vLLM's own hit,
+Without --model: that of models/random_llama.py. The limits are 1.3 times vLLM's own hit,
 and for disk the reading of the bytes more, at the bandwidth that a probe of the same folder finds.
 """
 
@@ -17,11 +17,13 @@ import random
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from models.random_llama import SETTINGS, connector, random_llama
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if find_spec("vllm") is None:
+        print("vLLM is not installed: make vllm")
+        return
     lengths = [int(text) for text in args.context_tokens.split(",")]
     if args.row:
         row, block, folder = args.row.split(":", 2)
@@ -68,16 +73,8 @@ def main() -> None:
 def in_process(model: str, row: str, args: argparse.Namespace) -> list[tuple[float, list[float]]]:
     command = [sys.executable, __file__, "--row", row, "--model", model]
     command += ["--context-tokens", args.context_tokens, "--repeats", str(args.repeats)]
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
     done = subprocess.run(
-        command, env=settings | os.environ, stdout=subprocess.PIPE, text=True, check=True
+        command, env=SETTINGS | os.environ, stdout=subprocess.PIPE, text=True, check=True
     )
     found: list[tuple[float, list[float]]] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -93,13 +90,7 @@ def serve(
         options: dict[str, Any] = {"chunk_tokens": CHUNK, "cpu_size": "1GiB"}
         if row == "disk":
             options |= {"cpu_size": 0, "disk_size": "1GiB", "disk_path": str(folder)}
-        settings["kv_transfer_config"] = {
-            "kv_connector": "TieredKVConnector",
-            "kv_connector_module_path": "cache_core.adapters.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": options,
-        }
+        settings["kv_transfer_config"] = connector(**options)
     llm = LLM(model=model, dtype="float32", enforce_eager=True, max_model_len=8320, **settings)
     rng = random.Random(1)
     first = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
@@ -121,29 +112,6 @@ def serve(
             hits.append(ttft([*document, *(rng.randrange(3, 2000) for _ in range(64))]))
         found.append((cold, hits))
     return found
-
-
-def random_llama(folder: Path) -> str:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        intermediate_size=1024,
-        max_position_embeddings=16384,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(4096)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder)
-    return str(folder)
 
 
 def bytes_per_token(model: str) -> int:

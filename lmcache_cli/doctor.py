@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lmcache_cli.embedded import INSTALL, embedded_model
-from lmcache_cli.errors import EXIT_MISSING, MissingError, UserError
+from lmcache_cli.errors import EXIT_MISSING, MissingError
 from lmcache_cli.machine import DISTRIBUTION, gpu_models, machine, version, versions
+from lmcache_cli.output import write_output
 from reports.units import bytes_text
 
 SCHEMA = "lmcache.doctor/1"
@@ -57,7 +58,7 @@ def doctor(json_file: str | None = None) -> int:
     """
     checks = gather()
     if json_file is not None:
-        _write(json_file, json.dumps(doctor_json(checks), indent=2) + "\n")
+        write_output(json_file, json.dumps(doctor_json(checks), indent=2) + "\n")
     if json_file != "-":
         Console(highlight=False).print(report(checks))
     return 0 if is_ready(checks) else EXIT_MISSING
@@ -266,16 +267,6 @@ def _table(title: str, checks: Iterable[Check]) -> Table:
         status = Text(check.status.ljust(max(map(len, _STYLES))), style=_STYLES[check.status])
         table.add_row(status, Text(check.name), Text(check.found), Text(check.needed_for))
     return table
-
-
-def _write(target: str, text: str) -> None:
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json: {target} can't be written: {error.strerror}") from error
 
 
 def _program(

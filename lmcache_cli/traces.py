@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.output import write_output
 from workloads import WORKLOADS, CorpusError, GeneratedCorpus, Settings, generate
 from workloads.traces import (
     Malformed,
@@ -58,14 +59,7 @@ def show_info(source: Source, json_file: str | None) -> None:
         found = summary(trace)
     if json_file is not None:
         text = json.dumps(found, indent=2) + "\n"
-        if json_file == "-":
-            sys.stdout.write(text)
-        else:
-            try:
-                Path(json_file).write_text(text, encoding="utf-8")
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"--json: {json_file} can't be written: {reason}") from error
+        write_output(json_file, text)
     else:
         Console().print(_table(found))
     _tell(trace.malformed)

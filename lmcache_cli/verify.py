@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.output import write_output
 from lmcache_cli.sizes import parse_count, parse_list
 from workloads import GeneratedCorpus, Request, Settings, generate
 
@@ -199,7 +199,4 @@ def _write_json(
         },
         indent=2,
     )
-    if target == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+    write_output(target, text + "\n")

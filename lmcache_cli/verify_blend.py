@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -17,6 +15,7 @@ from rich.table import Table
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.output import write_output
 from workloads import GeneratedCorpus, Request, Segment, Settings, generate
 from workloads.request import TokenIds
 
@@ -251,11 +250,4 @@ def _write(
         "curve": [asdict(point) for point in points],
         "passed": passed,
     }
-    text = json.dumps(document, indent=1) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json: {target} can't be written: {error.strerror}") from error
+    write_output(target, json.dumps(document, indent=1) + "\n")

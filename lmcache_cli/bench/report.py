@@ -21,6 +21,7 @@ from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine, versions
+from lmcache_cli.output import write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.run_file import write_run
 from reports.sample import Sample
@@ -81,9 +82,9 @@ def run_and_report(
         document = bench_json(
             cells, meta["machine"], meta["versions"], meta["config"], measured.warnings
         )
-        _write(json_file, json_text(document), "--json")
+        write_output(json_file, json_text(document))
     if csv_file is not None:
-        _write(csv_file, csv_text(cells), "--csv")
+        write_output(csv_file, csv_text(cells), "--csv")
     if "-" not in (json_file, csv_file):
         Console().print(bench_tables(cells))
     for warning in measured.warnings:
@@ -214,13 +215,3 @@ def _run_meta(
         "cells": [dict(cell.meta) for cell in cells],
         "warnings": measured.warnings,
     }
-
-
-def _write(target: str, text: str, flag: str) -> None:
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{flag}: {target} can't be written: {error.strerror}") from error

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cache_core.admission import make_admission
-from cache_core.cache import TierCounters, TieredCache
+from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.policy import POLICIES
 from cache_core.tiers import NullTier
+from lmcache_cli.engines.cached_session import CachedSession
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.cost import CostModel
 from lmcache_cli.engines.engine import CacheSpec, Load
@@ -97,7 +98,7 @@ class SimulatedEngine:
         """Nothing is held."""
 
 
-class SimulatedSession:
+class SimulatedSession(CachedSession):
     """One cell over the simulated engine."""
 
     def __init__(self, engine: SimulatedEngine, spec: CacheSpec) -> None:
@@ -105,7 +106,7 @@ class SimulatedSession:
         self.spec = spec
         self._layout = engine.layout(spec.chunk_tokens)
         self._hasher = ChunkHasher(Namespace(self._layout, engine.model, salt=spec.salt))
-        self._cache: TieredCache | None = None
+        cache: TieredCache | None = None
         if spec.reuse:
             tiers = [
                 NullTier(name, count if spec.bounded else None)
@@ -114,7 +115,7 @@ class SimulatedSession:
             admission = make_admission(
                 spec.admission, spec.bytes_per_day, self._layout.chunk_bytes, engine.now
             )
-            self._cache = TieredCache(
+            cache = TieredCache(
                 self._layout,
                 tiers,
                 policy=POLICIES[spec.policy],
@@ -123,31 +124,11 @@ class SimulatedSession:
                 admission={"disk": admission} if admission is not None else None,
                 clock=engine.now,
             )
-
-    def ready(self) -> None:
-        """It is, from the start."""
+        super().__init__(cache)
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         engine = self.engine
         return first_come_first_served(requests, load, self._serve, engine.now, engine.advance)
-
-    def settle(self) -> None:
-        """Stores are immediate."""
-
-    def held_chunks(self) -> int:
-        return len(self._cache) if self._cache is not None else 0
-
-    def capacities(self) -> Mapping[str, int | None]:
-        tiers = self._cache.tiers if self._cache is not None else ()
-        return {tier.name: tier.capacity for tier in tiers}
-
-    def clear(self) -> None:
-        if self._cache is not None:
-            self._cache.clear()
-            self._cache.reset_counters()
-
-    def counters(self) -> Mapping[str, TierCounters]:
-        return dict(self._cache.counters) if self._cache is not None else {}
 
     def chunk_bytes(self) -> int:
         return self._layout.chunk_bytes
@@ -155,23 +136,19 @@ class SimulatedSession:
     def troubles(self) -> Mapping[str, Mapping[str, int]]:
         return {}
 
-    def close(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
-
     def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
         engine, cost = self.engine, self.engine.cost
         ids, size = request.token_ids, self.spec.chunk_tokens
         hits: dict[str, int] = {}
         load_s = 0.0
         stored = 0
-        if self._cache is not None:
+        if self.cache is not None:
             keys = self._hasher.keys(ids).prefix
-            loaded = self._cache.load(self._cache.acquire(keys[: (len(ids) - 1) // size]), None)
+            loaded = self.cache.load(self.cache.acquire(keys[: (len(ids) - 1) // size]), None)
             for tier, chunks in loaded.by_tier.items():
                 hits[tier] = chunks * size
                 load_s += cost.load_s(tier, chunks, self._layout.chunk_bytes)
-            self._cache.store(keys, None)
+            self.cache.store(keys, None)
             stored = (len(keys) - loaded.chunks) * self._layout.chunk_bytes
         cached = sum(hits.values())
         prefill_s = cost.prefill_s(len(ids) - cached, cached)

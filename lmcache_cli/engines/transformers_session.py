@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cache_core.cache import Loaded, TierCounters, TieredCache
+from cache_core.cache import Loaded, TieredCache
 from cache_core.keys import ChunkHasher
 from lmcache_cli.engines.arena import Arena
+from lmcache_cli.engines.cached_session import CachedSession
 from lmcache_cli.engines.caches import tier_troubles
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.schedule import first_come_first_served
@@ -46,7 +47,7 @@ class Served:
     blend_s: float | None = None
 
 
-class TransformersSession:
+class TransformersSession(CachedSession):
     """One cell over the engine."""
 
     def __init__(
@@ -54,46 +55,20 @@ class TransformersSession:
     ) -> None:
         self.engine = engine
         self.spec = spec
-        self.cache = cache
+        super().__init__(cache)
         self.keep_logits = False
         """Set to have each request's first logits in :attr:`logits`: ``verify`` compares them."""
         self.logits = torch.empty(0)
         self._hasher = ChunkHasher(engine.namespace(spec))
 
-    def ready(self) -> None:
-        """It is, from the start."""
-
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         return first_come_first_served(requests, load, self._serve, self.engine.now, time.sleep)
-
-    def settle(self) -> None:
-        if self.cache is not None:
-            self.cache.flush()
-
-    def held_chunks(self) -> int:
-        return len(self.cache) if self.cache is not None else 0
-
-    def capacities(self) -> Mapping[str, int | None]:
-        tiers = self.cache.tiers if self.cache is not None else ()
-        return {tier.name: tier.capacity for tier in tiers}
-
-    def clear(self) -> None:
-        if self.cache is not None:
-            self.cache.clear()
-            self.cache.reset_counters()
-
-    def counters(self) -> Mapping[str, TierCounters]:
-        return dict(self.cache.counters) if self.cache is not None else {}
 
     def chunk_bytes(self) -> int:
         return self.engine.layout(self.spec.chunk_tokens).chunk_bytes
 
     def troubles(self) -> Mapping[str, Mapping[str, int]]:
         return tier_troubles(self.cache.tiers) if self.cache is not None else {}
-
-    def close(self) -> None:
-        if self.cache is not None:
-            self.cache.close()
 
     def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
         engine, now = self.engine, self.engine.now

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from rich.console import Console
 
 from lmcache_cli.errors import UserError
+from lmcache_cli.output import write_output
 from lmcache_cli.sizes import parse_size
 from lmcache_cli.tune.architectures import find_architecture
 from lmcache_cli.tune.cost import catalogue_cost
@@ -59,14 +57,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
         talk.print(f"warning: {trace.malformed.count} lines were left out", style="yellow")
     if json_file is not None:
         text = json_text(study, found, chunks)
-        if json_file == "-":
-            sys.stdout.write(text)
-        else:
-            try:
-                Path(json_file).write_text(text, encoding="utf-8")
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"--json: {json_file} can't be written: {reason}") from error
+        write_output(json_file, text)
     if json_file != "-":
         print_report(Console(), study, found)
     return 0

@@ -81,9 +81,9 @@ class Contaminated(SimulatedEngine):
 
         def warm_again() -> None:
             clear()
-            if spec.reuse and session._cache is not None:
+            if spec.reuse and session.cache is not None:
                 for request in requests(self):
-                    session._cache.store(session._hasher.keys(request.token_ids).prefix, None)
+                    session.cache.store(session._hasher.keys(request.token_ids).prefix, None)
 
         session.clear = warm_again  # type: ignore[method-assign]
         return session
@@ -112,8 +112,8 @@ def test_lost_chunks_are_a_warning() -> None:
             serve = session.serve
 
             def forget(requests: Sequence[Request], load: Load) -> Iterator[Sample]:
-                if session._cache is not None:
-                    session._cache.clear()
+                if session.cache is not None:
+                    session.cache.clear()
                 return serve(requests, load)
 
             session.serve = forget  # type: ignore[method-assign]

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    DO_NOT_TRACK="1",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="ERROR",
-)
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+os.environ.update(ENVIRONMENT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 VOCABULARY = 2048
@@ -46,6 +47,17 @@ class Outcome:
     counts: dict[str, float] = field(default_factory=dict)
 
 
+def connector(options: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's ``kv_transfer_config`` with our connector."""
+    return {
+        "kv_connector": "TieredKVConnector",
+        "kv_connector_module_path": "cache_core.adapters.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": dict(options),
+    }
+
+
 @contextmanager
 def engine(
     model: Path, options: Mapping[str, Any] | None, **settings: Any
@@ -55,13 +67,7 @@ def engine(
     from vllm.distributed import cleanup_dist_env_and_memory
 
     if options is not None:
-        settings["kv_transfer_config"] = {
-            "kv_connector": "TieredKVConnector",
-            "kv_connector_module_path": "cache_core.adapters.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": dict(options),
-        }
+        settings["kv_transfer_config"] = connector(options)
     given = {"max_model_len": 4096, "block_size": 32, "enable_prefix_caching": False} | settings
     llm = LLM(model=str(model), dtype="float32", enforce_eager=True, seed=0, **given)
     counts: dict[str, float] = {}

@@ -13,15 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    DO_NOT_TRACK="1",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_LOGGING_LEVEL="ERROR",
-    OMP_NUM_THREADS="1",
-)
+from tests.cache_core.adapters.engine_in_process import connector
+
+# Importing it sets an environment for one process; two ranks are three.
+del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
 
 
 def serve(model: Path, options: dict[str, Any] | None) -> tuple[list[list[int]], list[int]]:
@@ -29,13 +24,7 @@ def serve(model: Path, options: dict[str, Any] | None) -> tuple[list[list[int]],
 
     settings: dict[str, Any] = {}
     if options is not None:
-        settings["kv_transfer_config"] = {
-            "kv_connector": "TieredKVConnector",
-            "kv_connector_module_path": "cache_core.adapters.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": options,
-        }
+        settings["kv_transfer_config"] = connector(options)
     llm = LLM(
         model=str(model),
         dtype="float32",
