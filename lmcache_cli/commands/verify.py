@@ -9,7 +9,10 @@ import typer
 
 from lmcache_cli.config_file import load_config
 
-EXAMPLES = "Example:  lmcache verify --model ./my-llama --context-tokens 500 --chunk-tokens 16,64"
+EXAMPLES = (
+    "Examples:  lmcache verify --model ./my-llama --context-tokens 500 --chunk-tokens 16,64   |"
+    "   lmcache verify --blend --passage-tokens 160"
+)
 
 
 def verify(

@@ -110,9 +110,19 @@ def _report(study: Study, found: Recommendation) -> RenderableType:
 
 def _table(found: Recommendation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
-    for name in ("", "cpu", "disk", "chunk", "hit %", "TTFT p50", "p90", "p99", "s", "writes/day"):
+    for name in (
+        "",
+        "cpu",
+        "disk",
+        "chunk",
+        "hit %",
+        "TTFT p50",
+        "p90",
+        "p99",
+        "per hour",
+        "writes/day",
+    ):
         table.add_column(name, justify="left" if not name else "right")
-    table.columns[8].header = "per hour"
     for outcome in found.front:
         sizes = outcome.stack.sizes
         writes = outcome.disk_writes_per_day
