@@ -55,3 +55,24 @@ def test_a_lost_chunk_is_computed(blend: dict[str, Any]) -> None:
 def test_reused_and_computed_tokens_are_counted(blend: dict[str, Any]) -> None:
     assert blend["counts"]["blend_reused_tokens"] > SEGMENTS
     assert blend["counts"]["blend_computed_tokens"] > 0
+
+
+def test_4000_known_tokens_and_plain_requests_beside_blended_ones(scenario: Scenario) -> None:
+    found = scenario("blend_mixed")
+    full, whole = found["tokens"]
+    assert found["cached"] >= 3840
+    assert whole == full
+    naive_kl, whole_kl = found["kl"]
+    assert abs(whole_kl) < 1e-6 < 1e-3 < naive_kl
+    assert found["plain"] == 25
+    assert found["differ"] == []
+
+
+def test_two_ranks(scenario: Scenario) -> None:
+    found = scenario("blend_ranks")
+    plain, whole, naive = found["plain"], found["whole"], found["naive"]
+    assert whole["cached"] >= SEGMENTS
+    assert whole["tokens"] == plain["tokens"]
+    assert whole["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
+    assert abs(naive["logprob"] - plain["logprob"]) > 1e-2
+    assert found["after"]["tokens"] == plain["tokens"]
