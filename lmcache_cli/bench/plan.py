@@ -72,11 +72,14 @@ class BenchOptions:
     corpus: Path | None = None
     rate: float | None = None
     concurrency: int | None = None
-    blend_ratio: str = "0.15"
-    blend_selection: str = "hkvd"
-    blend_check_layer: str = "1"
+    blend_ratio: str | None = None
+    """None, as of the next ones: what was calibrated for the model, else the default."""
+    blend_selection: str | None = None
+    blend_check_layer: str | None = None
     blend_narrow: int = 1
-    blend_encoding: str = "auto"
+    blend_encoding: str | None = None
+    blend_passport: Path | None = None
+    unverified: bool = False
     warm: bool = False
     repeat: int = 1
     seed: int = 0
@@ -118,6 +121,8 @@ class Plan:
         values = asdict(self.options)
         values["workloads"] = list(self.options.workloads)
         values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
+        passport = self.options.blend_passport
+        values["blend_passport"] = str(passport) if passport else None
         values["trace"] = str(self.options.trace) if self.options.trace else None
         values["remote"] = redacted(self.options.remote) if self.options.remote else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None

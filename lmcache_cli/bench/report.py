@@ -17,6 +17,7 @@ from lmcache_cli.bench.cells import Cell, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.verified import verified
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
@@ -45,6 +46,7 @@ def run_and_report(
     interrupted = False
     stopped: UserError | None = None
     engine_facts: dict[str, object] = {}
+    notes: list[str] = []
     with BenchProgress(Console(stderr=True), quiet) as progress:
         try:
             progress.phase(f"loading engine {plan.options.engine}")
@@ -55,6 +57,7 @@ def run_and_report(
             )
             engine_facts = engine.facts()
             try:
+                plan = verified(plan, engine, notes.append, measured.warn)
                 _measure_all(plan, engine, measured, progress)
                 measured.complete = True
             finally:
@@ -89,6 +92,8 @@ def run_and_report(
         Console().print(bench_tables(cells))
     for warning in measured.warnings:
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
+    for note in notes:
+        talk.print(note, highlight=False)
     talk.print(f"run file: {path}", highlight=False)
     if interrupted:
         return EXIT_INTERRUPTED

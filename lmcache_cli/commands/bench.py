@@ -157,22 +157,32 @@ def bench(
         ),
     ] = "write_on_insertion",
     blend_ratio: Annotated[
-        str,
-        typer.Option(help="Share of reused tokens to recompute (blend).", rich_help_panel=_SWEPT),
-    ] = "0.15",
-    blend_selection: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Which of them: hkvd, query, first, random, none, full (blend).",
+            help="Share of reused tokens to recompute (blend). [default: as calibrated by"
+            " lmcache verify, else 0.15]",
+            show_default=False,
             rich_help_panel=_SWEPT,
         ),
-    ] = "hkvd",
-    blend_check_layer: Annotated[
-        str,
+    ] = None,
+    blend_selection: Annotated[
+        str | None,
         typer.Option(
-            help="Layer at which hkvd and query choose, from 0 on (blend).", rich_help_panel=_SWEPT
+            help="Which of them: hkvd, query, first, random, none, full (blend)."
+            " [default: hkvd; first for vllm]",
+            show_default=False,
+            rich_help_panel=_SWEPT,
         ),
-    ] = "1",
+    ] = None,
+    blend_check_layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer at which hkvd and query choose, from 0 on (blend). [default: as"
+            " calibrated, else 1]",
+            show_default=False,
+            rich_help_panel=_SWEPT,
+        ),
+    ] = None,
     blend_narrow: Annotated[
         int,
         typer.Option(
@@ -180,12 +190,31 @@ def bench(
         ),
     ] = 1,
     blend_encoding: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Behind what chunks are encoded: auto, system, bos, none (blend).",
+            help="Behind what chunks are encoded: auto, system, bos, none (blend). [default: as"
+            " calibrated, else auto]",
+            show_default=False,
             rich_help_panel=_CACHE,
         ),
-    ] = "auto",
+    ] = None,
+    blend_passport: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What lmcache verify --blend --out wrote (blend). [default: its own place]",
+            show_default=False,
+            rich_help_panel=_CACHE,
+        ),
+    ] = None,
+    unverified: Annotated[
+        bool,
+        typer.Option(
+            "--unverified",
+            help="Blend a model that lmcache verify --blend has not passed.",
+            rich_help_panel=_CACHE,
+        ),
+    ] = False,
     warm: Annotated[
         bool,
         typer.Option(
@@ -370,6 +399,8 @@ def bench(
         blend_check_layer=blend_check_layer,
         blend_narrow=blend_narrow,
         blend_encoding=blend_encoding,
+        blend_passport=blend_passport,
+        unverified=unverified,
         warm=warm,
         documents=documents,
         questions=questions,

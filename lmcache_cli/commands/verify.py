@@ -39,6 +39,15 @@ def verify(
     passage_tokens: Annotated[int, typer.Option(help="Length of a passage (--blend).")] = 160,
     blend_selection: Annotated[str, typer.Option(help="As of bench (--blend).")] = "hkvd",
     blend_check_layer: Annotated[int, typer.Option(help="As of bench (--blend).")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the model's passport goes, which bench asks for (--blend)."
+            " [default: below $XDG_CACHE_HOME or ~/.cache]",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
     json: Annotated[
         str | None,
@@ -60,14 +69,12 @@ def verify(
     if blend:
         from lmcache_cli.bench.modes import BLEND_SELECTIONS, one_of
         from lmcache_cli.sizes import parse_count
-        from lmcache_cli.verify_blend import run_verify_blend
+        from lmcache_cli.verify_blend import BlendOptions, run_verify_blend
 
         one_of("--blend-selection", blend_selection, BLEND_SELECTIONS)
         length = parse_count(str(passage_tokens), "--passage-tokens")
-        code = run_verify_blend(
-            model, dtype, length, blend_selection, blend_check_layer, seed, json, quiet
-        )
-        raise typer.Exit(code)
+        given = BlendOptions(model, dtype, length, blend_selection, blend_check_layer, seed, out)
+        raise typer.Exit(run_verify_blend(given, json, quiet))
     from lmcache_cli.verify import VerifyOptions, run_verify
 
     options = VerifyOptions(

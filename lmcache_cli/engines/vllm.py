@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cache_core.blend.passport import Subject
 from cache_core.layout import KVLayout
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.completions import Answer
@@ -83,6 +84,12 @@ class VllmEngine:
 
     def token_bytes(self) -> int:
         return self.layout(1).token_bytes
+
+    def blend_subject(self) -> Subject:
+        """What a passport for blend is of. Reads all weights of a folder."""
+        from lmcache_cli.engines.models import blend_subject
+
+        return blend_subject(self.model, self.folder, self.config, self._dtype)
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
         refuse_mode(spec.mode, self.cpu)

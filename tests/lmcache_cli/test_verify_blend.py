@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_core.blend.passport import read_passport
 from tests.lmcache_cli.blend_world import ROPES
 from tests.lmcache_cli.small_model import save_model
 
@@ -22,7 +23,8 @@ def verify(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "XDG_CACHE_HOME": str(cwd / "cache")},
         timeout=300,
     )
 
@@ -31,6 +33,7 @@ def verify(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_gates_and_curve(rope: str, tmp_path: Path) -> None:
     changes = {"rope_parameters": ROPES[rope], "initializer_range": 0.2}
     model = save_model(tmp_path / "model", "qwen3", num_hidden_layers=4, **changes)
+    place = tmp_path / "cache" / "lmcache-bench" / "blend"
     done = verify("--model", str(model), "--passage-tokens", "32", "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads(done.stdout)
@@ -38,6 +41,10 @@ def test_gates_and_curve(rope: str, tmp_path: Path) -> None:
     assert found["passed"] and all(gate["passed"] for gate in found["gates"])
     curve = {point["ratio"]: point["kl"] for point in found["curve"]}
     assert curve[0.0] > curve[0.3] > curve[1.0] == 0
+    [path] = place.iterdir()
+    assert found["passport"] == str(path)
+    passport = read_passport(path)
+    assert not passport.failed and passport.details["curve"] == found["curve"]
 
 
 def test_a_model_that_cannot_be_blended_is_refused(tmp_path: Path) -> None:
