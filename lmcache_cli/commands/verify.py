@@ -44,7 +44,7 @@ def verify(
         typer.Option(
             metavar="FILE",
             help="Where the model's passport goes, which bench asks for (--blend)."
-            " [default: below $XDG_CACHE_HOME or ~/.cache]",
+            " Default: below $XDG_CACHE_HOME or ~/.cache.",
             show_default=False,
         ),
     ] = None,

@@ -74,6 +74,12 @@ class LoadedModel:
         ids = self.tokenizer("").input_ids
         return int(ids[0]) if ids else None
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, up to the first end of a text."""
+        end = self.tokenizer.eos_token_id
+        cut = list(ids).index(end) if end in ids else len(ids)
+        return str(self.tokenizer.decode(list(ids)[:cut], skip_special_tokens=True))
+
     @property
     def encode(self) -> Callable[[str], Sequence[int]]:
         """Text to token ids, without special tokens."""

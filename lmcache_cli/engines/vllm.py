@@ -64,7 +64,7 @@ class VllmEngine:
         if self._dtype == "auto":
             kept = getattr(self.config, "dtype", None) or "bfloat16"
             self._dtype = str(kept).removeprefix("torch.")
-        (self.encode, self.bos), _ = read_tokenizer(self.folder)
+        (self.encode, self.bos), self.decode = read_tokenizer(self.folder)
         self.max_context = _context(self.config, serving.args) - SALT_TOKENS
         self._opened = 0
         self._started = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
