@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_core.blend.passport import Passport, PassportError, read_passport
+from lmcache_cli.calibrate_blend import Calibration, calibrate, calibration_table
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, UserError
@@ -72,6 +73,7 @@ class BlendOptions:
     check_layer: int = 1
     seed: int = 0
     out: Path | None = None
+    calibration: Calibration | None = None
 
 
 def run_verify_blend(options: BlendOptions, json_file: str | None, quiet: bool) -> int:
@@ -113,17 +115,24 @@ def run_verify_blend(options: BlendOptions, json_file: str | None, quiet: bool) 
         # random weights for one, there is nothing to tell.
         falls = kls[0] < _NOTHING or (kls[0] > kls[3] > kls[5] and kls[1] >= kls[4])
         gates.append(Gate("KL falls with the ratio", falls, ", ".join(f"{kl:.4f}" for kl in kls)))
-    engine.close()
     passed = all(gate.passed for gate in gates)
+    calibration: Mapping[str, Any] | None = None
+    if passed and options.calibration is not None:
+        with talk.status("calibrating") as status:
+            calibration = calibrate(engine, options.calibration, status.update)
+    engine.close()
     details = _details(spec, gates, points)
-    path = _keep(engine, options, gates, details)
+    path = _keep(engine, options, gates, details, calibration)
     talk.print(f"passport: {path}", highlight=False, soft_wrap=True)
     if json_file is not None:
         document = {"schema": SCHEMA, "model": engine.model, **details, "passed": passed}
         document["passport"] = str(path)
+        document["calibration"] = calibration
         write_output(json_file, json.dumps(document, indent=1) + "\n")
     if json_file != "-":
         Console().print(_tables(engine.model, gates, points))
+        if calibration is not None:
+            Console().print(calibration_table(calibration))
     return 0 if passed else EXIT_FAILED
 
 
@@ -261,15 +270,20 @@ def _details(spec: CacheSpec, gates: list[Gate], points: list[Point]) -> dict[st
 
 
 def _keep(
-    engine: TransformersEngine, options: BlendOptions, gates: list[Gate], details: dict[str, Any]
+    engine: TransformersEngine,
+    options: BlendOptions,
+    gates: list[Gate],
+    details: dict[str, Any],
+    calibration: Mapping[str, Any] | None,
 ) -> Path:
     """Writes the passport. What was calibrated for the very same model stays in it."""
     subject = engine.blend_subject()
     path = options.out or passport_path(subject)
-    calibration: Mapping[str, Any] = {}
-    with suppress(PassportError):
-        old = read_passport(path)
-        calibration = old.calibration if old.subject.digest == subject.digest else {}
+    if calibration is None:
+        calibration = {}
+        with suppress(PassportError):
+            old = read_passport(path)
+            calibration = old.calibration if old.subject.digest == subject.digest else {}
     failed = tuple(gate.name for gate in gates if not gate.passed)
     kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
     try:
