@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 SCHEMA = "lmcache.blend-passport/1"
@@ -85,9 +84,9 @@ class Passport:
             **self.details,
         }
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        with NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
 
 
 def read_passport(path: Path) -> Passport:
