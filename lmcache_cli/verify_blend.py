@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -12,10 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cache_core.blend.passport import Passport, PassportError, read_passport
+from lmcache_cli.calibrate_blend import Calibration, calibrate, calibration_table
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.machine import versions
 from lmcache_cli.output import write_output
+from lmcache_cli.passports import passport_path
 from workloads import GeneratedCorpus, Request, Segment, Settings, generate
 from workloads.request import TokenIds
 
@@ -54,20 +61,28 @@ class Point:
     positions: int
 
 
-def run_verify_blend(
-    model: str | None,
-    dtype: str,
-    passage_tokens: int,
-    selection: str,
-    check_layer: int,
-    seed: int,
-    json_file: str | None,
-    quiet: bool,
-) -> int:
-    """Prints gates and curve (or JSON) and returns the exit code: 1 if a gate fails."""
+@dataclass(frozen=True, slots=True)
+class BlendOptions:
+    """The flags of ``lmcache verify --blend``. ``out`` is where the passport goes; None is the
+    model's own place."""
+
+    model: str | None = None
+    dtype: str = "auto"
+    passage_tokens: int = 160
+    selection: str = "hkvd"
+    check_layer: int = 1
+    seed: int = 0
+    out: Path | None = None
+    calibration: Calibration | None = None
+
+
+def run_verify_blend(options: BlendOptions, json_file: str | None, quiet: bool) -> int:
+    """Writes the passport, prints gates and curve (or JSON) and returns the exit code: 1 if a gate
+    fails."""
     talk = Console(stderr=True, quiet=quiet)
+    passage_tokens = options.passage_tokens
     with talk.status("loading the model"):
-        engine: Any = start_engine("transformers", model, "cpu", dtype)
+        engine: Any = start_engine("transformers", options.model, "cpu", options.dtype)
     need = _PASSAGES * passage_tokens + 64 + _QUESTION + _ANSWER
     if need > engine.max_context:
         raise UserError(
@@ -79,10 +94,10 @@ def run_verify_blend(
         {"cpu": 4 * _PASSAGES * (_PROMPTS + 1) * passage_tokens * engine.token_bytes()},
         salt=f"verify {uuid4().hex}",
         mode="blend",
-        selection=selection,
-        check_layer=check_layer,
+        selection=options.selection,
+        check_layer=options.check_layer,
     )
-    prompts = _prompts(engine, passage_tokens, seed)
+    prompts = _prompts(engine, passage_tokens, options.seed)
     with talk.status("measuring quality at each ratio"):
         measured = {ratio: _measure(engine, spec, ratio, prompts, need) for ratio in RATIOS}
     points = [point for point, _ in measured.values()]
@@ -100,12 +115,24 @@ def run_verify_blend(
         # random weights for one, there is nothing to tell.
         falls = kls[0] < _NOTHING or (kls[0] > kls[3] > kls[5] and kls[1] >= kls[4])
         gates.append(Gate("KL falls with the ratio", falls, ", ".join(f"{kl:.4f}" for kl in kls)))
-    engine.close()
     passed = all(gate.passed for gate in gates)
+    calibration: Mapping[str, Any] | None = None
+    if passed and options.calibration is not None:
+        with talk.status("calibrating") as status:
+            calibration = calibrate(engine, options.calibration, status.update)
+    engine.close()
+    details = _details(spec, gates, points)
+    path = _keep(engine, options, gates, details, calibration)
+    talk.print(f"passport: {path}", highlight=False, soft_wrap=True)
     if json_file is not None:
-        _write(json_file, engine.model, spec, gates, points, passed)
+        document = {"schema": SCHEMA, "model": engine.model, **details, "passed": passed}
+        document["passport"] = str(path)
+        document["calibration"] = calibration
+        write_output(json_file, json.dumps(document, indent=1) + "\n")
     if json_file != "-":
         Console().print(_tables(engine.model, gates, points))
+        if calibration is not None:
+            Console().print(calibration_table(calibration))
     return 0 if passed else EXIT_FAILED
 
 
@@ -232,22 +259,37 @@ def _tables(model: str, gates: list[Gate], points: list[Point]) -> Table:
     return grid
 
 
-def _write(
-    target: str,
-    model: str,
-    spec: CacheSpec,
-    gates: list[Gate],
-    points: list[Point],
-    passed: bool,
-) -> None:
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "model": model,
+def _details(spec: CacheSpec, gates: list[Gate], points: list[Point]) -> dict[str, Any]:
+    return {
         "selection": spec.selection,
         "check_layer": spec.check_layer,
         "passage_tokens": spec.chunk_tokens,
         "gates": [asdict(gate) for gate in gates],
         "curve": [asdict(point) for point in points],
-        "passed": passed,
     }
-    write_output(target, json.dumps(document, indent=1) + "\n")
+
+
+def _keep(
+    engine: TransformersEngine,
+    options: BlendOptions,
+    gates: list[Gate],
+    details: dict[str, Any],
+    calibration: Mapping[str, Any] | None,
+) -> Path:
+    """Writes the passport. What was calibrated for the very same model stays in it."""
+    subject = engine.blend_subject()
+    path = options.out or passport_path(subject)
+    if calibration is None:
+        calibration = {}
+        with suppress(PassportError):
+            old = read_passport(path)
+            calibration = old.calibration if old.subject.digest == subject.digest else {}
+    failed = tuple(gate.name for gate in gates if not gate.passed)
+    kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
+    try:
+        Passport(subject, failed, calibration, kept).write(path)
+    except OSError as error:
+        raise UserError(
+            f"--out: {path} can't be written: {error.strerror}; name another file"
+        ) from error
+    return path

@@ -78,6 +78,7 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "outputs_compared": cell.outputs.compared,
         "outputs_different": cell.outputs.different,
         "blend": _blend_json(cell),
+        "quality": _answers_json(cell),
     }
 
 
@@ -93,10 +94,22 @@ def _blend_json(cell: CellSummary) -> dict[str, Any]:
         "selected_tokens": cell.selected_tokens if meta else None,
         "token_layer_share": cell.token_layer_share,
         "own_ms": _milliseconds(cell.blend),
+        "own_share": cell.own_share,
         "kl": quality.kl,
         "kl_interval": {"low": quality.kl_low, "high": quality.kl_high},
         "agreement": quality.agreement,
         "positions_compared": quality.positions,
+    }
+
+
+def _answers_json(cell: CellSummary) -> dict[str, Any]:
+    found = cell.answers
+    return {
+        "answers": found.n,
+        "f1": found.f1,
+        "f1_interval": {"low": found.f1_low, "high": found.f1_high},
+        "exact_match": found.exact,
+        "exact_match_interval": {"low": found.exact_low, "high": found.exact_high},
     }
 
 

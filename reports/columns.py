@@ -88,7 +88,7 @@ def measured(cells: Cells) -> list[list[Column]]:
     """What was measured, most important first. The columns of a group belong side by side; those
     that no cell has a value for are left out."""
     groups = [_trouble(cells), _ttft(cells), _speedup(cells), _hits(cells), _rates(cells)]
-    groups += [_quality(cells), _moved(cells)]
+    groups += [_answers(cells), _quality(cells), _moved(cells)]
     kept = [[column for column in group if not column.empty] for group in groups]
     return [group for group in kept if group]
 
@@ -194,6 +194,25 @@ def _quality(cells: Cells) -> list[Column]:
         Column("KL", "nats", tuple(Text(number_text(c.quality.kl, 4)) for c in cells)),
         Column("95 %", "interval", tuple(map(interval, cells))),
         Column("agree", "top-1 %", tuple(percent(c.quality.agreement) for c in cells)),
+        Column("own", "% of TTFT", tuple(percent(c.own_share) for c in cells)),
+    ]
+
+
+def _answers(cells: Cells) -> list[Column]:
+    """How many answers are right."""
+
+    def percent(value: float | None) -> str:
+        return number_text(None if value is None else value * 100, 1)
+
+    def interval(low: float | None, high: float | None) -> Text:
+        return Text(NONE if low is None else f"{percent(low)}{EN_DASH}{percent(high)}")
+
+    found = [c.answers for c in cells]
+    return [
+        Column("F1", "%", tuple(Text(percent(a.f1)) for a in found)),
+        Column("95 %", "interval", tuple(interval(a.f1_low, a.f1_high) for a in found)),
+        Column("exact", "match %", tuple(Text(percent(a.exact)) for a in found)),
+        Column("95 %", "interval", tuple(interval(a.exact_low, a.exact_high) for a in found)),
     ]
 
 

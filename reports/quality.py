@@ -36,6 +36,39 @@ class QualitySummary:
     agreement: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerSummary:
+    """Mean F1 and exact match of ``n`` answers with their 95 % intervals, None with fewer than
+    five requests; all None if no right answers are known."""
+
+    n: int = 0
+    f1: float | None = None
+    f1_low: float | None = None
+    f1_high: float | None = None
+    exact: float | None = None
+    exact_low: float | None = None
+    exact_high: float | None = None
+
+
+def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
+    """Intervals are percentile bootstraps over requests, repeats averaged. The same samples and
+    seed give the same answer."""
+    by_request: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for s in samples:
+        if s.f1 is not None and s.exact is not None:
+            by_request[s.request_id].append((s.f1, s.exact))
+    if not by_request:
+        return AnswerSummary()
+    scores = np.array([np.mean(found, axis=0) for found in by_request.values()])
+    f1, exact = (float(x) for x in scores.mean(0))
+    n = sum(map(len, by_request.values()))
+    if len(scores) < MIN_REQUESTS:
+        return AnswerSummary(n, f1, exact=exact)
+    drawn = np.random.default_rng(seed).integers(0, len(scores), (RESAMPLES, len(scores)))
+    low, high = np.percentile(scores[drawn].mean(1), [2.5, 97.5], axis=0)
+    return AnswerSummary(n, f1, float(low[0]), float(high[0]), exact, float(low[1]), float(high[1]))
+
+
 def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
     """The interval is a percentile bootstrap over whole requests, all repeats together: positions
     of one answer are not independent. The same samples and seed give the same answer."""

@@ -126,6 +126,8 @@ def _columns(pyarrow: Any) -> Any:
         "kl": number,
         "kl_positions": integer,
         "agreement": number,
+        "f1": number,
+        "exact": number,
     }
     optional = {"hit_device", "hit_cpu", "hit_disk", "hit_remote", "expected_hit_tokens", "error"}
     optional |= set(BLEND_FIELDS)

@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from reports.paired import Outputs, Speedup, compare_outputs, pair_samples, ttft_speedup
-from reports.quality import QualitySummary, quality_of
+from reports.quality import AnswerSummary, QualitySummary, answers_of, quality_of
 from reports.sample import TIERS, Sample
 from reports.spread import Spread
 
@@ -110,6 +110,9 @@ class CellSummary:
     token_layer_share: float | None
     blend: Spread
     quality: QualitySummary
+    answers: AnswerSummary
+    own_share: float | None
+    """Of TTFT from the send: what matching, rotating and selecting took, all requests together."""
 
     def tier_rate(self, tier: str) -> float | None:
         """The share of prompt tokens that this tier served."""
@@ -168,6 +171,8 @@ def summarise(
         token_layer_share=_token_layer_share(done),
         blend=Spread.of([s.blend_s for s in done if s.blend_s is not None]),
         quality=quality_of(done),
+        answers=answers_of(done),
+        own_share=_own_share(answered),
     )
 
 
@@ -176,6 +181,12 @@ def _token_layer_share(samples: Sequence[Sample]) -> float | None:
     known = [(share, tokens) for share, tokens in run if share is not None]
     total = sum(tokens for _, tokens in known)
     return sum(share * tokens for share, tokens in known) / total if total else None
+
+
+def _own_share(samples: Sequence[Sample]) -> float | None:
+    own = [(s.blend_s, s.first_token_s - s.sent_s) for s in samples if s.blend_s is not None]
+    total = sum(ttft for _, ttft in own)
+    return sum(spent for spent, _ in own) / total if total > 0 else None
 
 
 def _throughput(samples: Sequence[Sample], busy_s: float | None) -> Throughput:

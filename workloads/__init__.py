@@ -1,5 +1,6 @@
 """Requests to measure with: generators that are pure functions of their settings and a corpus."""
 
+from workloads.answering import Cut, Example, answering
 from workloads.generated import GeneratedCorpus
 from workloads.replay import Replay, replay
 from workloads.request import Request, Segment
@@ -12,12 +13,15 @@ __all__ = [
     "WORKLOADS",
     "Corpus",
     "CorpusError",
+    "Cut",
+    "Example",
     "FolderCorpus",
     "GeneratedCorpus",
     "Replay",
     "Request",
     "Segment",
     "Settings",
+    "answering",
     "generate",
     "replay",
     "warming",

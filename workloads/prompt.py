@@ -25,7 +25,7 @@ class Prompt:
     session: str
     parts: tuple[Part, ...]
 
-    def request(self, arrival_s: float, max_tokens: int) -> Request:
+    def request(self, arrival_s: float, max_tokens: int, answers: tuple[str, ...] = ()) -> Request:
         """The parts in one read-only array. Empty parts leave no segment."""
         segments = []
         end = 0
@@ -35,4 +35,4 @@ class Prompt:
                 segments.append(Segment(start, end, part.kind))
         ids = np.concatenate([part.ids for part in self.parts])
         ids.flags.writeable = False
-        return Request(self.id, self.session, arrival_s, ids, tuple(segments), max_tokens)
+        return Request(self.id, self.session, arrival_s, ids, tuple(segments), max_tokens, answers)

@@ -30,6 +30,7 @@ class Request:
     ``arrival_s`` is in seconds since the start of the run; in a closed loop it is 0 and the order
     of the list is the order of sending. ``token_ids`` is a read-only int32 array of shape [n].
     ``segments`` tile it, in order and without gaps. ``max_tokens`` is how many tokens to generate.
+    ``answers`` are the right ones, where they are known.
     """
 
     id: str
@@ -38,3 +39,4 @@ class Request:
     token_ids: TokenIds
     segments: tuple[Segment, ...]
     max_tokens: int
+    answers: tuple[str, ...] = ()

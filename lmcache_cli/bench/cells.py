@@ -11,7 +11,7 @@ from cache_core.ledger import Placement
 from lmcache_cli.engines.engine import FOREIGN_MODES, CacheSpec
 from lmcache_cli.errors import UserError
 from reports.summary import CellMeta
-from workloads import Replay, Settings
+from workloads import Example, Replay, Settings
 
 # Workloads whose context length is swept; the others are built from parts of fixed length.
 SWEPT_BY_CONTEXT = ("long-context", "random")
@@ -26,6 +26,8 @@ class Scenario:
     settings: Settings
     warm: bool = False
     """Caches have seen all that the requests share, in other requests."""
+    examples: tuple[Example, ...] = ()
+    """Of --dataset: what is asked instead of what is generated."""
     replay: Replay | None = None
     """Of the workload `trace`: what is replayed instead of generated."""
 
@@ -49,7 +51,7 @@ class Cell:
             chunk_tokens=self.spec.chunk_tokens if self.spec.ours else None,
             tiers=dict(self.spec.tiers),
         )
-        if scenario.workload in SWEPT_BY_CONTEXT:
+        if scenario.workload in SWEPT_BY_CONTEXT or scenario.examples:
             meta["context_tokens"] = scenario.settings.context_tokens
         if self.spec.ours:
             meta["policy"] = self.spec.policy

@@ -13,8 +13,10 @@ from lmcache_cli.bench.content_oracle import ContentOracle
 from lmcache_cli.bench.oracle import HitOracle
 from lmcache_cli.engines.engine import Engine, Judging, Load, Session
 from lmcache_cli.errors import EXIT_FAILED, UserError
+from reports.answers import answer_of, scored
 from reports.sample import Sample
 from workloads.request import Request
+from workloads.warming import warming
 
 _WARM_UP_TOKENS = 512
 
@@ -74,7 +76,8 @@ def measure(
     drift of the machine hits all alike. Several clients, an arrival rate, or an engine that can't
     have all cells ready at once: cells take turns run by run. Stores are finished before another
     cell's turn, and that time counts as the cell's own. Before each repeat's requests the
-    cells that reuse serve ``warm``, outside of all numbers but the tiers' own.
+    cells that reuse serve ``warm``, outside of all numbers but the tiers' own; with one client over
+    a data set, whose requests have passages of their own, before each request its own parts.
     Raises :class:`ContaminationError` when a cell hits what a cold cache can't hold.
     """
     longest = max(len(r.token_ids) + r.max_tokens for r in (*requests, *warm))
@@ -88,14 +91,18 @@ def measure(
             for turn in turns:
                 turn.session.ready()
         engine.warm_up(min(longest, _WARM_UP_TOKENS))
+        single = load.concurrency == 1 and engine.interleaves
+        each = single and bool(warm) and bool(scenario.examples)
         for repeat in repeats:
             for turn in turns:
                 turn.start_cold(repeat)
-                turn.warm(warm)
-            single = load.concurrency == 1 and engine.interleaves
+                turn.warm([] if each else warm)
             runs = [[r] for r in requests] if single else [list(requests)]
             for run in runs:
+                # What no other request shares needs to be held no longer than it takes.
+                mine = warming(run) if each else []
                 for turn in rng.sample(turns, len(turns)):
+                    turn.warm(mine)
                     turn.serve(run)
             for turn in turns:
                 turn.finish()
@@ -118,6 +125,7 @@ class _Turn:
         self.workload, self.on_sample = workload, on_sample
         self.session: Session = engine.open(cell.spec, longest)
         self.repeat = 0
+        self.decode: Callable[[Sequence[int]], str] | None = getattr(engine, "decode", None)
         self.oracle: HitOracle | ContentOracle | None = None
 
     def start_cold(self, repeat: int) -> None:
@@ -140,7 +148,7 @@ class _Turn:
 
     def warm(self, requests: Sequence[Request]) -> None:
         """Serves them to fill the cache, one after the other."""
-        if not self.cell.spec.reuse:
+        if not self.cell.spec.reuse or not requests:
             return
         self.session.ready()
         for request in requests:
@@ -198,6 +206,8 @@ class _Turn:
                     f"cell {self.cell.index}: request {request.id} hit {hit} of {expected}"
                     " expected tokens: chunks were lost or came too late"
                 )
+            if request.answers and sample.output_ids and self.decode is not None:
+                sample = scored(sample, answer_of(self.decode(sample.output_ids)), request.answers)
             if sample.error is not None:
                 self.into.note_failure(self.cell.index, sample)
             yield replace(

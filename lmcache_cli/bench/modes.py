@@ -84,22 +84,25 @@ def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
 
 def blend_variants(options: BenchOptions) -> list[CacheSpec]:
     """Every ratio under every selection and check layer. Raises ``UserError``."""
-    ratios = parse_list(options.blend_ratio, "--blend-ratio", _share)
-    layers = parse_list(options.blend_check_layer, "--blend-check-layer", _layer)
+    default = CacheSpec(chunk_tokens=1)
+    ratios = parse_list(options.blend_ratio or str(default.ratio), "--blend-ratio", _share)
+    layers = parse_list(
+        options.blend_check_layer or str(default.check_layer), "--blend-check-layer", _layer
+    )
     selections = parse_list(
-        options.blend_selection,
+        options.blend_selection or default.selection,
         "--blend-selection",
         lambda name, flag: one_of(flag, name, BLEND_SELECTIONS),
     )
     if options.engine == "vllm" and "blend" in (options.reuse or ""):
         # What chooses by layers can't be asked of vLLM; the default is none of the user's wishes.
-        default = options.blend_selection == "hkvd"
-        selections = ["first"] if default else selections
+        selections = selections if options.blend_selection else ["first"]
         for name in selections:
             if name not in VLLM_SELECTIONS:
                 known = ", ".join(VLLM_SELECTIONS)
                 raise UserError(f"--blend-selection: with --engine vllm it is one of {known}")
-    one_of("--blend-encoding", options.blend_encoding, BLEND_ENCODINGS)
+    encoding = options.blend_encoding or default.encoding
+    one_of("--blend-encoding", encoding, BLEND_ENCODINGS)
     if options.blend_narrow < 1:
         raise UserError(f"--blend-narrow: {options.blend_narrow} is too small; at least 1 layer")
     return [
@@ -109,7 +112,7 @@ def blend_variants(options: BenchOptions) -> list[CacheSpec]:
             selection=selection,
             check_layer=layer,
             narrow_layers=options.blend_narrow,
-            encoding=options.blend_encoding,
+            encoding=encoding,
         )
         for selection in selections
         for layer in layers

@@ -14,6 +14,7 @@ from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
 from cache_core.tiers.remote_url import redacted
 from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
+from lmcache_cli.bench.dataset import read_dataset
 from lmcache_cli.bench.from_trace import TRACE, check_trace_flags, trace_scenario
 from lmcache_cli.bench.modes import (
     ENGINES,
@@ -26,7 +27,15 @@ from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import UserError
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
-from workloads import WORKLOADS, Corpus, CorpusError, FolderCorpus, GeneratedCorpus, Settings
+from workloads import (
+    WORKLOADS,
+    Corpus,
+    CorpusError,
+    Example,
+    FolderCorpus,
+    GeneratedCorpus,
+    Settings,
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -70,13 +79,17 @@ class BenchOptions:
     sessions: int = 4
     rounds: int = 4
     corpus: Path | None = None
+    dataset: Path | None = None
     rate: float | None = None
     concurrency: int | None = None
-    blend_ratio: str = "0.15"
-    blend_selection: str = "hkvd"
-    blend_check_layer: str = "1"
+    blend_ratio: str | None = None
+    """None, as of the next ones: what was calibrated for the model, else the default."""
+    blend_selection: str | None = None
+    blend_check_layer: str | None = None
     blend_narrow: int = 1
-    blend_encoding: str = "auto"
+    blend_encoding: str | None = None
+    blend_passport: Path | None = None
+    unverified: bool = False
     warm: bool = False
     repeat: int = 1
     seed: int = 0
@@ -118,8 +131,11 @@ class Plan:
         values = asdict(self.options)
         values["workloads"] = list(self.options.workloads)
         values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
+        passport = self.options.blend_passport
+        values["blend_passport"] = str(passport) if passport else None
         values["trace"] = str(self.options.trace) if self.options.trace else None
         values["remote"] = redacted(self.options.remote) if self.options.remote else None
+        values["dataset"] = str(self.options.dataset) if self.options.dataset else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None
         return values
 
@@ -186,8 +202,13 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
     scenarios = []
     if options.trace is not None:
         return [trace_scenario(options)]
+    examples: tuple[Example, ...] = ()
+    if options.dataset is not None:
+        if set(options.workloads) != {"rag"}:
+            raise UserError("--dataset goes with the workload rag alone: lmcache bench rag")
+        examples = tuple(read_dataset(options.dataset, options.requests))
     for workload in dict.fromkeys(options.workloads):
-        swept = lengths if workload in SWEPT_BY_CONTEXT else lengths[:1]
+        swept = lengths if workload in SWEPT_BY_CONTEXT or examples else lengths[:1]
         for length in swept:
             try:
                 settings = Settings(
@@ -209,7 +230,7 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
                 )
             except ValueError as error:
                 raise UserError(str(error)) from error
-            scenarios.append(Scenario(workload, settings, options.warm))
+            scenarios.append(Scenario(workload, settings, options.warm, examples))
     return scenarios
 
 

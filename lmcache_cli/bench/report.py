@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from lmcache_cli.bench.cells import Cell, groups_that_fit
+from lmcache_cli.bench.cells import Cell, Scenario, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.verified import verified
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
@@ -27,7 +29,7 @@ from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, TierWork, summarise
 from reports.tables import bench_tables
-from workloads import CorpusError, Request, generate, replay, warming
+from workloads import CorpusError, Request, answering, generate, replay, warming
 
 # Of the memory that is free when the model is loaded, what tiers may take.
 _TIER_SHARE = 0.7
@@ -45,6 +47,7 @@ def run_and_report(
     interrupted = False
     stopped: UserError | None = None
     engine_facts: dict[str, object] = {}
+    notes: list[str] = []
     with BenchProgress(Console(stderr=True), quiet) as progress:
         try:
             progress.phase(f"loading engine {plan.options.engine}")
@@ -55,7 +58,8 @@ def run_and_report(
             )
             engine_facts = engine.facts()
             try:
-                _measure_all(plan, engine, measured, progress)
+                plan = verified(plan, engine, notes.append, measured.warn)
+                _measure_all(plan, engine, measured, progress, notes.append)
                 measured.complete = True
             finally:
                 engine.close()
@@ -89,17 +93,25 @@ def run_and_report(
         Console().print(bench_tables(cells))
     for warning in measured.warnings:
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
+    for note in notes:
+        talk.print(note, highlight=False)
     talk.print(f"run file: {path}", highlight=False)
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if all(s.error for s in measured.samples) else 0
 
 
-def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: BenchProgress) -> None:
+def _measure_all(
+    plan: Plan,
+    engine: Engine,
+    measured: Measured,
+    progress: BenchProgress,
+    note: Callable[[str], None],
+) -> None:
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = _requests(plan, engine, index, measured.warn)
+        requests = _requests(plan, engine, index, measured.warn, note)
         _refuse_too_long(engine, requests)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
@@ -123,16 +135,36 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
         measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
 
 
-def _requests(plan: Plan, engine: Engine, index: int, warn: Callable[[str], None]) -> list[Request]:
+def _requests(
+    plan: Plan,
+    engine: Engine,
+    index: int,
+    warn: Callable[[str], None],
+    note: Callable[[str], None],
+) -> list[Request]:
     scenario = plan.scenarios[index]
     try:
         if scenario.replay is not None:
             return replay(scenario.replay, engine.encode, engine.bos, warn)
+        if scenario.examples:
+            return _asked(scenario, engine, note)
         return generate(
             scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
         )
     except (CorpusError, ValueError) as error:
         raise UserError(f"{scenario.workload}: {error}") from error
+
+
+def _asked(scenario: Scenario, engine: Engine, note: Callable[[str], None]) -> list[Request]:
+    settings = scenario.settings
+    room = engine.max_context - settings.output_tokens
+    settings = replace(settings, context_tokens=max(2, min(settings.context_tokens, room)))
+    requests, cut = answering(scenario.examples, settings, engine.encode, engine.bos)
+    note(
+        f"prompts of at most {settings.context_tokens} tokens have {cut.kept} of {cut.total}"
+        f" passages; in {cut.answerable} of {cut.prompts} of them an answer can be read"
+    )
+    return requests
 
 
 def _refuse_too_long(engine: Engine, requests: Sequence[Request]) -> None:

@@ -7,18 +7,22 @@ from typing import Annotated
 
 import typer
 
+from lmcache_cli.commands.blend_flags import (
+    BlendCheckLayer,
+    BlendEncoding,
+    BlendNarrow,
+    BlendPassport,
+    BlendRatio,
+    BlendSelection,
+    Unverified,
+)
+from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, SWEPT, TRACE, WORKLOAD
 from lmcache_cli.config_file import load_config
 
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
     "   |   lmcache bench chat --engine simulated --chunk-tokens 16,64,256 --json -"
 )
-_MEASURED = "What is measured"
-_SWEPT = "Swept (lists with commas)"
-_CACHE = "The cache"
-_WORKLOAD = "The workload"
-_LOAD = "The load"
-_TRACE = "The trace (workload trace)"
 
 
 def bench(
@@ -34,7 +38,7 @@ def bench(
         str,
         typer.Option(
             help="transformers, vllm (starts servers), openai (a running server), simulated.",
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = "transformers",
     model: Annotated[
@@ -42,15 +46,15 @@ def bench(
         typer.Option(
             help="Hugging Face id or folder. [default: the embedded SmolLM2-135M]",
             show_default=False,
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=_MEASURED)
+        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=MEASURED)
     ] = "cpu",
     dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED),
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MEASURED),
     ] = "auto",
     url: Annotated[
         str | None,
@@ -59,7 +63,7 @@ def bench(
             help="Server with OpenAI's completions API (openai). Its API key is read from"
             " LMCACHE_API_KEY or OPENAI_API_KEY.",
             show_default=False,
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     vllm_args: Annotated[
@@ -68,7 +72,7 @@ def bench(
             metavar="ARGS",
             help='Further flags of vllm serve, as one argument: "--max-model-len 4096" (vllm).',
             show_default=False,
-            rich_help_panel=_MEASURED,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     reuse: Annotated[
@@ -79,32 +83,32 @@ def bench(
             " cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
             show_default=False,
-            rich_help_panel=_SWEPT,
+            rich_help_panel=SWEPT,
         ),
     ] = None,
     device_size: Annotated[
         str,
-        typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=_SWEPT),
+        typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=SWEPT),
     ] = "0",
     cpu_size: Annotated[
         str,
-        typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT),
+        typer.Option(help="KV kept in DRAM.", rich_help_panel=SWEPT),
     ] = "2GiB",
-    chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=_SWEPT)] = "64",
+    chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=SWEPT)] = "64",
     context_tokens: Annotated[
         str,
-        typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT),
+        typer.Option(help="Length of a document or context.", rich_help_panel=SWEPT),
     ] = "2000",
     disk_size: Annotated[
         str,
-        typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT),
+        typer.Option(help="KV kept on disk.", rich_help_panel=SWEPT),
     ] = "0",
     disk_path: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the disk tier. [default: one below --out, removed afterwards]",
             show_default=False,
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = None,
     remote: Annotated[
@@ -113,14 +117,14 @@ def bench(
             metavar="URL",
             help="Remote tier: redis://, rediss://, mooncake://, or a plugin (module:Class).",
             show_default=False,
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = None,
     admission: Annotated[
         str,
         typer.Option(
             help="What may enter the disk tier: none (all), second-touch, bytes-per-day.",
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = "none",
     disk_writes_per_day: Annotated[
@@ -129,7 +133,7 @@ def bench(
             metavar="SIZE",
             help="Budget of --admission bytes-per-day.",
             show_default=False,
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = None,
     cache_name: Annotated[
@@ -139,111 +143,98 @@ def bench(
             help="Start with what earlier runs of this name left on disk or remote."
             " [default: a cold start]",
             show_default=False,
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = None,
     policy: Annotated[
         str,
         typer.Option(
             help="Eviction order: lru, lfu-aging, gdsf, s3-fifo, arc; unbounded (simulated).",
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = "lru",
     placement: Annotated[
         str,
         typer.Option(
             help="write_on_insertion (inclusive) or write_on_eviction (exclusive).",
-            rich_help_panel=_CACHE,
+            rich_help_panel=CACHE,
         ),
     ] = "write_on_insertion",
-    blend_ratio: Annotated[
-        str,
-        typer.Option(help="Share of reused tokens to recompute (blend).", rich_help_panel=_SWEPT),
-    ] = "0.15",
-    blend_selection: Annotated[
-        str,
-        typer.Option(
-            help="Which of them: hkvd, query, first, random, none, full (blend).",
-            rich_help_panel=_SWEPT,
-        ),
-    ] = "hkvd",
-    blend_check_layer: Annotated[
-        str,
-        typer.Option(
-            help="Layer at which hkvd and query choose, from 0 on (blend).", rich_help_panel=_SWEPT
-        ),
-    ] = "1",
-    blend_narrow: Annotated[
-        int,
-        typer.Option(
-            help="Layers over which they narrow their choice (blend).", rich_help_panel=_CACHE
-        ),
-    ] = 1,
-    blend_encoding: Annotated[
-        str,
-        typer.Option(
-            help="Behind what chunks are encoded: auto, system, bos, none (blend).",
-            rich_help_panel=_CACHE,
-        ),
-    ] = "auto",
+    blend_ratio: BlendRatio = None,
+    blend_selection: BlendSelection = None,
+    blend_check_layer: BlendCheckLayer = None,
+    blend_narrow: BlendNarrow = 1,
+    blend_encoding: BlendEncoding = None,
+    blend_passport: BlendPassport = None,
+    unverified: Unverified = False,
     warm: Annotated[
         bool,
         typer.Option(
             "--warm",
             help="First serve, unmeasured, the same parts in another order.",
-            rich_help_panel=_WORKLOAD,
+            rich_help_panel=WORKLOAD,
         ),
     ] = False,
     documents: Annotated[
-        int, typer.Option(help="Documents (long-context).", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Documents (long-context).", rich_help_panel=WORKLOAD)
     ] = 4,
     questions: Annotated[
         int,
-        typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD),
+        typer.Option(help="Questions per document (long-context).", rich_help_panel=WORKLOAD),
     ] = 3,
     requests: Annotated[
         int | None,
         typer.Option(
             help="Number of requests. [default: the workload's own]",
             show_default=False,
-            rich_help_panel=_WORKLOAD,
+            rich_help_panel=WORKLOAD,
         ),
     ] = None,
     question_tokens: Annotated[
-        int, typer.Option(help="Length of a question.", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Length of a question.", rich_help_panel=WORKLOAD)
     ] = 64,
     output_tokens: Annotated[
-        int, typer.Option(help="Tokens generated per request.", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Tokens generated per request.", rich_help_panel=WORKLOAD)
     ] = 16,
     passages: Annotated[
-        int, typer.Option(help="Passages per request (rag).", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Passages per request (rag).", rich_help_panel=WORKLOAD)
     ] = 4,
     passage_tokens: Annotated[
-        int, typer.Option(help="Length of a passage (rag).", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Length of a passage (rag).", rich_help_panel=WORKLOAD)
     ] = 480,
     corpus_passages: Annotated[
-        int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=WORKLOAD)
     ] = 64,
     zipf: Annotated[
         float,
-        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD),
+        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=WORKLOAD),
     ] = 1.0,
     system_tokens: Annotated[
-        int, typer.Option(help="Length of the system prompt.", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Length of the system prompt.", rich_help_panel=WORKLOAD)
     ] = 128,
     sessions: Annotated[
-        int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=_WORKLOAD)
+        int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=WORKLOAD)
     ] = 4,
     rounds: Annotated[
         int,
-        typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD),
+        typer.Option(help="Rounds or steps per session.", rich_help_panel=WORKLOAD),
     ] = 4,
     corpus: Annotated[
         Path | None,
         typer.Option(
             help="File or folder of real text. [default: generated text]",
             show_default=False,
-            rich_help_panel=_WORKLOAD,
+            rich_help_panel=WORKLOAD,
+        ),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Questions with passages and answers, JSON or JSON lines as of MuSiQue or"
+            " LongBench; prompts are cut to --context-tokens (rag).",
+            show_default=False,
+            rich_help_panel=WORKLOAD,
         ),
     ] = None,
     trace: Annotated[
@@ -252,7 +243,7 @@ def bench(
             metavar="FILE",
             help="The trace to replay (trace); formats: lmcache trace info --help.",
             show_default=False,
-            rich_help_panel=_TRACE,
+            rich_help_panel=TRACE,
         ),
     ] = None,
     trace_format: Annotated[
@@ -261,7 +252,7 @@ def bench(
             metavar="FORMAT",
             help="Its format. [default: what it looks like]",
             show_default=False,
-            rich_help_panel=_TRACE,
+            rich_help_panel=TRACE,
         ),
     ] = None,
     trace_chunk_tokens: Annotated[
@@ -269,17 +260,17 @@ def bench(
         typer.Option(
             help="Its tokens per chunk. [default: its format's]",
             show_default=False,
-            rich_help_panel=_TRACE,
+            rich_help_panel=TRACE,
         ),
     ] = None,
     speed_up: Annotated[
-        float, typer.Option(help="Requests come so many times as fast.", rich_help_panel=_TRACE)
+        float, typer.Option(help="Requests come so many times as fast.", rich_help_panel=TRACE)
     ] = 1.0,
     scale: Annotated[
         float,
         typer.Option(
             help="All lengths times this, for small machines: 0.125 makes 512 tokens 64.",
-            rich_help_panel=_TRACE,
+            rich_help_panel=TRACE,
         ),
     ] = 1.0,
     rate: Annotated[
@@ -287,7 +278,7 @@ def bench(
         typer.Option(
             help="Open loop: Poisson arrivals, requests per second.",
             show_default=False,
-            rich_help_panel=_LOAD,
+            rich_help_panel=LOAD,
         ),
     ] = None,
     concurrency: Annotated[
@@ -295,7 +286,7 @@ def bench(
         typer.Option(
             help="Closed loop: clients that wait for their answer. [default: 1]",
             show_default=False,
-            rich_help_panel=_LOAD,
+            rich_help_panel=LOAD,
         ),
     ] = None,
     request_timeout: Annotated[
@@ -303,18 +294,18 @@ def bench(
         typer.Option(
             metavar="SECONDS",
             help="Longest silence of a server before a request has failed (openai, vllm).",
-            rich_help_panel=_LOAD,
+            rich_help_panel=LOAD,
         ),
     ] = 300.0,
     start_timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="Longest start of a server (vllm).", rich_help_panel=_LOAD
+            metavar="SECONDS", help="Longest start of a server (vllm).", rich_help_panel=LOAD
         ),
     ] = 600.0,
     repeat: Annotated[
         int,
-        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD),
+        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=LOAD),
     ] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
@@ -370,6 +361,8 @@ def bench(
         blend_check_layer=blend_check_layer,
         blend_narrow=blend_narrow,
         blend_encoding=blend_encoding,
+        blend_passport=blend_passport,
+        unverified=unverified,
         warm=warm,
         documents=documents,
         questions=questions,
@@ -384,6 +377,7 @@ def bench(
         sessions=sessions,
         rounds=rounds,
         corpus=corpus,
+        dataset=dataset,
         rate=rate,
         concurrency=concurrency,
         repeat=repeat,

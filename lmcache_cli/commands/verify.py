@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lmcache_cli.config_file import load_config
+from lmcache_cli.errors import UserError
 
 EXAMPLES = (
     "Examples:  lmcache verify --model ./my-llama --context-tokens 500 --chunk-tokens 16,64   |"
@@ -39,6 +40,41 @@ def verify(
     passage_tokens: Annotated[int, typer.Option(help="Length of a passage (--blend).")] = 160,
     blend_selection: Annotated[str, typer.Option(help="As of bench (--blend).")] = "hkvd",
     blend_check_layer: Annotated[int, typer.Option(help="As of bench (--blend).")] = 1,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Find the model's check layer, ratio and encoding too; bench --reuse blend then"
+            " uses them (--blend).",
+        ),
+    ] = False,
+    calibration_prompts: Annotated[
+        int, typer.Option(help="Prompts to calibrate with, half of them held out.")
+    ] = 12,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="File or folder of real text to calibrate with, in place of generated text.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Questions with passages to calibrate with, as of bench; answers are not used.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the model's passport goes, which bench asks for (--blend)."
+            " Default: below $XDG_CACHE_HOME or ~/.cache.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
     json: Annotated[
         str | None,
@@ -57,17 +93,25 @@ def verify(
 ) -> None:
     """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
     Exit code 1 if any differs by more than the dtype's rounding."""
+    if calibrate and not blend:
+        raise UserError("--calibrate goes with --blend: lmcache verify --blend --calibrate")
     if blend:
         from lmcache_cli.bench.modes import BLEND_SELECTIONS, one_of
+        from lmcache_cli.calibrate_blend import Calibration
         from lmcache_cli.sizes import parse_count
-        from lmcache_cli.verify_blend import run_verify_blend
+        from lmcache_cli.verify_blend import BlendOptions, run_verify_blend
 
         one_of("--blend-selection", blend_selection, BLEND_SELECTIONS)
         length = parse_count(str(passage_tokens), "--passage-tokens")
-        code = run_verify_blend(
-            model, dtype, length, blend_selection, blend_check_layer, seed, json, quiet
+        wanted = None
+        if calibrate:
+            wanted = Calibration(
+                length, blend_selection, calibration_prompts, seed, corpus, dataset
+            )
+        given = BlendOptions(
+            model, dtype, length, blend_selection, blend_check_layer, seed, out, wanted
         )
-        raise typer.Exit(code)
+        raise typer.Exit(run_verify_blend(given, json, quiet))
     from lmcache_cli.verify import VerifyOptions, run_verify
 
     options = VerifyOptions(

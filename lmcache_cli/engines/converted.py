@@ -11,6 +11,8 @@ from tempfile import mkdtemp
 
 import transformers
 
+from lmcache_cli.home import cache_home
+
 
 def converted(folder: Path, gguf: str, digest: str) -> tuple[str, dict[str, str]]:
     """Where to load the GGUF model from: (folder, further arguments of ``from_pretrained``).
@@ -18,7 +20,7 @@ def converted(folder: Path, gguf: str, digest: str) -> tuple[str, dict[str, str]
     The first call writes 540 MB (float32: the weights, exactly) below ``$XDG_CACHE_HOME`` or
     ``~/.cache``; where that can't be written, the GGUF file itself is the answer.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-bench"
+    home = cache_home()
     target = home / f"{Path(gguf).stem}-{digest[:16]}"
     if not target.is_dir():
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from cache_core.blend.passport import Subject
 from cache_core.cache import TierCounters
 from cache_core.ledger import Placement
 from reports.quality import Quality
@@ -44,6 +45,8 @@ class CacheSpec:
     check_layer: int = 1
     narrow_layers: int = 1
     encoding: str = "auto"
+    passport: Path | None = None
+    """Of the model, for an engine whose processes check it themselves; None: unverified."""
 
     @property
     def reuse(self) -> bool:
@@ -115,6 +118,14 @@ class Judging(Protocol):
 
     def judge(self, request: Request) -> Quality:
         """How far the answer to the request that it served last is from a full prefill's."""
+
+
+@runtime_checkable
+class Blending(Protocol):
+    """An engine that can reuse KV at any place, if the model stands it."""
+
+    def blend_subject(self) -> Subject:
+        """What the model's passport for blend must be of."""
 
 
 class Engine(Protocol):

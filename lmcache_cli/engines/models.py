@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from cache_core.blend.passport import Subject, rope_text
 from cache_core.weights import files_digest, folder_digest
 from lmcache_cli.embedded import embedded_model
 from lmcache_cli.engines.attention import CPU_ATTENTION
@@ -24,7 +25,8 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in evaluation mode and what identifies it."""
+    """A model in evaluation mode and what identifies it. ``source`` is the folder or the hub id
+    that it was read from."""
 
     id: str
     model: Any
@@ -32,6 +34,7 @@ class LoadedModel:
     revision: str
     device: torch.device
     dtype: str
+    source: str
 
     @property
     def config(self) -> Any:
@@ -54,6 +57,10 @@ class LoadedModel:
         """RoPE parameters as text: they are part of what a cached K means."""
         return json.dumps(getattr(self.config, "rope_parameters", None), sort_keys=True)
 
+    def blend_subject(self) -> Subject:
+        """What a passport for blend is of. Reads all weights of a folder."""
+        return blend_subject(self.id, self.source, self.config, self.dtype)
+
     @property
     def tokenizer_digest(self) -> str:
         """Digest of vocabulary, merges and normalisation."""
@@ -66,6 +73,12 @@ class LoadedModel:
         """The token that the tokenizer itself puts before a text, if it does."""
         ids = self.tokenizer("").input_ids
         return int(ids[0]) if ids else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, up to the first end of a text."""
+        end = self.tokenizer.eos_token_id
+        cut = list(ids).index(end) if end in ids else len(ids)
+        return str(self.tokenizer.decode(list(ids)[:cut], skip_special_tokens=True))
 
     @property
     def encode(self) -> Callable[[str], Sequence[int]]:
@@ -99,7 +112,13 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     model = model.to(target).eval()
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return LoadedModel(name, model, tokenizer, revision, target, kept)
+    return LoadedModel(name, model, tokenizer, revision, target, kept, source)
+
+
+def blend_subject(name: str, source: str, config: Any, dtype: str) -> Subject:
+    """Of the model in folder ``source``, or of that hub id, run in ``dtype``."""
+    weights = folder_digest(Path(source)) or str(getattr(config, "_commit_hash", "") or "")
+    return Subject(name, weights, dtype, rope_text(getattr(config, "rope_parameters", None)))
 
 
 def embedded_source() -> tuple[str, str, str, dict[str, str]]:

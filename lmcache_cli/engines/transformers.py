@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cache_core.blend.passport import Subject
 from cache_core.cache import TieredCache
 from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
@@ -39,6 +40,7 @@ class TransformersEngine:
         self.max_context = int(self.loaded.config.max_position_embeddings)
         self.bos = self.loaded.bos
         self.encode = self.loaded.encode
+        self.decode = self.loaded.decode
         self.threads = threads or min(4, torch.get_num_threads())
         self._arenas: list[Arena] = []
         self._layers: LayerRunner | None = None
@@ -101,6 +103,10 @@ class TransformersEngine:
         if self._references is None:
             self._references = References(self, self.layers())
         return self._references
+
+    def blend_subject(self) -> Subject:
+        """What a passport for blend is of. Reads all weights of a folder."""
+        return self.loaded.blend_subject()
 
     def session_bytes(self) -> int:
         return 0

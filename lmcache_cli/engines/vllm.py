@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cache_core.blend.passport import Subject
 from cache_core.layout import KVLayout
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.completions import Answer
@@ -63,7 +64,7 @@ class VllmEngine:
         if self._dtype == "auto":
             kept = getattr(self.config, "dtype", None) or "bfloat16"
             self._dtype = str(kept).removeprefix("torch.")
-        (self.encode, self.bos), _ = read_tokenizer(self.folder)
+        (self.encode, self.bos), self.decode = read_tokenizer(self.folder)
         self.max_context = _context(self.config, serving.args) - SALT_TOKENS
         self._opened = 0
         self._started = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
@@ -83,6 +84,12 @@ class VllmEngine:
 
     def token_bytes(self) -> int:
         return self.layout(1).token_bytes
+
+    def blend_subject(self) -> Subject:
+        """What a passport for blend is of. Reads all weights of a folder."""
+        from lmcache_cli.engines.models import blend_subject
+
+        return blend_subject(self.model, self.folder, self.config, self._dtype)
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
         refuse_mode(spec.mode, self.cpu)

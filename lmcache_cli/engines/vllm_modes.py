@@ -107,7 +107,9 @@ def _blend(spec: CacheSpec) -> dict[str, object]:
     if spec.mode != "blend":
         return {}
     chosen = {"blend_ratio": spec.ratio, "blend_selection": spec.selection}
-    return {"blend": True, **chosen}
+    if spec.passport is None:
+        return {"blend": True, "blend_unverified": True, **chosen}
+    return {"blend": True, "blend_passport": str(spec.passport.absolute()), **chosen}
 
 
 def _transfer(config: dict[str, object]) -> list[str]:

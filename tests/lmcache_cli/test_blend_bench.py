@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cache_core.blend.passport import read_passport
 from reports.run_file import read_run
 from tests.lmcache_cli.small_model import save_model
 from tests.lmcache_cli.test_bench_command import lmcache
@@ -19,6 +21,7 @@ SMALL += ["--output-tokens", "4", "--chunk-tokens", "16", "--cpu-size", "8MiB"]
 def test_each_ratio_is_a_row_with_its_quality(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "llama", num_hidden_layers=4, initializer_range=0.2)
     flags = ["--model", str(model), "--reuse", "off,prefix,blend", "--blend-ratio", "0,0.5,1"]
+    flags.append("--unverified")
     done = lmcache("bench", "rag", *SMALL, *flags, "--warm", "--json", "-", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     cells = json.loads(done.stdout)["cells"]
@@ -39,6 +42,33 @@ def test_each_ratio_is_a_row_with_its_quality(tmp_path: Path) -> None:
     assert {s.kl is None for s in samples if s.cell < 2} == {True}
     assert all(s.kl is not None and s.blend_s is not None for s in samples if s.cell >= 2)
     assert meta["cells"][3]["blend"]["selection"] == "hkvd"
+
+
+def test_a_model_without_a_passport_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = save_model(tmp_path / "model", "llama", num_hidden_layers=4)
+    flags = [*SMALL, "--model", str(model), "--reuse", "blend", "--json", "-", "--quiet"]
+    refused = lmcache("bench", "rag", *flags, cwd=tmp_path)
+    assert refused.returncode == 4 and not refused.stdout
+    [line] = refused.stderr.strip().splitlines()
+    command = f"lmcache verify --blend --model {model}"
+    assert f"run: {command}, or add --unverified" in line
+    done = lmcache(*command.split()[1:], "--passage-tokens", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "cache" / "lmcache-bench" / "blend").iterdir()
+    passport = read_passport(path)
+    chosen = {"selection": "hkvd", "ratio": 0.35, "check_layer": 2, "encoding": "system"}
+    replace(passport, calibration={"chosen": chosen}).write(path)
+    found = json.loads(lmcache("bench", "rag", *flags, cwd=tmp_path).stdout)["cells"][0]["blend"]
+    assert (found["ratio"], found["check_layer"], found["encoding"]) == (0.35, 2, "auto")
+    own = lmcache("bench", "rag", *flags, "--blend-ratio", "0.5", cwd=tmp_path)
+    assert json.loads(own.stdout)["cells"][0]["blend"]["ratio"] == 0.5
+    # What failed once is refused by the gate's name.
+    replace(passport, failed=("no row sees the future",)).write(path)
+    failed = lmcache("bench", "rag", *flags, cwd=tmp_path)
+    assert failed.returncode == 4 and "failed 'no row sees the future'" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -269,6 +270,18 @@ def test_flags_of_our_connector(tmp_path: Path) -> None:
     extra = config["kv_connector_extra_config"]
     assert (extra["chunk_tokens"], extra["cpu_size"], extra["disk_size"]) == (32, 5, 7)
     assert extra["trace"] == str(tmp_path / "t") and extra["disk_path"] == str(tmp_path)
+
+
+def test_blend_in_our_connector_needs_a_passport(tmp_path: Path) -> None:
+    def extra(**more: Any) -> dict[str, Any]:
+        spec = CacheSpec(32, {"cpu": 5}, mode="blend", selection="first", **more)
+        flags, _ = mode_flags(spec, tmp_path / "t")
+        found: dict[str, Any] = json.loads(flags[-1])["kv_connector_extra_config"]
+        return found
+
+    assert extra(passport=tmp_path / "p")["blend_passport"] == str(tmp_path / "p")
+    assert "blend_unverified" not in extra(passport=tmp_path / "p")
+    assert extra()["blend_unverified"] is True
 
 
 def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:

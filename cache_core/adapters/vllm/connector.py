@@ -19,7 +19,13 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from cache_core.adapters.vllm.blender import Blender
 from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.blocks import EngineBlocks, HostBlocks, TensorBlocks, WholeBlocks
-from cache_core.adapters.vllm.identity import Hashers, Unsupported, kv_shape, namespace
+from cache_core.adapters.vllm.identity import (
+    Hashers,
+    Unsupported,
+    kv_shape,
+    namespace,
+    require_passport,
+)
 from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
 from cache_core.adapters.vllm.options import ConnectorOptions
@@ -284,6 +290,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 "blend needs the model: start vLLM with"
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
+        if not self._options.blend_unverified:
+            require_passport(self._options.blend_passport, config.model_config)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return Blending(self._options, start, self._shape.block_tokens)

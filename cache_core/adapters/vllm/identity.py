@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cache_core.blend.passport import PassportError, Subject, checked_passport, rope_text
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.weights import folder_digest
@@ -104,6 +105,26 @@ def namespace(config: Any, layout: KVLayout, kv_format: str, salt: str) -> Names
             "cache_dtype": str(config.cache_config.cache_dtype),
             "overrides": json.dumps(_overrides(model), sort_keys=True, default=str),
         },
+    )
+
+
+def require_passport(file: str, model: Any) -> None:
+    """Raises :class:`Unsupported` unless the file says that vLLM's model passed blend's gates."""
+    text, name = model.hf_text_config, str(model.model)
+    commit = getattr(model.hf_config, "_commit_hash", None)
+    weights = folder_digest(Path(name)) or str(commit or "")
+    rope = rope_text(getattr(text, "rope_parameters", None))
+    subject = Subject(name, weights, _dtype_name(model.dtype), rope)
+    lack = f"{name} has no blend_passport"
+    if file:
+        try:
+            checked_passport(Path(file).expanduser(), subject)
+            return
+        except PassportError as error:
+            lack = f"blend_passport: {error}"
+    raise Unsupported(
+        f"{lack}; run: lmcache verify --blend --model {name} --dtype {subject.dtype} --out FILE,"
+        ' and set "blend_passport": "FILE" (or "blend_unverified": true)'
     )
 
 

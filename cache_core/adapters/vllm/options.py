@@ -47,6 +47,10 @@ class ConnectorOptions:
     blend_ratio: float = 0.15
     """Share of reused tokens that is computed anew."""
     blend_selection: Selection = "first"
+    blend_passport: str = ""
+    """File of ``lmcache verify --blend`` that says that this model passed its gates."""
+    blend_unverified: bool = False
+    """Blend without one."""
     wait_s: float = 1.0
     """How long a request waits for chunks that are being stored, or for a remote's answer."""
 
@@ -96,7 +100,7 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             raise _wrong(name, f"is {value!r}; it must be a number from 0 to 1")
         return float(value)
-    if name in ("layerwise", "blend", "blend_find"):
+    if name in ("layerwise", "blend", "blend_find", "blend_unverified"):
         if not isinstance(value, bool):
             raise _wrong(name, f"is {value!r}; it must be true or false")
         return value

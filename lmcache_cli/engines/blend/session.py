@@ -45,19 +45,24 @@ class BlendSession(TransformersSession):
         if engine.loaded.device.type != "cpu":
             raise UserError("--reuse blend runs on --device cpu only, so far")
         self.runner = engine.layers()
-        if not 0 <= spec.check_layer < len(self.runner.layers):
-            raise UserError(
-                f"--blend-check-layer: {spec.check_layer} is no layer of {engine.model}, which"
-                f" has {len(self.runner.layers)}, from 0 on"
-            )
         self.tiers = cache
         self.prompts = Prompts(engine.namespace(spec), spec.encoding, engine.bos)
+        self.choose(spec)
+        self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
+        self._last: tuple[Arena, torch.Tensor] | None = None
+
+    def choose(self, spec: CacheSpec) -> None:
+        """Takes ratio, selection, check layer and narrowing from ``spec`` for what comes; chunks
+        that are stored serve them all. Raises ``UserError`` for a layer that the model lacks."""
+        if not 0 <= spec.check_layer < len(self.runner.layers):
+            raise UserError(
+                f"--blend-check-layer: {spec.check_layer} is no layer of {self.engine.model}, which"
+                f" has {len(self.runner.layers)}, from 0 on"
+            )
         choice = Choice(spec.ratio, spec.check_layer, spec.narrow_layers)
         self._naive = spec.selection == "none" or spec.ratio == 0
         self.selection = make_selection("none" if self._naive else spec.selection, choice)
         self._full = spec.full_prefill
-        self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
-        self._last: tuple[Arena, torch.Tensor] | None = None
 
     def settle(self) -> None:
         self._encode()

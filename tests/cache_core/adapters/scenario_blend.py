@@ -88,7 +88,7 @@ def main() -> None:
     other, _ = prompts.make([2, 0, 1, 3])
     with engine(model, None) as (llm, _counts):
         plain = {name: ask(llm, p) for name, p in (("second", second), ("other", other))}
-    options = {"chunk_tokens": CHUNK, "cpu_size": "64MiB", "blend": True}
+    options = {"chunk_tokens": CHUNK, "cpu_size": "64MiB", "blend": True, "blend_unverified": True}
     found: dict[str, Any] = {"plain": plain}
     cramped = {"enable_prefix_caching": True, "max_num_batched_tokens": 256}
     with engine(model, options, worker_cls=WORKER, **cramped) as (llm, counts):

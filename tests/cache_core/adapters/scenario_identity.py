@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +20,15 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
-from cache_core.adapters.vllm.identity import Hashers, Unsupported, kv_shape, namespace
+from cache_core.adapters.vllm.identity import (
+    Hashers,
+    Unsupported,
+    kv_shape,
+    namespace,
+    require_passport,
+)
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
+from cache_core.blend.passport import Passport
 
 FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
 
@@ -77,7 +86,52 @@ def exposed() -> str:
     return str(generate_latest(registry).decode())
 
 
+def passports(model: Path, scratch: Path) -> dict[str, str]:
+    """What becomes of vLLM's own configuration under a passport that transformers' gave."""
+    from transformers import AutoConfig, LlamaConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    from lmcache_cli.engines.models import blend_subject
+
+    found: dict[str, str] = {}
+
+    def take(name: str, folder: Path, file: str, dtype: str = "float32") -> None:
+        config = EngineArgs(model=str(folder), dtype=dtype, max_model_len=64).create_model_config()
+        try:
+            require_passport(file, config)
+            found[name] = "taken"
+        except Unsupported as error:
+            found[name] = str(error)
+
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    for kind in ({}, yarn, llama3):
+        name = str(kind.get("rope_type", "default"))
+        folder, file = scratch / f"model {name}", scratch / f"{name}.json"
+        LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            num_hidden_layers=2,
+            max_position_embeddings=256,
+            rope_parameters={"rope_type": "default", "rope_theta": 5e5, **kind},
+        ).save_pretrained(folder)
+        subject = blend_subject("m", str(folder), AutoConfig.from_pretrained(folder), "float32")
+        # Without weights the name would have to be the same.
+        Passport(replace(subject, model=str(folder)), (), {}, {}).write(file)
+        take(name, folder, str(file))
+    take("dtype", scratch / "model yarn", str(scratch / "yarn.json"), "bfloat16")
+    take("rope", scratch / "model yarn", str(scratch / "llama3.json"))
+    subject = blend_subject("m", str(model), AutoConfig.from_pretrained(model), "float32")
+    Passport(subject, (), {}, {}).write(scratch / "weights.json")
+    take("weights", model, str(scratch / "weights.json"))
+    Passport(subject, ("a gate",), {}, {}).write(scratch / "failed.json")
+    take("failed", model, str(scratch / "failed.json"))
+    take("none", model, "")
+    return found
+
+
 def main() -> None:
+    model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     full = FullAttentionSpec(**FULL)
     layout = kv_shape(config(), groups(full), 64).layout(64)
     base = namespace(config(), layout, "format", "salt")
@@ -99,6 +153,7 @@ def main() -> None:
                 "context": refusal(groups(full), decode_context_parallel_size=2),
                 "keys": [*keys, other],
                 "metrics": exposed(),
+                "passports": passports(model, scratch),
             }
         )
     )

@@ -39,6 +39,25 @@ def test_tenants_adapters_and_formats_have_keys_of_their_own(found: dict[str, An
     assert len({*keys, other}) == 6
 
 
+@pytest.mark.parametrize("what", ["default", "yarn", "llama3", "weights"])
+def test_a_passport_from_transformers_is_taken(found: dict[str, Any], what: str) -> None:
+    assert found["passports"][what] == "taken"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("dtype", "dtype differ"),
+        ("rope", "rope differ"),
+        ("failed", "failed 'a gate'"),
+        ("none", "has no blend_passport"),
+    ],
+)
+def test_without_a_passport_blend_is_refused(found: dict[str, Any], what: str, words: str) -> None:
+    text = found["passports"][what]
+    assert words in text and "run: lmcache verify --blend --model" in text
+
+
 def test_counters_are_exposed(found: dict[str, Any]) -> None:
     lines = found["metrics"].splitlines()
     assert 'lmcache:hit_tokens_total{engine="0",tier="cpu"} 100.0' in lines
