@@ -44,6 +44,13 @@ class Verdict:
     rounds: int = 0
     exact: bool = False
     points: bool = False
+    hopeless: bool = False
+    """No further round would change it."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is decided, or can't be."""
+        return self.hopeless or self.outcome != "INCONCLUSIVE"
 
 
 def overall(verdicts: Sequence[Verdict]) -> Outcome:

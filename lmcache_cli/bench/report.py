@@ -51,7 +51,12 @@ def run_and_report(
             options = plan.options
             serving = plan.serving(out, progress.phase)
             engine = start_engine(
-                options.engine, options.model, options.device, options.dtype, serving
+                options.engine,
+                options.model,
+                options.device,
+                options.dtype,
+                serving,
+                options.jitter,
             )
             engine_facts = engine.facts()
             try:

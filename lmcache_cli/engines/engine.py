@@ -44,6 +44,8 @@ class CacheSpec:
     check_layer: int = 1
     narrow_layers: int = 1
     encoding: str = "auto"
+    latency_s: float = 0.0
+    """What each read from and write to a tier takes in addition."""
 
     @property
     def reuse(self) -> bool:
