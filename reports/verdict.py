@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from reports.verdict_interval import Interval, anytime_intervals, welch_interval
@@ -83,16 +83,19 @@ def judge(
         return _judge_steady(cell, base, new, rule, paired, metrics)
     before = [r.value(rule.metric) for r in base]
     after = [r.value(rule.metric) for r in new]
+    typical = _typical(before), _typical(after)
+    rounds = min(len(base), len(new))
     trouble = (
         _nothing(base, new)
         or _unusable([*before, *after], rule.metric)
-        or _too_few_requests(base, new, rule.metric)
+        or _collapsed(before, after)
+        or _too_few_each(base, new, rule.metric)
     )
-    typical = _typical(before), _typical(after)
     if trouble:
-        return _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, min(len(base), len(new)))
-    if paired and (collapsed := _collapsed(before, after)):
-        return _verdict(cell, rule, "INCONCLUSIVE", collapsed, typical, len(base))
+        found = _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
+        return replace(found, hopeless=True)
+    if trouble := _too_few_in_all(base, new, rule.metric):
+        return _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
     x = [rule.scaled(v) for v in before if v is not None]
     y = [rule.scaled(v) for v in after if v is not None]
     return _judge_scaled(cell, rule, x, y, typical, paired, LEVEL / metrics, noise)
@@ -215,23 +218,33 @@ def _collapsed(before: Sequence[float | None], after: Sequence[float | None]) ->
     return ""
 
 
-def _too_few_requests(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
-    """A percentile needs a value beyond it in each round, and in all rounds together as many as
-    make a 95 % bound for it (S. S. Wilks 1941: ln 0.05 / ln q)."""
-    statistic = metric.partition(".")[2]
-    share = share_below(statistic)
-    if not share or any(metric in r.known for r in (*base, *new)):
-        return ""
-    share = max(share, 1 - share)
+def _too_few_each(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
+    """A percentile needs a value beyond it in each round."""
+    share = _refusable(base, new, metric)
     each = math.ceil(round(1 / (1 - share), 6))
     least = min(r.count(metric) for r in (*base, *new))
-    if least < each:
+    if share and least < each:
+        statistic = metric.partition(".")[2]
         return f"{statistic} of {least} values a round says nothing: it needs {each}"
-    total = math.ceil(math.log(LEVEL) / math.log(share))
+    return ""
+
+
+def _too_few_in_all(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
+    """And in all rounds together as many as make a 95 % bound for it: ln 0.05 / ln q (S. S. Wilks,
+    "Determination of sample sizes for setting tolerance limits", Ann. Math. Stat. 12, 1941)."""
+    share = _refusable(base, new, metric)
+    total = math.ceil(math.log(LEVEL) / math.log(share)) if share else 0
     pooled = min(sum(r.count(metric) for r in side) for side in (base, new))
     if pooled < total:
+        statistic = metric.partition(".")[2]
         return f"{statistic} of {pooled} values in all says nothing: it needs {total}"
     return ""
+
+
+def _refusable(base: Sequence[Round], new: Sequence[Round], metric: str) -> float:
+    """The share on the longer side of a percentile; 0 for what is none."""
+    share = share_below(metric.partition(".")[2])
+    return max(share, 1 - share) if share else 0.0
 
 
 def _typical(values: Sequence[float | None]) -> float | None:

@@ -13,6 +13,7 @@ ALWAYS = ("n", "failed", "prompt_tokens")
 """Judged even if the others are ignored: without them nothing else is comparable."""
 LEAST_ROUNDS = 2
 """A change that shows in one round may be chance; in two, each side has proven to be steady."""
+_HOPELESS = ("the candidate", "the baseline", "only one side", "varies")
 _MORE_IS_BETTER = ("n", "hit_tokens")
 
 
@@ -52,6 +53,7 @@ def judge_counters(
                 now / old - 1 if old and now is not None else None,
                 rounds=min(len(base), len(new)),
                 exact=True,
+                hopeless=reason.startswith(_HOPELESS),
             )
         )
     return found

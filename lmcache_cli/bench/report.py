@@ -104,8 +104,7 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = _requests(plan, engine, index, measured.warn)
-        _refuse_too_long(engine, requests)
+        requests = make_requests(plan, engine, index, measured.warn)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
             engine.tier_capacity(cell.spec)
@@ -128,16 +127,23 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
         measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
 
 
-def _requests(plan: Plan, engine: Engine, index: int, warn: Callable[[str], None]) -> list[Request]:
+def make_requests(
+    plan: Plan, engine: Engine, index: int, warn: Callable[[str], None]
+) -> list[Request]:
+    """The requests of scenario ``index``. Raises ``UserError`` if they can't be made, or if one
+    does not fit the model's context."""
     scenario = plan.scenarios[index]
     try:
         if scenario.replay is not None:
-            return replay(scenario.replay, engine.encode, engine.bos, warn)
-        return generate(
-            scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
-        )
+            requests = replay(scenario.replay, engine.encode, engine.bos, warn)
+        else:
+            requests = generate(
+                scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
+            )
     except (CorpusError, ValueError) as error:
         raise UserError(f"{scenario.workload}: {error}") from error
+    _refuse_too_long(engine, requests)
+    return requests
 
 
 def _refuse_too_long(engine: Engine, requests: Sequence[Request]) -> None:
