@@ -65,3 +65,11 @@ def parse_side(name: str, text: str | None, python: Path | None) -> Side:
         return Side(name, tuple(shlex.split(text or "")), python)
     except ValueError as error:
         raise UserError(f"--{name}: {error}; quote it as for a shell") from error
+
+
+def shared_flags(text: str) -> tuple[str, ...]:
+    """Of ``--bench``. Raises ``UserError``."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"--bench: {error}; quote it as for a shell") from error

@@ -16,7 +16,11 @@ from reports.verdict_round import Round
 TOOLS = "lmcache bench, vllm bench serve, SGLang bench_serving, aiperf, guidellm, LMCache's bench"
 _STATISTIC = re.compile(r"(mean|median|p\d{1,2}(?:\.\d+)?)_(\w+?)_ms")
 _SERVING_TIMES = {
-    **{"ttft": "ttft", "itl": "itl", "tpot": "tpot", "e2el": "e2e", "e2e_latency": "e2e"},
+    "ttft": "ttft",
+    "itl": "itl",
+    "tpot": "tpot",
+    "e2el": "e2e",
+    "e2e_latency": "e2e",
     "request_latency": "e2e",
 }
 _AIPERF_TIMES = {
@@ -75,8 +79,8 @@ def _reader(first: Mapping[str, Any]) -> Callable[[Sequence[Any]], ForeignRun] |
 
 
 def _serving(lines: Sequence[Any]) -> ForeignRun:
-    """vLLM (``--save-result``) and SGLang (``--output-file``), which descends from it. SGLang adds a
-    line per run; each is a round."""
+    """vLLM (``--save-result``) and SGLang (``--output-file``), which descends from it. SGLang adds
+    a line per run; each is a round."""
     first = lines[0]
     sglang = "server_info" in first or "total_output_tokens_retokenized" in first
     named = ("dataset_name", "num_prompts", "request_rate", "burstiness", "max_concurrency")
