@@ -50,8 +50,9 @@ def anytime_intervals(values: Sequence[float], level: float) -> list[Interval]:
     squares = np.cumsum(centred**2) - np.cumsum(centred) ** 2 / counts
     deviations = np.sqrt(np.maximum(squares, 0.0) / np.maximum(counts - 1, 1))
     errors = deviations / np.sqrt(counts)
-    widths = _critical_t(counts, level) * errors
-    widths[errors == 0] = math.inf  # one value, or equal ones: nothing is known of the noise
+    # Of one value, or of equal ones, nothing is known of the noise.
+    widths = np.full(array.size, math.inf)
+    np.multiply(_critical_t(counts, level), errors, out=widths, where=errors > 0)
     return [
         Interval(float(m - w), float(m), float(m + w), float(e), int(n))
         for m, w, e, n in zip(means, widths, errors, counts, strict=True)

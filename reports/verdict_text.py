@@ -14,7 +14,7 @@ from reports.verdict import Outcome, Verdict
 from reports.verdict_round import TIMES
 
 STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
-_HEADERS = ("metric", "baseline", "candidate", "change", "95 % interval", "limit", "verdict")
+_HEADERS = ("metric", "baseline", "candidate", "change", "interval", "limit", "verdict")
 
 
 def shown(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], int]:
@@ -69,8 +69,8 @@ def cells_of(verdict: Verdict) -> tuple[str, ...]:
     """The texts of a row, the verdict's word last."""
     interval = NONE
     if verdict.low is not None and verdict.high is not None:
-        low, high = change_text(verdict.low, verdict), change_text(verdict.high, verdict)
-        interval = f"{low} to {high}"
+        low = change_text(verdict.low, verdict).rsplit(" ", 1)[0]
+        interval = f"{low} to {change_text(verdict.high, verdict)}"
     change = change_text(verdict.change, verdict)
     return (
         verdict.metric,

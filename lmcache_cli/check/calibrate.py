@@ -1,5 +1,5 @@
-"""``check --calibrate``: the baseline against itself. How noisy is this machine, and how many rounds
-does a verdict need?"""
+"""``check --calibrate``: the baseline against itself. How noisy is this machine, and how many
+rounds does a verdict need?"""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def rounds_needed(spread: float, rule: Rule) -> int | None:
         return None
     # The interval's half width in standard deviations, after each number of rounds.
     unit = np.tile([-1.0, 1.0], _MOST_ROUNDS // 2)
-    for interval in anytime_intervals(unit, LEVEL):
+    for interval in anytime_intervals(unit.tolist(), LEVEL):
         half = (interval.high - interval.low) / 2 * spread
         if half + 1.645 * spread / math.sqrt(interval.n) <= gap:
             return max(interval.n, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -97,11 +98,9 @@ def changes_of(runs: Sequence[StoredRun], cell: str, rule: Rule) -> list[Change]
             measured.append((run, float(np.median(usable))))
     scaled = [rule.scaled(value) for _, value in measured]
     bounds = [0, *change_points(scaled), len(scaled)]
-    levels = [
-        float(np.mean(scaled[a:b])) for a, b in zip(bounds, bounds[1:], strict=False) if a < b
-    ]
+    levels = [float(np.mean(scaled[a:b])) for a, b in itertools.pairwise(bounds) if a < b]
     found = []
-    for i, (before, after) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(levels)):
         change = rule.change(after - before)
         run, _ = measured[bounds[i + 1]]
         ends = (before, after) if rule.points else (math.exp(before), math.exp(after))
