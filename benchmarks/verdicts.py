@@ -91,7 +91,7 @@ SLOWDOWNS = (0.0, 0.05, 0.10, 0.20)
 def by_check(a: Array, b: Array) -> tuple[str, int]:
     """The verdict of ``lmcache check`` on these rounds, and how many it took."""
     sides = [
-        [Round(1, 0, known={"ttft.p50": float(np.exp(v))}) for v in values] for values in (a, b)
+        [Round(1000, 0, known={"ttft.p50": float(np.exp(v))}) for v in values] for values in (a, b)
     ]
     found = judge("", sides[0], sides[1], parse_rule("ttft.p50>5%"), paired=True)
     return found.outcome, found.rounds

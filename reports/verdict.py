@@ -136,7 +136,7 @@ def _judge_scaled(
     elif paired and found.n < LEAST_ROUNDS:
         reason = f"{found.n} of at least {LEAST_ROUNDS} rounds"
     elif outcome == "INCONCLUSIVE" and not math.isfinite(found.high - found.low):
-        reason = "too few values, or equal ones: nothing is known of the noise"
+        reason = "too few rounds to tell the noise" if found.error else "no noise: equal values"
     else:
         reason = {
             "PASS": "the interval excludes the limit",

@@ -25,7 +25,7 @@ def judge_counters(
     ruled: Collection[str] = (),
     least_rounds: int = LEAST_ROUNDS,
 ) -> list[Verdict]:
-    """One verdict per counter that either side has.
+    """One verdict per counter that both sides have.
 
     ``exact``: any change fails. ``worse``: one for the better passes. ``ignore``: only those of
     :data:`ALWAYS` are judged, exactly. Counters in ``ruled`` have a limit of their own.
@@ -36,6 +36,9 @@ def judge_counters(
             continue
         before = [r.counters.get(name) for r in base]
         after = [r.counters.get(name) for r in new]
+        # Stored runs, and other tools, don't count everything.
+        if name not in ALWAYS and {None} in (set(before), set(after)):
+            continue
         if set(before) | set(after) == {None}:
             continue
         strict = "exact" if name in ALWAYS else strictness

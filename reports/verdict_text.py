@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reports.units import EN_DASH, NONE, seconds_text
+from reports.units import EN_DASH, NONE, bytes_text, seconds_text
 from reports.verdict import Outcome, Verdict
 from reports.verdict_round import TIMES
 
@@ -26,16 +26,16 @@ def shown(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], int]:
 def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableType:
     """A row per metric; counters that are equal are only counted."""
     rows, equal = shown(verdicts)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in _HEADERS:
-        left = name in ("metric", "verdict")
-        table.add_column(name, justify="left" if left else "right", no_wrap=left)
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = []
     for cell in dict.fromkeys(v.cell for v in rows):
-        table.add_row(Text(cell, style="dim"))
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for name in _HEADERS:
+            left = name in ("metric", "verdict")
+            table.add_column(name, justify="left" if left else "right", no_wrap=name != "metric")
         for verdict in (v for v in rows if v.cell == cell):
             *cells, word = cells_of(verdict)
             table.add_row(*cells, Text(word, style=STYLES[verdict.outcome]))
+        parts += [Text(cell, style="bold"), table]
     for verdict in rows:
         if verdict.outcome != "PASS":
             parts.append(Text(f"{verdict.metric}: {explained(verdict)}", style="dim"))
@@ -100,6 +100,8 @@ def value_text(value: float | None, metric: str) -> str:
         return seconds_text(value)
     if metric == "hit_rate":
         return f"{value * 100:.1f} %"
+    if metric.startswith("bytes_"):
+        return bytes_text(value)
     return f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
 
 
