@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from lmcache_cli.commands import bench, doctor, probe, trace, tune, verify
+from lmcache_cli.commands import bench, check, compare, doctor, probe, trace, tune, verify
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
+app.command("check", epilog=check.EXAMPLES)(check.check)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
 app.add_typer(trace.app)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -86,6 +86,7 @@ class Sweep:
     admission: str = "none"
     bytes_per_day: int = 0
     lasting: bool = False
+    latency_s: float = 0.0
     blend: Sequence[CacheSpec] = ()
     """For mode ``blend``: specs whose ratio, selection and so on are to be crossed."""
 
@@ -148,6 +149,7 @@ class Sweep:
             self.admission,
             self.bytes_per_day,
             self.lasting,
+            latency_s=self.latency_s,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -64,10 +64,11 @@ def measure(
     requests: Sequence[Request],
     cells: Sequence[Cell],
     load: Load,
-    repeats: range,
+    repeats: Iterable[int],
     into: Measured,
     on_sample: Served,
     warm: Sequence[Request] = (),
+    order: random.Random | None = None,
 ) -> None:
     """Serves the same requests in every cell, once per number in ``repeats``, each time from a cold
     start, into ``into``.
@@ -78,10 +79,11 @@ def measure(
     cell's turn, and that time counts as the cell's own. Before each repeat's requests the
     cells that reuse serve ``warm``, outside of all numbers but the tiers' own; with one client over
     a data set, whose requests have passages of their own, before each request its own parts.
+    ``repeats`` is asked for the next number when a repeat is done, so it can end the measurement.
     Raises :class:`ContaminationError` when a cell hits what a cold cache can't hold.
     """
     longest = max(len(r.token_ids) + r.max_tokens for r in (*requests, *warm))
-    rng = random.Random(scenario.settings.seed)
+    rng = order or random.Random(scenario.settings.seed)
     with ExitStack() as stack:
         name = scenario.workload
         turns = [_Turn(engine, name, cell, longest, load, into, on_sample) for cell in cells]

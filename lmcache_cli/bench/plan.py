@@ -3,10 +3,10 @@ model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 from cache_core.admission import ADMISSIONS
@@ -98,6 +98,16 @@ class BenchOptions:
     trace_chunk_tokens: int | None = None
     speed_up: float = 1.0
     scale: float = 1.0
+    tier_latency: float = 0.0
+    jitter: float = 0.0
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> BenchOptions:
+        """From the command's parameters by name; those that are no options are left out."""
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in flags.items() if name in known}
+        values["workloads"] = tuple(values.get("workloads") or ("long-context", "rag"))
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +165,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
     check_trace_flags(options)
     if options.repeat < 1:
         raise UserError(f"--repeat: {options.repeat} is too small; it must be at least 1")
+    _check_rehearsal(options)
     one_of("--admission", options.admission, ADMISSIONS)
     budget = 0
     if options.disk_writes_per_day is not None:
@@ -181,6 +192,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         bytes_per_day=budget,
         lasting=options.cache_name is not None,
         blend=blend_variants(options),
+        latency_s=options.tier_latency,
     )
     if options.cache_name is not None and options.disk_path is None and not options.remote:
         raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
@@ -195,6 +207,19 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         scratch,
         args,
     )
+
+
+def _check_rehearsal(options: BenchOptions) -> None:
+    """The flags that make things worse on purpose."""
+    for flag, value in (("--tier-latency", options.tier_latency), ("--jitter", options.jitter)):
+        if not 0 <= value < float("inf"):
+            raise UserError(f"{flag}: {value} must be at least 0")
+    if options.jitter and options.engine != "simulated":
+        raise UserError("--jitter: real engines have noise of their own; add --engine simulated")
+    if options.tier_latency and options.engine not in ("simulated", "transformers"):
+        raise UserError(f"--tier-latency: the tiers of --engine {options.engine} can't be slowed")
+    if options.tier_latency and options.cache_name:
+        raise UserError("--tier-latency and --cache-name exclude each other; leave one out")
 
 
 def _scenarios(options: BenchOptions) -> list[Scenario]:

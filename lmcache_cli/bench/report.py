@@ -54,7 +54,12 @@ def run_and_report(
             options = plan.options
             serving = plan.serving(out, progress.phase)
             engine = start_engine(
-                options.engine, options.model, options.device, options.dtype, serving
+                options.engine,
+                options.model,
+                options.device,
+                options.dtype,
+                serving,
+                options.jitter,
             )
             engine_facts = engine.facts()
             try:
@@ -111,8 +116,7 @@ def _measure_all(
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = _requests(plan, engine, index, measured.warn, note)
-        _refuse_too_long(engine, requests)
+        requests = make_requests(plan, engine, index, measured.warn, note)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
             engine.tier_capacity(cell.spec)
@@ -135,24 +139,29 @@ def _measure_all(
         measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
 
 
-def _requests(
+def make_requests(
     plan: Plan,
     engine: Engine,
     index: int,
     warn: Callable[[str], None],
     note: Callable[[str], None],
 ) -> list[Request]:
+    """The requests of scenario ``index``. Raises ``UserError`` if they can't be made, or if one
+    does not fit the model's context."""
     scenario = plan.scenarios[index]
     try:
         if scenario.replay is not None:
-            return replay(scenario.replay, engine.encode, engine.bos, warn)
-        if scenario.examples:
-            return _asked(scenario, engine, note)
-        return generate(
-            scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
-        )
+            requests = replay(scenario.replay, engine.encode, engine.bos, warn)
+        elif scenario.examples:
+            requests = _asked(scenario, engine, note)
+        else:
+            requests = generate(
+                scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
+            )
     except (CorpusError, ValueError) as error:
         raise UserError(f"{scenario.workload}: {error}") from error
+    _refuse_too_long(engine, requests)
+    return requests
 
 
 def _asked(scenario: Scenario, engine: Engine, note: Callable[[str], None]) -> list[Request]:

@@ -16,7 +16,7 @@ from lmcache_cli.commands.blend_flags import (
     BlendSelection,
     Unverified,
 )
-from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, SWEPT, TRACE, WORKLOAD
+from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, REHEARSAL, SWEPT, TRACE, WORKLOAD
 from lmcache_cli.config_file import load_config
 
 EXAMPLES = (
@@ -26,6 +26,7 @@ EXAMPLES = (
 
 
 def bench(
+    ctx: typer.Context,
     workloads: Annotated[
         list[str] | None,
         typer.Argument(
@@ -307,6 +308,22 @@ def bench(
         int,
         typer.Option(help="Repeats, each from a cold start.", rich_help_panel=LOAD),
     ] = 1,
+    tier_latency: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Make each read and write of a tier take so much longer.",
+            rich_help_panel=REHEARSAL,
+        ),
+    ] = 0.0,
+    jitter: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Noise on the times of each request: 0.05 for 5 % (simulated).",
+            rich_help_panel=REHEARSAL,
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
     json: Annotated[
@@ -333,59 +350,5 @@ def bench(
     from lmcache_cli.bench.plan import BenchOptions, make_plan
     from lmcache_cli.bench.report import run_and_report
 
-    options = BenchOptions(
-        workloads=tuple(workloads or ("long-context", "rag")),
-        engine=engine,
-        model=model,
-        device=device,
-        dtype=dtype,
-        url=url,
-        vllm_args=vllm_args,
-        request_timeout=request_timeout,
-        start_timeout=start_timeout,
-        reuse=reuse,
-        device_size=device_size,
-        cpu_size=cpu_size,
-        disk_size=disk_size,
-        disk_path=disk_path,
-        remote=remote,
-        admission=admission,
-        disk_writes_per_day=disk_writes_per_day,
-        cache_name=cache_name,
-        chunk_tokens=chunk_tokens,
-        context_tokens=context_tokens,
-        policy=policy,
-        placement=placement,
-        blend_ratio=blend_ratio,
-        blend_selection=blend_selection,
-        blend_check_layer=blend_check_layer,
-        blend_narrow=blend_narrow,
-        blend_encoding=blend_encoding,
-        blend_passport=blend_passport,
-        unverified=unverified,
-        warm=warm,
-        documents=documents,
-        questions=questions,
-        requests=requests,
-        question_tokens=question_tokens,
-        output_tokens=output_tokens,
-        passages=passages,
-        passage_tokens=passage_tokens,
-        corpus_passages=corpus_passages,
-        zipf=zipf,
-        system_tokens=system_tokens,
-        sessions=sessions,
-        rounds=rounds,
-        corpus=corpus,
-        dataset=dataset,
-        rate=rate,
-        concurrency=concurrency,
-        repeat=repeat,
-        seed=seed,
-        trace=trace,
-        trace_format=trace_format,
-        trace_chunk_tokens=trace_chunk_tokens,
-        speed_up=speed_up,
-        scale=scale,
-    )
+    options = BenchOptions.of(ctx.params)
     raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet))

@@ -17,6 +17,7 @@ from cache_core.tiers import DiskTier, MemoryTier, Tier, TierError
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tensor import TensorTier
+from cache_core.tiers.throttled import Throttled
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.errors import MissingError, UserError
@@ -31,7 +32,10 @@ def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> T
     tiers: list[Tier] = []
     try:
         for name, chunks in chunks_per_tier(spec, layout).items():
-            tiers.append(_open(name, chunks, spec, namespace, device))
+            tier = _open(name, chunks, spec, namespace, device)
+            if spec.latency_s:
+                tier = Throttled(tier, layout.chunk_bytes, latency_s=spec.latency_s)
+            tiers.append(tier)
         admission = make_admission(
             spec.admission, spec.bytes_per_day, layout.chunk_bytes, time.monotonic
         )

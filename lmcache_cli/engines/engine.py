@@ -47,6 +47,8 @@ class CacheSpec:
     encoding: str = "auto"
     passport: Path | None = None
     """Of the model, for an engine whose processes check it themselves; None: unverified."""
+    latency_s: float = 0.0
+    """What each read from and write to a tier takes in addition."""
 
     @property
     def reuse(self) -> bool:

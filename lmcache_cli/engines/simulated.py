@@ -6,6 +6,8 @@ is the real code, and the whole command line runs in milliseconds, the same on e
 
 from __future__ import annotations
 
+import math
+import random
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +18,8 @@ from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.policy import POLICIES
-from cache_core.tiers import NullTier
+from cache_core.tiers import NullTier, Tier
+from cache_core.tiers.throttled import Throttled
 from lmcache_cli.engines.cached_session import CachedSession
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.cost import CostModel
@@ -46,6 +49,7 @@ class SimulatedEngine:
         cost: CostModel | None = None,
         layout: KVLayout | None = None,
         max_context: int = 1 << 20,
+        jitter: float = 0.0,
     ) -> None:
         self.cost = cost or CostModel()
         self._shape = layout or KVLayout(30, 3, 64, "float32", 1)
@@ -54,6 +58,8 @@ class SimulatedEngine:
         self.bos: int | None = None
         self.encode: Callable[[str], Sequence[int]] = encode_words
         self._time = 0.0
+        self._jitter = jitter
+        self._noise = random.Random()
 
     def layout(self, chunk_tokens: int) -> KVLayout:
         """The KV layout for a chunk length."""
@@ -94,6 +100,16 @@ class SimulatedEngine:
         """Lets virtual time pass."""
         self._time += seconds
 
+    def throttled(self, tier: Tier, layout: KVLayout, latency_s: float) -> Tier:
+        """The tier with a latency that passes on the virtual clock."""
+        return Throttled(
+            tier, layout.chunk_bytes, latency_s=latency_s, clock=self.now, sleep=self.advance
+        )
+
+    def noise(self) -> float:
+        """What the times of the next request are multiplied by: 1 without jitter."""
+        return math.exp(self._noise.gauss(0.0, self._jitter)) if self._jitter else 1.0
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -108,10 +124,12 @@ class SimulatedSession(CachedSession):
         self._hasher = ChunkHasher(Namespace(self._layout, engine.model, salt=spec.salt))
         cache: TieredCache | None = None
         if spec.reuse:
-            tiers = [
+            tiers: list[Tier] = [
                 NullTier(name, count if spec.bounded else None)
                 for name, count in engine.tier_capacity(spec).items()
             ]
+            if spec.latency_s:
+                tiers = [engine.throttled(tier, self._layout, spec.latency_s) for tier in tiers]
             admission = make_admission(
                 spec.admission, spec.bytes_per_day, self._layout.chunk_bytes, engine.now
             )
@@ -152,10 +170,12 @@ class SimulatedSession(CachedSession):
             stored = (len(keys) - loaded.chunks) * self._layout.chunk_bytes
         cached = sum(hits.values())
         prefill_s = cost.prefill_s(len(ids) - cached, cached)
+        noise = engine.noise()
+        load_s, prefill_s = load_s * noise, prefill_s * noise
         engine.advance(load_s + prefill_s)
         times = [engine.now()]
         for _ in range(request.max_tokens - 1):
-            engine.advance(cost.decode_s)
+            engine.advance(cost.decode_s * noise)
             times.append(engine.now())
         return Sample(
             cell=-1,

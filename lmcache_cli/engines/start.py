@@ -8,15 +8,21 @@ from lmcache_cli.errors import MissingError, UserError
 
 
 def start_engine(
-    name: str, model: str | None, device: str, dtype: str, serving: Serving | None = None
+    name: str,
+    model: str | None,
+    device: str,
+    dtype: str,
+    serving: Serving | None = None,
+    jitter: float = 0.0,
 ) -> Engine:
-    """Loads the model; ``serving`` is for the engines with a server. Raises ``MissingError`` if the
+    """Loads the model; ``serving`` is for the engines with a server,
+    ``jitter`` for the simulated one. Raises ``MissingError`` if the
     engine's packages are not installed, and ``UserError`` for a model or device that can't be
     used."""
     if name == "simulated":
         from lmcache_cli.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine()
+        return SimulatedEngine(jitter=jitter)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or Serving())
     try:

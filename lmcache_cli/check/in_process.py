@@ -1,0 +1,189 @@
+"""Both sides in this process, on one loaded engine: they take turns request by request."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from lmcache_cli.bench.cells import Cell
+from lmcache_cli.bench.measure import Measured, measure
+from lmcache_cli.bench.modes import DEFAULT_MODES
+from lmcache_cli.bench.plan import BenchOptions, Plan, make_plan
+from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.report import make_requests
+from lmcache_cli.check.clock import Budget
+from lmcache_cli.engines.engine import Engine
+from lmcache_cli.engines.start import start_engine
+from lmcache_cli.errors import UserError
+from reports.sample import Sample
+from reports.verdict_round import round_of
+from reports.verdict_trial import Comparison
+from workloads import Request, warming
+
+_SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "jitter")
+_SAME_LOAD = ("rate", "concurrency")
+
+
+def share_an_engine(base: BenchOptions, new: BenchOptions) -> bool:
+    """Whether one engine can serve both: what differs is the cache."""
+    return all(getattr(base, name) == getattr(new, name) for name in _SAME_ENGINE)
+
+
+def with_default_reuse(options: BenchOptions) -> BenchOptions:
+    """A check is about reuse: where no mode is asked for, none runs without."""
+    if options.reuse is not None:
+        return options
+    return replace(options, reuse=DEFAULT_MODES.get(options.engine, "prefix").split(",")[-1])
+
+
+@dataclass(slots=True)
+class InProcess:
+    """The cells of ``plans`` (one plan per side), in pairs; see :meth:`run`."""
+
+    plans: Sequence[Plan]
+    seed: int
+    out: Path
+    measured: Measured = field(default_factory=Measured)
+    _pairs: list[tuple[Cell, ...]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: Sequence[BenchOptions], seed: int, out: Path) -> InProcess:
+        """Raises ``UserError`` for flags that bench refuses, and for sides that don't serve the
+        same requests to as many cells."""
+        plans = [make_plan(with_default_reuse(each), out) for each in options]
+        if len(plans) == 2:
+            _refuse_unlike(*plans)
+        sides = [plan.cells for plan in plans]
+        count = len(sides[0])
+        pairs = [
+            tuple(replace(side[i], index=i + number * count) for number, side in enumerate(sides))
+            for i in range(count)
+        ]
+        return cls(plans, seed, out, _pairs=pairs)
+
+    def comparisons(self) -> list[Comparison]:
+        """One per pair of cells, without rounds."""
+        found = []
+        for pair in self._pairs:
+            scenario = self.plans[0].scenarios[pair[0].scenario]
+            length = f" {scenario.settings.context_tokens}" if len(self._pairs) > 1 else ""
+            tiers = "+".join(pair[0].spec.tiers)
+            found.append(Comparison(f"{scenario.workload}{length} {pair[0].reuse} {tiers}".strip()))
+        names = [comparison.cell for comparison in found]
+        for i, comparison in enumerate(found):
+            if names.count(comparison.cell) > 1:
+                comparison.cell += f" #{i + 1}"
+        return found
+
+    def run(
+        self,
+        comparisons: Sequence[Comparison],
+        budget: Budget,
+        settled: Callable[[Comparison], bool],
+        progress: BenchProgress,
+    ) -> None:
+        """Adds rounds to each comparison until it is settled or the budget is spent. With one plan
+        only the candidate's rounds are added."""
+        options = self.plans[0].options
+        progress.phase(f"loading engine {options.engine}")
+        engine = start_engine(
+            options.engine,
+            options.model,
+            options.device,
+            options.dtype,
+            self.plans[0].serving(self.out, progress.phase),
+            options.jitter,
+        )
+        try:
+            for i, comparison in enumerate(comparisons):
+                spent = partial(budget.spent, cell=i, cells=len(comparisons))
+                rounds = self._rounds(self._pairs[i], comparison, settled, spent)
+                self._serve(engine, self._pairs[i], comparison.cell, rounds, progress)
+        finally:
+            engine.close()
+            for plan in self.plans:
+                if plan.scratch is not None:
+                    shutil.rmtree(plan.scratch, ignore_errors=True)
+
+    def _serve(
+        self,
+        engine: Engine,
+        pair: Sequence[Cell],
+        name: str,
+        rounds: Iterator[int],
+        progress: BenchProgress,
+    ) -> None:
+        plan = self.plans[0]
+        scenario = plan.scenarios[pair[0].scenario]
+        requests: list[Request] = make_requests(
+            plan, engine, pair[0].scenario, self.measured.warn, self.measured.warn
+        )
+        progress.phase(f"{name}: warming up")
+
+        def label(cell: Cell, sample: Sample) -> None:
+            progress.served(f"{name} round {sample.repeat + 1}", sample)
+
+        measure(
+            engine,
+            scenario,
+            requests,
+            pair,
+            plan.load,
+            rounds,
+            self.measured,
+            label,
+            warming(requests) if scenario.warm else [],
+            random.Random(self.seed),
+        )
+
+    def _rounds(
+        self,
+        pair: Sequence[Cell],
+        comparison: Comparison,
+        settled: Callable[[Comparison], bool],
+        spent: Callable[[int], bool],
+    ) -> Iterator[int]:
+        """Round numbers for :func:`measure`; between them the last round's samples are judged."""
+        measured = self.measured
+        closed = self.plans[0].load.concurrency is not None  # else arrivals set the pace
+        number = 0
+        busy = [0.0] * len(pair)
+        evicted = [0] * len(pair)
+        while True:
+            seen = len(measured.samples)
+            yield number
+            number += 1
+            sides = [comparison.base, comparison.new][-len(pair) :]
+            for i, (cell, side) in enumerate(zip(pair, sides, strict=True)):
+                before_s, before = busy[i], evicted[i]
+                busy[i] = measured.busy_s[cell.index]
+                evicted[i] = sum(
+                    counters.evicted_chunks
+                    for counters in measured.counters.get(cell.index, {}).values()
+                )
+                samples = [s for s in measured.samples[seen:] if s.cell == cell.index]
+                spent_s = busy[i] - before_s if closed else None
+                side.append(round_of(samples, spent_s, evicted[i] - before))
+            if settled(comparison) or spent(number):
+                return
+
+
+def _refuse_unlike(base: Plan, new: Plan) -> None:
+    for name in _SAME_LOAD:
+        one, other = getattr(base.options, name), getattr(new.options, name)
+        if one != other:
+            raise UserError(f"--{name} differs ({one} and {other}): both sides need the same load")
+    if base.scenarios != new.scenarios or base.options.corpus != new.options.corpus:
+        raise UserError(
+            "the sides don't serve the same requests; give both the same workloads, lengths and"
+            " --seed, and let only the cache or engine differ"
+        )
+    if len(base.cells) != len(new.cells):
+        raise UserError(
+            f"the baseline has {len(base.cells)} cells and the candidate {len(new.cells)}; sweep"
+            " as many values on both sides, or none"
+        )

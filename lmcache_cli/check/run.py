@@ -1,0 +1,187 @@
+"""Runs a check: both sides in turns, until it is decided."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.check.clock import Budget
+from lmcache_cli.check.in_process import InProcess, share_an_engine
+from lmcache_cli.check.outputs import Judgement, Outputs
+from lmcache_cli.check.processes import Processes
+from lmcache_cli.check.side import Side
+from lmcache_cli.compare.stored import StoredRun, read_stored
+from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
+from lmcache_cli.machine import machine, versions
+from reports.run_file import write_run
+from reports.verdict import LEAST_ROUNDS
+from reports.verdict_counters import Strictness
+from reports.verdict_trial import Comparison, Trial
+
+_DRIFT = (
+    "a stored baseline was measured at another time: what the machine was doing then is in the"
+    " change; give flags of bench as --baseline to have both measured in turns"
+)
+
+
+@dataclass(slots=True)
+class Check:
+    """One check and what it has measured so far."""
+
+    base: Side
+    new: Side
+    judgement: Judgement
+    budget: Budget
+    seed: int
+    out: Path
+    comparisons: list[Comparison]
+    warnings: list[str]
+    runner: InProcess | Processes | None = None
+    stored: StoredRun | None = None
+    until_spent: bool = False
+
+    def trial(self) -> Trial:
+        """The rounds so far under the rules."""
+        return Trial(
+            self.comparisons,
+            self.judgement.rules,
+            cast(Strictness, self.judgement.counters),
+            paired=self.stored is None,
+        )
+
+    def measure(self, progress: BenchProgress, until_spent: bool = False) -> None:
+        """Chooses how to run the sides, and runs them: until it is decided, or ``until_spent`` is
+        the budget. Raises ``UserError``."""
+        self.until_spent = until_spent
+        if self.stored is not None:
+            self._measure_new(self.stored, progress)
+            return
+        if self.base.python or self.new.python:
+            self._in_processes(progress)
+            return
+        options = [self.base.options(), self.new.options()]
+        if not share_an_engine(*options):
+            self.warnings.append(
+                "the sides differ in engine or model: each round runs in processes of its own"
+            )
+            self._in_processes(progress)
+            return
+        here = InProcess.of(options, self.seed, self.out)
+        self.runner = here
+        self.comparisons += here.comparisons()
+        here.run(self.comparisons, self.budget, self._settled, progress)
+
+    def _in_processes(self, progress: BenchProgress) -> None:
+        runner = Processes((self.base, self.new), self.seed)
+        self.runner = runner
+        runner.run(self.comparisons, self.budget, self._settled, progress)
+
+    def _measure_new(self, stored: StoredRun, progress: BenchProgress) -> None:
+        """The candidate alone, as often as the stored baseline: rounds that are in no pairs can't
+        be looked at one by one."""
+        here = InProcess.of([self.new.options()], self.seed, self.out)
+        self.runner = here
+        found = here.comparisons()
+        if len(found) != len(stored.cells):
+            raise UserError(
+                f"--baseline: {stored.path} has {len(stored.cells)} cells"
+                f" ({', '.join(stored.cells)}), the candidate {len(found)}; give the candidate the"
+                " flags of that run, --reuse among them"
+            )
+        for comparison, (label, rounds) in zip(found, stored.cells.items(), strict=True):
+            comparison.cell = label
+            comparison.base += rounds
+        self.comparisons += found
+        need = max([LEAST_ROUNDS, *(len(rounds) for rounds in stored.cells.values())])
+
+        def enough(comparison: Comparison) -> bool:
+            return len(comparison.new) >= need
+
+        here.run(self.comparisons, self.budget, enough, progress)
+
+    def _settled(self, comparison: Comparison) -> bool:
+        return not self.until_spent and self.trial().settled(comparison)
+
+    def sides(self) -> dict[str, Any]:
+        """What was compared, for JSON."""
+        found: dict[str, Any] = {}
+        for side in (self.base, self.new):
+            found[side.name] = {
+                "args": list(side.args),
+                "python": str(side.python) if side.python else None,
+                "stored": str(side.stored) if side.stored else None,
+                "version": versions().get("lmcache-bench"),
+            }
+            if isinstance(self.runner, Processes):
+                found[side.name]["version"] = self.runner.versions.get(side.name)
+        return found
+
+
+def run_check(
+    base: Side,
+    new: Side,
+    judgement: Judgement,
+    budget: Budget,
+    seed: int,
+    out: Path,
+    outputs: Outputs,
+    quiet: bool,
+) -> int:
+    """Returns the exit code. Ctrl-C keeps what was measured: the verdict so far is printed and all
+    files are written."""
+    outputs.check()
+    stored = read_stored(base.stored) if base.stored else None
+    check = Check(base, new, judgement, budget, seed, out, [], [], stored=stored)
+    if stored is not None:
+        check.warnings += [_DRIFT, *stored.warnings]
+    started = datetime.now(UTC)
+    interrupted = False
+    with BenchProgress(Console(stderr=True), quiet) as progress:
+        try:
+            check.measure(progress)
+        except KeyboardInterrupt:
+            interrupted = True
+            check.warnings.append("interrupted: the verdict is of what was measured until then")
+    if isinstance(check.runner, InProcess):
+        check.warnings += check.runner.measured.warnings
+        _keep_samples(check, check.runner, started, not interrupted, quiet)
+    settings: Mapping[str, Any] = {
+        "fail_on": [str(rule) for rule in judgement.rules],
+        "counters": judgement.counters,
+        "max_rounds": budget.rounds,
+        "max_time_s": budget.seconds,
+        "seed": seed,
+        "machine": machine(),
+    }
+    code = outputs.write(
+        "check", check.trial(), check.sides(), settings, check.warnings, not interrupted, quiet
+    )
+    return EXIT_INTERRUPTED if interrupted else code
+
+
+def _keep_samples(
+    check: Check, runner: InProcess, started: datetime, complete: bool, quiet: bool
+) -> None:
+    samples = runner.measured.samples
+    if not samples:
+        return
+    path = check.out / f"check-{started:%Y%m%dT%H%M%S%f}.parquet"
+    meta = {
+        "kind": "check",
+        "started": started.isoformat(),
+        "complete": complete,
+        "command": sys.argv[1:],
+        "sides": check.sides(),
+        "machine": machine(),
+        "versions": versions(),
+        "warnings": check.warnings,
+    }
+    write_run(path, samples, meta)
+    Console(stderr=True, quiet=quiet).print(f"run file: {path}", highlight=False)

@@ -1,0 +1,1 @@
+"""Stored runs, ours and other tools', made comparable."""

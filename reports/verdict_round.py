@@ -1,0 +1,129 @@
+"""One round of one cell: what a verdict is about, in values that can be compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from reports.sample import TIERS, Sample
+
+TIMES = ("ttft", "ttft_from_send", "itl", "tpot", "e2e", "lookup", "load", "prefill")
+RATES = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s")
+COUNTERS = (
+    "n",
+    "failed",
+    "prompt_tokens",
+    *(f"hit_tokens.{tier}" for tier in TIERS),
+    "recomputed_tokens",
+    "bytes_loaded",
+    "bytes_stored",
+    "evicted_chunks",
+)
+"""What a round counts. The first three say whether the same was asked and answered."""
+_PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The requests of one cell, served once.
+
+    ``times`` has the values of single requests (of gaps between tokens for ``itl``), in seconds;
+    ``known`` what comes as one number, by metric (``throughput.requests_per_s``, or ``ttft.p50`` of
+    a tool that keeps no more than that). ``counters`` are those of :data:`COUNTERS` that are known.
+    """
+
+    n: int
+    failed: int
+    times: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    known: Mapping[str, float] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    hit_rate: float | None = None
+
+    def value(self, metric: str) -> float | None:
+        """Of a metric as in :func:`is_metric`, or None where the round does not have it."""
+        if metric == "hit_rate":
+            return self.hit_rate
+        if metric in self.counters:
+            return float(self.counters[metric])
+        if metric in self.known:
+            return self.known[metric]
+        name, _, statistic = metric.partition(".")
+        values = self.times.get(name, ())
+        if not len(values):
+            return None
+        if statistic == "mean":
+            return float(np.mean(values))
+        return float(np.percentile(values, share_below(statistic) * 100))
+
+    def count(self, metric: str) -> int:
+        """How many values the metric summarises in this round."""
+        values = self.times.get(metric.partition(".")[0])
+        return self.n if values is None else len(values)
+
+
+def round_of(samples: Sequence[Sample], busy_s: float | None, evicted: int | None = None) -> Round:
+    """From the samples of one cell and repeat, the seconds it was busy, and the chunks that its
+    tiers evicted (None: unknown)."""
+    done = [s for s in samples if s.completed]
+    answered = [s for s in done if s.output_tokens > 0]
+    prompt, output = sum(s.prompt_tokens for s in done), sum(s.output_tokens for s in done)
+    hits = sum(s.hits for s in done)
+    counters = {
+        "n": len(done),
+        "failed": len(samples) - len(done),
+        "prompt_tokens": prompt,
+        "recomputed_tokens": prompt - hits + sum(s.selected_tokens or 0 for s in done),
+        "bytes_loaded": sum(s.bytes_loaded for s in done),
+        "bytes_stored": sum(s.bytes_stored for s in done),
+    }
+    counters |= {f"hit_tokens.{t}": sum(s.hit_tokens.get(t, 0) for s in done) for t in TIERS}
+    if evicted is not None:
+        counters["evicted_chunks"] = evicted
+    known = {}
+    if busy_s is not None and busy_s > 0:
+        totals = zip(RATES, (len(done), prompt, output), strict=True)
+        known = {f"throughput.{name}": total / busy_s for name, total in totals}
+    return Round(
+        n=len(done),
+        failed=len(samples) - len(done),
+        times={
+            "ttft": [s.ttft_s for s in answered],
+            "ttft_from_send": [s.first_token_s - s.sent_s for s in answered],
+            "itl": [float(gap) for s in answered for gap in np.diff(s.token_s)],
+            "tpot": [
+                (s.e2e_s - s.ttft_s) / (s.output_tokens - 1) for s in done if s.output_tokens > 1
+            ],
+            "e2e": [s.e2e_s for s in done],
+            "lookup": [s.lookup_s for s in done],
+            "load": [s.load_s for s in done],
+            "prefill": [s.prefill_s for s in done],
+        },
+        known=known,
+        counters=counters,
+        hit_rate=hits / prompt if prompt else None,
+    )
+
+
+def is_metric(name: str) -> bool:
+    """Whether a round can have it: ``ttft.p50``, ``e2e.mean``, ``throughput.requests_per_s``,
+    ``hit_rate``, or a counter."""
+    first, _, rest = name.partition(".")
+    if name == "hit_rate" or name in COUNTERS:
+        return True
+    if first == "throughput":
+        return rest in RATES
+    return first in TIMES and (rest == "mean" or 0 < share_below(rest) < 1)
+
+
+def share_below(statistic: str) -> float:
+    """``p99`` -> 0.99; 0 for what is no percentile."""
+    match = _PERCENTILE.fullmatch(statistic)
+    return float(match[1]) / 100 if match else 0.0
+
+
+def measured_by_clock(metric: str) -> bool:
+    """Whether noise is to be expected in it."""
+    return metric != "hit_rate" and metric not in COUNTERS

@@ -1,0 +1,112 @@
+"""Verdicts for people: a table for the terminal, Markdown for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports.units import EN_DASH, NONE, bytes_text, seconds_text
+from reports.verdict import Outcome, Verdict
+from reports.verdict_round import TIMES
+
+STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
+_HEADERS = ("metric", "baseline", "candidate", "change", "interval", "limit", "verdict")
+
+
+def shown(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], int]:
+    """Those that a table has rows for, and how many equal counters it only counts."""
+    rows = [v for v in verdicts if v.rule not in ("exact", "worse") or v.outcome != "PASS"]
+    return rows, len(verdicts) - len(rows)
+
+
+def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableType:
+    """A row per metric; counters that are equal are only counted."""
+    rows, equal = shown(verdicts)
+    parts: list[RenderableType] = []
+    for cell in dict.fromkeys(v.cell for v in rows):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for name in _HEADERS:
+            left = name in ("metric", "verdict")
+            table.add_column(name, justify="left" if left else "right", no_wrap=name != "metric")
+        for verdict in (v for v in rows if v.cell == cell):
+            *cells, word = cells_of(verdict)
+            table.add_row(*cells, Text(word, style=STYLES[verdict.outcome]))
+        parts += [Text(cell, style="bold"), table]
+    for verdict in rows:
+        if verdict.outcome != "PASS":
+            parts.append(Text(f"{verdict.metric}: {explained(verdict)}", style="dim"))
+    if equal:
+        parts.append(Text(f"{equal} counters are as they must be."))
+    parts.append(Text(outcome, style=STYLES[outcome]))
+    return Group(*parts)
+
+
+def verdict_markdown(
+    verdicts: Sequence[Verdict], outcome: Outcome, title: str, notes: Sequence[str] = ()
+) -> str:
+    """For ``$GITHUB_STEP_SUMMARY`` and pull requests."""
+    rows, equal = shown(verdicts)
+    lines = [f"### {outcome}: {title}", ""]
+    if rows:
+        lines += ["| " + " | ".join(("cell", *_HEADERS)) + " |", "|---" * (len(_HEADERS) + 1) + "|"]
+    for verdict in rows:
+        *cells, word = (text.replace("|", "\\|") for text in cells_of(verdict))
+        bold = f"**{word}**" if verdict.outcome == "FAIL" else word
+        lines.append("| " + " | ".join((verdict.cell, f"`{cells[0]}`", *cells[1:], bold)) + " |")
+    lines.append("")
+    lines += [f"- `{v.metric}`: {explained(v)}" for v in rows if v.outcome != "PASS"]
+    if equal:
+        lines.append(f"- {equal} counters are as they must be.")
+    lines += [f"- {note}" for note in notes]
+    return "\n".join(lines) + "\n"
+
+
+def cells_of(verdict: Verdict) -> tuple[str, ...]:
+    """The texts of a row, the verdict's word last."""
+    interval = NONE
+    if verdict.low is not None and verdict.high is not None:
+        low = change_text(verdict.low, verdict).rsplit(" ", 1)[0]
+        interval = f"{low} to {change_text(verdict.high, verdict)}"
+    change = change_text(verdict.change, verdict)
+    return (
+        verdict.metric,
+        value_text(verdict.base, verdict.metric),
+        value_text(verdict.new, verdict.metric),
+        change,
+        "exact" if verdict.exact else interval,
+        verdict.rule.removeprefix(verdict.metric),
+        verdict.outcome,
+    )
+
+
+def explained(verdict: Verdict) -> str:
+    """Why, after how many rounds, and what could have been seen."""
+    text = f"{verdict.reason} ({verdict.rounds} round{'s' if verdict.rounds != 1 else ''})"
+    if verdict.outcome == "INCONCLUSIVE" and verdict.smallest is not None:
+        seen = change_text(verdict.smallest, verdict)
+        text += f"; a change of {seen} would have been seen (80 % power)"
+    return text
+
+
+def value_text(value: float | None, metric: str) -> str:
+    """With the unit of the metric."""
+    if value is None:
+        return NONE
+    if metric.partition(".")[0] in TIMES:
+        return seconds_text(value)
+    if metric == "hit_rate":
+        return f"{value * 100:.1f} %"
+    if metric.startswith("bytes_"):
+        return bytes_text(value)
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
+
+
+def change_text(change: float | None, verdict: Verdict) -> str:
+    """``+3.1 %``, ``-0.5 pp``."""
+    if change is None or abs(change) == float("inf"):
+        return NONE
+    return f"{change * 100:+.1f} {'pp' if verdict.points else '%'}".replace("-", EN_DASH, 1)

@@ -1,0 +1,202 @@
+"""Verdicts: PASS and FAIL are earned; nothing else passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reports.sample import Sample
+from reports.verdict import Verdict, judge, overall
+from reports.verdict_counters import judge_counters
+from reports.verdict_round import Round, round_of
+from reports.verdict_rule import parse_rule
+from reports.verdict_trial import Comparison, Trial
+
+RULE = parse_rule("ttft.p50>5%")
+COUNTS = {"n": 8, "failed": 0, "prompt_tokens": 800, "hit_tokens.cpu": 512, "bytes_loaded": 4096}
+
+
+def rounds(p50: float, noise: float, count: int, seed: int, n: int = 8) -> list[Round]:
+    rng = np.random.default_rng(seed)
+    return [
+        Round(n, 0, {"ttft": [p50 * float(np.exp(rng.normal(0, noise)))] * n}, {}, COUNTS, 0.64)
+        for _ in range(count)
+    ]
+
+
+def paired(base: list[Round], new: list[Round], rule: str = "ttft.p50>5%") -> Verdict:
+    return judge("c", base, new, parse_rule(rule), paired=True)
+
+
+def test_a_slowdown_fails_and_no_change_passes() -> None:
+    base = rounds(0.1, 0.02, 40, 1)
+    slow = paired(base, rounds(0.115, 0.02, 40, 2))
+    assert slow.outcome == "FAIL"
+    assert slow.low is not None and slow.low > 0.05
+    same = paired(base, rounds(0.1, 0.02, 40, 3))
+    assert same.outcome == "PASS"
+    assert same.high is not None and same.high < 0.05
+    assert max(slow.rounds, same.rounds) < 40, "decided early"
+
+
+def test_the_first_decision_stands() -> None:
+    base = rounds(0.1, 0.02, 40, 1)
+    new = rounds(0.13, 0.02, 20, 2)
+    at = paired(base, new).rounds
+    assert paired(base, new + rounds(0.08, 0.02, 20, 3)).rounds == at
+
+
+def test_too_noisy_is_inconclusive_and_says_what_would_have_been_seen() -> None:
+    found = paired(rounds(0.1, 0.1, 12, 1), rounds(0.104, 0.1, 12, 2))
+    assert found.outcome == "INCONCLUSIVE"
+    assert found.smallest is not None and found.smallest > 0.10
+    assert found.high is not None and found.smallest > found.high - (found.change or 0)
+
+
+def test_four_rounds_decide_nothing() -> None:
+    found = paired(rounds(0.1, 1e-4, 4, 1), rounds(0.2, 1e-4, 4, 2))
+    assert found.outcome == "INCONCLUSIVE" and "at least 5" in found.reason
+
+
+def test_falling_rules_are_about_the_other_side() -> None:
+    def serving(rate: float, seed: int) -> list[Round]:
+        rng = np.random.default_rng(seed)
+        drawn = rate * np.exp(rng.normal(0, 0.02, 40))
+        return [Round(8, 0, {}, {"throughput.requests_per_s": float(x)}) for x in drawn]
+
+    rule = "throughput.requests_per_s<-5%"
+    assert paired(serving(10, 1), serving(8.5, 2), rule).outcome == "FAIL"
+    assert paired(serving(10, 1), serving(12, 2), rule).outcome == "PASS"
+
+
+NOTHING = {
+    "no rounds": [],
+    "no requests": [Round(0, 0)] * 30,
+    "all failed": [Round(0, 8, {"ttft": []}, {}, COUNTS | {"n": 0, "failed": 8})] * 30,
+    "not a number": [Round(8, 0, {"ttft": [float("nan")] * 8})] * 30,
+    "zero": [Round(8, 0, {"ttft": [0.0] * 8})] * 30,
+    "negative": [Round(8, 0, {"ttft": [-1.0] * 8})] * 30,
+    "infinite": [Round(8, 0, {"ttft": [float("inf")] * 8})] * 30,
+    "the same constant": [Round(8, 0, {"ttft": [0.1] * 8})] * 30,
+    "another metric only": [Round(8, 0, {"e2e": [0.1] * 8})] * 30,
+}
+
+
+@pytest.mark.parametrize("side", ["base", "new", "both"])
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("in_turns", [True, False])
+def test_what_measured_nothing_never_passes(name: str, side: str, in_turns: bool) -> None:
+    good = rounds(0.1, 0.02, 30, 1)
+    base = good if side == "new" else NOTHING[name]
+    new = good if side == "base" else NOTHING[name]
+    found = judge("c", base, new, RULE, paired=in_turns)
+    assert found.outcome == "INCONCLUSIVE", found
+    assert Trial([Comparison("c", base, new)], [RULE], paired=in_turns).outcome() != "PASS"
+
+
+def test_percentiles_of_few_requests_are_refused() -> None:
+    few, many = rounds(0.1, 0.02, 40, 1, n=99), rounds(0.1, 0.02, 40, 2, n=100)
+    assert "p99 of 99 values a round" in paired(few, many, "ttft.p99>5%").reason
+    assert paired(few, many, "ttft.p99>5%").hopeless
+    assert paired(many, rounds(0.1, 0.02, 40, 3, n=100), "ttft.p99>5%").outcome == "PASS"
+    two = judge("c", many[:2], many[2:4], parse_rule("ttft.p99>5%"), paired=True)
+    assert "p99 of 200 values in all" in two.reason and not two.hopeless
+
+
+def test_one_run_a_side_tells_nothing_unless_the_noise_is_known() -> None:
+    base, new = rounds(0.1, 0.0, 1, 1), rounds(0.13, 0.0, 1, 2)
+    alone = judge("c", base, new, RULE, paired=False)
+    assert alone.outcome == "INCONCLUSIVE" and "--noise" in alone.reason
+    assert judge("c", base, new, RULE, paired=False, noise=0.03).outcome == "FAIL"
+    assert judge("c", base, base, RULE, paired=False, noise=0.01).outcome == "PASS"
+    assert judge("c", base, base, RULE, paired=False, noise=0.10).outcome == "INCONCLUSIVE"
+
+
+def test_more_metrics_make_each_interval_wider() -> None:
+    base, new = rounds(0.1, 0.05, 30, 1), rounds(0.105, 0.05, 30, 2)
+
+    def width(metrics: int) -> float:
+        found = judge("c", base, new, RULE, paired=True, metrics=metrics)
+        assert found.low is not None and found.high is not None
+        return found.high - found.low
+
+    assert width(1) < width(4) < width(20)
+
+
+def test_counters_are_exact() -> None:
+    base = rounds(0.1, 0.02, 3, 1)
+    moved = [replace(r, counters=COUNTS | {"hit_tokens.cpu": 511}) for r in base]
+    assert overall(judge_counters("c", base, base)) == "PASS"
+    [bad] = [v for v in judge_counters("c", base, moved) if v.outcome != "PASS"]
+    assert (bad.metric, bad.outcome, bad.base, bad.new) == ("hit_tokens.cpu", "FAIL", 512, 511)
+    for strictness, outcome in (("exact", "FAIL"), ("worse", "PASS"), ("ignore", "PASS")):
+        verdicts = judge_counters("c", moved, base, strictness)  # type: ignore[arg-type]
+        assert overall(verdicts) == outcome, strictness
+    assert overall(judge_counters("c", base, moved, "worse")) == "FAIL"
+
+
+def test_a_counter_that_varies_by_itself_is_no_regression() -> None:
+    base = rounds(0.1, 0.02, 3, 1)
+    varying = [*base[:2], replace(base[2], counters=COUNTS | {"bytes_loaded": 4000})]
+    for one, other in ((base, varying), (varying, base)):
+        [odd] = [v for v in judge_counters("c", one, other) if v.outcome != "PASS"]
+        assert odd.outcome == "INCONCLUSIVE" and "4000 to 4096" in odd.reason
+
+
+def test_failed_requests_and_missing_ones_always_count() -> None:
+    base = rounds(0.1, 0.02, 3, 1)
+    failing = [replace(r, counters=COUNTS | {"n": 7, "failed": 1}) for r in base]
+    assert overall(judge_counters("c", base, failing, "ignore")) == "FAIL"
+
+
+def test_hit_rates_are_judged_in_points_and_exactly() -> None:
+    base = rounds(0.1, 0.02, 3, 1)
+    lower = [replace(r, hit_rate=0.634) for r in base]
+    assert paired(base, lower, "hit_rate<-0.5pp").outcome == "FAIL"
+    assert paired(base, lower, "hit_rate<-0.7pp").outcome == "PASS"
+    assert paired(base, lower, "hit_rate<-0.5pp").exact
+
+
+def test_a_rule_on_a_counter_replaces_exactness() -> None:
+    base = rounds(0.1, 0.02, 8, 1)
+    more = [replace(r, counters=COUNTS | {"bytes_loaded": 4136}) for r in base]
+    for limit, outcome in (("2%", "PASS"), ("0.5%", "FAIL")):
+        trial = Trial([Comparison("c", base, more)], [parse_rule(f"bytes_loaded>{limit}")])
+        assert trial.outcome() == outcome
+
+
+def test_a_trial_settles_when_something_failed_or_nothing_is_open() -> None:
+    base = rounds(0.1, 0.02, 40, 1)
+    moved = [replace(r, counters=COUNTS | {"bytes_loaded": 1}) for r in base]
+    first = Comparison("c", base[:2], moved[:2])
+    assert Trial([first], [RULE]).settled(first)
+    still = Comparison("c", base[:2], base[2:4])
+    assert not Trial([still], [RULE]).settled(still)
+    done = Comparison("c", base[:40], rounds(0.1, 0.02, 40, 5))
+    assert Trial([done], [RULE]).settled(done) and Trial([done], [RULE]).outcome() == "PASS"
+
+
+def test_rounds_come_from_samples() -> None:
+    sample = Sample(
+        request_id="a",
+        session="s",
+        prompt_tokens=100,
+        output_tokens=2,
+        scheduled_s=1.0,
+        sent_s=1.5,
+        first_token_s=2.0,
+        finished_s=3.0,
+        token_s=(2.0, 3.0),
+        hit_tokens={"cpu": 64},
+        bytes_loaded=10,
+    )
+    failed = replace(sample, request_id="b", error="gone")
+    found = round_of([sample, failed], busy_s=2.0, evicted=3)
+    assert (found.n, found.failed, found.hit_rate) == (1, 1, 0.64)
+    assert found.value("ttft.p50") == found.value("ttft.mean") == 1.0
+    assert found.value("ttft_from_send.p99") == 0.5
+    assert found.value("throughput.requests_per_s") == 0.5
+    assert found.value("recomputed_tokens") == 36 and found.value("evicted_chunks") == 3
+    assert found.value("itl.p50") == 1.0 and found.value("load.p50") == 0.0
