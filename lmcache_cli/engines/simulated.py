@@ -154,8 +154,8 @@ class SimulatedSession(CachedSession):
         prefill_s = cost.prefill_s(len(ids) - cached, cached)
         engine.advance(load_s + prefill_s)
         times = [engine.now()]
-        for _ in range(request.max_tokens - 1):
-            engine.advance(cost.decode_s)
+        for done in range(request.max_tokens - 1):
+            engine.advance(cost.step_s(len(ids) + done))
             times.append(engine.now())
         return Sample(
             cell=-1,
