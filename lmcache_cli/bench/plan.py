@@ -85,6 +85,7 @@ class BenchOptions:
     trace_chunk_tokens: int | None = None
     speed_up: float = 1.0
     scale: float = 1.0
+    probe: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class Plan:
         values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
         values["trace"] = str(self.options.trace) if self.options.trace else None
         values["remote"] = redacted(self.options.remote) if self.options.remote else None
+        values["probe"] = str(self.options.probe) if self.options.probe else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None
         return values
 
@@ -133,6 +135,8 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
     one_of("--policy", options.policy, tuple(POLICIES))
     if options.policy == "unbounded" and options.engine != "simulated":
         raise UserError("--policy: unbounded needs tiers without bytes; add --engine simulated")
+    if options.probe is not None and options.engine != "simulated":
+        raise UserError("--probe: only --engine simulated has its costs from a file; leave it out")
     one_of("--placement", options.placement, PLACEMENTS)
     for name in options.workloads:
         one_of("workload", name, (*WORKLOADS, TRACE))

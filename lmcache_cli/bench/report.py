@@ -17,6 +17,7 @@ from lmcache_cli.bench.cells import Cell, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.requests import make_requests, refuse_too_long
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
@@ -27,7 +28,7 @@ from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, TierWork, summarise
 from reports.tables import bench_tables
-from workloads import CorpusError, Request, generate, replay, warming
+from workloads import warming
 
 # Of the memory that is free when the model is loaded, what tiers may take.
 _TIER_SHARE = 0.7
@@ -51,7 +52,7 @@ def run_and_report(
             options = plan.options
             serving = plan.serving(out, progress.phase)
             engine = start_engine(
-                options.engine, options.model, options.device, options.dtype, serving
+                options.engine, options.model, options.device, options.dtype, serving, options.probe
             )
             engine_facts = engine.facts()
             try:
@@ -99,8 +100,10 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = _requests(plan, engine, index, measured.warn)
-        _refuse_too_long(engine, requests)
+        requests = make_requests(
+            scenario, plan.corpus, engine.encode, engine.bos, measured.warn
+        )
+        refuse_too_long(engine, requests)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
             engine.tier_capacity(cell.spec)
@@ -121,29 +124,6 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
         measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
-
-
-def _requests(plan: Plan, engine: Engine, index: int, warn: Callable[[str], None]) -> list[Request]:
-    scenario = plan.scenarios[index]
-    try:
-        if scenario.replay is not None:
-            return replay(scenario.replay, engine.encode, engine.bos, warn)
-        return generate(
-            scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
-        )
-    except (CorpusError, ValueError) as error:
-        raise UserError(f"{scenario.workload}: {error}") from error
-
-
-def _refuse_too_long(engine: Engine, requests: Sequence[Request]) -> None:
-    longest = max(requests, key=lambda r: len(r.token_ids) + r.max_tokens)
-    need = len(longest.token_ids) + longest.max_tokens
-    if need > engine.max_context:
-        raise UserError(
-            f"request {longest.id} needs {need} tokens (prompt and output), but {engine.model}'s"
-            f" context is {engine.max_context}; lower --context-tokens or --scale, or use"
-            " another --model"
-        )
 
 
 def _check_folder(out: Path) -> None:

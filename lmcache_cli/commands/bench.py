@@ -52,6 +52,15 @@ def bench(
         str,
         typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED),
     ] = "auto",
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Costs from `lmcache probe --model` (simulated).",
+            show_default=False,
+            rich_help_panel=_MEASURED,
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(
@@ -87,17 +96,14 @@ def bench(
         typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=_SWEPT),
     ] = "0",
     cpu_size: Annotated[
-        str,
-        typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT)
     ] = "2GiB",
     chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=_SWEPT)] = "64",
     context_tokens: Annotated[
-        str,
-        typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT)
     ] = "2000",
     disk_size: Annotated[
-        str,
-        typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT)
     ] = "0",
     disk_path: Annotated[
         Path | None,
@@ -198,8 +204,7 @@ def bench(
         int, typer.Option(help="Documents (long-context).", rich_help_panel=_WORKLOAD)
     ] = 4,
     questions: Annotated[
-        int,
-        typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD),
+        int, typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD)
     ] = 3,
     requests: Annotated[
         int | None,
@@ -225,8 +230,7 @@ def bench(
         int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=_WORKLOAD)
     ] = 64,
     zipf: Annotated[
-        float,
-        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD),
+        float, typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD)
     ] = 1.0,
     system_tokens: Annotated[
         int, typer.Option(help="Length of the system prompt.", rich_help_panel=_WORKLOAD)
@@ -235,8 +239,7 @@ def bench(
         int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=_WORKLOAD)
     ] = 4,
     rounds: Annotated[
-        int,
-        typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD),
+        int, typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD)
     ] = 4,
     corpus: Annotated[
         Path | None,
@@ -313,8 +316,7 @@ def bench(
         ),
     ] = 600.0,
     repeat: Annotated[
-        int,
-        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD),
+        int, typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD)
     ] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
@@ -348,6 +350,7 @@ def bench(
         model=model,
         device=device,
         dtype=dtype,
+        probe=probe,
         url=url,
         vllm_args=vllm_args,
         request_timeout=request_timeout,

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import MissingError, UserError
 
 
 def start_engine(
-    name: str, model: str | None, device: str, dtype: str, serving: Serving | None = None
+    name: str,
+    model: str | None,
+    device: str,
+    dtype: str,
+    serving: Serving | None = None,
+    probe: Path | None = None,
 ) -> Engine:
-    """Loads the model; ``serving`` is for the engines with a server. Raises ``MissingError`` if the
+    """Loads the model; ``serving`` is for the engines with a server, ``probe`` the simulated
+    engine's costs. Raises ``MissingError`` if the
     engine's packages are not installed, and ``UserError`` for a model or device that can't be
     used."""
     if name == "simulated":
         from lmcache_cli.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine()
+        if probe is None:
+            return SimulatedEngine()
+        from lmcache_cli.engines.probed import read_probed
+
+        probed = read_probed(probe)
+        return SimulatedEngine(probed.cost_model(), probed.layout)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or Serving())
     try:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.cache import TieredCache
+from cache_core.layout import KVLayout
 from cache_core.prefill import PrefillCost, fit, nonnegative_fit
 from lmcache_cli.engines.cost import TierCost
 from lmcache_cli.engines.engine import CacheSpec
@@ -72,6 +73,10 @@ class EngineProbe:
     shortest and the longest times. ``worst`` is the fit's greatest relative error at a point."""
 
     facts: dict[str, object]
+    asked: str
+    """The model as it was named; ``embedded`` for the embedded one."""
+    layout: KVLayout
+    """Of one token."""
     prefill: PrefillCost
     prefill_range: tuple[PrefillCost, PrefillCost]
     worst: float
@@ -90,6 +95,7 @@ def probe_engine(
     repeats: int,
     remote: str | None = None,
     on_step: Callable[[str], None] = lambda text: None,
+    asked: str = "embedded",
 ) -> EngineProbe:
     """Measures with prompts of up to ``context`` tokens, every point once a round in an order drawn
     anew, so that a drift of the machine hits all points alike. Files of the disk tier are made in
@@ -109,7 +115,7 @@ def probe_engine(
             on_step(f"engine {engine.model}: round {number + 1} of {repeats}")
             for point in order.sample(list(points), len(points)):
                 times[point] += points[point]()
-    return _fitted(engine, times)
+    return _fitted(engine, asked, times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +241,9 @@ def _figure(values: Sequence[float]) -> Figure:
     return Figure(median(values), min(values), max(values), len(values), "s")
 
 
-def _fitted(engine: TransformersEngine, times: dict[_Point, list[float]]) -> EngineProbe:
+def _fitted(
+    engine: TransformersEngine, asked: str, times: dict[_Point, list[float]]
+) -> EngineProbe:
     prefills, steps, loads = [], [], []
     for point, values in times.items():
         figure = _figure(values)
@@ -254,6 +262,8 @@ def _fitted(engine: TransformersEngine, times: dict[_Point, list[float]]) -> Eng
     assert step is not None
     return EngineProbe(
         engine.facts(),
+        asked,
+        engine.layout(1),
         cost,
         (
             _prefill_cost(prefills, lambda figure: figure.low),
@@ -308,6 +318,6 @@ def probe_model(
     engine: Any = start_engine("transformers", name, device, dtype)
     try:
         most = min(context, engine.max_context)
-        return probe_engine(engine, folder, most, repeats, remote, on_step)
+        return probe_engine(engine, folder, most, repeats, remote, on_step, name or "embedded")
     finally:
         engine.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from cache_core.plan import Placement
@@ -44,6 +44,14 @@ class Stack:
     tiers: tuple[tuple[str, int], ...]
     chunk_tokens: int
     placement: Placement = "write_on_insertion"
+    policy: str = "lru"
+    admission: str = "none"
+    """Of the disk tier."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether curves tell its hits exactly."""
+        return self.policy == "lru" and self.admission == "none"
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -161,7 +169,7 @@ def marginals(chosen: Outcome, judge: Judge) -> list[Marginal]:
     for name, size in chosen.stack.tiers:
         for other in (2 * size, size // 2):
             tiers = tuple((n, other if n == name else s) for n, s in chosen.stack.tiers)
-            changed = judge(Stack(tiers, chosen.stack.chunk_tokens, chosen.stack.placement))
+            changed = judge(replace(chosen.stack, tiers=tiers))
             found.append(
                 Marginal(
                     name,

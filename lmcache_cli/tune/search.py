@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmcache_cli.tune.candidates import (
     Goal,
     Marginal,
     Outcome,
-    Stack,
     broken,
     front,
     marginals,
@@ -122,7 +121,7 @@ def _verdicts(
         )
     for name, _ in chosen.stack.tiers:
         rest = tuple((n, s) for n, s in chosen.stack.tiers if n != name)
-        without = study.judge(Stack(rest, chosen.stack.chunk_tokens, chosen.stack.placement))
+        without = study.judge(replace(chosen.stack, tiers=rest))
         if without.idle_s - chosen.idle_s < 0.005 * none.idle_s:
             found.append(f"the {name} tier buys nothing: without it the mean TTFT is the same")
     if why := broken(chosen, goal):
