@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,7 @@ def _measure_all(plan: Plan, engine: Engine, measured: Measured, progress: Bench
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = make_requests(
-            scenario, plan.corpus, engine.encode, engine.bos, measured.warn
-        )
+        requests = make_requests(scenario, plan.corpus, engine.encode, engine.bos, measured.warn)
         refuse_too_long(engine, requests)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:

@@ -102,9 +102,7 @@ def bench(
     context_tokens: Annotated[
         str, typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT)
     ] = "2000",
-    disk_size: Annotated[
-        str, typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT)
-    ] = "0",
+    disk_size: Annotated[str, typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT)] = "0",
     disk_path: Annotated[
         Path | None,
         typer.Option(

@@ -66,7 +66,8 @@ def probe(
 ) -> None:
     """Measures memory copies, the disk at several sizes and depths with its sync, a remote, and
     what an engine's prefill, decode steps and loads take; saves the figures as probe.json, which
-    tune and the simulated engine read. A call that fails is a failed probe: exit code 1, no file."""
+    tune and the simulated engine read. A call that fails is a failed probe: exit code 1, no file.
+    """
     from lmcache_cli.probe.report import ModelOptions, run_probe
     from lmcache_cli.sizes import parse_size
 

@@ -94,7 +94,8 @@ def _probe_engine(
         from lmcache_cli.probe.engine import probe_model
     except ImportError as error:
         raise MissingError(
-            f"--model needs the package {error.name}; run: pip install 'lmcache-bench[transformers]'"
+            f"--model needs the package {error.name}; run:"
+            " pip install 'lmcache-bench[transformers]'"
         ) from error
     return probe_model(
         options.model,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from cache_core.plan import Placement
+from reports.units import bytes_text
 
 GIB = 2**30
 HOURS_PER_MONTH = 730
@@ -153,12 +154,12 @@ class Marginal:
         """As a person would say it."""
         more = self.to_bytes - self.from_bytes
         verb = "another" if more > 0 else "giving up"
-        size = abs(more) / GIB
+        size = bytes_text(abs(more))
         change = f"{100 * self.hit_rate:+.1f} points of hit rate"
         if abs(self.hit_rate) < 5e-4 and abs(self.idle_s) < 5e-4:
-            return f"{verb} {size:.3g} GiB of {self.tier} changes nothing"
+            return f"{verb} {size} of {self.tier} changes nothing"
         return (
-            f"{verb} {size:.3g} GiB of {self.tier}: {change}, {1e3 * self.idle_s:+.0f} ms of mean"
+            f"{verb} {size} of {self.tier}: {change}, {1e3 * self.idle_s:+.0f} ms of mean"
             f" TTFT, {self.cost_per_hour:+.4f} per hour"
         )
 

@@ -89,7 +89,10 @@ def catalogue_cost(
     }
     decode = model.active * item_bytes / (hardware.memory_bytes_s * devices)
     low, high = EFFICIENCY_RANGE
-    spread = (_at(prefill, efficiency / max(high, efficiency)), _at(prefill, efficiency / min(low, efficiency)))
+    spread = (
+        _at(prefill, efficiency / max(high, efficiency)),
+        _at(prefill, efficiency / min(low, efficiency)),
+    )
     notes = [
         f"{hardware.name}: {hardware.source}",
         f"{model.name}: {model.source}",

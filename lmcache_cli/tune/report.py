@@ -14,13 +14,17 @@ from lmcache_cli.tune.candidates import Outcome
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.snippets import snippets
 from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.validate import Validation
+from lmcache_cli.tune.validation_report import validation_json, validation_tables
 from reports.units import NONE, bytes_text
 
 SCHEMA = "lmcache.tune/1"
 _POINTS = 32
 
 
-def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str, Any]:
+def document(
+    study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
+) -> dict[str, Any]:
     """All of it, as plain values."""
     arrays = study.arrays
     return {
@@ -46,9 +50,9 @@ def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str
         "recommendation": {
             "chunk_tokens": found.chosen.stack.chunk_tokens,
             "tiers": found.chosen.stack.sizes,
-            "policy": "lru",
+            "policy": found.chosen.stack.policy,
             "placement": found.chosen.stack.placement,
-            "admission": "none",
+            "admission": found.chosen.stack.admission,
             "predicted": _predicted(found.chosen),
             "binding_constraint": found.binding,
             "marginals": [
@@ -69,35 +73,46 @@ def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str
         "without_cache": _predicted(found.none),
         "front": [{"tiers": o.stack.sizes, **_predicted(o)} for o in found.front],
         "rejected": [{"tiers": o.stack.sizes, "why": why} for o, why in found.rejected],
-        "validation": None,
+        "validation": validation_json(validation) if validation else None,
     }
 
 
-def json_text(study: Study, found: Recommendation, chunks: list[int]) -> str:
+def json_text(
+    study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
+) -> str:
     """The document."""
-    return json.dumps(document(study, found, chunks), indent=1) + "\n"
+    return json.dumps(document(study, found, chunks, validation), indent=1) + "\n"
 
 
-def print_report(console: Console, study: Study, found: Recommendation) -> None:
-    """The recommendation, what else there was, and how to set it."""
-    console.print(_report(study, found))
+def print_report(
+    console: Console, study: Study, found: Recommendation, validation: Validation | None = None
+) -> None:
+    """The recommendation, what else there was, how to set it, and whether it held."""
+    console.print(_report(study, found, validation))
 
 
-def _report(study: Study, found: Recommendation) -> RenderableType:
+def _report(study: Study, found: Recommendation, validation: Validation | None) -> RenderableType:
     stack = found.chosen.stack
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in stack.tiers) or "no cache"
     parts: list[RenderableType] = [
         Text(f"Recommended: {sizes}", style="bold"),
         Text(
-            f"chunks of {stack.chunk_tokens} tokens, lru, {stack.placement}"
+            f"chunks of {stack.chunk_tokens} tokens, {stack.policy}, {stack.placement}"
             f" · {len(study.arrays):,} requests, {study.tokens:,} prompt tokens"
             f" · ceiling {100 * found.ceiling:.1f} %"
         ),
-        Text("predicted only: nothing was run (what the notes below say is assumed)", style="dim"),
+        Text(
+            "predicted only: nothing was run (what the notes below say is assumed)"
+            if validation is None
+            else "predicted; below is what was measured",
+            style="dim",
+        ),
         Text(),
         _table(found),
         Text(),
     ]
+    if validation is not None:
+        parts += [*validation_tables(validation), Text()]
     parts += [Text(f"· {text}") for text in found.verdicts]
     parts += [Text(f"· {marginal.text()}") for marginal in found.marginals]
     if found.binding is not None:

@@ -30,7 +30,7 @@ class Source:
 
     arrays: TraceArrays
     chunks: list[int]
-    load: Load = Load(None)
+    load: Load = field(default_factory=lambda: Load(None))
     requests: tuple[Request, ...] = ()
     scenario: Scenario | None = None
     warnings: list[str] = field(default_factory=list)
@@ -54,7 +54,9 @@ def trace_source(options: TuneOptions) -> Source:
     return Source(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
 
 
-def made_source(options: TuneOptions, bench: BenchOptions, encode: Encode, bos: int | None) -> Source:
+def made_source(
+    options: TuneOptions, bench: BenchOptions, encode: Encode, bos: int | None
+) -> Source:
     """The requests that ``lmcache bench`` makes of these options and this tokenizer, token for
     token. Raises ``UserError``."""
     plan = make_plan(bench, options.out)

@@ -84,6 +84,6 @@ def test_many_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     times = np.cumsum(rng.exponential(0.3, 60))
     arrivals = [Arrival(float(t), 500, int(rng.integers(1, 80)), {}) for t in times]
     quick = first_token_times(arrivals, cost, 64)
-    monkeypatch.setattr(queueing, "_skip", lambda decoding, order, ready, now, step_s: now)
+    monkeypatch.setattr(queueing, "_skip", lambda decoding, waiting, now, step_s: now)
     slow = first_token_times(arrivals, cost, 64)
     np.testing.assert_allclose(quick, slow, rtol=1e-9, atol=cost.decode_s + cost.prefill.a)
