@@ -110,7 +110,8 @@ class Study:
             cut = np.minimum(over, chunks[:, tier])
             chunks[:, tier] -= cut
             over -= cut
-        return chunks * stack.chunk_tokens
+        tokens: Tokens = chunks * stack.chunk_tokens
+        return tokens
 
     def replayed(self, stack: Stack, rate: float = 1.0) -> Replay:
         """The Ledger over the requests, of a share of the chunks with ``rate`` < 1. Kept."""

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from cache_core.prefill import PrefillCost
+from lmcache_cli.engines.cost import TierCost
 from lmcache_cli.errors import UserError
 from lmcache_cli.tune import queueing
 from lmcache_cli.tune.architectures import ARCHITECTURES, find_architecture
-from lmcache_cli.tune.cost import Cost, TierCost, catalogue_cost
+from lmcache_cli.tune.cost import Cost, catalogue_cost
 from lmcache_cli.tune.hardware import HARDWARE, find_hardware
 from lmcache_cli.tune.queueing import Arrival, first_token_times
 

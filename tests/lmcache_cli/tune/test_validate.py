@@ -38,7 +38,7 @@ SMALL = BenchOptions(
     system_tokens=33,
     sessions=3,
     rounds=2,
-    requests=9,
+    requests=6,
 )
 
 
@@ -94,7 +94,6 @@ def test_predicted_hits_are_measured_hits(
         stacks(engine.token_bytes()),
         tolerance=Tolerance(9, 9),
         folder=tmp_path,
-        repeats=2,
         prefill_points=probed.prefill_points,
     )
     assert [(p.role, p.wrong, p.failed) for p in found.points] == [
@@ -110,7 +109,8 @@ def test_predicted_hits_are_measured_hits(
 def test_several_clients_and_arrivals_hit_the_same(
     engine: Any, probed: ProbedEngine, tmp_path: Path
 ) -> None:
-    for changes in ({"concurrency": 3}, {"rate": 50.0}):
+    both: list[dict[str, Any]] = [{"concurrency": 3}, {"rate": 50.0}]
+    for changes in both:
         source = made("rag", engine, **changes)
         study = Study(source.arrays, probed_cost(probed), Prices(), clients=source.load.concurrency)
         [point] = validate(
@@ -120,6 +120,7 @@ def test_several_clients_and_arrivals_hit_the_same(
             [("large", Stack((("cpu", 1 << 22),), 16))],
             tolerance=Tolerance(),
             folder=tmp_path,
+            repeats=2,
         ).points
         assert point.hits_exact
 
@@ -172,4 +173,4 @@ def test_neighbours_are_half_and_twice() -> None:
 def test_a_closed_loop_without_arrivals_has_a_length(engine: Any, probed: ProbedEngine) -> None:
     cost = replace(probed_cost(probed), prefill=PrefillCost(1.0, 0.0, 0.0), decode_s=0.0)
     source = made("rag", engine)
-    assert Study(source.arrays, cost, Prices(), clients=3).duration_s == pytest.approx(9 / 3)
+    assert Study(source.arrays, cost, Prices(), clients=3).duration_s == pytest.approx(6 / 3)
