@@ -88,3 +88,22 @@ def test_many_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(queueing, "_skip", lambda decoding, waiting, now, step_s: now)
     slow = first_token_times(arrivals, cost, 64)
     np.testing.assert_allclose(quick, slow, rtol=1e-9, atol=cost.decode_s + cost.prefill.a)
+
+
+def test_a_closed_loop_waits_for_its_clients() -> None:
+    arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(4)]
+    cost = Cost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
+    # One client: each request finds an idle engine.
+    assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 4)
+    # All at once is an open loop at time 0.
+    np.testing.assert_allclose(
+        first_token_times(arrivals, cost, 64, clients=4), first_token_times(arrivals, cost, 64)
+    )
+
+
+def test_in_turn_serves_an_answer_to_its_end() -> None:
+    cost = Cost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1, serving="in_turn")
+    arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(3)]
+    assert first_token_times(arrivals, cost, 64) == pytest.approx([1.0, 3.0, 5.0])
+    assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 3)
+    assert first_token_times(arrivals, cost, 64, clients=2) == pytest.approx([1.0, 3.0, 3.0])
