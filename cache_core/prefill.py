@@ -10,6 +10,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+Tokens = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillCost:
@@ -28,30 +30,43 @@ class PrefillCost:
         """What not computing these tokens saves: the same without the step's fixed cost."""
         return self.b * new + self.c * new * (cached + new / 2)
 
+    def each(self, new: Tokens, cached: Tokens) -> NDArray[np.float64]:
+        """:meth:`seconds` of many requests, each alone, ``[n]``."""
+        return self.a + self.b * new + self.c * new * (cached + new / 2)
+
 
 def fit(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> PrefillCost | None:
-    """Least squares of relative errors with no coefficient below zero. ``features`` is ``[n, 3]``:
-    1, tokens, pairs. None if there is nothing to fit. Exact: tries every set of coefficients."""
+    """The cost behind what was seen. ``features`` is ``[n, 3]``: 1, tokens, pairs. None if there is
+    nothing to fit."""
+    found = nonnegative_fit(features, seconds)
+    return None if found is None else PrefillCost(*map(float, found))
+
+
+def nonnegative_fit(
+    features: NDArray[np.float64], seconds: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """Least squares of relative errors with no coefficient below zero: ``features`` ``[n, k]`` to
+    coefficients ``[k]``, k small. None if there is nothing to fit. Exact: tries every set of
+    coefficients."""
     usable = seconds > 0
     if not usable.any():
         return None
     weight = 1 / seconds[usable]
     x, y = features[usable] * weight[:, None], np.ones(int(usable.sum()))
+    width = features.shape[1]
     best: tuple[float, NDArray[np.float64]] | None = None
-    for size in (1, 2, 3):
-        for chosen in combinations(range(3), size):
+    for size in range(1, width + 1):
+        for chosen in combinations(range(width), size):
             columns = list(chosen)
             found = np.linalg.lstsq(x[:, columns], y, rcond=None)[0]
             if (found < 0).any():
                 continue
             error = float(np.square(x[:, columns] @ found - y).sum())
             if best is None or error < best[0]:
-                whole = np.zeros(3)
+                whole = np.zeros(width)
                 whole[columns] = found
                 best = (error, whole)
-    if best is None:
-        return None
-    return PrefillCost(*map(float, best[1]))
+    return None if best is None else best[1]
 
 
 class PrefillWatch:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core.admission import Admission
 from cache_core.curves import hit_curves
 from cache_core.ledger import Ledger
-from cache_core.plan import Placement
+from cache_core.plan import NOWHERE, Placement
 from cache_core.policies.belady import belady
 from cache_core.policy import POLICIES, PolicyMaker
 from cache_core.references import References
@@ -19,13 +20,15 @@ from cache_core.references import References
 @dataclass(frozen=True)
 class Replay:
     """``hits`` int32 ``[requests, tiers]``: chunks of each request's leading held run that each
-    tier served. ``rate`` is the share of chunks that were replayed; ``hit_rate`` is over all prompt
+    tier served (of a sample: its own). ``rate`` is the share of chunks that were replayed; ``hit_rate`` is over all prompt
     tokens, 0 to 1."""
 
     policy: str
     hits: NDArray[np.int32]
     hit_rate: float
     rate: float = 1.0
+    written: tuple[int, ...] = ()
+    """Chunks that went into each tier; scaled up where sampled."""
 
 
 def replay(
@@ -35,30 +38,42 @@ def replay(
     placement: Placement = "write_on_insertion",
     rate: float = 1.0,
     seed: int = 0,
+    admission: Sequence[Admission | None] | None = None,
+    on_request: Callable[[int], None] | None = None,
 ) -> Replay:
     """Looks up and admits each request in turn, from an empty cache on. ``policy`` is one of
     ``POLICIES``, or ``belady``, which knows the trace's future.
 
     With ``rate`` < 1 a sample of the chunks runs through tiers of that share of the capacity, and
-    the hits are scaled up with SHARDS_adj's correction. Raises ``ValueError`` naming what is not
+    the hits are scaled up with SHARDS_adj's correction. ``admission`` is the Ledger's, new and for
+    this replay only; ``on_request`` is told the number of each request before it is served, for
+    admissions with a clock. Raises ``ValueError`` naming what is not
     known.
     """
     named = references.prefixes()
     sample = named if rate >= 1 else named.sampled(rate, seed)
     prompts = sample.ledger_keys()
     bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
-    ledger = Ledger(bounds, policy_maker(policy, prompts), placement)
+    ledger = Ledger(bounds, policy_maker(policy, prompts), placement, admission)
     hits = np.zeros((len(prompts), len(bounds)), dtype=np.int32)
+    written = [0] * len(bounds)
     for row, keys in enumerate(prompts):
+        if on_request is not None:
+            on_request(row)
         for tier in ledger.lookup(keys).tiers:
             hits[row, tier] += 1
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        moves = ledger.admit(keys).moves
+        for move in moves:
+            if move.target != NOWHERE:
+                written[move.target] += 1
+        ledger.settle(moves, stored=True)
     if rate >= 1:
         tokens = _tokens(named, hits.sum(axis=1))
     else:
         found = int(hits.sum()) + len(named.ids) * rate - len(sample.ids)
         tokens = min(max(found / rate, 0.0), len(named.ids)) * named.chunk_tokens
-    return Replay(policy, hits, tokens / max(named.tokens, 1), min(rate, 1.0))
+    scaled = tuple(round(count / min(rate, 1.0)) for count in written)
+    return Replay(policy, hits, tokens / max(named.tokens, 1), min(rate, 1.0), scaled)
 
 
 def hit_rates(

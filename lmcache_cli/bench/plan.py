@@ -100,6 +100,7 @@ class BenchOptions:
     scale: float = 1.0
     tier_latency: float = 0.0
     jitter: float = 0.0
+    probe: Path | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> BenchOptions:
@@ -146,6 +147,7 @@ class Plan:
         values["trace"] = str(self.options.trace) if self.options.trace else None
         values["remote"] = redacted(self.options.remote) if self.options.remote else None
         values["dataset"] = str(self.options.dataset) if self.options.dataset else None
+        values["probe"] = str(self.options.probe) if self.options.probe else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None
         return values
 
@@ -159,6 +161,8 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
     one_of("--policy", options.policy, tuple(POLICIES))
     if options.policy == "unbounded" and options.engine != "simulated":
         raise UserError("--policy: unbounded needs tiers without bytes; add --engine simulated")
+    if options.probe is not None and options.engine != "simulated":
+        raise UserError("--probe: only --engine simulated has its costs from a file; leave it out")
     one_of("--placement", options.placement, PLACEMENTS)
     for name in options.workloads:
         one_of("workload", name, (*WORKLOADS, TRACE))

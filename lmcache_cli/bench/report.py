@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from lmcache_cli.bench.cells import Cell, Scenario, groups_that_fit
+from lmcache_cli.bench.cells import Cell, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.requests import engine_requests
 from lmcache_cli.bench.verified import verified
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
@@ -29,7 +29,7 @@ from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, TierWork, summarise
 from reports.tables import bench_tables
-from workloads import CorpusError, Request, answering, generate, replay, warming
+from workloads import warming
 
 # Of the memory that is free when the model is loaded, what tiers may take.
 _TIER_SHARE = 0.7
@@ -60,6 +60,7 @@ def run_and_report(
                 options.dtype,
                 serving,
                 options.jitter,
+                options.probe,
             )
             engine_facts = engine.facts()
             try:
@@ -116,7 +117,7 @@ def _measure_all(
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = make_requests(plan, engine, index, measured.warn, note)
+        requests = engine_requests(scenario, plan.corpus, engine, measured.warn, note)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
             engine.tier_capacity(cell.spec)
@@ -137,54 +138,6 @@ def _measure_all(
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
         measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
-
-
-def make_requests(
-    plan: Plan,
-    engine: Engine,
-    index: int,
-    warn: Callable[[str], None],
-    note: Callable[[str], None],
-) -> list[Request]:
-    """The requests of scenario ``index``. Raises ``UserError`` if they can't be made, or if one
-    does not fit the model's context."""
-    scenario = plan.scenarios[index]
-    try:
-        if scenario.replay is not None:
-            requests = replay(scenario.replay, engine.encode, engine.bos, warn)
-        elif scenario.examples:
-            requests = _asked(scenario, engine, note)
-        else:
-            requests = generate(
-                scenario.workload, scenario.settings, plan.corpus, engine.encode, engine.bos
-            )
-    except (CorpusError, ValueError) as error:
-        raise UserError(f"{scenario.workload}: {error}") from error
-    _refuse_too_long(engine, requests)
-    return requests
-
-
-def _asked(scenario: Scenario, engine: Engine, note: Callable[[str], None]) -> list[Request]:
-    settings = scenario.settings
-    room = engine.max_context - settings.output_tokens
-    settings = replace(settings, context_tokens=max(2, min(settings.context_tokens, room)))
-    requests, cut = answering(scenario.examples, settings, engine.encode, engine.bos)
-    note(
-        f"prompts of at most {settings.context_tokens} tokens have {cut.kept} of {cut.total}"
-        f" passages; in {cut.answerable} of {cut.prompts} of them an answer can be read"
-    )
-    return requests
-
-
-def _refuse_too_long(engine: Engine, requests: Sequence[Request]) -> None:
-    longest = max(requests, key=lambda r: len(r.token_ids) + r.max_tokens)
-    need = len(longest.token_ids) + longest.max_tokens
-    if need > engine.max_context:
-        raise UserError(
-            f"request {longest.id} needs {need} tokens (prompt and output), but {engine.model}'s"
-            f" context is {engine.max_context}; lower --context-tokens or --scale, or use"
-            " another --model"
-        )
 
 
 def _check_folder(out: Path) -> None:

@@ -14,7 +14,7 @@ from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.modes import DEFAULT_MODES
 from lmcache_cli.bench.plan import BenchOptions, Plan, make_plan
 from lmcache_cli.bench.progress import BenchProgress
-from lmcache_cli.bench.report import make_requests
+from lmcache_cli.bench.requests import engine_requests
 from lmcache_cli.check.clock import Budget
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
@@ -22,7 +22,7 @@ from lmcache_cli.errors import UserError
 from reports.sample import Sample
 from reports.verdict_round import round_of
 from reports.verdict_trial import Comparison
-from workloads import Request, warming
+from workloads import warming
 
 _SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "jitter")
 _SAME_LOAD = ("rate", "concurrency")
@@ -97,6 +97,7 @@ class InProcess:
             options.dtype,
             self.plans[0].serving(self.out, progress.phase),
             options.jitter,
+            options.probe,
         )
         try:
             for i, comparison in enumerate(comparisons):
@@ -119,9 +120,8 @@ class InProcess:
     ) -> None:
         plan = self.plans[0]
         scenario = plan.scenarios[pair[0].scenario]
-        requests: list[Request] = make_requests(
-            plan, engine, pair[0].scenario, self.measured.warn, self.measured.warn
-        )
+        warn = self.measured.warn
+        requests = engine_requests(scenario, plan.corpus, engine, warn, warn)
         progress.phase(f"{name}: warming up")
 
         def label(cell: Cell, sample: Sample) -> None:

@@ -57,6 +57,15 @@ def bench(
         str,
         typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MEASURED),
     ] = "auto",
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Costs from `lmcache probe --model` (simulated).",
+            show_default=False,
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(
@@ -91,19 +100,12 @@ def bench(
         str,
         typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=SWEPT),
     ] = "0",
-    cpu_size: Annotated[
-        str,
-        typer.Option(help="KV kept in DRAM.", rich_help_panel=SWEPT),
-    ] = "2GiB",
+    cpu_size: Annotated[str, typer.Option(help="KV kept in DRAM.", rich_help_panel=SWEPT)] = "2GiB",
     chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=SWEPT)] = "64",
     context_tokens: Annotated[
-        str,
-        typer.Option(help="Length of a document or context.", rich_help_panel=SWEPT),
+        str, typer.Option(help="Length of a document or context.", rich_help_panel=SWEPT)
     ] = "2000",
-    disk_size: Annotated[
-        str,
-        typer.Option(help="KV kept on disk.", rich_help_panel=SWEPT),
-    ] = "0",
+    disk_size: Annotated[str, typer.Option(help="KV kept on disk.", rich_help_panel=SWEPT)] = "0",
     disk_path: Annotated[
         Path | None,
         typer.Option(
@@ -180,8 +182,7 @@ def bench(
         int, typer.Option(help="Documents (long-context).", rich_help_panel=WORKLOAD)
     ] = 4,
     questions: Annotated[
-        int,
-        typer.Option(help="Questions per document (long-context).", rich_help_panel=WORKLOAD),
+        int, typer.Option(help="Questions per document (long-context).", rich_help_panel=WORKLOAD)
     ] = 3,
     requests: Annotated[
         int | None,
@@ -207,8 +208,7 @@ def bench(
         int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=WORKLOAD)
     ] = 64,
     zipf: Annotated[
-        float,
-        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=WORKLOAD),
+        float, typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=WORKLOAD)
     ] = 1.0,
     system_tokens: Annotated[
         int, typer.Option(help="Length of the system prompt.", rich_help_panel=WORKLOAD)
@@ -217,8 +217,7 @@ def bench(
         int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=WORKLOAD)
     ] = 4,
     rounds: Annotated[
-        int,
-        typer.Option(help="Rounds or steps per session.", rich_help_panel=WORKLOAD),
+        int, typer.Option(help="Rounds or steps per session.", rich_help_panel=WORKLOAD)
     ] = 4,
     corpus: Annotated[
         Path | None,
@@ -305,8 +304,7 @@ def bench(
         ),
     ] = 600.0,
     repeat: Annotated[
-        int,
-        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=LOAD),
+        int, typer.Option(help="Repeats, each from a cold start.", rich_help_panel=LOAD)
     ] = 1,
     tier_latency: Annotated[
         float,

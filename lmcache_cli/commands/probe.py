@@ -9,7 +9,11 @@ import typer
 
 from lmcache_cli.config_file import load_config
 
-EXAMPLES = "Example:  lmcache probe --disk-path /mnt/nvme --remote redis://127.0.0.1:6379"
+EXAMPLES = (
+    "Examples:  lmcache probe --disk-path /mnt/nvme --remote redis://127.0.0.1:6379"
+    "   |   lmcache probe --model embedded"
+)
+_ENGINE = "The engine (only with --model)"
 
 
 def probe(
@@ -24,6 +28,25 @@ def probe(
         str | None,
         typer.Option(metavar="URL", help="Remote tier to measure.", show_default=False),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the engine transformers with this model too: prefill, decode steps,"
+            " loads. A Hugging Face id, a folder, or embedded (SmolLM2-135M).",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=_ENGINE)
+    ] = "cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_ENGINE),
+    ] = "auto",
+    context_tokens: Annotated[
+        int, typer.Option(help="Longest prompt that is measured.", rich_help_panel=_ENGINE)
+    ] = 2048,
     repeat: Annotated[int, typer.Option(help="Repeats per figure.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the probe file.")] = Path("runs"),
     json: Annotated[
@@ -41,9 +64,11 @@ def probe(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Measures memory copies, the disk at several sizes and depths with its sync, and a remote;
-    saves the figures as probe.json. A call that fails is a failed probe: exit code 1, no file."""
-    from lmcache_cli.probe.report import run_probe
+    """Measures memory copies, the disk at several sizes and depths with its sync, a remote, and
+    what an engine's prefill, decode steps and loads take; saves the figures as probe.json, which
+    tune and the simulated engine read. A call that fails is a failed probe: exit code 1, no file.
+    """
+    from lmcache_cli.probe.report import ModelOptions, run_probe
     from lmcache_cli.sizes import parse_size
 
     raise typer.Exit(
@@ -56,5 +81,6 @@ def probe(
             out / "probe.json",
             json,
             quiet,
+            ModelOptions(model, device, dtype, context_tokens) if model else None,
         )
     )

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 EXAMPLES = (
-    "Example:  lmcache tune trace.jsonl --model llama-3.1-8b --hardware h100 --devices 2"
-    " --slo ttft.p90=2s --max-cpu 512GiB"
+    "Examples:  lmcache tune trace.jsonl --model llama-3.1-8b --hardware h100 --devices 2"
+    " --slo ttft.p90=2s --max-cpu 512GiB   |   lmcache tune rag --probe runs/probe.json --validate"
 )
 _WHAT, _BOUNDS = "What is served", "What must hold"
+_WORKLOAD = "The workload (as in bench)"
+_VALIDATION = "Validation"
 
 
 def tune(
-    source: Annotated[str, typer.Argument(help="A trace: see `lmcache trace info FILE`.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A trace (see `lmcache trace info FILE`), or a workload of bench: long-context,"
+            " rag, chat, agent, random."
+        ),
+    ],
     model: Annotated[
-        str, typer.Option(help="From the catalogue.", rich_help_panel=_WHAT)
-    ] = "llama-3.1-8b",
+        str | None,
+        typer.Option(
+            help="From the catalogue; with --validate, what bench takes. [default: llama-3.1-8b,"
+            " the probe's, or the embedded one]",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     hardware: Annotated[
-        str, typer.Option(help="Accelerator, from the catalogue.", rich_help_panel=_WHAT)
-    ] = "h100",
+        str | None,
+        typer.Option(
+            help="Accelerator, from the catalogue. [default: h100]",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Costs that `lmcache probe --model` measured, in place of the catalogue.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     devices: Annotated[
         int, typer.Option(help="Accelerators that share a model.", rich_help_panel=_WHAT)
     ] = 1,
@@ -48,7 +77,8 @@ def tune(
     chunk_tokens: Annotated[
         str | None,
         typer.Option(
-            help="Chunk lengths to try. [default: the trace's, twice and four times it]",
+            help="Chunk lengths to try. [default: the trace's, twice and four times it; of a"
+            " workload 16,64,256]",
             show_default=False,
         ),
     ] = None,
@@ -98,14 +128,172 @@ def tune(
             rich_help_panel=_BOUNDS,
         ),
     ] = 0.1,
+    context_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Length of a document or context.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 2000,
+    documents: Annotated[
+        int,
+        typer.Option(
+            help="Documents (long-context).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 4,
+    questions: Annotated[
+        int,
+        typer.Option(
+            help="Questions per document (long-context).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 3,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of requests; of a trace, the first ones.",
+            show_default=False,
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = None,
+    question_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Length of a question.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 64,
+    output_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Tokens generated per request.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 16,
+    passages: Annotated[
+        int,
+        typer.Option(
+            help="Passages per request (rag).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 4,
+    passage_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Length of a passage (rag).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 480,
+    corpus_passages: Annotated[
+        int,
+        typer.Option(
+            help="Passages in the corpus (rag).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 64,
+    zipf: Annotated[
+        float,
+        typer.Option(
+            help="Skew of passage popularity (rag).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 1.0,
+    system_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Length of the system prompt.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 128,
+    sessions: Annotated[
+        int,
+        typer.Option(
+            help="Sessions (chat, agent).",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 4,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="Rounds or steps per session.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 4,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="File or folder of real text. [default: generated text]",
+            show_default=False,
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Open loop: Poisson arrivals, requests per second.",
+            show_default=False,
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            help="Closed loop: clients that wait. [default: 1]",
+            show_default=False,
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = None,
+    scale: Annotated[
+        float,
+        typer.Option(
+            help="All lengths of a trace times this, for small machines.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 1.0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Same seed, same requests.",
+            rich_help_panel=_WORKLOAD,
+        ),
+    ] = 0,
+    validate: Annotated[
+        bool,
+        typer.Option(
+            "--validate",
+            help="Serve the requests here, under the recommendation and its neighbours.",
+            rich_help_panel=_VALIDATION,
+        ),
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="transformers or simulated.", rich_help_panel=_VALIDATION),
+    ] = "transformers",
+    tolerance: Annotated[
+        str,
+        typer.Option(help="Greatest errors of TTFT p50 and p90.", rich_help_panel=_VALIDATION),
+    ] = "0.15,0.25",
+    repeat: Annotated[
+        int,
+        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_VALIDATION),
+    ] = 1,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for disk tiers, while they are used.", rich_help_panel=_VALIDATION
+        ),
+    ] = Path("runs"),
     json: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Sizes storage by a trace: exact hits at every size, times from data sheets, the cheapest
-    stack that keeps what you ask for. What it says is predicted, not measured."""
+    """Sizes storage by a trace or a workload: exact hits at every size, times from data sheets or a
+    probe, the cheapest stack that keeps what you ask for. What it says is predicted; --validate
+    measures it and exits with 1 if it was wrong."""
+    from lmcache_cli.bench.plan import BenchOptions
     from lmcache_cli.tune.options import TuneOptions
     from lmcache_cli.tune.run import run_tune
 
@@ -128,5 +316,32 @@ def tune(
         speed_up=speed_up,
         overlap=overlap,
         disk_bandwidth=disk_bandwidth,
+        probe=probe,
+        engine=engine,
+        bench=BenchOptions(
+            engine="simulated",
+            context_tokens=str(context_tokens),
+            documents=documents,
+            questions=questions,
+            requests=requests,
+            question_tokens=question_tokens,
+            output_tokens=output_tokens,
+            passages=passages,
+            passage_tokens=passage_tokens,
+            corpus_passages=corpus_passages,
+            zipf=zipf,
+            system_tokens=system_tokens,
+            sessions=sessions,
+            rounds=rounds,
+            corpus=corpus,
+            rate=rate,
+            concurrency=concurrency,
+            scale=scale,
+            seed=seed,
+        ),
+        validate=validate,
+        repeat=repeat,
+        tolerance=tolerance,
+        out=out,
     )
     raise typer.Exit(run_tune(options, json, quiet))

@@ -121,6 +121,21 @@ def blend_subject(name: str, source: str, config: Any, dtype: str) -> Subject:
     return Subject(name, weights, dtype, rope_text(getattr(config, "rope_parameters", None)))
 
 
+def load_vocabulary(name: str | None) -> tuple[Callable[[str], Sequence[int]], int | None]:
+    """A model's tokenizer without the model: (text to token ids without special tokens, the token
+    that comes first in each prompt or None). Raises ``UserError`` as :func:`load_model`."""
+    transformers.logging.set_verbosity_error()
+    source, extra = name or "", dict[str, str]()
+    if name is None:
+        name, _, source, extra = embedded_source()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_explain(name, error)) from error
+    named = LoadedModel(name, None, tokenizer, "", torch.device("cpu"), "", source)
+    return named.encode, named.bos
+
+
 def embedded_source() -> tuple[str, str, str, dict[str, str]]:
     """The embedded model: (name, revision, folder, further arguments of ``from_pretrained``, which
     are needed only where no converted copy could be written). Raises ``MissingError`` if it is not

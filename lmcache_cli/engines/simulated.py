@@ -174,8 +174,8 @@ class SimulatedSession(CachedSession):
         load_s, prefill_s = load_s * noise, prefill_s * noise
         engine.advance(load_s + prefill_s)
         times = [engine.now()]
-        for _ in range(request.max_tokens - 1):
-            engine.advance(cost.decode_s * noise)
+        for done in range(request.max_tokens - 1):
+            engine.advance(cost.step_s(len(ids) + done) * noise)
             times.append(engine.now())
         return Sample(
             cell=-1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import MissingError, UserError
@@ -14,15 +16,21 @@ def start_engine(
     dtype: str,
     serving: Serving | None = None,
     jitter: float = 0.0,
+    probe: Path | None = None,
 ) -> Engine:
-    """Loads the model; ``serving`` is for the engines with a server,
-    ``jitter`` for the simulated one. Raises ``MissingError`` if the
+    """Loads the model; ``serving`` is for the engines with a server; ``jitter`` and ``probe``, its
+    costs, are for the simulated one. Raises ``MissingError`` if the
     engine's packages are not installed, and ``UserError`` for a model or device that can't be
     used."""
     if name == "simulated":
         from lmcache_cli.engines.simulated import SimulatedEngine
 
-        return SimulatedEngine(jitter=jitter)
+        if probe is None:
+            return SimulatedEngine(jitter=jitter)
+        from lmcache_cli.engines.probed import read_probed
+
+        probed = read_probed(probe)
+        return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or Serving())
     try:

@@ -5,22 +5,36 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.table import Table
 
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine, versions
 from lmcache_cli.probe.disk import DiskFigure, DiskProbe, probe_disk
+from lmcache_cli.probe.engine_table import engine_tables
 from lmcache_cli.probe.figure import Figure
 from lmcache_cli.probe.memory import CopyFigure, probe_memory
 from lmcache_cli.probe.remote import RemoteProbe, probe_remote
 
+if TYPE_CHECKING:
+    from lmcache_cli.probe.engine import EngineProbe
+
 SCHEMA = "lmcache.probe/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model's engine is measured too; ``context`` tokens are the longest prompt."""
+
+    model: str | None
+    device: str = "cpu"
+    dtype: str = "auto"
+    context: int = 2048
 
 
 def run_probe(
@@ -32,9 +46,10 @@ def run_probe(
     file: Path,
     json_file: str | None,
     quiet: bool,
+    model: ModelOptions | None = None,
 ) -> int:
-    """Measures memory, the disk under ``folder`` and ``remote``; writes ``file`` whole or not at
-    all. Returns the exit code."""
+    """Measures memory, the disk under ``folder``, ``remote``, and an engine with ``model``; writes
+    ``file`` whole or not at all. Returns the exit code."""
     if repeats < 3:
         raise UserError(f"--repeat: {repeats} repeats have no spread; use at least 3")
     if disk_bytes < 64 << 20:
@@ -45,6 +60,7 @@ def run_probe(
         disk = probe_disk(folder, disk_bytes, repeats, status.update)
         status.update("remote")
         far = probe_remote(remote, repeats) if remote else None
+        engine = _probe_engine(model, folder, repeats, remote, status.update) if model else None
     document = {
         "schema": SCHEMA,
         "machine": machine(),
@@ -52,6 +68,7 @@ def run_probe(
         "cpu": [asdict(figure) for figure in copies],
         "disk": asdict(disk),
         "remote": asdict(far) if far else None,
+        "engine": asdict(engine) if engine else None,
     }
     text = json.dumps(document, indent=2) + "\n"
     _save(file, text)
@@ -60,9 +77,36 @@ def run_probe(
     else:
         if json_file is not None:
             _save(Path(json_file), text)
-        Console().print(Group(_memory_table(copies), *_disk_tables(disk), _remote_table(far)))
+        tables = [_memory_table(copies), *_disk_tables(disk), _remote_table(far)]
+        Console().print(Group(*tables, *(engine_tables(engine) if engine else [])))
     talk.print(f"probe file: {file}", highlight=False)
     return 0
+
+
+def _probe_engine(
+    options: ModelOptions,
+    folder: Path,
+    repeats: int,
+    remote: str | None,
+    on_step: Callable[[str], None],
+) -> EngineProbe:
+    try:
+        from lmcache_cli.probe.engine import probe_model
+    except ImportError as error:
+        raise MissingError(
+            f"--model needs the package {error.name}; run:"
+            " pip install 'lmcache-bench[transformers]'"
+        ) from error
+    return probe_model(
+        options.model,
+        options.device,
+        options.dtype,
+        folder,
+        options.context,
+        repeats,
+        remote,
+        on_step,
+    )
 
 
 def load_probe(path: Path) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from cache_core.plan import Placement
+from reports.units import bytes_text
 
 GIB = 2**30
 HOURS_PER_MONTH = 730
@@ -44,6 +45,14 @@ class Stack:
     tiers: tuple[tuple[str, int], ...]
     chunk_tokens: int
     placement: Placement = "write_on_insertion"
+    policy: str = "lru"
+    admission: str = "none"
+    """Of the disk tier."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether curves tell its hits exactly."""
+        return self.policy == "lru" and self.admission == "none"
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -145,12 +154,12 @@ class Marginal:
         """As a person would say it."""
         more = self.to_bytes - self.from_bytes
         verb = "another" if more > 0 else "giving up"
-        size = abs(more) / GIB
+        size = bytes_text(abs(more))
         change = f"{100 * self.hit_rate:+.1f} points of hit rate"
         if abs(self.hit_rate) < 5e-4 and abs(self.idle_s) < 5e-4:
-            return f"{verb} {size:.3g} GiB of {self.tier} changes nothing"
+            return f"{verb} {size} of {self.tier} changes nothing"
         return (
-            f"{verb} {size:.3g} GiB of {self.tier}: {change}, {1e3 * self.idle_s:+.0f} ms of mean"
+            f"{verb} {size} of {self.tier}: {change}, {1e3 * self.idle_s:+.0f} ms of mean"
             f" TTFT, {self.cost_per_hour:+.4f} per hour"
         )
 
@@ -161,7 +170,7 @@ def marginals(chosen: Outcome, judge: Judge) -> list[Marginal]:
     for name, size in chosen.stack.tiers:
         for other in (2 * size, size // 2):
             tiers = tuple((n, other if n == name else s) for n, s in chosen.stack.tiers)
-            changed = judge(Stack(tiers, chosen.stack.chunk_tokens, chosen.stack.placement))
+            changed = judge(replace(chosen.stack, tiers=tiers))
             found.append(
                 Marginal(
                     name,

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cache_core.prefill import PrefillCost
+from lmcache_cli.engines.cost import TierCost
+from lmcache_cli.engines.probed import ProbedEngine
 from lmcache_cli.tune.architectures import Architecture
 from lmcache_cli.tune.hardware import Hardware
 
 PREFILL_EFFICIENCY = 0.5
 """Of the peak, in prefill. Nothing here is fitted to anyone's published numbers: 0.4-0.6 is what
 serving engines reach with long prompts in bfloat16; ``--efficiency`` sets another."""
+EFFICIENCY_RANGE = (0.4, 0.6)
+"""What the ± of a predicted TTFT covers, widened where ``--efficiency`` lies outside."""
 _STEP_S = 0.01
 """What an engine's step costs beside the work: scheduling, launches, sampling."""
 
 
-@dataclass(frozen=True, slots=True)
-class TierCost:
-    """Seconds to load: ``fixed_s`` per chunk, and bytes per second."""
-
-    bytes_per_s: float
-    fixed_s: float = 0.0
-
-    def seconds(self, chunks: int, nbytes: float) -> float:
-        """For ``nbytes`` in ``chunks``."""
-        return chunks * self.fixed_s + nbytes / self.bytes_per_s if chunks else 0.0
+Serving = Literal["batches", "in_turn"]
+"""Continuous batching, or one request after another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Of one engine. ``overlap``: layers are loaded while others compute, so that the longer of
-    the two counts. ``decode_s`` is a decode step's time."""
+    the two counts. ``decode_s`` is a decode step's time, with ``decode_token_s`` for each token in
+    front of it. ``prefill_range``: the costs of a prefill at its fastest and its slowest, as far as
+    is known; they give the ± of what is predicted."""
 
     prefill: PrefillCost
     tiers: Mapping[str, TierCost]
@@ -40,6 +39,14 @@ class Cost:
     overlap: bool = False
     source: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
+    decode_token_s: float = 0.0
+    serving: Serving = "batches"
+    prefill_range: tuple[PrefillCost, PrefillCost] | None = None
+    model: str = ""
+
+    def decoding_s(self, there: int, steps: int) -> float:
+        """``steps`` decode steps of one request alone behind ``there`` tokens."""
+        return steps * (self.decode_s + self.decode_token_s * (there + (steps - 1) / 2))
 
     def load_s(self, tier: str, tokens: int, chunk_tokens: int) -> float:
         """Loading ``tokens`` of hits from a tier."""
@@ -81,6 +88,11 @@ def catalogue_cost(
         "remote": TierCost(min(link, remote_bytes_s), 1e-3),
     }
     decode = model.active * item_bytes / (hardware.memory_bytes_s * devices)
+    low, high = EFFICIENCY_RANGE
+    spread = (
+        _at(prefill, efficiency / max(high, efficiency)),
+        _at(prefill, efficiency / min(low, efficiency)),
+    )
     notes = [
         f"{hardware.name}: {hardware.source}",
         f"{model.name}: {model.source}",
@@ -100,4 +112,37 @@ def catalogue_cost(
         overlap,
         "catalogue",
         tuple(notes),
+        prefill_range=spread,
+        model=model.name,
+    )
+
+
+def _at(prefill: PrefillCost, times: float) -> PrefillCost:
+    """With so many times the work."""
+    return PrefillCost(prefill.a, times * prefill.b, times * prefill.c)
+
+
+def probed_cost(engine: ProbedEngine, overlap: bool = False) -> Cost:
+    """As measured: the engine transformers serves one request after another."""
+    longest = max(new + cached for new, cached, _ in engine.prefill_points)
+    worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
+    facts = engine.facts
+    notes = (
+        f"{engine.source}: {engine.model}, {facts['dtype']} on {facts['device']}, engine"
+        f" {facts['engine']}, one request after another",
+        f"prefill was measured with up to {longest + 1} tokens; its formula is at most"
+        f" {100 * worst:.0f} % off the measured points",
+    )
+    return Cost(
+        engine.prefill,
+        engine.tiers,
+        engine.layout.token_bytes,
+        engine.decode_s,
+        overlap,
+        "probe",
+        notes,
+        engine.decode_token_s,
+        "in_turn",
+        engine.prefill_range,
+        engine.model,
     )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lmcache_cli.bench.plan import BenchOptions
 from lmcache_cli.errors import UserError
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from lmcache_cli.tune.cost import PREFILL_EFFICIENCY
+from workloads import WORKLOADS
 
 GIB = 2**30
+VALIDATING = ("transformers", "simulated")
+"""Engines that validate: in them, all hits are our cache's."""
 _SLO = re.compile(r"ttft\.(p50|p90|p99)=([0-9.]+)(ms|s)")
 _BUDGET = re.compile(r"([0-9.]+)/(hour|h|month)")
 
@@ -21,8 +25,8 @@ class TuneOptions:
     """As given on the command line."""
 
     source: str
-    model: str = "llama-3.1-8b"
-    hardware: str = "h100"
+    model: str | None = None
+    hardware: str | None = None
     devices: int = 1
     efficiency: float = PREFILL_EFFICIENCY
     format: str | None = None
@@ -38,6 +42,74 @@ class TuneOptions:
     speed_up: float = 1.0
     overlap: bool = False
     disk_bandwidth: str = "3GB"
+    probe: Path | None = None
+    engine: str = "transformers"
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    """How requests are made, where SOURCE is a workload's name or a trace to be replayed."""
+    validate: bool = False
+    repeat: int = 1
+    tolerance: str = "0.15,0.25"
+    out: Path = Path("runs")
+
+    def check(self) -> None:
+        """Raises ``UserError`` for what is out of range or does not go together."""
+        if self.devices < 1:
+            raise UserError(f"--devices: {self.devices} is too small; it must be at least 1")
+        if not 0 < self.efficiency <= 1:
+            raise UserError(f"--efficiency: {self.efficiency} must be above 0 and at most 1")
+        if not self.speed_up > 0:
+            raise UserError(f"--speed-up: {self.speed_up} must be above 0")
+        if self.repeat < 1:
+            raise UserError(f"--repeat: {self.repeat} is too small; it must be at least 1")
+        if self.hardware is not None and self.measured:
+            raise UserError(
+                "--hardware: with --probe or --validate costs are measured; leave it out"
+            )
+        if self.engine not in VALIDATING:
+            known = ", ".join(VALIDATING)
+            raise UserError(f"--engine: {self.engine!r} can't validate; use one of {known}")
+        if self.engine == "simulated" and self.validate and self.probe is None:
+            raise UserError("--engine simulated needs costs: --probe FILE")
+        self.tolerances()
+
+    @property
+    def measured(self) -> bool:
+        """Whether costs come from an engine here, not from data sheets."""
+        return self.probe is not None or self.validate
+
+    @property
+    def made(self) -> bool:
+        """Whether requests are made as tokens, as ``bench`` does."""
+        replayed = self.validate or self.bench.requests is not None or self.bench.scale != 1
+        return self.source in WORKLOADS or replayed
+
+    def made_bench(self) -> BenchOptions:
+        """What ``bench`` would be told, to serve these requests."""
+        if self.source in WORKLOADS:
+            return replace(self.bench, workloads=(self.source,))
+        return replace(
+            self.bench,
+            workloads=("trace",),
+            trace=self.path(),
+            trace_format=self.format,
+            speed_up=self.speed_up,
+        )
+
+    def tolerances(self) -> tuple[float, float]:
+        """Of TTFT p50 and p90. Raises ``UserError``."""
+        try:
+            found = [float(part) for part in self.tolerance.split(",")]
+        except ValueError:
+            found = []
+        if len(found) not in (1, 2) or not all(0 < part < 10 for part in found):
+            raise UserError(
+                f"--tolerance: {self.tolerance!r} is not one; write it like 0.15,0.25 (p50, p90)"
+            )
+        return found[0], found[-1]
+
+    def chunks_made(self) -> list[int]:
+        """Chunk lengths to try where requests are tokens. Raises ``UserError``."""
+        return parse_list(self.chunk_tokens or "16,64,256", "--chunk-tokens", parse_count)
 
     def goal(self) -> Goal:
         """The bounds. Raises ``UserError``."""
@@ -91,5 +163,8 @@ class TuneOptions:
         """The trace's file. Raises ``UserError`` if there is none."""
         path = Path(self.source)
         if not path.exists():
-            raise UserError(f"{self.source}: no such file; name a trace (lmcache trace info FILE)")
+            raise UserError(
+                f"{self.source}: no such file, and no workload ({', '.join(WORKLOADS)}); name a"
+                " trace (lmcache trace info FILE) or one of them"
+            )
         return path

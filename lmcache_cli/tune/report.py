@@ -11,16 +11,23 @@ from rich.table import Table
 from rich.text import Text
 
 from lmcache_cli.tune.candidates import Outcome
+from lmcache_cli.tune.load_or_compute import LoadOrCompute
+from lmcache_cli.tune.policies import Headroom, PolicyCurve
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.snippets import snippets
 from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.uncertainty import Uncertainty
+from lmcache_cli.tune.validate import Validation
+from lmcache_cli.tune.validation_report import validation_json, validation_tables
 from reports.units import NONE, bytes_text
 
 SCHEMA = "lmcache.tune/1"
 _POINTS = 32
 
 
-def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str, Any]:
+def document(
+    study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
+) -> dict[str, Any]:
     """All of it, as plain values."""
     arrays = study.arrays
     return {
@@ -42,13 +49,16 @@ def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str
             },
             "notes": list(study.cost.notes),
         },
-        "curves": [curve for chunk in chunks for curve in _curves(study, chunk)],
+        "curves": [
+            *(curve for chunk in chunks for curve in _curves(study, chunk)),
+            *(_policy_curve(study, curve) for curve in found.policy_curves),
+        ],
         "recommendation": {
             "chunk_tokens": found.chosen.stack.chunk_tokens,
             "tiers": found.chosen.stack.sizes,
-            "policy": "lru",
+            "policy": found.chosen.stack.policy,
             "placement": found.chosen.stack.placement,
-            "admission": "none",
+            "admission": found.chosen.stack.admission,
             "predicted": _predicted(found.chosen),
             "binding_constraint": found.binding,
             "marginals": [
@@ -64,41 +74,69 @@ def document(study: Study, found: Recommendation, chunks: list[int]) -> dict[str
                 for m in found.marginals
             ],
             "verdicts": list(found.verdicts),
+            "uncertainty": _uncertainty_json(found.uncertainty),
+            "load_or_compute": [
+                {
+                    "tier": one.tier,
+                    "tokens": one.tokens,
+                    "load_ms": 1e3 * one.load_s,
+                    "compute_ms": 1e3 * one.compute_s,
+                    "bytes_per_s": one.bytes_per_s,
+                    "break_even_bytes_per_s": one.break_even_bytes_s,
+                    "choice": "load" if one.loads else "recompute",
+                }
+                for one in found.loads
+            ],
             "snippets": snippets(found.chosen.stack),
         },
+        "headroom": _headroom_json(found.headroom),
         "without_cache": _predicted(found.none),
         "front": [{"tiers": o.stack.sizes, **_predicted(o)} for o in found.front],
         "rejected": [{"tiers": o.stack.sizes, "why": why} for o, why in found.rejected],
-        "validation": None,
+        "validation": validation_json(validation) if validation else None,
     }
 
 
-def json_text(study: Study, found: Recommendation, chunks: list[int]) -> str:
+def json_text(
+    study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
+) -> str:
     """The document."""
-    return json.dumps(document(study, found, chunks), indent=1) + "\n"
+    return json.dumps(document(study, found, chunks, validation), indent=1) + "\n"
 
 
-def print_report(console: Console, study: Study, found: Recommendation) -> None:
-    """The recommendation, what else there was, and how to set it."""
-    console.print(_report(study, found))
+def print_report(
+    console: Console, study: Study, found: Recommendation, validation: Validation | None = None
+) -> None:
+    """The recommendation, what else there was, how to set it, and whether it held."""
+    console.print(_report(study, found, validation))
 
 
-def _report(study: Study, found: Recommendation) -> RenderableType:
+def _report(study: Study, found: Recommendation, validation: Validation | None) -> RenderableType:
     stack = found.chosen.stack
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in stack.tiers) or "no cache"
     parts: list[RenderableType] = [
         Text(f"Recommended: {sizes}", style="bold"),
         Text(
-            f"chunks of {stack.chunk_tokens} tokens, lru, {stack.placement}"
+            f"chunks of {stack.chunk_tokens} tokens, {stack.policy}, {stack.placement}"
             f" · {len(study.arrays):,} requests, {study.tokens:,} prompt tokens"
             f" · ceiling {100 * found.ceiling:.1f} %"
         ),
-        Text("predicted only: nothing was run (what the notes below say is assumed)", style="dim"),
+        Text(
+            "predicted only: nothing was run (what the notes below say is assumed)"
+            if validation is None
+            else "predicted; below is what was measured",
+            style="dim",
+        ),
         Text(),
         _table(found),
         Text(),
     ]
+    if validation is not None:
+        parts += [*validation_tables(validation), Text()]
+    if found.uncertainty is not None:
+        parts += [Text(f"· {text}") for text in _uncertainty_text(found.uncertainty)]
     parts += [Text(f"· {text}") for text in found.verdicts]
+    parts += [Text(f"· {one.text()}") for one in found.loads if _shown(found, one)]
     parts += [Text(f"· {marginal.text()}") for marginal in found.marginals]
     if found.binding is not None:
         parts.append(Text(f"· what holds it back: {found.binding}"))
@@ -152,6 +190,9 @@ def _predicted(outcome: Outcome) -> dict[str, Any]:
         "cost_per_hour": outcome.cost_per_hour,
         "disk_writes_per_day": outcome.disk_writes_per_day,
         "chunk_tokens": outcome.stack.chunk_tokens,
+        "placement": outcome.stack.placement,
+        "policy": outcome.stack.policy,
+        "admission": outcome.stack.admission,
     }
 
 
@@ -176,3 +217,57 @@ def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _policy_curve(study: Study, curve: PolicyCurve) -> dict[str, Any]:
+    size = study.chunk_bytes(curve.chunk_tokens)
+    return {
+        "chunk_tokens": curve.chunk_tokens,
+        "kind": "prefix",
+        "policy": curve.policy,
+        "sampled": curve.rate,
+        "points": [
+            {"capacity_bytes": capacity * size, "hit_rate": rate}
+            for capacity, rate in zip(curve.capacities, curve.hit_rates, strict=True)
+        ],
+    }
+
+
+def _headroom_json(room: Headroom | None) -> dict[str, Any] | None:
+    if room is None:
+        return None
+    return {"hit_rates": room.hit_rates, "ceiling": room.ceiling, "sampled": room.rate}
+
+
+def _uncertainty_json(of: Uncertainty | None) -> dict[str, Any] | None:
+    if of is None:
+        return None
+    return {
+        "hit_rate": _ends(of.hit_rate),
+        "over": of.groups,
+        "ttft_ms": None
+        if of.ttft is None
+        else {n: _ends((1e3 * low, 1e3 * high)) for n, (low, high) in of.ttft.items()},
+    }
+
+
+def _ends(interval: tuple[float, float] | None) -> dict[str, float] | None:
+    return None if interval is None else {"low": min(interval), "high": max(interval)}
+
+
+def _uncertainty_text(of: Uncertainty) -> list[str]:
+    found = []
+    if of.hit_rate is not None:
+        low, high = of.hit_rate
+        found.append(
+            f"hit rate {100 * low:.1f} to {100 * high:.1f} % (95 %, bootstrap over {of.groups})"
+        )
+    if of.ttft is not None:
+        times = ", ".join(f"{n} {_seconds(a)} to {_seconds(b)}" for n, (a, b) in of.ttft.items())
+        found.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
+    return found
+
+
+def _shown(found: Recommendation, one: LoadOrCompute) -> bool:
+    """Tiers that could be bought."""
+    return one.tier in found.chosen.stack.sizes or (not one.loads and one.tier in ("cpu", "disk"))

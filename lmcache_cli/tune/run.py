@@ -1,63 +1,166 @@
-"""Reads the trace, searches, reports."""
+"""Reads the source, searches, validates, reports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
 from rich.console import Console
 
-from lmcache_cli.errors import UserError
+from lmcache_cli.engines.probed import ProbedEngine, probed_engine, read_probed
+from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.output import write_output
 from lmcache_cli.sizes import parse_size
 from lmcache_cli.tune.architectures import find_architecture
-from lmcache_cli.tune.cost import catalogue_cost
+from lmcache_cli.tune.cost import Cost, catalogue_cost, probed_cost
 from lmcache_cli.tune.hardware import find_hardware
 from lmcache_cli.tune.options import TuneOptions
 from lmcache_cli.tune.report import json_text, print_report
 from lmcache_cli.tune.search import search
+from lmcache_cli.tune.source import Source, made_source, trace_source
 from lmcache_cli.tune.study import Study
-from workloads.traces.arrays import load_arrays
-from workloads.traces.lines import TraceError
-from workloads.traces.trace import open_trace
+from lmcache_cli.tune.validate import Tolerance, neighbours, validate
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.engine import Engine
+
+_DEFAULT_MODEL, _DEFAULT_HARDWARE = "llama-3.1-8b", "h100"
+_PROBE_REPEATS = 5
+_LEAST_CONTEXT = 64
+Say = Callable[[str], None]
 
 
 def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     """Prints the report (or JSON) and returns the exit code."""
+    options.check()
     goal, prices = options.goal(), options.prices()
-    if options.devices < 1:
-        raise UserError(f"--devices: {options.devices} is too small; it must be at least 1")
-    if not 0 < options.efficiency <= 1:
-        raise UserError(f"--efficiency: {options.efficiency} must be above 0 and at most 1")
-    if not options.speed_up > 0:
-        raise UserError(f"--speed-up: {options.speed_up} must be above 0")
-    cost = catalogue_cost(
-        find_hardware(options.hardware),
-        find_architecture(options.model),
+    if not options.made:
+        options.path()
+    talk = Console(stderr=True, quiet=quiet)
+    validation = None
+    with talk.status("reading the source") as status, ExitStack() as stack:
+        probed = read_probed(options.probe) if options.probe is not None else None
+        _check_model(options, probed)
+        engine = None
+        if options.validate:
+            status.update(f"loading engine {options.engine}")
+            engine = _start(options, probed)
+            stack.callback(engine.close)
+        source = _source(options, probed, engine)
+        if options.validate and probed is None:
+            probed = _probe_now(options, engine, source, status.update)
+        cost = _cost(options, probed)
+        study = Study(
+            source.arrays,
+            cost,
+            prices,
+            1.0 if options.made else options.speed_up,
+            source.load.concurrency,
+            goal.writes_per_day or 0.0,
+        )
+        found = search(study, goal, source.chunks, options.worth, status.update)
+        if engine is not None and probed is not None:
+            p50, p90 = options.tolerances()
+            validation = validate(
+                study,
+                source,
+                engine,
+                neighbours(found.chosen.stack),
+                tolerance=Tolerance(p50, p90),
+                folder=options.out,
+                repeats=options.repeat,
+                prefill_points=probed.prefill_points,
+                on_step=status.update,
+            )
+    for warning in (*source.warnings, *(validation.warnings if validation else ())):
+        talk.print(f"warning: {warning}", style="yellow", highlight=False)
+    if json_file is not None:
+        write_output(json_file, json_text(study, found, source.chunks, validation))
+    if json_file != "-":
+        print_report(Console(), study, found, validation)
+    return validation.exit_code if validation else 0
+
+
+def _check_model(options: TuneOptions, probed: ProbedEngine | None) -> None:
+    if probed is not None and options.model not in (None, probed.asked, probed.model):
+        raise UserError(
+            f"--model: the probe {probed.source} is of {probed.asked}; leave --model out, or probe"
+            f" {options.model}: lmcache probe --model {options.model}"
+        )
+
+
+def _named(options: TuneOptions, probed: ProbedEngine | None) -> str | None:
+    """The model that is loaded here; None is the embedded one."""
+    asked = probed.asked if probed is not None else options.model or "embedded"
+    return None if asked == "embedded" else asked
+
+
+def _start(options: TuneOptions, probed: ProbedEngine | None) -> Engine:
+    from lmcache_cli.engines.start import start_engine
+
+    device, dtype = "cpu", "auto"
+    if probed is not None:
+        device, dtype = str(probed.facts["device"]), str(probed.facts["dtype"])
+    probe = options.probe if options.engine == "simulated" else None
+    model = _named(options, probed)
+    return start_engine(options.engine, model, device, dtype, probe=probe)
+
+
+def _source(options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None) -> Source:
+    if not options.made:
+        return trace_source(options)
+    bench = options.made_bench()
+    if engine is not None:
+        return made_source(options, bench, engine.encode, engine.bos)
+    if probed is None:
+        from lmcache_cli.engines.simulated import encode_words
+
+        source = made_source(options, bench, encode_words, None)
+        source.warnings.append("a model of the catalogue has no tokenizer here: a word is a token")
+        return source
+    try:
+        from lmcache_cli.engines.models import load_vocabulary
+    except ImportError as error:
+        raise MissingError(
+            f"{options.source}: the tokenizer of {probed.model} needs the package {error.name};"
+            " run: pip install 'lmcache-bench[transformers]'"
+        ) from error
+    return made_source(options, bench, *load_vocabulary(_named(options, probed)))
+
+
+def _probe_now(
+    options: TuneOptions, engine: Engine | None, source: Source, on_step: Say
+) -> ProbedEngine:
+    """Of the engine that is about to validate, with prompts as long as those that come."""
+    from lmcache_cli.engines.transformers import TransformersEngine
+    from lmcache_cli.probe.engine import probe_engine
+
+    assert isinstance(engine, TransformersEngine)
+    longest = int(source.arrays.input_tokens.max()) + 1
+    context = min(max(longest, _LEAST_CONTEXT), engine.max_context)
+    found: dict[str, Any] = asdict(
+        probe_engine(
+            engine,
+            options.out,
+            context,
+            _PROBE_REPEATS,
+            on_step=on_step,
+            asked=_named(options, None) or "embedded",
+        )
+    )
+    return probed_engine(found, "measured just now")
+
+
+def _cost(options: TuneOptions, probed: ProbedEngine | None) -> Cost:
+    if probed is not None:
+        return probed_cost(probed, options.overlap)
+    return catalogue_cost(
+        find_hardware(options.hardware or _DEFAULT_HARDWARE),
+        find_architecture(options.model or _DEFAULT_MODEL),
         devices=options.devices,
         efficiency=options.efficiency,
         disk_bytes_s=float(parse_size(options.disk_bandwidth, "--disk-bandwidth")),
         overlap=options.overlap,
     )
-    talk = Console(stderr=True, quiet=quiet)
-    with talk.status("reading the trace") as status:
-        try:
-            trace = open_trace(options.path(), options.format)
-            arrays = load_arrays(trace.requests())
-        except TraceError as error:
-            raise UserError(str(error)) from error
-        if not arrays.chunk_tokens:
-            raise UserError(
-                f"{options.source}: a trace of lengths only ({trace.format}) does not say what"
-                " prompts share, so no cache can be sized by it"
-            )
-        chunks = options.chunks(arrays.chunk_tokens)
-        study = Study(arrays, cost, prices, options.speed_up)
-        found = search(study, goal, chunks, options.worth, status.update)
-    for example in trace.malformed.examples:
-        talk.print(f"warning: {example}", style="yellow", highlight=False)
-    if trace.malformed.count:
-        talk.print(f"warning: {trace.malformed.count} lines were left out", style="yellow")
-    if json_file is not None:
-        text = json_text(study, found, chunks)
-        write_output(json_file, text)
-    if json_file != "-":
-        print_report(Console(), study, found)
-    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmcache_cli.tune.candidates import (
     Goal,
@@ -16,7 +16,19 @@ from lmcache_cli.tune.candidates import (
     recommend,
     stacks,
 )
+from lmcache_cli.tune.load_or_compute import LoadOrCompute, load_or_compute
+from lmcache_cli.tune.policies import (
+    BELADY,
+    Headroom,
+    PolicyCurve,
+    admitted,
+    headroom,
+    policy_curves,
+    with_best_policy,
+)
 from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.uncertainty import Uncertainty, uncertainty
+from reports.units import bytes_text
 
 _QUEUED = 8
 """Stacks whose arrivals are run: those of the front, evenly spaced."""
@@ -36,19 +48,32 @@ class Recommendation:
     binding: str | None
     ceiling: float
     verdicts: tuple[str, ...] = field(default_factory=tuple)
+    headroom: Headroom | None = None
+    """None without a tier."""
+    policy_curves: tuple[PolicyCurve, ...] = ()
+    loads: tuple[LoadOrCompute, ...] = ()
+    uncertainty: Uncertainty | None = None
 
 
-def sizes_to_try(study: Study, chunk_tokens: int, largest: int) -> list[int]:
+def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu") -> list[int]:
     """0, and sizes by powers of two up to where the curve has nothing more to give, or ``largest``
-    bytes."""
+    bytes; only those with room for a chunk."""
+
+    def room(nbytes: int) -> int:
+        return study.rooms(Stack(((tier, nbytes),), chunk_tokens))[0]
+
     curve = study.curves(chunk_tokens)["prefix"]
     size = study.chunk_bytes(chunk_tokens)
     full = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else 0
-    most = min(largest, max(1, full or 0) * size)
-    found, room = [0], most
-    while room >= size and len(found) < _POINTS:
-        found.append(room)
-        room //= 2
+    wanted = max(1, full or 0)
+    most = wanted * size
+    while most < largest and room(most) < wanted:  # a disk tier keeps some for itself
+        most += most // 16 + size
+    most = min(most, largest)
+    found = [0]
+    while most and room(most) and len(found) < _POINTS:
+        found.append(most)
+        most //= 2
     return sorted(found)
 
 
@@ -64,7 +89,9 @@ def search(
     outcomes: list[Outcome] = []
     for chunk in chunks:
         on_step(f"counting hits in chunks of {chunk} tokens")
-        sizes = {name: sizes_to_try(study, chunk, goal.largest[name]) for name in ("cpu", "disk")}
+        sizes = {
+            name: sizes_to_try(study, chunk, goal.largest[name], name) for name in ("cpu", "disk")
+        }
         outcomes += [
             study.judge(stack)
             for stack in stacks(sizes, [chunk], ("write_on_insertion", "write_on_eviction"))
@@ -77,12 +104,23 @@ def search(
         on_step(f"running arrivals, {number + 1} of {len(picked)}")
         ran.append(study.queued(outcome))
     chosen = recommend(ran, goal, worth)
+    if goal.writes_per_day is not None:
+        ran += _admitted(study, outcomes, chosen, goal, worth, on_step)
+        chosen = recommend(ran, goal, worth)
+    room = None
+    if chosen.stack.tiers:
+        room = headroom(study, chosen.stack, on_step)
+        better = with_best_policy(study, chosen, room, goal)
+        if better is not chosen:
+            ran = [better if o is chosen else o for o in ran]
+            chosen = better
     rejected = [
         (o, ", ".join(broken(o, goal)) or "costs more for less than it is worth")
         for o in ran
         if o is not chosen
     ]
     bound = broken(chosen, goal)
+    on_step("weighing what was found")
     return Recommendation(
         chosen,
         none,
@@ -91,8 +129,30 @@ def search(
         tuple(rejected),
         bound[0] if bound else _binding(chosen, outcomes, goal),
         max(study.ceiling(chunk) for chunk in chunks),
-        tuple(_verdicts(study, chosen, none, goal, chunks)),
+        tuple(_verdicts(study, chosen, none, goal, chunks, room)),
+        room,
+        tuple(policy_curves(study, chosen.stack.chunk_tokens, on_step)),
+        tuple(load_or_compute(study, chosen)),
+        uncertainty(study, chosen.stack),
     )
+
+
+def _admitted(
+    study: Study,
+    outcomes: Sequence[Outcome],
+    chosen: Outcome,
+    goal: Goal,
+    worth: float,
+    on_step: Callable[[str], None],
+) -> list[Outcome]:
+    """Where the SSD's endurance binds: the stack that would be bought without that bound, under
+    admissions that keep it."""
+    free = replace(goal, writes_per_day=None)
+    line = front(o for o in outcomes if not broken(o, free)) or front(outcomes)
+    wished = recommend([study.queued(o) for o in _spread(line, _QUEUED)], free, worth)
+    if wished.stack == chosen.stack or not broken(wished, goal):
+        return []
+    return admitted(study, wished, goal, on_step)
 
 
 def _spread(line: Sequence[Outcome], count: int) -> list[Outcome]:
@@ -110,7 +170,12 @@ def _binding(chosen: Outcome, outcomes: Sequence[Outcome], goal: Goal) -> str | 
 
 
 def _verdicts(
-    study: Study, chosen: Outcome, none: Outcome, goal: Goal, chunks: Sequence[int]
+    study: Study,
+    chosen: Outcome,
+    none: Outcome,
+    goal: Goal,
+    chunks: Sequence[int],
+    room: Headroom | None,
 ) -> list[str]:
     found = []
     ceiling = max(study.ceiling(chunk) for chunk in chunks)
@@ -122,20 +187,22 @@ def _verdicts(
         )
     for name, _ in chosen.stack.tiers:
         rest = tuple((n, s) for n, s in chosen.stack.tiers if n != name)
-        without = study.judge(Stack(rest, chosen.stack.chunk_tokens, chosen.stack.placement))
+        without = study.judge(replace(chosen.stack, tiers=rest))
         if without.idle_s - chosen.idle_s < 0.005 * none.idle_s:
             found.append(f"the {name} tier buys nothing: without it the mean TTFT is the same")
     if why := broken(chosen, goal):
         found.append(f"no stack keeps every bound; this one breaks {', '.join(why)}")
-    cost = study.cost
-    tokens = max(1, study.tokens // max(1, len(study.arrays)))
-    even = cost.break_even(tokens)
-    for name, _ in chosen.stack.tiers:
-        rate = cost.tiers[name].bytes_per_s
-        verb = "loading beats" if rate > even else "computing beats"
-        other = "computing" if rate > even else "loading"
+    if room is not None:
+        lru, best, belady = (room.hit_rates[n] for n in ("lru", room.best(), BELADY))
+        sample = "" if room.rate >= 1 else f", by a sample of {100 * room.rate:.0f} %"
         found.append(
-            f"{name}: {verb} {other} at {rate / 1e9:.3g} GB/s (break-even"
-            f" {even / 1e9:.3g} GB/s for {tokens} tokens)"
+            f"at these sizes lru hits {100 * lru:.1f} %, the best policy ({room.best()})"
+            f" {100 * best:.1f} %, one that knew the future {100 * belady:.1f} %, a cache without a"
+            f" bound {100 * room.ceiling:.1f} %{sample}"
+        )
+    if chosen.stack.admission != "none":
+        found.append(
+            f"the disk takes no more writes: admission {chosen.stack.admission} keeps them to"
+            f" {bytes_text(int(chosen.disk_writes_per_day))} a day"
         )
     return found

@@ -7,14 +7,14 @@ import json
 from lmcache_cli.tune.candidates import GIB, Stack
 
 
-def snippets(stack: Stack, policy: str = "lru") -> dict[str, str]:
+def snippets(stack: Stack) -> dict[str, str]:
     """For our connector, vLLM's native offloading, LMCache and SGLang's HiCache, by name. Empty for
     no cache."""
     sizes = stack.sizes
     if not sizes:
         return {}
     cpu, disk = sizes.get("cpu", 0), sizes.get("disk", 0)
-    ours: dict[str, object] = {"chunk_tokens": stack.chunk_tokens, "policy": policy}
+    ours: dict[str, object] = {"chunk_tokens": stack.chunk_tokens, "policy": stack.policy}
     ours |= {"placement": stack.placement, "cpu_size": cpu}
     if disk:
         ours |= {"disk_size": disk, "disk_path": "/var/cache/lmcache"}

@@ -165,6 +165,14 @@ def unpack_table(header: SegmentHeader, table: bytes) -> tuple[Keys, Sequences] 
     return np.ascontiguousarray(entries["key"]), entries["sequence"].astype(np.uint64)
 
 
+def chunks_under(cap_bytes: int, payload_bytes: int) -> int:
+    """Chunks that a fresh disk tier of so many bytes holds; 0 if not one."""
+    try:
+        return spend(cap_bytes, payload_bytes, None, 0, 0).capacity
+    except TierError:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How a cap in bytes is spent. ``budget`` is for segments; ``reserve`` of it is empty between

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from cache_core.prefill import PrefillCost
+from lmcache_cli.engines.cost import TierCost
 from lmcache_cli.errors import UserError
 from lmcache_cli.tune import queueing
 from lmcache_cli.tune.architectures import ARCHITECTURES, find_architecture
-from lmcache_cli.tune.cost import Cost, TierCost, catalogue_cost
+from lmcache_cli.tune.cost import Cost, catalogue_cost
 from lmcache_cli.tune.hardware import HARDWARE, find_hardware
 from lmcache_cli.tune.queueing import Arrival, first_token_times
 
@@ -84,6 +85,25 @@ def test_many_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     times = np.cumsum(rng.exponential(0.3, 60))
     arrivals = [Arrival(float(t), 500, int(rng.integers(1, 80)), {}) for t in times]
     quick = first_token_times(arrivals, cost, 64)
-    monkeypatch.setattr(queueing, "_skip", lambda decoding, order, ready, now, step_s: now)
+    monkeypatch.setattr(queueing, "_skip", lambda decoding, waiting, now, step_s: now)
     slow = first_token_times(arrivals, cost, 64)
     np.testing.assert_allclose(quick, slow, rtol=1e-9, atol=cost.decode_s + cost.prefill.a)
+
+
+def test_a_closed_loop_waits_for_its_clients() -> None:
+    arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(4)]
+    cost = Cost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
+    # One client: each request finds an idle engine.
+    assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 4)
+    # All at once is an open loop at time 0.
+    np.testing.assert_allclose(
+        first_token_times(arrivals, cost, 64, clients=4), first_token_times(arrivals, cost, 64)
+    )
+
+
+def test_in_turn_serves_an_answer_to_its_end() -> None:
+    cost = Cost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1, serving="in_turn")
+    arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(3)]
+    assert first_token_times(arrivals, cost, 64) == pytest.approx([1.0, 3.0, 5.0])
+    assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 3)
+    assert first_token_times(arrivals, cost, 64, clients=2) == pytest.approx([1.0, 3.0, 3.0])

@@ -1,0 +1,126 @@
+"""What another eviction policy or SSD admission would give: replays of the real Ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cache_core.policy import POLICIES
+from cache_core.simulation import replay
+from lmcache_cli.tune.candidates import Goal, Outcome, Stack, broken
+from lmcache_cli.tune.study import Study
+
+USABLE = tuple(name for name in POLICIES if name != "unbounded")
+BELADY = "belady"
+"""Knows the future: what is left to gain at this size."""
+WORTH_CHANGING = 0.005
+"""Of the hit rate, that another policy must gain over LRU."""
+ADMITTING = ("second-touch", "bytes-per-day")
+COMPARED = 50_000
+"""References that replays of all policies see; more are sampled (SHARDS_adj)."""
+REPLAYED = 3_000_000
+"""References up to which what is chosen is replayed in full."""
+_CURVE_POINTS = 4
+_CURVE_REFERENCES = 15_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyCurve:
+    """One tier under one policy: hit rates over all prompt tokens at capacities in chunks.
+    ``rate`` is the share of the chunks that was replayed."""
+
+    policy: str
+    chunk_tokens: int
+    capacities: tuple[int, ...]
+    hit_rates: tuple[float, ...]
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """Hit rates of the chosen stack under every policy, all replayed alike, ``rate`` of the
+    chunks. ``ceiling`` keeps everything."""
+
+    hit_rates: dict[str, float]
+    ceiling: float
+    rate: float
+
+    def best(self) -> str:
+        """The policy to use: LRU, unless another gains enough."""
+        rates = {name: rate for name, rate in self.hit_rates.items() if name != BELADY}
+        found = max(rates, key=lambda name: rates[name])
+        return found if rates[found] - rates["lru"] >= WORTH_CHANGING else "lru"
+
+
+def headroom(study: Study, stack: Stack, on_step: Say = lambda text: None) -> Headroom:
+    """Of a stack that has tiers."""
+    share = _share(study, stack.chunk_tokens, COMPARED)
+    rates = {}
+    for name in (*USABLE, BELADY):
+        on_step(f"replaying {name}")
+        found = study.replayed(replace(stack, policy=name), share)
+        rates[name] = found.hit_rate * _scale(study, stack.chunk_tokens)
+    return Headroom(rates, study.ceiling(stack.chunk_tokens), share)
+
+
+def with_best_policy(study: Study, chosen: Outcome, room: Headroom, goal: Goal) -> Outcome:
+    """The chosen stack under the best policy: replayed in full, and kept only if it is faster and
+    breaks no further bound."""
+    name = room.best()
+    if name == chosen.stack.policy or _large(study, chosen.stack.chunk_tokens):
+        return chosen
+    other = study.queued(study.judge(replace(chosen.stack, policy=name)))
+    worse = len(broken(other, goal)) > len(broken(chosen, goal))
+    return chosen if worse or other.idle_s >= chosen.idle_s else other
+
+
+def admitted(study: Study, outcome: Outcome, goal: Goal, on_step: Say) -> list[Outcome]:
+    """A stack that writes more to its SSD than it may, under every admission that writes less; only
+    those that keep the bound."""
+    if goal.writes_per_day is None or _large(study, outcome.stack.chunk_tokens):
+        return []
+    found = []
+    for name in ADMITTING:
+        on_step(f"replaying admission {name}")
+        found.append(study.judge(replace(outcome.stack, admission=name)))
+    return [study.queued(o) for o in found if o.disk_writes_per_day <= goal.writes_per_day]
+
+
+def policy_curves(
+    study: Study, chunk_tokens: int, on_step: Say = lambda text: None
+) -> list[PolicyCurve]:
+    """One tier at a few capacities up to what LRU can use, under every policy but LRU."""
+    curve = study.curves(chunk_tokens)["prefix"]
+    most = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else None
+    if not most:
+        return []
+    sizes = np.unique(np.geomspace(max(1, most // 64), most, _CURVE_POINTS).astype(np.int64))
+    share = _share(study, chunk_tokens, _CURVE_REFERENCES)
+    references, scale = study.references(chunk_tokens), _scale(study, chunk_tokens)
+    found = []
+    for name in (*USABLE[1:], BELADY):
+        on_step(f"replaying {name} at {len(sizes)} sizes")
+        rates = [replay(references, [int(s)], name, rate=share).hit_rate * scale for s in sizes]
+        found.append(PolicyCurve(name, chunk_tokens, _ints(sizes), tuple(rates), share))
+    return found
+
+
+def _ints(values: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _share(study: Study, chunk_tokens: int, most: int) -> float:
+    return min(1.0, most / max(1, len(study.references(chunk_tokens).ids)))
+
+
+def _large(study: Study, chunk_tokens: int) -> bool:
+    return len(study.references(chunk_tokens).ids) > REPLAYED
+
+
+def _scale(study: Study, chunk_tokens: int) -> float:
+    """Replays count over full chunks; rates here are over all prompt tokens."""
+    return study.references(chunk_tokens).tokens / max(1, study.tokens)

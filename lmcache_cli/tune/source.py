@@ -1,0 +1,95 @@
+"""What is tuned for: a trace, or the requests that ``lmcache bench`` would make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from math import gcd
+
+import numpy as np
+
+from cache_core.keys import ChunkHasher, Namespace
+from cache_core.layout import KVLayout
+from lmcache_cli.bench.cells import Scenario
+from lmcache_cli.bench.plan import BenchOptions, make_plan
+from lmcache_cli.bench.requests import make_requests
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.errors import UserError
+from lmcache_cli.tune.options import TuneOptions
+from workloads import Request
+from workloads.traces import TraceArrays, TraceError, load_arrays, open_trace
+
+Encode = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The requests as arrays; as tokens too where they were made here. ``chunks`` are the chunk
+    lengths to try, ``load`` how the requests come."""
+
+    arrays: TraceArrays
+    chunks: list[int]
+    load: Load = field(default_factory=lambda: Load(None))
+    requests: tuple[Request, ...] = ()
+    scenario: Scenario | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def trace_source(options: TuneOptions) -> Source:
+    """A trace as it is. Raises ``UserError``."""
+    try:
+        trace = open_trace(options.path(), options.format)
+        arrays = load_arrays(trace.requests())
+    except TraceError as error:
+        raise UserError(str(error)) from error
+    if not arrays.chunk_tokens:
+        raise UserError(
+            f"{options.source}: a trace of lengths only ({trace.format}) does not say what"
+            " prompts share, so no cache can be sized by it"
+        )
+    warnings = list(trace.malformed.examples)
+    if trace.malformed.count:
+        warnings.append(f"{trace.malformed.count} lines were left out")
+    return Source(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
+
+
+def made_source(
+    options: TuneOptions, bench: BenchOptions, encode: Encode, bos: int | None
+) -> Source:
+    """The requests that ``lmcache bench`` makes of these options and this tokenizer, token for
+    token. Raises ``UserError``."""
+    plan = make_plan(bench, options.out)
+    warnings: list[str] = []
+    [scenario, *others] = plan.scenarios
+    if others:
+        raise UserError("--context-tokens: tune is for one length at a time")
+    requests = make_requests(scenario, plan.corpus, encode, bos, warnings.append)
+    chunks = options.chunks_made()
+    arrays = request_arrays(requests, reduce(gcd, chunks))
+    return Source(arrays, chunks, plan.load, tuple(requests), scenario, warnings)
+
+
+def request_arrays(requests: Sequence[Request], chunk_tokens: int) -> TraceArrays:
+    """Requests as a trace: chunks of that length, named by their prefix. Requests are to ascend in
+    time."""
+    # Only what is equal matters here, not the shape of the KV.
+    hasher = ChunkHasher(Namespace(KVLayout(1, 1, 1, "int8", chunk_tokens), "trace"))
+    names: dict[bytes, int] = {}
+    sessions: dict[str, int] = {}
+    ids: list[int] = []
+    offsets = [0]
+    for request in requests:
+        ids += [names.setdefault(k, len(names)) for k in hasher.keys(request.token_ids).prefix]
+        offsets.append(len(ids))
+        sessions.setdefault(request.session, len(sessions))
+    return TraceArrays(
+        np.array(ids, np.int64),
+        np.array(offsets, np.int64),
+        np.array([r.arrival_s for r in requests], np.float64),
+        np.array([len(r.token_ids) for r in requests], np.int64),
+        np.array([r.max_tokens for r in requests], np.int64),
+        np.array([sessions[r.session] for r in requests], np.int64),
+        tuple(sessions),
+        chunk_tokens,
+    )

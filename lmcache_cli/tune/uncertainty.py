@@ -1,0 +1,72 @@
+"""How sure a prediction is: other days' traffic, and another speed of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcache_cli.tune.candidates import Stack
+from lmcache_cli.tune.study import Study, percentiles
+
+RESAMPLES = 1000
+BLOCKS = 20
+"""Stretches of time that are drawn where a trace does not tell sessions, or has few of them."""
+_LEAST_GROUPS = 5
+_INTERVAL = (2.5, 97.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """``hit_rate``: a 95 % interval, a bootstrap over ``groups`` (None with fewer than 5).
+    ``ttft``: percentile to seconds with the fastest and the slowest prefill that is assumed, or was
+    measured, at the same hits; None if that is not known."""
+
+    hit_rate: tuple[float, float] | None
+    groups: str
+    ttft: dict[str, tuple[float, float]] | None
+
+
+def uncertainty(study: Study, stack: Stack, seed: int = 0) -> Uncertainty:
+    """Of a stack's prediction."""
+    groups, what = _groups(study)
+    hits = study.hits(stack).sum(axis=1)
+    return Uncertainty(
+        _interval(hits, study.arrays.input_tokens, groups, seed), what, _ttft(study, stack)
+    )
+
+
+def _groups(study: Study) -> tuple[NDArray[np.int64], str]:
+    """Each request's group. Requests of a session are not independent of each other, nor are those
+    of the same hour; a resampled session keeps the hits that it had (Efron & Tibshirani 1993,
+    section 8.5: blocks)."""
+    sessions = study.arrays.session
+    named = np.unique(sessions[sessions >= 0])
+    if len(named) >= BLOCKS and (sessions >= 0).all() and len(named) < len(sessions):
+        return np.unique(sessions, return_inverse=True)[1].astype(np.int64), "sessions"
+    count = min(BLOCKS, len(sessions))
+    return np.arange(len(sessions), dtype=np.int64) * count // len(sessions), "blocks of time"
+
+
+def _interval(
+    hits: NDArray[np.int64], tokens: NDArray[np.int64], groups: NDArray[np.int64], seed: int
+) -> tuple[float, float] | None:
+    count = int(groups.max()) + 1 if len(groups) else 0
+    if count < _LEAST_GROUPS:
+        return None
+    per = np.bincount(groups, hits, count), np.bincount(groups, tokens, count)
+    rng = np.random.default_rng(seed)
+    rates = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(0, count, count)
+        rates[i] = per[0][drawn].sum() / max(1.0, per[1][drawn].sum())
+    low, high = np.percentile(rates, _INTERVAL)
+    return float(low), float(high)
+
+
+def _ttft(study: Study, stack: Stack) -> dict[str, tuple[float, float]] | None:
+    if study.cost.prefill_range is None:
+        return None
+    fast, slow = (percentiles(study.ttft(stack, cost)) for cost in study.cost.prefill_range)
+    return {name: (fast[name], slow[name]) for name in fast}

@@ -1,0 +1,239 @@
+"""Predicted against measured: the bench, on what was recommended and its neighbours."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcache_cli.bench.cells import Cell
+from lmcache_cli.bench.measure import Measured, measure
+from lmcache_cli.bench.requests import refuse_too_long
+from lmcache_cli.engines.engine import CacheSpec, Engine
+from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
+from lmcache_cli.tune.candidates import Stack
+from lmcache_cli.tune.source import Source
+from lmcache_cli.tune.study import Study, percentiles
+from reports.sample import Sample
+
+Verdict = Literal["confirmed", "refuted", "inconclusive"]
+MOST_DRIFT = 0.1
+"""Of the machine's speed since the probe; beyond it times prove nothing."""
+_REFERENCE_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Greatest relative errors of TTFT. The hit rate has to be exact."""
+
+    p50: float = 0.15
+    p90: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One stack, predicted and measured. ``ttft`` in seconds by percentile; hits in tokens by tier,
+    of all repeats. ``wrong`` requests hit other tokens than predicted; ``failed`` did not answer.
+    """
+
+    stack: Stack
+    role: str
+    requests: int
+    predicted_hits: dict[str, int]
+    measured_hits: dict[str, int]
+    predicted_rate: float
+    measured_rate: float
+    predicted: dict[str, float]
+    measured: dict[str, float]
+    wrong: int
+    failed: int
+
+    def error(self, name: str) -> float:
+        """Relative: predicted over measured less 1."""
+        return self.predicted[name] / self.measured[name] - 1
+
+    @property
+    def hits_exact(self) -> bool:
+        """Whether every request hit what was predicted, tier by tier."""
+        return self.wrong == 0 and self.failed == 0 and self.predicted_hits == self.measured_hits
+
+    def times_within(self, tolerance: Tolerance) -> bool:
+        """Whether p50 and p90 are near enough."""
+        return abs(self.error("p50")) <= tolerance.p50 and abs(self.error("p90")) <= tolerance.p90
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Of all points. ``drift``: how long a reference prefill took while it was measured, over what
+    it took in the probe; None where none was run."""
+
+    points: tuple[Point, ...]
+    tolerance: Tolerance
+    engine: str
+    model: str
+    drift: float | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the machine was faster or slower than when it was probed."""
+        return self.drift is not None and abs(self.drift - 1) > MOST_DRIFT
+
+    @property
+    def verdict(self) -> Verdict:
+        """Hits have no excuse; times have one, if the machine changed its speed."""
+        if not all(point.hits_exact for point in self.points):
+            return "refuted"
+        if all(point.times_within(self.tolerance) for point in self.points):
+            return "confirmed"
+        return "inconclusive" if self.drifted else "refuted"
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 3."""
+        codes = {"confirmed": 0, "refuted": EXIT_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
+        return codes[self.verdict]
+
+
+def neighbours(stack: Stack) -> list[tuple[str, Stack]]:
+    """The stack, with half and twice of every tier."""
+    if not stack.tiers:
+        return [("recommended", stack)]
+
+    def times(factor: float) -> Stack:
+        return replace(stack, tiers=tuple((n, int(s * factor)) for n, s in stack.tiers))
+
+    return [("smaller", times(0.5)), ("recommended", stack), ("larger", times(2))]
+
+
+@dataclass
+class _Drift:
+    """Runs a reference prefill between requests."""
+
+    engine: Engine
+    points: Sequence[tuple[int, int, float]]
+    ratios: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        alone = [point for point in self.points if point[1] == 0]
+        self.new, _, self.usual = min(alone, key=lambda p: abs(p[0] - _REFERENCE_TOKENS))
+        self.ids: NDArray[np.int32] = np.arange(1, self.new + 1, dtype=np.int32)
+
+    def run(self) -> None:
+        engine: Any = self.engine
+        engine.arena()  # waits for what is still being stored from it
+        arena = engine.arena()
+        began = time.perf_counter()
+        int(engine.forward(arena, self.ids, 0).argmax())
+        self.ratios.append((time.perf_counter() - began) / self.usual)
+
+
+def validate(
+    study: Study,
+    source: Source,
+    engine: Engine,
+    stacks: Sequence[tuple[str, Stack]],
+    *,
+    tolerance: Tolerance,
+    folder: Path,
+    repeats: int = 1,
+    prefill_points: Sequence[tuple[int, int, float]] = (),
+    on_step: Callable[[str], None] = lambda text: None,
+) -> Validation:
+    """Serves the very requests of ``source`` from a cold start under every stack, side by side.
+    One client: stacks take turns request by request, and the engine transformers is timed with a
+    prefill of ``prefill_points`` between them. Disk tiers are made in ``folder`` and removed.
+    Raises ``UserError`` if a stack can't be opened or is not cold."""
+    if source.scenario is None:
+        raise UserError("--validate: these requests have no tokens that could be served")
+    requests = list(source.requests)
+    refuse_too_long(engine, requests)
+    usable = [(role, s) for role, s in stacks if all(room > 0 for room in study.rooms(s))]
+    scratch = folder / f"validate-{uuid4().hex[:8]}"
+    cells = [
+        Cell(i, 0, "prefix" if stack.tiers else "off", _spec(stack, scratch / str(i), study))
+        for i, (_, stack) in enumerate(usable)
+    ]
+    for cell in cells:
+        engine.tier_capacity(cell.spec)
+    drift = None
+    if engine.name == "transformers" and prefill_points and source.load.concurrency == 1:
+        drift = _Drift(engine, prefill_points)
+    measured = Measured()
+    total = len(requests) * len(cells) * repeats
+    order = random.Random(0)
+
+    def served(cell: Cell, sample: Sample) -> None:
+        on_step(f"serving {len(measured.samples)} of {total}")
+        if drift is not None and order.random() < 0.5:
+            drift.run()
+
+    try:
+        measure(
+            engine, source.scenario, requests, cells, source.load, range(repeats), measured, served
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    points = [
+        _point(study, stack, role, [s for s in measured.samples if s.cell == i], repeats)
+        for i, (role, stack) in enumerate(usable)
+    ]
+    return Validation(
+        tuple(points),
+        tolerance,
+        engine.name,
+        engine.model,
+        median(drift.ratios) if drift is not None and drift.ratios else None,
+        tuple(measured.warnings),
+    )
+
+
+def _spec(stack: Stack, folder: Path, study: Study) -> CacheSpec:
+    return CacheSpec(
+        stack.chunk_tokens,
+        stack.sizes,
+        stack.policy,
+        stack.placement,
+        f"validate {uuid4().hex}",
+        folder,
+        "",
+        stack.admission,
+        int(study.bytes_per_day) if stack.admission == "bytes-per-day" else 0,
+    )
+
+
+def _point(study: Study, stack: Stack, role: str, samples: Sequence[Sample], repeats: int) -> Point:
+    hits = study.hits(stack)
+    names = [name for name, _ in stack.tiers]
+    whole = [s for s in samples if s.error is None]
+    if not whole:
+        raise UserError(f"--validate: every request failed: {samples[0].error}")
+    wrong = 0
+    for i, sample in enumerate(samples):
+        row = hits[i % len(hits)].tolist()
+        found = [sample.hit_tokens.get(name, 0) for name in names]
+        wrong += sample.error is None and row != found
+    predicted = {name: repeats * int(hits[:, i].sum()) for i, name in enumerate(names)}
+    found_hits = {name: sum(s.hit_tokens.get(name, 0) for s in samples) for name in names}
+    return Point(
+        stack,
+        role,
+        len(samples),
+        predicted,
+        found_hits,
+        sum(predicted.values()) / (repeats * study.tokens),
+        sum(found_hits.values()) / sum(s.prompt_tokens for s in samples),
+        percentiles(study.ttft(stack)),
+        percentiles(np.array([s.ttft_s for s in whole])),
+        wrong,
+        len(samples) - len(whole),
+    )

@@ -1,0 +1,176 @@
+"""What is predicted is what a real engine does: to the token for hits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache_core.prefill import PrefillCost
+from lmcache_cli.bench.plan import BenchOptions
+from lmcache_cli.engines.probed import ProbedEngine, probed_engine
+from lmcache_cli.engines.start import start_engine
+from lmcache_cli.probe.engine import EngineProbe, probe_engine
+from lmcache_cli.tune.candidates import Prices, Stack
+from lmcache_cli.tune.cost import probed_cost
+from lmcache_cli.tune.options import TuneOptions
+from lmcache_cli.tune.source import Source, made_source
+from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.validate import Point, Tolerance, Validation, neighbours, validate
+from lmcache_cli.tune.validation_report import validation_json
+from tests.lmcache_cli.small_model import save_model
+
+WORKLOADS = ("long-context", "rag", "chat", "agent", "random")
+SMALL = BenchOptions(
+    engine="simulated",
+    context_tokens="100",
+    documents=3,
+    questions=3,
+    question_tokens=17,
+    output_tokens=3,
+    passages=2,
+    passage_tokens=48,
+    corpus_passages=5,
+    system_tokens=33,
+    sessions=3,
+    rounds=2,
+    requests=6,
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = save_model(tmp_path_factory.mktemp("model"), "llama", max_position_embeddings=768)
+    started = start_engine("transformers", str(folder), "cpu", "auto")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def probe(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> EngineProbe:
+    return probe_engine(engine, tmp_path_factory.mktemp("probe"), 192, 3, asked=engine.model)
+
+
+@pytest.fixture(scope="module")
+def probed(probe: EngineProbe) -> ProbedEngine:
+    return probed_engine(json.loads(json.dumps(asdict(probe))), "test")
+
+
+def made(name: str, engine: Any, **changes: Any) -> Source:
+    bench = replace(SMALL, workloads=(name,), **changes)
+    return made_source(TuneOptions(name, chunk_tokens="16,32"), bench, engine.encode, engine.bos)
+
+
+def stacks(token_bytes: int) -> list[tuple[str, Stack]]:
+    """Too small for all, large enough; with a disk; exclusive; other policies and admissions."""
+    chunk = 16 * token_bytes
+    cpu, disk = ("cpu", 5 * chunk + 7), ("disk", 1 << 20)
+    return [
+        ("small", Stack((("cpu", 3 * chunk),), 16)),
+        ("middle", Stack((cpu,), 16)),
+        ("large", Stack((("cpu", 1 << 22),), 32)),
+        ("disk", Stack((cpu, disk), 16)),
+        ("exclusive", Stack((cpu, ("disk", 300_000)), 16, "write_on_eviction")),
+        ("lfu", Stack((cpu,), 16, policy="lfu-aging")),
+        ("gdsf", Stack((cpu, disk), 16, policy="gdsf")),
+        ("second touch", Stack((cpu, disk), 16, admission="second-touch")),
+    ]
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_predicted_hits_are_measured_hits(
+    name: str, engine: Any, probed: ProbedEngine, tmp_path: Path
+) -> None:
+    source = made(name, engine)
+    study = Study(source.arrays, probed_cost(probed), Prices(), clients=1)
+    found = validate(
+        study,
+        source,
+        engine,
+        stacks(engine.token_bytes()),
+        tolerance=Tolerance(9, 9),
+        folder=tmp_path,
+        prefill_points=probed.prefill_points,
+    )
+    assert [(p.role, p.wrong, p.failed) for p in found.points] == [
+        (role, 0, 0) for role, _ in stacks(engine.token_bytes())
+    ]
+    assert all(p.predicted_hits == p.measured_hits for p in found.points)
+    if name != "random":
+        assert found.points[2].measured_rate > found.points[0].measured_rate
+    assert found.drift is not None
+    assert not list(tmp_path.iterdir()), "a disk tier was left behind"
+
+
+def test_several_clients_and_arrivals_hit_the_same(
+    engine: Any, probed: ProbedEngine, tmp_path: Path
+) -> None:
+    both: list[dict[str, Any]] = [{"concurrency": 3}, {"rate": 50.0}]
+    for changes in both:
+        source = made("rag", engine, **changes)
+        study = Study(source.arrays, probed_cost(probed), Prices(), clients=source.load.concurrency)
+        [point] = validate(
+            study,
+            source,
+            engine,
+            [("large", Stack((("cpu", 1 << 22),), 16))],
+            tolerance=Tolerance(),
+            folder=tmp_path,
+            repeats=2,
+        ).points
+        assert point.hits_exact
+
+
+def test_the_probe_finds_costs_of_every_kind(probe: EngineProbe) -> None:
+    assert {"cpu", "disk"} == set(probe.tiers)
+    assert all(cost.bytes_per_s > 0 for cost in probe.tiers.values())
+    assert probe.prefill.seconds(191) > 0
+    assert probe.decode_s + probe.decode_token_s > 0
+    assert {f.cached for f in probe.prefill_figures} == {0, 48, 96}
+    assert all(f.time.n == 3 for f in probe.prefill_figures)
+
+
+def point(**changes: Any) -> Point:
+    times = {"p50": 1.0, "p90": 2.0, "p99": 3.0}
+    plain = Point(
+        Stack((("cpu", 1),), 16), "recommended", 4, {"cpu": 8}, {"cpu": 8}, 0.5, 0.5, times, times,
+        0, 0,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "drift", "verdict", "code"),
+    [
+        ({}, 1.0, "confirmed", 0),
+        ({"predicted": {"p50": 1.2, "p90": 2.0, "p99": 3.0}}, 1.0, "refuted", 1),
+        ({"predicted": {"p50": 1.1, "p90": 2.6, "p99": 3.0}}, None, "refuted", 1),
+        ({"predicted": {"p50": 1.2, "p90": 2.0, "p99": 3.0}}, 1.5, "inconclusive", 3),
+        ({"wrong": 1}, 1.5, "refuted", 1),
+        ({"measured_hits": {"cpu": 7}}, 1.0, "refuted", 1),
+    ],
+)
+def test_verdicts(changes: Any, drift: float | None, verdict: str, code: int) -> None:
+    found = Validation((point(**changes),), Tolerance(), "transformers", "m", drift)
+    assert (found.verdict, found.exit_code) == (verdict, code)
+    assert validation_json(found)["verdict"] == verdict
+
+
+def test_neighbours_are_half_and_twice() -> None:
+    stack = Stack((("cpu", 10), ("disk", 100)), 16)
+    assert [(role, s.sizes) for role, s in neighbours(stack)] == [
+        ("smaller", {"cpu": 5, "disk": 50}),
+        ("recommended", {"cpu": 10, "disk": 100}),
+        ("larger", {"cpu": 20, "disk": 200}),
+    ]
+    assert neighbours(Stack((), 16)) == [("recommended", Stack((), 16))]
+
+
+def test_a_closed_loop_without_arrivals_has_a_length(engine: Any, probed: ProbedEngine) -> None:
+    cost = replace(probed_cost(probed), prefill=PrefillCost(1.0, 0.0, 0.0), decode_s=0.0)
+    source = made("rag", engine)
+    assert Study(source.arrays, cost, Prices(), clients=3).duration_s == pytest.approx(6 / 3)
