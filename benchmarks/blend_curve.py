@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from lmcache_cli.engines.engine import CacheSpec, Load
@@ -104,7 +105,7 @@ def measure(
         serve(session, request)
     engine.warm_up(512)
     rng, points, full = random.Random(args.seed), defaultdict[float, Point](Point), list[float]()
-    for request in requests:
+    for request in track(requests, "prompts", console=Console(stderr=True)):
         for repeat in range(args.repeats):
             ttft: dict[float | None, float] = {}
             for ratio in rng.sample([None, *RATIOS], len(RATIOS) + 1):
