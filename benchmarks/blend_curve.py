@@ -3,9 +3,9 @@
 python benchmarks/blend_curve.py [--prompts 8] [--repeats 2] [--plot docs/blend-curve.svg]
 
 RAG prompts of a system prompt, 4 passages of 480 tokens, all known, in a new order, and a question.
-A full prefill and every ratio take turns, so that other jobs disturb all alike. KL is over all
-positions of the full prefill's answers and does not depend on the machine. Needs matplotlib for
---plot: pip install 'lmcache-bench[plots]'.
+A full prefill and every ratio take turns, so that other jobs disturb all alike. Ctrl-C keeps what
+was measured. KL is over all positions of the full prefill's answers and does not depend on the
+machine. Needs matplotlib for --plot: pip install 'lmcache-bench[plots]'.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from lmcache_cli.engines.engine import CacheSpec, Load
@@ -104,7 +106,8 @@ def measure(
         serve(session, request)
     engine.warm_up(512)
     rng, points, full = random.Random(args.seed), defaultdict[float, Point](Point), list[float]()
-    for request in requests:
+
+    def take_round(request: Request) -> None:
         for repeat in range(args.repeats):
             ttft: dict[float | None, float] = {}
             for ratio in rng.sample([None, *RATIOS], len(RATIOS) + 1):
@@ -120,6 +123,12 @@ def measure(
             full.append(ttft[None])
             for ratio in RATIOS:
                 points[ratio].faster.append(ttft[None] / ttft[ratio])
+
+    try:
+        for request in track(requests, "prompts", console=Console(stderr=True)):
+            take_round(request)
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(full)} rounds were measured", file=sys.stderr)
     session.choose(replace(spec, ratio=0.15))
     peak = peak_bytes(session, requests[-1])
     session.close()

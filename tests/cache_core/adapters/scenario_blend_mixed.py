@@ -48,7 +48,7 @@ def main() -> None:
     with engine(model, None, **settings) as (llm, _):
         full = distribution(llm, moved)
         fresh = together(llm, [(tokens, {}) for tokens, _ in mixed])
-    options = {"chunk_tokens": 32, "cpu_size": "128MiB", "blend": True}
+    options = {"chunk_tokens": 32, "cpu_size": "128MiB", "blend": True, "blend_unverified": True}
     with engine(model, options, worker_cls=WORKER, enable_prefix_caching=True, **settings) as (
         llm,
         _,

@@ -40,7 +40,7 @@ def main() -> None:
         naive = ask(second, segments=moved, ratio=0.0)
         return {"whole": whole, "naive": naive, "after": ask(second)}
 
-    options = {"chunk_tokens": 32, "cpu_size": "64MiB", "blend": True}
+    options = {"chunk_tokens": 32, "cpu_size": "64MiB", "blend": True, "blend_unverified": True}
     print(json.dumps(plain | serve(model, options, blended)))
 
 
