@@ -97,15 +97,15 @@ def _drawn(
 ) -> str:
     import plotext
 
-    figure = plotext.figure
-    figure.clear()
-    figure.plot_size(width, HEIGHT)
-    figure.title(title)
+    plotext.clear_figure()  # it has one figure
+    plotext.limit_size(False, False)
+    plotext.plot_size(width, HEIGHT)
+    plotext.theme("clear")
+    plotext.title(title)
     for symbol, (name, x, y) in zip(_MARKS, lines, strict=False):
-        signal = figure.signal(list(x), list(y), marker=symbol)
-        signal.label(name)
-        figure.draw(signal)
+        plotext.plot(list(x), list(y), marker=symbol, label=name)
     if mark is not None:
-        figure.line(mark, "vertical")
-    figure.ruler("x").ticks([at for at, _ in ticks], [label for _, label in ticks])
-    return str(plotext.uncolorize(str(figure.build()))).rstrip("\n")
+        plotext.vertical_line(mark)
+    plotext.xticks([at for at, _ in ticks], [label for _, label in ticks])
+    drawn = plotext.uncolorize(plotext.build()).splitlines()
+    return "\n".join(line.rstrip() for line in drawn).rstrip("\n")
