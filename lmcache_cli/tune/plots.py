@@ -104,6 +104,7 @@ def _drawn(
     plotext.title(title)
     for symbol, (name, x, y) in zip(_MARKS, lines, strict=False):
         plotext.plot(list(x), list(y), marker=symbol, label=name)
+    plotext.ylim(0, 1.1 * max((max(y) for _, _, y in lines if y), default=1.0) or 1.0)
     if mark is not None:
         plotext.vertical_line(mark)
     plotext.xticks([at for at, _ in ticks], [label for _, label in ticks])
