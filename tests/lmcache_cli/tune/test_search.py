@@ -36,7 +36,7 @@ def arrays(documents: list[int], chunks: int = 4, gap_s: float = 60.0) -> TraceA
     return TraceArrays(
         np.array([c for row in ids for c in row], np.int64),
         np.arange(n + 1, dtype=np.int64) * (chunks + 1),
-        np.arange(n) * gap_s,
+        np.arange(n, dtype=np.float64) * gap_s,
         np.full(n, (chunks + 1) * CHUNK + 3, np.int64),
         np.full(n, 2, np.int64),
         np.full(n, -1, np.int64),
