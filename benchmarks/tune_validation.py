@@ -42,7 +42,7 @@ from lmcache_cli.tune.validation_report import (
 )
 
 WORKLOADS = ("long-context", "rag", "chat")
-SHARES = (("a quarter", 4), ("half", 2), ("all", 1))
+SHARES = (("1/4", 4), ("1/2", 2), ("all", 1))
 _CHUNK = 64
 _DISK_FLOOR = 32 << 20
 
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="for disk tiers; default: a temporary one")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    console, began = Console(), time.perf_counter()
+    console, began = Console(width=110), time.perf_counter()
     engine: Any = start_engine("transformers", asked.model, "cpu", "auto")
     found: dict[str, Validation] = {}
     with tempfile.TemporaryDirectory(dir=asked.folder) as made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from lmcache_cli.errors import UserError
@@ -46,25 +47,32 @@ class Architecture:
         return 2.0 * self.layers * self.heads * (qk + v)
 
 
+def _short(page: str) -> str:
+    """The last part of a page's name, without the format and version of its files."""
+    name = page.rpartition("/")[2].lower()
+    return re.sub(r"-(hf|v0\.\d|base-\d+)$", "", name)
+
+
 def _gqa(
-    name: str, parameters: float, layers: int, heads: int, kv: int, dim: int, active: float = 0
+    page: str, parameters: float, layers: int, heads: int, kv: int, dim: int, active: float = 0
 ) -> Architecture:
+    name, source = _short(page), f"config.json of {page} on Hugging Face"
     total, used = parameters * _BILLION, (active or parameters) * _BILLION
-    return Architecture(name, total, used, layers, heads, kv, dim, "config.json of the model")
+    return Architecture(name, total, used, layers, heads, kv, dim, source)
 
 
 def _mla(
-    name: str, parameters: float, active: float, layers: int, heads: int, latent: int
+    page: str, parameters: float, active: float, layers: int, heads: int, latent: int
 ) -> Architecture:
     return Architecture(
-        name,
+        _short(page),
         parameters * _BILLION,
         active * _BILLION,
         layers,
         heads,
         1,
         latent,
-        "config.json of the model: kv_lora_rank 512, qk_rope_head_dim 64",
+        f"config.json of {page} on Hugging Face: kv_lora_rank 512, qk_rope_head_dim 64",
         latent=latent,
         qk_dim=192,
         v_dim=128,
@@ -74,25 +82,25 @@ def _mla(
 ARCHITECTURES = {
     found.name: found
     for found in (
-        _gqa("smollm2-135m", 0.1345, 30, 9, 3, 64),
-        _gqa("llama-3.2-1b", 1.236, 16, 32, 8, 64),
-        _gqa("llama-3.2-3b", 3.213, 28, 24, 8, 128),
-        _gqa("llama-3.1-8b", 8.030, 32, 32, 8, 128),
-        _gqa("llama-2-70b", 68.98, 80, 64, 8, 128),
-        _gqa("llama-3.1-70b", 70.55, 80, 64, 8, 128),
-        _gqa("llama-3.1-405b", 405.9, 126, 128, 8, 128),
-        _gqa("mistral-7b", 7.248, 32, 32, 8, 128),
-        _gqa("mistral-small-24b", 23.57, 40, 32, 8, 128),
-        _gqa("mixtral-8x7b", 46.70, 32, 32, 8, 128, active=12.88),
-        _gqa("qwen2.5-7b", 7.616, 28, 28, 4, 128),
-        _gqa("qwen2.5-32b", 32.76, 64, 40, 8, 128),
-        _gqa("qwen2.5-72b", 72.71, 80, 64, 8, 128),
-        _gqa("qwen3-8b", 8.191, 36, 32, 8, 128),
-        _gqa("qwen3-32b", 32.76, 64, 64, 8, 128),
-        _gqa("qwen3-30b-a3b", 30.53, 48, 32, 4, 128, active=3.35),
-        _gqa("qwen3-235b-a22b", 235.1, 94, 64, 4, 128, active=22.2),
-        _mla("deepseek-v2-lite", 15.71, 2.66, 27, 16, 576),
-        _mla("deepseek-v3", 671.0, 37.6, 61, 128, 576),
+        _gqa("HuggingFaceTB/SmolLM2-135M", 0.1345, 30, 9, 3, 64),
+        _gqa("meta-llama/Llama-3.2-1B", 1.236, 16, 32, 8, 64),
+        _gqa("meta-llama/Llama-3.2-3B", 3.213, 28, 24, 8, 128),
+        _gqa("meta-llama/Llama-3.1-8B", 8.030, 32, 32, 8, 128),
+        _gqa("meta-llama/Llama-2-70b-hf", 68.98, 80, 64, 8, 128),
+        _gqa("meta-llama/Llama-3.1-70B", 70.55, 80, 64, 8, 128),
+        _gqa("meta-llama/Llama-3.1-405B", 405.9, 126, 128, 8, 128),
+        _gqa("mistralai/Mistral-7B-v0.3", 7.248, 32, 32, 8, 128),
+        _gqa("mistralai/Mistral-Small-24B-Base-2501", 23.57, 40, 32, 8, 128),
+        _gqa("mistralai/Mixtral-8x7B-v0.1", 46.70, 32, 32, 8, 128, active=12.88),
+        _gqa("Qwen/Qwen2.5-7B", 7.616, 28, 28, 4, 128),
+        _gqa("Qwen/Qwen2.5-32B", 32.76, 64, 40, 8, 128),
+        _gqa("Qwen/Qwen2.5-72B", 72.71, 80, 64, 8, 128),
+        _gqa("Qwen/Qwen3-8B", 8.191, 36, 32, 8, 128),
+        _gqa("Qwen/Qwen3-32B", 32.76, 64, 64, 8, 128),
+        _gqa("Qwen/Qwen3-30B-A3B", 30.53, 48, 32, 4, 128, active=3.35),
+        _gqa("Qwen/Qwen3-235B-A22B", 235.1, 94, 64, 4, 128, active=22.2),
+        _mla("deepseek-ai/DeepSeek-V2-Lite", 15.71, 2.66, 27, 16, 576),
+        _mla("deepseek-ai/DeepSeek-V3", 671.0, 37.6, 61, 128, 576),
     )
 }
 

@@ -95,7 +95,8 @@ def catalogue_cost(
     )
     notes = [
         f"{hardware.name}: {hardware.source}",
-        f"{model.name}: {model.source}",
+        f"{model.name}: {model.source}; {model.kv_bytes(item_bytes, devices):,} bytes of KV a"
+        f" token ({'MLA' if model.latent else 'GQA'})",
         f"prefill at {efficiency:.0%} of the peak of {devices} x {hardware.name}",
     ]
     weights = model.parameters * item_bytes

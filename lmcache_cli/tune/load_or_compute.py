@@ -71,6 +71,7 @@ def load_or_compute(study: Study, chosen: Outcome) -> list[LoadOrCompute]:
 def _typical(
     study: Study, stack: Stack, hits: np.ndarray[tuple[int], np.dtype[np.int64]] | None
 ) -> int:
-    some = hits[hits > 0] if hits is not None else []
-    tokens = float(np.median(some)) if len(some) else study.tokens / max(1, len(study.arrays))
+    tokens = study.tokens / max(1, len(study.arrays))
+    if hits is not None and (hits > 0).any():
+        tokens = float(np.median(hits[hits > 0]))
     return max(stack.chunk_tokens, round(tokens / stack.chunk_tokens) * stack.chunk_tokens)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lmcache_cli.tune.candidates import Outcome
 from lmcache_cli.tune.load_or_compute import LoadOrCompute
+from lmcache_cli.tune.plots import plots
 from lmcache_cli.tune.policies import Headroom, PolicyCurve
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.snippets import snippets
@@ -131,6 +132,8 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
         _table(found),
         Text(),
     ]
+    for plot in plots(study, found):
+        parts += [Text(plot, no_wrap=True), Text()]
     if validation is not None:
         parts += [*validation_tables(validation), Text()]
     if found.uncertainty is not None:

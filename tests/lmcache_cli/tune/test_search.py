@@ -10,6 +10,7 @@ from lmcache_cli.engines.cost import TierCost
 from lmcache_cli.tune.candidates import Goal, Prices, Stack
 from lmcache_cli.tune.cost import Cost
 from lmcache_cli.tune.load_or_compute import load_or_compute
+from lmcache_cli.tune.plots import plots
 from lmcache_cli.tune.policies import USABLE, WORTH_CHANGING, Headroom, headroom, policy_curves
 from lmcache_cli.tune.search import search
 from lmcache_cli.tune.study import Study
@@ -35,7 +36,7 @@ def arrays(documents: list[int], chunks: int = 4, gap_s: float = 60.0) -> TraceA
     return TraceArrays(
         np.array([c for row in ids for c in row], np.int64),
         np.arange(n + 1, dtype=np.int64) * (chunks + 1),
-        np.arange(n) * gap_s,
+        np.arange(n, dtype=np.float64) * gap_s,
         np.full(n, (chunks + 1) * CHUNK + 3, np.int64),
         np.full(n, 2, np.int64),
         np.full(n, -1, np.int64),
@@ -157,3 +158,19 @@ def test_only_whole_chunks_are_hit_and_never_the_last_token() -> None:
     )  # fmt: skip
     hits = Study(repeated, COST, Prices()).hits(Stack((("cpu", GIB),), CHUNK))
     assert hits[:, 0].tolist() == [0, 4 * CHUNK]
+
+
+def test_plots_show_the_curves_and_the_front() -> None:
+    tried = study(scan())
+    goal = Goal(largest={"cpu": 40 * CHUNK * BYTES, "disk": 0})
+    found = search(tried, goal, [CHUNK], worth=1e-9)
+    curve, line = plots(tried, found)
+    assert "hit rate" in curve and "belady" in curve and "lru" in curve
+    assert "p50" in line and "p90" in line
+    assert all(len(row) <= 78 for row in [*curve.splitlines(), *line.splitlines()])
+
+
+def test_nothing_shared_gives_no_plot() -> None:
+    tried = study(list(range(20)))
+    goal = Goal(largest={"cpu": GIB, "disk": 0})
+    assert plots(tried, search(tried, goal, [CHUNK], worth=1.0)) == []
