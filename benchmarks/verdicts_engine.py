@@ -1,4 +1,4 @@
-"""``lmcache check`` on a real engine: itself against itself many times, then with a delay of 10 % on
+"""``lmcache check`` on a real engine: itself against itself many times, a delay of 10 % on
 every hit, then with another chunk length. The model is a Llama of random weights (17M parameters).
 
     python benchmarks/verdicts_engine.py [--trials 20] [--max-time 120s]
