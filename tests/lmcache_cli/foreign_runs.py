@@ -111,7 +111,11 @@ def _guidellm(ttft_ms: float, n: int, model: str) -> dict[str, Any]:
             "inter_token_latency_ms": summary(7.5),
         },
     }
-    return {"metadata": {}, "config": {"model": model}, "benchmarks": [benchmark]}
+    return {
+        "metadata": {},
+        "config": {"spec": {"backend": {"model": model}}},
+        "benchmarks": [benchmark],
+    }
 
 
 def _lmcache_engine(ttft_ms: float, n: int, model: str) -> dict[str, Any]:
