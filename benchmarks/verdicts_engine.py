@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from models.random_llama import random_llama
 
-WORK = "long-context --documents 2 --questions 5 --context-tokens 400 --question-tokens 24"
+WORK = "long-context --documents 1 --questions 6 --context-tokens 96 --question-tokens 16"
 _PROBE_LATENCY = 0.05
 
 
@@ -80,7 +80,7 @@ def main() -> None:
             f"TTFT p50 {plain * 1e3:.1f} ms; a hit makes {calls} calls: {latency * 1e3:.2f} ms each"
         )
         print("delay of 10 %", described(check(f"--tier-latency {latency:.6f}", 0)), flush=True)
-        print("chunks of 24 ", described(check("--chunk-tokens 24", 0)), flush=True)
+        print("chunks of 20 ", described(check("--chunk-tokens 20", 0)), flush=True)
         # Nothing is evicted, so the policy makes no difference: both sides are the same.
         outcomes: Counter[str] = Counter()
         for trial in range(args.trials):

@@ -163,7 +163,8 @@ def test_p99_of_few_requests_of_another_tool_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "neither JSON nor"),
+        ("", "no run"),
+        ("{", "neither JSON nor"),
         ("[]", "no run"),
         ("{}", "no tool that is known"),
         ("[1, 2]", "no run"),
