@@ -179,6 +179,29 @@ def test_a_stored_baseline_warns_of_drift(tmp_path: Path) -> None:
     assert done.returncode in (1, 3), done.stderr
 
 
+def test_a_stored_baseline_of_other_hardware_is_for_counters_only(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lmcache_cli.main", "bench", *QUIET.split(), "--quiet"]
+    subprocess.run(
+        [*command, "--reuse", "prefix", "--json", "base.json"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    path = tmp_path / "base.json"
+    stored = json.loads(path.read_text())
+    stored["machine"]["fingerprint"] = "elsewhere"
+    path.write_text(json.dumps(stored))
+    sides = ["--baseline", "base.json", "--candidate", QUIET]
+    done = check(*sides, cwd=tmp_path)
+    assert done.returncode == 2 and "other hardware" in done.stderr
+    found, code = document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)
+    assert (code, found["verdict"]) == (0, "PASS"), found
+    sides[-1] += " --chunk-tokens 48"
+    assert document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)[1] == 1
+
+
 def test_calibrate_tells_the_noise(tmp_path: Path) -> None:
     found, code = document("--bench", NOISY, "--calibrate", "--max-rounds", "40", cwd=tmp_path)
     [noise] = found["metrics"]
