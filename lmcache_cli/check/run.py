@@ -23,6 +23,7 @@ from lmcache_cli.machine import machine, versions
 from reports.run_file import write_run
 from reports.verdict import LEAST_ROUNDS
 from reports.verdict_counters import Strictness
+from reports.verdict_round import measured_by_clock
 from reports.verdict_trial import Comparison, Trial
 
 _DRIFT = (
@@ -140,6 +141,7 @@ def run_check(
     stored = read_stored(base.stored) if base.stored else None
     check = Check(base, new, judgement, budget, seed, out, [], [], stored=stored)
     if stored is not None:
+        _refuse_elsewhere(stored, judgement)
         check.warnings += [_DRIFT, *stored.warnings]
     started = datetime.now(UTC)
     interrupted = False
@@ -164,6 +166,17 @@ def run_check(
         "check", check.trial(), check.sides(), settings, check.warnings, not interrupted, quiet
     )
     return EXIT_INTERRUPTED if interrupted else code
+
+
+def _refuse_elsewhere(stored: StoredRun, judgement: Judgement) -> None:
+    """Times of another machine are no baseline; its counters are."""
+    hardware = stored.facts.get("hardware")
+    timed = [str(rule) for rule in judgement.rules if measured_by_clock(rule.metric)]
+    if timed and hardware and hardware != machine()["fingerprint"]:
+        raise UserError(
+            f"--baseline: {stored.path} was measured on other hardware, so {', '.join(timed)} can't"
+            " be judged; measure it here, or judge counters only: --fail-on 'hit_rate<0pp'"
+        )
 
 
 def _keep_samples(

@@ -208,10 +208,13 @@ def _guidellm(lines: Sequence[Any]) -> ForeignRun:
         rounds.append(Round(done, failed, {}, known, {"n": done, "failed": failed}))
         strategies.append(str((benchmark.get("config") or {}).get("strategy")))
     facts = {"strategy": "; ".join(sorted(set(strategies)))}
-    asked = document.get("config") or document.get("args") or {}
-    for name in ("model", "data", "backend"):
-        if asked.get(name):
-            facts[name] = str(asked[name])
+    # Older versions have them flat, in `args`.
+    asked = (document.get("config") or {}).get("spec") or document.get("args") or {}
+    backend = asked.get("backend")
+    model = backend.get("model") if isinstance(backend, Mapping) else asked.get("model")
+    for name, value in (("model", model), ("data", asked.get("data"))):
+        if value:
+            facts[name] = str(value)
     return ForeignRun("guidellm", "serving", rounds, facts)
 
 

@@ -1,0 +1,79 @@
+"""A pytest plugin: the fixture ``lmcache_benchmark`` runs a check inside a test.
+
+def test_the_new_policy_is_no_slower(lmcache_benchmark):
+    lmcache_benchmark(bench="rag --cpu-size 64MiB", candidate="--policy gdsf")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from reports.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What the fixture is. A disk tier's folder, if there is one, is made in ``folder``."""
+
+    folder: Path
+
+    def __call__(
+        self,
+        *,
+        bench: str = "",
+        baseline: str = "",
+        candidate: str = "",
+        fail_on: Sequence[str] = (),
+        counters: str = "exact",
+        max_rounds: int = 60,
+        max_time_s: float = 600.0,
+        seed: int = 0,
+        accept_inconclusive: bool = False,
+    ) -> list[Verdict]:
+        """Runs ``lmcache check`` with these flags and returns its verdicts. Fails the test on FAIL,
+        and on INCONCLUSIVE unless that is accepted. Raises ``UserError`` for bad flags."""
+        # Slow to import, and the plugin is loaded by every run of pytest.
+        from rich.console import Console
+
+        from lmcache_cli.bench.progress import BenchProgress
+        from lmcache_cli.check.clock import Budget
+        from lmcache_cli.check.outputs import Judgement
+        from lmcache_cli.check.run import Check
+        from lmcache_cli.check.side import Side, parse_side, shared_flags
+        from reports.verdict_text import verdict_markdown
+
+        shared = shared_flags(bench)
+        base, new = (
+            Side(name, (*shared, *parse_side(name, text, None).args))
+            for name, text in (("baseline", baseline), ("candidate", candidate))
+        )
+        check = Check(
+            base,
+            new,
+            Judgement.of(fail_on, counters),
+            Budget(max_rounds, max_time_s),
+            seed,
+            self.folder,
+            [],
+            [],
+        )
+        with BenchProgress(Console(stderr=True), quiet=True) as progress:
+            check.measure(progress)
+        trial = check.trial()
+        outcome = trial.outcome()
+        if outcome == "FAIL" or (outcome == "INCONCLUSIVE" and not accept_inconclusive):
+            text = verdict_markdown(trial.verdicts(), outcome, "lmcache check", check.warnings)
+            pytest.fail(text, pytrace=False)
+        return trial.verdicts()
+
+
+@pytest.fixture
+def lmcache_benchmark(tmp_path: Path) -> Benchmark:
+    """Judges a candidate against a baseline; see :class:`Benchmark`."""
+    return Benchmark(tmp_path)

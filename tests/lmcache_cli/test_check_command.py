@@ -1,0 +1,311 @@
+"""``lmcache check`` from the outside. The simulated engine's clock is virtual, and its noise is
+asked for, so nothing here depends on how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from junitparser import Error, Failure, JUnitXml
+
+from reports.run_file import read_run
+from tests.lmcache_cli.small_model import save_model
+
+ROOT = str(Path(__file__).parents[2])
+QUIET = "long-context --engine simulated --documents 3 --questions 4 --context-tokens 400"
+NOISY = f"{QUIET} --jitter 0.05"
+# A hit reads its chunks in two calls of 5 ms: 10 ms more than about 170 ms is 6 %; see SLOWER.
+SLOWER = "--tier-latency 0.01"
+
+
+def check(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmcache_cli.main", "check", *args]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": ROOT, "COLUMNS": "120", "OMP_NUM_THREADS": "1"} | env,
+        timeout=180,
+    )
+
+
+def document(*args: str, cwd: Path) -> tuple[dict[str, Any], int]:
+    done = check(*args, "--json", "-", "--quiet", cwd=cwd)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout), done.returncode
+
+
+def metric(found: dict[str, Any], name: str) -> dict[str, Any]:
+    [one] = [m for m in found["metrics"] if m["metric"] == name]
+    return dict(one)
+
+
+def test_a_delay_of_ten_percent_fails(tmp_path: Path) -> None:
+    found, code = document("--bench", NOISY, "--candidate", SLOWER, cwd=tmp_path)
+    ttft = metric(found, "ttft.p50")
+    assert (code, found["verdict"], ttft["verdict"]) == (1, "FAIL", "FAIL")
+    assert ttft["interval"]["low"] > 0.05 and 0.07 < ttft["change"] < 0.15
+    assert found["schema"] == "lmcache.check/1" and found["complete"] is True
+    assert all(m["verdict"] == "PASS" for m in found["metrics"] if m["exact"])
+
+
+def test_no_change_passes_before_the_budget_is_spent(tmp_path: Path) -> None:
+    # Another policy, but nothing is ever evicted.
+    found, code = document("--bench", NOISY, "--candidate", "--policy gdsf", cwd=tmp_path)
+    ttft = metric(found, "ttft.p50")
+    assert (code, found["verdict"]) == (0, "PASS")
+    assert ttft["interval"]["high"] < 0.05 and 5 <= ttft["rounds"] < 60
+    assert metric(found, "hit_tokens.cpu")["baseline"] > 0
+
+
+def test_a_moved_counter_fails_at_once(tmp_path: Path) -> None:
+    done = check("--bench", NOISY, "--candidate", "--chunk-tokens 48", "--quiet", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "bytes_stored" in done.stdout and "2 rounds" in done.stdout
+    assert "FAIL" in done.stdout.splitlines()[-1]
+
+
+def test_an_exact_clock_is_no_proof(tmp_path: Path) -> None:
+    """Without jitter the simulator gives the same times again and again."""
+    found, code = document("--bench", QUIET, "--candidate", "--policy gdsf", cwd=tmp_path)
+    ttft = metric(found, "ttft.p50")
+    assert (code, ttft["verdict"]) == (3, "INCONCLUSIVE")
+    assert "all equal" in ttft["reason"] and ttft["rounds"] < 10, "it saw that it is hopeless"
+
+
+def test_too_short_is_inconclusive(tmp_path: Path) -> None:
+    args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>0.1%"]
+    found, code = document(*args, "--max-rounds", "12", cwd=tmp_path)
+    ttft = metric(found, "ttft.p50")
+    assert (code, ttft["verdict"], ttft["rounds"]) == (3, "INCONCLUSIVE", 12)
+    assert ttft["smallest_visible"] > 0.001
+
+
+def test_p99_of_few_requests_is_refused(tmp_path: Path) -> None:
+    args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p99>5%"]
+    found, code = document(*args, cwd=tmp_path)
+    assert code == 3 and "p99 of 12 values" in metric(found, "ttft.p99")["reason"]
+
+
+def test_hit_rate_rules(tmp_path: Path) -> None:
+    """Half of the chunks fit, so hits are lost."""
+    args = ["--bench", QUIET, "--candidate", "--cpu-size 20MiB", "--counters", "ignore"]
+    found, code = document(*args, "--fail-on", "hit_rate<-0.5pp", cwd=tmp_path)
+    assert (code, metric(found, "hit_rate")["verdict"]) == (1, "FAIL")
+    assert metric(found, "hit_rate")["unit"] == "points"
+    found, code = document(*args, "--fail-on", "hit_rate<-99pp", cwd=tmp_path)
+    assert (code, found["verdict"]) == (0, "PASS")
+
+
+def test_all_outputs(tmp_path: Path) -> None:
+    done = check(
+        *["--bench", NOISY, "--candidate", "--chunk-tokens 48", "--quiet", "--github"],
+        *["--markdown", "out.md", "--junit", "out.xml", "--json", "out.json"],
+        cwd=tmp_path,
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"),
+    )
+    assert done.returncode == 1, done.stderr
+    markdown = (tmp_path / "out.md").read_text()
+    assert markdown.startswith("### FAIL: lmcache check")
+    assert (tmp_path / "summary.md").read_text() == markdown
+    header, ruler, *rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in (header, ruler, *rows)} == {9}
+    assert any("bytes_stored" in row and "**FAIL**" in row for row in rows)
+    [suite] = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    results = {case.name: case.result for case in suite}
+    assert isinstance(results["bytes_stored"][0], Failure)
+    assert isinstance(results["ttft.p50"][0], Error), "undecided is no success"
+    assert results["hit_tokens.cpu"] == []
+    assert json.loads((tmp_path / "out.json").read_text())["verdict"] == "FAIL"
+
+
+def test_every_sample_is_kept(tmp_path: Path) -> None:
+    found, _ = document("--bench", NOISY, "--candidate", "--policy gdsf", cwd=tmp_path)
+    [path] = (tmp_path / "runs").glob("check-*.parquet")
+    samples, meta = read_run(path)
+    assert len(samples) == 2 * 12 * metric(found, "ttft.p50")["rounds"]
+    assert meta["kind"] == "check" and meta["sides"]["candidate"]["args"][-1] == "gdsf"
+
+
+def test_two_pythons(tmp_path: Path) -> None:
+    """Both sides in processes of their own; here it is the same version twice."""
+    args = ["--baseline-python", sys.executable, "--candidate-python", sys.executable]
+    bench = f"{QUIET} --chunk-tokens"
+    found, code = document(
+        "--baseline", f"{bench} 64", "--candidate", f"{bench} 48", *args, cwd=tmp_path
+    )
+    assert (code, metric(found, "bytes_stored")["verdict"]) == (1, "FAIL")
+    assert metric(found, "bytes_stored")["rounds"] == 2
+    assert found["sides"]["baseline"]["python"] == sys.executable
+    assert found["sides"]["baseline"]["version"]
+
+
+def test_sides_of_different_engines_run_in_processes(tmp_path: Path) -> None:
+    done = check(
+        "--bench", QUIET, "--candidate", "--jitter 0.01", "--max-rounds", "1", cwd=tmp_path
+    )
+    assert done.returncode == 3, done.stderr
+    assert "processes of its own" in done.stderr
+
+
+def test_a_stored_baseline_warns_of_drift(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lmcache_cli.main", "bench", *NOISY.split(), "--quiet"]
+    subprocess.run(
+        [*command, "--repeat", "8", "--reuse", "prefix"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    [path] = (tmp_path / "runs").glob("bench-*.parquet")
+    done = check("--baseline", str(path), "--candidate", NOISY, "--json", "-", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert "measured at another time" in done.stderr
+    assert metric(found, "ttft.p50")["rounds"] == 8
+    assert found["verdict"] != "FAIL" and metric(found, "n")["verdict"] == "PASS"
+    done = check(
+        *["--baseline", str(path), "--candidate", f"{NOISY} {SLOWER}0 --reuse prefix"],
+        *["--json", "-", "--fail-on", "ttft.p50>1%"],
+        cwd=tmp_path,
+    )
+    assert done.returncode in (1, 3), done.stderr
+
+
+def test_a_stored_baseline_of_other_hardware_is_for_counters_only(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lmcache_cli.main", "bench", *QUIET.split(), "--quiet"]
+    subprocess.run(
+        [*command, "--reuse", "prefix", "--json", "base.json"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    path = tmp_path / "base.json"
+    stored = json.loads(path.read_text())
+    stored["machine"]["fingerprint"] = "elsewhere"
+    path.write_text(json.dumps(stored))
+    sides = ["--baseline", "base.json", "--candidate", QUIET]
+    done = check(*sides, cwd=tmp_path)
+    assert done.returncode == 2 and "other hardware" in done.stderr
+    found, code = document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)
+    assert (code, found["verdict"]) == (0, "PASS"), found
+    sides[-1] += " --chunk-tokens 48"
+    assert document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)[1] == 1
+
+
+def test_calibrate_tells_the_noise(tmp_path: Path) -> None:
+    found, code = document("--bench", NOISY, "--calibrate", "--max-rounds", "40", cwd=tmp_path)
+    [noise] = found["metrics"]
+    assert code == 0 and found["schema"] == "lmcache.calibrate/1"
+    # 5 % a request, and the p50 of the nine that hit.
+    assert noise["rounds"] == 40 and 0.01 < noise["cv"] < 0.04
+    assert noise["false_alarms"] <= 0.05 and 5 <= noise["rounds_needed"] <= 40
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lmcache_cli.main", "check", "--bench", NOISY]
+    process = subprocess.Popen(
+        [
+            *command,
+            "--candidate",
+            "--policy gdsf",
+            "--fail-on",
+            "ttft.p50>0.0001%",
+            "--max-rounds",
+            "100000",
+            "--json",
+            "out.json",
+            "--junit",
+            "out.xml",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        while "warming up" not in process.stderr.readline():
+            assert process.poll() is None, "it ended before it could be interrupted"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.send_signal(stop)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "INCONCLUSIVE" in out and "interrupted" in err
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["complete"] is False and metric(found, "ttft.p50")["rounds"] > 5
+    assert (tmp_path / "out.xml").exists()
+    [path] = (tmp_path / "runs").glob("check-*.parquet")
+    assert read_run(path)[1]["complete"] is False
+
+
+BAD = [
+    ([], "nothing to compare"),
+    (["--bench", QUIET], "both sides are the same"),
+    (["--bench", QUIET, "--candidate", "--no-such 3"], "--candidate: No such option"),
+    (["--bench", QUIET, "--candidate", "--cpu-size 3XB"], "3XB"),
+    (["--bench", QUIET, "--candidate", "--seed 4"], "same requests"),
+    (["--bench", QUIET, "--candidate", "--cpu-size 1GiB,2GiB"], "1 cells and the candidate 2"),
+    (["--bench", QUIET, "--candidate", "--concurrency 2"], "--concurrency differs"),
+    (["--bench", QUIET, "--candidate", "'"], "quote"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>5"], "--fail-on"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--counters", "some"], "exact, worse"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--max-time", "soon"], "--max-time"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--max-rounds", "0"], "--max-rounds"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--github"], "GITHUB_STEP_SUMMARY"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--junit", "no/such.xml"], "--junit"),
+    (["--baseline", "gone.parquet", "--candidate", QUIET], "gone.parquet does not exist"),
+    (["--baseline", QUIET, "--candidate", "x.json"], "use lmcache compare"),
+    (["--bench", QUIET, "--baseline-python", "/no/python"], "/no/python does not exist"),
+    (["--baseline", "gone.yaml", "--candidate", QUIET], "gone.yaml"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), BAD, ids=[" ".join(a[2:]) or "none" for a, _ in BAD])
+def test_bad_input_is_one_clear_line_and_exit_2(
+    args: list[str], words: str, tmp_path: Path
+) -> None:
+    done = check(*args, "--quiet", cwd=tmp_path, GITHUB_STEP_SUMMARY="")
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert words in done.stderr and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_yaml_file_is_a_side(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "workloads: [long-context]\nengine: simulated\ncontext-tokens: 400\ndocuments: 3\n"
+        "questions: 4\n"
+    )
+    found, code = document(
+        "--baseline", "base.yaml", "--candidate", f"{QUIET} --chunk-tokens 48", cwd=tmp_path
+    )
+    assert (code, metric(found, "bytes_stored")["verdict"]) == (1, "FAIL")
+
+
+REAL = "long-context --documents 2 --questions 3 --context-tokens 100 --question-tokens 12"
+
+
+def test_a_real_engine(tmp_path: Path) -> None:
+    """A delay far beyond any noise here, and a change of chunk length that moves a counter."""
+    model = save_model(tmp_path / "model", "llama")
+    bench = f"{REAL} --output-tokens 2 --chunk-tokens 16 --model {model}"
+    found, code = document("--bench", bench, "--candidate", "--tier-latency 0.2", cwd=tmp_path)
+    assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
+    assert metric(found, "hit_tokens.cpu")["verdict"] == "PASS"
+    found, code = document("--bench", bench, "--candidate", "--chunk-tokens 24", cwd=tmp_path)
+    moved = [m for m in found["metrics"] if m["exact"] and m["verdict"] == "FAIL"]
+    assert code == 1 and moved and all(m["rounds"] == 2 for m in moved)
