@@ -44,6 +44,9 @@ class CacheSpec:
     check_layer: int = 1
     narrow_layers: int = 1
     encoding: str = "auto"
+    shared_from: str = ""
+    """Of mode shared, as the next: the base model's id or folder, or ``embedded``."""
+    recompute_layers: str = "none"
 
     @property
     def reuse(self) -> bool:
@@ -115,6 +118,14 @@ class Judging(Protocol):
 
     def judge(self, request: Request) -> Quality:
         """How far the answer to the request that it served last is from a full prefill's."""
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A session that reuses what another model has computed."""
+
+    def share(self, requests: Sequence[Request]) -> None:
+        """That model serves these prompts first, outside of all numbers."""
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.models import LoadedModel, load_model
 from lmcache_cli.engines.transformers_session import TransformersSession
 from lmcache_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.between.pair import SharedBase
 
 _ARENAS = 2  # one serves while the other's KV is still being stored
 
@@ -42,6 +46,7 @@ class TransformersEngine:
         self.threads = threads or min(4, torch.get_num_threads())
         self._arenas: list[Arena] = []
         self._layers: LayerRunner | None = None
+        self._bases: dict[str, SharedBase] = {}
         self._references: References | None = None
 
     def layout(self, chunk_tokens: int) -> KVLayout:
@@ -58,9 +63,10 @@ class TransformersEngine:
     def token_bytes(self) -> int:
         return self.layout(1).token_bytes
 
-    def namespace(self, spec: CacheSpec) -> Namespace:
-        """All that must be equal for KV of this engine to be reused."""
-        loaded = self.loaded
+    def namespace(self, spec: CacheSpec, loaded: LoadedModel | None = None) -> Namespace:
+        """All that must be equal for KV of this engine to be reused; of another model of the same
+        layout, if one is given."""
+        loaded = loaded or self.loaded
         return Namespace(
             self.layout(spec.chunk_tokens),
             model=loaded.id,
@@ -81,6 +87,8 @@ class TransformersEngine:
                 f" context of {self.max_context}; lower --context-tokens or use another --model"
             )
         self._reserve(max_tokens)
+        if spec.mode == "shared":
+            return _shared_session(self, spec, max_tokens)
         if spec.mode == "blend":
             self.layers()  # refuses a model before memory is taken for its tiers
         cache = None
@@ -95,6 +103,15 @@ class TransformersEngine:
         if self._layers is None:
             self._layers = LayerRunner(self.loaded)
         return self._layers
+
+    def shared_base(self, name: str) -> SharedBase:
+        """The model ``name``, whose KV this one may be served. Loaded once."""
+        from lmcache_cli.engines.between.pair import SharedBase
+
+        if name not in self._bases:
+            self.layers()  # refuses a model before a second one is loaded
+            self._bases[name] = SharedBase(self, name)
+        return self._bases[name]
 
     def references(self) -> References:
         """Answers of full prefills, which cells share."""
@@ -172,3 +189,11 @@ def _blend_session(
     except BaseException:
         cache.close()
         raise
+
+
+def _shared_session(
+    engine: TransformersEngine, spec: CacheSpec, max_tokens: int
+) -> TransformersSession:
+    from lmcache_cli.engines.between.session import SharedSession
+
+    return SharedSession(engine, engine.shared_base(spec.shared_from), spec, max_tokens)
