@@ -78,25 +78,35 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "outputs_compared": cell.outputs.compared,
         "outputs_different": cell.outputs.different,
         "blend": _blend_json(cell),
+        "shared": _shared_json(cell),
     }
 
 
 def _blend_json(cell: CellSummary) -> dict[str, Any]:
     meta, quality = cell.meta.get("blend"), cell.quality
+    approximate = meta is not None or "shared" in cell.meta
     return {
         "ratio": meta["ratio"] if meta else None,
         "selection": meta["selection"] if meta else None,
         "check_layer": meta["check_layer"] if meta else None,
         "narrow_layers": meta["narrow_layers"] if meta else None,
         "encoding": meta["encoding"] if meta else None,
-        "blended_tokens": cell.blended_tokens if meta else None,
-        "selected_tokens": cell.selected_tokens if meta else None,
+        "blended_tokens": cell.blended_tokens if approximate else None,
+        "selected_tokens": cell.selected_tokens if approximate else None,
         "token_layer_share": cell.token_layer_share,
         "own_ms": _milliseconds(cell.blend),
         "kl": quality.kl,
         "kl_interval": {"low": quality.kl_low, "high": quality.kl_high},
         "agreement": quality.agreement,
         "positions_compared": quality.positions,
+    }
+
+
+def _shared_json(cell: CellSummary) -> dict[str, str | None]:
+    meta = cell.meta.get("shared")
+    return {
+        "base": meta["base"] if meta else None,
+        "recompute_layers": meta["recompute_layers"] if meta else None,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.config_file import load_config
+from lmcache_cli.commands.flags import Config, Json, Quiet
 
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
@@ -49,8 +49,7 @@ def bench(
         str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=_MEASURED)
     ] = "cpu",
     dtype: Annotated[
-        str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED),
+        str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED)
     ] = "auto",
     url: Annotated[
         str | None,
@@ -74,7 +73,7 @@ def bench(
     reuse: Annotated[
         str | None,
         typer.Option(
-            help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache),"
+            help="off, prefix, blend, shared (transformers); vllm: also vllm (its prefix cache),"
             " offload, lmcache; openai: only server (as it is, since a running server's"
             " cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
@@ -87,18 +86,13 @@ def bench(
         typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=_SWEPT),
     ] = "0",
     cpu_size: Annotated[
-        str,
-        typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT)
     ] = "2GiB",
     chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=_SWEPT)] = "64",
     context_tokens: Annotated[
-        str,
-        typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT)
     ] = "2000",
-    disk_size: Annotated[
-        str,
-        typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT),
-    ] = "0",
+    disk_size: Annotated[str, typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT)] = "0",
     disk_path: Annotated[
         Path | None,
         typer.Option(
@@ -186,6 +180,22 @@ def bench(
             rich_help_panel=_CACHE,
         ),
     ] = "auto",
+    shared_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The base whose KV --model is served: id, folder or 'embedded' (shared).",
+            show_default=False,
+            rich_help_panel=_CACHE,
+        ),
+    ] = None,
+    recompute_layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers computed again: none, all, 25% (the lowest), 0-3+12 (shared).",
+            rich_help_panel=_SWEPT,
+        ),
+    ] = "25%",
     warm: Annotated[
         bool,
         typer.Option(
@@ -198,8 +208,7 @@ def bench(
         int, typer.Option(help="Documents (long-context).", rich_help_panel=_WORKLOAD)
     ] = 4,
     questions: Annotated[
-        int,
-        typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD),
+        int, typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD)
     ] = 3,
     requests: Annotated[
         int | None,
@@ -225,8 +234,7 @@ def bench(
         int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=_WORKLOAD)
     ] = 64,
     zipf: Annotated[
-        float,
-        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD),
+        float, typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD)
     ] = 1.0,
     system_tokens: Annotated[
         int, typer.Option(help="Length of the system prompt.", rich_help_panel=_WORKLOAD)
@@ -235,8 +243,7 @@ def bench(
         int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=_WORKLOAD)
     ] = 4,
     rounds: Annotated[
-        int,
-        typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD),
+        int, typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD)
     ] = 4,
     corpus: Annotated[
         Path | None,
@@ -313,29 +320,17 @@ def bench(
         ),
     ] = 600.0,
     repeat: Annotated[
-        int,
-        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD),
+        int, typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD)
     ] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-    ] = None,
+    json: Json = None,
     csv: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write CSV; - for stdout.", show_default=False),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file of these flags; flags win.",
-            is_eager=True,
-            callback=load_config,
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Runs workloads through an engine with and without KV reuse, side by side, and prints TTFT,
     ITL, throughput, hit rates and the speed-up."""
@@ -370,6 +365,8 @@ def bench(
         blend_check_layer=blend_check_layer,
         blend_narrow=blend_narrow,
         blend_encoding=blend_encoding,
+        shared_from=shared_from,
+        recompute_layers=recompute_layers,
         warm=warm,
         documents=documents,
         questions=questions,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lmcache_cli.config_file import load_config
+from lmcache_cli.commands.flags import Config, Json, Quiet
 
 EXAMPLES = (
     "Examples:  lmcache verify --model ./my-llama --context-tokens 500 --chunk-tokens 16,64   |"
@@ -40,20 +39,9 @@ def verify(
     blend_selection: Annotated[str, typer.Option(help="As of bench (--blend).")] = "hkvd",
     blend_check_layer: Annotated[int, typer.Option(help="As of bench (--blend).")] = 1,
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file of these flags; flags win.",
-            is_eager=True,
-            callback=load_config,
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json: Json = None,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
     Exit code 1 if any differs by more than the dtype's rounding."""
