@@ -38,6 +38,17 @@ def verify(
     passage_tokens: Annotated[int, typer.Option(help="Length of a passage (--blend).")] = 160,
     blend_selection: Annotated[str, typer.Option(help="As of bench (--blend).")] = "hkvd",
     blend_check_layer: Annotated[int, typer.Option(help="As of bench (--blend).")] = 1,
+    shared_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Instead: what KV of this base ('embedded' is one) costs --model.",
+            show_default=False,
+        ),
+    ] = None,
+    recompute_layers: Annotated[
+        str, typer.Option(help="As of bench (--shared-from).")
+    ] = "none,10%,25%,50%,75%,all",
     seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
     json: Json = None,
     config: Config = None,
@@ -45,6 +56,21 @@ def verify(
 ) -> None:
     """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
     Exit code 1 if any differs by more than the dtype's rounding."""
+    if shared_from is not None:
+        from lmcache_cli.bench.modes import layer_set
+        from lmcache_cli.sizes import parse_count, parse_list
+        from lmcache_cli.verify_between import BetweenOptions, run_verify_between
+
+        between = BetweenOptions(
+            model=model,
+            base=shared_from,
+            dtype=dtype,
+            contexts=parse_list(context_tokens, "--context-tokens", parse_count),
+            output_tokens=parse_count(str(output_tokens), "--output-tokens"),
+            sets=parse_list(recompute_layers, "--recompute-layers", layer_set),
+            seed=seed,
+        )
+        raise typer.Exit(run_verify_between(between, json, quiet))
     if blend:
         from lmcache_cli.bench.modes import BLEND_SELECTIONS, one_of
         from lmcache_cli.sizes import parse_count

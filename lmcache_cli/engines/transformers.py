@@ -86,7 +86,7 @@ class TransformersEngine:
                 f"a request of {max_tokens} tokens (prompt and output) exceeds {self.model}'s"
                 f" context of {self.max_context}; lower --context-tokens or use another --model"
             )
-        self._reserve(max_tokens)
+        self.reserve(max_tokens)
         if spec.mode == "shared":
             return _shared_session(self, spec, max_tokens)
         if spec.mode == "blend":
@@ -125,7 +125,7 @@ class TransformersEngine:
     def warm_up(self, tokens: int) -> None:
         rng = np.random.default_rng(0)
         ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
-        self._reserve(tokens + 2)
+        self.reserve(tokens + 2)
         arena = self.arena()
         token = self.forward(arena, ids, 0).argmax()
         self.forward(arena, np.array([int(token)], dtype=np.int32), tokens)
@@ -170,7 +170,8 @@ class TransformersEngine:
         logits: torch.Tensor = out.logits[0, -1]
         return logits
 
-    def _reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int) -> None:
+        """Sees to it that arenas hold requests of that length, prompt and output."""
         if self._arenas and self._arenas[0].capacity >= tokens:
             return
         self.close()

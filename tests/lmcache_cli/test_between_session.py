@@ -37,7 +37,7 @@ def engine(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tra
 
 
 def cold(engine: TransformersEngine, ids: np.ndarray) -> torch.Tensor:
-    engine._reserve(256)
+    engine.reserve(256)
     return engine.forward(engine.arena(), ids, 0).float().clone()
 
 

@@ -28,6 +28,10 @@ class SharedBase:
         own = engine.loaded
         wanted = None if name == EMBEDDED else name
         self.loaded = load_model(wanted, str(own.device), own.dtype)
+        if (self.loaded.id, self.loaded.revision) == (own.id, own.revision):
+            raise UserError(
+                f"--shared-from: {own.id} is the model itself; --reuse prefix reuses its KV exactly"
+            )
         refuse_unlike(self.loaded, own)
         self.runner = LayerRunner(self.loaded)
         self._engine = engine
