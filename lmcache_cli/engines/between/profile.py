@@ -36,7 +36,8 @@ class Outcome:
 
 class SharedPrompt:
     """One prompt, whose first ``shared`` tokens the base has prefilled. Keeps the KV of both
-    models, and the base's hidden states at every layer, until it is dropped."""
+    models, and the base's hidden states at every layer, until it is dropped. ``work`` is the KV
+    ``[layers, 2, kv_heads, tokens, d]`` of the last outcome."""
 
     def __init__(
         self, engine: TransformersEngine, base: SharedBase, request: Request, shared: int
@@ -49,7 +50,7 @@ class SharedPrompt:
         self.cold = engine.forward(engine.arena(), request.token_ids, 0).clone()
         like = engine.arena().tensor
         shape = (*like.shape[:3], len(self.ids) + request.max_tokens, like.shape[4])
-        self._own, self._theirs, self._work = (
+        self._own, self._theirs, self.work = (
             torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(3)
         )
         width = int(engine.loaded.config.hidden_size)
@@ -63,33 +64,31 @@ class SharedPrompt:
 
     def over_base(self, groups: Groups) -> Outcome:
         """The fine-tune over the base's KV, ``groups`` computed again."""
-        self._work.copy_(self._theirs)
+        self.work.copy_(self._theirs)
         return self._outcome(groups)
 
     def over_one_layer(self, layer: int) -> Outcome:
         """The fine-tune over its own KV, but one layer's, which is the base's."""
-        self._work.copy_(self._own)
-        self._work[layer].copy_(self._theirs[layer])
+        self.work.copy_(self._own)
+        self.work[layer].copy_(self._theirs[layer])
         return self._outcome(())
 
     def unread(self, groups: Groups) -> bool:
         """Whether KV that is computed again is never read: the same answer with NaN in its place,
         and none in what is not."""
-        self._work.copy_(self._theirs)
+        self.work.copy_(self._theirs)
         wanted = self._computed(groups).logits
-        self._work.copy_(self._theirs)
+        self.work.copy_(self._theirs)
         for group in groups:
-            self._work[group.start : group.stop, :, :, : self.shared.stop] = float("nan")
+            self.work[group.start : group.stop, :, :, : self.shared.stop] = float("nan")
         return torch.equal(self._computed(groups).logits, wanted)
 
     def _computed(self, groups: Groups) -> Computed:
-        return prefill_over(self.runner, self.ids, self._work, self.shared, groups, self.hidden)
+        return prefill_over(self.runner, self.ids, self.work, self.shared, groups, self.hidden)
 
     def _outcome(self, groups: Groups) -> Outcome:
         done = self._computed(groups)
-        forced = forced_logits(
-            self.runner, done.logits, self.full.tokens, self._work, len(self.ids)
-        )
+        forced = forced_logits(self.runner, done.logits, self.full.tokens, self.work, len(self.ids))
         share = done.token_layers / (len(self.ids) * len(self.runner.layers))
         return Outcome(compared(self.full.logits, forced), done.logits, share)
 
