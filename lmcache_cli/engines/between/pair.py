@@ -26,6 +26,8 @@ class SharedBase:
 
     def __init__(self, engine: TransformersEngine, name: str) -> None:
         own = engine.loaded
+        if own.device.type != "cpu":
+            raise UserError("--shared-from runs on --device cpu only, so far")
         wanted = None if name == EMBEDDED else name
         self.loaded = load_model(wanted, str(own.device), own.dtype)
         if (self.loaded.id, self.loaded.revision) == (own.id, own.revision):

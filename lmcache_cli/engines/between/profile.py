@@ -105,7 +105,7 @@ class Profile:
     """A pair of models on some prompts, all in the order of the prompts: quality and share of
     token-layers by set of layers, quality by single layer of the base's, and quality of the base
     itself. ``apart`` is the largest difference of logits between computing all and a full prefill;
-    ``unread`` says that no set read KV which it computes."""
+    ``unread`` says that no set read KV which it computes, on the first prompt."""
 
     sets: Mapping[str, Sequence[Quality]]
     shares: Mapping[str, float]
@@ -139,7 +139,8 @@ def profile(
             done = prompt.over_base(groups)
             by_set[name].append(done.quality)
             shares[name].append(done.share)
-            unread = unread and prompt.unread(groups)
+            if len(of_base) == 1:
+                unread = unread and prompt.unread(groups)
         for layer, found in enumerate(by_layer):
             found.append(prompt.over_one_layer(layer).quality)
     means = {name: float(np.mean(values)) for name, values in shares.items()}
