@@ -20,8 +20,8 @@ from cache_core.references import References
 @dataclass(frozen=True)
 class Replay:
     """``hits`` int32 ``[requests, tiers]``: chunks of each request's leading held run that each
-    tier served (of a sample: its own). ``rate`` is the share of chunks that were replayed; ``hit_rate`` is over all prompt
-    tokens, 0 to 1."""
+    tier served (of a sample: its own). ``rate`` is the share of chunks that were replayed;
+    ``hit_rate`` is over all prompt tokens, 0 to 1."""
 
     policy: str
     hits: NDArray[np.int32]

@@ -78,20 +78,22 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "outputs_compared": cell.outputs.compared,
         "outputs_different": cell.outputs.different,
         "blend": _blend_json(cell),
+        "shared": _shared_json(cell),
         "quality": _answers_json(cell),
     }
 
 
 def _blend_json(cell: CellSummary) -> dict[str, Any]:
     meta, quality = cell.meta.get("blend"), cell.quality
+    approximate = meta is not None or "shared" in cell.meta
     return {
         "ratio": meta["ratio"] if meta else None,
         "selection": meta["selection"] if meta else None,
         "check_layer": meta["check_layer"] if meta else None,
         "narrow_layers": meta["narrow_layers"] if meta else None,
         "encoding": meta["encoding"] if meta else None,
-        "blended_tokens": cell.blended_tokens if meta else None,
-        "selected_tokens": cell.selected_tokens if meta else None,
+        "blended_tokens": cell.blended_tokens if approximate else None,
+        "selected_tokens": cell.selected_tokens if approximate else None,
         "token_layer_share": cell.token_layer_share,
         "own_ms": _milliseconds(cell.blend),
         "own_share": cell.own_share,
@@ -110,6 +112,14 @@ def _answers_json(cell: CellSummary) -> dict[str, Any]:
         "f1_interval": {"low": found.f1_low, "high": found.f1_high},
         "exact_match": found.exact,
         "exact_match_interval": {"low": found.exact_low, "high": found.exact_high},
+    }
+
+
+def _shared_json(cell: CellSummary) -> dict[str, str | None]:
+    meta = cell.meta.get("shared")
+    return {
+        "base": meta["base"] if meta else None,
+        "recompute_layers": meta["recompute_layers"] if meta else None,
     }
 
 

@@ -71,6 +71,8 @@ def describe(cells: Cells) -> tuple[list[str], list[Column]]:
         ("layer", "check layer {}"),
     ):
         add(name, (_blend(c, name) for c in cells), blended, fact)
+    shared = [bool(c.meta.get("shared")) for c in cells]
+    add("recompute", (_shared(c) for c in cells), shared, "layers {} recomputed", "layers")
     contexts = (str(c.meta.get("context_tokens", NONE)) for c in cells)
     add("context", contexts, everywhere, "contexts of {} tokens", "tokens")
     columns.append(Column("reuse", "", tuple(Text(c.meta["reuse"]) for c in cells), left=True))
@@ -111,6 +113,11 @@ def _blend(cell: CellSummary, name: str) -> str:
         return NONE
     values = {"ratio": f"{meta['ratio']:g}", "selection": meta["selection"]}
     return values.get(name) or str(meta["check_layer"])
+
+
+def _shared(cell: CellSummary) -> str:
+    meta = cell.meta.get("shared")
+    return meta["recompute_layers"] if meta else NONE
 
 
 def _trouble(cells: Cells) -> list[Column]:

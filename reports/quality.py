@@ -72,15 +72,23 @@ def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
 def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
     """The interval is a percentile bootstrap over whole requests, all repeats together: positions
     of one answer are not independent. The same samples and seed give the same answer."""
-    by_request: defaultdict[str, list[tuple[int, float, float]]] = defaultdict(list)
+    by_request: defaultdict[str, list[Quality]] = defaultdict(list)
     for s in samples:
         if s.kl is not None and s.agreement is not None and s.kl_positions:
-            by_request[s.request_id].append((s.kl_positions, s.kl, s.agreement))
-    if not by_request:
+            by_request[s.request_id].append(Quality(s.kl, s.agreement, s.kl_positions))
+    return pooled(list(by_request.values()), seed)
+
+
+def pooled(answers: Sequence[Sequence[Quality]], seed: int = 0) -> QualitySummary:
+    """As :func:`quality_of`, of every request's answers."""
+    if not answers:
         return QualitySummary()
     # [requests, (positions, sum of KL, sum of agreements)]
     sums = np.array(
-        [np.sum([(n, n * kl, n * same) for n, kl, same in r], axis=0) for r in by_request.values()]
+        [
+            np.sum([(q.positions, q.positions * q.kl, q.positions * q.agreement) for q in r], 0)
+            for r in answers
+        ]
     )
     positions, kl, same = sums.sum(0)
     low = high = None

@@ -38,6 +38,14 @@ class BlendMeta(TypedDict):
     encoding: str
 
 
+class SharedMeta(TypedDict):
+    """How a cell of reuse ``shared`` reuses another model's KV: the name of that base, and the
+    layers that are computed again."""
+
+    base: str
+    recompute_layers: str
+
+
 class CellMeta(TypedDict):
     """What a cell is. ``tiers`` maps tier names to bytes; ``busy_s`` is the sum of the cell's own
     wall time over its rounds, for cells that were measured in turns."""
@@ -54,9 +62,10 @@ class CellMeta(TypedDict):
     placement: NotRequired[str]
     admission: NotRequired[str]
     state: NotRequired[str]
-    """``cold``, ``warm``: after requests that had the same parts, or ``lasting``: with what earlier
-    runs left in it."""
+    """``cold``, ``warm``: after requests that had the same parts, ``lasting``: with what earlier
+    runs left in it, or ``base``: the base model has served each prompt before."""
     blend: NotRequired[BlendMeta]
+    shared: NotRequired[SharedMeta]
     tier_work: NotRequired[Mapping[str, TierWork]]
     busy_s: NotRequired[float]
 

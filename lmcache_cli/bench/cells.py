@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -68,6 +68,12 @@ class Cell:
                 "narrow_layers": self.spec.narrow_layers,
                 "encoding": self.spec.encoding,
             }
+        if self.spec.mode == "shared":
+            meta["state"] = "base"
+            meta["shared"] = {
+                "base": self.spec.shared_from,
+                "recompute_layers": self.spec.recompute_layers,
+            }
         return meta
 
 
@@ -87,8 +93,8 @@ class Sweep:
     bytes_per_day: int = 0
     lasting: bool = False
     latency_s: float = 0.0
-    blend: Sequence[CacheSpec] = ()
-    """For mode ``blend``: specs whose ratio, selection and so on are to be crossed."""
+    variants: Mapping[str, Sequence[CacheSpec]] = field(default_factory=dict)
+    """For the modes ``blend`` and ``shared``: specs whose own settings are to be crossed."""
 
     def specs(self) -> list[tuple[str, CacheSpec]]:
         """Every (reuse mode, cache), the mode without a cache first. Raises ``UserError`` if a
@@ -116,7 +122,7 @@ class Sweep:
         return specs
 
     def _variants(self, mode: str, spec: CacheSpec) -> list[CacheSpec]:
-        if mode != "blend":
+        if mode not in self.variants:
             return [spec]
         return [
             replace(
@@ -127,9 +133,11 @@ class Sweep:
                 check_layer=like.check_layer,
                 narrow_layers=like.narrow_layers,
                 encoding=like.encoding,
-                folder=spec.folder and spec.folder.with_name(f"{spec.folder.name}_blend-{number}"),
+                shared_from=like.shared_from,
+                recompute_layers=like.recompute_layers,
+                folder=spec.folder and spec.folder.with_name(f"{spec.folder.name}_{mode}-{number}"),
             )
-            for number, like in enumerate(self.blend)
+            for number, like in enumerate(self.variants[mode])
         ]
 
     def _foreign(self, mode: str, tiers: Mapping[str, int]) -> CacheSpec:

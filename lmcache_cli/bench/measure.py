@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from cache_core.cache import TierCounters
 from lmcache_cli.bench.cells import Cell, Scenario
 from lmcache_cli.bench.content_oracle import ContentOracle
-from lmcache_cli.bench.oracle import HitOracle
-from lmcache_cli.engines.engine import Engine, Judging, Load, Session
+from lmcache_cli.bench.oracle import HitOracle, SharedOracle
+from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
 from lmcache_cli.errors import EXIT_FAILED, UserError
 from reports.answers import answer_of, scored
 from reports.sample import Sample
@@ -145,6 +145,8 @@ class _Turn:
         capacities = self.session.capacities()
         if spec.mode == "blend" and capacities and spec.admission != "bytes-per-day":
             self.oracle = ContentOracle(spec, capacities, self.engine.bos)
+        elif spec.mode == "shared" and capacities and spec.admission != "bytes-per-day":
+            self.oracle = SharedOracle(spec, capacities)
         elif spec.ours and capacities and spec.admission != "bytes-per-day":
             self.oracle = HitOracle(spec, capacities)
 
@@ -154,12 +156,14 @@ class _Turn:
             return
         self.session.ready()
         for request in requests:
+            self._share([request])
             for _ in self._checked([request]):
                 pass
             self.session.settle()
 
     def serve(self, requests: list[Request]) -> None:
         self.session.ready()
+        self._share(requests)
         began = self.engine.now()
         try:
             for sample in self._checked(requests):
@@ -180,6 +184,14 @@ class _Turn:
         finally:
             spent = self.into.busy_s.get(self.cell.index, 0.0)
             self.into.busy_s[self.cell.index] = spent + self.engine.now() - began
+
+    def _share(self, requests: list[Request]) -> None:
+        """Another model serves them first, if this cell reuses what that has."""
+        if isinstance(self.session, Sharing):
+            self.session.share(requests)
+            if isinstance(self.oracle, SharedOracle):
+                for request in requests:
+                    self.oracle.share(request)
 
     def finish(self) -> None:
         self.into.chunk_bytes[self.cell.index] = self.session.chunk_bytes()

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmcache_cli.engines.between.layers import layer_groups
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.serving import api_key, server_root
 from lmcache_cli.errors import UserError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from lmcache_cli.bench.plan import BenchOptions
 
 ENGINES = {
-    "transformers": ("off", "prefix", "blend"),
+    "transformers": ("off", "prefix", "blend", "shared"),
     "vllm": ("off", "vllm", "prefix", "blend", "offload", "lmcache"),
     "openai": ("server",),
     "simulated": ("off", "prefix"),
@@ -24,6 +25,7 @@ ENGINES = {
 BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
 VLLM_SELECTIONS = ("first", "random")
 """Those that choose before any layer has run: vLLM's model is run as it is."""
+_MANY_LAYERS = 10_000
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
 """Where they are not ``off,prefix``."""
@@ -118,6 +120,28 @@ def blend_variants(options: BenchOptions) -> list[CacheSpec]:
         for layer in layers
         for ratio in ratios
     ]
+
+
+def shared_variants(options: BenchOptions, modes: Sequence[str]) -> list[CacheSpec]:
+    """Every set of layers to recompute. Raises ``UserError``, also for a base without the mode:
+    another model's KV is taken only where both are asked for."""
+    if (options.shared_from is not None) != ("shared" in modes):
+        raise UserError("--reuse shared and --shared-from MODEL go together")
+    if options.shared_from is None:
+        return []
+    return [
+        CacheSpec(chunk_tokens=1, shared_from=options.shared_from, recompute_layers=layers)
+        for layers in parse_list(options.recompute_layers, "--recompute-layers", layer_set)
+    ]
+
+
+def layer_set(text: str, flag: str) -> str:
+    """The text, if it is spelt as a set of layers; whether a model has them all is seen later."""
+    try:
+        layer_groups(text, _MANY_LAYERS)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from error
+    return text
 
 
 def _share(text: str, flag: str) -> float:

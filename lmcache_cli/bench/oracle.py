@@ -40,3 +40,28 @@ class HitOracle:
         hit = len(self._cache.lookup(usable))
         self._cache.store(keys, None)
         return hit * self._size
+
+
+class SharedOracle(HitOracle):
+    """As its parent, for a cache in which another model's chunks stand under keys of their own."""
+
+    def __init__(self, spec: CacheSpec, capacity: Mapping[str, int | None]) -> None:
+        super().__init__(spec, capacity)
+        self._theirs = ChunkHasher(Namespace(self._cache.layout, "oracle's base"))
+
+    def share(self, request: Request) -> None:
+        """The other model serves the request."""
+        self._cache.store(self._theirs.keys(request.token_ids).prefix, None)
+
+    def expect(self, request: Request) -> int:
+        """Hit tokens of the next request, its own chunks first; remembers it, if nothing of the
+        other model's is in it."""
+        most = (len(request.token_ids) - 1) // self._size
+        keys = self._hasher.keys(request.token_ids).prefix
+        own = len(self._cache.lookup(keys[:most]))
+        theirs = self._theirs.keys(request.token_ids).prefix[own:most]
+        more = len(self._cache.lookup(theirs))
+        self._cache.touch([*keys[:own], *theirs[:more]])
+        if not more:
+            self._cache.store(keys, None)
+        return (own + more) * self._size

@@ -22,6 +22,7 @@ from lmcache_cli.bench.modes import (
     check_server_flags,
     one_of,
     reuse_modes,
+    shared_variants,
 )
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.serving import Serving
@@ -90,6 +91,8 @@ class BenchOptions:
     blend_encoding: str | None = None
     blend_passport: Path | None = None
     unverified: bool = False
+    shared_from: str | None = None
+    recompute_layers: str = "25%"
     warm: bool = False
     repeat: int = 1
     seed: int = 0
@@ -179,8 +182,9 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
     # Without a name no earlier run's chunks can be hit: a cold start, proven.
     salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
     scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
+    modes = reuse_modes(options.engine, options.reuse)
     sweep = Sweep(
-        reuse=reuse_modes(options.engine, options.reuse),
+        reuse=modes,
         chunk_tokens=parse_list(options.chunk_tokens, "--chunk-tokens", parse_count),
         tier_sizes={
             "device": parse_list(options.device_size, "--device-size", parse_size),
@@ -195,7 +199,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         admission=options.admission,
         bytes_per_day=budget,
         lasting=options.cache_name is not None,
-        blend=blend_variants(options),
+        variants={"blend": blend_variants(options), "shared": shared_variants(options, modes)},
         latency_s=options.tier_latency,
     )
     if options.cache_name is not None and options.disk_path is None and not options.remote:

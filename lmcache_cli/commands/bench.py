@@ -16,8 +16,8 @@ from lmcache_cli.commands.blend_flags import (
     BlendSelection,
     Unverified,
 )
+from lmcache_cli.commands.flags import Config, Json, Quiet
 from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, REHEARSAL, SWEPT, TRACE, WORKLOAD
-from lmcache_cli.config_file import load_config
 
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
@@ -88,7 +88,7 @@ def bench(
     reuse: Annotated[
         str | None,
         typer.Option(
-            help="off, prefix, blend (transformers); vllm: also vllm (its own prefix cache),"
+            help="off, prefix, blend, shared (transformers); vllm: also vllm (its prefix cache),"
             " offload, lmcache; openai: only server (as it is, since a running server's"
             " cache can't be switched)."
             " [default: off,prefix; off,vllm,prefix; server]",
@@ -170,6 +170,22 @@ def bench(
     blend_encoding: BlendEncoding = None,
     blend_passport: BlendPassport = None,
     unverified: Unverified = False,
+    shared_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The base whose KV --model is served: id, folder or 'embedded' (shared).",
+            show_default=False,
+            rich_help_panel=CACHE,
+        ),
+    ] = None,
+    recompute_layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers computed again: none, all, 25% (the lowest), 0-3+12 (shared).",
+            rich_help_panel=SWEPT,
+        ),
+    ] = "25%",
     warm: Annotated[
         bool,
         typer.Option(
@@ -324,24 +340,13 @@ def bench(
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-    ] = None,
+    json: Json = None,
     csv: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write CSV; - for stdout.", show_default=False),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file of these flags; flags win.",
-            is_eager=True,
-            callback=load_config,
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Runs workloads through an engine with and without KV reuse, side by side, and prints TTFT,
     ITL, throughput, hit rates and the speed-up."""

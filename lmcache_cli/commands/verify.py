@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.config_file import load_config
+from lmcache_cli.commands.flags import Config, Json, Quiet
 from lmcache_cli.errors import UserError
 
 EXAMPLES = (
@@ -75,26 +75,41 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
-    json: Annotated[
+    shared_from: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-    ] = None,
-    config: Annotated[
-        Path | None,
         typer.Option(
-            help="YAML file of these flags; flags win.",
-            is_eager=True,
-            callback=load_config,
+            metavar="MODEL",
+            help="Instead: what KV of this base ('embedded' is one) costs --model.",
             show_default=False,
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    recompute_layers: Annotated[
+        str, typer.Option(help="As of bench (--shared-from).")
+    ] = "none,10%,25%,50%,75%,all",
+    seed: Annotated[int, typer.Option(help="Of the generated prompts.")] = 0,
+    json: Json = None,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
     Exit code 1 if any differs by more than the dtype's rounding."""
     if calibrate and not blend:
         raise UserError("--calibrate goes with --blend: lmcache verify --blend --calibrate")
+    if shared_from is not None:
+        from lmcache_cli.bench.modes import layer_set
+        from lmcache_cli.sizes import parse_count, parse_list
+        from lmcache_cli.verify_between import BetweenOptions, run_verify_between
+
+        between = BetweenOptions(
+            model=model,
+            base=shared_from,
+            dtype=dtype,
+            contexts=parse_list(context_tokens, "--context-tokens", parse_count),
+            output_tokens=parse_count(str(output_tokens), "--output-tokens"),
+            sets=parse_list(recompute_layers, "--recompute-layers", layer_set),
+            seed=seed,
+        )
+        raise typer.Exit(run_verify_between(between, json, quiet))
     if blend:
         from lmcache_cli.bench.modes import BLEND_SELECTIONS, one_of
         from lmcache_cli.calibrate_blend import Calibration

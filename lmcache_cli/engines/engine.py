@@ -49,6 +49,9 @@ class CacheSpec:
     """Of the model, for an engine whose processes check it themselves; None: unverified."""
     latency_s: float = 0.0
     """What each read from and write to a tier takes in addition."""
+    shared_from: str = ""
+    """Of mode shared, as the next: the base model's id or folder, or ``embedded``."""
+    recompute_layers: str = "none"
 
     @property
     def reuse(self) -> bool:
@@ -128,6 +131,14 @@ class Blending(Protocol):
 
     def blend_subject(self) -> Subject:
         """What the model's passport for blend must be of."""
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A session that reuses what another model has computed."""
+
+    def share(self, requests: Sequence[Request]) -> None:
+        """That model serves these prompts first, outside of all numbers."""
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.models import LoadedModel, load_model
 from lmcache_cli.engines.transformers_session import TransformersSession
 from lmcache_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.between.pair import SharedBase
 
 _ARENAS = 2  # one serves while the other's KV is still being stored
 
@@ -44,6 +48,7 @@ class TransformersEngine:
         self.threads = threads or min(4, torch.get_num_threads())
         self._arenas: list[Arena] = []
         self._layers: LayerRunner | None = None
+        self._bases: dict[str, SharedBase] = {}
         self._references: References | None = None
 
     def layout(self, chunk_tokens: int) -> KVLayout:
@@ -60,9 +65,10 @@ class TransformersEngine:
     def token_bytes(self) -> int:
         return self.layout(1).token_bytes
 
-    def namespace(self, spec: CacheSpec) -> Namespace:
-        """All that must be equal for KV of this engine to be reused."""
-        loaded = self.loaded
+    def namespace(self, spec: CacheSpec, loaded: LoadedModel | None = None) -> Namespace:
+        """All that must be equal for KV of this engine to be reused; of another model of the same
+        layout, if one is given."""
+        loaded = loaded or self.loaded
         return Namespace(
             self.layout(spec.chunk_tokens),
             model=loaded.id,
@@ -82,7 +88,9 @@ class TransformersEngine:
                 f"a request of {max_tokens} tokens (prompt and output) exceeds {self.model}'s"
                 f" context of {self.max_context}; lower --context-tokens or use another --model"
             )
-        self._reserve(max_tokens)
+        self.reserve(max_tokens)
+        if spec.mode == "shared":
+            return _shared_session(self, spec, max_tokens)
         if spec.mode == "blend":
             self.layers()  # refuses a model before memory is taken for its tiers
         cache = None
@@ -97,6 +105,15 @@ class TransformersEngine:
         if self._layers is None:
             self._layers = LayerRunner(self.loaded)
         return self._layers
+
+    def shared_base(self, name: str) -> SharedBase:
+        """The model ``name``, whose KV this one may be served. Loaded once."""
+        from lmcache_cli.engines.between.pair import SharedBase
+
+        if name not in self._bases:
+            self.layers()  # refuses a model before a second one is loaded
+            self._bases[name] = SharedBase(self, name)
+        return self._bases[name]
 
     def references(self) -> References:
         """Answers of full prefills, which cells share."""
@@ -114,7 +131,7 @@ class TransformersEngine:
     def warm_up(self, tokens: int) -> None:
         rng = np.random.default_rng(0)
         ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
-        self._reserve(tokens + 2)
+        self.reserve(tokens + 2)
         arena = self.arena()
         token = self.forward(arena, ids, 0).argmax()
         self.forward(arena, np.array([int(token)], dtype=np.int32), tokens)
@@ -159,7 +176,8 @@ class TransformersEngine:
         logits: torch.Tensor = out.logits[0, -1]
         return logits
 
-    def _reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int) -> None:
+        """Sees to it that arenas hold requests of that length, prompt and output."""
         if self._arenas and self._arenas[0].capacity >= tokens:
             return
         self.close()
@@ -178,3 +196,11 @@ def _blend_session(
     except BaseException:
         cache.close()
         raise
+
+
+def _shared_session(
+    engine: TransformersEngine, spec: CacheSpec, max_tokens: int
+) -> TransformersSession:
+    from lmcache_cli.engines.between.session import SharedSession
+
+    return SharedSession(engine, engine.shared_base(spec.shared_from), spec, max_tokens)
