@@ -15,8 +15,7 @@ BUILD_TOOLS := cmake ninja
 # pyproject.toml is the one list of requirements; pip has no way to install just those.
 REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
 	e = p["project"]["optional-dependencies"]; print(*p["build-system"]["requires"], \
-	*p["project"]["dependencies"], *e["openai"], *e["remote"], *e["transformers"], *e["test"], \
-	sep="\n")
+	*p["project"]["dependencies"], *[r for n in e if n != "vllm" for r in e[n]], sep="\n")
 
 .PHONY: all
 all: .venv/built ## Build: environment, embedded model and native module (the default)

@@ -19,7 +19,7 @@ MAY_IMPORT = {name: {name} for name in PACKAGES} | {"lmcache_cli": set(PACKAGES)
 MOST_LINES = 400
 # Names that say nothing about what a thing is.
 EMPTY_NAME = re.compile(r"\w*(Manager|Factory)|Base[A-Z]\w*|\w*_?(utils?|helpers?|misc)")
-SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas", "aiohttp", "httpx")
+SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas", "aiohttp", "httpx", "scipy")
 
 
 def sources(*folders: str, kinds: tuple[str, ...] = (".py",)) -> list[Path]:
@@ -74,6 +74,11 @@ def test_cache_core_reads_no_environment() -> None:
         ["trace", "record", "--help"],
         ["trace", "info", "--help"],
         ["trace", "synth", "--help"],
+        ["tune", "--help"],
+        ["probe", "--help"],
+        ["check", "--help"],
+        ["compare", "--help"],
+        ["report", "--help"],
     ],
 )
 def test_help_loads_nothing_slow(arguments: list[str]) -> None:

@@ -43,12 +43,17 @@ class Cut:
 
 
 def answering(
-    examples: Sequence[Example], settings: Settings, encode: Encode, bos: int | None
+    examples: Sequence[Example],
+    settings: Settings,
+    encode: Encode,
+    bos: int | None,
+    frame: tuple[str, str] = ("", ""),
 ) -> tuple[list[Request], Cut]:
     """One request per example, the first ``settings.requests`` of them (or all): a system prompt,
     passages, the question. At most ``context_tokens`` tokens each, reached by leaving passages out:
     those that share the least with the question go first (:func:`relevance`; answers are not looked
     at), the others stay in the order of the file. If not even one fits, the most relevant is cut.
+    ``frame`` is what a chat model's template puts before and behind a user's turn.
 
     Raises ``ValueError`` if there are no examples, or no room beside the question.
     """
@@ -56,10 +61,11 @@ def answering(
     if not chosen:
         raise ValueError("the data set has no examples")
     start = [] if bos is None else [bos]
-    system = _ids([*start, *encode(_SYSTEM)])
+    system = _ids([*start, *encode(frame[0] + _SYSTEM)])
     requests, kept, answerable = [], 0, 0
     for number, example in enumerate(chosen):
-        question = _ids(encode(f"\n\nQuestion: {example.question}\nAnswer:"))
+        asked = f"\n\nQuestion: {example.question}" + (frame[1] or "\nAnswer:")
+        question = _ids(encode(asked))
         room = settings.context_tokens - len(system) - len(question)
         if room < 1:
             raise ValueError(

@@ -44,7 +44,9 @@ def _asked(scenario: Scenario, engine: Engine, note: Say) -> list[Request]:
     room = engine.max_context - settings.output_tokens
     settings = replace(settings, context_tokens=max(2, min(settings.context_tokens, room)))
     try:
-        requests, cut = answering(scenario.examples, settings, engine.encode, engine.bos)
+        requests, cut = answering(
+            scenario.examples, settings, engine.encode, engine.bos, engine.frame
+        )
     except (CorpusError, ValueError) as error:
         raise UserError(f"{scenario.workload}: {error}") from error
     note(

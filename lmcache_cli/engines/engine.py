@@ -149,6 +149,8 @@ class Engine(Protocol):
     max_context: int
     bos: int | None
     encode: Callable[[str], Sequence[int]]
+    frame: tuple[str, str]
+    """What the model's chat template puts before and behind a user's turn; empty without one."""
     interleaves: bool
     """Whether its sessions can take turns request by request, all of them ready."""
 

@@ -17,6 +17,7 @@ from cache_core.blend.passport import Subject, rope_text
 from cache_core.weights import files_digest, folder_digest
 from lmcache_cli.embedded import embedded_model
 from lmcache_cli.engines.attention import CPU_ATTENTION
+from lmcache_cli.engines.chat_frame import chat_frame
 from lmcache_cli.engines.converted import converted
 from lmcache_cli.errors import UserError
 
@@ -79,6 +80,11 @@ class LoadedModel:
         end = self.tokenizer.eos_token_id
         cut = list(ids).index(end) if end in ids else len(ids)
         return str(self.tokenizer.decode(list(ids)[:cut], skip_special_tokens=True))
+
+    @property
+    def frame(self) -> tuple[str, str]:
+        """See :func:`chat_frame`."""
+        return chat_frame(self.tokenizer)
 
     @property
     def encode(self) -> Callable[[str], Sequence[int]]:

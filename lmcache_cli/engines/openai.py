@@ -49,6 +49,8 @@ class OpenAIEngine:
             served, self.decode = read_tokenizer(model or endpoint.model)
             self.tokenizer = f"of {model or endpoint.model}"
         self.encode, self.bos = served
+        # A server does not tell its template.
+        self.frame = ("", "")
         self.model = endpoint.model
         self.max_context = endpoint.max_context - SALT_TOKENS
         hello = list(self.encode("Hello, how are you?"))

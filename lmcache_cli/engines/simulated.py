@@ -57,6 +57,7 @@ class SimulatedEngine:
         self.max_context = max_context
         self.bos: int | None = None
         self.encode: Callable[[str], Sequence[int]] = encode_words
+        self.frame = ("", "")
         self._time = 0.0
         self._jitter = jitter
         self._noise = random.Random()

@@ -44,6 +44,7 @@ class TransformersEngine:
         self.max_context = int(self.loaded.config.max_position_embeddings)
         self.bos = self.loaded.bos
         self.encode = self.loaded.encode
+        self.frame = self.loaded.frame
         self.decode = self.loaded.decode
         self.threads = threads or min(4, torch.get_num_threads())
         self._arenas: list[Arena] = []

@@ -12,6 +12,7 @@ from typing import Any
 from cache_core.blend.passport import Subject
 from cache_core.layout import KVLayout
 from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.chat_frame import read_chat_frame
 from lmcache_cli.engines.completions import Answer
 from lmcache_cli.engines.endpoint import Endpoint
 from lmcache_cli.engines.engine import CacheSpec
@@ -65,6 +66,7 @@ class VllmEngine:
             kept = getattr(self.config, "dtype", None) or "bfloat16"
             self._dtype = str(kept).removeprefix("torch.")
         (self.encode, self.bos), self.decode = read_tokenizer(self.folder)
+        self.frame = read_chat_frame(self.folder)
         self.max_context = _context(self.config, serving.args) - SALT_TOKENS
         self._opened = 0
         self._started = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"

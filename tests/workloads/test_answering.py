@@ -66,3 +66,12 @@ def test_answers_go_with_the_request() -> None:
 def test_what_makes_no_prompt_is_refused(examples: list[Example], context: int) -> None:
     with pytest.raises(ValueError, match=r"examples|no room"):
         answering(examples, Settings(context_tokens=context), encode, None)
+
+
+def test_a_chat_template_goes_around_the_turn() -> None:
+    requests, _ = answering([EXAMPLE], Settings(context_tokens=300), encode, None, ("<u> ", " <a>"))
+    plain, _ = answering([EXAMPLE], Settings(context_tokens=300), encode, None)
+    ids = requests[0].token_ids.tolist()
+    assert ids[: len(encode("<u>"))] == list(encode("<u>"))
+    assert ids[-len(encode("<a>")) :] == list(encode("<a>"))
+    assert [s.kind for s in requests[0].segments] == [s.kind for s in plain[0].segments]
