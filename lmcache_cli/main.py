@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from lmcache_cli.commands import bench, doctor, probe, trace, tune, verify
+from lmcache_cli.commands import bench, doctor, probe, report, trace, tune, verify
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.add_typer(trace.app)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 

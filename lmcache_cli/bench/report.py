@@ -80,7 +80,12 @@ def run_and_report(
         raise stopped
     if json_file is not None:
         document = bench_json(
-            cells, meta["machine"], meta["versions"], meta["config"], measured.warnings
+            cells,
+            meta["machine"],
+            meta["versions"],
+            meta["config"],
+            measured.warnings,
+            measured.complete,
         )
         write_output(json_file, json_text(document))
     if csv_file is not None:
