@@ -35,7 +35,10 @@ def bench_markdown(cells: Sequence[CellSummary]) -> str:
 
 def table(columns: Sequence[Column]) -> str:
     """A pipe table; numbers stand at the right."""
-    heads = [escaped(f"{column.name} {column.unit}") for column in columns]
+    heads, name = [], ""
+    for column in columns:  # p90 and p99 stand under the name that p50 has
+        name = column.name or (name if column.unit else "")
+        heads.append(escaped(f"{name} {column.unit}"))
     rows = [heads, [":--" if column.left else "--:" for column in columns]]
     for values in zip(*(column.values for column in columns), strict=True):
         rows.append([escaped(value.plain) for value in values])
