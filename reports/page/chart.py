@@ -7,7 +7,7 @@ and paper. Nothing is drawn in the reader's browser.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,20 @@ class Chart:
         own = f"c{number}{'n' if narrow else 'w'}-"
         text = re.sub(r'(\bid="|url\(#)', rf"\g<1>{own}", text)
         text = re.sub(r' font-family="[^"]*"', "", text)  # the page's own
+        text = re.sub(r' (?:d|transform)="[^"]*"', _rounded, text)
         # a picture with parts: it is named by its figure, and its marks name themselves
         return text.replace("<svg ", '<svg role="group" ', 1)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Hundredths of a pixel: half of a page's bytes would be digits that nobody sees."""
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", attribute[0])
+
+
+def room_for(texts: Iterable[str]) -> float:
+    """Pixels that the longest of the texts takes in the widest font that a page may fall back
+    on."""
+    return 7.3 * max(map(len, texts), default=0)
 
 
 def row_axis(title: str, narrow: bool) -> Spec | None:
@@ -92,6 +104,7 @@ def row_axis(title: str, narrow: bool) -> Spec | None:
         "domain": False,
         "grid": False,
         "labelPadding": 10,
+        "minExtent": room_for([title]) + 10,
         "labelColor": _INK,
         "labelLimit": 320,
         "labelOverlap": False,
@@ -110,7 +123,7 @@ def row_layers(rows: Sequence[Spec], layers: Sequence[Spec], narrow: bool) -> li
         return list(layers)
     names = {
         "data": {"values": [{"row": row["row"]} for row in rows]},
-        "mark": {"type": "text", "align": "left", "baseline": "middle", "dy": -15, "aria": False},
+        "mark": {"type": "text", "align": "left", "baseline": "middle", "dy": -18, "aria": False},
         "encoding": {
             "x": {"value": 0},
             "y": {"field": "row", "type": "nominal", "sort": None},
@@ -140,4 +153,4 @@ def beside(rows: Sequence[Spec], field: str, head: str, offset: int = 10) -> lis
 
 def step(narrow: bool) -> Spec:
     """The height of a row."""
-    return {"step": 42 if narrow else 26}
+    return {"step": 46 if narrow else 26}

@@ -36,7 +36,11 @@
     mark.classList.add("on");
     tip.textContent = mark.getAttribute("aria-label");
     tip.hidden = false;
-    const at = mark.getBoundingClientRect();
+    place();
+  };
+  const place = () => {
+    if (!current) return;
+    const at = current.getBoundingClientRect();
     const size = tip.getBoundingClientRect();
     const left = at.left + at.width / 2 - size.width / 2;
     tip.style.left = `${Math.max(8, Math.min(left, innerWidth - size.width - 8))}px`;
@@ -62,7 +66,7 @@
       name(marks[(next + marks.length) % marks.length]);
     });
   }
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("scroll", place, { passive: true });
   // on paper every table is open, and afterwards as it was
   let opened = [];
   addEventListener("beforeprint", () => {

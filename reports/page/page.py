@@ -64,12 +64,20 @@ def html_page(stored: Sequence[Stored]) -> str:
     numbers = iter(range(1_000_000))
     return environment.from_string(texts["page.html"]).render(
         sections=sections,
+        title=_title(sections),
         style=Markup(texts["page.css"]),  # our own file
         script=Markup(script),
         script_digest=digest,
         svg=_svg,
         number=lambda: next(numbers),
         rows=lambda columns: list(zip(*(c.values for c in columns), strict=True)),
+    )
+
+
+def _title(sections: Sequence[Section]) -> str:
+    kinds = {section.kind for section in sections}
+    return (
+        "How large each cache tier should be" if kinds == {"tune"} else "What KV-cache reuse gave"
     )
 
 

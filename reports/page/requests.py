@@ -54,7 +54,7 @@ def filling_chart(rows: Rows) -> Chart | None:
             "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
             "height": 170 if narrow else 200,
             "data": {"values": parts},
-            "mark": {"type": "bar", "strokeWidth": 0},
+            "mark": {"type": "bar", "strokeWidth": 0.7},
             "encoding": {
                 "x": {
                     "field": "first",
@@ -81,6 +81,7 @@ def filling_chart(rows: Rows) -> Chart | None:
                 },
                 "y2": {"field": "to"},
                 "color": part_colour([*tiers, COMPUTED]),
+                "stroke": part_colour([*tiers, COMPUTED]),  # no seams between the bars
                 "description": {"field": "say"},
             },
         }

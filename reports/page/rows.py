@@ -14,7 +14,7 @@ from reports.sample import TIERS, Sample
 from reports.summary import CellSummary
 from reports.units import EN_DASH, NONE, number_text, places_for
 
-MOST_TICKS = 1600
+MOST_TICKS = 1000
 """Ticks of a whole chart: with more, a row is drawn by its quantiles."""
 COMPUTED = "computed"
 COLOURS = {
@@ -134,7 +134,7 @@ def ttft_chart(rows: Rows) -> Chart | None:
         }
         layers = [strip, median, *beside(middles, "text", f"p50 {unit}")]
         return {
-            "padding": {"left": 4, "right": 64, "top": 8, "bottom": 4},
+            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
             "height": step(narrow),
             "layer": row_layers(middles, layers, narrow),
         }
@@ -147,7 +147,7 @@ def ttft_chart(rows: Rows) -> Chart | None:
     return Chart(
         "ttft",
         "Time to first token",
-        f"TTFT of every request in {unit}{', logarithmic' if log else ''}, from its scheduled"
+        f"TTFT ({unit}{', logarithmic' if log else ''}) of every request, from its scheduled"
         f" arrival; {rows.n_text()}.{some}",
         draw,
         [
@@ -236,7 +236,7 @@ def speedup_chart(rows: Rows) -> Chart | None:
         if not narrow:
             columns += beside(values, "between", "95 %", 76)
         return {
-            "padding": {"left": 4, "right": 72 if narrow else 152, "top": 8, "bottom": 4},
+            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
             "height": step(narrow),
             "layer": row_layers(values, [even, interval, dot, *columns], narrow),
         }
@@ -292,7 +292,7 @@ def hits_chart(rows: Rows) -> Chart | None:
             },
         }
         return {
-            "padding": {"left": 4, "right": 56, "top": 8, "bottom": 4},
+            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
             "height": step(narrow),
             "layer": row_layers(totals, [bars, *beside(totals, "text", "hit %")], narrow),
         }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.text import Text
 
 from reports.columns import Column
-from reports.page.chart import Chart, Spec
+from reports.page.chart import Chart, Spec, room_for
 from reports.sample import TIERS
 from reports.summary import CellSummary
 from reports.units import NONE, bytes_text, number_text, places_for
@@ -58,6 +58,9 @@ def _map(
         for (size, chunk), value in found.items()
     ]
 
+    nothing = 0.0 if unit == "%" else min(1.0, *(square["value"] for square in squares))
+    most = max(nothing + 1e-9, *(square["value"] for square in squares))
+
     def draw(width: int, narrow: bool) -> Spec:
         x = {
             "field": "chunk",
@@ -84,12 +87,13 @@ def _map(
                 "domain": False,
                 "labelLimit": 200,
                 "labelColor": "var(--ink)",
+                "minExtent": room_for(sizes) + 8,
             },
         }
         shade = {
             "field": "value",
             "type": "quantitative",
-            "scale": {"range": [0.06, 1], "zero": unit == "%"},
+            "scale": {"range": [0.06, 1], "domain": [nothing, most]},
             "legend": None,
         }
         return {

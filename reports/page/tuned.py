@@ -49,6 +49,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
         ends.append({**last, "name": name, "say": say})
     chosen = sum(document["recommendation"]["tiers"].values()) / 2**30
     largest = max(point["size"] for point in points)
+    decades = [10.0**power for power in range(-9, 10)]
 
     def draw(width: int, narrow: bool) -> Spec:
         height = 260 if narrow else 320
@@ -57,7 +58,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             "type": "quantitative",
             "title": "capacity (GiB, logarithmic)",
             "scale": {"type": "log", "domainMax": largest, "nice": False},
-            "axis": {"tickCount": 4 if narrow else 8, "format": "~g"},
+            "axis": {"values": decades, "format": "~g"},
         }
         y = {
             "field": "miss",
@@ -117,7 +118,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             }
             layers.insert(0, rule)
         return {
-            "padding": {"left": 4, "right": 104 if narrow else 112, "top": 8, "bottom": 4},
+            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
             "height": height,
             "layer": layers,
         }
@@ -145,7 +146,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
     return Chart(
         "misses",
         "What a larger cache would still miss",
-        "Share of the prompt tokens missed, in per cent, by capacity in GiB; whole lines are hits by"
+        "Share of the prompt tokens missed, in per cent, by capacity in GiB; full lines are hits by"
         " prefix, dashed ones hits at any place of the prompt, a number is a chunk's tokens; the"
         f" upright dashed line is what is recommended; n = {source['requests']:,} requests,"
         f" {source['tokens']:,} prompt tokens.",
@@ -209,10 +210,6 @@ def front_chart(document: Document) -> Chart | None:
             "condition": {"test": "datum.chosen", "value": "var(--best)"},
             "value": "var(--cpu)",
         }
-        line = {
-            "mark": {"type": "line", "color": "var(--cpu)", "opacity": 0.4, "aria": False},
-            "encoding": {"x": x, "y": y},
-        }
         reach = {
             "mark": {"type": "rule", "opacity": 0.4, "strokeWidth": 2, "aria": False},
             "encoding": {"x": x, "y": y, "y2": {"field": "p90"}, "color": hue},
@@ -225,15 +222,16 @@ def front_chart(document: Document) -> Chart | None:
             "padding": {"left": 4, "right": 20, "top": 8, "bottom": 4},
             "height": 240 if narrow else 300,
             "data": {"values": stacks},
-            "layer": [line, reach, dots, *_recommended_label(stacks, right, x, y)],
+            "layer": [reach, dots, *_recommended_label(stacks, right, x, y)],
         }
 
     return Chart(
         "front",
         "What more storage buys",
         f"Predicted TTFT in {unit}{', logarithmic' if log else ''}, against the cost of DRAM and"
-        " disk per hour, of the stacks that none beats in both: the dot is p50, its bar reaches to"
-        f" p90; n = {document['source']['requests']:,} requests, predicted and not measured.",
+        " disk per hour, of stacks that none beats in both cost and mean TTFT without queueing: the"
+        f" dot is p50, its bar reaches to p90; n = {document['source']['requests']:,} requests,"
+        " predicted and not measured.",
         draw,
         front_columns(document),
         {"stack": "var(--cpu)", "recommended": "var(--best)"},
@@ -252,12 +250,12 @@ def _recommended_label(stacks: Sequence[Spec], right: float, x: Spec, y: Spec) -
                     "type": "text",
                     "align": "right" if left else "left",
                     "aria": False,
-                    "dx": -9 if left else 9,
+                    "dx": 6 if left else -6,
                     "dy": -11,
                     "fontWeight": "bold",
                     "color": "var(--best)",
                 },
-                "encoding": {"x": x, "y": y, "text": {"field": "name"}},
+                "encoding": {"x": x, "y": y | {"field": "p90"}, "text": {"field": "name"}},
             }
         )
     return found
