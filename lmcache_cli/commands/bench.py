@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.config_file import load_config
+from lmcache_cli.config_file import flags_of_run, load_config
 
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
@@ -49,8 +49,7 @@ def bench(
         str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=_MEASURED)
     ] = "cpu",
     dtype: Annotated[
-        str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED),
+        str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MEASURED)
     ] = "auto",
     url: Annotated[
         str | None,
@@ -87,18 +86,13 @@ def bench(
         typer.Option(help="KV kept in the engine's memory; 0 for none.", rich_help_panel=_SWEPT),
     ] = "0",
     cpu_size: Annotated[
-        str,
-        typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="KV kept in DRAM.", rich_help_panel=_SWEPT)
     ] = "2GiB",
     chunk_tokens: Annotated[str, typer.Option(help="Chunk length.", rich_help_panel=_SWEPT)] = "64",
     context_tokens: Annotated[
-        str,
-        typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT),
+        str, typer.Option(help="Length of a document or context.", rich_help_panel=_SWEPT)
     ] = "2000",
-    disk_size: Annotated[
-        str,
-        typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT),
-    ] = "0",
+    disk_size: Annotated[str, typer.Option(help="KV kept on disk.", rich_help_panel=_SWEPT)] = "0",
     disk_path: Annotated[
         Path | None,
         typer.Option(
@@ -198,8 +192,7 @@ def bench(
         int, typer.Option(help="Documents (long-context).", rich_help_panel=_WORKLOAD)
     ] = 4,
     questions: Annotated[
-        int,
-        typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD),
+        int, typer.Option(help="Questions per document (long-context).", rich_help_panel=_WORKLOAD)
     ] = 3,
     requests: Annotated[
         int | None,
@@ -225,8 +218,7 @@ def bench(
         int, typer.Option(help="Passages in the corpus (rag).", rich_help_panel=_WORKLOAD)
     ] = 64,
     zipf: Annotated[
-        float,
-        typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD),
+        float, typer.Option(help="Skew of passage popularity (rag).", rich_help_panel=_WORKLOAD)
     ] = 1.0,
     system_tokens: Annotated[
         int, typer.Option(help="Length of the system prompt.", rich_help_panel=_WORKLOAD)
@@ -235,8 +227,7 @@ def bench(
         int, typer.Option(help="Sessions (chat, agent).", rich_help_panel=_WORKLOAD)
     ] = 4,
     rounds: Annotated[
-        int,
-        typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD),
+        int, typer.Option(help="Rounds or steps per session.", rich_help_panel=_WORKLOAD)
     ] = 4,
     corpus: Annotated[
         Path | None,
@@ -313,11 +304,20 @@ def bench(
         ),
     ] = 600.0,
     repeat: Annotated[
-        int,
-        typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD),
+        int, typer.Option(help="Repeats, each from a cold start.", rich_help_panel=_LOAD)
     ] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Finish an interrupted run, with its flags and in its file.",
+            is_eager=True,
+            callback=flags_of_run,
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
@@ -394,4 +394,4 @@ def bench(
         speed_up=speed_up,
         scale=scale,
     )
-    raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet))
+    raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet, resume))

@@ -58,8 +58,9 @@ def _map(
         for (size, chunk), value in found.items()
     ]
 
-    nothing = 0.0 if unit == "%" else min(1.0, *(square["value"] for square in squares))
-    most = max(nothing + 1e-9, *(square["value"] for square in squares))
+    known = [value for value in found.values() if value is not None] or [0.0]
+    nothing = 0.0 if unit == "%" else min(1.0, *known)
+    most = max(nothing + 1e-9, *known)
 
     def draw(width: int, narrow: bool) -> Spec:
         x = {
