@@ -121,7 +121,7 @@ def run_and_report(
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     talk.print(f"run file: {path}", highlight=False)
     if interrupted:
-        talk.print(f"to finish it: lmcache bench --resume {path}", highlight=False)
+        talk.print(f"to finish it: lmcache bench --resume {path}", highlight=False, soft_wrap=True)
         return EXIT_INTERRUPTED
     return EXIT_FAILED if all(s.error for s in measured.samples) else 0
 

@@ -20,8 +20,8 @@ from reports.run_file import read_run
 
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
 COMMAND = [sys.executable, "-m", "lmcache_cli.main"]
-REPEATS = 60
-# A sweep of two scenarios by four cells; with so many repeats it takes a few seconds.
+REPEATS = 8
+# A sweep of two scenarios by four cells; with so many repeats it takes some seconds.
 SWEEP = [
     *("bench", "long-context", "rag", "--engine", "simulated", "--seed", "5"),
     *("--documents", "2", "--questions", "2", "--context-tokens", "300", "--requests", "6"),
@@ -35,7 +35,9 @@ def lmcache(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def cut_off(args: list[str], stop: signal.Signals, cwd: Path, after: str = "warming up") -> Path:
+def cut_off(
+    args: list[str], stop: signal.Signals, cwd: Path, after: str = "rag: warming up"
+) -> Path:
     """Runs until it says ``after``, then a little longer, and stops it, twice in a row."""
     process = subprocess.Popen(
         [*COMMAND, *args],
@@ -49,7 +51,7 @@ def cut_off(args: list[str], stop: signal.Signals, cwd: Path, after: str = "warm
     try:
         while after not in process.stderr.readline():
             assert process.poll() is None, "it ended before it could be interrupted"
-        time.sleep(0.3)
+        time.sleep(0.1)
         process.send_signal(stop)
         time.sleep(0.05)
         process.send_signal(stop)  # as an impatient person, or a supervisor, does
@@ -59,7 +61,7 @@ def cut_off(args: list[str], stop: signal.Signals, cwd: Path, after: str = "warm
     assert process.returncode == 130, err
     [path] = (cwd / "runs").glob("*.parquet")
     assert not list((cwd / "runs").glob(".*")), "nothing half written is left"
-    assert f"--resume {path.relative_to(cwd)}" in err
+    assert "--resume" in err and path.name in err
     return path
 
 
@@ -131,9 +133,9 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_other_requests_are_refused(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("It was the best of times, it was the worst of times. " * 400)
+    corpus.write_text("It was the best of times, it was the worst of times. " * 4000)
     path = cut_off([*SWEEP, "--corpus", str(corpus)], signal.SIGTERM, tmp_path)
-    corpus.write_text("Call me Ishmael. Some years ago, never mind how long. " * 400)
+    corpus.write_text("Call me Ishmael. Some years ago, never mind how long. " * 4000)
     before = path.read_bytes()
     done = lmcache("bench", "--resume", str(path), "--quiet", cwd=tmp_path)
     assert done.returncode == 2 and "corpus" in done.stderr, done.stderr
