@@ -79,7 +79,8 @@ def _canvas(width: int, height: int) -> Any:
 def _byte_ticks(plot: Any, low: float, high: float, width: int) -> None:
     """Powers of two, as many as there is room for."""
     step = max(1, math.ceil((high - low) / max(2, width // 14)))
-    ticks = list(range(math.ceil(low), math.floor(high) + 1, step)) or [low]
+    whole = range(math.ceil(low), math.floor(high) + 1, step)
+    ticks: list[float] = [*whole] or [low]
     plot.xticks(ticks, [bytes_text(2**tick) for tick in ticks])
 
 

@@ -254,7 +254,7 @@ def _run_meta(
     when: dict[str, Any] = {"started": started.isoformat()}
     if earlier is not None:
         resumed = [*earlier.meta.get("resumed", []), started.isoformat()]
-        when: dict[str, Any] = {"started": earlier.meta["started"], "resumed": resumed}
+        when = {"started": earlier.meta["started"], "resumed": resumed}
     return {
         "kind": "bench",
         **when,

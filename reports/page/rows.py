@@ -245,7 +245,8 @@ def speedup_chart(rows: Rows) -> Chart | None:
         "speedup",
         "Speed-up of the first token",
         "TTFT p50 with reuse off over the row's, on the same requests, with the 95 % interval of a"
-        f" paired bootstrap; right of the dashed line is faster; {rows.n_text()}.",
+        f" paired bootstrap{', logarithmic' if log else ''}; right of the dashed line is faster;"
+        f" {rows.n_text()}.",
         draw,
         [
             Column(rows.title, "", tuple(Text(label) for label, _ in kept), left=True),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,7 @@ def test_junit_fails_where_requests_failed(world: Path) -> None:
     assert (suite.tests, suite.failures, suite.errors) == (10, 0, 0)
     samples, meta = read_run(world / "run.parquet")
     broken = [
-        type(s)(**{**_values(s), "error": "refused"}) if s.cell == 1 and i % 2 else s
-        for i, s in enumerate(samples)
+        replace(s, error="refused") if s.cell == 1 and i % 2 else s for i, s in enumerate(samples)
     ]
     write_run(world / "broken.parquet", broken, meta | {"complete": False})
     done = lmcache("report", "broken.parquet", "--out", "junit.xml", cwd=world)
@@ -134,7 +134,3 @@ def test_bad_input_is_one_line_and_exit_2(world: Path, args: list[str], words: s
     done = lmcache("report", *args, cwd=world)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
-
-
-def _values(sample: object) -> dict[str, object]:
-    return {name: getattr(sample, name) for name in type(sample).__dataclass_fields__}  # type: ignore[attr-defined]
