@@ -1,4 +1,5 @@
-"""``--config FILE``: flags from YAML. Flags on the command line win."""
+"""``--config FILE``: flags from YAML; ``--resume RUN``: those of a run. Flags on the command line
+win."""
 
 from __future__ import annotations
 
@@ -37,4 +38,16 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
         many = isinstance(value, list) and name != "workloads"
         defaults[name] = ",".join(str(item) for item in value) if many else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return path
+
+
+def flags_of_run(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Makes an interrupted run's settings the command's defaults. Raises ``UserError`` for a file
+    that is no such run."""
+    if path is None or ctx.resilient_parsing:
+        return path
+    from lmcache_cli.bench.resume import Interrupted
+
+    defaults = Interrupted.read(path).flags()
+    ctx.default_map = {**(ctx.default_map or {}), **defaults, "out": str(path.parent)}
     return path

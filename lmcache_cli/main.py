@@ -9,7 +9,17 @@ from types import FrameType
 
 import typer
 
-from lmcache_cli.commands import bench, check, compare, doctor, probe, trace, tune, verify
+from lmcache_cli.commands import (
+    bench,
+    check,
+    compare,
+    doctor,
+    probe,
+    report,
+    trace,
+    tune,
+    verify,
+)
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
 app = typer.Typer(
@@ -26,6 +36,7 @@ app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
 app.command("check", epilog=check.EXAMPLES)(check.check)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.add_typer(trace.app)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,12 +10,26 @@ from lmcache_cli.errors import UserError
 
 
 def write_output(target: str, text: str, flag: str = "--json") -> None:
-    """To a file, or to stdout for ``-``. Raises ``UserError`` naming the flag."""
+    """To a file, or to stdout for ``-``. A regular file appears whole or not at all. Raises
+    ``UserError`` naming the flag."""
     if target == "-":
         sys.stdout.write(text)
         return
+    path = Path(target)
+    # a pipe or a terminal is written to; a link's target is what is replaced
+    whole = path.resolve() if path.is_file() or not path.exists() else None
     try:
-        Path(target).write_text(text, encoding="utf-8")
+        if whole is None:
+            path.write_text(text, encoding="utf-8")
+            return
+        temporary = whole.with_name(f".{whole.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            if whole.exists():
+                temporary.chmod(whole.stat().st_mode & 0o777)
+            os.replace(temporary, whole)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -22,14 +22,16 @@ def bench_json(
     versions: Mapping[str, Any],
     config: Mapping[str, Any],
     warnings: Sequence[str],
+    complete: bool = True,
 ) -> dict[str, Any]:
-    """The whole document."""
+    """The whole document. ``complete`` is False for a run that was interrupted or is void."""
     return {
         "schema": SCHEMA,
         "machine": dict(machine),
         "versions": dict(versions),
         "config": dict(config),
         "warnings": list(warnings),
+        "complete": complete,
         "cells": [cell_json(cell) for cell in cells],
     }
 
@@ -129,12 +131,13 @@ def json_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def csv_text(cells: Sequence[CellSummary]) -> str:
+def csv_text(cells: Sequence[CellSummary], runs: Sequence[str] = ()) -> str:
     """One line per cell under a header. Columns are the JSON paths (``ttft_ms.p50``), the same for
-    every run; a value that does not exist is empty."""
+    every run; a value that does not exist is empty. ``runs`` names each cell's run, in a first
+    column; without it there is none."""
     rows = []
-    for cell in cells:
-        document = cell_json(cell)
+    for index, cell in enumerate(cells):
+        document = ({"run": runs[index]} if runs else {}) | cell_json(cell)
         del document["tier_work"]  # as deep as tiers are many: JSON has it
         document["tiers"] = {tier: document["tiers"].get(tier) for tier in TIERS}
         rows.append(_flat(document))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from reports.sample import TIERS
 from reports.spread import Spread
-from reports.summary import CellSummary
+from reports.summary import CellMeta, CellSummary
 from reports.units import EN_DASH, NONE, bytes_text, bytes_unit, number_text, places_for
 
 BAD = "bold red"
@@ -264,3 +264,18 @@ def _times(
         Column("" if i else f"{name} {unit}", field, tuple(map(text, values)))
         for i, (field, values) in enumerate(seconds.items())
     ]
+
+
+def cell_name(meta: CellMeta) -> str:
+    """What a cell is, on one line and without its workload: ``prefix, cpu 2 GiB, chunks of 64``."""
+    parts = [meta["reuse"]]
+    if meta.get("context_tokens"):
+        parts.insert(0, f"contexts of {meta['context_tokens']}")
+    parts += [
+        f"{tier} {bytes_text(size)}" if size else tier for tier, size in meta["tiers"].items()
+    ]
+    if meta["chunk_tokens"] is not None and meta["tiers"]:
+        parts.append(f"chunks of {meta['chunk_tokens']}")
+    if blend := meta.get("blend"):
+        parts.append(f"{blend['selection']} {blend['ratio']:g}")
+    return ", ".join(parts)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 TIERS = ("device", "cpu", "disk", "remote")
 """Tier names, fastest first. A run file has one ``hit_*`` column for each."""
+
+
+_TIMES = ("scheduled_s", "sent_s", "first_token_s", "finished_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class Sample:
                 f"request {self.request_id}: hit_tokens names the tier {unknown[0]!r}; "
                 f"the tiers are {', '.join(TIERS)}"
             )
-        for name in ("scheduled_s", "sent_s", "first_token_s", "finished_s"):
+        for name in _TIMES:
             if name == "first_token_s" and self.error is not None:
                 continue
             if not math.isfinite(getattr(self, name)):
@@ -95,6 +98,13 @@ class Sample:
     def e2e_s(self) -> float:
         """Seconds from the scheduled arrival to the last token."""
         return self.finished_s - self.scheduled_s
+
+    def later(self, seconds: float) -> Sample:
+        """The same on a clock that began so much earlier."""
+        if not seconds:
+            return self
+        times = {name: getattr(self, name) + seconds for name in _TIMES}
+        return replace(self, token_s=tuple(at + seconds for at in self.token_s), **times)
 
     def to_row(self) -> dict[str, Any]:
         """A flat dict: ``hit_tokens`` becomes one ``hit_*`` value per tier, None if absent."""

@@ -46,28 +46,38 @@ class WorkloadTable:
             yield Text(line, style="dim")
         for block in _blocks(keys, measured(self.cells), options.max_width):
             yield Text()
-            yield _table(block)
+            yield column_table(block)
 
 
 def bench_tables(cells: Sequence[CellSummary]) -> RenderableType:
     """All cells of a run: a table per workload, in the order in which they first appear, and a
     legend. Adapts to the width it is printed in."""
-    by_workload: dict[str, list[CellSummary]] = {}
-    for cell in cells:
-        by_workload.setdefault(cell.meta["workload"], []).append(cell)
-    if not by_workload:
+    if not cells:
         return Text("Nothing was measured.")
     parts: list[RenderableType] = []
-    shown: set[str] = set()
-    for group in by_workload.values():
+    for group in workloads_of(cells):
         parts += [WorkloadTable(group), Text()]
-        shown |= {column.name.partition(" ")[0] for part in measured(group) for column in part}
     for table in tier_tables(cells):
         parts += [table, Text()]
-    parts.append(
-        Text("\n".join(line for name, line in LEGEND.items() if name in shown), style="dim")
-    )
+    parts.append(Text("\n".join(legend(cells)), style="dim"))
     return Group(*parts)
+
+
+def workloads_of(cells: Sequence[CellSummary]) -> list[list[CellSummary]]:
+    """The cells of each workload, in the order in which workloads first appear."""
+    groups: dict[str, list[CellSummary]] = {}
+    for cell in cells:
+        groups.setdefault(cell.meta["workload"], []).append(cell)
+    return list(groups.values())
+
+
+def legend(cells: Sequence[CellSummary]) -> list[str]:
+    """A line for each kind of column that the tables of these cells have."""
+    columns = [
+        column for group in workloads_of(cells) for part in measured(group) for column in part
+    ]
+    shown = {column.name.partition(" ")[0] for column in columns}
+    return [line for name, line in LEGEND.items() if name in shown]
 
 
 def _wrapped(facts: Sequence[str], width: int) -> list[str]:
@@ -94,7 +104,8 @@ def _fits(columns: Sequence[Column], width: int) -> bool:
     return sum(column.width + GAP for column in columns) - GAP <= width
 
 
-def _table(columns: Sequence[Column]) -> Table:
+def column_table(columns: Sequence[Column]) -> Table:
+    """Columns under two-line headers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
         header = Text(column.name, style="bold")

@@ -32,9 +32,17 @@ class Measured:
     """Everything that a bench has measured so far; it survives an interruption."""
 
     samples: list[Sample] = field(default_factory=list)
-    busy_s: dict[int, float] = field(default_factory=dict)
-    """Per cell: seconds in which it served or stored. Cells take turns, so wall time says
-    nothing about one of them."""
+    busy_s: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Per cell and repeat: seconds in which it served or stored. Cells take turns, so wall time
+    says nothing about one of them."""
+    finished: set[tuple[int, int]] = field(default_factory=set)
+    """Cells and repeats of which every request was served."""
+    groups: list[list[int]] = field(default_factory=list)
+    """The cells that were measured together, as indices."""
+    requests: list[str] = field(default_factory=list)
+    """A digest of each scenario's requests."""
+    began_s: float = 0.0
+    """Added to all times of samples: what a resumed run had measured ended there."""
     counters: dict[int, dict[str, TierCounters]] = field(default_factory=dict)
     chunk_bytes: dict[int, int] = field(default_factory=dict)
     troubles: dict[int, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -48,6 +56,10 @@ class Measured:
         self._failures[kind] = self._failures.get(kind, 0) + 1
         if self._failures[kind] == 1:
             self.warn(f"cell {cell}: request {sample.request_id} failed: {sample.error}")
+
+    def busy_of(self, cell: int) -> float:
+        """Seconds of all its repeats."""
+        return sum(spent for (index, _), spent in self.busy_s.items() if index == cell)
 
     def warn(self, text: str) -> None:
         """Notes a warning once."""
@@ -106,8 +118,11 @@ def measure(
                 for turn in rng.sample(turns, len(turns)):
                     turn.warm(mine)
                     turn.serve(run)
-            for turn in turns:
-                turn.finish()
+                    if not single:  # it has served all: an interruption can't take it back
+                        turn.finish()
+            if single:
+                for turn in turns:
+                    turn.finish()
 
 
 class _Turn:
@@ -182,8 +197,9 @@ class _Turn:
                 self.on_sample(self.cell, sample)
             self.session.settle()
         finally:
-            spent = self.into.busy_s.get(self.cell.index, 0.0)
-            self.into.busy_s[self.cell.index] = spent + self.engine.now() - began
+            turn = self.cell.index, self.repeat
+            spent = self.into.busy_s.get(turn, 0.0)
+            self.into.busy_s[turn] = spent + self.engine.now() - began
 
     def _share(self, requests: list[Request]) -> None:
         """Another model serves them first, if this cell reuses what that has."""
@@ -202,6 +218,7 @@ class _Turn:
             for attribute in TierCounters.__slots__:
                 value = getattr(into, attribute) + getattr(counters, attribute)
                 setattr(into, attribute, value)
+        self.into.finished.add((self.cell.index, self.repeat))
 
     def _checked(self, requests: list[Request]) -> Iterator[Sample]:
         served = self.session.serve(requests, self.load)
@@ -225,7 +242,7 @@ class _Turn:
             if sample.error is not None:
                 self.into.note_failure(self.cell.index, sample)
             yield replace(
-                sample,
+                sample.later(self.into.began_s),
                 cell=self.cell.index,
                 repeat=self.repeat,
                 workload=self.workload,

@@ -18,6 +18,14 @@ from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
+from lmcache_cli.bench.resume import (
+    INTERRUPTED,
+    Interrupted,
+    digest,
+    missing,
+    progress_of,
+    undisturbed,
+)
 from lmcache_cli.bench.verified import verified
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
@@ -36,14 +44,26 @@ _TIER_SHARE = 0.7
 
 
 def run_and_report(
-    plan: Plan, out: Path, json_file: str | None, csv_file: str | None, quiet: bool
+    plan: Plan,
+    out: Path,
+    json_file: str | None,
+    csv_file: str | None,
+    quiet: bool,
+    resume: Path | None = None,
 ) -> int:
     """Measures, writes ``out/bench-TIME.parquet``, prints tables (or JSON or CSV) to stdout.
-    Returns the exit code. Ctrl-C keeps what was measured."""
+    Returns the exit code. Ctrl-C and SIGTERM keep what was measured; ``resume`` is the run file
+    that they left, which is finished and replaced."""
     talk = Console(stderr=True, quiet=quiet)
     _check_folder(out)
     started = datetime.now(UTC)
+    earlier = None if resume is None else Interrupted.read(resume)
     measured = Measured()
+    if earlier is not None:
+        known = {"config": plan.config(), "machine": machine(), "versions": versions()}
+        earlier.refuse_other(known)
+        measured = earlier.measured()
+    kept = len(measured.samples)
     interrupted = False
     stopped: UserError | None = None
     engine_facts: dict[str, object] = {}
@@ -65,7 +85,7 @@ def run_and_report(
             engine_facts = engine.facts()
             try:
                 plan = verified(plan, engine, notes.append, measured.warn)
-                _measure_all(plan, engine, measured, progress, notes.append)
+                _measure_all(plan, engine, measured, progress, notes.append, earlier)
                 measured.complete = True
             finally:
                 engine.close()
@@ -73,24 +93,34 @@ def run_and_report(
                     shutil.rmtree(plan.scratch, ignore_errors=True)
         except KeyboardInterrupt:
             interrupted = True
-            measured.warn("interrupted: the tables show what was measured until then")
+            measured.warn(INTERRUPTED)
         except UserError as error:
-            if not measured.samples:
+            if len(measured.samples) == kept:
                 raise
             stopped = error
             measured.warn(f"void: {error}")
     if not measured.samples:
         return EXIT_INTERRUPTED
-    cells = summaries(plan, measured, str(engine_facts["engine"]), str(engine_facts["model"]))
-    meta = _run_meta(plan, measured, cells, engine_facts, started)
-    path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
-    write_run(path, measured.samples, meta)
+    with undisturbed():
+        cells = summaries(plan, measured, str(engine_facts["engine"]), str(engine_facts["model"]))
+        meta = _run_meta(plan, measured, cells, engine_facts, started, earlier)
+        path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
+        if earlier is not None and stopped is None:
+            path = earlier.path
+        if interrupted:
+            meta["progress"] = progress_of(measured)
+        write_run(path, measured.samples, meta)
     if stopped is not None:
         talk.print(f"run file of what was measured: {path}", highlight=False)
         raise stopped
     if json_file is not None:
         document = bench_json(
-            cells, meta["machine"], meta["versions"], meta["config"], measured.warnings
+            cells,
+            meta["machine"],
+            meta["versions"],
+            meta["config"],
+            measured.warnings,
+            measured.complete,
         )
         write_output(json_file, json_text(document))
     if csv_file is not None:
@@ -103,6 +133,7 @@ def run_and_report(
         talk.print(note, highlight=False)
     talk.print(f"run file: {path}", highlight=False)
     if interrupted:
+        talk.print(f"to finish it: lmcache bench --resume {path}", highlight=False, soft_wrap=True)
         return EXIT_INTERRUPTED
     return EXIT_FAILED if all(s.error for s in measured.samples) else 0
 
@@ -113,31 +144,43 @@ def _measure_all(
     measured: Measured,
     progress: BenchProgress,
     note: Callable[[str], None],
+    earlier: Interrupted | None,
 ) -> None:
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
         requests = engine_requests(scenario, plan.corpus, engine, measured.warn, note)
+        measured.requests.append(digest(requests))
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
             engine.tier_capacity(cell.spec)
         room = int(psutil.virtual_memory().available * _TIER_SHARE)
         if engine.name == "simulated":
             room = sys.maxsize
-        groups = groups_that_fit(cells, room, engine.session_bytes())
+        if earlier is None:
+            groups = groups_that_fit(cells, room, engine.session_bytes())
+        else:
+            groups = earlier.groups(cells)
         work += [(scenario, requests, group) for group in groups]
+    if earlier is not None:
+        earlier.refuse_other({"engine": engine.facts(), "requests": measured.requests})
+    measured.groups = [[cell.index for cell in group] for _, _, group in work]
     repeats = plan.options.repeat
-    progress.expect(sum(len(reqs) * len(group) * repeats for _, reqs, group in work))
+    turns = []
     for number, (scenario, requests, group) in enumerate(work):
         # The base cell stands in every group: its rounds must not share numbers.
         rounds = range(number * repeats, (number + 1) * repeats)
+        for cells, those in missing(group, rounds, measured.finished):
+            turns.append((scenario, requests, cells, those))
+    progress.expect(sum(len(reqs) * len(cells) * len(those) for _, reqs, cells, those in turns))
+    for scenario, requests, cells, rounds in turns:
 
         def label(cell: Cell, sample: Sample, workload: str = scenario.workload) -> None:
             progress.served(f"{workload} {cell.reuse}", sample)
 
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
-        measure(engine, scenario, requests, group, plan.load, rounds, measured, label, warm)
+        measure(engine, scenario, requests, cells, plan.load, rounds, measured, label, warm)
 
 
 def _check_folder(out: Path) -> None:
@@ -165,7 +208,7 @@ def summaries(plan: Plan, measured: Measured, engine: str, model: str) -> list[C
         if base is not None and base is not cell:
             off = [s for s in measured.samples if s.cell == base.index]
         meta = cell.meta(plan.scenarios[cell.scenario], engine, model)
-        meta["busy_s"] = measured.busy_s[cell.index]
+        meta["busy_s"] = measured.busy_of(cell.index)
         meta["tier_work"] = _tier_work(measured, cell.index)
         if plan.load.concurrency is None:
             del meta["busy_s"]  # open loop: arrivals set the pace
@@ -195,10 +238,15 @@ def _run_meta(
     cells: Sequence[CellSummary],
     engine: Mapping[str, object],
     started: datetime,
+    earlier: Interrupted | None,
 ) -> dict[str, Any]:
+    when: dict[str, Any] = {"started": started.isoformat()}
+    if earlier is not None:
+        resumed = [*earlier.meta.get("resumed", []), started.isoformat()]
+        when = {"started": earlier.meta["started"], "resumed": resumed}
     return {
         "kind": "bench",
-        "started": started.isoformat(),
+        **when,
         "complete": measured.complete,
         "command": sys.argv[1:],
         "config": plan.config(),

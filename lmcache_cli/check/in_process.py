@@ -160,7 +160,7 @@ class InProcess:
             sides = [comparison.base, comparison.new][-len(pair) :]
             for i, (cell, side) in enumerate(zip(pair, sides, strict=True)):
                 before_s, before = busy[i], evicted[i]
-                busy[i] = measured.busy_s[cell.index]
+                busy[i] = measured.busy_of(cell.index)
                 evicted[i] = sum(
                     counters.evicted_chunks
                     for counters in measured.counters.get(cell.index, {}).values()

@@ -18,6 +18,7 @@ from lmcache_cli.commands.blend_flags import (
 )
 from lmcache_cli.commands.flags import Config, Json, Quiet
 from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, REHEARSAL, SWEPT, TRACE, WORKLOAD
+from lmcache_cli.config_file import flags_of_run
 
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
@@ -340,6 +341,16 @@ def bench(
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the run file.")] = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Finish an interrupted run, with its flags and in its file.",
+            is_eager=True,
+            callback=flags_of_run,
+            show_default=False,
+        ),
+    ] = None,
     json: Json = None,
     csv: Annotated[
         str | None,
@@ -354,4 +365,4 @@ def bench(
     from lmcache_cli.bench.report import run_and_report
 
     options = BenchOptions.of(ctx.params)
-    raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet))
+    raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet, resume))

@@ -1,0 +1,1 @@
+"""One HTML page that needs nothing but itself. Needs the extra ``report``."""

@@ -1,0 +1,123 @@
+"""How a cache fills: hits by tier from the first request to the last."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from reports.columns import Column
+from reports.page.chart import Chart, Spec
+from reports.page.rows import COMPUTED, Rows, part_colour, part_keys, source_text
+from reports.sample import TIERS, Sample
+
+MOST_BINS = 48
+
+
+def filling_chart(rows: Rows) -> Chart | None:
+    """Of the row with the highest hit rate: what served each request, in the order of sending,
+    repeats taken together. None where nothing hit or there are fewer than three requests."""
+    best = max(range(len(rows.cells)), key=lambda i: rows.cells[i].hit_rate or 0.0)
+    samples = [s for s in rows.samples_of[best] if s.completed]
+    turns = in_turn(samples)
+    if not rows.cells[best].hit_rate or len(turns) < 3:
+        return None
+    tiers = [tier for tier in TIERS if any(s.hit_tokens.get(tier) for s in samples)]
+    width = -(-len(turns) // MOST_BINS)
+    bins = [
+        (first + 1, [s for turn in turns[first : first + width] for s in turn])
+        for first in range(0, len(turns), width)
+    ]
+    shares = [_shares(of_bin, tiers) for _, of_bin in bins]
+    parts: list[Spec] = []
+    for (first, of_bin), found in zip(bins, shares, strict=True):
+        last = min(first + width - 1, len(turns))
+        which = f"request {first}" if last == first else f"requests {first} to {last}"
+        at = 0.0
+        for name, share in found.items():
+            parts.append(
+                {
+                    "first": first - 0.5,
+                    "last": last + 0.5,
+                    "from": at,
+                    "to": at + share,
+                    "part": name,
+                    "say": f"{which}: {share:.1f} % of the prompt tokens {source_text(name)},"
+                    f" n = {len(of_bin)}",
+                }
+            )
+            at += share
+
+    def draw(width: int, narrow: bool) -> Spec:
+        return {
+            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
+            "height": 170 if narrow else 200,
+            "data": {"values": parts},
+            "mark": {"type": "bar", "strokeWidth": 0.7},
+            "encoding": {
+                "x": {
+                    "field": "first",
+                    "type": "quantitative",
+                    "title": "request (number, in the order of sending)",
+                    "scale": {"domain": [0.5, len(turns) + 0.5], "nice": False, "zero": False},
+                    "axis": {"grid": False, "tickMinStep": 1, "tickCount": 5 if narrow else 10},
+                },
+                "x2": {"field": "last"},
+                "y": {
+                    "field": "from",
+                    "type": "quantitative",
+                    "title": "prompt tokens (%)",
+                    "scale": {"domain": [0, 100]},
+                    "axis": {
+                        "values": [0, 25, 50, 75, 100],
+                        "titleAngle": 0,
+                        "titleX": -26,
+                        "titleAlign": "left",
+                        "titleAnchor": "end",
+                        "titleY": -10,
+                        "titleBaseline": "bottom",
+                    },
+                },
+                "y2": {"field": "to"},
+                "color": part_colour([*tiers, COMPUTED]),
+                "stroke": part_colour([*tiers, COMPUTED]),  # no seams between the bars
+                "description": {"field": "say"},
+            },
+        }
+
+    grouped = f" in groups of {width}" if width > 1 else ""
+    return Chart(
+        "filling",
+        f"How the cache filled: {rows.labels[best]}",
+        "Share of the prompt tokens that each tier served, in per cent, request by request"
+        f"{grouped}, for the row with the highest hit rate; n = {len(samples)} requests"
+        f" in {len({s.repeat for s in samples})} repeats.",
+        draw,
+        [
+            Column("from request", "number", tuple(Text(str(first)) for first, _ in bins)),
+            *(
+                Column(name, "%", tuple(Text(f"{found[name]:.1f}") for found in shares))
+                for name in (*tiers, COMPUTED)
+            ),
+        ],
+        part_keys(tiers),
+    )
+
+
+def in_turn(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """By place in the order of sending within a repeat: the samples of all repeats there."""
+    repeats: defaultdict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        repeats[sample.repeat].append(sample)
+    turns: defaultdict[int, list[Sample]] = defaultdict(list)
+    for of_repeat in repeats.values():
+        for place, sample in enumerate(sorted(of_repeat, key=lambda s: s.sent_s)):
+            turns[place].append(sample)
+    return [turns[place] for place in sorted(turns)]
+
+
+def _shares(samples: Sequence[Sample], tiers: Sequence[str]) -> dict[str, float]:
+    total = sum(s.prompt_tokens for s in samples) or 1
+    found = {tier: 100 * sum(s.hit_tokens.get(tier, 0) for s in samples) / total for tier in tiers}
+    return {**found, COMPUTED: 100 - sum(found.values())}

@@ -1,0 +1,121 @@
+"""What a report is made from: run files of ``bench``, and files of ``tune --json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from reports.run_file import RunFileError, read_run
+from reports.sample import Sample
+from reports.summary import CellMeta, CellSummary, summarise
+
+TUNE_SCHEMA = "lmcache.tune/1"
+
+
+class StoredError(Exception):
+    """A file that no report can be made from; one line that names it and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run file: ``cells`` are its summaries, in table order, ``samples_of`` their samples."""
+
+    name: str
+    meta: Mapping[str, Any]
+    cells: Sequence[CellSummary]
+    samples_of: Sequence[Sequence[Sample]]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted or found void."""
+        return bool(self.meta.get("complete", True))
+
+    @property
+    def warnings(self) -> list[str]:
+        """As the run gave them, each with its remedy."""
+        return list(self.meta.get("warnings", []))
+
+    @classmethod
+    def read(cls, path: str | Path) -> StoredRun:
+        """Raises ``StoredError`` for a file that is missing, damaged, or no run of ``bench``."""
+        try:
+            samples, meta = read_run(path)
+        except RunFileError as error:
+            raise StoredError(str(error)) from error
+        by_cell: dict[int, list[Sample]] = {}
+        for sample in samples:
+            by_cell.setdefault(sample.cell, []).append(sample)
+        metas = [cast(CellMeta, dict(cell)) for cell in meta.get("cells", [])]
+        # cells that an interrupted run never reached have neither samples nor metadata
+        if not metas or len(metas) != len(by_cell):
+            raise StoredError(
+                f"{path}: describes {len(metas)} cells and has samples of {len(by_cell)};"
+                " run the benchmark again"
+            )
+        samples_of = [by_cell[index] for index in sorted(by_cell)]
+        return cls(Path(path).stem, meta, run_summaries(samples_of, metas), samples_of)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTune:
+    """A file of ``lmcache tune --json``: ``document`` is described in docs/json.md."""
+
+    name: str
+    document: Mapping[str, Any]
+
+
+Stored = StoredRun | StoredTune
+
+
+def read_stored(path: str | Path) -> Stored:
+    """Either kind, by the file's first bytes. Raises ``StoredError``."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start == b"PAR1" or path.suffix == ".parquet":
+            return StoredRun.read(path)
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoredError(
+            f"{path}: {error.strerror}; give run files of `lmcache bench` (.parquet)"
+            " or files of `lmcache tune --json`"
+        ) from error
+    except ValueError as error:
+        raise StoredError(
+            f"{path}: neither a run file nor JSON; give run files of `lmcache bench` (.parquet)"
+            " or files of `lmcache tune --json`"
+        ) from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema == "lmcache.bench/1":
+        raise StoredError(f"{path}: bench JSON has no samples; give the .parquet run instead")
+    wanted = {"source", "curves", "recommendation", "front"}
+    if schema != TUNE_SCHEMA or not wanted <= document.keys():
+        raise StoredError(
+            f"{path}: its schema is {schema!r}, expected {TUNE_SCHEMA!r} or a run file (.parquet)"
+        )
+    return StoredTune(path.stem, document)
+
+
+def run_summaries(
+    samples_of: Sequence[Sequence[Sample]], metas: Sequence[CellMeta]
+) -> list[CellSummary]:
+    """One summary per cell, against the cell of the same workload and context length without
+    reuse, as ``bench`` itself has it."""
+    base = {_scenario(meta): i for i, meta in reversed(list(enumerate(metas))) if _off(meta)}
+    found = []
+    for index, (samples, meta) in enumerate(zip(samples_of, metas, strict=True)):
+        without = base.get(_scenario(meta), index)
+        found.append(summarise(samples, samples_of[without] if without != index else None, meta))
+    return found
+
+
+def _off(meta: CellMeta) -> bool:
+    return meta["reuse"] == "off"
+
+
+def _scenario(meta: CellMeta) -> tuple[str, int | None]:
+    return meta["workload"], meta.get("context_tokens")
