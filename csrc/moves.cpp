@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -26,6 +28,8 @@ void move(std::uint64_t to, std::uint64_t from, std::size_t nbytes, bool stream)
   const auto* source = reinterpret_cast<const void*>(from);
   if (stream && nbytes >= kStreamPiece) {
     stream_copy(destination, source, nbytes);
+  } else if (nbytes == 2) {  // an item of K that the engine keeps transposed
+    std::memcpy(destination, source, 2);
   } else {
     std::memcpy(destination, source, nbytes);
   }
@@ -36,53 +40,63 @@ struct Dim {
   std::int64_t count, engine_stride, chunk_stride;
 };
 
-// A run in one plane: outer x inner pieces of `bytes`, each contiguous on both sides.
+// A run in one plane: pieces of `bytes`, each contiguous on both sides, in three dimensions.
 struct Pieces {
-  Dim outer, inner;
+  Dim dims[3];  // the last varies fastest
   std::int64_t bytes;
 
   // Pieces that touch on both sides are one piece.
-  void merge(Dim& dim) {
-    if (dim.engine_stride == bytes && dim.chunk_stride == bytes) {
-      bytes *= std::exchange(dim.count, 1);
+  void merge() {
+    for (int i = 2; i >= 0; --i) {
+      if (dims[i].count == 1) continue;
+      if (dims[i].engine_stride != bytes || dims[i].chunk_stride != bytes) return;
+      bytes *= std::exchange(dims[i].count, 1);
     }
   }
 };
 
-Pieces pieces(const Paged& paged, Order order, std::int64_t chunk_tokens, std::int64_t tokens) {
+Pieces pieces(const Paged& paged, std::size_t plane, Order order, std::int64_t chunk_tokens,
+              std::int64_t tokens) {
   const bool heads_first = order == Order::kHeadsFirst;
+  const Strides& by = paged.strides[plane];
   const std::int64_t head = heads_first ? chunk_tokens * paged.head_bytes : paged.head_bytes;
   const std::int64_t token = heads_first ? paged.head_bytes : paged.token_bytes();
-  const Dim heads = {paged.kv_heads, paged.head_stride, head};
-  const Dim rows = {tokens, paged.token_stride, token};
-  Pieces found = {heads_first ? heads : rows, heads_first ? rows : heads, paged.head_bytes};
-  found.merge(found.inner);
-  if (found.inner.count == 1) found.merge(found.outer);
+  const Dim heads = {paged.kv_heads, by.head, head};
+  const Dim rows = {tokens, by.token, token};
+  const Dim items = {paged.items(), by.item, paged.item_bytes};
+  Pieces found = {{heads_first ? heads : rows, heads_first ? rows : heads, items},
+                  paged.item_bytes};
+  found.merge();
   return found;
 }
 
 template <bool kGather>
 void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                 Order order, int threads) {
+  const std::int64_t chunk_bytes = raw_chunk_bytes(paged, table.chunk_tokens);
   const Runs found = find_runs(paged, table);
+  check_move(paged, found, chunks, chunk_bytes, !kGather);
   const std::size_t layers = paged.layers(), planes = paged.planes();
   const auto chunk_tokens = static_cast<std::int64_t>(table.chunk_tokens);
   const std::int64_t plane_bytes = chunk_tokens * paged.token_bytes();
   const std::size_t total = found.tokens * paged.token_bytes() * layers * planes;
   const bool stream = total >= kStreamFrom;
 
-  const auto move_run = [&](const Run& run, std::uint64_t engine, std::uint64_t chunk) {
-    const Pieces shape = pieces(paged, order, chunk_tokens, run.tokens);
+  const auto move_run = [&](const Run& run, std::size_t plane, std::uint64_t engine,
+                            std::uint64_t chunk) {
+    const Pieces shape = pieces(paged, plane, order, chunk_tokens, run.tokens);
     const bool heads_first = order == Order::kHeadsFirst;
-    engine += run.offset;
+    engine += paged.offset(run.slot, plane);
     chunk += run.token * (heads_first ? paged.head_bytes : paged.token_bytes());
-    for (std::int64_t o = 0; o < shape.outer.count; ++o) {
-      for (std::int64_t i = 0; i < shape.inner.count; ++i) {
-        const std::uint64_t there =
-            engine + o * shape.outer.engine_stride + i * shape.inner.engine_stride;
-        const std::uint64_t here =
-            chunk + o * shape.outer.chunk_stride + i * shape.inner.chunk_stride;
-        move(kGather ? here : there, kGather ? there : here, shape.bytes, stream);
+    const auto& [outer, middle, inner] = shape.dims;
+    for (std::int64_t o = 0; o < outer.count; ++o) {
+      for (std::int64_t m = 0; m < middle.count; ++m) {
+        std::uint64_t there = engine + o * outer.engine_stride + m * middle.engine_stride;
+        std::uint64_t here = chunk + o * outer.chunk_stride + m * middle.chunk_stride;
+        for (std::int64_t i = 0; i < inner.count; ++i) {
+          move(kGather ? here : there, kGather ? there : here, shape.bytes, stream);
+          there += inner.engine_stride, here += inner.chunk_stride;
+        }
       }
     }
   };
@@ -95,7 +109,7 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
       for (std::size_t plane = 0; plane < planes; ++plane) {
         const std::uint64_t bytes = chunks[chunk] + (layer * planes + plane) * plane_bytes;
         for (std::size_t r = found.first[chunk]; r < found.first[chunk + 1]; ++r) {
-          move_run(found.runs[r], paged.base(layer, plane), bytes);
+          move_run(found.runs[r], plane, paged.base(layer, plane), bytes);
         }
       }
     }
@@ -108,6 +122,32 @@ struct Slice {
   std::uint64_t to, from;
   std::size_t nbytes;
 };
+
+void check_flat(const std::uint64_t* destinations, const std::uint64_t* sources,
+                const std::uint64_t* nbytes, std::size_t count) {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (nbytes[i] == 0) continue;
+    order.push_back(i);
+    for (std::uint64_t address : {destinations[i], sources[i]}) {
+      // No process has memory below the first page, or in the upper half of the addresses.
+      if (address < 4096 || nbytes[i] >> 62 != 0 || (address + nbytes[i]) >> 63 != 0) {
+        throw std::invalid_argument("copy " + std::to_string(i) + " of " +
+                                    std::to_string(nbytes[i]) + " bytes at " +
+                                    std::to_string(address) + " is in no process's memory");
+      }
+    }
+  }
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return destinations[a] < destinations[b]; });
+  for (std::size_t i = 1; i < order.size(); ++i) {
+    const std::size_t before = order[i - 1];
+    if (destinations[order[i]] - destinations[before] < nbytes[before]) {
+      throw std::invalid_argument("dst[" + std::to_string(order[i]) + "] overlaps dst[" +
+                                  std::to_string(before) + "]");
+    }
+  }
+}
 
 }  // namespace
 
@@ -123,6 +163,7 @@ void scatter(const Paged& paged, const SlotTable& table, const std::uint64_t* ch
 
 void copy(const std::uint64_t* destinations, const std::uint64_t* sources,
           const std::uint64_t* nbytes, std::size_t count, int threads) {
+  check_flat(destinations, sources, nbytes, count);
   std::vector<Slice> slices;
   std::size_t total = 0;
   for (std::size_t i = 0; i < count; ++i) {
