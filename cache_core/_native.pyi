@@ -16,6 +16,9 @@ Order = Literal["HND", "NHD"]
 Item = Literal["float32", "bfloat16", "float16"]
 Code = Literal["fp8", "int8"]
 
+CUDA: Final[str]
+"""``"built by CUDA ..."``, or ``"not built: "`` and why."""
+
 PREFIX_DOMAIN: Final[bytes]
 CONTENT_DOMAIN: Final[bytes]
 

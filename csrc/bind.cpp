@@ -81,6 +81,7 @@ NB_MODULE(_native, m) {
   // A slab that a daemon thread still holds when the interpreter exits is no news to the user.
   nb::set_leak_warnings(false);
 
+  m.attr("CUDA") = LMCACHE_CUDA_STATE;
   m.attr("PREFIX_DOMAIN") = nb::bytes(kPrefixDomain.data(), kPrefixDomain.size());
   m.attr("CONTENT_DOMAIN") = nb::bytes(kContentDomain.data(), kContentDomain.size());
   m.def("sha256_backend", [] { return std::string_view(sha256().name); });

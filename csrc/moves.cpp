@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "pieces.h"
 #include "pool.h"
 #include "stream.h"
 
@@ -35,41 +36,6 @@ void move(std::uint64_t to, std::uint64_t from, std::size_t nbytes, bool stream)
   }
 }
 
-// One dimension of the pieces of a run: how many, and how far apart on either side.
-struct Dim {
-  std::int64_t count, engine_stride, chunk_stride;
-};
-
-// A run in one plane: pieces of `bytes`, each contiguous on both sides, in three dimensions.
-struct Pieces {
-  Dim dims[3];  // the last varies fastest
-  std::int64_t bytes;
-
-  // Pieces that touch on both sides are one piece.
-  void merge() {
-    for (int i = 2; i >= 0; --i) {
-      if (dims[i].count == 1) continue;
-      if (dims[i].engine_stride != bytes || dims[i].chunk_stride != bytes) return;
-      bytes *= std::exchange(dims[i].count, 1);
-    }
-  }
-};
-
-Pieces pieces(const Paged& paged, std::size_t plane, Order order, std::int64_t chunk_tokens,
-              std::int64_t tokens) {
-  const bool heads_first = order == Order::kHeadsFirst;
-  const Strides& by = paged.strides[plane];
-  const std::int64_t head = heads_first ? chunk_tokens * paged.head_bytes : paged.head_bytes;
-  const std::int64_t token = heads_first ? paged.head_bytes : paged.token_bytes();
-  const Dim heads = {paged.kv_heads, by.head, head};
-  const Dim rows = {tokens, by.token, token};
-  const Dim items = {paged.items(), by.item, paged.item_bytes};
-  Pieces found = {{heads_first ? heads : rows, heads_first ? rows : heads, items},
-                  paged.item_bytes};
-  found.merge();
-  return found;
-}
-
 template <bool kGather>
 void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                 Order order, int threads) {
@@ -82,23 +48,8 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
   const std::size_t total = found.tokens * paged.token_bytes() * layers * planes;
   const bool stream = total >= kStreamFrom;
 
-  const auto move_run = [&](const Run& run, std::size_t plane, std::uint64_t engine,
-                            std::uint64_t chunk) {
-    const Pieces shape = pieces(paged, plane, order, chunk_tokens, run.tokens);
-    const bool heads_first = order == Order::kHeadsFirst;
-    engine += paged.offset(run.slot, plane);
-    chunk += run.token * (heads_first ? paged.head_bytes : paged.token_bytes());
-    const auto& [outer, middle, inner] = shape.dims;
-    for (std::int64_t o = 0; o < outer.count; ++o) {
-      for (std::int64_t m = 0; m < middle.count; ++m) {
-        std::uint64_t there = engine + o * outer.engine_stride + m * middle.engine_stride;
-        std::uint64_t here = chunk + o * outer.chunk_stride + m * middle.chunk_stride;
-        for (std::int64_t i = 0; i < inner.count; ++i) {
-          move(kGather ? here : there, kGather ? there : here, shape.bytes, stream);
-          there += inner.engine_stride, here += inner.chunk_stride;
-        }
-      }
-    }
+  const auto move_piece = [&](std::uint64_t there, std::uint64_t here, std::int64_t bytes) {
+    move(kGather ? here : there, kGather ? there : here, static_cast<std::size_t>(bytes), stream);
   };
   // An item is one layer of one chunk. Reads want memory in order, since the CPU fetches ahead, and
   // writes hardly mind: a gather follows the engine, all chunks of a layer; a scatter the chunks.
@@ -109,7 +60,8 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
       for (std::size_t plane = 0; plane < planes; ++plane) {
         const std::uint64_t bytes = chunks[chunk] + (layer * planes + plane) * plane_bytes;
         for (std::size_t r = found.first[chunk]; r < found.first[chunk + 1]; ++r) {
-          move_run(found.runs[r], plane, paged.base(layer, plane), bytes);
+          for_run(paged, plane, order, chunk_tokens, found.runs[r], paged.base(layer, plane), bytes,
+                  move_piece);
         }
       }
     }
@@ -122,6 +74,18 @@ struct Slice {
   std::uint64_t to, from;
   std::size_t nbytes;
 };
+
+}  // namespace
+
+void gather(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
+            int threads) {
+  move_paged<true>(paged, table, chunks, order, threads);
+}
+
+void scatter(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
+             int threads) {
+  move_paged<false>(paged, table, chunks, order, threads);
+}
 
 void check_flat(const std::uint64_t* destinations, const std::uint64_t* sources,
                 const std::uint64_t* nbytes, std::size_t count) {
@@ -147,18 +111,6 @@ void check_flat(const std::uint64_t* destinations, const std::uint64_t* sources,
                                   std::to_string(before) + "]");
     }
   }
-}
-
-}  // namespace
-
-void gather(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
-            int threads) {
-  move_paged<true>(paged, table, chunks, order, threads);
-}
-
-void scatter(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
-             int threads) {
-  move_paged<false>(paged, table, chunks, order, threads);
 }
 
 void copy(const std::uint64_t* destinations, const std::uint64_t* sources,

@@ -10,9 +10,6 @@
 
 namespace lmcache {
 
-enum class ItemType { kFloat32, kBFloat16, kFloat16 };
-enum class CodeType { kFp8, kInt8 };
-
 inline std::int64_t item_size(ItemType type) { return type == ItemType::kFloat32 ? 4 : 2; }
 
 // `rows` points into the vectors, and at the caller's slots and chunks.

@@ -9,6 +9,9 @@
 
 namespace lmcache {
 
+enum class ItemType { kFloat32, kBFloat16, kFloat16 };
+enum class CodeType { kFp8, kInt8 };
+
 struct Strides {
   std::int64_t block, token, head, item;
 };
