@@ -60,7 +60,9 @@ def encode_values(values: Floats, codec: str) -> NDArray[np.uint8]:
     up, down = E4M3[above] - magnitude, magnitude - E4M3[below]
     nearest = np.where((down < up) | ((down == up) & (below % 2 == 0)), below, above)
     codes = np.where(np.isnan(values), 127, nearest)
-    return (codes | (np.signbit(values) << 7)).astype(np.uint8)
+    signs = np.where(np.signbit(values), 128, 0)
+    coded: NDArray[np.uint8] = (codes | signs).astype(np.uint8)
+    return coded
 
 
 def decode_values(codes: NDArray[np.uint8], codec: str) -> Floats:

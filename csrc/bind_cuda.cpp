@@ -128,6 +128,7 @@ NB_MODULE(_cuda, m) {
       .def("scatter_coded", py_code<false>, "paged"_a, "slots"_a.noconvert(),
            "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a)
       .def("copy", py_copy, "dst"_a.noconvert(), "src"_a.noconvert(), "nbytes"_a.noconvert())
+      .def_prop_ro("stream", &Transfer::stream)
       .def("wait_for", &Transfer::wait_for, "stream"_a)
       .def("release_to", &Transfer::release_to, "stream"_a)
       .def("synchronize", py_synchronize);

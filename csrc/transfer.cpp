@@ -398,6 +398,10 @@ void Transfer::release_to(std::uint64_t stream) {
   state_->ordered.hold(to_stream(stream));
 }
 
+std::uint64_t Transfer::stream() const {
+  return reinterpret_cast<std::uint64_t>(state_->stream);
+}
+
 void Transfer::synchronize() {
   const DeviceGuard guard(state_->device);
   check(cudaStreamSynchronize(state_->stream), "waiting for the GPU");

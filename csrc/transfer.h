@@ -79,6 +79,7 @@ class Transfer {
   void wait_for(std::uint64_t stream);
   void release_to(std::uint64_t stream);
   void synchronize();
+  std::uint64_t stream() const;
 
  private:
   struct State;

@@ -55,6 +55,8 @@ class Cell:
             meta["policy"] = self.spec.policy
             meta["placement"] = self.spec.placement
             meta["admission"] = self.spec.admission
+            if self.spec.codec != "none":
+                meta["codec"] = self.spec.codec
             meta["state"] = "lasting" if self.spec.lasting else "cold"
             if scenario.warm:
                 meta["state"] = "warm"
@@ -84,6 +86,7 @@ class Sweep:
     admission: str = "none"
     bytes_per_day: int = 0
     lasting: bool = False
+    codec: str = "none"
     blend: Sequence[CacheSpec] = ()
     """For mode ``blend``: specs whose ratio, selection and so on are to be crossed."""
 
@@ -146,6 +149,7 @@ class Sweep:
             self.admission,
             self.bytes_per_day,
             self.lasting,
+            codec=self.codec,
         )
 
 

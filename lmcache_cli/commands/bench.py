@@ -116,6 +116,14 @@ def bench(
             rich_help_panel=_CACHE,
         ),
     ] = None,
+    codec: Annotated[
+        str,
+        typer.Option(
+            help="How cpu, disk and remote keep KV: none (as it is), fp8, int8 (lossy; a byte an"
+            " item: `lmcache verify --codec` tells the cost).",
+            rich_help_panel=_CACHE,
+        ),
+    ] = "none",
     admission: Annotated[
         str,
         typer.Option(
@@ -359,6 +367,7 @@ def bench(
         disk_path=disk_path,
         remote=remote,
         admission=admission,
+        codec=codec,
         disk_writes_per_day=disk_writes_per_day,
         cache_name=cache_name,
         chunk_tokens=chunk_tokens,

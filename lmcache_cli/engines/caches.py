@@ -14,10 +14,11 @@ from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.policy import POLICIES
 from cache_core.tiers import DiskTier, MemoryTier, Tier, TierError
+from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tensor import TensorTier
-from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes, tier_codec
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.errors import MissingError, UserError
 
@@ -31,9 +32,14 @@ def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> T
     tiers: list[Tier] = []
     try:
         for name, chunks in chunks_per_tier(spec, layout).items():
-            tiers.append(_open(name, chunks, spec, namespace, device))
+            tier = _open(name, chunks, spec, namespace, device)
+            codec = tier_codec(name, spec, layout)
+            tiers.append(tier if codec is None else CodedTier(tier, codec))
         admission = make_admission(
-            spec.admission, spec.bytes_per_day, layout.chunk_bytes, time.monotonic
+            spec.admission,
+            spec.bytes_per_day,
+            tier_chunk_bytes("disk", spec, layout),
+            time.monotonic,
         )
         return TieredCache(
             layout,
@@ -64,11 +70,12 @@ def _open(
     name: str, chunks: int | None, spec: CacheSpec, namespace: Namespace, device: torch.device
 ) -> Tier:
     layout: KVLayout = namespace.layout
+    size = tier_chunk_bytes(name, spec, layout)
     if name == "device" and device.type != "cpu":
         return TensorTier(name, chunks or 0, layout, device)
     if name in ("device", "cpu"):
         # On a CPU the engine's own memory is host memory: both tiers are slabs.
-        return MemoryTier(name, chunks or 0, layout.chunk_bytes)
+        return MemoryTier(name, chunks or 0, size)
     try:
         if name == "disk":
             if spec.folder is None:
@@ -78,12 +85,12 @@ def _open(
                 name,
                 spec.folder,
                 spec.tiers["disk"],
-                layout.chunk_bytes,
+                size,
                 namespace=namespace.digest(),
             )
         if "://" not in spec.remote:
-            return open_plugin(spec.remote, name, chunks, layout.chunk_bytes)
-        remote = open_remote(spec.remote, layout.chunk_bytes, chunks, name)
+            return open_plugin(spec.remote, name, chunks, size)
+        remote = open_remote(spec.remote, size, chunks, name)
     except TierError as error:
         raise UserError(f"--{'disk-path' if name == 'disk' else 'remote'}: {error}") from error
     except OSError as error:

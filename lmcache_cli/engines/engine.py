@@ -44,6 +44,8 @@ class CacheSpec:
     check_layer: int = 1
     narrow_layers: int = 1
     encoding: str = "auto"
+    codec: str = "none"
+    """How all tiers but the device tier keep chunks."""
 
     @property
     def reuse(self) -> bool:

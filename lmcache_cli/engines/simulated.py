@@ -18,7 +18,7 @@ from cache_core.layout import KVLayout
 from cache_core.policy import POLICIES
 from cache_core.tiers import NullTier
 from lmcache_cli.engines.cached_session import CachedSession
-from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes
 from lmcache_cli.engines.cost import CostModel
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.schedule import first_come_first_served
@@ -113,7 +113,10 @@ class SimulatedSession(CachedSession):
                 for name, count in engine.tier_capacity(spec).items()
             ]
             admission = make_admission(
-                spec.admission, spec.bytes_per_day, self._layout.chunk_bytes, engine.now
+                spec.admission,
+                spec.bytes_per_day,
+                tier_chunk_bytes("disk", spec, self._layout),
+                engine.now,
             )
             cache = TieredCache(
                 self._layout,
@@ -147,7 +150,7 @@ class SimulatedSession(CachedSession):
             loaded = self.cache.load(self.cache.acquire(keys[: (len(ids) - 1) // size]), None)
             for tier, chunks in loaded.by_tier.items():
                 hits[tier] = chunks * size
-                load_s += cost.load_s(tier, chunks, self._layout.chunk_bytes)
+                load_s += cost.load_s(tier, chunks, tier_chunk_bytes(tier, self.spec, self._layout))
             self.cache.store(keys, None)
             stored = (len(keys) - loaded.chunks) * self._layout.chunk_bytes
         cached = sum(hits.values())

@@ -107,7 +107,7 @@ def test_coded(
 def test_scatter_rotated(
     dtype: str, style: str, portable: bool, data: st.DataObject, order: Order, threads: int
 ) -> None:
-    """With a window anywhere in the head: a partial rotary head, or MLA's part behind the latent."""
+    """With a window at either end: a partial rotary head, or MLA's part behind the latent."""
     world = finite(data.draw(worlds(reference.ITEM_BYTES[dtype])), dtype)
     items = world.shape.head_bytes // reference.ITEM_BYTES[dtype]
     pairs = data.draw(st.integers(0, items // 2))

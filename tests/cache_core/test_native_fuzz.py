@@ -36,8 +36,7 @@ SPOILT = st.fixed_dictionaries(
     {},
     optional={
         **{name: WHOLE for name in GOOD if not name.endswith("bases")},
-        **{name: WHOLE for name in ("item_bytes", "item_stride", "v_token_stride",
-                                    "v_item_stride")},
+        **dict.fromkeys(("item_bytes", "item_stride", "v_token_stride", "v_item_stride"), WHOLE),
         "k_bases": ADDRESSES,
         "v_bases": ADDRESSES,
     },
@@ -62,7 +61,7 @@ def stays_inside(arguments: dict[str, Any]) -> bool:
     known = [b for b in bases if b >= 4096]  # smaller ones are refused by a move
     layers = len(arguments["k_bases"]) * (2 if len(arguments["v_bases"]) else 1)
     chunk = layers * 4 * arguments["kv_heads"] * (arguments["head_bytes"] + 20)
-    return chunk <= SIZE // 4 and all(BASE <= b and b + reach <= BASE + SIZE for b in known)
+    return chunk <= SIZE // 4 and all(b >= BASE and b + reach <= BASE + SIZE for b in known)
 
 
 def verbs() -> dict[str, Any]:
@@ -194,7 +193,7 @@ def test_bad_codings(
     rows: int, items: int, dtype: Any, codec: Any, decode: bool, places: list[int]
 ) -> None:
     verb = _native.decode if decode else _native.encode
-    if 0 < rows and 0 < items and rows * (items + 20) * 4 > SIZE // 2:
+    if rows > 0 and items > 0 and rows * (items + 20) * 4 > SIZE // 2:
         places = [0] * len(places)  # no verb can know how much memory there is
     try:
         verb(u64(*places), u64(*[BASE] * len(places)), rows, items, dtype, codec)
