@@ -3,8 +3,8 @@
 All functions let go of the interpreter lock while they hash or move. Arrays are taken as they are,
 never converted: another dtype, rank or a gap between elements is a ``TypeError``. Addresses must
 be valid for the length of the call; nothing can check that. ``threads`` counts the caller's own;
-the rest come from one pool, which starts when first needed, is shared by all callers and is started anew in a forked child. A call that moves
-less than 256 KiB uses the caller's thread alone.
+the rest come from one pool, which starts when first needed, is shared by all callers and is started
+anew in a forked child. A call that moves less than 256 KiB uses the caller's thread alone.
 """
 
 from typing import Final, Literal, TypedDict

@@ -36,6 +36,37 @@ void move(std::uint64_t to, std::uint64_t from, std::size_t nbytes, bool stream)
   }
 }
 
+// Pieces on their way, so that each is copied when it is known what is read after it.
+class Lookahead {
+ public:
+  void push(std::uint64_t to, std::uint64_t from, std::size_t nbytes) {
+    if (count_ == kAhead) copy_first(from, nbytes);
+    pieces_[(first_ + count_++) % kAhead] = {to, from, nbytes};
+  }
+  void drain() {
+    while (count_ > 0) copy_first(0, 0);
+  }
+
+ private:
+  // Some KiB: what memory delivers while it looks for the next address.
+  static constexpr std::size_t kAhead = 4;
+
+  void copy_first(std::uint64_t ahead, std::size_t ahead_bytes) {
+    const auto [to, from, nbytes] = pieces_[first_];
+    first_ = (first_ + 1) % kAhead, --count_;
+    if (nbytes < kStreamPiece || ahead_bytes < nbytes) return move(to, from, nbytes, true);
+    stream_copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), nbytes,
+                reinterpret_cast<const void*>(ahead));
+  }
+
+  struct Piece {
+    std::uint64_t to, from;
+    std::size_t nbytes;
+  };
+  Piece pieces_[kAhead];
+  std::size_t first_ = 0, count_ = 0;
+};
+
 template <bool kGather>
 void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                 Order order, int threads) {
@@ -48,12 +79,18 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
   const std::size_t total = found.tokens * paged.token_bytes() * layers * planes;
   const bool stream = total >= kStreamFrom;
 
-  const auto move_piece = [&](std::uint64_t there, std::uint64_t here, std::int64_t bytes) {
-    move(kGather ? here : there, kGather ? there : here, static_cast<std::size_t>(bytes), stream);
-  };
   // An item is one layer of one chunk. Reads want memory in order, since the CPU fetches ahead, and
   // writes hardly mind: a gather follows the engine, all chunks of a layer; a scatter the chunks.
   const auto work = [&](std::size_t begin, std::size_t end) {
+    Lookahead queue;
+    const auto move_piece = [&](std::uint64_t there, std::uint64_t here, std::int64_t bytes) {
+      const std::uint64_t to = kGather ? here : there, from = kGather ? there : here;
+      if (stream) {
+        queue.push(to, from, static_cast<std::size_t>(bytes));
+      } else {
+        move(to, from, static_cast<std::size_t>(bytes), false);
+      }
+    };
     for (std::size_t item = begin; item < end; ++item) {
       const std::size_t chunk = kGather ? item % table.chunks : item / layers;
       const std::size_t layer = kGather ? item / table.chunks : item % layers;
@@ -65,6 +102,7 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
         }
       }
     }
+    queue.drain();
     if (stream) stream_fence();
   };
   parallel(total < kParallelFrom ? 1 : threads, table.chunks * layers, work);

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-.venv/bin/python}")
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'cat "$work"/report* >&2 2>/dev/null || true; rm -rf "$work"' EXIT
 PATH=$(dirname "$python"):$PATH cmake -G Ninja -S . -B "$work/build" -DCMAKE_BUILD_TYPE=Release \
     -DPython_EXECUTABLE="$python" -DLMCACHE_SANITIZE=ON -DLMCACHE_CUDA=OFF >/dev/null
 PATH=$(dirname "$python"):$PATH cmake --build "$work/build" --target _native >/dev/null
@@ -19,7 +19,8 @@ tests=(tests/cache_core/test_native.py tests/cache_core/test_native_codecs.py
     tests/cache_core/test_native_fuzz.py tests/cache_core/test_native_memory.py)
 [[ $# -eq 0 ]] || tests=("$@")
 # An editable install would find its own build first. Python itself leaks on purpose.
-ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path="$work/report" \
+    UBSAN_OPTIONS=print_stacktrace=1:log_path="$work/report" \
     LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)" \
     "$python" - "${tests[@]}" <<'PY'
 import sys

@@ -24,6 +24,15 @@ def probe(
         str | None,
         typer.Option(metavar="URL", help="Remote tier to measure.", show_default=False),
     ] = None,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer",
+            help="Instead: how fast a GPU's ways of moving KV are, for the planner; saved as"
+            " transfer.json.",
+        ),
+    ] = False,
+    device: Annotated[int, typer.Option(help="Number of the GPU (--transfer).")] = 0,
     repeat: Annotated[int, typer.Option(help="Repeats per figure.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the probe file.")] = Path("runs"),
     json: Annotated[
@@ -43,6 +52,10 @@ def probe(
 ) -> None:
     """Measures memory copies, the disk at several sizes and depths with its sync, and a remote;
     saves the figures as probe.json. A call that fails is a failed probe: exit code 1, no file."""
+    if transfer:
+        from lmcache_cli.probe.transfer import run_probe_transfer
+
+        raise typer.Exit(run_probe_transfer(device, repeat, out / "transfer.json", json, quiet))
     from lmcache_cli.probe.report import run_probe
     from lmcache_cli.sizes import parse_size
 
