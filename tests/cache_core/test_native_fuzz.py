@@ -65,7 +65,7 @@ def stays_inside(arguments: dict[str, Any]) -> bool:
 
 
 def verbs() -> dict[str, Any]:
-    inv_freq, deltas = 0.5 ** np.arange(4.0), np.array([3, 0])
+    inv_freq, deltas = np.array([1.0, 0.5, 0.25, 0.125]), np.array([3, 0])
     return {
         "gather": lambda p, s, c: _native.gather(p, s, c, "HND"),
         "scatter": lambda p, s, c: _native.scatter(p, s, c, "NHD"),

@@ -78,5 +78,5 @@ def test_a_foreign_file_is_named(text: str, tmp_path: Path) -> None:
 def test_runs_are_counted(
     slots: list[list[int]], touching: bool, expected: tuple[int, int]
 ) -> None:
-    table = np.array(slots, dtype=np.int64).reshape(len(slots), -1)
+    table = np.array(slots, dtype=np.int64).reshape(len(slots), len(slots[0]) if slots else 0)
     assert run_lengths(table, touching, 4) == expected
