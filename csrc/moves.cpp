@@ -133,7 +133,8 @@ void check_flat(const std::uint64_t* destinations, const std::uint64_t* sources,
     order.push_back(i);
     for (std::uint64_t address : {destinations[i], sources[i]}) {
       // No process has memory below the first page, or in the upper half of the addresses.
-      if (address < 4096 || nbytes[i] >> 62 != 0 || (address + nbytes[i]) >> 63 != 0) {
+      if (address < 4096 || address >> 63 != 0 || nbytes[i] >> 62 != 0 ||
+          (address + nbytes[i]) >> 63 != 0) {
         throw std::invalid_argument("copy " + std::to_string(i) + " of " +
                                     std::to_string(nbytes[i]) + " bytes at " +
                                     std::to_string(address) + " is in no process's memory");

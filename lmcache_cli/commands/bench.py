@@ -118,11 +118,7 @@ def bench(
     ] = None,
     codec: Annotated[
         str,
-        typer.Option(
-            help="How cpu, disk and remote keep KV: none (as it is), fp8, int8 (lossy; a byte an"
-            " item: `lmcache verify --codec` tells the cost).",
-            rich_help_panel=_CACHE,
-        ),
+        typer.Option(help="KV in cpu, disk, remote: none, fp8 or int8.", rich_help_panel=_CACHE),
     ] = "none",
     admission: Annotated[
         str,
