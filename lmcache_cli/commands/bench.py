@@ -116,10 +116,7 @@ def bench(
             rich_help_panel=_CACHE,
         ),
     ] = None,
-    codec: Annotated[
-        str,
-        typer.Option(help="KV in cpu, disk, remote: none, fp8 or int8.", rich_help_panel=_CACHE),
-    ] = "none",
+    codec: Annotated[str, typer.Option(rich_help_panel=_CACHE, help="none, fp8, int8.")] = "none",
     admission: Annotated[
         str,
         typer.Option(
