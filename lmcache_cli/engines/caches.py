@@ -13,11 +13,12 @@ from cache_core.cache import TieredCache
 from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.policy import POLICIES
-from cache_core.tiers import DiskTier, MemoryTier, Tier, TierError
+from cache_core.tiers import DiskTier, MemoryTier, SlabMemory, Tier, TierError
 from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tensor import TensorTier
+from cache_core.transfer.cuda import CudaMissing, PinnedMemory
 from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes, tier_codec
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.errors import MissingError, UserError
@@ -54,6 +55,16 @@ def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> T
         raise
 
 
+def _memory(device: torch.device) -> SlabMemory:
+    """Pinned where a GPU is to reach it, if this build can pin."""
+    if device.type != "cuda":
+        return SlabMemory()
+    try:
+        return PinnedMemory()
+    except CudaMissing:
+        return SlabMemory()
+
+
 def tier_troubles(tiers: Sequence[Tier]) -> dict[str, dict[str, int]]:
     """What tiers count of their own that is not zero, by tier name."""
     found = {}
@@ -75,7 +86,7 @@ def _open(
         return TensorTier(name, chunks or 0, layout, device)
     if name in ("device", "cpu"):
         # On a CPU the engine's own memory is host memory: both tiers are slabs.
-        return MemoryTier(name, chunks or 0, size)
+        return MemoryTier(name, chunks or 0, size, _memory(device))
     try:
         if name == "disk":
             if spec.folder is None:
