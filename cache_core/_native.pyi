@@ -2,16 +2,22 @@
 
 All functions let go of the interpreter lock while they hash or move. Arrays are taken as they are,
 never converted: another dtype, rank or a gap between elements is a ``TypeError``. Addresses must
-be valid for the length of the call, and no two destinations of one call may overlap; nothing can
-check that. ``threads`` counts the caller's own; the rest come from one pool, which starts when
-first needed, is shared by all callers and is started anew in a forked child. A call that moves
-less than 256 KiB uses the caller's thread alone.
+be valid for the length of the call; nothing can check that. ``threads`` counts the caller's own;
+the rest come from one pool, which starts when first needed, is shared by all callers and is started
+anew in a forked child. A call that moves less than 256 KiB uses the caller's thread alone.
 """
 
 from typing import Final, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+Order = Literal["HND", "NHD"]
+Item = Literal["float32", "bfloat16", "float16"]
+Code = Literal["fp8", "int8"]
+
+CUDA: Final[str]
+"""``"built by CUDA ..."``, or ``"not built: "`` and why."""
 
 PREFIX_DOMAIN: Final[bytes]
 CONTENT_DOMAIN: Final[bytes]
@@ -53,14 +59,16 @@ class Slab:
         """The memory itself, ``[nbytes]``, writable; keeps the slab alive."""
 
 class Paged:
-    """Where an engine keeps its KV. ``head_bytes`` contiguous bytes lie at
+    """Where an engine keeps its KV. ``item_bytes`` contiguous bytes lie at
 
     base[kv][layer] + (slot // block_tokens) * block_stride + (slot % block_tokens) * token_stride
-    + head * head_stride
+    + head * head_stride + item * item_stride
 
     ``k_bases`` and ``v_bases`` are ``[layers]``; an empty ``v_bases`` says that there is one plane
-    only (MLA). Slots are 0 to ``num_slots - 1``. Raises ``ValueError``, naming the field, for what
-    can't be a layout.
+    only (MLA). Slots are 0 to ``num_slots - 1``. A head is ``head_bytes // item_bytes`` items; by
+    default it is one. ``v_token_stride`` and ``v_item_stride`` are V's own, where K is kept
+    transposed (vLLM's CPU backend). Raises ``ValueError``, naming the field, for what can't be a
+    layout.
     """
 
     def __init__(
@@ -74,13 +82,20 @@ class Paged:
         kv_heads: int,
         head_bytes: int,
         num_slots: int,
+        item_bytes: int | None = None,
+        item_stride: int | None = None,
+        v_token_stride: int | None = None,
+        v_item_stride: int | None = None,
     ) -> None: ...
+    @property
+    def overlaps(self) -> bool:
+        """Whether tokens, heads or planes share bytes. Such KV can be read, but not written."""
 
 def gather(
     paged: Paged,
     slots: NDArray[np.int64],
     chunks: NDArray[np.uint64],
-    order: Literal["HND", "NHD"],
+    order: Order,
     threads: int = 1,
 ) -> None:
     """Engine KV -> chunk i's bytes at ``chunks[i]``, for ``slots`` ``[n, chunk_tokens]``.
@@ -88,17 +103,122 @@ def gather(
     A chunk's bytes are ``[layers][planes][kv_heads][chunk_tokens][head_bytes]`` for ``"HND"``,
     ``[layers][planes][chunk_tokens][kv_heads][head_bytes]`` for ``"NHD"``. A token with slot -1 is
     left as it is on both sides. Raises ``IndexError`` for any other slot that the engine has not,
-    ``ValueError`` for another order or number of chunks, both before any byte moves.
+    ``ValueError`` for another order or number of chunks, for null addresses and for destinations
+    that overlap, all before any byte moves.
     """
 
 def scatter(
     paged: Paged,
     slots: NDArray[np.int64],
     chunks: NDArray[np.uint64],
-    order: Literal["HND", "NHD"],
+    order: Order,
     threads: int = 1,
 ) -> None:
-    """Chunk i's bytes at ``chunks[i]`` -> engine KV: ``gather`` backwards."""
+    """Chunk i's bytes at ``chunks[i]`` -> engine KV: ``gather`` backwards. Raises ``ValueError``
+    too where a slot comes twice."""
+
+def gather_rows(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Order,
+    groups: int = 3,
+    lanes: int = 4,
+) -> None:
+    """``gather`` by the code that a GPU runs, ``groups`` of ``lanes`` one after another: a means of
+    testing that code. Raises ``ValueError`` too where a head's bytes lie apart."""
+
+def scatter_rows(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Order,
+    groups: int = 3,
+    lanes: int = 4,
+) -> None:
+    """``scatter`` likewise."""
+
+def scatter_rotated(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Order,
+    dtype: Item,
+    deltas: NDArray[np.int64],
+    inv_freq: NDArray[np.float64],
+    style: Literal["neox", "gptj"] = "neox",
+    offset: int = 0,
+    threads: int = 1,
+    portable: bool = False,
+) -> None:
+    """``scatter``, with chunk i's K turned by ``deltas[i]`` positions (RoFormer, Su et al. 2021,
+    section 3.2.2).
+
+    ``inv_freq`` ``[pairs]`` are radians per position. ``offset`` items of each head lie before the
+    window of ``2 * pairs`` items that turns; with one plane (MLA) that is the latent's length.
+    Angles are float64, the rest float32, rounded to ``dtype``. A chunk that moves by 0, and what
+    lies outside the window, keeps its bits. ``portable`` leaves AVX2 out. Raises ``ValueError`` too
+    for a window that exceeds the head.
+    """
+
+def gather_coded(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Order,
+    dtype: Item,
+    codec: Code,
+    threads: int = 1,
+    portable: bool = False,
+) -> None:
+    """``gather``, with each item of ``dtype`` coded in one byte.
+
+    ``"fp8"`` is E4M3 (OCP 8-bit Floating Point Specification), ``"int8"`` symmetric. A row, one
+    head of one token, has a float32 scale: its largest finite magnitude over 448 or 127. A coded
+    chunk is the codes in the raw chunk's order, up to a multiple of 16 bytes, then the rows' scales
+    in that order: :func:`coded_bytes`.
+    """
+
+def scatter_coded(
+    paged: Paged,
+    slots: NDArray[np.int64],
+    chunks: NDArray[np.uint64],
+    order: Order,
+    dtype: Item,
+    codec: Code,
+    threads: int = 1,
+    portable: bool = False,
+) -> None:
+    """``gather_coded`` backwards: code times scale, rounded to ``dtype``."""
+
+def encode(
+    dst: NDArray[np.uint64],
+    src: NDArray[np.uint64],
+    rows: int,
+    items: int,
+    dtype: Item,
+    codec: Code,
+    threads: int = 1,
+    portable: bool = False,
+) -> None:
+    """Raw chunks of ``rows`` rows of ``items`` items at ``src`` -> coded ones at ``dst``, as
+    :func:`gather_coded` has them. Raises ``ValueError`` for null addresses and destinations that
+    overlap."""
+
+def decode(
+    dst: NDArray[np.uint64],
+    src: NDArray[np.uint64],
+    rows: int,
+    items: int,
+    dtype: Item,
+    codec: Code,
+    threads: int = 1,
+    portable: bool = False,
+) -> None:
+    """``encode`` backwards."""
+
+def coded_bytes(rows: int, items: int) -> int:
+    """Bytes of a coded chunk. Raises ``ValueError`` for sizes below 1."""
 
 def copy(
     dst: NDArray[np.uint64],
@@ -107,7 +227,7 @@ def copy(
     threads: int = 1,
 ) -> None:
     """``nbytes[i]`` bytes from ``src[i]`` to ``dst[i]``. Raises ``ValueError`` if the arrays differ
-    in length."""
+    in length, for addresses that no process has and for destinations that overlap."""
 
 def crc32c(data: bytes, before: int = 0, portable: bool = False) -> int:
     """CRC-32C; ``before`` continues an earlier result. ``portable`` leaves the CPU's instruction

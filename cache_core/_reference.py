@@ -47,20 +47,43 @@ class Paged:
     kv_heads: int
     head_bytes: int
     num_slots: int
+    item_bytes: int | None = None
+    item_stride: int | None = None
+    v_token_stride: int | None = None
+    v_item_stride: int | None = None
+
+    @property
+    def items(self) -> int:
+        return self.head_bytes // (self.item_bytes or self.head_bytes)
 
     def planes(self) -> list[NDArray[np.uint64]]:
         return [self.k_bases, self.v_bases] if len(self.v_bases) else [self.k_bases]
 
-    def address(self, layer: int, plane: int, slot: int, head: int) -> int:
+    def address(self, layer: int, plane: int, slot: int, head: int, item: int = 0) -> int:
         block, token = divmod(slot, self.block_tokens)
-        inside = block * self.block_stride + token * self.token_stride + head * self.head_stride
+        by_token, by_item = self.token_stride, self.item_stride or self.item_bytes or 0
+        if plane == 1:
+            by_token = self.token_stride if self.v_token_stride is None else self.v_token_stride
+            by_item = by_item if self.v_item_stride is None else self.v_item_stride
+        inside = block * self.block_stride + token * by_token
+        inside += head * self.head_stride + item * by_item
         return int(self.planes()[plane][layer]) + inside
 
 
-def rows(
-    paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: str
-) -> Iterator[tuple[int, int]]:
-    """For each head of each token that isn't left out: its address in the engine and its chunk."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One head of one token in one plane of one layer; ``number`` is its place in its chunk."""
+
+    chunk: int
+    layer: int
+    plane: int
+    head: int
+    slot: int
+    number: int
+
+
+def rows(paged: Paged, slots: NDArray[np.int64], order: str) -> Iterator[Row]:
+    """Of each token that isn't left out."""
     if slots.size and (slots.min() < -1 or slots.max() >= paged.num_slots):
         raise IndexError("the engine has no such slot")
     n, tokens = slots.shape
@@ -69,19 +92,31 @@ def rows(
         slot = int(slots[i, token])
         if slot == -1:
             continue
-        row = head * tokens + token if order == "HND" else token * heads + head
-        row += (layer * planes + plane) * heads * tokens
-        yield paged.address(layer, plane, slot, head), int(chunks[i]) + row * paged.head_bytes
+        number = head * tokens + token if order == "HND" else token * heads + head
+        number += (layer * planes + plane) * heads * tokens
+        yield Row(i, layer, plane, head, slot, number)
+
+
+def pairs(
+    paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: str
+) -> Iterator[tuple[int, int, int]]:
+    """For each contiguous piece: its address in the engine, in its chunk, and its bytes."""
+    size = paged.item_bytes or paged.head_bytes
+    for row in rows(paged, slots, order):
+        here = int(chunks[row.chunk]) + row.number * paged.head_bytes
+        for item in range(paged.items):
+            there = paged.address(row.layer, row.plane, row.slot, row.head, item)
+            yield there, here + item * size, size
 
 
 def gather(paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: str) -> None:
-    for there, here in rows(paged, slots, chunks, order):
-        ctypes.memmove(here, there, paged.head_bytes)
+    for there, here, size in pairs(paged, slots, chunks, order):
+        ctypes.memmove(here, there, size)
 
 
 def scatter(paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: str) -> None:
-    for there, here in rows(paged, slots, chunks, order):
-        ctypes.memmove(there, here, paged.head_bytes)
+    for there, here, size in pairs(paged, slots, chunks, order):
+        ctypes.memmove(there, here, size)
 
 
 def copy(dst: NDArray[np.uint64], src: NDArray[np.uint64], nbytes: NDArray[np.uint64]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
 from cache_core.layout import KVLayout
+
+if TYPE_CHECKING:
+    from cache_core.transfer.codec import Codec
 
 Addresses = NDArray[np.uint64]
 
@@ -97,3 +100,23 @@ class PagedPlace:
 
     def copy_from(self, addresses: Addresses) -> None:
         _native.scatter(self._paged, self._slots, addresses, self._layout.order, self._threads)
+
+    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
+        """See :class:`cache_core.transfer.codec.Coding`: rows must be heads."""
+        if codec.items != self._layout.head_dim or codec.dtype != self._layout.dtype:
+            return False
+        order = self._layout.order
+        _native.gather_coded(
+            self._paged, self._slots, addresses, order, codec.dtype, codec.name, self._threads
+        )
+        return True
+
+    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
+        """Likewise."""
+        if codec.items != self._layout.head_dim or codec.dtype != self._layout.dtype:
+            return False
+        order = self._layout.order
+        _native.scatter_coded(
+            self._paged, self._slots, addresses, order, codec.dtype, codec.name, self._threads
+        )
+        return True

@@ -22,7 +22,11 @@ void gather(const Paged& paged, const SlotTable& table, const std::uint64_t* chu
 void scatter(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
              int threads);
 
-// nbytes[i] bytes from sources[i] to destinations[i]; no two may overlap.
+// Throws std::invalid_argument for addresses that no process has and destinations that overlap.
+void check_flat(const std::uint64_t* destinations, const std::uint64_t* sources,
+                const std::uint64_t* nbytes, std::size_t count);
+
+// nbytes[i] bytes from sources[i] to destinations[i]. Throws as `check_flat`.
 void copy(const std::uint64_t* destinations, const std::uint64_t* sources,
           const std::uint64_t* nbytes, std::size_t count, int threads);
 

@@ -9,7 +9,11 @@ namespace lmcache {
 // first reads the cache line that it overwrites; this doesn't, so it moves two bytes of memory
 // traffic for each byte copied, not three. Any alignment. Call `stream_fence` before another thread
 // may read the destination.
-void stream_copy(void* destination, const void* source, std::size_t nbytes);
+//
+// `ahead`, if any, is what will be read soon, as many bytes: it is fetched meanwhile, a line for each
+// line copied. The CPU's own prefetching follows one run of memory and knows nothing of the next.
+void stream_copy(void* destination, const void* source, std::size_t nbytes,
+                 const void* ahead = nullptr);
 void stream_fence();
 
 }  // namespace lmcache

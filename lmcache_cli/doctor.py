@@ -80,6 +80,7 @@ def gather(runs: Path = Path("runs")) -> list[Check]:
         check_script(),
         check_gpu(),
         check_cuda_compiler(),
+        check_cuda_kernels(),
         check_vllm(),
         *check_client_packages(),
         *check_remote(),
@@ -238,7 +239,24 @@ def check_gpu() -> Check:
 
 
 def check_cuda_compiler() -> Check:
-    return _program("nvcc", "CUDA kernels (later)", "install the CUDA toolkit", _nvcc)
+    return _program("nvcc", "building CUDA kernels", "install the CUDA toolkit", _nvcc)
+
+
+def check_cuda_kernels() -> Check:
+    """Whether the native module was built with them, or why not. Needs no GPU."""
+    name, need = "CUDA kernels", "fast moves of KV on GPUs"
+    try:
+        state: str = import_module("cache_core._native").CUDA
+    except (ImportError, AttributeError) as error:
+        return Check(name, "missing", _first_line(error), need, "build the native module: make")
+    fix = "install the CUDA toolkit, then build again: make (or: pip install -e .)"
+    if not state.startswith("built"):
+        return Check(name, "missing", state, need, fix)
+    try:
+        import_module("cache_core._cuda")
+    except ImportError as error:
+        return Check(name, "warn", f"{state}; not loaded: {_first_line(error)}", need, fix)
+    return Check(name, "ok", state, need)
 
 
 def check_vllm() -> Check:

@@ -12,6 +12,7 @@ from uuid import uuid4
 from rich.console import Console
 from rich.table import Table
 
+from cache_core.transfer.codec import CODECS
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, UserError
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 # of the spread in float32 (docs/log.md). A wrong chunk gives differences of the spread itself.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 8e-2}
 
+
+# A codec changes logits, and greedy tokens with them; KV of other tokens changes them by their
+# spread.
+CODEC_TOLERANCE = 0.3
 
 TIERS = ("device", "cpu", "disk", "remote")
 _DISK_EXTRA = 16 << 20
@@ -44,12 +49,14 @@ class VerifyOptions:
     output_tokens: int
     seed: int
     remote: str = ""
+    codecs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One prompt served from one tier. ``logit_error`` is the largest difference of the next
-    token's logits over the spread (max - min) of the cold ones."""
+    token's logits over the spread (max - min) of the cold ones, ``kl`` the divergence of its
+    distribution from the cold one in nats. ``codec`` is how the tier keeps KV."""
 
     tier: str
     context_tokens: int
@@ -58,11 +65,15 @@ class Verdict:
     logit_error: float
     tolerance: float
     tokens_identical: bool
+    kl: float
+    codec: str = "none"
 
     @property
     def passed(self) -> bool:
-        """A hit took place and changed nothing."""
-        right = self.logit_error <= self.tolerance and self.tokens_identical
+        """A hit took place and changed nothing; with a codec, no more than a codec may."""
+        right = self.logit_error <= self.tolerance
+        if self.codec == "none":
+            right = right and self.tokens_identical
         return self.hit_tokens > 0 and right
 
 
@@ -70,6 +81,7 @@ def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> in
     """Prints the table (or JSON) and returns the exit code."""
     chunks = parse_list(options.chunk_tokens, "--chunk-tokens", parse_count)
     lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
+    names = parse_list(options.codecs, "--codec", _codec) if options.codecs else []
     if options.output_tokens < 1:
         raise UserError(f"--output-tokens: {options.output_tokens}; it must be at least 1")
     for length in lengths:
@@ -88,6 +100,8 @@ def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> in
             for chunk in chunks:
                 for tier in TIERS if options.remote else TIERS[:-1]:
                     verdicts.append(_compare(engine, request, chunk, tier, options.remote))
+                for name in names:
+                    verdicts.append(_compare(engine, request, chunk, "cpu", "", name))
     engine.close()
     passed = all(verdict.passed for verdict in verdicts)
     if json_file is not None:
@@ -95,6 +109,12 @@ def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> in
     if json_file != "-":
         Console().print(_table(engine.model, verdicts))
     return 0 if passed else EXIT_FAILED
+
+
+def _codec(name: str, flag: str) -> str:
+    if name not in CODECS[1:]:
+        raise UserError(f"{flag}: {name!r} is not known; use {', '.join(CODECS[1:])}")
+    return name
 
 
 def _prompt(options: VerifyOptions, engine: TransformersEngine, length: int) -> Request:
@@ -118,7 +138,12 @@ def _prompt(options: VerifyOptions, engine: TransformersEngine, length: int) -> 
 
 
 def _compare(
-    engine: TransformersEngine, request: Request, chunk: int, tier: str, remote: str
+    engine: TransformersEngine,
+    request: Request,
+    chunk: int,
+    tier: str,
+    remote: str,
+    codec: str = "none",
 ) -> Verdict:
     """Serves the prompt cold, then as a hit from ``tier``, and compares."""
     need = len(request.token_ids) + request.max_tokens
@@ -131,6 +156,7 @@ def _compare(
             salt=f"verify {uuid4().hex}",
             folder=Path(folder),
             remote=remote,
+            codec=codec,
         )
         return _serve_twice(engine, request, spec, tier)
 
@@ -150,6 +176,8 @@ def _serve_twice(
         session.clear()
     finally:
         session.close()
+    from cache_core.blend.calibrate import kl
+
     spread = float(before.max() - before.min())
     return Verdict(
         tier=tier,
@@ -157,27 +185,35 @@ def _serve_twice(
         chunk_tokens=spec.chunk_tokens,
         hit_tokens=sum(warm.hit_tokens.values()),
         logit_error=float((after - before).abs().max()) / spread,
-        tolerance=TOLERANCE[engine.loaded.dtype],
+        tolerance=TOLERANCE[engine.loaded.dtype] if spec.codec == "none" else CODEC_TOLERANCE,
         tokens_identical=warm.output_ids == cold.output_ids,
+        # Rounding makes it negative where both are the same.
+        kl=max(0.0, kl(before.reshape(1, -1), after.reshape(1, -1))),
+        codec=spec.codec,
     )
 
 
 def _table(model: str, verdicts: Sequence[Verdict]) -> Table:
     table = Table(title=f"verify: {model}, a hit against a cold prefill", title_justify="left")
-    for name in ("tier", "prompt", "chunk", "hit", "logit error", "allowed", "greedy tokens", ""):
+    # What a codec costs is told beside what is allowed; without one there is nothing to tell.
+    coded = any(v.codec != "none" for v in verdicts)
+    columns = ("tier", "prompt", "chunk", "hit", "logit error", "KL" if coded else "allowed")
+    for name in (*columns, "greedy tokens", ""):
         table.add_column(name, justify="left" if name in ("tier", "") else "right")
     for v in verdicts:
         table.add_row(
-            v.tier,
+            v.tier if v.codec == "none" else f"{v.tier} {v.codec}",
             str(v.context_tokens),
             str(v.chunk_tokens),
             str(v.hit_tokens),
             f"{v.logit_error:.1e}",
-            f"{v.tolerance:.0e}",
-            "identical" if v.tokens_identical else "DIFFER",
+            f"{v.kl:.1e}" if coded else f"{v.tolerance:.0e}",
+            "identical" if v.tokens_identical else "DIFFER" if v.codec == "none" else "differ",
             "[green]pass[/]" if v.passed else "[red]FAIL[/]",
         )
     table.caption = "logit error: largest difference over the spread of the logits; lengths: tokens"
+    if coded:
+        table.caption += "; KL: of the next token's distribution, in nats"
     return table
 
 

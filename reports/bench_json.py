@@ -50,6 +50,7 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "policy": meta.get("policy"),
         "placement": meta.get("placement"),
         "admission": meta.get("admission"),
+        "codec": meta.get("codec"),
         "state": meta.get("state"),
         "tier_work": {name: dict(work) for name, work in meta.get("tier_work", {}).items()},
         "n": cell.n,

@@ -61,6 +61,8 @@ class CellMeta(TypedDict):
     policy: NotRequired[str]
     placement: NotRequired[str]
     admission: NotRequired[str]
+    codec: NotRequired[str]
+    """How tiers but the device tier kept KV; absent: as it is."""
     state: NotRequired[str]
     """``cold``, ``warm``: after requests that had the same parts, ``lasting``: with what earlier
     runs left in it, or ``base``: the base model has served each prompt before."""

@@ -120,7 +120,13 @@ def _move(source: Place, target: Place) -> None:
     elif outof is not None:
         target.copy_from(outof)
     else:
-        raise TypeError("one side of a move must be a tensor or flat host memory")
+        # Neither side is flat (a coded chunk, say): through host memory that is.
+        [tensors] = [p for p in (source, target) if isinstance(p, TensorPlace)]
+        size = max((b.numel() * b.element_size() for b in tensors.blocks), default=0)
+        room = np.empty((len(source), size), dtype=np.uint8)
+        steps = np.arange(len(source), dtype=np.uint64) * np.uint64(size)
+        source.copy_to(np.uint64(room.ctypes.data) + steps)
+        target.copy_from(np.uint64(room.ctypes.data) + steps)
 
 
 def _host(address: int, like: torch.Tensor) -> torch.Tensor:

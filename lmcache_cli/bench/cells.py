@@ -57,6 +57,8 @@ class Cell:
             meta["policy"] = self.spec.policy
             meta["placement"] = self.spec.placement
             meta["admission"] = self.spec.admission
+            if self.spec.codec != "none":
+                meta["codec"] = self.spec.codec
             meta["state"] = "lasting" if self.spec.lasting else "cold"
             if scenario.warm:
                 meta["state"] = "warm"
@@ -95,6 +97,7 @@ class Sweep:
     latency_s: float = 0.0
     variants: Mapping[str, Sequence[CacheSpec]] = field(default_factory=dict)
     """For the modes ``blend`` and ``shared``: specs whose own settings are to be crossed."""
+    codec: str = "none"
 
     def specs(self) -> list[tuple[str, CacheSpec]]:
         """Every (reuse mode, cache), the mode without a cache first. Raises ``UserError`` if a
@@ -158,6 +161,7 @@ class Sweep:
             self.bytes_per_day,
             self.lasting,
             latency_s=self.latency_s,
+            codec=self.codec,
         )
 
 

@@ -68,6 +68,8 @@ def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
             raise UserError(f"{flag}: {seconds} must be above 0 seconds")
     if engine in ("openai", "vllm") and options.admission != "none":
         raise UserError(f"--admission: --engine {engine} has none; leave it out")
+    if engine == "openai" and options.codec != "none":
+        raise UserError("--codec: with --engine openai the cache is the server's; leave it out")
     if engine in ("openai", "vllm") and options.device_size != "0":
         raise UserError(
             f"--device-size: with --engine {engine} the device's memory is the server's; leave it"

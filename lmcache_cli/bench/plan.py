@@ -13,6 +13,7 @@ from cache_core.admission import ADMISSIONS
 from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
 from cache_core.tiers.remote_url import redacted
+from cache_core.transfer.codec import CODECS
 from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
 from lmcache_cli.bench.dataset import read_dataset
 from lmcache_cli.bench.from_trace import TRACE, check_trace_flags, trace_scenario
@@ -61,6 +62,7 @@ class BenchOptions:
     disk_path: Path | None = None
     remote: str | None = None
     admission: str = "none"
+    codec: str = "none"
     disk_writes_per_day: str | None = None
     cache_name: str | None = None
     chunk_tokens: str = "64"
@@ -174,6 +176,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         raise UserError(f"--repeat: {options.repeat} is too small; it must be at least 1")
     _check_rehearsal(options)
     one_of("--admission", options.admission, ADMISSIONS)
+    one_of("--codec", options.codec, CODECS)
     budget = 0
     if options.disk_writes_per_day is not None:
         budget = parse_size(options.disk_writes_per_day, "--disk-writes-per-day")
@@ -201,6 +204,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         lasting=options.cache_name is not None,
         variants={"blend": blend_variants(options), "shared": shared_variants(options, modes)},
         latency_s=options.tier_latency,
+        codec=options.codec,
     )
     if options.cache_name is not None and options.disk_path is None and not options.remote:
         raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")

@@ -124,6 +124,7 @@ def bench(
             rich_help_panel=CACHE,
         ),
     ] = None,
+    codec: Annotated[str, typer.Option(rich_help_panel=CACHE, help="none, fp8, int8.")] = "none",
     admission: Annotated[
         str,
         typer.Option(

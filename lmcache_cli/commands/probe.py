@@ -47,6 +47,14 @@ def probe(
     context_tokens: Annotated[
         int, typer.Option(help="Longest prompt that is measured.", rich_help_panel=_ENGINE)
     ] = 2048,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer",
+            help="Instead: how fast a GPU's ways of moving KV are (--device), for the planner;"
+            " saved as transfer.json.",
+        ),
+    ] = False,
     repeat: Annotated[int, typer.Option(help="Repeats per figure.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the probe file.")] = Path("runs"),
     json: Annotated[
@@ -68,6 +76,11 @@ def probe(
     what an engine's prefill, decode steps and loads take; saves the figures as probe.json, which
     tune and the simulated engine read. A call that fails is a failed probe: exit code 1, no file.
     """
+    if transfer:
+        from lmcache_cli.probe.transfer import gpu_number, run_probe_transfer
+
+        number = gpu_number(device)
+        raise typer.Exit(run_probe_transfer(number, repeat, out / "transfer.json", json, quiet))
     from lmcache_cli.probe.report import ModelOptions, run_probe
     from lmcache_cli.sizes import parse_size
 

@@ -33,6 +33,12 @@ def verify(
         str | None,
         typer.Option(metavar="URL", help="Remote tier to verify too.", show_default=False),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="Codecs whose cost in quality to measure too: fp8,int8.", show_default=False
+        ),
+    ] = None,
     blend: Annotated[
         bool,
         typer.Option("--blend", help="Instead: the gates of blend, and its quality curve."),
@@ -138,5 +144,6 @@ def verify(
         output_tokens=output_tokens,
         seed=seed,
         remote=remote or "",
+        codecs=codec or "",
     )
     raise typer.Exit(run_verify(options, json, quiet))

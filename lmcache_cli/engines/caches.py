@@ -13,12 +13,14 @@ from cache_core.cache import TieredCache
 from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.policy import POLICIES
-from cache_core.tiers import DiskTier, MemoryTier, Tier, TierError
+from cache_core.tiers import DiskTier, MemoryTier, SlabMemory, Tier, TierError
+from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tensor import TensorTier
 from cache_core.tiers.throttled import Throttled
-from lmcache_cli.engines.capacity import chunks_per_tier
+from cache_core.transfer.cuda import CudaMissing, PinnedMemory
+from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes, tier_codec
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.errors import MissingError, UserError
 
@@ -34,10 +36,15 @@ def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> T
         for name, chunks in chunks_per_tier(spec, layout).items():
             tier = _open(name, chunks, spec, namespace, device)
             if spec.latency_s:
-                tier = Throttled(tier, layout.chunk_bytes, latency_s=spec.latency_s)
-            tiers.append(tier)
+                nbytes = tier_chunk_bytes(name, spec, layout)
+                tier = Throttled(tier, nbytes, latency_s=spec.latency_s)
+            codec = tier_codec(name, spec, layout)
+            tiers.append(tier if codec is None else CodedTier(tier, codec))
         admission = make_admission(
-            spec.admission, spec.bytes_per_day, layout.chunk_bytes, time.monotonic
+            spec.admission,
+            spec.bytes_per_day,
+            tier_chunk_bytes("disk", spec, layout),
+            time.monotonic,
         )
         return TieredCache(
             layout,
@@ -50,6 +57,16 @@ def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> T
         for tier in tiers:
             tier.close()
         raise
+
+
+def _memory(device: torch.device) -> SlabMemory:
+    """Pinned where a GPU is to reach it, if this build can pin."""
+    if device.type != "cuda":
+        return SlabMemory()
+    try:
+        return PinnedMemory()
+    except CudaMissing:
+        return SlabMemory()
 
 
 def tier_troubles(tiers: Sequence[Tier]) -> dict[str, dict[str, int]]:
@@ -68,11 +85,12 @@ def _open(
     name: str, chunks: int | None, spec: CacheSpec, namespace: Namespace, device: torch.device
 ) -> Tier:
     layout: KVLayout = namespace.layout
+    size = tier_chunk_bytes(name, spec, layout)
     if name == "device" and device.type != "cpu":
         return TensorTier(name, chunks or 0, layout, device)
     if name in ("device", "cpu"):
         # On a CPU the engine's own memory is host memory: both tiers are slabs.
-        return MemoryTier(name, chunks or 0, layout.chunk_bytes)
+        return MemoryTier(name, chunks or 0, size, _memory(device))
     try:
         if name == "disk":
             if spec.folder is None:
@@ -82,12 +100,12 @@ def _open(
                 name,
                 spec.folder,
                 spec.tiers["disk"],
-                layout.chunk_bytes,
+                size,
                 namespace=namespace.digest(),
             )
         if "://" not in spec.remote:
-            return open_plugin(spec.remote, name, chunks, layout.chunk_bytes)
-        remote = open_remote(spec.remote, layout.chunk_bytes, chunks, name)
+            return open_plugin(spec.remote, name, chunks, size)
+        remote = open_remote(spec.remote, size, chunks, name)
     except TierError as error:
         raise UserError(f"--{'disk-path' if name == 'disk' else 'remote'}: {error}") from error
     except OSError as error:

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from cache_core.layout import KVLayout
+from cache_core.transfer.codec import Codec
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.errors import UserError
 
 
 def chunks_per_tier(spec: CacheSpec, layout: KVLayout) -> dict[str, int | None]:
     """Whole chunks that fit each tier. Raises ``UserError`` for a tier that fits none."""
-    size = layout.chunk_bytes
+    sizes = {name: tier_chunk_bytes(name, spec, layout) for name in spec.tiers}
     bounded = {name: room for name, room in spec.tiers.items() if name != "remote"}
     for name, room in bounded.items():
+        size = sizes[name]
         if room < size:
             raise UserError(
                 f"the {name} tier of {room} bytes holds no chunk of {spec.chunk_tokens} tokens"
                 f" ({size} bytes); make --{name}-size larger or --chunk-tokens smaller"
             )
-    return {name: room // size if name in bounded else None for name, room in spec.tiers.items()}
+    return {
+        name: room // sizes[name] if name in bounded else None for name, room in spec.tiers.items()
+    }
+
+
+def tier_codec(name: str, spec: CacheSpec, layout: KVLayout) -> Codec | None:
+    """How the tier keeps chunks; None: as they are. Raises ``UserError`` for KV that has no
+    codec."""
+    if name == "device":
+        return None
+    try:
+        return Codec.of_layout(spec.codec, layout)
+    except ValueError as error:
+        raise UserError(f"--codec: {error}") from error
+
+
+def tier_chunk_bytes(name: str, spec: CacheSpec, layout: KVLayout) -> int:
+    """What a chunk takes in the tier."""
+    codec = tier_codec(name, spec, layout)
+    return layout.chunk_bytes if codec is None else codec.coded_bytes
+
+
+def codec_salt(name: str) -> dict[str, str]:
+    """For ``Namespace.extra``: coded chunks have keys of their own. Nothing without a codec, whose
+    keys stay what they were."""
+    return {} if name == "none" else {"codec": name}

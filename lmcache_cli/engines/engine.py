@@ -52,6 +52,8 @@ class CacheSpec:
     shared_from: str = ""
     """Of mode shared, as the next: the base model's id or folder, or ``embedded``."""
     recompute_layers: str = "none"
+    codec: str = "none"
+    """How all tiers but the device tier keep chunks."""
 
     @property
     def reuse(self) -> bool:

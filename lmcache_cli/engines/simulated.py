@@ -21,7 +21,7 @@ from cache_core.policy import POLICIES
 from cache_core.tiers import NullTier, Tier
 from cache_core.tiers.throttled import Throttled
 from lmcache_cli.engines.cached_session import CachedSession
-from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes
 from lmcache_cli.engines.cost import CostModel
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.schedule import first_come_first_served
@@ -132,7 +132,10 @@ class SimulatedSession(CachedSession):
             if spec.latency_s:
                 tiers = [engine.throttled(tier, self._layout, spec.latency_s) for tier in tiers]
             admission = make_admission(
-                spec.admission, spec.bytes_per_day, self._layout.chunk_bytes, engine.now
+                spec.admission,
+                spec.bytes_per_day,
+                tier_chunk_bytes("disk", spec, self._layout),
+                engine.now,
             )
             cache = TieredCache(
                 self._layout,
@@ -166,7 +169,7 @@ class SimulatedSession(CachedSession):
             loaded = self.cache.load(self.cache.acquire(keys[: (len(ids) - 1) // size]), None)
             for tier, chunks in loaded.by_tier.items():
                 hits[tier] = chunks * size
-                load_s += cost.load_s(tier, chunks, self._layout.chunk_bytes)
+                load_s += cost.load_s(tier, chunks, tier_chunk_bytes(tier, self.spec, self._layout))
             self.cache.store(keys, None)
             stored = (len(keys) - loaded.chunks) * self._layout.chunk_bytes
         cached = sum(hits.values())

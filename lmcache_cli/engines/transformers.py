@@ -18,7 +18,7 @@ from lmcache_cli.engines.arena import Arena
 from lmcache_cli.engines.blend.quality import References
 from lmcache_cli.engines.blend.runner import LayerRunner
 from lmcache_cli.engines.caches import open_cache
-from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.capacity import chunks_per_tier, codec_salt
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.models import LoadedModel, load_model
 from lmcache_cli.engines.transformers_session import TransformersSession
@@ -78,6 +78,7 @@ class TransformersEngine:
             tokenizer=loaded.tokenizer_digest,
             attention="transformers",
             salt=spec.salt,
+            extra=codec_salt(spec.codec),
         )
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:

@@ -95,6 +95,7 @@ def _ours(spec: CacheSpec, trace: Path) -> dict[str, object]:
             "disk_path": str(spec.folder.absolute()) if spec.folder else "",
             "remote": spec.remote,
             "policy": spec.policy,
+            "codec": spec.codec,
             "placement": spec.placement,
             "salt": spec.salt,
             "trace": str(trace.absolute()),

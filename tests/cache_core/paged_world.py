@@ -55,24 +55,44 @@ class World:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
-    """Any affine layout, with gaps or without, in which no two rows overlap."""
+def worlds(draw: st.DrawFn, item_bytes: int = 0) -> World:
+    """Any affine layout, with gaps or without, in which no two rows overlap.
+
+    With ``item_bytes`` heads are of items, which may lie apart, and K may be kept transposed where
+    V is not, as vLLM's CPU backend does.
+    """
     small = st.integers(1, 4)
     layers, planes, heads, blocks, block_tokens = (
         draw(values) for values in (small, st.integers(1, 2), small, small, st.integers(1, 6))
     )
     head_bytes = draw(st.sampled_from([1, 3, 16, 64]))
+    items = draw(st.sampled_from([2, 6, 16, 48])) if item_bytes else 1
+    head_bytes = items * item_bytes if item_bytes else head_bytes
     gap = st.sampled_from([0, 0, 0, 1, 8])
-    strides = {}
-    extent = head_bytes
-    for axis, count in draw(
-        st.permutations([("block", blocks), ("token", block_tokens), ("head", heads)])
-    ):
-        strides[axis] = extent + draw(gap)
+    strides: dict[str, int] = {}
+    extent = item_bytes or head_bytes
+    axes = draw(st.permutations([("block", blocks), ("token", block_tokens), ("head", heads)]))
+    kind = draw(st.sampled_from(["side by side", "apart", "K transposed"]))
+    optional: dict[str, int] = {}
+    if item_bytes and kind == "K transposed":
+        axes = [("token", block_tokens), ("item", items), ("block", blocks), ("head", heads)]
+        optional = {"v_item_stride": item_bytes, "v_token_stride": head_bytes}
+        gap = st.just(0)
+    elif item_bytes:
+        at = 0 if kind == "side by side" else draw(st.integers(0, 3))
+        axes = [*axes[:at], ("item", items), *axes[at:]]
+    for axis, count in axes:
+        plain = axis == "item" and kind == "side by side"
+        strides[axis] = extent + (0 if plain else draw(gap))
         extent = strides[axis] * count
+    if item_bytes:
+        optional |= {"item_bytes": item_bytes, "item_stride": strides["item"]}
+        if kind == "side by side" and draw(st.booleans()):
+            optional = {}  # a head may as well be one item
     plane_bytes = extent + draw(gap)
     places = draw(st.permutations(range(layers * planes)))
-    bases = [3 + place * plane_bytes for place in places]  # 3: nothing is aligned by chance
+    start = draw(st.sampled_from([0, 3, 4, 8]))  # behind an array's start, which is aligned
+    bases = [start + place * plane_bytes for place in places]
     num_slots = blocks * block_tokens
     # Runs of slots in any order, broken by tokens that are left out.
     cuts = sorted(draw(st.sets(st.integers(1, num_slots))) | {0, num_slots})
@@ -83,8 +103,11 @@ def worlds(draw: st.DrawFn) -> World:
     tokens = draw(st.integers(1, 9))
     flat += [-1] * (-len(flat) % tokens)
     slots = np.array(flat, dtype=np.int64).reshape(-1, tokens)[draw(st.integers(0, 2)) :]
-    chunk_bytes = layers * planes * heads * tokens * head_bytes
-    chunks = u64(*(5 + i * (chunk_bytes + 7) for i in draw(st.permutations(range(len(slots))))))
+    chunk_bytes = layers * planes * heads * tokens * (head_bytes + 16)  # a coded row has a scale
+    gap_bytes = draw(st.sampled_from([7, 16]))
+    first = draw(st.sampled_from([5, 16]))
+    step = chunk_bytes + gap_bytes + (-chunk_bytes % 16)
+    chunks = u64(*(first + i * step for i in draw(st.permutations(range(len(slots))))))
     shape = _reference.Paged(
         k_bases=u64(*bases[:layers]),
         v_bases=u64(*bases[layers:]),
@@ -95,9 +118,10 @@ def worlds(draw: st.DrawFn) -> World:
         kv_heads=heads,
         head_bytes=head_bytes,
         num_slots=num_slots,
+        **optional,
     )
-    engine_bytes = 6 + layers * planes * plane_bytes
-    return World(shape, slots, chunks, engine_bytes, 12 + len(slots) * (chunk_bytes + 7))
+    engine_bytes = start + 3 + layers * planes * plane_bytes
+    return World(shape, slots, chunks, engine_bytes, 32 + len(slots) * step)
 
 
 def large(order: Order, chunks: int, offset: int = 0, head_bytes: int = 512) -> World:

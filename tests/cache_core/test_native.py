@@ -113,7 +113,7 @@ def test_a_bad_slot_moves_nothing(name: str, bad: int) -> None:
 
 
 PAGED: dict[str, Any] = {
-    "k_bases": u64(0), "v_bases": u64(0), "block_tokens": 1, "block_stride": 8, "token_stride": 8,
+    "k_bases": u64(0), "v_bases": u64(8), "block_tokens": 1, "block_stride": 8, "token_stride": 8,
     "head_stride": 8, "kv_heads": 1, "head_bytes": 8, "num_slots": 1,
 }  # fmt: skip
 

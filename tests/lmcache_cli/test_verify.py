@@ -33,6 +33,23 @@ def test_every_tier_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(c["hit_tokens"] >= 32 and c["tokens_identical"] for c in document["checks"])
 
 
+def test_the_cost_of_a_codec_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_model(tmp_path, "llama")
+    given = replace(options(folder, "60,100"), codecs="fp8,int8")
+    assert run_verify(given, "-", True) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    found = {(c["tier"], c["codec"]) for c in checks}
+    assert found == {("device", "none"), ("cpu", "none"), ("disk", "none"), ("cpu", "fp8"),
+                     ("cpu", "int8")}  # fmt: skip
+    errors = {c["codec"]: c["logit_error"] for c in checks if c["tier"] == "cpu"}
+    # Lossy, each in its own way, and far more than rounding.
+    assert errors["fp8"] != errors["int8"]
+    assert min(errors["fp8"], errors["int8"]) > 10 * errors["none"]
+    assert all(c["kl"] >= 0 and c["hit_tokens"] >= 48 for c in checks)
+    with pytest.raises(UserError, match="--codec: 'fp4' is not known; use fp8, int8"):
+        run_verify(replace(given, codecs="fp4"), None, True)
+
+
 def test_a_tier_that_serves_wrong_bytes_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cache_core import _native
 from cache_core.place import Addresses, Place
+from cache_core.tiers.memory import Memory, SlabMemory
 
 Slots = NDArray[np.int64]
 
@@ -22,6 +23,9 @@ class EngineBlocks(Protocol):
 
     chunk_bytes: int
     layers: int
+
+    def memory(self) -> Memory:
+        """What the cpu tier keeps its chunks in: pinned where a GPU is to reach it."""
 
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         """The chunks at ``slots`` ``[n, chunk_tokens]``, -1 to leave a token out; of some layers
@@ -96,6 +100,9 @@ class HostBlocks:
         self._item, self._dim = item, dim
         self._all = self._regions(range(self.layers))
 
+    def memory(self) -> Memory:
+        return SlabMemory()
+
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         regions = self._all if layers is None else self._regions(layers)
         return RegionPlace(regions, slots, self._threads)
@@ -158,6 +165,9 @@ class WholeBlocks:
         self.chunk_bytes = self.layers * self._layer_bytes
         self._all = self._regions(range(self.layers))
 
+    def memory(self) -> Memory:
+        return SlabMemory()
+
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         first = slots[:, :: self._tokens]
         blocks = np.where(first < 0, -1, first // self._tokens)
@@ -194,6 +204,9 @@ class TensorBlocks:
         cuda = caches[0].is_cuda
         streams: Any = torch.cuda
         self._stream: Any = streams.Stream(caches[0].device) if cuda else None
+
+    def memory(self) -> Memory:
+        return SlabMemory()
 
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         return TensorRows(self, slots, layers or range(self.layers))

@@ -19,6 +19,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from cache_core.adapters.vllm.blender import Blender
 from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.blocks import EngineBlocks, HostBlocks, TensorBlocks, WholeBlocks
+from cache_core.adapters.vllm.cuda_blocks import cuda_blocks
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
@@ -33,6 +34,7 @@ from cache_core.adapters.vllm.scheduler import SchedulerHalf
 from cache_core.adapters.vllm.tiers import open_remote_tier, open_tiers
 from cache_core.adapters.vllm.worker import WorkerHalf
 from cache_core.recording import TraceWriter
+from cache_core.transfer.codec import Codec
 
 logger = logging.getLogger("vllm.lmcache")
 
@@ -63,7 +65,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
         kv_format = self._shape.format
-        self._namespace = namespace(vllm_config, self._layout, kv_format, self._options.salt)
+        self._namespace = namespace(
+            vllm_config, self._layout, kv_format, self._options.salt, self._options.codec
+        )
+        self._codec = self._codec_of(self._layout.chunk_bytes)
         self.scheduler: SchedulerHalf | None = None
         self.worker: WorkerHalf | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -90,7 +95,13 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         if self._options.blend:
             blender = Blender(self._vllm_config, self._shape.block_tokens)
         tiers = open_tiers(
-            self._options, blocks.chunk_bytes, self._namespace.digest(), rank, self._ranks
+            self._options,
+            blocks.chunk_bytes,
+            self._namespace.digest(),
+            rank,
+            self._ranks,
+            self._codec_of(blocks.chunk_bytes),
+            blocks.memory,
         )
         self.worker = WorkerHalf(
             tiers,
@@ -248,7 +259,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         options, layout = self._options, self._layout
         remote = None
         if options.remote:
-            remote = open_remote_tier(options, layout.chunk_bytes, 0, self._ranks)
+            size = layout.chunk_bytes if self._codec is None else self._codec.coded_bytes
+            remote = open_remote_tier(options, size, 0, self._ranks)
             if not getattr(remote, "shared", False):
                 remote.close()
                 remote = None
@@ -275,6 +287,11 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             recorder=recorder,
             blending=self._blending(),
         )
+
+    def _codec_of(self, chunk_bytes: int) -> Codec | None:
+        """Of chunks of this size. Raises ``ValueError`` for KV that has no codec."""
+        options, layout = self._options, self._layout
+        return Codec.of(options.codec, layout.dtype, chunk_bytes, layout.head_dim, options.threads)
 
     def _blending(self) -> Blending | None:
         if not self._options.blend:
@@ -304,4 +321,6 @@ def _engine_blocks(
         return WholeBlocks(caches, shape.block_tokens, options.chunk_tokens, options.threads)
     if shape.on_cpu and all(cache.is_contiguous() for cache in caches):
         return HostBlocks(caches, options.chunk_tokens, options.threads)
+    if caches[0].is_cuda and (found := cuda_blocks(caches, options)) is not None:
+        return found
     return TensorBlocks(caches, options.chunk_tokens)

@@ -84,7 +84,9 @@ def kv_shape(config: Any, kv_cache_config: Any, chunk_tokens: int) -> KvShape:
     )
 
 
-def namespace(config: Any, layout: KVLayout, kv_format: str, salt: str) -> Namespace:
+def namespace(
+    config: Any, layout: KVLayout, kv_format: str, salt: str, codec: str = "none"
+) -> Namespace:
     """Everything of the engine that salts the keys, but for what a request brings."""
     model = config.model_config
     text = model.hf_text_config
@@ -104,6 +106,8 @@ def namespace(config: Any, layout: KVLayout, kv_format: str, salt: str) -> Names
             "dtype": str(model.dtype),
             "cache_dtype": str(config.cache_config.cache_dtype),
             "overrides": json.dumps(_overrides(model), sort_keys=True, default=str),
+            # Without a codec keys stay what they were.
+            **({} if codec == "none" else {"codec": codec}),
         },
     )
 

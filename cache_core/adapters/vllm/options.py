@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.policy import POLICIES
 from cache_core.sizes import size_in_bytes
+from cache_core.transfer.codec import CODECS
 
 LoadMode = Literal["auto", "sync", "async"]
 Selection = Literal["first", "random"]
@@ -51,6 +52,10 @@ class ConnectorOptions:
     """File of ``lmcache verify --blend`` that says that this model passed its gates."""
     blend_unverified: bool = False
     """Blend without one."""
+    codec: str = "none"
+    """How tiers keep KV: ``none``, as it is; ``fp8`` or ``int8``, lossy, in a byte an item."""
+    transfer_file: str = ""
+    """What ``lmcache probe --transfer`` saved: how fast this GPU's ways of moving KV are."""
     wait_s: float = 1.0
     """How long a request waits for chunks that are being stored, or for a remote's answer."""
 
@@ -105,7 +110,7 @@ def _value(name: str, value: Any) -> Any:
             raise _wrong(name, f"is {value!r}; it must be true or false")
         return value
     choices = {"policy": tuple(POLICIES), "placement": PLACEMENTS, "load": get_args(LoadMode)}
-    choices["blend_selection"] = get_args(Selection)
+    choices |= {"blend_selection": get_args(Selection), "codec": CODECS}
     if name in choices and value not in choices[name]:
         raise _wrong(name, f"{value!r} is not known; use one of {', '.join(choices[name])}")
     if not isinstance(value, str):

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.place import Place
 from cache_core.tiers import DiskTier, MemoryTier, Tier
+from cache_core.tiers.coded import CodedTier
+from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
+from cache_core.transfer.codec import Codec
 
 
 def open_tiers(
-    options: ConnectorOptions, chunk_bytes: int, namespace: bytes, rank: int, ranks: int
+    options: ConnectorOptions,
+    chunk_bytes: int,
+    namespace: bytes,
+    rank: int,
+    ranks: int,
+    codec: Codec | None = None,
+    memory: Callable[[], Memory] = SlabMemory,
 ) -> list[Tier]:
-    """Fastest first. Raises ``TierError``, ``OSError`` or ``MemoryError``, and ``ValueError`` for
-    a size that holds no chunk."""
+    """Fastest first. ``chunk_bytes`` are the engine's; with ``codec`` tiers keep coded chunks,
+    and the cpu tier's are in ``memory``.
+    Raises ``TierError``, ``OSError`` or ``MemoryError``, and ``ValueError`` for a size that holds
+    no chunk."""
+    if codec is not None:
+        chunk_bytes = codec.coded_bytes
     tiers: list[Tier] = []
     try:
         for name in options.tier_names:
@@ -26,7 +39,7 @@ def open_tiers(
                     raise ValueError(
                         f"cpu_size {options.cpu_size} holds no chunk of {chunk_bytes} bytes"
                     )
-                tiers.append(MemoryTier("cpu", room, chunk_bytes))
+                tiers.append(MemoryTier("cpu", room, chunk_bytes, memory()))
             elif name == "disk":
                 folder = options.folder / f"rank-{rank}"
                 folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +52,7 @@ def open_tiers(
         for tier in tiers:
             tier.close()
         raise
-    return tiers
+    return tiers if codec is None else [CodedTier(tier, codec) for tier in tiers]
 
 
 def open_remote_tier(options: ConnectorOptions, chunk_bytes: int, rank: int, ranks: int) -> Tier:

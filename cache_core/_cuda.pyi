@@ -1,0 +1,114 @@
+"""The verbs of ``_native`` on GPUs. The module is there where it was built with a CUDA toolkit
+(``_native.CUDA`` says so or why not) and loads without a driver; :func:`cache_core.transfer.cuda`
+finds it.
+
+Arguments are as of ``_native``. A ``Paged`` is of memory that the GPU can reach. Verbs of a
+:class:`Transfer` queue their work on its stream and return; memory must stay until
+:meth:`Transfer.synchronize`. They raise what ``_native``'s do, ``ValueError`` for memory of another
+GPU or not aligned to its items, and :class:`CudaError`, whose text says what to do.
+"""
+
+from typing import Final, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core._native import Code, Item, Order, Paged
+
+ARCHITECTURES: Final[str]
+TOOLKIT: Final[str]
+
+class CudaError(RuntimeError): ...
+
+class Device(TypedDict):
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    memory_bytes: int
+
+def devices() -> list[Device]:
+    """Raises :class:`CudaError` where there is no driver."""
+
+def pin(address: int, nbytes: int) -> None:
+    """Page-locks host memory, for all GPUs."""
+
+def unpin(address: int) -> None: ...
+
+class DeviceMemory:
+    """Memory of a GPU, for measurements and tests."""
+
+    def __init__(self, device: int, nbytes: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Transfer:
+    """One stream of one GPU; one thread at a time.
+
+    ``ctas`` are the thread blocks of a kernel, 0 for four per multiprocessor; a few leave the GPU
+    to the model. Chunks in pageable memory pass through ``staging_bytes`` of pinned memory, in two
+    halves that take turns.
+    """
+
+    def __init__(self, device: int, ctas: int = 0, staging_bytes: int = 64 << 20) -> None: ...
+    @property
+    def stream(self) -> int:
+        """Its handle."""
+
+    def gather(
+        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
+    ) -> None: ...
+    def scatter(
+        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
+    ) -> None: ...
+    def gather_dma(
+        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
+    ) -> None:
+        """``gather`` by copy engines: a copy for each run of bytes, in one batch."""
+
+    def scatter_dma(
+        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
+    ) -> None: ...
+    def scatter_rotated(
+        self,
+        paged: Paged,
+        slots: NDArray[np.int64],
+        chunks: NDArray[np.uint64],
+        order: Order,
+        dtype: Item,
+        deltas: NDArray[np.int64],
+        inv_freq: NDArray[np.float64],
+        style: Literal["neox", "gptj"] = "neox",
+        offset: int = 0,
+    ) -> None: ...
+    def gather_coded(
+        self,
+        paged: Paged,
+        slots: NDArray[np.int64],
+        chunks: NDArray[np.uint64],
+        order: Order,
+        dtype: Item,
+        codec: Code,
+    ) -> None: ...
+    def scatter_coded(
+        self,
+        paged: Paged,
+        slots: NDArray[np.int64],
+        chunks: NDArray[np.uint64],
+        order: Order,
+        dtype: Item,
+        codec: Code,
+    ) -> None: ...
+    def copy(
+        self, dst: NDArray[np.uint64], src: NDArray[np.uint64], nbytes: NDArray[np.uint64]
+    ) -> None:
+        """Flat copies in any direction."""
+
+    def wait_for(self, stream: int) -> None:
+        """What is queued here next comes after all that ``stream`` has queued so far."""
+
+    def release_to(self, stream: int) -> None:
+        """What ``stream`` queues next comes after all that is queued here so far."""
+
+    def synchronize(self) -> None: ...

@@ -1,0 +1,180 @@
+"""vLLM's KV on a GPU, moved by this project's kernels and the GPU's copy engines."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_core import _native
+from cache_core.adapters.vllm.blocks import Slots
+from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.place import Addresses, Place
+from cache_core.tiers.memory import Memory
+from cache_core.transfer.codec import Codec
+from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices, cuda_module
+from cache_core.transfer.cuda import run_lengths as runs_of
+from cache_core.transfer.planner import Planner, load_costs
+
+logger = logging.getLogger("lmcache")
+
+# Thread blocks of a kernel: some of the GPU, so that the model goes on beside it.
+_CTAS = 32
+
+
+def cuda_blocks(caches: Sequence[torch.Tensor], options: ConnectorOptions) -> CudaBlocks | None:
+    """None, with a word in the log, where the kernels are not built or don't fit these tensors:
+    then torch's indexing does it. Raises ``ValueError`` for a ``transfer_file`` that is none."""
+    try:
+        gpus = cuda_devices()
+    except CudaMissing as error:
+        logger.warning("KV is moved by torch, which is slow: %s", error)
+        return None
+    if any(cache.stride(3) != 1 or cache.dtype != caches[0].dtype for cache in caches):
+        logger.warning("KV is moved by torch, which is slow: heads are not contiguous")
+        return None
+    planner = Planner()
+    if options.transfer_file:
+        path = Path(options.transfer_file).expanduser()
+        try:
+            planner = load_costs(path, gpus[caches[0].device.index or 0]["name"])
+        except OSError as error:
+            raise ValueError(
+                f"kv_connector_extra_config: transfer_file {path} can't be read: {error.strerror};"
+                " make it with lmcache probe --transfer"
+            ) from error
+    return CudaBlocks(caches, options.chunk_tokens, planner)
+
+
+class CudaBlocks:
+    """Tensors ``[blocks, heads, tokens, content]`` of any strides but the last, which is 1.
+
+    A chunk is ``[layers][tokens][heads][content]``, as of ``TensorBlocks``. Each direction has a
+    stream of its own; calls return when the bytes are there.
+    """
+
+    def __init__(self, caches: Sequence[torch.Tensor], chunk_tokens: int, planner: Planner) -> None:
+        blocks, heads, tokens, content = caches[0].shape
+        self._caches = list(caches)  # keeps the memory alive
+        self._device = caches[0].device.index or 0
+        self._planner = planner
+        self.layers = len(caches)
+        item = caches[0].element_size()
+        self._item, self._dtype = item, str(caches[0].dtype).removeprefix("torch.")
+        self._shape = (chunk_tokens, heads, content)
+        self._tokens, self._slots = tokens, blocks * tokens
+        self._strides = [s * item for s in caches[0].stride()]
+        self.layer_bytes = chunk_tokens * heads * content * item
+        self.chunk_bytes = self.layers * self.layer_bytes
+        self._all = self._paged(range(self.layers), heads, content)
+        cuda = cuda_module()
+        self._ways = {
+            direction: (cuda.Transfer(self._device, _CTAS), threading.Lock())
+            for direction in ("d2h", "h2d")
+        }
+        # Bytes of a run are contiguous where all heads of a token are, and its tokens.
+        token_bytes = heads * content * item
+        self._whole = self._strides[1] == content * item and self._strides[2] == token_bytes
+        self._touching = self._strides[0] == tokens * self._strides[2]
+        self._piece = (token_bytes if self._whole else content * item, 1 if self._whole else heads)
+
+    def memory(self) -> Memory:
+        return PinnedMemory()
+
+    def place(self, slots: Slots, layers: range | None = None) -> Place:
+        return CudaPlace(self, slots, layers or range(self.layers))
+
+    def fence(self) -> Callable[[], None]:
+        streams: Any = torch.cuda
+        event = streams.Event()
+        event.record()
+        transfer, _ = self._ways["d2h"]
+        stream = streams.ExternalStream(transfer.stream, device=self._caches[0].device)
+        return lambda: stream.wait_event(event)
+
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)
+        return whole[..., : self._shape[2] // 2], 4
+
+    def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
+        """``out``: engine -> host."""
+        every = len(layers) == self.layers
+        paged = self._all if every else self._paged(layers, *self._shape[1:])
+        there = addresses + np.uint64(layers.start * self.layer_bytes)
+        runs, tokens = runs_of(slots, self._touching, self._tokens)
+        piece, heads = self._piece
+        # Whole runs are one copy each; else each token's heads are copies of their own.
+        copies = (runs if self._whole else tokens * heads) * len(layers)
+        size = piece * (tokens // max(runs, 1) if self._whole else 1)
+        direction = "d2h" if out else "h2d"
+        transfer, lock = self._ways[direction]
+        dma = self._planner.choose("d2h" if out else "h2d", copies, size) == "dma"
+        name = ("gather" if out else "scatter") + ("_dma" if dma else "")
+        with lock:
+            getattr(transfer, name)(paged, slots, there, "NHD")
+            transfer.synchronize()
+
+    def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        """Of all layers. False where the codec's rows are no parts of a head."""
+        _, heads, content = self._shape
+        parts = content // codec.items
+        fits = codec.dtype == self._dtype and content % codec.items == 0
+        if not fits or (parts > 1 and self._strides[1] != content * self._item):
+            return False
+        paged = self._paged(range(self.layers), heads * parts, codec.items)
+        transfer, lock = self._ways["d2h" if out else "h2d"]
+        with lock:
+            verb = transfer.gather_coded if out else transfer.scatter_coded
+            verb(paged, slots, addresses, "NHD", codec.dtype, codec.name)
+            transfer.synchronize()
+        return True
+
+    def _paged(self, layers: range, heads: int, content: int) -> _native.Paged:
+        bases = np.array([self._caches[i].data_ptr() for i in layers], dtype=np.uint64)
+        block, head, token, _ = self._strides
+        if heads != self._shape[1]:
+            head = content * self._item  # parts of heads that lie side by side
+        none = np.empty(0, dtype=np.uint64)
+        width = content * self._item
+        return _native.Paged(
+            bases, none, self._tokens, block, token, head, heads, width, self._slots
+        )
+
+
+class CudaPlace:
+    """Chunks of :class:`CudaBlocks`."""
+
+    def __init__(self, blocks: CudaBlocks, slots: Slots, layers: range) -> None:
+        self._blocks, self._layers = blocks, layers
+        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> CudaPlace:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        return CudaPlace(self._blocks, chosen, self._layers)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        self._blocks.move(self._slots, self._layers, addresses, out=True)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        self._blocks.move(self._slots, self._layers, addresses, out=False)
+
+    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
+        """See :class:`cache_core.transfer.codec.Coding`."""
+        whole = len(self._layers) == self._blocks.layers
+        return whole and self._blocks.move_coded(self._slots, addresses, codec, out=True)
+
+    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
+        """Likewise."""
+        whole = len(self._layers) == self._blocks.layers
+        return whole and self._blocks.move_coded(self._slots, addresses, codec, out=False)

@@ -1,0 +1,61 @@
+// GPUs, their memory, and host memory that they reach.
+#include <stdexcept>
+
+#include "cuda_call.h"
+#include "transfer.h"
+
+namespace lmcache {
+namespace {
+
+void require(bool good, const char* what) {
+  if (!good) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+std::vector<DeviceInfo> cuda_devices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorNoDevice) {
+    cudaGetLastError();
+    return {};
+  }
+  check(error, "looking for GPUs");
+  std::vector<DeviceInfo> found;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, i), "looking at a GPU");
+    found.push_back({properties.name, properties.major, properties.minor,
+                     properties.multiProcessorCount, properties.totalGlobalMem});
+  }
+  return found;
+}
+
+void pin(std::uint64_t address, std::size_t nbytes) {
+  require(address >= 4096 && nbytes > 0 && nbytes >> 62 == 0, "there is no such memory to pin");
+  check(cudaHostRegister(reinterpret_cast<void*>(address), nbytes,
+                         cudaHostRegisterPortable | cudaHostRegisterMapped),
+        "pinning memory");
+}
+
+void unpin(std::uint64_t address) {
+  check(cudaHostUnregister(reinterpret_cast<void*>(address)), "unpinning memory");
+}
+
+DeviceMemory::DeviceMemory(int device, std::size_t nbytes) : device_(device), nbytes_(nbytes) {
+  require(nbytes > 0, "nbytes must be at least 1");
+  const DeviceGuard guard(device);
+  void* found = nullptr;
+  check(cudaMalloc(&found, nbytes), "allocating memory of the GPU");
+  address_ = reinterpret_cast<std::uint64_t>(found);
+}
+
+DeviceMemory::~DeviceMemory() {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device_);
+  cudaFree(reinterpret_cast<void*>(address_));
+  cudaSetDevice(before);
+}
+
+}  // namespace lmcache

@@ -1,0 +1,365 @@
+#include "transfer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <utility>
+
+#include "cuda_call.h"
+#include "kernels.h"
+#include "moves.h"
+#include "pieces.h"
+
+namespace lmcache {
+namespace {
+
+constexpr std::size_t kAlign = 16;
+
+cudaStream_t to_stream(std::uint64_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
+
+// What a pointer is to the GPU.
+cudaPointerAttributes attributes(std::uint64_t address) {
+  cudaPointerAttributes found{};
+  check(cudaPointerGetAttributes(&found, reinterpret_cast<const void*>(address)),
+        "looking at a pointer");
+  return found;
+}
+
+bool reachable(std::uint64_t address) {
+  return attributes(address).type != cudaMemoryTypeUnregistered;
+}
+
+void require(bool good, const std::string& what) {
+  if (!good) throw std::invalid_argument(what);
+}
+
+// Small arrays that a kernel reads, sent along in one copy.
+class Parcel {
+ public:
+  // Where these bytes will be, once sent to `device`; sizes are in bytes.
+  std::size_t add(const void* data, std::size_t nbytes) {
+    const std::size_t at = size_;
+    parts_.push_back({data, nbytes, at});
+    size_ += (nbytes + kAlign - 1) / kAlign * kAlign;
+    return at;
+  }
+  std::size_t size() const { return size_; }
+  void pack(char* to) const {
+    for (const Part& part : parts_) std::memcpy(to + part.at, part.data, part.nbytes);
+  }
+
+ private:
+  struct Part {
+    const void* data;
+    std::size_t nbytes, at;
+  };
+  std::vector<Part> parts_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace
+
+struct Transfer::State {
+  int device;
+  std::uint32_t ctas;
+  std::size_t half_bytes;
+  cudaStream_t stream = nullptr;
+  bool batches = true;  // until the driver says that it has none
+
+  // Used in turn: while a kernel reads one, the CPU fills the other.
+  struct Side {
+    PinnedBuffer parcel, staging;
+    DeviceBuffer sent;
+    Event parcel_read, staging_free;
+  };
+  Side sides[2];
+  int turn = 0;
+  Event ordered;
+
+  ~State() {
+    if (stream == nullptr) return;
+    cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+  }
+
+  // Sends `parcel`; returns where it is on the device.
+  char* send(const Parcel& parcel) {
+    Side& side = sides[turn ^= 1];
+    side.parcel_read.wait();
+    const std::size_t size = std::max(parcel.size(), kAlign);
+    char* packed = side.parcel.need(size);
+    char* sent = side.sent.need(size);
+    parcel.pack(packed);
+    check(cudaMemcpyAsync(sent, packed, size, cudaMemcpyHostToDevice, stream), "sending slots");
+    return sent;
+  }
+  // Once the kernel that reads what was sent last is queued.
+  void sent_is_used() { sides[turn].parcel_read.record(stream); }
+
+  void check_engine(const Paged& paged) const {
+    for (const auto* bases : {&paged.k_bases, &paged.v_bases}) {
+      for (std::uint64_t base : *bases) {
+        const cudaPointerAttributes found = attributes(base);
+        require(found.type != cudaMemoryTypeUnregistered,
+                "Paged: a base is not memory that the GPU can reach; give the GPU's KV");
+        require(found.type != cudaMemoryTypeDevice || found.device == device,
+                "Paged: a base is memory of GPU " + std::to_string(found.device) +
+                    ", and this is a transfer of GPU " + std::to_string(device));
+      }
+    }
+  }
+
+  // Calls `part` on all chunks at once if the GPU can reach them, else on as many at a time as a
+  // half of the staging holds, with addresses there: part(table, chunks, first chunk).
+  using Part = std::function<void(const SlotTable&, const std::uint64_t*, std::size_t)>;
+  void in_parts(const SlotTable& table, const std::uint64_t* chunks, std::size_t chunk_bytes,
+                bool to_engine, const Part& part) {
+    const bool direct = std::all_of(chunks, chunks + table.chunks, reachable);
+    if (direct || chunk_bytes == 0) return part(table, chunks, 0);
+    const std::size_t step = (chunk_bytes + kAlign - 1) / kAlign * kAlign;
+    const std::size_t at_once = std::max<std::size_t>(1, half_bytes / step);
+    struct Waiting {
+      std::size_t first = 0, count = 0;
+    } waiting[2];
+    std::vector<std::uint64_t> staged(at_once);
+    const std::vector<std::uint64_t> sizes(at_once, chunk_bytes);
+    const auto staged_at = [&](Side& side, std::size_t count) {
+      const auto base = reinterpret_cast<std::uint64_t>(side.staging.need(at_once * step));
+      for (std::size_t i = 0; i < count; ++i) staged[i] = base + i * step;
+    };
+    const auto arrive = [&](int which) {
+      auto& [first, count] = waiting[which];
+      sides[which].staging_free.wait();
+      if (count == 0 || to_engine) return;
+      staged_at(sides[which], count);
+      lmcache::copy(chunks + first, staged.data(), sizes.data(), std::exchange(count, 0), kThreads);
+    };
+    int which = 0;
+    for (std::size_t first = 0; first < table.chunks; first += at_once, which ^= 1) {
+      const std::size_t count = std::min(at_once, table.chunks - first);
+      arrive(which);
+      staged_at(sides[which], count);
+      const SlotTable some = {table.slots + first * table.chunk_tokens, count, table.chunk_tokens};
+      const std::int64_t* end = some.slots + count * table.chunk_tokens;
+      // Tokens that are left out keep what the chunk has: it travels both ways.
+      if (to_engine || std::find(some.slots, end, -1) != end) {
+        lmcache::copy(staged.data(), chunks + first, sizes.data(), count, kThreads);
+      }
+      part(some, staged.data(), first);
+      sides[which].staging_free.record(stream);
+      waiting[which] = {first, count};
+    }
+    arrive(which), arrive(which ^ 1);
+  }
+
+  static constexpr int kThreads = 4;
+
+  // The plan's rows with the arrays on the device.
+  Rows on_device(const RowPlan& plan, const SlotTable& table, Parcel& parcel,
+                 std::size_t (&at)[3]) const {
+    at[0] = parcel.add(plan.bases.data(), plan.bases.size() * sizeof(std::uint64_t));
+    at[1] = parcel.add(table.slots, table.chunks * table.chunk_tokens * sizeof(std::int64_t));
+    at[2] = parcel.add(plan.rows.chunks, table.chunks * sizeof(std::uint64_t));
+    return plan.rows;
+  }
+  static void point(Rows& rows, const char* sent, const std::size_t (&at)[3]) {
+    rows.bases = reinterpret_cast<const std::uint64_t*>(sent + at[0]);
+    rows.slots = reinterpret_cast<const std::int64_t*>(sent + at[1]);
+    rows.chunks = reinterpret_cast<const std::uint64_t*>(sent + at[2]);
+  }
+
+  void copy(const std::vector<std::uint64_t>& to, const std::vector<std::uint64_t>& from,
+            const std::vector<std::size_t>& sizes) {
+    if (to.empty()) return;
+    auto** destinations = reinterpret_cast<void**>(const_cast<std::uint64_t*>(to.data()));
+    auto** sources = reinterpret_cast<void**>(const_cast<std::uint64_t*>(from.data()));
+#if CUDART_VERSION >= 12080
+    if (batches) {
+      cudaMemcpyAttributes how{};
+      how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+      how.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+      std::size_t first = 0;
+#if CUDART_VERSION >= 13000
+      const cudaError_t error = cudaMemcpyBatchAsync(destinations, sources, sizes.data(), to.size(),
+                                                     &how, &first, 1, stream);
+#else
+      std::size_t failed = 0;
+      const cudaError_t error =
+          cudaMemcpyBatchAsync(destinations, sources, const_cast<std::size_t*>(sizes.data()),
+                               to.size(), &how, &first, 1, &failed, stream);
+#endif
+      batches = error != cudaErrorNotSupported && error != cudaErrorCallRequiresNewerDriver;
+      if (batches) return check(error, "copying a batch");
+      cudaGetLastError();
+    }
+#endif
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      check(cudaMemcpyAsync(destinations[i], sources[i], sizes[i], cudaMemcpyDefault, stream),
+            "copying");
+    }
+  }
+};
+
+Transfer::Transfer(int device, std::uint32_t ctas, std::size_t staging_bytes) {
+  require(device >= 0, "device is " + std::to_string(device) + "; it must not be negative");
+  const DeviceGuard guard(device);
+  state_ = std::make_unique<State>();
+  state_->device = device;
+  state_->half_bytes = staging_bytes / 2;
+  int multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "looking at a GPU");
+  state_->ctas = ctas > 0 ? ctas : static_cast<std::uint32_t>(multiprocessors) * 4;
+  check(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), "creating a stream");
+}
+
+Transfer::~Transfer() {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(state_->device);
+  state_.reset();
+  cudaSetDevice(before);
+}
+
+void Transfer::move(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                    Order order, bool gather) {
+  State& s = *state_;
+  const DeviceGuard guard(s.device);
+  const Verb verb = gather ? Verb::kGather : Verb::kScatter;
+  const RowPlan whole = plan_moves(paged, table, chunks, order, verb);
+  s.check_engine(paged);
+  const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
+  s.in_parts(table, chunks, bytes, !gather,
+             [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
+               const RowPlan plan = plan_moves(paged, some, there, order, verb);
+               Parcel parcel;
+               std::size_t at[3];
+               Rows rows = s.on_device(plan, some, parcel, at);
+               State::point(rows, s.send(parcel), at);
+               check(launch_move(rows, gather, plan.alignment, {s.stream, s.ctas}), "moving KV");
+               s.sent_is_used();
+             });
+}
+
+void Transfer::scatter_rotated(const Paged& paged, const SlotTable& table,
+                               const std::uint64_t* chunks, Order order, ItemType type,
+                               const std::int64_t* deltas, const RopeWindow& window) {
+  State& s = *state_;
+  const DeviceGuard guard(s.device);
+  const RowPlan whole = plan_items(paged, table, chunks, order, type, Verb::kScatter);
+  const Turns turns = plan_turns(window, deltas, table.chunks, whole.rows.items);
+  s.check_engine(paged);
+  const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
+  s.in_parts(
+      table, chunks, bytes, true,
+      [&](const SlotTable& some, const std::uint64_t* there, std::size_t first) {
+        const RowPlan plan = plan_items(paged, some, there, order, type, Verb::kScatter);
+        require(plan.alignment >= item_size(type), "KV and chunks must be aligned to their items");
+        Rotation rotation = turns.rotation;
+        const std::size_t per_chunk = std::size_t{rotation.pairs} * 2;
+        Parcel parcel;
+        std::size_t at[3];
+        Rows rows = s.on_device(plan, some, parcel, at);
+        const std::size_t angles = parcel.add(turns.turns.data() + first * per_chunk,
+                                              some.chunks * per_chunk * sizeof(float));
+        const std::size_t moved = parcel.add(turns.moved.data() + first, some.chunks);
+        const char* sent = s.send(parcel);
+        State::point(rows, sent, at);
+        rotation.turns = reinterpret_cast<const float*>(sent + angles);
+        rotation.moved = reinterpret_cast<const std::uint8_t*>(sent + moved);
+        const std::uint32_t n = wide_items(type);
+        const bool wide = plan.alignment == 16 && paged.contiguous_heads() &&
+                          (rotation.offset | rotation.pairs | rows.items) % n == 0;
+        check(launch_rotate(rows, rotation, type, wide, {s.stream, s.ctas}), "turning K");
+        s.sent_is_used();
+      });
+}
+
+void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                    Order order, ItemType type, CodeType code, bool encode) {
+  State& s = *state_;
+  const DeviceGuard guard(s.device);
+  const Verb verb = encode ? Verb::kEncode : Verb::kDecode;
+  const RowPlan whole = plan_items(paged, table, chunks, order, type, verb);
+  s.check_engine(paged);
+  const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
+  s.in_parts(table, chunks, bytes, !encode,
+             [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
+               const RowPlan plan = plan_items(paged, some, there, order, type, verb);
+               bool floats = true;
+               for (std::size_t i = 0; i < some.chunks; ++i) floats = floats && there[i] % 4 == 0;
+               require(plan.alignment >= item_size(type) && floats,
+                       "KV must be aligned to its items, and coded chunks to 4 bytes");
+               Parcel parcel;
+               std::size_t at[3];
+               Rows rows = s.on_device(plan, some, parcel, at);
+               State::point(rows, s.send(parcel), at);
+               const bool wide = plan.alignment == 16 && paged.contiguous_heads() &&
+                                 rows.items % wide_items(type) == 0;
+               check(launch_code(rows, encode, type, code, wide, {s.stream, s.ctas}), "coding KV");
+               s.sent_is_used();
+             });
+}
+
+void Transfer::move_by_dma(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                           Order order, bool gather) {
+  State& s = *state_;
+  const DeviceGuard guard(s.device);
+  const std::int64_t chunk_bytes = raw_chunk_bytes(paged, table.chunk_tokens);
+  check_move(paged, find_runs(paged, table), chunks, chunk_bytes, !gather);
+  s.check_engine(paged);
+  s.in_parts(table, chunks, static_cast<std::size_t>(chunk_bytes), !gather,
+             [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
+               std::vector<std::uint64_t> to, from, sizes;
+               for_pieces(paged, some, there, order,
+                          [&](std::uint64_t engine, std::uint64_t chunk, std::int64_t bytes) {
+                            to.push_back(gather ? chunk : engine);
+                            from.push_back(gather ? engine : chunk);
+                            sizes.push_back(static_cast<std::uint64_t>(bytes));
+                          });
+               copy(to.data(), from.data(), sizes.data(), to.size());
+             });
+}
+
+void Transfer::copy(const std::uint64_t* destinations, const std::uint64_t* sources,
+                    const std::uint64_t* nbytes, std::size_t count) {
+  State& s = *state_;
+  const DeviceGuard guard(s.device);
+  check_flat(destinations, sources, nbytes, count);
+  std::vector<std::uint64_t> to, from;
+  std::vector<std::size_t> sizes;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (nbytes[i] == 0) continue;
+    const bool joins = !to.empty() && to.back() + sizes.back() == destinations[i] &&
+                       from.back() + sizes.back() == sources[i];
+    if (joins) {
+      sizes.back() += nbytes[i];
+    } else {
+      to.push_back(destinations[i]), from.push_back(sources[i]), sizes.push_back(nbytes[i]);
+    }
+  }
+  s.copy(to, from, sizes);
+}
+
+void Transfer::wait_for(std::uint64_t stream) {
+  const DeviceGuard guard(state_->device);
+  state_->ordered.record(to_stream(stream));
+  state_->ordered.hold(state_->stream);
+}
+
+void Transfer::release_to(std::uint64_t stream) {
+  const DeviceGuard guard(state_->device);
+  state_->ordered.record(state_->stream);
+  state_->ordered.hold(to_stream(stream));
+}
+
+std::uint64_t Transfer::stream() const {
+  return reinterpret_cast<std::uint64_t>(state_->stream);
+}
+
+void Transfer::synchronize() {
+  const DeviceGuard guard(state_->device);
+  check(cudaStreamSynchronize(state_->stream), "waiting for the GPU");
+}
+
+}  // namespace lmcache

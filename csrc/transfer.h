@@ -1,0 +1,89 @@
+// The verbs on a GPU: kernels, copy engines and staging, on a stream of their own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "row_plan.h"
+
+namespace lmcache {
+
+// What CUDA refused, and what to do about it, in one line.
+class CudaError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct DeviceInfo {
+  std::string name;
+  int major, minor, multiprocessors;
+  std::size_t memory;
+};
+
+// Throws CudaError where there is no driver; empty where it sees no GPU.
+std::vector<DeviceInfo> cuda_devices();
+
+// Host memory that the GPU may reach while the CPU goes on: page-locked as a whole, for all devices.
+void pin(std::uint64_t address, std::size_t nbytes);
+void unpin(std::uint64_t address);
+
+// Memory of a device, for measurements and tests; an engine brings its own.
+class DeviceMemory {
+ public:
+  DeviceMemory(int device, std::size_t nbytes);
+  ~DeviceMemory();
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  std::uint64_t address() const { return address_; }
+  std::size_t nbytes() const { return nbytes_; }
+
+ private:
+  int device_;
+  std::size_t nbytes_;
+  std::uint64_t address_;
+};
+
+// One stream of one device. Verbs return when their work is queued, and throw before they queue any:
+// what the CPU's verbs throw, std::invalid_argument for memory that the GPU can't reach or that is
+// not aligned to its items, and CudaError. Memory must stay until `synchronize`. Chunks in pageable
+// memory pass through two halves of pinned staging, in turn; those calls return when the last half
+// is queued (to the engine) or arrived (from it). One thread at a time.
+class Transfer {
+ public:
+  // `ctas`: thread blocks of a kernel, 0 for 4 per multiprocessor. `staging_bytes`: both halves.
+  Transfer(int device, std::uint32_t ctas, std::size_t staging_bytes);
+  ~Transfer();
+  Transfer(const Transfer&) = delete;
+  Transfer& operator=(const Transfer&) = delete;
+
+  void move(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
+            bool gather);
+  void scatter_rotated(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                       Order order, ItemType type, const std::int64_t* deltas,
+                       const RopeWindow& window);
+  void code(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
+            ItemType type, CodeType code, bool encode);
+  // The same as `move`, by copy engines: one copy for each piece that is contiguous on both sides.
+  void move_by_dma(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                   Order order, bool gather);
+  // Flat copies of any direction, neighbours joined, in one batch where the driver has batches.
+  void copy(const std::uint64_t* destinations, const std::uint64_t* sources,
+            const std::uint64_t* nbytes, std::size_t count);
+
+  // What this queues next comes after all that `stream` has queued so far; and the other way round.
+  void wait_for(std::uint64_t stream);
+  void release_to(std::uint64_t stream);
+  void synchronize();
+  std::uint64_t stream() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace lmcache
