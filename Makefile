@@ -37,6 +37,21 @@ check: all ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 
+GATE := chat rag --engine simulated --cpu-size 64MiB,1GiB
+GATE_AA := long-context --context-tokens 300 --documents 1 --questions 3 --output-tokens 2
+
+.PHONY: gate
+gate: all ## Judge ourselves: counters against tests/gate/counters.json, and this tree against itself
+	$(BIN)/lmcache check --quiet --baseline tests/gate/counters.json --candidate "$(GATE)" \
+		--fail-on 'hit_rate<0pp'
+# Undecided (3) is what a short look at equal sides may come to; slower (1) is not.
+	$(BIN)/lmcache check --quiet --baseline "$(GATE_AA)" --candidate "$(GATE_AA)" \
+		--fail-on 'ttft.p50>10%' --max-time 60s || [ $$? -eq 3 ]
+
+.PHONY: gate-baseline
+gate-baseline: all ## Make tests/gate/counters.json anew, for a change that is meant to change counters
+	$(BIN)/lmcache bench $(GATE) --reuse prefix --quiet --json tests/gate/counters.json > /dev/null
+
 .PHONY: benchmarks
 benchmarks: all ## Measure the cache's own parts, each script of benchmarks/ in turn
 	@set -e; for script in benchmarks/*.py; do \
