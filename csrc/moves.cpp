@@ -48,8 +48,8 @@ class Lookahead {
   }
 
  private:
-  // One piece of 1 KiB or more is what memory delivers while it looks for the next address.
-  static constexpr std::size_t kAhead = 1;
+  // Some KiB, the least that may pass while memory looks for an address; into the second-level cache.
+  static constexpr std::size_t kAhead = 4;
 
   void copy_first(std::uint64_t ahead, std::size_t ahead_bytes) {
     const auto [to, from, nbytes] = pieces_[first_];

@@ -25,7 +25,7 @@ __attribute__((target("avx2"))) void stream_avx2(void* destination, const void* 
   // Without anything ahead it fetches what it copies itself, which costs nothing.
   const auto* next = ahead == nullptr ? from : static_cast<const char*>(ahead);
   for (; nbytes >= kLine; to += kLine, from += kLine, next += kLine, nbytes -= kLine) {
-    _mm_prefetch(next, _MM_HINT_T0);
+    _mm_prefetch(next, _MM_HINT_T1);
     const auto* in = reinterpret_cast<const __m256i*>(from);
     auto* out = reinterpret_cast<__m256i*>(to);
     const __m256i low = _mm256_loadu_si256(in), high = _mm256_loadu_si256(in + 1);
