@@ -40,6 +40,10 @@ check: all ## Lint, formatting and types
 GATE := chat rag --engine simulated --cpu-size 64MiB,1GiB
 GATE_AA := long-context --context-tokens 300 --documents 1 --questions 3 --output-tokens 2
 
+.PHONY: sanitize
+sanitize: all ## Test the C++ under AddressSanitizer and UndefinedBehaviorSanitizer
+	PYTHON=$(BIN)/python tests/sanitizers.sh
+
 .PHONY: gate
 gate: all ## Judge ourselves: counters against tests/gate/counters.json, and this tree against itself
 	$(BIN)/lmcache check --quiet --baseline tests/gate/counters.json --candidate "$(GATE)" \

@@ -25,11 +25,11 @@ from statistics import median
 
 import numpy as np
 import torch
+from gpu.transfer_rows import GpuRow, gpu_rows, gpu_table
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.transfer_gpu import GpuRow, gpu_rows, gpu_table
 from cache_core import _native
 from cache_core.transfer.cuda import CudaMissing
 from lmcache_cli.machine import machine

@@ -55,7 +55,9 @@ def test_only_the_binding_files_know_python() -> None:
     assert files
     python = re.compile(r'#\s*include\s*[<"](Python\.h|nanobind/|pybind11/|bind\.h)')
     knowing = [file.name for file in files if python.search(file.read_text())]
-    assert knowing == ["bind.cpp", "bind.h", "bind_curves.cpp", "bind_disk.cpp"]
+    # Their names say so.
+    assert knowing == [file.name for file in files if file.name.startswith("bind")]
+    assert "bind.cpp" in knowing
 
 
 def test_cache_core_reads_no_environment() -> None:
