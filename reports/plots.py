@@ -46,22 +46,26 @@ def curve_plot(
 
 
 def front_plot(
-    points: Sequence[Point], chosen: int | None = None, width: int = 80, height: int = 18
+    series: Mapping[str, Sequence[Point]],
+    marked: float | None = None,
+    width: int = 80,
+    height: int = 18,
 ) -> str:
-    """A Pareto front: points of (cost per hour, TTFT in seconds), and the index of the one that is
-    recommended. Returns text as ``curve_plot`` does."""
-    if not points:
+    """A Pareto front. ``series`` maps a name, such as a percentile, to points of (cost per hour,
+    TTFT in seconds); ``marked`` is the recommendation's cost, at which a vertical line stands.
+    Returns text as ``curve_plot`` does."""
+    known = {name: sorted(points) for name, points in series.items() if points}
+    if not known:
         return ""
     plot = _canvas(width, height)
-    unit, scale = ("s", 1.0) if min(ttft for _, ttft in points) >= 1 else ("ms", 1e3)
-    others = [point for index, point in enumerate(points) if index != chosen]
-    if others:
-        xs, ys = zip(*sorted(others), strict=True)
-        plot.scatter(xs, [ttft * scale for ttft in ys], marker="●", label="stack")
-    if chosen is not None:
-        cost, ttft = points[chosen]
-        plot.scatter([cost], [ttft * scale], marker="◆", label="recommended")
-    plot.ylim(0, 1.1 * scale * max(ttft for _, ttft in points) or 1.0)
+    every = [point for points in known.values() for point in points]
+    unit, scale = ("s", 1.0) if min(ttft for _, ttft in every) >= 1 else ("ms", 1e3)
+    for (name, points), marker in zip(known.items(), _cycled(len(known)), strict=True):
+        costs = [cost for cost, _ in points]
+        plot.plot(costs, [ttft * scale for _, ttft in points], marker=marker, label=name)
+    if marked is not None:
+        plot.vertical_line(marked)
+    plot.ylim(0, 1.1 * scale * max(ttft for _, ttft in every) or 1.0)
     plot.xlabel("cost per hour")
     plot.title(f"TTFT ({unit}) by cost per hour")
     return _text(plot)

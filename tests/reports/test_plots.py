@@ -30,22 +30,22 @@ def test_marked_capacity_is_a_line() -> None:
 
 def test_front_marks_the_recommended_one() -> None:
     points = [(0.0, 0.9), (0.1, 0.5), (0.4, 0.3)]
-    text = front_plot(points, chosen=1, width=60, height=14)
+    text = front_plot({"p50": points, "p90": [(0.0, 1.9), (0.4, 0.6)]}, 0.1, width=60, height=14)
     assert max(map(len, text.splitlines())) <= 60
-    for word in ("TTFT (ms)", "cost per hour", "recommended", "stack", "◆"):
+    for word in ("TTFT (ms)", "cost per hour", "p50", "p90"):
         assert word in text, text
-    assert "TTFT (s)" in front_plot([(0.0, 2.0), (1.0, 1.0)])
-    assert "recommended" not in front_plot(points)
+    assert "TTFT (s)" in front_plot({"p50": [(0.0, 2.0), (1.0, 1.0)]})
+    assert front_plot({"p50": points}, 0.1) != front_plot({"p50": points})
 
 
 def test_plots_do_not_remember_each_other() -> None:
     first = curve_plot({"a": FALLING})
-    front_plot([(0.0, 0.9)])
+    front_plot({"p50": [(0.0, 0.9)]})
     assert curve_plot({"a": FALLING}) == first
 
 
 def test_nothing_to_draw() -> None:
     assert curve_plot({}) == curve_plot({"a": []}) == curve_plot({"a": [(0, 0.5)]}) == ""
-    assert front_plot([]) == ""
+    assert front_plot({}) == front_plot({"p50": []}) == ""
     assert "a" in curve_plot({"a": [(2**30, 0.5)]})
-    assert "stack" in front_plot([(0.0, 0.0)])
+    assert "p50" in front_plot({"p50": [(0.0, 0.0)]})

@@ -165,7 +165,7 @@ def test_plots_show_the_curves_and_the_front() -> None:
     goal = Goal(largest={"cpu": 40 * CHUNK * BYTES, "disk": 0})
     found = search(tried, goal, [CHUNK], worth=1e-9)
     curve, line = plots(tried, found)
-    assert "hit rate" in curve and "belady" in curve and "lru" in curve
+    assert "missed" in curve and "belady" in curve and "lru" in curve
     assert "p50" in line and "p90" in line
     assert all(len(row) <= 78 for row in [*curve.splitlines(), *line.splitlines()])
 
