@@ -15,6 +15,7 @@ from lmcache_cli.bench.modes import DEFAULT_MODES
 from lmcache_cli.bench.plan import BenchOptions, Plan, make_plan
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
+from lmcache_cli.bench.verified import verified
 from lmcache_cli.check.clock import Budget
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
@@ -57,13 +58,7 @@ class InProcess:
         plans = [make_plan(with_default_reuse(each), out) for each in options]
         if len(plans) == 2:
             _refuse_unlike(*plans)
-        sides = [plan.cells for plan in plans]
-        count = len(sides[0])
-        pairs = [
-            tuple(replace(side[i], index=i + number * count) for number, side in enumerate(sides))
-            for i in range(count)
-        ]
-        return cls(plans, seed, out, _pairs=pairs)
+        return cls(plans, seed, out, _pairs=_pairs(plans))
 
     def comparisons(self) -> list[Comparison]:
         """One per pair of cells, without rounds."""
@@ -100,6 +95,9 @@ class InProcess:
             options.probe,
         )
         try:
+            warn = self.measured.warn
+            self.plans = [verified(plan, engine, warn, warn) for plan in self.plans]
+            self._pairs = _pairs(self.plans)
             for i, comparison in enumerate(comparisons):
                 spent = partial(budget.spent, cell=i, cells=len(comparisons))
                 rounds = self._rounds(self._pairs[i], comparison, settled, spent)
@@ -170,6 +168,16 @@ class InProcess:
                 side.append(round_of(samples, spent_s, evicted[i] - before))
             if settled(comparison) or spent(number):
                 return
+
+
+def _pairs(plans: Sequence[Plan]) -> list[tuple[Cell, ...]]:
+    """The sides' cells side by side, numbered throughout."""
+    sides = [plan.cells for plan in plans]
+    count = len(sides[0])
+    return [
+        tuple(replace(side[i], index=i + number * count) for number, side in enumerate(sides))
+        for i in range(count)
+    ]
 
 
 def _refuse_unlike(base: Plan, new: Plan) -> None:

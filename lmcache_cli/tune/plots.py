@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from cache_core.curves import Kind
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.study import Study
 from reports.plots import Point, curve_plot, front_plot
@@ -41,7 +42,7 @@ def _curves(study: Study, found: Recommendation) -> dict[str, list[Point]]:
     least = max(1, largest // _SPAN)
     at = np.unique(np.geomspace(least, largest, _POINTS).astype(np.int64))
 
-    def points(kind: str) -> list[Point]:
+    def points(kind: Kind) -> list[Point]:
         rates = curves[kind].at(at) / max(1, study.tokens)
         return list(zip((at * size).tolist(), rates.tolist(), strict=True))
 
