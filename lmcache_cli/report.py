@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from lmcache_cli.machine import version
 from lmcache_cli.output import write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.markdown import bench_markdown, escaped, table
-from reports.stored import Stored, StoredError, StoredRun, StoredTune, read_stored
+from reports.run_file import skipped_text
+from reports.stored import (
+    Stored,
+    StoredCheckError,
+    StoredError,
+    StoredRun,
+    StoredTune,
+    read_stored,
+)
 from reports.tables import bench_tables, column_table
 from reports.tune_table import front_columns, recommended
 
@@ -32,19 +41,34 @@ _ENDINGS = {
 
 
 def report_on(paths: Sequence[Path], format: str | None, out: str) -> None:
-    """Reads all files, then writes the report. Raises ``UserError`` for a file or a format that
+    """Reads all files, then writes the report. Among several files, those that ``check`` keeps are
+    skipped: a glob over ``runs/`` finds them too. Raises ``UserError`` for a file or a format that
     can't be used, ``MissingError`` where HTML's libraries are not installed."""
     format = format or _ENDINGS.get(Path(out).suffix.lower(), "text")
     if format not in _WRITERS:
         raise UserError(f"--format: {format!r} is not known; use one of {', '.join(_WRITERS)}")
-    try:
-        stored = [read_stored(path) for path in paths]
-    except StoredError as error:
-        raise UserError(str(error)) from error
+    stored = _read(paths)
     if format == "text" and out == "-":
         _print_text(Console(), stored)
         return
     write_output(out, _WRITERS[format](stored), "--out")
+
+
+def _read(paths: Sequence[Path]) -> list[Stored]:
+    found: list[Stored] = []
+    skipped: dict[Path, StoredCheckError] = {}
+    for path in paths:
+        try:
+            found.append(read_stored(path))
+        except StoredCheckError as error:
+            skipped[path] = error
+        except StoredError as error:
+            raise UserError(str(error)) from error
+    if not found:
+        raise UserError(str(next(iter(skipped.values()))))
+    for path in skipped:
+        print(f"warning: {skipped_text(path)}", file=sys.stderr)
+    return found
 
 
 def _print_text(console: Console, stored: Sequence[Stored]) -> None:

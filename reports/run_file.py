@@ -13,6 +13,8 @@ from typing import Any
 from reports.sample import BLEND_FIELDS, Sample
 
 SCHEMA = "lmcache.run/1"
+CHECK = "check"
+"""``kind`` of what ``lmcache check`` keeps; a run's is ``bench``."""
 META_KEY = b"lmcache"
 
 
@@ -48,6 +50,26 @@ def write_run(path: str | Path, samples: Sequence[Sample], meta: Mapping[str, An
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class CheckRecordError(RunFileError):
+    """What ``lmcache check`` measured, where a run of ``lmcache bench`` is wanted."""
+
+
+def refuse_check_record(path: str | Path, meta: Mapping[str, Any]) -> None:
+    """Raises ``CheckRecordError`` if ``meta`` is of one: it has rounds of two sides, but nothing
+    that describes its cells."""
+    if meta.get("kind") == CHECK:
+        raise CheckRecordError(
+            f"{path}: the samples of a `lmcache check`, no run of `lmcache bench`; its verdict was"
+            " printed (and is in --json, if asked for); give run files of bench"
+            " (runs/bench-*.parquet)"
+        )
+
+
+def skipped_text(path: str | Path) -> str:
+    """What a warning says of such a file, among others that are runs."""
+    return f"{path} is skipped: the samples of a `lmcache check`, no run of `lmcache bench`"
 
 
 def read_run(path: str | Path) -> tuple[list[Sample], dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from reports.run_file import RunFileError, read_run
+from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
 from reports.sample import Sample
 from reports.summary import CellMeta, CellSummary, summarise
 
@@ -17,6 +17,10 @@ TUNE_SCHEMA = "lmcache.tune/1"
 
 class StoredError(Exception):
     """A file that no report can be made from; one line that names it and what to do."""
+
+
+class StoredCheckError(StoredError):
+    """The file is what ``lmcache check`` keeps: sound, but nothing for a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ class StoredRun:
         """Raises ``StoredError`` for a file that is missing, damaged, or no run of ``bench``."""
         try:
             samples, meta = read_run(path)
+            refuse_check_record(path, meta)
+        except CheckRecordError as error:
+            raise StoredCheckError(str(error)) from error
         except RunFileError as error:
             raise StoredError(str(error)) from error
         by_cell: dict[int, list[Sample]] = {}

@@ -76,7 +76,9 @@ class Outputs:
             Console().print(verdict_table(verdicts, outcome))
         talk = Console(stderr=True, quiet=quiet)
         for warning in warnings:
-            talk.print(f"warning: {warning}", style="yellow", highlight=False)
+            talk.print(
+                f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+            )
         return EXIT_CODES[outcome]
 
 

@@ -20,7 +20,7 @@ from lmcache_cli.check.side import Side
 from lmcache_cli.compare.stored import StoredRun, read_stored
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine, versions
-from reports.run_file import write_run
+from reports.run_file import CHECK, write_run
 from reports.verdict import LEAST_ROUNDS
 from reports.verdict_counters import Strictness
 from reports.verdict_round import measured_by_clock
@@ -187,7 +187,7 @@ def _keep_samples(
         return
     path = check.out / f"check-{started:%Y%m%dT%H%M%S%f}.parquet"
     meta = {
-        "kind": "check",
+        "kind": CHECK,
         "started": started.isoformat(),
         "complete": complete,
         "command": sys.argv[1:],

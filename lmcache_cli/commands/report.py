@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 EXAMPLES = (
-    "Examples:  lmcache report runs/*.parquet   |   lmcache report runs/a.parquet tune.json"
+    "Examples:  lmcache report runs/bench-*.parquet   |   lmcache report runs/a.parquet tune.json"
     " --format html --out report.html   |   lmcache report runs/a.parquet --format markdown"
     ' >> "$GITHUB_STEP_SUMMARY"'
 )
@@ -19,7 +19,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Run files of bench (.parquet), and files of tune --json.",
+            help="Run files of bench (runs/bench-*.parquet), and files of tune --json.",
             show_default=False,
         ),
     ],

@@ -60,8 +60,10 @@ def run_history(
             f"--history needs the package {error.name}; run: pip install 'lmcache-bench[check]'"
         ) from error
     # Files without a time are ordered by name, and those come first.
-    runs = sorted(read_runs(str(folder), "--history"), key=lambda run: (run.when, run.path.name))
-    warnings = refuse_unlike(runs[:1], runs[1:], allowed)
+    warnings: list[str] = []
+    read = read_runs(str(folder), "--history", warnings)
+    runs = sorted(read, key=lambda run: (run.when, run.path.name))
+    warnings += refuse_unlike(runs[:1], runs[1:], allowed)
     found = [
         change
         for cell in runs[0].cells
@@ -70,7 +72,9 @@ def run_history(
     ]
     talk = Console(stderr=True, quiet=quiet)
     for warning in warnings:
-        talk.print(f"warning: {warning}", style="yellow", highlight=False)
+        talk.print(
+            f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
     if outputs.json:
         document = {
             "schema": SCHEMA,

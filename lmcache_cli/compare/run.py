@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import cast
 
 from lmcache_cli.check.outputs import Judgement, Outputs
-from lmcache_cli.compare.stored import StoredRun, read_stored
+from lmcache_cli.compare.stored import StoredCheckError, StoredRun, read_stored
 from lmcache_cli.compare.unlike import refuse_unlike
 from lmcache_cli.errors import UserError
+from reports.run_file import skipped_text
 from reports.verdict_counters import Strictness
 from reports.verdict_round import Round
 from reports.verdict_trial import Comparison, Trial
@@ -33,8 +34,9 @@ def run_compare(
     outputs.check()
     if noise is not None and not 0 < noise < 1:
         raise UserError(f"--noise: {noise} is no share; write 0.05 for 5 %")
-    before, after = read_runs(base, "BASE"), read_runs(new, "NEW")
-    warnings = refuse_unlike(before, after, allowed)
+    warnings: list[str] = []
+    before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
+    warnings += refuse_unlike(before, after, allowed)
     warnings += [w for run in (*before, *after) for w in run.warnings]
     warnings.append(_FIXED)
     comparisons = _pair(before, after, "cells" in allowed)
@@ -53,8 +55,9 @@ def run_compare(
     return outputs.write("compare", trial, sides, settings, warnings, True, quiet)
 
 
-def read_runs(text: str, side: str) -> list[StoredRun]:
-    """A file, several with commas, or a folder of them. Raises ``UserError``."""
+def read_runs(text: str, side: str, warnings: list[str]) -> list[StoredRun]:
+    """A file, several with commas, or a folder of them. What ``check`` keeps is skipped where there
+    are other files, with a line in ``warnings``. Raises ``UserError``."""
     paths: list[Path] = []
     for part in filter(None, text.split(",")):
         path = Path(part)
@@ -65,7 +68,17 @@ def read_runs(text: str, side: str) -> list[StoredRun]:
             paths.append(path)
     if not paths:
         raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
-    return [read_stored(path) for path in paths]
+    found: list[StoredRun] = []
+    skipped: dict[Path, StoredCheckError] = {}
+    for path in paths:
+        try:
+            found.append(read_stored(path))
+        except StoredCheckError as error:
+            skipped[path] = error
+    if not found:
+        raise next(iter(skipped.values()))
+    warnings += [text for path in skipped if (text := skipped_text(path)) not in warnings]
+    return found
 
 
 def _pair(

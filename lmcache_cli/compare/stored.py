@@ -39,8 +39,13 @@ class StoredRun:
     warnings: tuple[str, ...] = ()
 
 
+class StoredCheckError(UserError):
+    """The file is what ``lmcache check`` keeps, no run."""
+
+
 def read_stored(path: Path) -> StoredRun:
-    """Raises ``UserError`` for a file that is missing or of no known format."""
+    """Raises ``UserError`` for a file that is missing or of no known format, ``StoredCheckError``
+    for what ``check`` keeps."""
     if path.suffix == ".parquet":
         return _ours(path)
     try:
@@ -66,10 +71,13 @@ def read_stored(path: Path) -> StoredRun:
 
 
 def _ours(path: Path) -> StoredRun:
-    from reports.run_file import RunFileError, read_run
+    from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
 
     try:
         samples, meta = read_run(path)
+        refuse_check_record(path, meta)
+    except CheckRecordError as error:
+        raise StoredCheckError(str(error)) from error
     except RunFileError as error:
         raise UserError(str(error)) from error
     if "config" not in meta or "cells" not in meta:

@@ -14,6 +14,7 @@ import pytest
 from lmcache_cli.compare.stored import read_stored
 from lmcache_cli.errors import UserError
 from reports.change_points import change_points
+from reports.run_file import write_run
 from tests.lmcache_cli.foreign_runs import TOOLS, write
 
 ROOT = str(Path(__file__).parents[2])
@@ -192,6 +193,21 @@ def test_history_names_the_run_that_changed(tmp_path: Path) -> None:
     assert change["change"] == pytest.approx(0.2, abs=0.02)
     done = lmcache("compare", "--history", ".", "--fail-on", "ttft.p50>50%", cwd=tmp_path)
     assert done.returncode == 0 and "5.json" in done.stdout
+
+
+def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(tmp_path: Path) -> None:
+    for i, ttft_ms in enumerate([100, 102, 99, 101, 100, 101]):
+        write("vllm", tmp_path / f"{i}.json", ttft_ms)
+    write_run(tmp_path / "check-1.parquet", [], {"kind": "check"})
+    for args in (["--history", "."], [".", "."]):
+        done = lmcache("compare", *args, cwd=tmp_path)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        assert "warning: check-1.parquet is skipped: the samples" in done.stderr
+        assert "check-1" not in lmcache("compare", *args, "--quiet", cwd=tmp_path).stderr
+    done = lmcache("compare", "check-1.parquet", "0.json", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "check-1.parquet: the samples of a `lmcache check`, no run of `lmcache bench`" in line
 
 
 def test_a_short_or_quiet_history(tmp_path: Path) -> None:

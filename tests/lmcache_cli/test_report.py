@@ -99,6 +99,21 @@ def test_several_runs(world: Path) -> None:
     assert lmcache(*both, "text", cwd=world).stdout.count("long-context") >= 2
 
 
+def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(world: Path) -> None:
+    samples, _ = read_run(world / "run.parquet")
+    write_run(world / "check-1.parquet", samples, {"kind": "check", "complete": True})
+    done = lmcache("report", "check-1.parquet", "run.parquet", "--format", "json", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schema"] == "lmcache.bench/1", "one run is left"
+    [line] = done.stderr.splitlines()
+    assert line.startswith("warning: check-1.parquet is skipped: the samples of a `lmcache check`")
+    for names in (["check-1.parquet"], ["check-1.parquet", "check-1.parquet"]):
+        done = lmcache("report", *names, cwd=world)
+        assert done.returncode == 2 and done.stdout == ""
+        [line] = done.stderr.splitlines()
+        assert "check-1.parquet: the samples of a `lmcache check`, no run" in line
+
+
 def test_without_the_extra_it_is_named(world: Path) -> None:
     hide = (
         "import importlib.metadata as m, sys; real = m.version\n"
