@@ -83,9 +83,12 @@ def read_run(path: str | Path) -> tuple[list[Sample], dict[str, Any]]:
         with path.open("rb") as file:
             if file.read(4) != b"PAR1":
                 raise RunFileError(f"{path}: not a run file; `lmcache bench` writes them")
-            stored = parquet.ParquetFile(file, page_checksum_verification=True)
+            # Without threads: a process that ends soon after Arrow's pool began to is at times
+            # aborted by it, and its exit code is lost.
+            stored = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             meta = _checked_meta(path, stored.schema_arrow.metadata or {})
-            samples = [Sample.from_row(row) for row in stored.read().to_pylist()]
+            rows = stored.read(use_threads=False).to_pylist()
+            samples = [Sample.from_row(row) for row in rows]
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise RunFileError(f"{path}: {error.strerror}; give the path of a run file") from error
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:

@@ -173,3 +173,24 @@ def _parquet(folder: Path, meta: object) -> Path:
     path = folder / "other.parquet"
     parquet.write_table(table, path)
     return path
+
+
+def test_reading_starts_no_threads(tmp_path: Path, make_sample: Make) -> None:
+    """Arrow's pool, just started when the process ends, at times aborts it."""
+    write_run(tmp_path / "run.parquet", [make_sample()], {})
+    code = (
+        "import os, sys, pyarrow.parquet; from reports.run_file import read_run\n"
+        "threads = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = threads(); read_run('run.parquet'); print(before, threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+        timeout=60,
+    )
+    before, after = done.stdout.split()
+    assert before == after
