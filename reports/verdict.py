@@ -20,6 +20,9 @@ LEVEL = 0.05
 """The chance of any false FAIL, over all metrics and looks."""
 LEAST_ROUNDS = 5
 """Below this, no number of decimals makes noise known."""
+LEAST_COUNTED = 2
+"""Of a counter: a change that shows in one round may be chance; in two, each side has proven to be
+steady."""
 _SAME = 1e-9
 """Values that differ by less, relatively, are the same but for rounding."""
 _POWER_80 = 0.8416  # the normal quantile
@@ -167,6 +170,9 @@ def _judge_steady(
     rounds = min(len(base), len(new))
     if trouble := _nothing(base, new) or ("" if None not in (*before, *after) else "not measured"):
         return _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
+    if paired and rounds < LEAST_COUNTED:
+        reason = f"{rounds} of at least {LEAST_COUNTED} rounds"
+        return _verdict(cell, rule, "INCONCLUSIVE", reason, typical, rounds)
     a, b = {v for v in before if v is not None}, {v for v in after if v is not None}
     if len(a) == len(b) == 1:
         old, now = a.pop(), b.pop()

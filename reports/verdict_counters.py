@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from reports.verdict import Outcome, Verdict
+from reports.verdict import LEAST_COUNTED, Outcome, Verdict
 from reports.verdict_round import COUNTERS, Round
 
 Strictness = Literal["exact", "worse", "ignore"]
 ALWAYS = ("n", "failed", "prompt_tokens")
 """Judged even if the others are ignored: without them nothing else is comparable."""
-LEAST_ROUNDS = 2
-"""A change that shows in one round may be chance; in two, each side has proven to be steady."""
 _HOPELESS = ("the candidate", "the baseline", "only one side", "varies")
 _MORE_IS_BETTER = ("n", "hit_tokens")
 
@@ -23,7 +21,7 @@ def judge_counters(
     new: Sequence[Round],
     strictness: Strictness = "exact",
     ruled: Collection[str] = (),
-    least_rounds: int = LEAST_ROUNDS,
+    least_rounds: int = LEAST_COUNTED,
 ) -> list[Verdict]:
     """One verdict per counter that both sides have.
 

@@ -17,15 +17,27 @@ STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 _HEADERS = ("metric", "baseline", "candidate", "change", "interval", "limit", "verdict")
 
 
-def shown(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], int]:
-    """Those that a table has rows for, and how many equal counters it only counts."""
-    rows = [v for v in verdicts if v.rule not in ("exact", "worse") or v.outcome != "PASS"]
-    return rows, len(verdicts) - len(rows)
+def shown(verdicts: Sequence[Verdict], outcome: Outcome) -> tuple[list[Verdict], list[str]]:
+    """Those that a table has rows for, and lines on the counters that it only counts: those that
+    are equal and, once something has failed, those that were not decided before it ended."""
+    quiet = ("PASS", "INCONCLUSIVE") if outcome == "FAIL" else ("PASS",)
+    hidden = [v for v in verdicts if v.rule in ("exact", "worse") and v.outcome in quiet]
+    equal = sum(v.outcome == "PASS" for v in hidden)
+    lines = []
+    if equal:
+        lines.append(f"{_counters(equal)} as they must be.")
+    if undecided := len(hidden) - equal:
+        lines.append(f"{_counters(undecided)} undecided.")
+    return [v for v in verdicts if v not in hidden], lines
+
+
+def _counters(count: int) -> str:
+    return "1 counter is" if count == 1 else f"{count} counters are"
 
 
 def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableType:
-    """A row per metric; counters that are equal are only counted."""
-    rows, equal = shown(verdicts)
+    """A row per metric, but for the counters that :func:`shown` leaves out."""
+    rows, counted = shown(verdicts, outcome)
     parts: list[RenderableType] = []
     for cell in dict.fromkeys(v.cell for v in rows):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
@@ -39,8 +51,7 @@ def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableTy
     for verdict in rows:
         if verdict.outcome != "PASS":
             parts.append(Text(f"{verdict.metric}: {explained(verdict)}", style="dim"))
-    if equal:
-        parts.append(Text(f"{equal} counters are as they must be."))
+    parts += [Text(line) for line in counted]
     parts.append(Text(outcome, style=STYLES[outcome]))
     return Group(*parts)
 
@@ -49,7 +60,7 @@ def verdict_markdown(
     verdicts: Sequence[Verdict], outcome: Outcome, title: str, notes: Sequence[str] = ()
 ) -> str:
     """For ``$GITHUB_STEP_SUMMARY`` and pull requests."""
-    rows, equal = shown(verdicts)
+    rows, counted = shown(verdicts, outcome)
     lines = [f"### {outcome}: {title}", ""]
     if rows:
         lines += ["| " + " | ".join(("cell", *_HEADERS)) + " |", "|---" * (len(_HEADERS) + 1) + "|"]
@@ -59,8 +70,7 @@ def verdict_markdown(
         lines.append("| " + " | ".join((verdict.cell, f"`{cells[0]}`", *cells[1:], bold)) + " |")
     lines.append("")
     lines += [f"- `{v.metric}`: {explained(v)}" for v in rows if v.outcome != "PASS"]
-    if equal:
-        lines.append(f"- {equal} counters are as they must be.")
+    lines += [f"- {line}" for line in counted]
     lines += [f"- {note}" for note in notes]
     return "\n".join(lines) + "\n"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reports.verdict import Outcome, Verdict, judge, overall
-from reports.verdict_counters import LEAST_ROUNDS, Strictness, judge_counters
+from reports.verdict import LEAST_COUNTED, Outcome, Verdict, judge, overall
+from reports.verdict_counters import Strictness, judge_counters
 from reports.verdict_round import Round, measured_by_clock
 from reports.verdict_rule import Rule
 
@@ -49,7 +49,7 @@ class Trial:
             for rule in self.rules
         ]
         ruled = {rule.metric for rule in self.rules}
-        least = LEAST_ROUNDS if self.paired else 1
+        least = LEAST_COUNTED if self.paired else 1
         return found + judge_counters(comparison.cell, base, new, self.counters, ruled, least)
 
     def settled(self, comparison: Comparison) -> bool:

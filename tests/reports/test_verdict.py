@@ -12,6 +12,7 @@ from reports.verdict import Verdict, judge, overall
 from reports.verdict_counters import judge_counters
 from reports.verdict_round import Round, round_of
 from reports.verdict_rule import parse_rule
+from reports.verdict_text import shown
 from reports.verdict_trial import Comparison, Trial
 
 RULE = parse_rule("ttft.p50>5%")
@@ -165,6 +166,32 @@ def test_a_rule_on_a_counter_replaces_exactness() -> None:
     for limit, outcome in (("2%", "PASS"), ("0.5%", "FAIL")):
         trial = Trial([Comparison("c", base, more)], [parse_rule(f"bytes_loaded>{limit}")])
         assert trial.outcome() == outcome
+
+
+def test_a_rule_on_a_counter_needs_two_rounds_in_turns() -> None:
+    base = rounds(0.1, 0.02, 2, 1)
+    more = [replace(r, hit_rate=0.5) for r in base]
+    rule = "hit_rate<-0.5pp"
+    one = paired(base[:1], more[:1], rule)
+    assert (one.outcome, one.reason, one.settled) == ("INCONCLUSIVE", "1 of at least 2 rounds", 0)
+    assert paired(base, more, rule).outcome == "FAIL"
+    stored = judge("c", base[:1], more[:1], parse_rule(rule), paired=False)
+    assert stored.outcome == "FAIL", "no further round follows"
+
+
+def test_after_a_fail_undecided_counters_are_only_counted() -> None:
+    base = rounds(0.1, 0.02, 2, 1)
+    worse = [replace(r, hit_rate=0.5) for r in base]
+    worse[1] = replace(worse[1], counters=COUNTS | {"bytes_loaded": 1})
+    lower = Trial([Comparison("c", base, worse)], [parse_rule("hit_rate<-0.5pp")])
+    rows, lines = shown(lower.verdicts(), lower.outcome())
+    assert lower.outcome() == "FAIL" and [v.metric for v in rows] == ["hit_rate"]
+    assert lines == ["4 counters are as they must be.", "1 counter is undecided."]
+    same = [replace(r, hit_rate=0.64) for r in worse]
+    varying = Trial([Comparison("c", base, same)], [parse_rule("hit_rate<-0.5pp")])
+    rows, lines = shown(varying.verdicts(), varying.outcome())
+    assert varying.outcome() == "INCONCLUSIVE", "and then it is why"
+    assert [v.metric for v in rows] == ["hit_rate", "bytes_loaded"]
 
 
 def test_a_trial_settles_when_something_failed_or_nothing_is_open() -> None:
