@@ -25,13 +25,20 @@ from reports.verdict_round import round_of
 from reports.verdict_trial import Comparison
 from workloads import warming
 
-_SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "jitter")
+_SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "probe", "jitter")
 _SAME_LOAD = ("rate", "concurrency")
 
 
-def share_an_engine(base: BenchOptions, new: BenchOptions) -> bool:
-    """Whether one engine can serve both: what differs is the cache."""
-    return all(getattr(base, name) == getattr(new, name) for name in _SAME_ENGINE)
+def engine_differences(base: BenchOptions, new: BenchOptions) -> list[str]:
+    """The flags, with both values, by which one engine can't serve both sides; none where only the
+    cache differs."""
+    found = []
+    for name in _SAME_ENGINE:
+        one, other = getattr(base, name), getattr(new, name)
+        if one != other:
+            shown = " and ".join("the default" if v is None else str(v) for v in (one, other))
+            found.append(f"--{name.replace('_', '-')} ({shown})")
+    return found
 
 
 def with_default_reuse(options: BenchOptions) -> BenchOptions:

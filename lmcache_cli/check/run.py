@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.check.clock import Budget
-from lmcache_cli.check.in_process import InProcess, share_an_engine
+from lmcache_cli.check.in_process import InProcess, engine_differences
 from lmcache_cli.check.outputs import Judgement, Outputs
 from lmcache_cli.check.processes import Processes
 from lmcache_cli.check.side import Side
@@ -68,9 +68,10 @@ class Check:
             self._in_processes(progress)
             return
         options = [self.base.options(), self.new.options()]
-        if not share_an_engine(*options):
+        if differences := engine_differences(*options):
             self.warnings.append(
-                "the sides differ in engine or model: each round runs in processes of its own"
+                f"the sides differ in {', '.join(differences)}: one engine can't serve both, so"
+                " each round runs in processes of its own"
             )
             self._in_processes(progress)
             return
