@@ -4,6 +4,7 @@ rounds does a verdict need?"""
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from lmcache_cli.errors import EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine
 from lmcache_cli.output import write_output
 from reports.bench_json import json_text
-from reports.verdict import LEVEL
+from reports.verdict import LEAST_ROUNDS, LEVEL
 from reports.verdict_interval import anytime_intervals
+from reports.verdict_round import measured_by_clock
 from reports.verdict_rule import Rule
 from reports.verdict_trial import Comparison
 
@@ -68,13 +70,9 @@ def run_calibrate(
             check.measure(progress, until_spent=True)
         except KeyboardInterrupt:
             interrupted = True
-    rules = [rule for rule in judgement.rules if rule.metric != "hit_rate"]
-    found = [
-        noise
-        for comparison in check.comparisons
-        for rule in rules
-        if (noise := noise_of(comparison, rule, seed)) is not None
-    ]
+    asked = [(c, rule) for c in check.comparisons for rule in judgement.rules]
+    told = [noise_of(comparison, rule, seed) for comparison, rule in asked]
+    found = [noise for noise in told if isinstance(noise, Noise)]
     if outputs.json:
         document = {
             "schema": SCHEMA,
@@ -83,21 +81,35 @@ def run_calibrate(
             "metrics": [asdict(noise) for noise in found],
         }
         write_output(outputs.json, json_text(document))
-    if outputs.json != "-":
+    if found and outputs.json != "-":
         Console().print(_table(found))
+    for reason in (reason for reason in told if isinstance(reason, str)):
+        print(f"lmcache: no noise to tell of: {reason}", file=sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return 0 if found else EXIT_INCONCLUSIVE
 
 
-def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | None:
-    """None where the rounds are too few (under 5), or have no noise to tell of."""
+def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
+    """Or why there is none: rounds without the metric, too few of them, or without any spread."""
+    where = f"{comparison.cell}, {rule.metric}"
+    if not measured_by_clock(rule.metric):
+        return f"{where}: a counter is judged exactly; give --fail-on a time or a rate"
     before = [r.value(rule.metric) for r in comparison.base]
     after = [r.value(rule.metric) for r in comparison.new]
     pairs = [(a, b) for a, b in zip(before, after, strict=False) if a and b and a > 0 and b > 0]
     ratios = [math.log(b / a) for a, b in pairs]
-    if len(ratios) < 5 or np.ptp(ratios) == 0:
-        return None
+    if len(ratios) < LEAST_ROUNDS:
+        measured = f"{len(ratios)} of {min(len(before), len(after))} rounds measured it"
+        return (
+            f"{where}: {measured}, {LEAST_ROUNDS} are needed; raise --max-rounds or --max-time, or"
+            " choose another metric"
+        )
+    if np.ptp(ratios) == 0:
+        return (
+            f"{where}: all {len(ratios)} rounds took equally long, so no clock measured them; give"
+            " the simulated engine noise: --jitter 0.05"
+        )
     spread = float(np.std(ratios, ddof=1))
     rng = np.random.default_rng(seed)
     # Either side could have been called the candidate: with both signs there is no bias.
@@ -125,7 +137,7 @@ def rounds_needed(spread: float, rule: Rule) -> int | None:
     for interval in anytime_intervals(unit.tolist(), LEVEL):
         half = (interval.high - interval.low) / 2 * spread
         if half + 1.645 * spread / math.sqrt(interval.n) <= gap:
-            return max(interval.n, 5)
+            return max(interval.n, LEAST_ROUNDS)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def test_no_change_passes_before_the_budget_is_spent(tmp_path: Path) -> None:
     assert metric(found, "hit_tokens.cpu")["baseline"] > 0
 
 
+def test_the_rehearsal_of_the_docs_fails_as_they_say(tmp_path: Path) -> None:
+    page = (Path(ROOT) / "docs" / "check.md").read_text()
+    [line] = [one for one in page.splitlines() if one.startswith("$") and "--jitter" in one]
+    words = shlex.split(line.removeprefix("$ lmcache check "))
+    found, code = document(*words, cwd=tmp_path)
+    assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
+
+
 def test_a_moved_counter_fails_at_once(tmp_path: Path) -> None:
     done = check("--bench", NOISY, "--candidate", "--chunk-tokens 48", "--quiet", cwd=tmp_path)
     assert done.returncode == 1
@@ -99,7 +108,8 @@ def test_hit_rate_rules(tmp_path: Path) -> None:
     args = ["--bench", QUIET, "--candidate", "--cpu-size 20MiB", "--counters", "ignore"]
     found, code = document(*args, "--fail-on", "hit_rate<-0.5pp", cwd=tmp_path)
     assert (code, metric(found, "hit_rate")["verdict"]) == (1, "FAIL")
-    assert metric(found, "hit_rate")["unit"] == "points"
+    assert metric(found, "hit_rate")["unit"] == "points" and metric(found, "n")["rounds"] == 2
+    assert metric(found, "n")["verdict"] == "PASS", "other counters are decided by then"
     found, code = document(*args, "--fail-on", "hit_rate<-99pp", cwd=tmp_path)
     assert (code, found["verdict"]) == (0, "PASS")
 
@@ -152,6 +162,7 @@ def test_sides_of_different_engines_run_in_processes(tmp_path: Path) -> None:
         "--bench", QUIET, "--candidate", "--jitter 0.01", "--max-rounds", "1", cwd=tmp_path
     )
     assert done.returncode == 3, done.stderr
+    assert "the sides differ in --jitter (0.0 and 0.01): one engine can't" in done.stderr
     assert "processes of its own" in done.stderr
 
 
@@ -211,16 +222,33 @@ def test_calibrate_tells_the_noise(tmp_path: Path) -> None:
     assert noise["false_alarms"] <= 0.05 and 5 <= noise["rounds_needed"] <= 40
 
 
+def test_calibrate_says_why_it_can_tell_nothing(tmp_path: Path) -> None:
+    for flags, words in (
+        ([QUIET], "ttft.p50: all 6 rounds took equally long, so no clock measured them"),
+        ([NOISY, "--max-rounds", "3"], "ttft.p50: 3 of 3 rounds measured it, 5 are needed"),
+        ([NOISY, "--fail-on", "hit_rate<-1pp"], "hit_rate: a counter is judged exactly"),
+        ([f"{NOISY} --output-tokens 1", "--fail-on", "itl.p50>5%"], "itl.p50: 0 of 6 rounds"),
+    ):
+        rounds = [] if "--max-rounds" in flags else ["--max-rounds", "6"]
+        done = check("--calibrate", "--quiet", *rounds, "--bench", *flags, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (3, ""), done.stderr
+        [line] = done.stderr.splitlines()
+        assert line.startswith("lmcache: no noise to tell of: long-context prefix cpu, ")
+        assert words in line
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lmcache_cli.main", "check", "--bench", NOISY]
+    # Both sides are equal, and so the limit is where the truth is: whatever its level, an interval
+    # excludes it by chance only. Rules that share the level with it make that one check in 1,600.
+    rules = ["ttft.p50>0.0001%", *(f"e2e.p{share}>900%" for share in range(10, 91))]
     process = subprocess.Popen(
         [
             *command,
             "--candidate",
             "--policy gdsf",
-            "--fail-on",
-            "ttft.p50>0.0001%",
+            *(word for rule in rules for word in ("--fail-on", rule)),
             "--max-rounds",
             "100000",
             "--json",
