@@ -97,12 +97,21 @@ dim3 grid(const Rows& rows, std::uint32_t lanes, std::uint32_t rows_at_once, con
   return dim3(x, y < 65535 ? y : 65535);
 }
 
+// Its own result, unlike that of <<<>>>: an error that another library left unread stays that one's.
+template <typename... Wanted, typename... Given>
+cudaError_t start(void (*kernel)(Wanted...), dim3 blocks, const Launch& launch,
+                  const Given&... given) {
+  cudaLaunchConfig_t how{};
+  how.gridDim = blocks;
+  how.blockDim = dim3(kThreads);
+  how.stream = launch.stream;
+  return cudaLaunchKernelEx(&how, kernel, given...);
+}
+
 template <bool Gather, int Bytes>
 cudaError_t start_move(const Rows& rows, const Launch& launch) {
   const std::uint32_t lanes = lanes_for(rows.row_bytes / Bytes);
-  move_kernel<Gather, Bytes>
-      <<<grid(rows, lanes, 4, launch), kThreads, 0, launch.stream>>>(rows, lanes);
-  return cudaGetLastError();
+  return start(move_kernel<Gather, Bytes>, grid(rows, lanes, 4, launch), launch, rows, lanes);
 }
 
 template <bool Gather>
@@ -119,21 +128,16 @@ cudaError_t start_move(const Rows& rows, int unit, const Launch& launch) {
 template <typename Item, int N>
 cudaError_t start_rotate(const Rows& rows, const Rotation& rotation, const Launch& launch) {
   const std::uint32_t lanes = lanes_for(rows.items / N);
-  rotate_kernel<Item, N>
-      <<<grid(rows, lanes, 1, launch), kThreads, 0, launch.stream>>>(rows, rotation, lanes);
-  return cudaGetLastError();
+  const dim3 blocks = grid(rows, lanes, 1, launch);
+  return start(rotate_kernel<Item, N>, blocks, launch, rows, rotation, lanes);
 }
 
 template <typename Item, typename Code, int N>
 cudaError_t start_code(const Rows& rows, bool encode, const Launch& launch) {
   const std::uint32_t lanes = lanes_for(rows.items / N);
   const dim3 blocks = grid(rows, lanes, 1, launch);
-  if (encode) {
-    encode_kernel<Item, Code, N><<<blocks, kThreads, 0, launch.stream>>>(rows, lanes);
-  } else {
-    decode_kernel<Item, Code, N><<<blocks, kThreads, 0, launch.stream>>>(rows, lanes);
-  }
-  return cudaGetLastError();
+  return encode ? start(encode_kernel<Item, Code, N>, blocks, launch, rows, lanes)
+                : start(decode_kernel<Item, Code, N>, blocks, launch, rows, lanes);
 }
 
 template <typename Item, int N>

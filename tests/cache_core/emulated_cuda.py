@@ -1,0 +1,123 @@
+"""Emulated GPUs: ``cache_core._cuda`` as built by ``tests/cuda_emulation``, and what tests ask of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from types import ModuleType
+from typing import Any
+
+from tests.cuda_emulation.build import build
+
+NAME = "cache_core._cuda"
+# Errors that tests make calls return.
+INVALID_VALUE, NO_MEMORY, LAUNCH_FAILURE, NOT_SUPPORTED = 1, 2, 719, 801
+
+
+@cache
+def _built() -> tuple[ModuleType, ctypes.CDLL]:
+    path = build()
+    loader = ExtensionFileLoader(NAME, str(path))
+    spec = importlib.util.spec_from_file_location(NAME, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    calls = ctypes.CDLL(str(path))
+    calls.emulation_violation.restype = ctypes.c_char_p
+    return module, calls
+
+
+class Emulation:
+    """The module and its GPUs. Even seeds let work wait until somebody waits for it, odd ones run
+    it at once (1 of 4) or now and then (3 of 4)."""
+
+    def __init__(self) -> None:
+        self.cuda: Any
+        self.cuda, self.calls = _built()
+
+    def reset(self, seed: int = 0) -> None:
+        self.calls.emulation_reset(seed)
+
+    def live(self) -> list[int]:
+        """Streams, events, memory of devices, of the host, and registrations."""
+        counts = (ctypes.c_int * 5)()
+        self.calls.emulation_live(counts)
+        return list(counts)
+
+    @property
+    def violation(self) -> str:
+        return str(self.calls.emulation_violation().decode())
+
+    @property
+    def pending(self) -> int:
+        return int(self.calls.emulation_pending())
+
+    def fail_call(self, n: int, error: int) -> None:
+        self.calls.emulation_fail_call(ctypes.c_longlong(n), error)
+
+    def fail_work(self, n: int) -> None:
+        self.calls.emulation_fail_work(ctypes.c_longlong(n))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the call that was to fail has come."""
+        return bool(self.calls.emulation_failed())
+
+    def has_context(self, device: int) -> bool:
+        return bool(self.calls.emulation_has_context(device))
+
+    def unread_error(self) -> int:
+        return int(self.calls.cudaPeekAtLastError())
+
+    def stream(self) -> int:
+        """A stream of the current device, as an engine has one."""
+        made = ctypes.c_void_p()
+        assert self.calls.cudaStreamCreateWithFlags(ctypes.byref(made), 1) == 0
+        return made.value or 0
+
+    def end_stream(self, stream: int) -> None:
+        assert self.calls.cudaStreamDestroy(ctypes.c_void_p(stream)) == 0
+
+    def copy(self, to: int, start: int, nbytes: int, stream: int) -> None:
+        """Queues what an engine would do on its stream."""
+        done = self.calls.cudaMemcpyAsync(
+            ctypes.c_void_p(to), ctypes.c_void_p(start), ctypes.c_size_t(nbytes), 4,
+            ctypes.c_void_p(stream),
+        )  # fmt: skip
+        assert done == 0
+
+    def synchronize(self) -> int:
+        return int(self.calls.cudaDeviceSynchronize())
+
+
+@contextmanager
+def emulated() -> Iterator[Emulation]:
+    """The emulated module in the place of the real one. At the end nothing may be left: memory,
+    streams, events, unread errors."""
+    emulation = Emulation()
+    package = sys.modules["cache_core"]
+    real, attribute = sys.modules.get(NAME), getattr(package, "_cuda", None)
+    sys.modules[NAME] = emulation.cuda
+    package._cuda = emulation.cuda  # type: ignore[attr-defined]
+    emulation.reset()
+    try:
+        yield emulation
+        gc.collect()
+        assert emulation.live() == [0] * 5
+        assert emulation.violation == ""
+        assert emulation.unread_error() == 0
+    finally:
+        if real is None:
+            del sys.modules[NAME]
+        else:
+            sys.modules[NAME] = real
+        if attribute is None:
+            del package._cuda
+        else:
+            package._cuda = attribute  # type: ignore[attr-defined]
