@@ -19,7 +19,8 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """``hit_rate``: a 95 % interval, a bootstrap over ``groups`` (None with fewer than 5).
+    """``hit_rate``: a 95 % interval, a bootstrap over ``groups`` (None with fewer than 5, and
+    without a tier, which hits nothing on any day).
     ``ttft``: percentile to seconds with the fastest and the slowest prefill that is assumed, or was
     measured, at the same hits; None if that is not known."""
 
@@ -31,10 +32,11 @@ class Uncertainty:
 def uncertainty(study: Study, stack: Stack, seed: int = 0) -> Uncertainty:
     """Of a stack's prediction."""
     groups, what = _groups(study)
-    hits = study.hits(stack).sum(axis=1)
-    return Uncertainty(
-        _interval(hits, study.arrays.input_tokens, groups, seed), what, _ttft(study, stack)
-    )
+    rate = None
+    if stack.tiers:
+        hits = study.hits(stack).sum(axis=1)
+        rate = _interval(hits, study.arrays.input_tokens, groups, seed)
+    return Uncertainty(rate, what, _ttft(study, stack))
 
 
 def _groups(study: Study) -> tuple[NDArray[np.int64], str]:

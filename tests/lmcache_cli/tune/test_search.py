@@ -125,6 +125,10 @@ def test_an_interval_of_three_requests_is_none() -> None:
     assert uncertainty(study([1, 1, 1]), Stack((("cpu", GIB),), CHUNK)).hit_rate is None
 
 
+def test_no_tier_has_no_interval() -> None:
+    assert uncertainty(study([i % 5 for i in range(50)]), Stack((), CHUNK)).hit_rate is None
+
+
 def test_the_break_even_is_where_both_take_as_long() -> None:
     tried = study([1, 1, 1, 2, 2])
     chosen = tried.judge(Stack((("cpu", GIB),), CHUNK))

@@ -79,6 +79,26 @@ def test_no_sharing_no_cache(tmp_path: Path) -> None:
     assert "caching won't help here" in done.stdout
 
 
+def test_no_cache_is_needed_where_the_slo_holds_without_one(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    done = tune(str(trace), "--slo", "ttft.p90=60s", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "Recommended: no cache" in said and "won't help" not in said
+    assert "no cache is needed: every bound holds without one; the fastest stack would take" in said
+    assert "hit rate" not in said, "there is no rate that another day could differ in"
+    [verdict] = tuned(trace, "--slo", "ttft.p90=60s")["recommendation"]["verdicts"]
+    percent = float(verdict.partition("take ")[2].partition(" %")[0])
+    assert 50 < percent < 100, "36 of 40 requests could find seven of their eight blocks"
+
+
+def test_a_cache_that_is_not_worth_its_price(tmp_path: Path) -> None:
+    found = tuned(mooncake(tmp_path / "t.jsonl", True), "--worth", "1e9")
+    assert found["recommendation"]["tiers"] == {}
+    [verdict] = found["recommendation"]["verdicts"]
+    assert verdict.startswith("no cache is worth its price (--worth); the fastest stack would take")
+
+
 def test_an_slo_that_no_stack_keeps_is_told(tmp_path: Path) -> None:
     found = tuned(mooncake(tmp_path / "t.jsonl", True), "--slo", "ttft.p50=1ms")
     assert any("no stack keeps every bound" in v for v in found["recommendation"]["verdicts"])
