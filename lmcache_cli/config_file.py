@@ -34,9 +34,12 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
         if name not in known or name == "config":
             flags = ", ".join(sorted(n.replace("_", "-") for n in known - {"config"}))
             raise UserError(f"--config {path}: {key!r} is no flag; these are: {flags}")
-        # A list in the file is a sweep, as commas are on the command line.
-        many = isinstance(value, list) and name != "workloads"
-        defaults[name] = ",".join(str(item) for item in value) if many else value
+        if name == "workloads":  # words of the command line, so always several
+            defaults[name] = value.split() if isinstance(value, str) else value
+        elif isinstance(value, list):  # a sweep, as commas are on the command line
+            defaults[name] = ",".join(str(item) for item in value)
+        else:
+            defaults[name] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
 

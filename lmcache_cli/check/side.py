@@ -29,7 +29,8 @@ class Side:
 
         from lmcache_cli.commands.bench import bench
 
-        app = typer.Typer()
+        # With typer's flags for completion a YAML file could set them, too.
+        app = typer.Typer(add_completion=False)
         app.command("bench")(bench)
         command = get_command(app)
         try:

@@ -108,6 +108,14 @@ def test_flags_win_over_the_config_file(tmp_path: Path) -> None:
     assert all(c["n"] == 3 for c in document["cells"])
 
 
+@pytest.mark.parametrize("written", ["random", "[random, chat]", "random chat"])
+def test_workloads_of_a_config_file(written: str, tmp_path: Path) -> None:
+    (tmp_path / "bench.yaml").write_text(f"workloads: {written}\nrequests: 2\n")
+    done = bench("--config", "bench.yaml", "--json", "-", "--quiet", cwd=tmp_path)
+    found = {c["workload"] for c in json.loads(done.stdout)["cells"]}
+    assert found == ({"random", "chat"} if "chat" in written else {"random"})
+
+
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_every_policy_runs(policy: str, tmp_path: Path) -> None:
     """With room for one or two of six chunks most is evicted; unbounded keeps all."""

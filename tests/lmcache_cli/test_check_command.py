@@ -322,6 +322,10 @@ def test_a_yaml_file_is_a_side(tmp_path: Path) -> None:
         "--baseline", "base.yaml", "--candidate", f"{QUIET} --chunk-tokens 48", cwd=tmp_path
     )
     assert (code, metric(found, "bytes_stored")["verdict"]) == (1, "FAIL")
+    (tmp_path / "base.yaml").write_text("colour: red\n")
+    done = check("--baseline", "base.yaml", "--candidate", QUIET, cwd=tmp_path)
+    assert done.returncode == 2 and "'colour' is no flag; these are: admission" in done.stderr
+    assert "completion" not in done.stderr, "no flag of bench"
 
 
 REAL = "long-context --documents 2 --questions 3 --context-tokens 100 --question-tokens 12"
