@@ -191,7 +191,9 @@ def _verdicts(
             f" {could}"
         )
     elif not chosen.stack.tiers and not broken(chosen, goal):
-        reason = "needed: every bound holds without one" if goal.ttft else "worth its price (--worth)"
+        reason = (
+            "needed: every bound holds without one" if goal.ttft else "worth its price (--worth)"
+        )
         found.append(f"no cache is {reason}; {could}")
     for name, _ in chosen.stack.tiers:
         rest = tuple((n, s) for n, s in chosen.stack.tiers if n != name)
