@@ -11,7 +11,7 @@ from cache_core.layout import KVLayout
 from cache_core.prefill import PrefillCost
 from lmcache_cli.engines.cost import CostModel, TierCost
 from lmcache_cli.errors import UserError
-from lmcache_cli.probe.report import load_probe
+from lmcache_cli.probe_file import load_probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -20,11 +20,10 @@ from lmcache_cli.probe.engine_table import engine_tables
 from lmcache_cli.probe.figure import Figure
 from lmcache_cli.probe.memory import CopyFigure, probe_memory
 from lmcache_cli.probe.remote import RemoteProbe, probe_remote
+from lmcache_cli.probe_file import SCHEMA
 
 if TYPE_CHECKING:
     from lmcache_cli.probe.engine import EngineProbe
-
-SCHEMA = "lmcache.probe/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +106,6 @@ def _probe_engine(
         remote,
         on_step,
     )
-
-
-def load_probe(path: Path) -> dict[str, Any]:
-    """Reads a probe file. Raises ``UserError`` for one that can't be read or is none."""
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            raise UserError(f"--probe: {path} is {document['schema']}, not {SCHEMA}")
-    except OSError as error:
-        raise UserError(f"--probe: {path} can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--probe: {path} is no probe file; make one: lmcache probe") from error
-    return document
 
 
 def _save(path: Path, text: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.probe import disk as disk_probe
 from lmcache_cli.probe.figure import ProbeError, rates, seconds
-from lmcache_cli.probe.report import load_probe, run_probe
+from lmcache_cli.probe.report import run_probe
+from lmcache_cli.probe_file import load_probe
 
 MIB = 1 << 20
 
