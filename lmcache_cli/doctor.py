@@ -270,7 +270,7 @@ def check_vllm() -> Check:
 
 
 def check_remote() -> Iterator[Check]:
-    need = "--remote (later)"
+    need = "--remote"
     yield _program("redis-server", need, "apt-get install redis-server")
     yield _program(
         "mooncake_master", need, "pip install mooncake-transfer-engine-non-cuda", _beside

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from lmcache_cli import doctor, embedded
-from lmcache_cli.doctor import Check, gather, is_ready, report
+from lmcache_cli.doctor import Check, check_remote, gather, is_ready, report
 from lmcache_cli.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,10 @@ def test_every_complaint_has_a_remedy_and_nothing_else_has() -> None:
     for check in checks:
         assert (check.fix is None) == (check.status == "ok"), check
         assert check.found and check.needed_for
+
+
+def test_remote_tiers_need_a_flag_that_bench_has() -> None:
+    assert {check.needed_for for check in check_remote()} == {"--remote"}
 
 
 def test_gathering_imports_no_engine_and_writes_nothing(tmp_path: Path) -> None:
