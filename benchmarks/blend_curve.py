@@ -5,7 +5,7 @@ python benchmarks/blend_curve.py [--prompts 8] [--repeats 2] [--plot docs/blend-
 RAG prompts of a system prompt, 4 passages of 480 tokens, all known, in a new order, and a question.
 A full prefill and every ratio take turns, so that other jobs disturb all alike. Ctrl-C keeps what
 was measured. KL is over all positions of the full prefill's answers and does not depend on the
-machine. Needs matplotlib for --plot: pip install 'lmcache-bench[plots]'.
+machine. Needs matplotlib for --plot: pip install '.[plots]'.
 """
 
 from __future__ import annotations
