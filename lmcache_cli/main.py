@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -22,23 +23,48 @@ from lmcache_cli.commands import (
 )
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from lmcache_cli.machine import DISTRIBUTION, version
+
+        typer.echo(f"{DISTRIBUTION} {version(DISTRIBUTION) or 'of no known version'}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="lmcache",
-    help="Measures, sizes and regression-tests KV-cache reuse for LLM serving.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
-app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
-app.command("check", epilog=check.EXAMPLES)(check.check)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
-app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
-app.command("report", epilog=report.EXAMPLES)(report.report)
+
+
+@app.callback()
+def lmcache(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Show the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Measures, sizes and regression-tests KV-cache reuse for LLM serving."""
+
+
+app.command("bench", short_help=bench.SHORT, epilog=bench.EXAMPLES)(bench.bench)
+app.command("tune", short_help=tune.SHORT, epilog=tune.EXAMPLES)(tune.tune)
+app.command("probe", short_help=probe.SHORT, epilog=probe.EXAMPLES)(probe.probe)
+app.command("check", short_help=check.SHORT, epilog=check.EXAMPLES)(check.check)
+app.command("compare", short_help=compare.SHORT, epilog=compare.EXAMPLES)(compare.compare)
+app.command("verify", short_help=verify.SHORT, epilog=verify.EXAMPLES)(verify.verify)
+app.command("report", short_help=report.SHORT, epilog=report.EXAMPLES)(report.report)
 app.add_typer(trace.app)
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("doctor", short_help=doctor.SHORT, epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def run() -> None:

@@ -20,6 +20,7 @@ from lmcache_cli.commands.flags import Config, Json, Quiet
 from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, REHEARSAL, SWEPT, TRACE, WORKLOAD
 from lmcache_cli.config_file import flags_of_run
 
+SHORT = "Measures what KV reuse gives: TTFT, ITL, hit rates, speed-up."
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
     "   |   lmcache bench chat --engine simulated --chunk-tokens 16,64,256 --json -"
@@ -31,8 +32,8 @@ def bench(
     workloads: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[WORKLOAD]...",
-            help="long-context, rag, chat, agent, random; or trace. [default: long-context rag]",
+            metavar="WORKLOAD",
+            help="long-context, rag, chat, agent, random; or trace. \\[default: long-context rag]",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +47,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Hugging Face id or folder. [default: the embedded SmolLM2-135M]",
+            help="Hugging Face id or folder. \\[default: the embedded SmolLM2-135M]",
             show_default=False,
             rich_help_panel=MEASURED,
         ),
@@ -92,7 +93,7 @@ def bench(
             help="off, prefix, blend, shared (transformers); vllm: also vllm (its prefix cache),"
             " offload, lmcache; openai: only server (as it is, since a running server's"
             " cache can't be switched)."
-            " [default: off,prefix; off,vllm,prefix; server]",
+            " \\[default: off,prefix; off,vllm,prefix; server]",
             show_default=False,
             rich_help_panel=SWEPT,
         ),
@@ -110,7 +111,7 @@ def bench(
     disk_path: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the disk tier. [default: one below --out, removed afterwards]",
+            help="Folder of the disk tier. \\[default: one below --out, removed afterwards]",
             show_default=False,
             rich_help_panel=CACHE,
         ),
@@ -146,7 +147,7 @@ def bench(
         typer.Option(
             metavar="NAME",
             help="Start with what earlier runs of this name left on disk or remote."
-            " [default: a cold start]",
+            " \\[default: a cold start]",
             show_default=False,
             rich_help_panel=CACHE,
         ),
@@ -205,7 +206,7 @@ def bench(
     requests: Annotated[
         int | None,
         typer.Option(
-            help="Number of requests. [default: the workload's own]",
+            help="Number of requests. \\[default: the workload's own]",
             show_default=False,
             rich_help_panel=WORKLOAD,
         ),
@@ -240,7 +241,7 @@ def bench(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="File or folder of real text. [default: generated text]",
+            help="File or folder of real text. \\[default: generated text]",
             show_default=False,
             rich_help_panel=WORKLOAD,
         ),
@@ -268,7 +269,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="Its format. [default: what it looks like]",
+            help="Its format. \\[default: what it looks like]",
             show_default=False,
             rich_help_panel=TRACE,
         ),
@@ -276,7 +277,7 @@ def bench(
     trace_chunk_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Its tokens per chunk. [default: its format's]",
+            help="Its tokens per chunk. \\[default: its format's]",
             show_default=False,
             rich_help_panel=TRACE,
         ),
@@ -302,7 +303,7 @@ def bench(
     concurrency: Annotated[
         int | None,
         typer.Option(
-            help="Closed loop: clients that wait for their answer. [default: 1]",
+            help="Closed loop: clients that wait for their answer. \\[default: 1]",
             show_default=False,
             rich_help_panel=LOAD,
         ),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+SHORT = "Did this change make it slower? PASS, FAIL or INCONCLUSIVE."
 EXAMPLES = (
     "Examples:  lmcache check --baseline 'rag --policy lru' --candidate 'rag --policy gdsf'   |"
     "   lmcache check --bench 'rag --repeat 1' --baseline-python old/bin/python"
@@ -29,7 +30,7 @@ def check(
         str | None,
         typer.Option(
             metavar="ARGS",
-            help="Likewise, without run files. [default: the baseline's]",
+            help="Likewise, without run files. \\[default: the baseline's]",
             show_default=False,
             rich_help_panel=_SIDES,
         ),
@@ -53,7 +54,7 @@ def check(
         Path | None,
         typer.Option(
             metavar="PYTHON",
-            help="Python of the candidate's environment. [default: this one]",
+            help="Python of the candidate's environment. \\[default: this one]",
             show_default=False,
             rich_help_panel=_SIDES,
         ),
@@ -63,7 +64,7 @@ def check(
         typer.Option(
             metavar="RULE",
             help="METRIC>LIMIT or METRIC<-LIMIT; may be given several times."
-            " [default: ttft.p50>5%]",
+            " \\[default: ttft.p50>5%]",
             show_default=False,
             rich_help_panel=_VERDICT,
         ),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+SHORT = "The same judgement of stored runs, also of other tools."
 EXAMPLES = (
     "Examples:  lmcache compare before/ after/   |   lmcache compare old.json new.json"
     " --noise 0.03   |   lmcache compare --history runs/"
@@ -18,20 +19,20 @@ def compare(
     base: Annotated[
         str | None,
         typer.Argument(
-            metavar="[BASE]",
+            metavar="BASE",
             help="A run file, several with commas, or a folder of them: of lmcache bench, vLLM,"
             " SGLang, aiperf, guidellm, LMCache.",
             show_default=False,
         ),
     ] = None,
     new: Annotated[
-        str | None, typer.Argument(metavar="[NEW]", help="Likewise.", show_default=False)
+        str | None, typer.Argument(metavar="NEW", help="Likewise.", show_default=False)
     ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
             metavar="RULE",
-            help="As of check; may be given several times. [default: ttft.p50>5%]",
+            help="As of check; may be given several times. \\[default: ttft.p50>5%]",
             show_default=False,
         ),
     ] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+SHORT = "Says what is installed, built and missing, and how to get it."
 EXAMPLES = "Example:  lmcache doctor --json doctor.json"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+SHORT = "Shows stored runs as text, Markdown, CSV, JSON, JUnit or HTML."
 EXAMPLES = (
     "Examples:  lmcache report runs/bench-*.parquet   |   lmcache report runs/a.parquet tune.json"
     " --format html --out report.html   |   lmcache report runs/a.parquet --format markdown"
@@ -18,7 +19,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Run files of bench (runs/bench-*.parquet), and files of tune --json.",
             show_default=False,
         ),
@@ -27,7 +28,7 @@ def report(
         str | None,
         typer.Option(
             help="text, json, csv, markdown, junit, or html: one page that needs no network."
-            " [default: by the ending of --out; text]",
+            " \\[default: by the ending of --out; text]",
             show_default=False,
         ),
     ] = None,

@@ -28,6 +28,7 @@ EXAMPLES = (
 
 app = typer.Typer(
     name="trace",
+    short_help="Traces of real requests: record, convert, make, look at them.",
     help="Traces of real requests: keys, lengths and times; no text, no tokens.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -40,7 +41,7 @@ def trace() -> None:
     """Traces of real requests: keys, lengths and times; no text, no tokens."""
 
 
-@app.command("record", epilog=EXAMPLES)
+@app.command("record", short_help="Records requests to a server, through a proxy.", epilog=EXAMPLES)
 def record(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
     url: Annotated[
@@ -62,11 +63,11 @@ def record(
     ] = "16",
     duration: Annotated[
         str | None,
-        typer.Option(help="Stop after 90s, 10m, 2h. [default: Ctrl-C]", show_default=False),
+        typer.Option(help="Stop after 90s, 10m, 2h. \\[default: Ctrl-C]", show_default=False),
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option(min=1, help="Stop after so many. [default: Ctrl-C]", show_default=False),
+        typer.Option(min=1, help="Stop after so many. \\[default: Ctrl-C]", show_default=False),
     ] = None,
     config: Annotated[
         Path | None,
@@ -111,18 +112,18 @@ def record(
 _Format = Annotated[
     str | None,
     typer.Option(
-        "--format", help="Of the trace. [default: what it looks like]", show_default=False
+        "--format", help="Of the trace. \\[default: what it looks like]", show_default=False
     ),
 ]
 _ChunkTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens per chunk. [default: the format's]", show_default=False),
+    typer.Option(min=1, help="Tokens per chunk. \\[default: the format's]", show_default=False),
 ]
 _TimeUnit = Annotated[
     float | None,
     typer.Option(
         metavar="SECONDS",
-        help="Unit of the trace's times. [default: the format's]",
+        help="Unit of the trace's times. \\[default: the format's]",
         show_default=False,
     ),
 ]
@@ -133,7 +134,11 @@ _Tokenizer = Annotated[
 _To = Annotated[str, typer.Option("--to", help="lmcache or mooncake.")]
 
 
-@app.command("info", epilog=INFO_EXAMPLES)
+@app.command(
+    "info",
+    short_help="What a trace amounts to, and what a cache could serve of it.",
+    epilog=INFO_EXAMPLES,
+)
 def info(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Trace, or folder.", show_default=False)
@@ -154,7 +159,7 @@ def info(
     show_info(Source(file, format, chunk_tokens, time_unit, tokenizer), json)
 
 
-@app.command("convert", epilog=CONVERT_EXAMPLES)
+@app.command("convert", short_help="Writes a trace in another format.", epilog=CONVERT_EXAMPLES)
 def convert(
     file: Annotated[
         Path, typer.Argument(metavar="IN", help="Trace, or folder.", show_default=False)
@@ -173,7 +178,9 @@ def convert(
     run(Source(file, format, chunk_tokens, time_unit, tokenizer), out, to)
 
 
-@app.command("synth", epilog=SYNTH_EXAMPLES)
+@app.command(
+    "synth", short_help="Makes a trace that shares as another does.", epilog=SYNTH_EXAMPLES
+)
 def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
     like: Annotated[
@@ -187,12 +194,12 @@ def synth(
     requests: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many. [default: the trace's or workload's own]", show_default=False
+            min=1, help="How many. \\[default: the trace's or workload's own]", show_default=False
         ),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests per second (--workload). [default: 1]", show_default=False),
+        typer.Option(help="Requests per second (--workload). \\[default: 1]", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same trace.")] = 0,
     to: _To = "lmcache",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+SHORT = "Sizes storage by a trace or a workload, and can validate it."
 EXAMPLES = (
     "Examples:  lmcache tune trace.jsonl --model llama-3.1-8b --hardware h100 --devices 2"
     " --slo ttft.p90=2s --max-cpu 512GiB   |   lmcache tune rag --probe runs/probe.json --validate"
@@ -20,14 +21,15 @@ def tune(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="A trace (see `lmcache trace info FILE`), or a workload of bench: long-context,"
-            " rag, chat, agent, random."
+            " rag, chat, agent, random.",
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            help="From the catalogue; with --validate, what bench takes. [default: llama-3.1-8b,"
+            help="From the catalogue; with --validate, what bench takes. \\[default: llama-3.1-8b,"
             " the probe's, or the embedded one]",
             show_default=False,
             rich_help_panel=_WHAT,
@@ -36,7 +38,7 @@ def tune(
     hardware: Annotated[
         str | None,
         typer.Option(
-            help="Accelerator, from the catalogue. [default: h100]",
+            help="Accelerator, from the catalogue. \\[default: h100]",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -72,12 +74,12 @@ def tune(
     ] = 1.0,
     format: Annotated[
         str | None,
-        typer.Option(help="Of the trace. [default: found out]", show_default=False),
+        typer.Option(help="Of the trace. \\[default: found out]", show_default=False),
     ] = None,
     chunk_tokens: Annotated[
         str | None,
         typer.Option(
-            help="Chunk lengths to try. [default: the trace's, twice and four times it; of a"
+            help="Chunk lengths to try. \\[default: the trace's, twice and four times it; of a"
             " workload 16,64,256]",
             show_default=False,
         ),
@@ -223,7 +225,7 @@ def tune(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="File or folder of real text. [default: generated text]",
+            help="File or folder of real text. \\[default: generated text]",
             show_default=False,
             rich_help_panel=_WORKLOAD,
         ),
@@ -239,7 +241,7 @@ def tune(
     concurrency: Annotated[
         int | None,
         typer.Option(
-            help="Closed loop: clients that wait. [default: 1]",
+            help="Closed loop: clients that wait. \\[default: 1]",
             show_default=False,
             rich_help_panel=_WORKLOAD,
         ),

@@ -10,6 +10,7 @@ import typer
 from lmcache_cli.commands.flags import Config, Json, Quiet
 from lmcache_cli.errors import UserError
 
+SHORT = "Is a hit the same as computing it? Compares logits, by tier."
 EXAMPLES = (
     "Examples:  lmcache verify --model ./my-llama --context-tokens 500 --chunk-tokens 16,64   |"
     "   lmcache verify --blend --passage-tokens 160"
@@ -20,7 +21,7 @@ def verify(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Hugging Face id or folder. [default: the embedded SmolLM2-135M]",
+            help="Hugging Face id or folder. \\[default: the embedded SmolLM2-135M]",
             show_default=False,
         ),
     ] = None,

@@ -1,0 +1,58 @@
+"""What ``--help`` and ``--version`` show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("bench", "tune", "probe", "check", "compare", "verify", "report", "trace", "doctor")
+OF_TRACE = ("record", "info", "convert", "synth")
+WRITTEN_DEFAULT = re.compile(r"\[default: ([^]]+)\]")
+
+
+def shown(*args: str, columns: int = 80) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "lmcache_cli.main", *args],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": str(columns)},
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_version() -> None:
+    assert shown("--version") == f"lmcache-bench {version('lmcache-bench')}\n"
+
+
+@pytest.mark.parametrize(("args", "names"), [((), COMMANDS), (("trace",), OF_TRACE)])
+def test_a_command_is_one_line(args: tuple[str, ...], names: tuple[str, ...]) -> None:
+    rows = shown(*args, "--help").partition("Commands ")[2].splitlines()
+    lines = [line.strip("│ ") for line in rows if line.startswith("│")]
+    assert sorted(line.split()[0] for line in lines) == sorted(names)
+    assert all(line.endswith((".", "?")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "args", [*((name,) for name in COMMANDS), *(("trace", name) for name in OF_TRACE)], ids=" ".join
+)
+def test_brackets(args: tuple[str, ...]) -> None:
+    """Those of usage stand once, and a default that is told in words is not taken for markup."""
+    found = shown(*args, "--help", columns=400)
+    usage = next(line for line in found.splitlines() if "Usage:" in line)
+    assert "[[" not in usage and "]]" not in usage
+    source = (ROOT / "lmcache_cli" / "commands" / f"{args[0]}.py").read_text()
+    assert "\\[" not in found
+    if args[0] != "trace":  # one file, several commands
+        joined = re.sub(r'"\s*\n\s*"', "", source)
+        for default in WRITTEN_DEFAULT.findall(joined):
+            assert f"[default: {default}]" in found
