@@ -29,10 +29,10 @@ class Device(TypedDict):
 def devices() -> list[Device]:
     """Raises :class:`CudaError` where there is no driver."""
 
-def pin(address: int, nbytes: int) -> None:
-    """Page-locks host memory, for all GPUs."""
+def pin(address: int, nbytes: int, device: int = 0) -> None:
+    """Page-locks host memory, for all GPUs, by the context of one."""
 
-def unpin(address: int) -> None: ...
+def unpin(address: int, device: int = 0) -> None: ...
 
 class DeviceMemory:
     """Memory of a GPU, for measurements and tests."""
@@ -44,7 +44,7 @@ class DeviceMemory:
     def nbytes(self) -> int: ...
 
 class Transfer:
-    """One stream of one GPU; one thread at a time.
+    """One stream of one GPU; one thread at a time. Chunks are all on that GPU or all on the host.
 
     ``ctas`` are the thread blocks of a kernel, 0 for four per multiprocessor; a few leave the GPU
     to the model. Chunks in pageable memory pass through ``staging_bytes`` of pinned memory, in two
@@ -106,7 +106,8 @@ class Transfer:
         """Flat copies in any direction."""
 
     def wait_for(self, stream: int) -> None:
-        """What is queued here next comes after all that ``stream`` has queued so far."""
+        """What is queued here next comes after all that ``stream`` has queued so far: the handle of
+        a stream of this GPU, 0 for the default one. ``ValueError`` if it captures a graph."""
 
     def release_to(self, stream: int) -> None:
         """What ``stream`` queues next comes after all that is queued here so far."""

@@ -31,14 +31,14 @@ nb::list py_devices() {
   return found;
 }
 
-void py_pin(std::uint64_t address, std::uint64_t nbytes) {
+void py_pin(std::uint64_t address, std::uint64_t nbytes, int device) {
   const Unlocked unlocked;
-  pin(address, nbytes);
+  pin(address, nbytes, device);
 }
 
-void py_unpin(std::uint64_t address) {
+void py_unpin(std::uint64_t address, int device) {
   const Unlocked unlocked;
-  unpin(address);
+  unpin(address, device);
 }
 
 template <bool kGather, bool kDma>
@@ -101,8 +101,8 @@ NB_MODULE(_cuda, m) {
   m.attr("ARCHITECTURES") = LMCACHE_CUDA_ARCHITECTURES;
   m.attr("TOOLKIT") = LMCACHE_CUDA_TOOLKIT;
   m.def("devices", py_devices);
-  m.def("pin", py_pin, "address"_a, "nbytes"_a);
-  m.def("unpin", py_unpin, "address"_a);
+  m.def("pin", py_pin, "address"_a, "nbytes"_a, "device"_a = 0);
+  m.def("unpin", py_unpin, "address"_a, "device"_a = 0);
 
   nb::class_<DeviceMemory>(m, "DeviceMemory")
       .def(nb::init<int, std::size_t>(), "device"_a, "nbytes"_a)

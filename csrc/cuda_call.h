@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <new>
 #include <string>
 
 #include "transfer.h"
@@ -19,6 +20,8 @@ inline const char* remedy(cudaError_t error) {
     case cudaErrorStubLibrary:
       return "install an NVIDIA driver of CUDA 13 or later, or rebuild with the CUDA toolkit that "
              "the driver has";
+    case cudaErrorInitializationError:
+      return "start the process anew (spawn, not fork): CUDA does not survive a fork";
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorUnsupportedPtxVersion:
       return "rebuild for this GPU: pip install . -C cmake.define.LMCACHE_CUDA_ARCHITECTURES=native";
@@ -46,19 +49,47 @@ inline void check(cudaError_t error, const char* what) {
                   cudaGetErrorName(error) + "); " + remedy(error));
 }
 
-// Makes a device current, and the one before again at its end.
+// Whether a device has a context of this process. To make one takes hundreds of MB of its memory.
+inline bool has_context([[maybe_unused]] int device) {
+#if CUDART_VERSION >= 12050
+  // Not linked: this module loads without a driver.
+  using State = int (*)(int device, unsigned* flags, int* active);
+  static const State state = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult status;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(
+        "cuDevicePrimaryCtxGetState", &found, 7000, cudaEnableDefault, &status);
+    if (error != cudaSuccess) cudaGetLastError();
+    return error == cudaSuccess ? reinterpret_cast<State>(found) : nullptr;
+  }();
+  unsigned flags = 0;
+  int active = 1;
+  if (state != nullptr && state(device, &flags, &active) == 0) return active != 0;
+#endif
+  return true;
+}
+
+// Makes a device current, and the one before again at its end, unless that has no context: since
+// CUDA 12 choosing a device makes one, and a thread that chose none would fill GPU 0.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int device) {
+  explicit DeviceGuard(int device) : device_(device) {
     check(cudaGetDevice(&before_), "finding the current GPU");
     if (before_ != device) check(cudaSetDevice(device), "choosing a GPU");
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  // For destructors: goes on whatever happens.
+  DeviceGuard(int device, std::nothrow_t) noexcept : device_(device) {
+    if (cudaGetDevice(&before_) != cudaSuccess) before_ = device;
+    if (before_ != device) cudaSetDevice(device);
+  }
+  ~DeviceGuard() {
+    if (before_ != device_ && has_context(before_)) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int before_ = 0;
+  int device_, before_ = 0;
 };
 
 class Event {
@@ -86,7 +117,9 @@ class Event {
 // `idle` says that nobody uses them.
 class PinnedBuffer {
  public:
-  ~PinnedBuffer() { cudaFreeHost(data_); }
+  ~PinnedBuffer() {
+    if (data_ != nullptr) cudaFreeHost(data_);
+  }
   char* need(std::size_t nbytes) {
     if (nbytes <= size_) return data_;
     check(cudaFreeHost(data_), "freeing pinned memory");
@@ -105,7 +138,9 @@ class PinnedBuffer {
 
 class DeviceBuffer {
  public:
-  ~DeviceBuffer() { cudaFree(data_); }
+  ~DeviceBuffer() {
+    if (data_ != nullptr) cudaFree(data_);
+  }
   char* need(std::size_t nbytes) {
     if (nbytes <= size_) return data_;
     check(cudaFree(data_), "freeing memory of the GPU");

@@ -31,14 +31,17 @@ std::vector<DeviceInfo> cuda_devices() {
   return found;
 }
 
-void pin(std::uint64_t address, std::size_t nbytes) {
-  require(address >= 4096 && nbytes > 0 && nbytes >> 62 == 0, "there is no such memory to pin");
+void pin(std::uint64_t address, std::size_t nbytes, int device) {
+  require(address >= 4096 && address >> 63 == 0 && nbytes > 0 && nbytes >> 62 == 0,
+          "there is no such memory to pin");
+  const DeviceGuard guard(device);
   check(cudaHostRegister(reinterpret_cast<void*>(address), nbytes,
                          cudaHostRegisterPortable | cudaHostRegisterMapped),
         "pinning memory");
 }
 
-void unpin(std::uint64_t address) {
+void unpin(std::uint64_t address, int device) {
+  const DeviceGuard guard(device);
   check(cudaHostUnregister(reinterpret_cast<void*>(address)), "unpinning memory");
 }
 
@@ -51,11 +54,9 @@ DeviceMemory::DeviceMemory(int device, std::size_t nbytes) : device_(device), nb
 }
 
 DeviceMemory::~DeviceMemory() {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device_);
+  const DeviceGuard guard(device_, std::nothrow);
   cudaFree(reinterpret_cast<void*>(address_));
-  cudaSetDevice(before);
+  cudaGetLastError();  // nobody else's to read
 }
 
 }  // namespace lmcache

@@ -6,6 +6,8 @@ namespace {
 
 constexpr std::uint32_t kThreads = 256;
 constexpr std::uint32_t kWarp = 32;
+// More than any GPU runs at once; their threads are counted in 32 bits.
+constexpr std::uint32_t kMostCtas = 1u << 20;
 
 // The group that a thread belongs to, of a power of two of lanes, at most a warp.
 struct Group {
@@ -91,8 +93,9 @@ std::uint32_t lanes_for(std::uint32_t units) {
 dim3 grid(const Rows& rows, std::uint32_t lanes, std::uint32_t rows_at_once, const Launch& launch) {
   const std::uint32_t per_block = kThreads / lanes * rows_at_once;
   const std::uint32_t needed = (rows.per_chunk - 1) / per_block + 1;
-  const std::uint32_t x = launch.ctas < needed ? launch.ctas : needed;
-  std::uint32_t y = launch.ctas / x;
+  const std::uint32_t ctas = launch.ctas < kMostCtas ? launch.ctas : kMostCtas;
+  const std::uint32_t x = ctas < needed ? ctas : needed;
+  std::uint32_t y = ctas / x;
   y = y < rows.chunk_count ? y : rows.chunk_count;
   return dim3(x, y < 65535 ? y : 65535);
 }

@@ -9,6 +9,8 @@ namespace lmcache {
 namespace {
 
 constexpr std::int64_t kMost = std::numeric_limits<std::uint32_t>::max();
+// Loops over a row count in 32 bits, and the last step may go past its end.
+constexpr std::int64_t kMostRowBytes = std::int64_t{1} << 31;
 
 void require(bool good, const std::string& what) {
   if (!good) throw std::invalid_argument(what);
@@ -20,7 +22,7 @@ std::uint32_t narrow(std::int64_t value, const char* what) {
   return static_cast<std::uint32_t>(value);
 }
 
-int alignment_of(const RowPlan& plan) {
+int alignment_of(const RowPlan& plan, bool contiguous) {
   const Rows& rows = plan.rows;
   std::uint64_t all = 16 | rows.row_bytes;
   for (std::uint64_t base : plan.bases) all |= base;
@@ -28,7 +30,8 @@ int alignment_of(const RowPlan& plan) {
   for (std::uint32_t plane = 0; plane < rows.planes; ++plane) {
     const Strides& by = rows.strides[plane];
     all |= static_cast<std::uint64_t>(by.block | (rows.block_tokens > 1 ? by.token : 0) |
-                                      (rows.heads > 1 ? by.head : 0));
+                                      (rows.heads > 1 ? by.head : 0) |
+                                      (contiguous ? 0 : by.item));
   }
   return static_cast<int>(all & -all);
 }
@@ -51,7 +54,9 @@ RowPlan plan(const Paged& paged, const SlotTable& table, const std::uint64_t* ch
   const std::int64_t row_bytes = merge_heads ? paged.token_bytes() : paged.head_bytes;
   rows.heads = merge_heads ? 1 : narrow(paged.kv_heads, "kv_heads");
   rows.tokens = narrow(static_cast<std::int64_t>(table.chunk_tokens), "chunk_tokens");
-  rows.row_bytes = narrow(row_bytes, "bytes in a row");
+  require(row_bytes <= kMostRowBytes, "a row of " + std::to_string(row_bytes) +
+                                          " bytes is too long; a move takes up to 2^31 of them");
+  rows.row_bytes = static_cast<std::uint32_t>(row_bytes);
   rows.items = static_cast<std::uint32_t>(row_bytes / item_bytes);
   rows.per_chunk = narrow(raw / row_bytes, "rows in a chunk");
   rows.chunk_count = narrow(static_cast<std::int64_t>(table.chunks), "chunks");
@@ -67,7 +72,7 @@ RowPlan plan(const Paged& paged, const SlotTable& table, const std::uint64_t* ch
              verb == Verb::kScatter || verb == Verb::kDecode);
   made.tokens = found.tokens;
   rows.bases = made.bases.data();
-  made.alignment = alignment_of(made);
+  made.alignment = alignment_of(made, paged.contiguous_heads());
   return made;
 }
 

@@ -51,9 +51,11 @@ LMCACHE_HD Row row_at(const Rows& rows, std::uint32_t chunk, std::uint32_t numbe
   const auto where = static_cast<std::uint32_t>(slot);
   const auto size = static_cast<std::uint32_t>(rows.block_tokens);
   const std::uint32_t block = where / size, offset = where - block * size;
-  const std::int64_t at = block * by.block + offset * by.token + head * by.head;
-  return {rows.bases[layer_plane] + static_cast<std::uint64_t>(at), rows.chunks[chunk], number,
-          plane, slot >= 0};
+  // Unsigned, since the block of a token that is left out is anything.
+  const std::uint64_t at = std::uint64_t{block} * static_cast<std::uint64_t>(by.block) +
+                           std::uint64_t{offset} * static_cast<std::uint64_t>(by.token) +
+                           std::uint64_t{head} * static_cast<std::uint64_t>(by.head);
+  return {rows.bases[layer_plane] + at, rows.chunks[chunk], number, plane, slot >= 0};
 }
 
 // What a lane moves at a time. On a GPU a struct of 16 bytes moves in one access only if it is

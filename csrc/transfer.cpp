@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <utility>
 
@@ -25,13 +26,49 @@ cudaPointerAttributes attributes(std::uint64_t address) {
   return found;
 }
 
-bool reachable(std::uint64_t address) {
-  return attributes(address).type != cudaMemoryTypeUnregistered;
+// Whether a kernel can use these attributes' address as it is: under WSL, memory that was pinned
+// after it was allocated has another one there.
+bool reaches(const cudaPointerAttributes& found, std::uint64_t address) {
+  return found.type == cudaMemoryTypeDevice || found.type == cudaMemoryTypeManaged ||
+         (found.type == cudaMemoryTypeHost &&
+          reinterpret_cast<std::uint64_t>(found.devicePointer) == address);
+}
+
+// Whether a chunk has any token: one without may have any address.
+bool has_tokens(const SlotTable& table, std::size_t chunk) {
+  const std::int64_t* slots = table.slots + chunk * table.chunk_tokens;
+  return std::any_of(slots, slots + table.chunk_tokens, [](std::int64_t s) { return s != -1; });
 }
 
 void require(bool good, const std::string& what) {
   if (!good) throw std::invalid_argument(what);
 }
+
+void refuse_capture(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(stream, &status), "looking at a stream");
+  require(status == cudaStreamCaptureStatusNone,
+          "the stream captures a CUDA graph; order transfers before or after it");
+}
+
+// A verb's time: its device is current. If the verb throws, what it queued before may still use
+// parcels, staging and the caller's memory, and no event tells when: waits for it.
+class Scope {
+ public:
+  Scope(int device, cudaStream_t stream) : guard_(device), stream_(stream) {}
+  ~Scope() {
+    if (std::uncaught_exceptions() == before_) return;
+    cudaStreamSynchronize(stream_);
+    cudaGetLastError();
+  }
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+ private:
+  DeviceGuard guard_;
+  cudaStream_t stream_;
+  int before_ = std::uncaught_exceptions();
+};
 
 // Small arrays that a kernel reads, sent along in one copy.
 class Parcel {
@@ -64,7 +101,7 @@ struct Transfer::State {
   std::uint32_t ctas;
   std::size_t half_bytes;
   cudaStream_t stream = nullptr;
-  bool batches = true;  // until the driver says that it has none
+  bool batches;  // until the driver says that it has none
 
   // Used in turn: while a kernel reads one, the CPU fills the other.
   struct Side {
@@ -96,60 +133,82 @@ struct Transfer::State {
   // Once the kernel that reads what was sent last is queued.
   void sent_is_used() { sides[turn].parcel_read.record(stream); }
 
+  void check_device(const char* what, const cudaPointerAttributes& found) const {
+    require(found.type != cudaMemoryTypeDevice || found.device == device,
+            std::string(what) + " is memory of GPU " + std::to_string(found.device) +
+                ", and this is a transfer of GPU " + std::to_string(device));
+  }
+
   void check_engine(const Paged& paged) const {
     for (const auto* bases : {&paged.k_bases, &paged.v_bases}) {
       for (std::uint64_t base : *bases) {
         const cudaPointerAttributes found = attributes(base);
-        require(found.type != cudaMemoryTypeUnregistered,
+        require(reaches(found, base),
                 "Paged: a base is not memory that the GPU can reach; give the GPU's KV");
-        require(found.type != cudaMemoryTypeDevice || found.device == device,
-                "Paged: a base is memory of GPU " + std::to_string(found.device) +
-                    ", and this is a transfer of GPU " + std::to_string(device));
+        check_device("Paged: a base", found);
       }
     }
   }
 
+  // Whether kernels can use all chunks where they are. Throws for chunks that neither they nor the
+  // CPU can.
+  bool reaches_all(const SlotTable& table, const std::uint64_t* chunks) const {
+    bool all = true, on_gpu = false;
+    for (std::size_t i = 0; i < table.chunks; ++i) {
+      if (!has_tokens(table, i)) continue;
+      const cudaPointerAttributes found = attributes(chunks[i]);
+      check_device("a chunk", found);
+      on_gpu = on_gpu || found.type == cudaMemoryTypeDevice;
+      all = all && reaches(found, chunks[i]);
+    }
+    require(all || !on_gpu, "chunks must be all on the GPU or all in host memory");
+    return all;
+  }
+
   // Calls `part` on all chunks at once if the GPU can reach them, else on as many at a time as a
-  // half of the staging holds, with addresses there: part(table, chunks, first chunk).
+  // half of the staging holds, with addresses there: part(table, chunks, first chunk). `padded`: a
+  // gather leaves bytes of a chunk as they are.
   using Part = std::function<void(const SlotTable&, const std::uint64_t*, std::size_t)>;
   void in_parts(const SlotTable& table, const std::uint64_t* chunks, std::size_t chunk_bytes,
-                bool to_engine, const Part& part) {
-    const bool direct = std::all_of(chunks, chunks + table.chunks, reachable);
-    if (direct || chunk_bytes == 0) return part(table, chunks, 0);
+                bool to_engine, bool padded, const Part& part) {
+    if (reaches_all(table, chunks)) return part(table, chunks, 0);
     const std::size_t step = (chunk_bytes + kAlign - 1) / kAlign * kAlign;
-    const std::size_t at_once = std::max<std::size_t>(1, half_bytes / step);
-    struct Waiting {
-      std::size_t first = 0, count = 0;
-    } waiting[2];
-    std::vector<std::uint64_t> staged(at_once);
-    const std::vector<std::uint64_t> sizes(at_once, chunk_bytes);
-    const auto staged_at = [&](Side& side, std::size_t count) {
-      const auto base = reinterpret_cast<std::uint64_t>(side.staging.need(at_once * step));
-      for (std::size_t i = 0; i < count; ++i) staged[i] = base + i * step;
+    const std::size_t fit = std::max<std::size_t>(1, half_bytes / step);
+    const std::size_t at_once = std::min(table.chunks, fit);
+    // The chunks of a half that have tokens, and where they are staged.
+    struct Half {
+      std::vector<std::uint64_t> chunks, staged;
+    } halves[2];
+    const auto carry = [&](const auto& to, const auto& from) {
+      const std::vector<std::uint64_t> sizes(to.size(), chunk_bytes);
+      lmcache::copy(to.data(), from.data(), sizes.data(), to.size(), kThreads);
     };
     const auto arrive = [&](int which) {
-      auto& [first, count] = waiting[which];
       sides[which].staging_free.wait();
-      if (count == 0 || to_engine) return;
-      staged_at(sides[which], count);
-      lmcache::copy(chunks + first, staged.data(), sizes.data(), std::exchange(count, 0), kThreads);
+      const Half arrived = std::exchange(halves[which], {});
+      if (!to_engine) carry(arrived.chunks, arrived.staged);
     };
+    std::vector<std::uint64_t> staged(at_once);
     int which = 0;
     for (std::size_t first = 0; first < table.chunks; first += at_once, which ^= 1) {
       const std::size_t count = std::min(at_once, table.chunks - first);
-      arrive(which);
-      staged_at(sides[which], count);
       const SlotTable some = {table.slots + first * table.chunk_tokens, count, table.chunk_tokens};
-      const std::int64_t* end = some.slots + count * table.chunk_tokens;
-      // Tokens that are left out keep what the chunk has: it travels both ways.
-      if (to_engine || std::find(some.slots, end, -1) != end) {
-        lmcache::copy(staged.data(), chunks + first, sizes.data(), count, kThreads);
+      arrive(which);
+      Half& half = halves[which];
+      const auto base = reinterpret_cast<std::uint64_t>(sides[which].staging.need(at_once * step));
+      for (std::size_t i = 0; i < count; ++i) {
+        staged[i] = base + i * step;
+        if (!has_tokens(some, i)) continue;
+        half.chunks.push_back(chunks[first + i]), half.staged.push_back(staged[i]);
       }
+      const std::int64_t* end = some.slots + count * table.chunk_tokens;
+      // What is left out keeps what the chunk has: it travels both ways.
+      const bool kept = padded || std::find(some.slots, end, -1) != end;
+      if (to_engine || kept) carry(half.staged, half.chunks);
       part(some, staged.data(), first);
       sides[which].staging_free.record(stream);
-      waiting[which] = {first, count};
     }
-    arrive(which), arrive(which ^ 1);
+    if (!to_engine) arrive(which), arrive(which ^ 1);
   }
 
   static constexpr int kThreads = 4;
@@ -203,33 +262,38 @@ struct Transfer::State {
 Transfer::Transfer(int device, std::uint32_t ctas, std::size_t staging_bytes) {
   require(device >= 0, "device is " + std::to_string(device) + "; it must not be negative");
   const DeviceGuard guard(device);
-  state_ = std::make_unique<State>();
-  state_->device = device;
-  state_->half_bytes = staging_bytes / 2;
-  int multiprocessors = 0;
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "looking at a GPU");
-  state_->ctas = ctas > 0 ? ctas : static_cast<std::uint32_t>(multiprocessors) * 4;
-  check(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), "creating a stream");
+  auto state = std::make_unique<State>();
+  state->device = device;
+  state->half_bytes = staging_bytes / 2;
+  const auto look = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "looking at a GPU");
+    return value;
+  };
+  const auto multiprocessors = static_cast<std::uint32_t>(look(cudaDevAttrMultiProcessorCount));
+  state->ctas = ctas > 0 ? ctas : multiprocessors * 4;
+  // A batch takes addresses as the GPU has them.
+  state->batches = look(cudaDevAttrCanUseHostPointerForRegisteredMem) != 0;
+  check(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "creating a stream");
+  state_ = std::move(state);
 }
 
 Transfer::~Transfer() {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(state_->device);
+  const DeviceGuard guard(state_->device, std::nothrow);
   state_.reset();
-  cudaSetDevice(before);
+  cudaGetLastError();  // nobody else's to read
 }
 
 void Transfer::move(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                     Order order, bool gather) {
   State& s = *state_;
-  const DeviceGuard guard(s.device);
+  const Scope scope(s.device, s.stream);
   const Verb verb = gather ? Verb::kGather : Verb::kScatter;
   const RowPlan whole = plan_moves(paged, table, chunks, order, verb);
+  if (whole.tokens == 0) return;
   s.check_engine(paged);
   const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
-  s.in_parts(table, chunks, bytes, !gather,
+  s.in_parts(table, chunks, bytes, !gather, false,
              [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
                const RowPlan plan = plan_moves(paged, some, there, order, verb);
                Parcel parcel;
@@ -245,13 +309,14 @@ void Transfer::scatter_rotated(const Paged& paged, const SlotTable& table,
                                const std::uint64_t* chunks, Order order, ItemType type,
                                const std::int64_t* deltas, const RopeWindow& window) {
   State& s = *state_;
-  const DeviceGuard guard(s.device);
+  const Scope scope(s.device, s.stream);
   const RowPlan whole = plan_items(paged, table, chunks, order, type, Verb::kScatter);
   const Turns turns = plan_turns(window, deltas, table.chunks, whole.rows.items);
+  if (whole.tokens == 0) return;
   s.check_engine(paged);
   const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
   s.in_parts(
-      table, chunks, bytes, true,
+      table, chunks, bytes, true, false,
       [&](const SlotTable& some, const std::uint64_t* there, std::size_t first) {
         const RowPlan plan = plan_items(paged, some, there, order, type, Verb::kScatter);
         require(plan.alignment >= item_size(type), "KV and chunks must be aligned to their items");
@@ -278,12 +343,14 @@ void Transfer::scatter_rotated(const Paged& paged, const SlotTable& table,
 void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                     Order order, ItemType type, CodeType code, bool encode) {
   State& s = *state_;
-  const DeviceGuard guard(s.device);
+  const Scope scope(s.device, s.stream);
   const Verb verb = encode ? Verb::kEncode : Verb::kDecode;
   const RowPlan whole = plan_items(paged, table, chunks, order, type, verb);
+  if (whole.tokens == 0) return;
   s.check_engine(paged);
   const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
-  s.in_parts(table, chunks, bytes, !encode,
+  const std::uint64_t items = std::uint64_t{whole.rows.per_chunk} * whole.rows.items;
+  s.in_parts(table, chunks, bytes, !encode, scales_offset(items) != items,
              [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
                const RowPlan plan = plan_items(paged, some, there, order, type, verb);
                bool floats = true;
@@ -304,11 +371,13 @@ void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint6
 void Transfer::move_by_dma(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                            Order order, bool gather) {
   State& s = *state_;
-  const DeviceGuard guard(s.device);
+  const Scope scope(s.device, s.stream);
   const std::int64_t chunk_bytes = raw_chunk_bytes(paged, table.chunk_tokens);
-  check_move(paged, find_runs(paged, table), chunks, chunk_bytes, !gather);
+  const Runs found = find_runs(paged, table);
+  check_move(paged, found, chunks, chunk_bytes, !gather);
+  if (found.tokens == 0) return;
   s.check_engine(paged);
-  s.in_parts(table, chunks, static_cast<std::size_t>(chunk_bytes), !gather,
+  s.in_parts(table, chunks, static_cast<std::size_t>(chunk_bytes), !gather, false,
              [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
                std::vector<std::uint64_t> to, from, sizes;
                for_pieces(paged, some, there, order,
@@ -324,7 +393,7 @@ void Transfer::move_by_dma(const Paged& paged, const SlotTable& table, const std
 void Transfer::copy(const std::uint64_t* destinations, const std::uint64_t* sources,
                     const std::uint64_t* nbytes, std::size_t count) {
   State& s = *state_;
-  const DeviceGuard guard(s.device);
+  const Scope scope(s.device, s.stream);
   check_flat(destinations, sources, nbytes, count);
   std::vector<std::uint64_t> to, from;
   std::vector<std::size_t> sizes;
@@ -343,12 +412,14 @@ void Transfer::copy(const std::uint64_t* destinations, const std::uint64_t* sour
 
 void Transfer::wait_for(std::uint64_t stream) {
   const DeviceGuard guard(state_->device);
+  refuse_capture(to_stream(stream));
   state_->ordered.record(to_stream(stream));
   state_->ordered.hold(state_->stream);
 }
 
 void Transfer::release_to(std::uint64_t stream) {
   const DeviceGuard guard(state_->device);
+  refuse_capture(to_stream(stream));
   state_->ordered.record(state_->stream);
   state_->ordered.hold(to_stream(stream));
 }

@@ -27,9 +27,10 @@ struct DeviceInfo {
 // Throws CudaError where there is no driver; empty where it sees no GPU.
 std::vector<DeviceInfo> cuda_devices();
 
-// Host memory that the GPU may reach while the CPU goes on: page-locked as a whole, for all devices.
-void pin(std::uint64_t address, std::size_t nbytes);
-void unpin(std::uint64_t address);
+// Host memory that the GPU may reach while the CPU goes on: page-locked as a whole, for all devices,
+// by the context of `device`.
+void pin(std::uint64_t address, std::size_t nbytes, int device);
+void unpin(std::uint64_t address, int device);
 
 // Memory of a device, for measurements and tests; an engine brings its own.
 class DeviceMemory {
@@ -48,11 +49,12 @@ class DeviceMemory {
   std::uint64_t address_;
 };
 
-// One stream of one device. Verbs return when their work is queued, and throw before they queue any:
-// what the CPU's verbs throw, std::invalid_argument for memory that the GPU can't reach or that is
-// not aligned to its items, and CudaError. Memory must stay until `synchronize`. Chunks in pageable
-// memory pass through two halves of pinned staging, in turn; those calls return when the last half
-// is queued (to the engine) or arrived (from it). One thread at a time.
+// One stream of one device. Verbs return when their work is queued. They throw what the CPU's verbs
+// throw, std::invalid_argument for memory that the GPU can't reach or that is not aligned to its
+// items, and CudaError; then nothing of theirs is under way. Memory must stay until `synchronize`.
+// Chunks in pageable memory pass through two halves of pinned staging, in turn; those calls return
+// when the last half is queued (to the engine) or arrived (from it). Chunks are all on the GPU or
+// all on the host; one without tokens is not touched. One thread at a time.
 class Transfer {
  public:
   // `ctas`: thread blocks of a kernel, 0 for 4 per multiprocessor. `staging_bytes`: both halves.
@@ -76,6 +78,7 @@ class Transfer {
             const std::uint64_t* nbytes, std::size_t count);
 
   // What this queues next comes after all that `stream` has queued so far; and the other way round.
+  // Throws std::invalid_argument for a stream that captures a graph: it would take this one along.
   void wait_for(std::uint64_t stream);
   void release_to(std::uint64_t stream);
   void synchronize();

@@ -47,29 +47,49 @@ def cuda_devices() -> list[_cuda.Device]:
 
 
 class PinnedMemory(SlabMemory):
-    """Slabs that a GPU reaches directly: page-locked once, when they are made.
+    """Slabs that all GPUs reach directly: page-locked once, when they are made, by the context of
+    ``device``, which is made for it: name a GPU that the process uses.
 
-    ``addresses`` raises ``CudaError`` too, where the system lets no more memory be locked.
+    ``addresses`` raises ``CudaError`` too, where the system lets no more memory be locked: then
+    it has taken none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: int = 0) -> None:
         super().__init__()
         self._cuda = cuda_module()
+        self._device = device
         self._pinned: list[int] = []
 
     def addresses(self, chunks: int, stride: int) -> Addresses:
         known = len(self._slabs)
         found = super().addresses(chunks, stride)
-        for slab in self._slabs[known:]:
-            self._cuda.pin(slab.address, slab.nbytes)
-            self._pinned.append(slab.address)
+        pinned = len(self._pinned)
+        try:
+            for slab in self._slabs[known:]:
+                self._cuda.pin(slab.address, slab.nbytes, self._device)
+                self._pinned.append(slab.address)
+        except BaseException:
+            self._unpin(pinned)
+            del self._slabs[known:]
+            raise
         return found
 
     def release(self) -> None:
-        for address in self._pinned:
-            self._cuda.unpin(address)
-        self._pinned.clear()
+        """Raises ``CudaError`` where the GPU is lost, after all else is given back."""
+        errors = self._unpin(0)
         super().release()
+        if errors:
+            raise errors[0]
+
+    def _unpin(self, first: int) -> list[Exception]:
+        errors: list[Exception] = []
+        for address in self._pinned[first:]:
+            try:
+                self._cuda.unpin(address, self._device)
+            except self._cuda.CudaError as error:
+                errors.append(error)
+        del self._pinned[first:]
+        return errors
 
 
 def run_lengths(slots: np.ndarray, touching: bool, block_tokens: int) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def _memory(device: torch.device) -> SlabMemory:
     if device.type != "cuda":
         return SlabMemory()
     try:
-        return PinnedMemory()
+        return PinnedMemory(device.index or 0)
     except CudaMissing:
         return SlabMemory()
 

@@ -60,7 +60,7 @@ class Bench:
         self._nbytes = nbytes
         # Every second run is taken, so that no two of them are neighbours.
         self._engine: _cuda.DeviceMemory = self._cuda.DeviceMemory(device, 2 * nbytes)
-        self._memory = PinnedMemory()
+        self._memory = PinnedMemory(device)
         [self._chunk] = self._memory.addresses(1, nbytes)
         self.transfer: _cuda.Transfer = self._cuda.Transfer(device)
 

@@ -38,6 +38,11 @@ def finite(world: World, dtype: str) -> World:
     )
 
 
+def finite_bytes(size: int, seed: int) -> NDArray[np.uint8]:
+    """0x3_ and 0xb_: exponents around 1, of either sign."""
+    return ((random_bytes(size, seed) & 0x87) | 0x30).astype(np.uint8)
+
+
 class FiniteWorld(World):
     """Memory whose bytes are no NaN at any alignment of any item type."""
 
@@ -46,11 +51,7 @@ class FiniteWorld(World):
         self.dtype = values[-1]
 
     def run(self, verb: Any, module: Any, *arguments: Any) -> bytes:
-        # 0x3_ and 0xb_: exponents around 1, of either sign.
-        engine, chunks = (
-            ((random_bytes(size, seed) & 0x87) | 0x30).astype(np.uint8)
-            for size, seed in ((self.engine_bytes, 1), (self.chunk_bytes, 2))
-        )
+        engine, chunks = finite_bytes(self.engine_bytes, 1), finite_bytes(self.chunk_bytes, 2)
         verb(*self.arguments(module, engine, chunks), *arguments)
         return engine.tobytes() + chunks.tobytes()
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nanobind
+import nanobind  # type: ignore[import-untyped]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -58,9 +58,16 @@ void __stcs(T* to, std::common_type_t<T> value) {
   emulation::check_access(reinterpret_cast<std::uint64_t>(to), sizeof(T));
   *to = value;
 }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
+// A GPU has one NaN, whatever NaNs went in.
+inline float one_nan(float value) {
+  if (value == value) return value;
+  const std::uint32_t bits = 0x7fffffff;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float __fmul_rn(float a, float b) { return one_nan(a * b); }
+inline float __fadd_rn(float a, float b) { return one_nan(a + b); }
+inline float __fdiv_rn(float a, float b) { return one_nan(a / b); }
 inline float __shfl_xor_sync(unsigned mask, float value, int lane_mask) {
   return emulation::exchange(mask, value, static_cast<unsigned>(lane_mask));
 }

@@ -141,12 +141,13 @@ void emulation_reset(unsigned seed) {
   }
   m.ended.clear(), m.lost.clear(), m.contexts.clear(), m.violation.clear();
   m.calls = m.works = m.fail_call = m.fail_work = 0;
-  m.aliases = false, m.devices = 2;
+  m.aliases = false, m.batches = true, m.devices = 2;
   m.random.seed(seed);
   m.pace = seed % 2 == 0 ? Machine::kLazy : seed % 4 == 1 ? Machine::kEager : Machine::kMixed;
   last_error() = cudaSuccess, current_device() = 0;
 }
 void emulation_devices(int count) { machine().devices = count; }
+void emulation_no_batches() { machine().batches = false; }
 void emulation_aliases() { machine().aliases = true; }
 void emulation_captures(cudaStream_t stream, int captures) { stream->captures = captures != 0; }
 // The n-th call from now fails with this error, or the n-th thing that a device does.

@@ -55,6 +55,7 @@ struct Machine {
   int devices = 2;
   std::mt19937 random;
   enum { kLazy, kEager, kMixed } pace = kLazy;
+  bool batches = true;   // the driver knows cudaMemcpyBatchAsync
   bool aliases = false;  // the GPU sees registered memory at other addresses, as under WSL
 
   std::map<std::uint64_t, Range> ranges;  // by begin

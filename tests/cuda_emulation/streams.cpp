@@ -239,6 +239,7 @@ cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from,
                                  cudaMemcpyAttributes* attributes, std::size_t* first,
                                  std::size_t attribute_count, cudaStream_t handle) {
   return call(Call::kPlain, [&] {
+    if (!machine().batches) return cudaErrorCallRequiresNewerDriver;
     const bool none = to == nullptr || from == nullptr || nbytes == nullptr || count == 0 ||
                       attributes == nullptr || first == nullptr || attribute_count == 0;
     if (none || attribute_count > count || first[0] != 0) return cudaErrorInvalidValue;

@@ -84,7 +84,7 @@ class CudaBlocks:
         self._piece = (token_bytes if self._whole else content * item, 1 if self._whole else heads)
 
     def memory(self) -> Memory:
-        return PinnedMemory()
+        return PinnedMemory(self._device)
 
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         return CudaPlace(self, slots, layers or range(self.layers))
