@@ -2,9 +2,11 @@
 
     python benchmarks/transfer.py [--mib 512] [--threads 1,2] [--repeats 9] [--json FILE] [--cpu]
 
-On the CPU: gather and scatter of blocks of 2 to 64 KiB against the best memcpy of this machine
-(numpy's, libc's and this project's own, in as many parts as threads) and torch's `index_select` and
-`index_copy_`. All take turns in each round, and a ratio compares what ran in one round. Where there
+On the CPU: gather and scatter of blocks of 2 to 64 KiB, in random order, against the best memcpy of
+this machine (numpy's, which is libc's, and this project's own, in as many parts as threads) and
+torch's `index_select` and `index_copy_`. A block has K and V of 16 layers, each in an array of its
+own; "all" moves every block that the engine has, "1/4" a quarter of them, drawn at random. All take
+turns in each round, and a ratio compares what ran in one round. Where there
 is a GPU (and not --cpu): 8B, 70B/TP8 and MLA shapes, pages of 16, 64 and 256 tokens, 256, 4,096 and
 32,768 tokens, scattered and contiguous, both directions and both at once, by copy engines and by
 kernels, against a 256 MiB cudaMemcpyAsync; gathers within the device against its own copy; and how
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +37,7 @@ from cache_core.transfer.cuda import CudaMissing
 from lmcache_cli.machine import machine
 
 BLOCKS = (2 << 10, 8 << 10, 16 << 10, 64 << 10)
+PLANES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Row:
 
     name: str
     block_bytes: int
+    part: str
     threads: int
     rates: list[float]
     ratios: list[float]
@@ -65,7 +69,7 @@ def steps(start: int, count: int, step: int) -> NDArray[np.uint64]:
 
 
 class Bench:
-    """An engine of scattered blocks and one flat chunk, each ``nbytes``."""
+    """An engine of scattered blocks and flat chunks, each ``nbytes``."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -73,12 +77,12 @@ class Bench:
         self._engine.view()[:] = 1
         self._chunk.view()[:] = 2
 
-    def memcpys(self, pool: ThreadPoolExecutor, threads: int) -> list[Case]:
+    def memcpys(self, pool: ThreadPoolExecutor, threads: int, nbytes: int) -> list[Case]:
         source, target = self._engine.view(), self._chunk.view()
-        cuts = [self.nbytes * i // threads for i in range(threads + 1)]
+        cuts = [nbytes * i // threads for i in range(threads + 1)]
         parts = [slice(a, b) for a, b in pairwise(cuts)]
         to, start = steps(self._chunk.address, 1, 0), steps(self._engine.address, 1, 0)
-        size = np.array([self.nbytes], dtype=np.uint64)
+        size = np.array([nbytes], dtype=np.uint64)
 
         def by_numpy(part: slice) -> None:
             np.copyto(target[part], source[part])
@@ -88,24 +92,27 @@ class Bench:
             Case("memcpy, non-temporal", lambda: _native.copy(to, start, size, threads)),
         ]
 
-    def moves(self, block: int, threads: int) -> list[Case]:
-        count = self.nbytes // block
-        order = np.random.default_rng(0).permutation(count)
-        slots = np.ascontiguousarray(order[None, :], dtype=np.int64)
-        base = np.array([self._engine.address], dtype=np.uint64)
-        paged = _native.Paged(base, base[:0], 1, block, block, block, 1, block, count)
+    def moves(self, block: int, threads: int, part: int) -> list[Case]:
+        count = self.nbytes // block // PLANES
+        order = np.random.default_rng(0).permutation(count)[: count // part]
+        bases = steps(self._engine.address, PLANES, count * block)
+        k, v = np.ascontiguousarray(bases[::2]), np.ascontiguousarray(bases[1::2])
+        paged = _native.Paged(k, v, 1, block, block, block, 1, block, count)
         # As many chunks as keep all threads at work, as a tier has them.
-        chunks = max(c for c in (64, 16, 4, 1) if count % c == 0)
-        slots = slots.reshape(chunks, -1)
-        there = steps(self._chunk.address, chunks, self.nbytes // chunks)
-        engine = torch.from_numpy(self._engine.view()).view(torch.int64).view(count, -1)
-        chunk = torch.from_numpy(self._chunk.view()).view(torch.int64).view(count, -1)
+        chunks = max(c for c in (64, 16, 4, 1) if len(order) % c == 0)
+        slots = np.ascontiguousarray(order.reshape(chunks, -1), dtype=np.int64)
+        there = steps(self._chunk.address, chunks, len(order) * block * PLANES // chunks)
+        words = block // 8
+        engine = torch.from_numpy(self._engine.view()).view(torch.int64)
+        engine = engine[: PLANES * count * words].view(PLANES, count, words)
+        chunk = torch.from_numpy(self._chunk.view()).view(torch.int64)
+        chunk = chunk[: PLANES * len(order) * words].view(PLANES, len(order), words)
         index = torch.from_numpy(order)
         return [
             Case("gather", lambda: _native.gather(paged, slots, there, "NHD", threads)),
             Case("scatter", lambda: _native.scatter(paged, slots, there, "NHD", threads)),
-            Case("index_select", lambda: torch.index_select(engine, 0, index, out=chunk)),
-            Case("index_copy_", lambda: engine.index_copy_(0, index, chunk)),
+            Case("index_select", lambda: torch.index_select(engine, 1, index, out=chunk)),
+            Case("index_copy_", lambda: engine.index_copy_(1, index, chunk)),
         ]
 
 
@@ -113,14 +120,16 @@ def cpu_rows(bench: Bench, threads: int, repeats: int) -> list[Row]:
     torch.set_num_threads(threads)
     rows = []
     with ThreadPoolExecutor(threads) as pool:
-        memcpys = bench.memcpys(pool, threads)
-        for block in BLOCKS:
-            cases = bench.moves(block, threads)
-            found = [Row(c.name, block, threads, [], []) for c in (*memcpys, *cases)]
-            for case in (*memcpys, *cases):
+        for part, block in product((1, 4), BLOCKS):
+            nbytes = bench.nbytes // part
+            memcpys = bench.memcpys(pool, threads, nbytes)
+            cases = (*memcpys, *bench.moves(block, threads, part))
+            name = "all" if part == 1 else f"1/{part}"
+            found = [Row(c.name, block, name, threads, [], []) for c in cases]
+            for case in cases:
                 case.call()
             for _ in range(repeats):
-                rates = [rate(bench.nbytes, case.call) for case in (*memcpys, *cases)]
+                rates = [rate(nbytes, case.call) for case in cases]
                 best = max(rates[: len(memcpys)])
                 for row, value in zip(found, rates, strict=True):
                     row.rates.append(value)
@@ -131,7 +140,7 @@ def cpu_rows(bench: Bench, threads: int, repeats: int) -> list[Row]:
 
 def cpu_table(rows: Sequence[Row], n: int) -> Table:
     table = Table(title=f"moves on the CPU, n={n} (median, min-max)", title_justify="left")
-    for name in ("block", "threads", "verb", "GB/s", "", "of best memcpy", ""):
+    for name in ("block", "part", "threads", "verb", "GB/s", "", "of best memcpy", ""):
         table.add_column(name, justify="left" if name == "verb" else "right", no_wrap=True)
     for row in rows:
         cells = []
@@ -139,7 +148,7 @@ def cpu_table(rows: Sequence[Row], n: int) -> Table:
             cells.append(f"{median(values):.{digits}f}")
             cells.append(f"{min(values):.{digits}f}-{max(values):.{digits}f}")
         size = f"{row.block_bytes >> 10} KiB"
-        table.add_row(size, str(row.threads), row.name, *cells)
+        table.add_row(size, row.part, str(row.threads), row.name, *cells)
     return table
 
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -17,55 +19,84 @@ namespace {
 // A call that moves this much would flush the caches of all else and find none of its own bytes
 // there when they are wanted; a smaller one leaves them warm for whoever reads next.
 constexpr std::size_t kStreamFrom = std::size_t{8} << 20;
-// Below this, a piece has too few whole cache lines.
-constexpr std::size_t kStreamPiece = 1024;
 // Waking a thread costs about as long as copying this much.
 constexpr std::size_t kParallelFrom = std::size_t{256} << 10;
 // Flat moves are cut into slices, so that threads can share a long one.
 constexpr std::size_t kSlice = std::size_t{256} << 10;
 
-void move(std::uint64_t to, std::uint64_t from, std::size_t nbytes, bool stream) {
-  auto* destination = reinterpret_cast<void*>(to);
-  const auto* source = reinterpret_cast<const void*>(from);
-  if (stream && nbytes >= kStreamPiece) {
-    stream_copy(destination, source, nbytes);
-  } else if (nbytes == 2) {  // an item of K that the engine keeps transposed
+void move(const Piece& piece) {
+  auto* destination = reinterpret_cast<void*>(piece.to);
+  const auto* source = reinterpret_cast<const void*>(piece.from);
+  if (piece.nbytes == 2) {  // an item of K that the engine keeps transposed
     std::memcpy(destination, source, 2);
   } else {
-    std::memcpy(destination, source, nbytes);
+    std::memcpy(destination, source, piece.nbytes);
   }
 }
 
-// Pieces on their way, so that each is copied when it is known what is read after it.
-class Lookahead {
+// Pieces on their way to memory, as many together as make their order known ahead of the copy.
+class Batch {
  public:
-  void push(std::uint64_t to, std::uint64_t from, std::size_t nbytes) {
-    if (count_ == kAhead) copy_first(from, nbytes);
-    pieces_[(first_ + count_++) % kAhead] = {to, from, nbytes};
+  void push(const Piece& piece) {
+    if (count_ == kMost) flush();
+    pieces_[count_++] = piece;
   }
-  void drain() {
-    while (count_ > 0) copy_first(0, 0);
+  void flush() {
+    stream_pieces(pieces_, count_);
+    count_ = 0;
   }
 
  private:
-  // Some KiB, the least that may pass while memory looks for an address; into the second-level cache.
-  static constexpr std::size_t kAhead = 4;
-
-  void copy_first(std::uint64_t ahead, std::size_t ahead_bytes) {
-    const auto [to, from, nbytes] = pieces_[first_];
-    first_ = (first_ + 1) % kAhead, --count_;
-    if (nbytes < kStreamPiece || ahead_bytes < nbytes) return move(to, from, nbytes, true);
-    stream_copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), nbytes,
-                reinterpret_cast<const void*>(ahead));
-  }
-
-  struct Piece {
-    std::uint64_t to, from;
-    std::size_t nbytes;
-  };
-  Piece pieces_[kAhead];
-  std::size_t first_ = 0, count_ = 0;
+  static constexpr std::size_t kMost = 512;
+  Piece pieces_[kMost];
+  std::size_t count_ = 0;
 };
+
+// A run and where its chunk's part of it begins, in layer 0 and plane 0.
+struct Part {
+  Run run;
+  std::uint64_t chunk;
+};
+
+// A radix sort: one of 262,144 blocks by comparison takes as long as moving 2 KiB of each.
+void sort_by_slot(std::vector<Part>& parts) {
+  constexpr int kBits = 11;
+  const auto before = [](const Part& a, const Part& b) { return a.run.slot < b.run.slot; };
+  if (std::is_sorted(parts.begin(), parts.end(), before)) return;
+  std::int64_t most = 0;
+  for (const Part& part : parts) most = std::max(most, part.run.slot);
+  std::vector<Part> other(parts.size());
+  for (int shift = 0; shift < 63 && most >> shift > 0; shift += kBits) {
+    const auto digit = [&](const Part& part) {
+      return part.run.slot >> shift & ((std::int64_t{1} << kBits) - 1);
+    };
+    std::size_t next[(std::size_t{1} << kBits) + 1] = {};
+    for (const Part& part : parts) ++next[digit(part) + 1];
+    std::partial_sum(std::begin(next), std::end(next), std::begin(next));
+    for (const Part& part : parts) other[next[digit(part)]++] = part;
+    parts.swap(other);
+  }
+}
+
+// All runs, chunk by chunk; or, `by_slot`, as the engine has them.
+std::vector<Part> parts_of(const Runs& found, const SlotTable& table, const std::uint64_t* chunks,
+                           bool by_slot) {
+  std::vector<Part> parts;
+  parts.reserve(found.runs.size());
+  for (std::size_t chunk = 0; chunk < table.chunks; ++chunk) {
+    for (std::size_t r = found.first[chunk]; r < found.first[chunk + 1]; ++r) {
+      parts.push_back({found.runs[r], chunks[chunk]});
+    }
+  }
+  if (by_slot) sort_by_slot(parts);
+  return parts;
+}
+
+// K and V of a block lie side by side, not in arrays of their own.
+bool planes_in_blocks(const Paged& paged) {
+  const std::uint64_t k = paged.k_bases[0], v = paged.v_bases[0];
+  return (k < v ? v - k : k - v) < static_cast<std::uint64_t>(paged.strides[0].block);
+}
 
 template <bool kGather>
 void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
@@ -75,43 +106,66 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
   check_move(paged, found, chunks, chunk_bytes, !kGather);
   const std::size_t layers = paged.layers(), planes = paged.planes();
   const auto chunk_tokens = static_cast<std::int64_t>(table.chunk_tokens);
-  const std::int64_t plane_bytes = chunk_tokens * paged.token_bytes();
-  const std::size_t total = found.tokens * paged.token_bytes() * layers * planes;
+  const std::int64_t token_bytes = paged.token_bytes();
+  const std::int64_t plane_bytes = chunk_tokens * token_bytes;
+  const std::size_t total = found.tokens * token_bytes * layers * planes;
   const bool stream = total >= kStreamFrom;
 
-  // An item is one layer of one chunk. Reads want memory in order, since the CPU fetches ahead, and
-  // writes hardly mind: a gather follows the engine, all chunks of a layer; a scatter the chunks.
+  // Past the caches, memory wants to be read in order, since the CPU fetches ahead, and hardly minds
+  // how it is written: a gather follows the engine, a scatter the chunks. Layer by layer, as a layer
+  // of the engine is fewer pages than a chunk's layers all over it. Items for threads: a share of the
+  // runs, in one layer.
+  const std::vector<Part> parts = parts_of(found, table, chunks, kGather && stream);
+  const std::size_t shares = std::min(table.chunks, parts.size());
+  const bool whole = whole_runs(paged, 0, order, chunk_tokens) &&
+                     whole_runs(paged, planes - 1, order, chunk_tokens);
+  const bool side_by_side = planes == 2 && planes_in_blocks(paged);
   const auto work = [&](std::size_t begin, std::size_t end) {
-    Lookahead queue;
+    Batch batch;
     const auto move_piece = [&](std::uint64_t there, std::uint64_t here, std::int64_t bytes) {
-      const std::uint64_t to = kGather ? here : there, from = kGather ? there : here;
+      const auto nbytes = static_cast<std::size_t>(bytes);
+      const Piece piece = kGather ? Piece{here, there, nbytes} : Piece{there, here, nbytes};
       if (stream) {
-        queue.push(to, from, static_cast<std::size_t>(bytes));
+        batch.push(piece);
       } else {
-        move(to, from, static_cast<std::size_t>(bytes), false);
+        move(piece);
       }
     };
     for (std::size_t item = begin; item < end; ++item) {
-      const std::size_t chunk = kGather ? item % table.chunks : item / layers;
-      const std::size_t layer = kGather ? item / table.chunks : item % layers;
+      const std::size_t layer = item / shares, share = item % shares;
+      const Part* const first = parts.data() + parts.size() * share / shares;
+      const Part* const last = parts.data() + parts.size() * (share + 1) / shares;
+      const auto move_part = [&](const Part& part, std::size_t plane) {
+        for_run(paged, plane, order, chunk_tokens, part.run, paged.base(layer, plane),
+                part.chunk + (layer * planes + plane) * plane_bytes, move_piece);
+      };
+      if (kGather && side_by_side) {
+        for (const Part* part = first; part != last; ++part) {
+          move_part(*part, 0), move_part(*part, 1);
+        }
+        continue;
+      }
       for (std::size_t plane = 0; plane < planes; ++plane) {
-        const std::uint64_t bytes = chunks[chunk] + (layer * planes + plane) * plane_bytes;
-        for (std::size_t r = found.first[chunk]; r < found.first[chunk + 1]; ++r) {
-          for_run(paged, plane, order, chunk_tokens, found.runs[r], paged.base(layer, plane), bytes,
-                  move_piece);
+        if (!whole) {
+          for (const Part* part = first; part != last; ++part) move_part(*part, plane);
+          continue;
+        }
+        // What for_run would find, without looking for it in each run of each layer.
+        const Spacing engine = paged.spacing(plane);
+        const std::uint64_t base = paged.base(layer, plane);
+        const std::uint64_t offset = (layer * planes + plane) * plane_bytes;
+        for (const Part* part = first; part != last; ++part) {
+          move_piece(base + engine.offset(part->run.slot),
+                     part->chunk + offset + part->run.token * token_bytes,
+                     part->run.tokens * token_bytes);
         }
       }
     }
-    queue.drain();
+    batch.flush();
     if (stream) stream_fence();
   };
-  parallel(total < kParallelFrom ? 1 : threads, table.chunks * layers, work);
+  parallel(total < kParallelFrom ? 1 : threads, shares * layers, work);
 }
-
-struct Slice {
-  std::uint64_t to, from;
-  std::size_t nbytes;
-};
 
 }  // namespace
 
@@ -155,7 +209,7 @@ void check_flat(const std::uint64_t* destinations, const std::uint64_t* sources,
 void copy(const std::uint64_t* destinations, const std::uint64_t* sources,
           const std::uint64_t* nbytes, std::size_t count, int threads) {
   check_flat(destinations, sources, nbytes, count);
-  std::vector<Slice> slices;
+  std::vector<Piece> slices;
   std::size_t total = 0;
   for (std::size_t i = 0; i < count; ++i) {
     for (std::size_t at = 0; at < nbytes[i]; at += kSlice) {
@@ -165,10 +219,12 @@ void copy(const std::uint64_t* destinations, const std::uint64_t* sources,
   }
   const bool stream = total >= kStreamFrom;
   const auto work = [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) {
-      move(slices[i].to, slices[i].from, slices[i].nbytes, stream);
+    if (stream) {
+      stream_pieces(slices.data() + begin, end - begin);
+      stream_fence();
+    } else {
+      std::for_each(slices.data() + begin, slices.data() + end, move);
     }
-    if (stream) stream_fence();
   };
   parallel(total < kParallelFrom ? 1 : threads, slices.size(), work);
 }

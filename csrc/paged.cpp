@@ -133,6 +133,8 @@ void Paged::check() {
     }
   }
   overlaps = any_overlap(*this);
+  const bool power_of_two = (block_tokens & (block_tokens - 1)) == 0;
+  block_shift = power_of_two ? __builtin_ctzll(static_cast<std::uint64_t>(block_tokens)) : -1;
 }
 
 bool Paged::blocks_touch() const {

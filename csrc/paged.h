@@ -9,6 +9,17 @@
 
 namespace lmcache {
 
+// How far the slots of a plane are from its base, in bytes.
+struct Spacing {
+  std::int64_t block_tokens, block, token;
+  int shift;  // block_tokens as a power of two, if it is one, or -1: a division takes longer
+
+  std::int64_t offset(std::int64_t slot) const {
+    const std::int64_t i = shift >= 0 ? slot >> shift : slot / block_tokens;
+    return i * block + (slot - i * block_tokens) * token;
+  }
+};
+
 // Address of (layer l, plane kv, slot s, head h, item d), where `item_bytes` bytes lie:
 //   base[kv][l] + (s / block_tokens) * strides[kv].block + (s % block_tokens) * strides[kv].token
 //               + h * strides[kv].head + d * strides[kv].item
@@ -21,8 +32,9 @@ struct Paged {
   Strides strides[2];
   std::int64_t kv_heads, head_bytes, item_bytes, num_slots;
   bool overlaps = false;  // two tokens, heads or planes share bytes: it can be read, not written
+  int block_shift = -1;   // Spacing's
 
-  // Throws std::invalid_argument, naming the field, for what can't be a layout; finds `overlaps`.
+  // Throws std::invalid_argument, naming the field, for what can't be a layout; finds the last two.
   void check();
 
   std::size_t layers() const { return k_bases.size(); }
@@ -32,9 +44,11 @@ struct Paged {
   std::uint64_t base(std::size_t layer, std::size_t plane) const {
     return plane == 0 ? k_bases[layer] : v_bases[layer];
   }
+  Spacing spacing(std::size_t plane) const {
+    return {block_tokens, strides[plane].block, strides[plane].token, block_shift};
+  }
   std::int64_t offset(std::int64_t slot, std::size_t plane) const {
-    const Strides& by = strides[plane];
-    return slot / block_tokens * by.block + slot % block_tokens * by.token;
+    return spacing(plane).offset(slot);
   }
   // Slots at either side of a block's end are as far apart as two within a block.
   bool blocks_touch() const;

@@ -44,6 +44,13 @@ inline Pieces pieces(const Paged& paged, std::size_t plane, Order order, std::in
   return found;
 }
 
+// Whether each run is one piece, whatever its length.
+inline bool whole_runs(const Paged& paged, std::size_t plane, Order order,
+                       std::int64_t chunk_tokens) {
+  // Two tokens that are one piece leave no room between one and the next.
+  return pieces(paged, plane, order, chunk_tokens, 2).bytes == 2 * paged.token_bytes();
+}
+
 // body(engine address, chunk address, bytes) for each piece of a run in one plane, whose base and
 // whose part of the chunk are given.
 template <typename Body>

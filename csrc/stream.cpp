@@ -1,66 +1,125 @@
 #include "stream.h"
 
-#include <cstdint>
+#include <algorithm>
 #include <cstring>
 
 #if defined(__x86_64__)
-
 #include <immintrin.h>
+#endif
 
 namespace lmcache {
 namespace {
 
-constexpr std::size_t kLine = 64;
+void copy_plainly(const Piece* pieces, std::size_t count) {
+  for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
+    std::memcpy(reinterpret_cast<void*>(piece->to), reinterpret_cast<const void*>(piece->from),
+                piece->nbytes);
+  }
+}
+
+#if defined(__x86_64__)
+
+constexpr std::size_t kLine = 64, kPage = 4096;
+constexpr std::size_t kStreamPiece = 1024;
+// How far ahead, measured in benchmarks/transfer.py's cases. Of destinations, one line of each page
+// is fetched: the point is the page's address, which a store would stand still for. Of sources that
+// follow one another, what the CPU fetches itself, only nearer. Of others, all of what comes: long
+// ones close by, since the CPU does follow within them.
+constexpr std::size_t kPagesAhead = 4 * kPage;
+constexpr std::size_t kNear = 512, kFar = 8192, kFarInLong = 2048, kLong = 16384;
+
+// A place that runs ahead of the copy, in its order.
+class Ahead {
+ public:
+  Ahead(const Piece* pieces, std::size_t count, std::size_t lead)
+      : at_(pieces), last_(pieces + count - 1) {
+    step(lead);
+  }
+  // Stays within the last piece at the end.
+  void step(std::size_t nbytes) {
+    for (offset_ += nbytes; offset_ >= at_->nbytes; ++at_) {
+      if (at_ == last_) {
+        offset_ = 0;
+        return;
+      }
+      offset_ -= at_->nbytes;
+    }
+  }
+  const char* source() const { return reinterpret_cast<const char*>(at_->from) + offset_; }
+  const char* destination() const { return reinterpret_cast<const char*>(at_->to) + offset_; }
+
+ private:
+  const Piece *at_, *last_;
+  std::size_t offset_ = 0;
+};
+
+bool sources_follow(const Piece* pieces, std::size_t count) {
+  std::size_t follow = 0;
+  for (std::size_t i = 1; i < count; ++i) {
+    follow += pieces[i].from == pieces[i - 1].from + pieces[i - 1].nbytes;
+  }
+  return follow * 2 >= count - 1;
+}
 
 // AVX-512's 64-byte stores measured no faster: memory is the limit, not instructions.
-__attribute__((target("avx2"))) void stream_avx2(void* destination, const void* source,
-                                                 std::size_t nbytes, const void* ahead) {
-  auto* to = static_cast<char*>(destination);
-  auto* from = static_cast<const char*>(source);
-  // Non-temporal stores need aligned addresses, and whole lines to be worth it.
-  std::size_t head = -reinterpret_cast<std::uintptr_t>(to) % kLine;
-  if (head > nbytes) head = nbytes;
-  std::memcpy(to, from, head);
-  to += head, from += head, nbytes -= head;
-  // Without anything ahead it fetches what it copies itself, which costs nothing.
-  const auto* next = ahead == nullptr ? from : static_cast<const char*>(ahead);
-  for (; nbytes >= kLine; to += kLine, from += kLine, next += kLine, nbytes -= kLine) {
-    _mm_prefetch(next, _MM_HINT_T1);
-    const auto* in = reinterpret_cast<const __m256i*>(from);
-    auto* out = reinterpret_cast<__m256i*>(to);
-    const __m256i low = _mm256_loadu_si256(in), high = _mm256_loadu_si256(in + 1);
-    _mm256_stream_si256(out, low);
-    _mm256_stream_si256(out + 1, high);
+template <bool kFollow>
+__attribute__((target("avx2"))) void stream_avx2(const Piece* pieces, std::size_t count) {
+  Ahead page(pieces, count, kPagesAhead);
+  Ahead line(pieces, count, pieces->nbytes < kLong ? kFar : kFarInLong);
+  for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
+    auto* to = reinterpret_cast<char*>(piece->to);
+    const auto* from = reinterpret_cast<const char*>(piece->from);
+    // Non-temporal stores need aligned addresses; a short piece has too few whole lines for them.
+    const bool is_short = piece->nbytes < kStreamPiece;
+    const std::size_t head = is_short ? piece->nbytes : -piece->to % kLine;
+    const std::size_t end = head + (piece->nbytes - head) / kLine * kLine;
+    if (head > 0) std::memcpy(to, from, head);
+    for (std::size_t begin = head; begin < end; begin += kPage) {
+      _mm_prefetch(page.destination(), _MM_HINT_T1);
+      const std::size_t until = std::min(begin + kPage, end);
+      page.step(until - begin);
+      for (std::size_t i = begin; i < until; i += kLine) {
+        if constexpr (kFollow) {
+          _mm_prefetch(from + i + kNear, _MM_HINT_NTA);
+        } else {
+          _mm_prefetch(line.source(), _MM_HINT_T1);
+          line.step(kLine);
+        }
+        const auto* in = reinterpret_cast<const __m256i*>(from + i);
+        auto* out = reinterpret_cast<__m256i*>(to + i);
+        const __m256i low = _mm256_loadu_si256(in), high = _mm256_loadu_si256(in + 1);
+        _mm256_stream_si256(out, low);
+        _mm256_stream_si256(out + 1, high);
+      }
+    }
+    if (end < piece->nbytes) std::memcpy(to + end, from + end, piece->nbytes - end);
+    if (const std::size_t ends = piece->nbytes - (end - head); ends > 0) {
+      page.step(ends), line.step(ends);
+    }
   }
-  std::memcpy(to, from, nbytes);
 }
 
-void plain(void* destination, const void* source, std::size_t nbytes, const void*) {
-  std::memcpy(destination, source, nbytes);
-}
+const bool has_avx2 = __builtin_cpu_supports("avx2");
 
-const auto copy = __builtin_cpu_supports("avx2") ? stream_avx2 : plain;
+#endif
 
 }  // namespace
 
-void stream_copy(void* destination, const void* source, std::size_t nbytes, const void* ahead) {
-  copy(destination, source, nbytes, ahead);
-}
-
-void stream_fence() { _mm_sfence(); }
-
-}  // namespace lmcache
-
-#else
-
-namespace lmcache {
-
-void stream_copy(void* destination, const void* source, std::size_t nbytes, const void*) {
-  std::memcpy(destination, source, nbytes);
-}
-
-void stream_fence() {}
-
-}  // namespace lmcache
-
+void stream_pieces(const Piece* pieces, std::size_t count) {
+  if (count == 0) return;
+#if defined(__x86_64__)
+  if (has_avx2) {
+    return sources_follow(pieces, count) ? stream_avx2<true>(pieces, count)
+                                         : stream_avx2<false>(pieces, count);
+  }
 #endif
+  copy_plainly(pieces, count);
+}
+
+void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace lmcache

@@ -141,3 +141,26 @@ def large(order: Order, chunks: int, offset: int = 0, head_bytes: int = 512) -> 
     size = layers * 2 * heads * tokens * head_bytes
     starts = offset + np.arange(chunks, dtype=np.uint64)[::-1] * np.uint64(size)
     return World(shape, slots, starts, 2 * layers * plane + 64, chunks * size + 64)
+
+
+def scattered(
+    token_bytes: int, block_tokens: int, offset: int, *, side_by_side: bool, part: int = 1
+) -> World:
+    """An engine of blocks in random order, one in ``part`` of which is moved: past the caches, as
+    10 MiB are. A block's K and V lie side by side, or each plane in an array of its own."""
+    layers, tokens = 2, 3 * block_tokens
+    chunks = -(-(10 << 20) // (2 * layers * tokens * token_bytes))
+    blocks = 3 * chunks * part
+    order = np.random.Generator(np.random.PCG64(5)).permutation(blocks)[: 3 * chunks]
+    slots = (order[:, None] * block_tokens + np.arange(block_tokens)).reshape(chunks, tokens)
+    slots[::3, tokens - 1] = -1
+    block, plane = block_tokens * token_bytes, blocks * block_tokens * token_bytes
+    stride = 2 * block if side_by_side else block
+    k = offset + np.arange(layers, dtype=np.uint64) * np.uint64(2 * plane)
+    shape = _reference.Paged(
+        k, k + np.uint64(block if side_by_side else plane), block_tokens, stride, token_bytes,
+        token_bytes, 1, token_bytes, blocks * block_tokens,
+    )  # fmt: skip
+    size = layers * 2 * tokens * token_bytes
+    starts = offset + np.arange(chunks, dtype=np.uint64)[::-1] * np.uint64(size)
+    return World(shape, slots.astype(np.int64), starts, 2 * layers * plane + 64, chunks * size + 64)

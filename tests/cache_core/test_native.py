@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core import _native, _reference
-from tests.cache_core.paged_world import Order, World, large, u64, worlds
+from tests.cache_core.paged_world import Order, World, large, scattered, u64, worlds
 
 ZERO = bytes(32)
 
@@ -96,6 +96,27 @@ def test_large_moves(
 ) -> None:
     """Enough for several threads and for stores that go around the cache, at any alignment."""
     large(engine, 16, offset, head_bytes).check(name, order, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["gather", "scatter"])
+@pytest.mark.parametrize("side_by_side", [True, False])
+@pytest.mark.parametrize(
+    ("token_bytes", "block_tokens", "offset", "part"),
+    [(600, 1, 0, 1), (2048, 1, 0, 1), (2048, 1, 24, 4), (1500, 3, 7, 1), (4096, 16, 0, 4)],
+)
+def test_scattered_blocks(
+    token_bytes: int,
+    block_tokens: int,
+    offset: int,
+    part: int,
+    side_by_side: bool,
+    name: str,
+    threads: int,
+) -> None:
+    """Past the caches: a gather sorts what it reads; pieces short and long, aligned and not."""
+    world = scattered(token_bytes, block_tokens, offset, side_by_side=side_by_side, part=part)
+    world.check(name, "NHD", threads)
 
 
 @pytest.mark.parametrize("name", ["gather", "scatter"])
