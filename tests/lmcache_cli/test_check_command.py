@@ -9,12 +9,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from junitparser import Error, Failure, JUnitXml
 
+from lmcache_cli.bench.plan import BenchOptions
+from lmcache_cli.check.in_process import engine_differences
 from reports.run_file import read_run
 from tests.lmcache_cli.small_model import save_model
 
@@ -164,6 +167,14 @@ def test_sides_of_different_engines_run_in_processes(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "the sides differ in --jitter (0.0 and 0.01): one engine can't" in done.stderr
     assert "processes of its own" in done.stderr
+
+
+def test_what_one_engine_cannot_serve_is_named() -> None:
+    base = BenchOptions(engine="simulated")
+    assert engine_differences(base, replace(base, policy="gdsf", cpu_size="1GiB")) == []
+    other = replace(base, probe=Path("p.json"), dtype="float16", tier_latency=0.1)
+    found = engine_differences(base, other)
+    assert found == ["--dtype (auto and float16)", "--probe (the default and p.json)"]
 
 
 def test_a_stored_baseline_warns_of_drift(tmp_path: Path) -> None:
