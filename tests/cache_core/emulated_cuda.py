@@ -13,11 +13,23 @@ from importlib.machinery import ExtensionFileLoader
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from tests.cuda_emulation.build import build
 
 NAME = "cache_core._cuda"
 # Errors that tests make calls return.
 INVALID_VALUE, NO_MEMORY, LAUNCH_FAILURE, NOT_SUPPORTED = 1, 2, 719, 801
+# The verbs of a transfer, and what they take beyond descriptor, slots, two chunks and order.
+VERBS: dict[str, tuple[Any, ...]] = {
+    "gather": (),
+    "scatter": (),
+    "gather_dma": (),
+    "scatter_dma": (),
+    "scatter_rotated": ("bfloat16", np.array([3, 0]), np.array([1.0, 0.5, 0.25, 0.125])),
+    "gather_coded": ("float16", "fp8"),
+    "scatter_coded": ("float32", "int8"),
+}
 
 
 @cache
