@@ -129,7 +129,8 @@ NB_MODULE(_cuda, m) {
            "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a)
       .def("copy", py_copy, "dst"_a.noconvert(), "src"_a.noconvert(), "nbytes"_a.noconvert())
       .def_prop_ro("stream", &Transfer::stream)
-      .def("wait_for", &Transfer::wait_for, "stream"_a)
-      .def("release_to", &Transfer::release_to, "stream"_a)
+      // Unlocked: a stream that is full waits for the GPU, which may wait for a Python callback.
+      .def("wait_for", &Transfer::wait_for, "stream"_a, nb::call_guard<Unlocked>())
+      .def("release_to", &Transfer::release_to, "stream"_a, nb::call_guard<Unlocked>())
       .def("synchronize", py_synchronize);
 }

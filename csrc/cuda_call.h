@@ -21,7 +21,11 @@ inline const char* remedy(cudaError_t error) {
       return "install an NVIDIA driver of CUDA 13 or later, or rebuild with the CUDA toolkit that "
              "the driver has";
     case cudaErrorInitializationError:
-      return "start the process anew (spawn, not fork): CUDA does not survive a fork";
+      return "start this process by spawn if it was forked, since CUDA does not survive a fork; else "
+             "see what nvidia-smi says";
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureImplicit:
+      return "move KV before or after a CUDA graph is captured, not meanwhile";
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorUnsupportedPtxVersion:
       return "rebuild for this GPU: pip install . -C cmake.define.LMCACHE_CUDA_ARCHITECTURES=native";

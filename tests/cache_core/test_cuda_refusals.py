@@ -93,6 +93,14 @@ def test_pin_refuses(emulation: Emulation) -> None:
     cuda.unpin(slab.address)
 
 
+def test_a_graph_that_another_thread_captures(emulation: Emulation) -> None:
+    """CUDA then refuses what is not captured, of the default stream."""
+    transfer = emulation.cuda.Transfer(0)
+    emulation.fail_call(2, 906)
+    with pytest.raises(emulation.cuda.CudaError, match=r"StreamCapture.*; move KV before or after"):
+        transfer.wait_for(0)
+
+
 def test_memory_of_another_gpu(emulation: Emulation) -> None:
     """As KV and as chunks: a kernel that touches it ends the context."""
     world = large("NHD", 2)

@@ -58,15 +58,16 @@ def build() -> Path:
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
     ours = [*(ROOT / "csrc" / name for name in CSRC), *sorted(HERE.glob("*.cpp"))]
     headers = [*sorted((ROOT / "csrc").glob("*.[hi]*")), *sorted(HERE.glob("*.h"))]
-    common = _digest(headers, [COMPILER, nanobind.__version__, *flags, *checks])
+    common = _digest(headers, [COMPILER, nanobind.__version__, *flags])
     KEPT.mkdir(parents=True, exist_ok=True)
 
     def compiled(source: Path) -> Path:
-        own = [*OURS, *(KERNELS if source.suffix == ".cu" else [])] if source in ours else []
+        own = [*OURS, *checks, *(KERNELS if source.suffix == ".cu" else [])]
+        own = own if source in ours else []
         made = KEPT / f"{source.stem}-{_digest([source], [common, *own])}.o"
         if not made.exists():
             part = made.with_suffix(f".{os.getpid()}")
-            _run([COMPILER, *flags, *checks, *own, "-c", str(source), "-o", str(part)])
+            _run([COMPILER, *flags, *own, "-c", str(source), "-o", str(part)])
             part.replace(made)
         return made
 
