@@ -21,12 +21,18 @@ void copy_plainly(const Piece* pieces, std::size_t count) {
 
 constexpr std::size_t kLine = 64, kPage = 4096;
 constexpr std::size_t kStreamPiece = 1024;
-// How far ahead, measured in benchmarks/transfer.py's cases. Of destinations, one line of each page
-// is fetched: the point is the page's address, which a store would stand still for. Of sources that
-// follow one another, what the CPU fetches itself, only nearer. Of others, all of what comes: long
-// ones close by, since the CPU does follow within them.
+// One line of each page of what will be written is fetched: it is the page's address that matters,
+// which a store would stand still for.
 constexpr std::size_t kPagesAhead = 4 * kPage;
-constexpr std::size_t kNear = 512, kFar = 8192, kFarInLong = 2048, kLong = 16384;
+
+// How to ask for what will be read, as measured in benchmarks/transfer.py's cases.
+enum class Sources {
+  kFollow,  // one after another: what the CPU fetches ahead itself, only nearer to it
+  kLong,    // the same within a piece; towards its end, the beginning of the next one
+  kShort,   // each line of what comes later
+};
+constexpr std::size_t kNear = 256, kFar = 8192;
+constexpr std::size_t kLong = 24 << 10, kBeginning = 4096;
 
 // A place that runs ahead of the copy, in its order.
 class Ahead {
@@ -53,22 +59,25 @@ class Ahead {
   std::size_t offset_ = 0;
 };
 
-bool sources_follow(const Piece* pieces, std::size_t count) {
+Sources kind_of(const Piece* pieces, std::size_t count) {
   std::size_t follow = 0;
   for (std::size_t i = 1; i < count; ++i) {
     follow += pieces[i].from == pieces[i - 1].from + pieces[i - 1].nbytes;
   }
-  return follow * 2 >= count - 1;
+  if (follow * 2 >= count - 1) return Sources::kFollow;
+  return pieces->nbytes < kLong ? Sources::kShort : Sources::kLong;
 }
 
 // AVX-512's 64-byte stores measured no faster: memory is the limit, not instructions.
-template <bool kFollow>
+template <Sources kSources>
 __attribute__((target("avx2"))) void stream_avx2(const Piece* pieces, std::size_t count) {
   Ahead page(pieces, count, kPagesAhead);
-  Ahead line(pieces, count, pieces->nbytes < kLong ? kFar : kFarInLong);
+  Ahead line(pieces, count, kFar);
   for (const Piece* piece = pieces; piece != pieces + count; ++piece) {
     auto* to = reinterpret_cast<char*>(piece->to);
     const auto* from = reinterpret_cast<const char*>(piece->from);
+    const auto* next = reinterpret_cast<const char*>(piece[piece + 1 != pieces + count].from);
+    const std::size_t next_from = piece->nbytes - std::min(piece->nbytes, 2 * kBeginning);
     // Non-temporal stores need aligned addresses; a short piece has too few whole lines for them.
     const bool is_short = piece->nbytes < kStreamPiece;
     const std::size_t head = is_short ? piece->nbytes : -piece->to % kLine;
@@ -79,11 +88,14 @@ __attribute__((target("avx2"))) void stream_avx2(const Piece* pieces, std::size_
       const std::size_t until = std::min(begin + kPage, end);
       page.step(until - begin);
       for (std::size_t i = begin; i < until; i += kLine) {
-        if constexpr (kFollow) {
-          _mm_prefetch(from + i + kNear, _MM_HINT_NTA);
-        } else {
+        if constexpr (kSources == Sources::kShort) {
           _mm_prefetch(line.source(), _MM_HINT_T1);
           line.step(kLine);
+        } else {
+          _mm_prefetch(from + i + kNear, _MM_HINT_NTA);
+        }
+        if constexpr (kSources == Sources::kLong) {
+          if (i >= next_from) _mm_prefetch(next + (i - next_from) / 2, _MM_HINT_T1);
         }
         const auto* in = reinterpret_cast<const __m256i*>(from + i);
         auto* out = reinterpret_cast<__m256i*>(to + i);
@@ -94,7 +106,8 @@ __attribute__((target("avx2"))) void stream_avx2(const Piece* pieces, std::size_
     }
     if (end < piece->nbytes) std::memcpy(to + end, from + end, piece->nbytes - end);
     if (const std::size_t ends = piece->nbytes - (end - head); ends > 0) {
-      page.step(ends), line.step(ends);
+      page.step(ends);
+      if constexpr (kSources == Sources::kShort) line.step(ends);
     }
   }
 }
@@ -109,8 +122,11 @@ void stream_pieces(const Piece* pieces, std::size_t count) {
   if (count == 0) return;
 #if defined(__x86_64__)
   if (has_avx2) {
-    return sources_follow(pieces, count) ? stream_avx2<true>(pieces, count)
-                                         : stream_avx2<false>(pieces, count);
+    switch (kind_of(pieces, count)) {
+      case Sources::kFollow: return stream_avx2<Sources::kFollow>(pieces, count);
+      case Sources::kLong: return stream_avx2<Sources::kLong>(pieces, count);
+      case Sources::kShort: return stream_avx2<Sources::kShort>(pieces, count);
+    }
   }
 #endif
   copy_plainly(pieces, count);
