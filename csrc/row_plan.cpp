@@ -38,7 +38,7 @@ int alignment_of(const RowPlan& plan, bool contiguous) {
 
 RowPlan plan(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
              Verb verb, std::int64_t item_bytes, bool merge_heads) {
-  RowPlan made;
+  RowPlan made{};
   Rows& rows = made.rows;
   const std::size_t planes = paged.planes(), layers = paged.layers();
   for (std::size_t layer = 0; layer < layers; ++layer) {

@@ -41,6 +41,8 @@ struct cudaLaunchConfig_t {
 namespace emulation {
 
 void check_access(std::uint64_t address, std::size_t nbytes);
+// What a kernel reads otherwise it finds by pointers among its arguments: none may be the host's.
+void check_argument(const void* argument, std::size_t nbytes);
 float exchange(unsigned mask, float value, unsigned lane_mask);
 cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> kernel);
 
@@ -77,5 +79,6 @@ template <typename... Wanted, typename... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Wanted...),
                                Given&&... given) {
   std::tuple<std::decay_t<Wanted>...> kept(given...);
+  (emulation::check_argument(&given, sizeof given), ...);
   return emulation::launch(*config, [kernel, kept] { std::apply(kernel, kept); });
 }

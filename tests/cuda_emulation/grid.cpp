@@ -3,6 +3,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "cuda_runtime.h"
@@ -138,6 +139,20 @@ void check_access(std::uint64_t address, std::size_t nbytes) {
   if (address % nbytes != 0) failed = cudaErrorMisalignedAddress;
   if (!device_reaches(device, address, nbytes)) failed = cudaErrorIllegalAddress;
   if (failed != cudaSuccess) leave(true);  // and never comes back
+}
+
+void check_argument(const void* argument, std::size_t nbytes) {
+  const auto* words = static_cast<const char*>(argument);
+  std::uint64_t word;
+  // Not the last one: it ends in padding, which may hold anything.
+  for (std::size_t at = 0; at + sizeof word < nbytes; at += sizeof word) {
+    std::memcpy(&word, words + at, sizeof word);
+    unsigned char there;
+    void* page = reinterpret_cast<void*>(word / 4096 * 4096);
+    // Strides and counts are no addresses of anything that is mapped.
+    if (word < 4096 || range_of(word) != nullptr || mincore(page, 1, &there) != 0) continue;
+    violate("a kernel gets a pointer to memory that the GPU can't reach");
+  }
 }
 
 float exchange(unsigned mask, float value, unsigned lane_mask) {
