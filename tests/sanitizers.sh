@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-.venv/bin/python}")
+[[ $python == /* ]] || python=$PWD/$python
 work=$(mktemp -d)
 trap 'cat "$work"/report* >&2 2>/dev/null || true; rm -rf "$work"' EXIT
 PATH=$(dirname "$python"):$PATH cmake -G Ninja -S . -B "$work/build" -DCMAKE_BUILD_TYPE=Release \
