@@ -82,7 +82,9 @@ class Parcel {
   }
   std::size_t size() const { return size_; }
   void pack(char* to) const {
-    for (const Part& part : parts_) std::memcpy(to + part.at, part.data, part.nbytes);
+    for (const Part& part : parts_) {
+      if (part.nbytes > 0) std::memcpy(to + part.at, part.data, part.nbytes);  // null has no bytes
+    }
   }
 
  private:
