@@ -31,7 +31,7 @@ def open_plugin(
     ``capacity`` in chunks, None is unbounded. Imports and runs the plugin's code. Raises
     :class:`TierError` if there is none, it can't be loaded or opened, or is no tier.
     """
-    make = _load(spec)
+    make = find_plugin(spec)
     try:
         tier = make(name, capacity, chunk_bytes, **(options or {}))
     except TierError:
@@ -45,7 +45,9 @@ def open_plugin(
     return cast(Tier, tier)
 
 
-def _load(spec: str) -> Any:
+def find_plugin(spec: str) -> Any:
+    """What ``spec`` names, to be called by :func:`open_plugin`. Imports the plugin's code. Raises
+    :class:`TierError` if there is none or it can't be loaded."""
     module, colon, path = spec.partition(":")
     if not colon:
         found = entry_points(group=GROUP, name=spec)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lmcache_cli.bench.cells import Cell, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure
+from lmcache_cli.bench.places import check_places
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
@@ -70,6 +71,7 @@ def run_and_report(
     notes: list[str] = []
     with BenchProgress(Console(stderr=True), quiet) as progress:
         try:
+            check_places(plan)
             progress.phase(f"loading engine {plan.options.engine}")
             options = plan.options
             serving = plan.serving(out, progress.phase)

@@ -12,6 +12,7 @@ from pathlib import Path
 from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.modes import DEFAULT_MODES
+from lmcache_cli.bench.places import check_places
 from lmcache_cli.bench.plan import BenchOptions, Plan, make_plan
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
@@ -91,6 +92,8 @@ class InProcess:
         """Adds rounds to each comparison until it is settled or the budget is spent. With one plan
         only the candidate's rounds are added."""
         options = self.plans[0].options
+        for plan in self.plans:
+            check_places(plan)
         progress.phase(f"loading engine {options.engine}")
         engine = start_engine(
             options.engine,

@@ -84,6 +84,22 @@ def test_bad_tiers_are_one_clear_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--disk-size", "1MiB", "--disk-path", "/proc/kv"],
+        ["--remote", "carrier-pigeon"],
+        ["--remote", "redis://127.0.0.1:1?timeout=0.5"],
+    ],
+)
+def test_places_are_looked_at_before_a_model_is_loaded(flags: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("no/such-model", *flags), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode in (2, 4) and flags[-2] in done.stderr
+    assert "no/such-model" not in done.stderr
+
+
 def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path: Path) -> None:
     server = RedisProcess(tmp_path)
     try:
