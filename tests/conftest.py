@@ -9,6 +9,10 @@ from hypothesis import HealthCheck, settings
 
 # Before anything imports transformers: a test that asks a hub is a test that fails elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Several test processes whose models take all cores each wait for one another more than they work:
+# three times the CPU time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Snapshots of what a terminal shows must not depend on whose terminal runs them.
 for name in ("FORCE_COLOR", "PY_COLORS", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
