@@ -21,6 +21,8 @@ from cache_core.cache import Stored
 from cache_core.layout import KVLayout
 from cache_core.place import PagedPlace, Place
 from cache_core.tiers.tensor import TensorPlace
+from cache_core.transfer.gpu import GpuPlace
+from lmcache_cli.engines.gpu import after_now, ways_of
 
 
 class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
@@ -77,7 +79,9 @@ class Arena:
         self.pending: Future[Stored] | None = None
         layers = [ArenaLayer(kv[0][None], kv[1][None]) for kv in self.tensor]
         self.cache = Cache(layers=layers)
-        self._paged = self._describe() if device.type == "cpu" else None
+        self._ways = ways_of(device)
+        known = device.type == "cpu" or self._ways is not None
+        self._paged = self._describe() if known else None
 
     def wait(self) -> None:
         """Returns when no store reads the arena any more."""
@@ -96,17 +100,24 @@ class Arena:
             return TensorPlace.of_arena(self.tensor, layout, first, count)
         size = layout.chunk_tokens
         tokens: NDArray[np.int64] = np.arange(first * size, (first + count) * size, dtype=np.int64)
-        return PagedPlace(self._paged, tokens.reshape(count, size), layout, threads)
+        return self._place(self._paged, tokens.reshape(count, size), layout, threads)
 
     def spans(self, layout: KVLayout, spans: Sequence[tuple[int, int]], threads: int) -> Place:
-        """Where chunks at any tokens (start, stop) lie, on a CPU. What a span is shorter than a
-        chunk is left out of it, and is undefined where the chunk is kept."""
+        """Where chunks at any tokens (start, stop) lie. What a span is shorter than a chunk is left
+        out of it, and is undefined where the chunk is kept."""
         if self._paged is None:
-            raise RuntimeError("chunks at any offset are for memory that the CPU addresses")
+            raise RuntimeError("chunks at any offset are for memory that our own verbs reach")
         slots = np.full((len(spans), layout.chunk_tokens), -1, dtype=np.int64)
         for row, (start, stop) in zip(slots, spans, strict=True):
             row[: stop - start] = np.arange(start, stop)
-        return PagedPlace(self._paged, slots, layout, threads)
+        return self._place(self._paged, slots, layout, threads)
+
+    def _place(
+        self, paged: _native.Paged, slots: NDArray[np.int64], layout: KVLayout, threads: int
+    ) -> Place:
+        if self._ways is None:
+            return PagedPlace(paged, slots, layout, threads)
+        return GpuPlace(self._ways, paged, slots, layout, after_now(self.tensor.device))
 
     def _describe(self) -> _native.Paged:
         item = self.tensor.element_size()

@@ -20,8 +20,10 @@ from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tensor import TensorTier
 from cache_core.tiers.throttled import Throttled
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory
+from cache_core.transfer.gpu import GpuTier
 from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes, tier_codec
 from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.gpu import ways_of
 from lmcache_cli.errors import MissingError, UserError
 
 _WORK = ("syncs", "copied", "absent")
@@ -87,7 +89,12 @@ def _open(
     layout: KVLayout = namespace.layout
     size = tier_chunk_bytes(name, spec, layout)
     if name == "device" and device.type != "cpu":
-        return TensorTier(name, chunks or 0, layout, device)
+        try:
+            if ways := ways_of(device):
+                return GpuTier(name, chunks or 0, size, ways)
+            return TensorTier(name, chunks or 0, layout, device)
+        except RuntimeError as error:  # CUDA's and torch's, for memory that is not there
+            raise UserError(f"--device-size: {str(error).splitlines()[0]}") from error
     if name in ("device", "cpu"):
         # On a CPU the engine's own memory is host memory: both tiers are slabs.
         return MemoryTier(name, chunks or 0, size, _memory(device))

@@ -1,0 +1,228 @@
+"""KV and chunks in a GPU's memory as places, and a tier of them: what moves them are this project's
+kernels and the GPU's copy engines."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core import _native
+from cache_core.layout import KVLayout
+from cache_core.place import Addresses, Place
+from cache_core.tiers.memory import SLAB_BYTES, MemoryTier
+from cache_core.transfer.cuda import cuda_module
+
+if TYPE_CHECKING:
+    from cache_core import _cuda
+    from cache_core.transfer.codec import Codec
+
+# Thread blocks of a kernel: some of the GPU, so that the model goes on beside it.
+CTAS = 32
+
+# Makes a stream, given by its handle, wait for what the engine had queued when a place was made.
+Ready = Callable[[int], None]
+
+
+class GpuWays:
+    """Transfers of one GPU: one into its memory and one out of it, so that a load need not wait for
+    a store. Raises :class:`~cache_core.transfer.cuda.CudaMissing` and ``CudaError``."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+        cuda = cuda_module()
+        self._ways: dict[str, tuple[_cuda.Transfer, threading.Lock]] = {
+            name: (cuda.Transfer(device, CTAS), threading.Lock()) for name in ("in", "out")
+        }
+
+    @contextmanager
+    def way(self, name: str) -> Iterator[_cuda.Transfer]:
+        """The transfer ``in`` or ``out``, for one thread at a time; at the end its work is done."""
+        transfer, lock = self._ways[name]
+        with lock:
+            try:
+                yield transfer
+            finally:
+                transfer.synchronize()
+
+
+class GpuPlace:
+    """Chunks inside an engine's KV in a GPU's memory. As
+    :class:`~cache_core.place.PagedPlace`, but that addresses may be the GPU's own too."""
+
+    def __init__(
+        self,
+        ways: GpuWays,
+        paged: _native.Paged,
+        slots: NDArray[np.int64],
+        layout: KVLayout,
+        ready: Ready,
+    ) -> None:
+        if slots.ndim != 2 or slots.shape[1] != layout.chunk_tokens:
+            raise ValueError(f"slots have shape {slots.shape}, not [n, {layout.chunk_tokens}]")
+        self._ways, self._paged, self._layout, self._ready = ways, paged, layout, ready
+        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> GpuPlace:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        return GpuPlace(self._ways, self._paged, chosen, self._layout, self._ready)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        with self._way("out") as transfer:
+            transfer.gather(self._paged, self._slots, addresses, self._layout.order)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        with self._way("in") as transfer:
+            transfer.scatter(self._paged, self._slots, addresses, self._layout.order)
+
+    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
+        """See :class:`cache_core.transfer.codec.Coding`: rows must be heads."""
+        if not self._codes(codec):
+            return False
+        with self._way("out") as transfer:
+            transfer.gather_coded(
+                self._paged, self._slots, addresses, self._layout.order, codec.dtype, codec.name
+            )
+        return True
+
+    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
+        """Likewise."""
+        if not self._codes(codec):
+            return False
+        with self._way("in") as transfer:
+            transfer.scatter_coded(
+                self._paged, self._slots, addresses, self._layout.order, codec.dtype, codec.name
+            )
+        return True
+
+    def _codes(self, codec: Codec) -> bool:
+        return codec.items == self._layout.head_dim and codec.dtype == self._layout.dtype
+
+    @contextmanager
+    def _way(self, name: str) -> Iterator[_cuda.Transfer]:
+        with self._ways.way(name) as transfer:
+            self._ready(transfer.stream)
+            yield transfer
+
+
+class GpuChunks:
+    """Chunks that are contiguous in a GPU's memory; addresses may be the GPU's own too."""
+
+    def __init__(self, ways: GpuWays, addresses: Addresses, chunk_bytes: int) -> None:
+        self._ways, self._addresses, self._chunk_bytes = ways, addresses, chunk_bytes
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def pick(self, rows: Sequence[int]) -> GpuChunks:
+        chosen = self._addresses[np.asarray(rows, dtype=np.intp)]
+        return GpuChunks(self._ways, chosen, self._chunk_bytes)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        with self._ways.way("out") as transfer:
+            transfer.copy(addresses, self._addresses, self._sizes())
+
+    def copy_from(self, addresses: Addresses) -> None:
+        with self._ways.way("in") as transfer:
+            transfer.copy(self._addresses, addresses, self._sizes())
+
+    def _sizes(self) -> Addresses:
+        return np.full(len(self), self._chunk_bytes, dtype=np.uint64)
+
+
+class GpuMemory:
+    """Room for chunks on a GPU, taken beside what torch has. Raises ``CudaError``."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._slabs: list[_cuda.DeviceMemory] = []
+
+    def addresses(self, chunks: int, stride: int) -> Addresses:
+        cuda, per_slab = cuda_module(), max(1, SLAB_BYTES // stride)
+        parts: list[Addresses] = []
+        while chunks > 0:
+            count = min(chunks, per_slab)
+            slab: _cuda.DeviceMemory = cuda.DeviceMemory(self._device, count * stride)
+            self._slabs.append(slab)
+            steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
+            parts.append(np.uint64(slab.address) + steps)
+            chunks -= count
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+    def release(self) -> None:
+        self._slabs.clear()
+
+
+class GpuTier(MemoryTier):
+    """The device tier of a CUDA engine: chunks in a GPU's memory, next to the KV that they are
+    copied to. Takes all its memory here. Raises ``CudaError`` if the GPU has not that much."""
+
+    def __init__(self, name: str, capacity: int, chunk_bytes: int, ways: GpuWays) -> None:
+        super().__init__(name, capacity, chunk_bytes, GpuMemory(ways.device))
+        self._ways = ways
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        return super().read(keys, self._within_reach(place))
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        return super().write(keys, self._within_reach(place))
+
+    def place(self, keys: Sequence[bytes]) -> Place | None:
+        chunks = self._addresses[[self._slots[key] for key in keys]]
+        return GpuChunks(self._ways, chunks, self._chunk_bytes)
+
+    def _within_reach(self, place: Place | None) -> Place | None:
+        if place is None or isinstance(place, GpuPlace | GpuChunks):
+            return place
+        return _HostSide(place, self._ways, self._chunk_bytes)
+
+
+class _HostSide:
+    """A place that only the CPU reaches, whose chunks are copied to and from a GPU's memory."""
+
+    def __init__(self, place: Place, ways: GpuWays, chunk_bytes: int) -> None:
+        self._place, self._ways, self._chunk_bytes = place, ways, chunk_bytes
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def pick(self, rows: Sequence[int]) -> _HostSide:
+        return _HostSide(self._place.pick(rows), self._ways, self._chunk_bytes)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        flat = self._place.flat()
+        if flat is None:
+            flat = self._room()
+            self._place.copy_to(flat)
+        GpuChunks(self._ways, addresses, self._chunk_bytes).copy_from(flat)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        flat = self._place.flat()
+        if flat is not None:
+            GpuChunks(self._ways, addresses, self._chunk_bytes).copy_to(flat)
+            return
+        flat = self._room()
+        GpuChunks(self._ways, addresses, self._chunk_bytes).copy_to(flat)
+        self._place.copy_from(flat)
+
+    def _room(self) -> Addresses:
+        """Host memory for all chunks, for places that are nowhere contiguous (coded ones)."""
+        self._rows = np.empty((len(self), self._chunk_bytes), dtype=np.uint8)
+        steps = np.arange(len(self), dtype=np.uint64) * np.uint64(self._chunk_bytes)
+        return np.uint64(self._rows.ctypes.data) + steps

@@ -1,0 +1,39 @@
+"""The embedded engine's KV on a GPU, moved by the CUDA kernels where they are built."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+
+from cache_core.transfer.cuda import CudaMissing
+from cache_core.transfer.gpu import GpuWays, Ready
+
+logger = logging.getLogger("lmcache")
+
+
+def ways_of(device: torch.device) -> GpuWays | None:
+    """What moves KV on this device. None where torch has to, said once: no CUDA device, or kernels
+    that are not built or don't start."""
+    if device.type != "cuda":
+        return None
+    return _ways(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _ways(index: int) -> GpuWays | None:
+    try:
+        return GpuWays(index)
+    except (CudaMissing, RuntimeError) as error:
+        logger.warning("KV is moved by torch, which is slow: %s", error)
+        return None
+
+
+def after_now(device: torch.device) -> Ready:
+    """Orders streams behind what this thread has queued on the device so far."""
+    streams: Any = torch.cuda
+    event = streams.Event()
+    event.record(streams.current_stream(device))
+    return lambda stream: streams.ExternalStream(stream, device=device).wait_event(event)
