@@ -33,14 +33,18 @@ def run(words: list[str], cwd: Path, *more: str) -> None:
     """With fewer and shorter requests than the page has, which wins over nothing it says."""
     given = [(f, v) for f, v in zip(more[::2], more[1::2], strict=True) if f not in words]
     flags = [text for pair in given for text in pair]
-    done = subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", *words[1:], *flags],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
-        timeout=560,
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-m", "lmcache_cli.main", *words[1:], *flags],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
+            timeout=560,
+        )
+        # Beside other tests a run may be void, as it says: requests left too late.
+        if "ms late (p90)" not in done.stderr:
+            break
     assert done.returncode == 0, (words, done.stderr)
     assert "failed" not in done.stderr
 
