@@ -23,6 +23,7 @@ LEAST_ROUNDS = 5
 LEAST_COUNTED = 2
 """Of a counter: a change that shows in one round may be chance; in two, each side has proven to be
 steady."""
+_UNMEASURED = "{} was not measured in every round"
 _SAME = 1e-9
 """Values that differ by less, relatively, are the same but for rounding."""
 _POWER_80 = 0.8416  # the normal quantile
@@ -168,8 +169,10 @@ def _judge_steady(
     after = [r.value(rule.metric) for r in new]
     typical = _typical(before), _typical(after)
     rounds = min(len(base), len(new))
-    if trouble := _nothing(base, new) or ("" if None not in (*before, *after) else "not measured"):
-        return _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
+    unmeasured = _UNMEASURED.format(rule.metric) if None in (*before, *after) else ""
+    if trouble := _nothing(base, new) or unmeasured:
+        found = _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
+        return replace(found, hopeless=True)
     if paired and rounds < LEAST_COUNTED:
         reason = f"{rounds} of at least {LEAST_COUNTED} rounds"
         return _verdict(cell, rule, "INCONCLUSIVE", reason, typical, rounds)
@@ -212,7 +215,7 @@ def _nothing(base: Sequence[Round], new: Sequence[Round]) -> str:
 
 def _unusable(values: Sequence[float | None], metric: str) -> str:
     if None in values:
-        return f"{metric} was not measured in every round"
+        return _UNMEASURED.format(metric)
     known = [v for v in values if v is not None]
     if not all(math.isfinite(v) and v > 0 for v in known):
         return f"{metric} has values that are no times: zero, negative or not a number"

@@ -160,6 +160,13 @@ def test_hit_rates_are_judged_in_points_and_exactly() -> None:
     assert paired(base, lower, "hit_rate<-0.5pp").exact
 
 
+def test_a_counter_that_is_not_measured_is_not_waited_for() -> None:
+    base = rounds(0.1, 0.0, 1, 1)
+    found = paired(base, [replace(r, hit_rate=None) for r in base], "hit_rate<-0.5pp")
+    assert found.outcome == "INCONCLUSIVE" and found.hopeless
+    assert found.reason == "hit_rate was not measured in every round"
+
+
 def test_a_rule_on_a_counter_replaces_exactness() -> None:
     base = rounds(0.1, 0.02, 8, 1)
     more = [replace(r, counters=COUNTS | {"bytes_loaded": 4136}) for r in base]
