@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -35,3 +36,19 @@ def write_output(target: str, text: str, flag: str = "--json") -> None:
         raise UserError(
             f"{flag}: {target} can't be written: {reason}; name another file"
         ) from error
+
+
+def check_output(target: str | None, flag: str = "--json") -> None:
+    """Before long work: raises ``UserError`` for a file that could not be written after it."""
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    reason = ""
+    if path.is_dir():
+        reason = os.strerror(errno.EISDIR)
+    elif not path.absolute().parent.is_dir():
+        reason = os.strerror(errno.ENOENT)
+    elif not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        reason = os.strerror(errno.EACCES)
+    if reason:
+        raise UserError(f"{flag}: {target} can't be written: {reason}; name another file")

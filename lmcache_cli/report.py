@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import version
-from lmcache_cli.output import write_output
+from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.markdown import bench_markdown, escaped, table
 from reports.run_file import skipped_text
@@ -47,6 +47,7 @@ def report_on(paths: Sequence[Path], format: str | None, out: str) -> None:
     format = format or _ENDINGS.get(Path(out).suffix.lower(), "text")
     if format not in _WRITERS:
         raise UserError(f"--format: {format!r} is not known; use one of {', '.join(_WRITERS)}")
+    check_output(out, "--out")
     stored = _read(paths)
     if format == "text" and out == "-":
         _print_text(Console(), stored)

@@ -21,8 +21,10 @@ def tiers_text(tiers: Mapping[str, int]) -> str:
 def recommended(document: Document) -> list[str]:
     """The recommendation, and on what it stands."""
     best, source = document["recommendation"], document["source"]
+    fails = any(v.startswith("no stack keeps every bound") for v in best.get("verdicts", []))
+    heading = "No stack keeps every bound; the nearest" if fails else "Recommended"
     lines = [
-        f"Recommended: {tiers_text(best['tiers'])}",
+        f"{heading}: {tiers_text(best['tiers'])}",
         f"chunks of {best['chunk_tokens']} tokens, {best['policy']}, {best['placement']}"
         f" · {source['requests']:,} requests, {source['tokens']:,} prompt tokens"
         f" · ceiling {100 * source['ceiling_hit_rate']:.1f} %",

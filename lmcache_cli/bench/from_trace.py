@@ -19,7 +19,9 @@ def check_trace_flags(options: BenchOptions) -> None:
     """Raises ``UserError`` if the workload `trace` and --trace don't go together, or other
     workloads or a rate go with them."""
     if (TRACE in options.workloads) != (options.trace is not None):
-        raise UserError("workload trace and --trace FILE go together: lmcache bench trace --trace")
+        raise UserError(
+            "workload trace and --trace FILE go together: lmcache bench trace --trace FILE"
+        )
     if options.trace is None:
         if options.speed_up != 1 or options.scale != 1 or options.trace_format is not None:
             raise UserError("--speed-up, --scale and --trace-format are the workload trace's")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+from urllib.parse import SplitResult, urlsplit
+
 from cache_core.tiers import TierError
 from cache_core.tiers.plugin import find_plugin
 from cache_core.tiers.remote_url import open_remote
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.errors import MissingError, UserError
+from reports.units import bytes_text
 
 _WITH_BYTES = ("transformers", "vllm")
 
@@ -25,8 +30,27 @@ def check_places(plan: Plan) -> None:
             raise UserError(
                 f"--disk-path: {options.disk_path} can't be used: {error.strerror or error}"
             ) from error
+    _check_room(plan)
     if options.remote:
         _check_remote(options.remote)
+
+
+def _check_room(plan: Plan) -> None:
+    """A disk tier is no larger than what is free, and what its folder has taken already."""
+    most = max((cell.spec.tiers.get("disk", 0) for cell in plan.cells), default=0)
+    if not most:
+        return
+    folder = plan.options.disk_path or plan.scratch
+    if folder is None:
+        return
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    kept = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    room = shutil.disk_usage(there).free + kept
+    if most > room:
+        raise UserError(
+            f"--disk-size: {bytes_text(most)} do not fit in {there}, which has {bytes_text(room)};"
+            " lower it or name another --disk-path"
+        )
 
 
 def _check_remote(url: str) -> None:
@@ -38,9 +62,22 @@ def _check_remote(url: str) -> None:
     except TierError as error:
         raise UserError(f"--remote: {error}") from error
     try:
-        if not url.startswith("mooncake"):  # to ask it takes as long as to join it
+        parts = urlsplit(url)
+        if parts.scheme == "mooncake" and parts.port:  # to ask it takes as long as to join it
+            _knock(parts)
+        elif parts.scheme != "mooncake":
             remote.ping()
     except TierError as error:
         raise MissingError(f"--remote: {error}") from error
     finally:
         remote.close()
+
+
+def _knock(parts: SplitResult) -> None:
+    """Raises :class:`TierError` where nobody listens."""
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+    except OSError as error:
+        raise TierError(
+            f"{parts.hostname}:{parts.port} does not answer: {error.strerror or error}"
+        ) from error

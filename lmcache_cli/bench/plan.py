@@ -206,8 +206,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         latency_s=options.tier_latency,
         codec=options.codec,
     )
-    if options.cache_name is not None and options.disk_path is None and not options.remote:
-        raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
+    _check_lasting(options, disk=any(sweep.tier_sizes["disk"]))
     scenarios = tuple(_scenarios(options))
     return Plan(
         options,
@@ -219,6 +218,16 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
         scratch,
         args,
     )
+
+
+def _check_lasting(options: BenchOptions, disk: bool) -> None:
+    """What is about a disk tier, where there is none."""
+    if not disk and options.disk_path is not None:
+        raise UserError("--disk-path needs a disk tier; add --disk-size, as in --disk-size 8GiB")
+    if not disk and options.admission != "none":
+        raise UserError("--admission is the disk tier's; add --disk-size, as in --disk-size 8GiB")
+    if options.cache_name is not None and options.disk_path is None and not options.remote:
+        raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
 
 
 def _check_rehearsal(options: BenchOptions) -> None:

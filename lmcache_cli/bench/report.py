@@ -32,7 +32,7 @@ from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine, versions
-from lmcache_cli.output import write_output
+from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.run_file import write_run
 from reports.sample import Sample
@@ -57,6 +57,10 @@ def run_and_report(
     that they left, which is finished and replaced."""
     talk = Console(stderr=True, quiet=quiet)
     _check_folder(out)
+    if json_file == csv_file == "-":
+        raise UserError("--json - and --csv - would both take stdout; give one a FILE")
+    check_output(json_file)
+    check_output(csv_file, "--csv")
     started = datetime.now(UTC)
     earlier = None if resume is None else Interrupted.read(resume)
     measured = Measured()

@@ -39,6 +39,8 @@ class Interrupted:
             samples, meta = read_run(path)
         except RunFileError as error:
             raise UserError(f"--resume: {error}") from error
+        if "config" not in meta:
+            raise UserError(f"--resume: {path} is no run of bench; give a bench-*.parquet")
         if meta.get("complete"):
             raise UserError(f"--resume: {path} is complete; there is nothing to finish")
         if "progress" not in meta:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lmcache_cli.engines.probed import ProbedEngine, probed_engine, read_probed
 from lmcache_cli.errors import MissingError, UserError
-from lmcache_cli.output import write_output
+from lmcache_cli.output import check_output, write_output
 from lmcache_cli.sizes import parse_size
 from lmcache_cli.tune.architectures import find_architecture
 from lmcache_cli.tune.cost import Cost, catalogue_cost, probed_cost
@@ -35,6 +35,7 @@ Say = Callable[[str], None]
 def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     """Prints the report (or JSON) and returns the exit code."""
     options.check()
+    check_output(json_file)
     goal, prices = options.goal(), options.prices()
     if not options.made:
         options.path()

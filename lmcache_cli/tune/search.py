@@ -33,6 +33,7 @@ from reports.units import bytes_text
 _QUEUED = 8
 """Stacks whose arrivals are run: those of the front, evenly spaced."""
 _POINTS = 10
+NONE_KEEPS = "no stack keeps every bound"
 _NO_GAIN = 0.02
 """Of the mean TTFT: what takes off less is no help."""
 
@@ -131,7 +132,7 @@ def search(
         tuple(rejected),
         bound[0] if bound else _binding(chosen, outcomes, goal),
         max(study.ceiling(chunk) for chunk in chunks),
-        tuple(_verdicts(study, chosen, none, min(o.idle_s for o in line), goal, chunks, room)),
+        tuple(_verdicts(study, chosen, none, line, goal, chunks, room)),
         room,
         tuple(policy_curves(study, chosen.stack.chunk_tokens, on_step)),
         tuple(load_or_compute(study, chosen)),
@@ -175,17 +176,22 @@ def _verdicts(
     study: Study,
     chosen: Outcome,
     none: Outcome,
-    fastest_s: float,
+    line: Sequence[Outcome],
     goal: Goal,
     chunks: Sequence[int],
     room: Headroom | None,
 ) -> list[str]:
-    """``fastest_s`` is the idle time of the fastest stack that keeps the bounds on sizes."""
+    """``line`` are the best stacks that keep the bounds on sizes."""
     found = []
     ceiling = max(study.ceiling(chunk) for chunk in chunks)
-    gain = 1 - fastest_s / none.idle_s
+    gain = 1 - min(o.idle_s for o in line) / none.idle_s
     could = f"the fastest stack would take {100 * gain:.1f} % off the mean TTFT"
-    if gain < _NO_GAIN:
+    if 0 in goal.largest.values() and not any(o.stack.tiers for o in line):
+        found.append(
+            f"--max-cpu and --max-disk leave no room that helps; {100 * ceiling:.1f} % of the"
+            " tokens repeat by prefix"
+        )
+    elif gain < _NO_GAIN:
         found.append(
             f"caching won't help here: {100 * ceiling:.1f} % of the tokens repeat by prefix, and"
             f" {could}"
@@ -201,7 +207,7 @@ def _verdicts(
         if without.idle_s - chosen.idle_s < 0.005 * none.idle_s:
             found.append(f"the {name} tier buys nothing: without it the mean TTFT is the same")
     if why := broken(chosen, goal):
-        found.append(f"no stack keeps every bound; this one breaks {', '.join(why)}")
+        found.append(f"{NONE_KEEPS}; this one breaks {', '.join(why)}")
     if room is not None:
         lru, best, belady = (room.hit_rates[n] for n in ("lru", room.best(), BELADY))
         sample = "" if room.rate >= 1 else f", by a sample of {100 * room.rate:.0f} %"

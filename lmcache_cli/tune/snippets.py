@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from lmcache_cli.tune.candidates import GIB, Stack
 
@@ -34,12 +35,17 @@ def snippets(stack: Stack) -> dict[str, str]:
         }
         found["vLLM's native offloading"] = f"--kv-transfer-config '{json.dumps(native)}'"
         found["SGLang HiCache"] = (
-            f"--enable-hierarchical-cache --hicache-size {max(1, round(cpu / 1e9))}"
+            f"--enable-hierarchical-cache --hicache-size {math.ceil(cpu / 1e9)}"
             " --hicache-write-policy write_through"
         )
     lines = [f"chunk_size: {stack.chunk_tokens}", f"local_cpu: {'true' if cpu else 'false'}"]
-    lines += [f"max_local_cpu_size: {cpu / GIB:.1f}"]
+    lines += [f"max_local_cpu_size: {_gib_up(cpu)}"]
     if disk:
-        lines += ["local_disk: file:///var/cache/lmcache", f"max_local_disk_size: {disk / GIB:.1f}"]
+        lines += ["local_disk: file:///var/cache/lmcache", f"max_local_disk_size: {_gib_up(disk)}"]
     found["LMCache (YAML)"] = "\n".join(lines)
     return found
+
+
+def _gib_up(size: int) -> str:
+    """In GiB, never less than asked for."""
+    return f"{math.ceil(size / GIB * 10) / 10:.1f}"

@@ -103,6 +103,14 @@ def test_an_slo_that_no_stack_keeps_is_told(tmp_path: Path) -> None:
     found = tuned(mooncake(tmp_path / "t.jsonl", True), "--slo", "ttft.p50=1ms")
     assert any("no stack keeps every bound" in v for v in found["recommendation"]["verdicts"])
     assert found["recommendation"]["binding_constraint"] == "ttft.p50"
+    done = tune(str(tmp_path / "t.jsonl"), "--slo", "ttft.p50=1ms", "--quiet", cwd=tmp_path)
+    assert done.stdout.startswith("No stack keeps every bound; the nearest: ")
+
+
+def test_bounds_that_leave_no_room_are_not_called_no_gain(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    [verdict] = tuned(trace, "--max-cpu", "0", "--max-disk", "0")["recommendation"]["verdicts"]
+    assert verdict.startswith("--max-cpu and --max-disk leave no room that helps; ")
 
 
 @pytest.mark.parametrize(
