@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -100,6 +101,16 @@ def test_places_are_looked_at_before_a_model_is_loaded(flags: list[str], tmp_pat
     assert "no/such-model" not in done.stderr
 
 
+def commands_served(port: int) -> int:
+    """By a Redis server, this question included."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"INFO stats\r\n")
+        reply = b""
+        while b"total_commands_processed:" not in reply or not reply.endswith(b"\r\n"):
+            reply += connection.recv(4096)
+    return int(reply.split(b"total_commands_processed:")[1].split(b"\r\n")[0])
+
+
 def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path: Path) -> None:
     server = RedisProcess(tmp_path)
     try:
@@ -109,6 +120,7 @@ def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path
         second = bench(model, tmp_path, *flags)["cells"][1]
         assert second["hit_tokens"]["remote"] > first["hit_tokens"]["remote"]
         assert second["identical_outputs"] is True
+        before = commands_served(server.port)
         process = subprocess.Popen(
             command(model, *flags, "--repeat", "20", "--json", "out.json"),
             cwd=tmp_path,
@@ -116,7 +128,12 @@ def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(8)
+        deadline = time.monotonic() + 200
+        # Past what opening takes; to ask is a command too.
+        while commands_served(server.port) < (before := before + 1) + 60:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "the bench never came to its requests"
+            time.sleep(0.2)
         server.kill()
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
