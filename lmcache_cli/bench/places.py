@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from cache_core.tiers import TierError
@@ -37,20 +39,25 @@ def check_places(plan: Plan) -> None:
 
 def _check_room(plan: Plan) -> None:
     """A disk tier is no larger than what is free, and what its folder has taken already."""
-    most = max((cell.spec.tiers.get("disk", 0) for cell in plan.cells), default=0)
-    if not most:
-        return
-    folder = plan.options.disk_path or plan.scratch
-    if folder is None:
-        return
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    kept = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    room = shutil.disk_usage(there).free + kept
-    if most > room:
-        raise UserError(
-            f"--disk-size: {bytes_text(most)} do not fit in {there}, which has {bytes_text(room)};"
-            " lower it or name another --disk-path"
-        )
+    for cell in plan.cells:
+        wanted, folder = cell.spec.tiers.get("disk", 0), cell.spec.folder
+        if not wanted or folder is None:
+            continue
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        room = shutil.disk_usage(there).free + _taken(folder)
+        if wanted > room:
+            raise UserError(
+                f"--disk-size: {bytes_text(wanted)} do not fit in {there}, which has"
+                f" {bytes_text(room)}; lower it or name another --disk-path"
+            )
+
+
+def _taken(folder: Path) -> int:
+    """By the tier that earlier runs left there; another process may be at it now."""
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
+    except OSError:
+        return 0
 
 
 def _check_remote(url: str) -> None:

@@ -15,7 +15,7 @@ from cache_core.cache import TierCounters
 from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.measure import Measured
 from lmcache_cli.errors import UserError
-from reports.run_file import RunFileError, read_run
+from reports.run_file import RunFileError, read_run, refuse_check_record
 from reports.sample import Sample
 from workloads.request import Request
 
@@ -37,10 +37,9 @@ class Interrupted:
         """Raises ``UserError`` for a file that is no interrupted run of ``bench``."""
         try:
             samples, meta = read_run(path)
+            refuse_check_record(path, meta)
         except RunFileError as error:
             raise UserError(f"--resume: {error}") from error
-        if "config" not in meta:
-            raise UserError(f"--resume: {path} is no run of bench; give a bench-*.parquet")
         if meta.get("complete"):
             raise UserError(f"--resume: {path} is complete; there is nothing to finish")
         if "progress" not in meta:

@@ -63,4 +63,4 @@ def test_a_check_is_no_run_to_resume(tmp_path: Path) -> None:
     assert done.returncode in (0, 1, 3), done.stderr
     (kept,) = (tmp_path / "runs").glob("check-*.parquet")
     done = lmcache(tmp_path, "bench", "--resume", str(kept))
-    assert done.returncode == 2 and "is no run of bench" in done.stderr
+    assert done.returncode == 2 and "no run of `lmcache bench`" in done.stderr
