@@ -24,19 +24,31 @@ class Memory(Protocol):
         """Gives the memory back."""
 
 
+class Slab(Protocol):
+    """Memory in one piece, for as long as the object lives."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
 class SlabMemory:
     """Slabs of up to 1 GiB, mapped and faulted in once: writing to a fresh page costs several
     times what writing to a warm one does."""
 
     def __init__(self) -> None:
-        self._slabs: list[_native.Slab] = []
+        self._slabs: list[Slab] = []
+
+    def _slab(self, nbytes: int) -> Slab:
+        return _native.Slab(nbytes)
 
     def addresses(self, chunks: int, stride: int) -> Addresses:
         per_slab = max(1, SLAB_BYTES // stride)
         parts: list[Addresses] = []
         while chunks > 0:
             count = min(chunks, per_slab)
-            slab = _native.Slab(count * stride)
+            slab = self._slab(count * stride)
             self._slabs.append(slab)
             steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
             parts.append(np.uint64(slab.address) + steps)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache_core import _native
 from cache_core.layout import KVLayout
 from cache_core.place import Addresses, Place
-from cache_core.tiers.memory import SLAB_BYTES, MemoryTier
+from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.transfer.cuda import cuda_module
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cache_core.transfer.codec import Codec
 
 # Thread blocks of a kernel: some of the GPU, so that the model goes on beside it.
-CTAS = 32
+_CTAS = 32
 
 # Makes a stream, given by its handle, wait for what the engine had queued when a place was made.
 Ready = Callable[[int], None]
@@ -36,8 +36,12 @@ class GpuWays:
         self.device = device
         cuda = cuda_module()
         self._ways: dict[str, tuple[_cuda.Transfer, threading.Lock]] = {
-            name: (cuda.Transfer(device, CTAS), threading.Lock()) for name in ("in", "out")
+            name: (cuda.Transfer(device, _CTAS), threading.Lock()) for name in ("in", "out")
         }
+
+    def stream(self, name: str) -> int:
+        """The handle of a transfer's stream."""
+        return self._ways[name][0].stream
 
     @contextmanager
     def way(self, name: str) -> Iterator[_cuda.Transfer]:
@@ -143,27 +147,16 @@ class GpuChunks:
         return np.full(len(self), self._chunk_bytes, dtype=np.uint64)
 
 
-class GpuMemory:
+class GpuMemory(SlabMemory):
     """Room for chunks on a GPU, taken beside what torch has. Raises ``CudaError``."""
 
     def __init__(self, device: int) -> None:
+        super().__init__()
         self._device = device
-        self._slabs: list[_cuda.DeviceMemory] = []
 
-    def addresses(self, chunks: int, stride: int) -> Addresses:
-        cuda, per_slab = cuda_module(), max(1, SLAB_BYTES // stride)
-        parts: list[Addresses] = []
-        while chunks > 0:
-            count = min(chunks, per_slab)
-            slab: _cuda.DeviceMemory = cuda.DeviceMemory(self._device, count * stride)
-            self._slabs.append(slab)
-            steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
-            parts.append(np.uint64(slab.address) + steps)
-            chunks -= count
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
-
-    def release(self) -> None:
-        self._slabs.clear()
+    def _slab(self, nbytes: int) -> Slab:
+        memory: _cuda.DeviceMemory = cuda_module().DeviceMemory(self._device, nbytes)
+        return memory
 
 
 class GpuTier(MemoryTier):
@@ -206,23 +199,28 @@ class _HostSide:
         return None
 
     def copy_to(self, addresses: Addresses) -> None:
-        flat = self._place.flat()
-        if flat is None:
-            flat = self._room()
-            self._place.copy_to(flat)
-        GpuChunks(self._ways, addresses, self._chunk_bytes).copy_from(flat)
+        chunks, flat = GpuChunks(self._ways, addresses, self._chunk_bytes), self._place.flat()
+        if flat is not None:
+            chunks.copy_from(flat)
+            return
+        room = self._room()
+        self._place.copy_to(_rows(room))
+        chunks.copy_from(_rows(room))
 
     def copy_from(self, addresses: Addresses) -> None:
-        flat = self._place.flat()
+        chunks, flat = GpuChunks(self._ways, addresses, self._chunk_bytes), self._place.flat()
         if flat is not None:
-            GpuChunks(self._ways, addresses, self._chunk_bytes).copy_to(flat)
+            chunks.copy_to(flat)
             return
-        flat = self._room()
-        GpuChunks(self._ways, addresses, self._chunk_bytes).copy_to(flat)
-        self._place.copy_from(flat)
+        room = self._room()
+        chunks.copy_to(_rows(room))
+        self._place.copy_from(_rows(room))
 
-    def _room(self) -> Addresses:
+    def _room(self) -> NDArray[np.uint8]:
         """Host memory for all chunks, for places that are nowhere contiguous (coded ones)."""
-        self._rows = np.empty((len(self), self._chunk_bytes), dtype=np.uint8)
-        steps = np.arange(len(self), dtype=np.uint64) * np.uint64(self._chunk_bytes)
-        return np.uint64(self._rows.ctypes.data) + steps
+        return np.empty((len(self), self._chunk_bytes), dtype=np.uint8)
+
+
+def _rows(room: NDArray[np.uint8]) -> Addresses:
+    steps = np.arange(len(room), dtype=np.uint64) * np.uint64(room.shape[1])
+    return np.uint64(room.ctypes.data) + steps

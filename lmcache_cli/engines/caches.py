@@ -23,7 +23,7 @@ from cache_core.transfer.cuda import CudaMissing, PinnedMemory
 from cache_core.transfer.gpu import GpuTier
 from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes, tier_codec
 from lmcache_cli.engines.engine import CacheSpec
-from lmcache_cli.engines.gpu import ways_of
+from lmcache_cli.engines.gpu import index_of, ways_of
 from lmcache_cli.errors import MissingError, UserError
 
 _WORK = ("syncs", "copied", "absent")
@@ -66,7 +66,7 @@ def _memory(device: torch.device) -> SlabMemory:
     if device.type != "cuda":
         return SlabMemory()
     try:
-        return PinnedMemory(device.index or 0)
+        return PinnedMemory(index_of(device))
     except CudaMissing:
         return SlabMemory()
 

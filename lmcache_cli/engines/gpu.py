@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from cache_core.transfer.cuda import CudaMissing
 from cache_core.transfer.gpu import GpuWays, Ready
 
 logger = logging.getLogger("lmcache")
@@ -17,16 +16,19 @@ logger = logging.getLogger("lmcache")
 def ways_of(device: torch.device) -> GpuWays | None:
     """What moves KV on this device. None where torch has to, said once: no CUDA device, or kernels
     that are not built or don't start."""
-    if device.type != "cuda":
-        return None
-    return _ways(torch.cuda.current_device() if device.index is None else device.index)
+    return _ways(index_of(device)) if device.type == "cuda" else None
+
+
+def index_of(device: torch.device) -> int:
+    """The number of a CUDA device, which torch leaves out where it is the current one."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @cache
 def _ways(index: int) -> GpuWays | None:
     try:
         return GpuWays(index)
-    except (CudaMissing, RuntimeError) as error:
+    except RuntimeError as error:  # CudaMissing and CudaError
         logger.warning("KV is moved by torch, which is slow: %s", error)
         return None
 

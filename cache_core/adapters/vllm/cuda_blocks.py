@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.place import Addresses, Place
 from cache_core.tiers.memory import Memory
 from cache_core.transfer.codec import Codec
-from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices, cuda_module
+from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices
 from cache_core.transfer.cuda import run_lengths as runs_of
+from cache_core.transfer.gpu import GpuWays
 from cache_core.transfer.planner import Planner, load_costs
 
 logger = logging.getLogger("lmcache")
-
-# Thread blocks of a kernel: some of the GPU, so that the model goes on beside it.
-_CTAS = 32
 
 
 def cuda_blocks(caches: Sequence[torch.Tensor], options: ConnectorOptions) -> CudaBlocks | None:
@@ -72,11 +69,7 @@ class CudaBlocks:
         self.layer_bytes = chunk_tokens * heads * content * item
         self.chunk_bytes = self.layers * self.layer_bytes
         self._all = self._paged(range(self.layers), heads, content)
-        cuda = cuda_module()
-        self._ways = {
-            direction: (cuda.Transfer(self._device, _CTAS), threading.Lock())
-            for direction in ("d2h", "h2d")
-        }
+        self._ways = GpuWays(self._device)
         # Bytes of a run are contiguous where all heads of a token are, and its tokens.
         token_bytes = heads * content * item
         self._whole = self._strides[1] == content * item and self._strides[2] == token_bytes
@@ -93,8 +86,7 @@ class CudaBlocks:
         streams: Any = torch.cuda
         event = streams.Event()
         event.record()
-        transfer, _ = self._ways["d2h"]
-        stream = streams.ExternalStream(transfer.stream, device=self._caches[0].device)
+        stream = streams.ExternalStream(self._ways.stream("out"), device=self._caches[0].device)
         return lambda: stream.wait_event(event)
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -111,13 +103,10 @@ class CudaBlocks:
         # Whole runs are one copy each; else each token's heads are copies of their own.
         copies = (runs if self._whole else tokens * heads) * len(layers)
         size = piece * (tokens // max(runs, 1) if self._whole else 1)
-        direction = "d2h" if out else "h2d"
-        transfer, lock = self._ways[direction]
         dma = self._planner.choose("d2h" if out else "h2d", copies, size) == "dma"
         name = ("gather" if out else "scatter") + ("_dma" if dma else "")
-        with lock:
+        with self._ways.way("out" if out else "in") as transfer:
             getattr(transfer, name)(paged, slots, there, "NHD")
-            transfer.synchronize()
 
     def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
         """Of all layers. False where the codec's rows are no parts of a head."""
@@ -127,11 +116,9 @@ class CudaBlocks:
         if not fits or (parts > 1 and self._strides[1] != content * self._item):
             return False
         paged = self._paged(range(self.layers), heads * parts, codec.items)
-        transfer, lock = self._ways["d2h" if out else "h2d"]
-        with lock:
+        with self._ways.way("out" if out else "in") as transfer:
             verb = transfer.gather_coded if out else transfer.scatter_coded
             verb(paged, slots, addresses, "NHD", codec.dtype, codec.name)
-            transfer.synchronize()
         return True
 
     def _paged(self, layers: range, heads: int, content: int) -> _native.Paged:
