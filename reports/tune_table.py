@@ -18,13 +18,16 @@ def tiers_text(tiers: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {bytes_text(size)}" for name, size in tiers.items()) or "no cache"
 
 
+def heading(keeps_bounds: bool) -> str:
+    """What stands before the sizes."""
+    return "Recommended" if keeps_bounds else "No stack keeps every bound; the nearest"
+
+
 def recommended(document: Document) -> list[str]:
     """The recommendation, and on what it stands."""
     best, source = document["recommendation"], document["source"]
-    fails = any(v.startswith("no stack keeps every bound") for v in best.get("verdicts", []))
-    heading = "No stack keeps every bound; the nearest" if fails else "Recommended"
     lines = [
-        f"{heading}: {tiers_text(best['tiers'])}",
+        f"{heading(best.get('keeps_bounds', True))}: {tiers_text(best['tiers'])}",
         f"chunks of {best['chunk_tokens']} tokens, {best['policy']}, {best['placement']}"
         f" · {source['requests']:,} requests, {source['tokens']:,} prompt tokens"
         f" · ceiling {100 * source['ceiling_hit_rate']:.1f} %",

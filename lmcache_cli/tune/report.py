@@ -14,12 +14,13 @@ from lmcache_cli.tune.candidates import Outcome
 from lmcache_cli.tune.load_or_compute import LoadOrCompute
 from lmcache_cli.tune.plots import plots
 from lmcache_cli.tune.policies import Headroom, PolicyCurve
-from lmcache_cli.tune.search import NONE_KEEPS, Recommendation
+from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.snippets import snippets
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.uncertainty import Uncertainty
 from lmcache_cli.tune.validate import Validation
 from lmcache_cli.tune.validation_report import validation_json, validation_tables
+from reports.tune_table import heading
 from reports.units import NONE, bytes_text
 
 SCHEMA = "lmcache.tune/1"
@@ -62,6 +63,7 @@ def document(
             "admission": found.chosen.stack.admission,
             "predicted": _predicted(found.chosen),
             "binding_constraint": found.binding,
+            "keeps_bounds": found.keeps_bounds,
             "marginals": [
                 {
                     "tier": m.tier,
@@ -115,10 +117,8 @@ def print_report(
 def _report(study: Study, found: Recommendation, validation: Validation | None) -> RenderableType:
     stack = found.chosen.stack
     sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in stack.tiers) or "no cache"
-    fails = any(verdict.startswith(NONE_KEEPS) for verdict in found.verdicts)
-    heading = "No stack keeps every bound; the nearest" if fails else "Recommended"
     parts: list[RenderableType] = [
-        Text(f"{heading}: {sizes}", style="bold"),
+        Text(f"{heading(found.keeps_bounds)}: {sizes}", style="bold"),
         Text(
             f"chunks of {stack.chunk_tokens} tokens, {stack.policy}, {stack.placement}"
             f" · {len(study.arrays):,} requests, {study.tokens:,} prompt tokens"

@@ -33,7 +33,6 @@ from reports.units import bytes_text
 _QUEUED = 8
 """Stacks whose arrivals are run: those of the front, evenly spaced."""
 _POINTS = 10
-NONE_KEEPS = "no stack keeps every bound"
 _NO_GAIN = 0.02
 """Of the mean TTFT: what takes off less is no help."""
 
@@ -49,6 +48,7 @@ class Recommendation:
     marginals: tuple[Marginal, ...]
     rejected: tuple[tuple[Outcome, str], ...]
     binding: str | None
+    keeps_bounds: bool
     ceiling: float
     verdicts: tuple[str, ...] = field(default_factory=tuple)
     headroom: Headroom | None = None
@@ -131,6 +131,7 @@ def search(
         tuple(marginals(chosen, study.judge)),
         tuple(rejected),
         bound[0] if bound else _binding(chosen, outcomes, goal),
+        not bound,
         max(study.ceiling(chunk) for chunk in chunks),
         tuple(_verdicts(study, chosen, none, line, goal, chunks, room)),
         room,
@@ -207,7 +208,7 @@ def _verdicts(
         if without.idle_s - chosen.idle_s < 0.005 * none.idle_s:
             found.append(f"the {name} tier buys nothing: without it the mean TTFT is the same")
     if why := broken(chosen, goal):
-        found.append(f"{NONE_KEEPS}; this one breaks {', '.join(why)}")
+        found.append(f"no stack keeps every bound; this one breaks {', '.join(why)}")
     if room is not None:
         lru, best, belady = (room.hit_rates[n] for n in ("lru", room.best(), BELADY))
         sample = "" if room.rate >= 1 else f", by a sample of {100 * room.rate:.0f} %"

@@ -103,6 +103,7 @@ def test_an_slo_that_no_stack_keeps_is_told(tmp_path: Path) -> None:
     found = tuned(mooncake(tmp_path / "t.jsonl", True), "--slo", "ttft.p50=1ms")
     assert any("no stack keeps every bound" in v for v in found["recommendation"]["verdicts"])
     assert found["recommendation"]["binding_constraint"] == "ttft.p50"
+    assert found["recommendation"]["keeps_bounds"] is False
     done = tune(str(tmp_path / "t.jsonl"), "--slo", "ttft.p50=1ms", "--quiet", cwd=tmp_path)
     assert done.stdout.startswith("No stack keeps every bound; the nearest: ")
 
