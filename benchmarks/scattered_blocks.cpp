@@ -1,5 +1,5 @@
 // Ways for one core to read, write and copy blocks, those that csrc/stream.cpp took and those that it
-// did not. `from` and `to` are block numbers; all memory is aligned to 64 bytes.
+// did not. Orders are block numbers; all memory is aligned to 64 bytes.
 #include <immintrin.h>
 
 #include <algorithm>

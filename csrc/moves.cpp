@@ -52,7 +52,7 @@ class Batch {
   std::size_t count_ = 0;
 };
 
-// A run and where its chunk's part of it begins, in layer 0 and plane 0.
+// A run and its chunk's address.
 struct Part {
   Run run;
   std::uint64_t chunk;
@@ -119,7 +119,7 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
   const std::size_t shares = std::min(table.chunks, parts.size());
   const bool whole = whole_runs(paged, 0, order, chunk_tokens) &&
                      whole_runs(paged, planes - 1, order, chunk_tokens);
-  const bool side_by_side = planes == 2 && planes_in_blocks(paged);
+  const bool side_by_side = kGather && planes == 2 && planes_in_blocks(paged);
   const auto work = [&](std::size_t begin, std::size_t end) {
     Batch batch;
     const auto move_piece = [&](std::uint64_t there, std::uint64_t here, std::int64_t bytes) {
@@ -136,28 +136,21 @@ void move_paged(const Paged& paged, const SlotTable& table, const std::uint64_t*
       const Part* const first = parts.data() + parts.size() * share / shares;
       const Part* const last = parts.data() + parts.size() * (share + 1) / shares;
       const auto move_part = [&](const Part& part, std::size_t plane) {
-        for_run(paged, plane, order, chunk_tokens, part.run, paged.base(layer, plane),
-                part.chunk + (layer * planes + plane) * plane_bytes, move_piece);
+        const std::uint64_t engine = paged.base(layer, plane);
+        const std::uint64_t chunk = part.chunk + (layer * planes + plane) * plane_bytes;
+        const Run& run = part.run;
+        if (whole) {  // for_run would find that, at some cost for each run of each layer
+          move_piece(engine + paged.offset(run.slot, plane), chunk + run.token * token_bytes,
+                     run.tokens * token_bytes);
+        } else {
+          for_run(paged, plane, order, chunk_tokens, run, engine, chunk, move_piece);
+        }
       };
-      if (kGather && side_by_side) {
+      // Either way all parts in all planes.
+      const std::size_t outer = side_by_side ? 1 : planes, inner = planes / outer;
+      for (std::size_t o = 0; o < outer; ++o) {
         for (const Part* part = first; part != last; ++part) {
-          move_part(*part, 0), move_part(*part, 1);
-        }
-        continue;
-      }
-      for (std::size_t plane = 0; plane < planes; ++plane) {
-        if (!whole) {
-          for (const Part* part = first; part != last; ++part) move_part(*part, plane);
-          continue;
-        }
-        // What for_run would find, without looking for it in each run of each layer.
-        const Spacing engine = paged.spacing(plane);
-        const std::uint64_t base = paged.base(layer, plane);
-        const std::uint64_t offset = (layer * planes + plane) * plane_bytes;
-        for (const Part* part = first; part != last; ++part) {
-          move_piece(base + engine.offset(part->run.slot),
-                     part->chunk + offset + part->run.token * token_bytes,
-                     part->run.tokens * token_bytes);
+          for (std::size_t i = 0; i < inner; ++i) move_part(*part, o + i);
         }
       }
     }

@@ -9,17 +9,6 @@
 
 namespace lmcache {
 
-// How far the slots of a plane are from its base, in bytes.
-struct Spacing {
-  std::int64_t block_tokens, block, token;
-  int shift;  // block_tokens as a power of two, if it is one, or -1: a division takes longer
-
-  std::int64_t offset(std::int64_t slot) const {
-    const std::int64_t i = shift >= 0 ? slot >> shift : slot / block_tokens;
-    return i * block + (slot - i * block_tokens) * token;
-  }
-};
-
 // Address of (layer l, plane kv, slot s, head h, item d), where `item_bytes` bytes lie:
 //   base[kv][l] + (s / block_tokens) * strides[kv].block + (s % block_tokens) * strides[kv].token
 //               + h * strides[kv].head + d * strides[kv].item
@@ -32,7 +21,7 @@ struct Paged {
   Strides strides[2];
   std::int64_t kv_heads, head_bytes, item_bytes, num_slots;
   bool overlaps = false;  // two tokens, heads or planes share bytes: it can be read, not written
-  int block_shift = -1;   // Spacing's
+  int block_shift = -1;   // block_tokens as a power of two, if it is one: a division takes longer
 
   // Throws std::invalid_argument, naming the field, for what can't be a layout; finds the last two.
   void check();
@@ -44,11 +33,10 @@ struct Paged {
   std::uint64_t base(std::size_t layer, std::size_t plane) const {
     return plane == 0 ? k_bases[layer] : v_bases[layer];
   }
-  Spacing spacing(std::size_t plane) const {
-    return {block_tokens, strides[plane].block, strides[plane].token, block_shift};
-  }
   std::int64_t offset(std::int64_t slot, std::size_t plane) const {
-    return spacing(plane).offset(slot);
+    const Strides& by = strides[plane];
+    const std::int64_t block = block_shift >= 0 ? slot >> block_shift : slot / block_tokens;
+    return block * by.block + (slot - block * block_tokens) * by.token;
   }
   // Slots at either side of a block's end are as far apart as two within a block.
   bool blocks_touch() const;
