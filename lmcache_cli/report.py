@@ -14,10 +14,9 @@ from lmcache_cli.machine import version
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.markdown import bench_markdown, escaped, table
-from reports.run_file import skipped_text
+from reports.run_file import CheckRecordError, read_among
 from reports.stored import (
     Stored,
-    StoredCheckError,
     StoredError,
     StoredRun,
     StoredTune,
@@ -56,19 +55,12 @@ def report_on(paths: Sequence[Path], format: str | None, out: str) -> None:
 
 
 def _read(paths: Sequence[Path]) -> list[Stored]:
-    found: list[Stored] = []
-    skipped: dict[Path, StoredCheckError] = {}
-    for path in paths:
-        try:
-            found.append(read_stored(path))
-        except StoredCheckError as error:
-            skipped[path] = error
-        except StoredError as error:
-            raise UserError(str(error)) from error
-    if not found:
-        raise UserError(str(next(iter(skipped.values()))))
-    for path in skipped:
-        print(f"warning: {skipped_text(path)}", file=sys.stderr)
+    try:
+        found, warnings = read_among(paths, read_stored)
+    except (StoredError, CheckRecordError) as error:
+        raise UserError(str(error)) from error
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return found
 
 

@@ -6,9 +6,9 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reports.sample import BLEND_FIELDS, Sample
 
@@ -16,6 +16,7 @@ SCHEMA = "lmcache.run/1"
 CHECK = "check"
 """``kind`` of what ``lmcache check`` keeps; a run's is ``bench``."""
 META_KEY = b"lmcache"
+T = TypeVar("T")
 
 
 class RunFileError(Exception):
@@ -67,9 +68,20 @@ def refuse_check_record(path: str | Path, meta: Mapping[str, Any]) -> None:
         )
 
 
-def skipped_text(path: str | Path) -> str:
-    """What a warning says of such a file, among others that are runs."""
-    return f"{path} is skipped: the samples of a `lmcache check`, no run of `lmcache bench`"
+def read_among(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[list[T], list[str]]:
+    """What ``read`` makes of each file, without the records of checks that lie among them, and a
+    warning for each of those. Raises ``CheckRecordError`` if there is nothing else."""
+    found: list[T] = []
+    skipped: dict[Path, CheckRecordError] = {}
+    for path in paths:
+        try:
+            found.append(read(path))
+        except CheckRecordError as error:
+            skipped[path] = error
+    if skipped and not found:
+        raise next(iter(skipped.values()))
+    what = "is skipped: the samples of a `lmcache check`, no run of `lmcache bench`"
+    return found, [f"{path} {what}" for path in skipped]
 
 
 def read_run(path: str | Path) -> tuple[list[Sample], dict[str, Any]]:

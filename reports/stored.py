@@ -19,10 +19,6 @@ class StoredError(Exception):
     """A file that no report can be made from; one line that names it and what to do."""
 
 
-class StoredCheckError(StoredError):
-    """The file is what ``lmcache check`` keeps: sound, but nothing for a report."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredRun:
     """A run file: ``cells`` are its summaries, in table order, ``samples_of`` their samples."""
@@ -44,12 +40,13 @@ class StoredRun:
 
     @classmethod
     def read(cls, path: str | Path) -> StoredRun:
-        """Raises ``StoredError`` for a file that is missing, damaged, or no run of ``bench``."""
+        """Raises ``StoredError`` for a file that is missing, damaged, or no run of ``bench``;
+        ``CheckRecordError`` for what ``check`` keeps."""
         try:
             samples, meta = read_run(path)
             refuse_check_record(path, meta)
-        except CheckRecordError as error:
-            raise StoredCheckError(str(error)) from error
+        except CheckRecordError:
+            raise
         except RunFileError as error:
             raise StoredError(str(error)) from error
         by_cell: dict[int, list[Sample]] = {}

@@ -20,7 +20,7 @@ from lmcache_cli.check.side import Side
 from lmcache_cli.compare.stored import StoredRun, read_stored
 from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine, versions
-from reports.run_file import CHECK, write_run
+from reports.run_file import CHECK, CheckRecordError, write_run
 from reports.verdict import LEAST_ROUNDS
 from reports.verdict_counters import Strictness
 from reports.verdict_round import measured_by_clock
@@ -139,7 +139,10 @@ def run_check(
     """Returns the exit code. Ctrl-C keeps what was measured: the verdict so far is printed and all
     files are written."""
     outputs.check()
-    stored = read_stored(base.stored) if base.stored else None
+    try:
+        stored = read_stored(base.stored) if base.stored else None
+    except CheckRecordError as error:
+        raise UserError(f"--baseline: {error}") from error
     check = Check(base, new, judgement, budget, seed, out, [], [], stored=stored)
     if stored is not None:
         _refuse_elsewhere(stored, judgement)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import cast
 
 from lmcache_cli.check.outputs import Judgement, Outputs
-from lmcache_cli.compare.stored import StoredCheckError, StoredRun, read_stored
+from lmcache_cli.compare.stored import StoredRun, read_stored
 from lmcache_cli.compare.unlike import refuse_unlike
 from lmcache_cli.errors import UserError
-from reports.run_file import skipped_text
+from reports.run_file import CheckRecordError, read_among
 from reports.verdict_counters import Strictness
 from reports.verdict_round import Round
 from reports.verdict_trial import Comparison, Trial
@@ -68,16 +68,11 @@ def read_runs(text: str, side: str, warnings: list[str]) -> list[StoredRun]:
             paths.append(path)
     if not paths:
         raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
-    found: list[StoredRun] = []
-    skipped: dict[Path, StoredCheckError] = {}
-    for path in paths:
-        try:
-            found.append(read_stored(path))
-        except StoredCheckError as error:
-            skipped[path] = error
-    if not found:
-        raise next(iter(skipped.values()))
-    warnings += [text for path in skipped if (text := skipped_text(path)) not in warnings]
+    try:
+        found, skipped = read_among(paths, read_stored)
+    except CheckRecordError as error:
+        raise UserError(str(error)) from error
+    warnings += [warning for warning in skipped if warning not in warnings]
     return found
 
 

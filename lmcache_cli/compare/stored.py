@@ -39,12 +39,8 @@ class StoredRun:
     warnings: tuple[str, ...] = ()
 
 
-class StoredCheckError(UserError):
-    """The file is what ``lmcache check`` keeps, no run."""
-
-
 def read_stored(path: Path) -> StoredRun:
-    """Raises ``UserError`` for a file that is missing or of no known format, ``StoredCheckError``
+    """Raises ``UserError`` for a file that is missing or of no known format, ``CheckRecordError``
     for what ``check`` keeps."""
     if path.suffix == ".parquet":
         return _ours(path)
@@ -76,8 +72,8 @@ def _ours(path: Path) -> StoredRun:
     try:
         samples, meta = read_run(path)
         refuse_check_record(path, meta)
-    except CheckRecordError as error:
-        raise StoredCheckError(str(error)) from error
+    except CheckRecordError:
+        raise
     except RunFileError as error:
         raise UserError(str(error)) from error
     if "config" not in meta or "cells" not in meta:
