@@ -32,10 +32,7 @@ def write_output(target: str, text: str, flag: str = "--json") -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{flag}: {target} can't be written: {reason}; name another file"
-        ) from error
+        raise _refusal(flag, target, error.strerror or str(error)) from error
 
 
 def check_output(target: str | None, flag: str = "--json") -> None:
@@ -51,4 +48,8 @@ def check_output(target: str | None, flag: str = "--json") -> None:
     elif not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         reason = os.strerror(errno.EACCES)
     if reason:
-        raise UserError(f"{flag}: {target} can't be written: {reason}; name another file")
+        raise _refusal(flag, target, reason)
+
+
+def _refusal(flag: str, target: str, reason: str) -> UserError:
+    return UserError(f"{flag}: {target} can't be written: {reason}; name another file")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, MissingError, UserError
-from lmcache_cli.output import write_output
+from lmcache_cli.output import check_output, write_output
 from reports.bench_json import json_text
 from reports.verdict import Outcome
 from reports.verdict_json import verdict_json, verdict_junit
@@ -38,8 +38,7 @@ class Outputs:
         if [self.json, self.markdown, self.junit].count("-") > 1:
             raise UserError("--json, --markdown, --junit: only one of them can go to stdout")
         for flag, name in (("json", self.json), ("markdown", self.markdown), ("junit", self.junit)):
-            if name not in (None, "-") and not Path(str(name)).absolute().parent.is_dir():
-                raise UserError(f"--{flag}: the folder of {name} does not exist; make it first")
+            check_output(name, f"--{flag}")
         if self.github and not os.environ.get(_SUMMARY):
             raise UserError(f"--github: {_SUMMARY} is not set; this works in GitHub Actions only")
         if self.junit:
