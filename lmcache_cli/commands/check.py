@@ -128,6 +128,7 @@ def check(
     candidate is worse. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from dataclasses import replace
 
+    from lmcache_cli.bench.plan import make_plan
     from lmcache_cli.check.calibrate import run_calibrate
     from lmcache_cli.check.clock import Budget
     from lmcache_cli.check.outputs import Judgement, Outputs
@@ -152,6 +153,7 @@ def check(
     if calibrate:
         raise typer.Exit(run_calibrate(base, judgement, budget, seed, out, outputs, quiet))
     if (base.args, base.python) == (new.args, new.python) and not base.stored:
+        make_plan(base.options(), out)  # a typo is told first: it may be what should differ
         raise UserError(
             "both sides are the same; let something differ, or measure the noise: --calibrate"
         )

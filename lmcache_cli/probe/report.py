@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.table import Table
 
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine, versions
 from lmcache_cli.probe.disk import DiskFigure, DiskProbe, probe_disk
@@ -54,12 +55,15 @@ def run_probe(
     if disk_bytes < 64 << 20:
         raise UserError("--disk-size: the probe needs a file of at least 64MiB")
     talk = Console(stderr=True, quiet=quiet)
-    with talk.status("memory: copying") as status:
+    with BenchProgress(talk, quiet) as progress:
+        progress.phase("memory: copying")
         copies = probe_memory(memory_bytes, repeats)
-        disk = probe_disk(folder, disk_bytes, repeats, status.update)
-        status.update("remote")
-        far = probe_remote(remote, repeats) if remote else None
-        engine = _probe_engine(model, folder, repeats, remote, status.update) if model else None
+        disk = probe_disk(folder, disk_bytes, repeats, progress.phase)
+        far = None
+        if remote:
+            progress.phase("remote")
+            far = probe_remote(remote, repeats)
+        engine = _probe_engine(model, folder, repeats, remote, progress.phase) if model else None
     document = {
         "schema": SCHEMA,
         "machine": machine(),

@@ -36,6 +36,9 @@ REAL = ("bench", "rag", "--model", "no/such-model")
         ((*REAL, "--csv", "."), "--csv: . can't be written: Is a directory"),
         ((*REAL, "--json", "-", "--csv", "-"), "would both take stdout"),
         (("report", "x.parquet", "--out", "nowhere/x.html"), "--out: nowhere/x.html can't be"),
+        (("check", "--bench", "rag --polcy lru"), "No such option: --polcy"),
+        (("check", "--bench", "rag --policy lruu"), "--policy"),
+        (("check", "--bench", "rag --policy lru"), "both sides are the same"),
         (("bench", "trace"), "lmcache bench trace --trace FILE"),
     ],
 )
