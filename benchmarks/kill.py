@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from cache_core import _native
 from cache_core.place import FlatPlace
 from cache_core.tiers import DiskTier
+from cache_core.tiers.tier import Read
 
 CHUNK_BYTES = 20_000
 CAP_BYTES = 4 << 20
@@ -168,8 +169,8 @@ def look(directory: Path, expected: set[int], synced: set[int], findings: Findin
     for at in range(0, len(found), BATCH):
         numbers = found[at : at + BATCH]
         good = tier.read([key(number) for number in numbers], chunks.blank(len(numbers)))
-        findings.unreadable += good.count(False)
-        findings.served += good.count(True)
+        findings.unreadable += len(good) - good.count(Read.HERE)
+        findings.served += good.count(Read.HERE)
         findings.wrong += sum(
             ok and not chunks.holds(row, number)
             for row, (number, ok) in enumerate(zip(numbers, good, strict=True))

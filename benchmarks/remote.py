@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -123,7 +123,7 @@ def measure(url: str, size: int, mib: int, repeats: int) -> Rates:
     return rates
 
 
-def all_true(answers: list[bool]) -> None:
+def all_true(answers: Sequence[int]) -> None:
     assert all(answers), "the server did not keep what it was given"
 
 

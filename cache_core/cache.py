@@ -146,8 +146,9 @@ class TieredCache:
     def load(self, hit: Hit, place: Place | None) -> Loaded:
         """Copies an acquired hit's chunks to ``place`` and releases the hit, also on error.
 
-        A chunk that a tier fails to read is forgotten, and the load ends before it: what
-        :class:`Loaded` counts is in place and right, the rest must be recomputed.
+        The load ends before the first chunk that can't be read: what :class:`Loaded` counts is in
+        place and right, the rest must be recomputed. A chunk that is gone or damaged is forgotten;
+        one that can't be read now stays held.
         """
         start = self._clock()
         by_tier: dict[str, int] = {}
@@ -157,9 +158,9 @@ class TieredCache:
                 name = self.tiers[run.tier].name
                 with self._lock:
                     self.counters[name].read_s += run.seconds
-                    self.counters[name].read_chunks += sum(run.good)
-                    bad = [k for k, ok in zip(run.keys, run.good, strict=True) if not ok]
-                    self._forget(bad, run.tier)
+                    self.counters[name].read_chunks += run.read
+                    self.counters[name].failures += len(run.keys) - run.read
+                    self._forget(run.gone, run.tier)
                 if run.usable:
                     by_tier[name] = by_tier.get(name, 0) + run.usable
                 done += run.usable
@@ -306,7 +307,6 @@ class TieredCache:
         return Stored(len(given), len(given) * self.layout.chunk_bytes, self._clock() - start)
 
     def _forget(self, keys: list[bytes], tier: int) -> None:
-        self.counters[self.tiers[tier].name].failures += len(keys)
         lost = [key for key in keys if self._ledger.forget(key, tier)]
         if lost and not self._closed:
             self._submit(Plan(tuple(Move(key, tier, NOWHERE, -1) for key in lost)), None)

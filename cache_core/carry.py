@@ -9,7 +9,7 @@ from itertools import groupby
 
 from cache_core.place import Place
 from cache_core.plan import ENGINE, NOWHERE, Hit, Move, Plan
-from cache_core.tiers.tier import Tier
+from cache_core.tiers.tier import Read, Tier
 
 logger = logging.getLogger("lmcache")
 
@@ -40,13 +40,24 @@ class Fetched:
 
     tier: int
     keys: Sequence[bytes]
-    good: Sequence[bool]
+    answers: Sequence[Read]
     seconds: float
+
+    @property
+    def read(self) -> int:
+        """Chunks that are in place."""
+        return self.answers.count(Read.HERE)
 
     @property
     def usable(self) -> int:
         """Leading chunks that are in place."""
-        return list(self.good).index(False) if False in self.good else len(self.good)
+        return next((i for i, answer in enumerate(self.answers) if not answer), len(self.answers))
+
+    @property
+    def gone(self) -> list[bytes]:
+        """Chunks that the tier will never give."""
+        pairs = zip(self.keys, self.answers, strict=True)
+        return [key for key, answer in pairs if answer is Read.GONE]
 
 
 def carry(
@@ -82,9 +93,9 @@ def fetch(
         whole = len(rows) == len(hit)
         target = place if place is None or whole else place.pick(rows)
         began = clock()
-        good = tiers[tier].read(keys, target)
-        yield Fetched(tier, keys, good, clock() - began)
-        if not all(good):
+        answers = [Read(answer) for answer in tiers[tier].read(keys, target)]
+        yield Fetched(tier, keys, answers, clock() - began)
+        if not all(answers):
             return
 
 

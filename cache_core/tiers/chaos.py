@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from cache_core.place import Place
-from cache_core.tiers.tier import Tier
+from cache_core.tiers.tier import Read, Tier
 
 
 class Chaos:
     """``tier`` with faults, drawn per chunk and call from ``seed``.
 
-    ``failed_reads`` and ``failed_writes`` are probabilities that a chunk's I/O ends in EIO (a
-    False, as every tier answers), ``lost`` that a held chunk is found to be gone for good when it
-    is read, ``slow`` that a call takes ``slow_s`` longer. ``injected`` counts what was done.
+    ``failed_reads`` and ``failed_writes`` are probabilities that a chunk's I/O fails this time
+    (``LATER`` of a read, False of a write), ``lost`` that a held chunk is found to be gone for good
+    when it is read, ``slow`` that a call takes ``slow_s`` longer. ``injected`` counts them.
     """
 
     def __init__(
@@ -62,12 +62,15 @@ class Chaos:
         found = self._tier.contains(keys)
         return [ok and key not in self._gone for key, ok in zip(keys, found, strict=True)]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         self._dawdle()
-        rows = [row for row, key in enumerate(keys) if self._readable(key)]
+        answers = [self._readable(key) for key in keys]
+        rows = [row for row, answer in enumerate(answers) if answer]
         chosen = [keys[row] for row in rows]
         found = self._tier.read(chosen, None if place is None else place.pick(rows))
-        return _spread(len(keys), rows, found)
+        for row, answer in zip(rows, found, strict=True):
+            answers[row] = answer
+        return answers
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
         self._dawdle()
@@ -78,7 +81,10 @@ class Chaos:
         stored = self._tier.write(chosen, None if place is None else place.pick(rows))
         with self._lock:
             self._gone.difference_update(keys)
-        return _spread(len(keys), rows, stored)
+        answers = [False] * len(keys)
+        for row, ok in zip(rows, stored, strict=True):
+            answers[row] = ok
+        return answers
 
     def discard(self, keys: Sequence[bytes]) -> None:
         self._tier.discard(keys)
@@ -91,11 +97,13 @@ class Chaos:
     def close(self) -> None:
         self._tier.close()
 
-    def _readable(self, key: bytes) -> bool:
+    def _readable(self, key: bytes) -> Read:
         if self._draw("lost"):
             with self._lock:
                 self._gone.add(key)
-        return key not in self._gone and not self._fails("failed reads")
+        if key in self._gone:
+            return Read.GONE
+        return Read.LATER if self._fails("failed reads") else Read.HERE
 
     def _fails(self, what: str) -> bool:
         """Whether this chunk's I/O fails: the error is raised and caught as in a real tier."""
@@ -114,11 +122,3 @@ class Chaos:
     def _dawdle(self) -> None:
         if self._draw("slow"):
             self._sleep(self._slow_s)
-
-
-def _spread(count: int, rows: Sequence[int], good: Sequence[bool]) -> list[bool]:
-    """Answers for some rows as answers for all; the others are False."""
-    answers = [False] * count
-    for row, ok in zip(rows, good, strict=True):
-        answers[row] = ok
-    return answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cache_core.place import Place
-from cache_core.tiers.tier import Tier, recovered
+from cache_core.tiers.tier import Read, Tier, recovered
 from cache_core.transfer.codec import Codec, CodedPlace, DecodedPlace
 
 
@@ -30,7 +30,7 @@ class CodedTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return self._tier.contains(keys)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         return self._tier.read(keys, self._coded(place))
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cache_core import _native
 from cache_core.place import Addresses, FlatPlace, Place
+from cache_core.tiers.tier import Read
 
 SLAB_BYTES = 1 << 30
 _ALIGN = 4096
@@ -85,14 +86,14 @@ class MemoryTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._slots for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         slots = [self._slots.get(key) for key in keys]
         found = [slot is not None for slot in slots]
         if place is not None and any(found):
             rows = [i for i, slot in enumerate(slots) if slot is not None]
             sources = self._addresses[[slot for slot in slots if slot is not None]]
             (place if len(rows) == len(keys) else place.pick(rows)).copy_from(sources)
-        return found
+        return Read.of(found)
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
         if place is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cache_core.place import Place
+from cache_core.tiers.tier import Read
 
 
 class NullTier:
@@ -21,8 +22,8 @@ class NullTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._keys for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
-        return self.contains(keys)
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        return Read.of(self.contains(keys))
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
         stored = []

@@ -18,7 +18,7 @@ from cache_core.tiers.breaker import CircuitBreaker
 from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
 from cache_core.tiers.lane import Lane, Lanes, stride_of
 from cache_core.tiers.store import Store, StoreError
-from cache_core.tiers.tier import TierError
+from cache_core.tiers.tier import Read, TierError
 
 logger = logging.getLogger("lmcache")
 
@@ -124,10 +124,10 @@ class RemoteTier:
         found = self._call(lambda store: store.exists(names))
         return found if found is not None else [False] * len(keys)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         if place is None:
-            return self.contains(keys)
-        done = [False] * len(keys)
+            return Read.of(self.contains(keys))
+        done = [Read.LATER] * len(keys)
 
         def start(lane: Lane, rows: range) -> Future[list[bool]]:
             return lane.submit(partial(self._receive, [keys[i] for i in rows], lane))
@@ -137,8 +137,8 @@ class RemoteTier:
             if arrived:
                 target = place.pick([rows[i] for i in arrived])
                 target.copy_from(lane.payloads(len(rows))[arrived])
-            for i in arrived:
-                done[rows[i]] = True
+            for row, answer in zip(rows, Read.of(good), strict=True):
+                done[row] = answer
 
         self._transfer(len(keys), start, finish)
         return done

@@ -11,6 +11,7 @@ import torch
 
 from cache_core.layout import KVLayout
 from cache_core.place import Addresses, Place
+from cache_core.tiers.tier import Read
 
 
 class TensorPlace:
@@ -64,13 +65,13 @@ class TensorTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._slots for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         found = self.contains(keys)
         rows = [row for row, ok in enumerate(found) if ok]
         if place is not None and rows:
             blocks = [self._pool[self._slots[keys[row]]] for row in rows]
             _move(TensorPlace(blocks), place.pick(rows))
-        return found
+        return Read.of(found)
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
         if place is None:

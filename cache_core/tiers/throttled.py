@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cache_core.place import Place
-from cache_core.tiers.tier import Tier
+from cache_core.tiers.tier import Read, Tier
 
 
 class Throttled:
@@ -52,10 +52,10 @@ class Throttled:
             self._until(began + self._latency_s)
         return found
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         began = self._clock()
         found = self._tier.read(keys, place)
-        self._until(self._reads.end(began, sum(found)) + self._latency_s)
+        self._until(self._reads.end(began, found.count(Read.HERE)) + self._latency_s)
         return found
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:

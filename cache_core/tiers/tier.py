@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Protocol, runtime_checkable
 
 from cache_core.place import Place
@@ -12,6 +13,27 @@ NAMES = ("device", "cpu", "disk", "remote")
 
 class TierError(Exception):
     """A tier can't be opened or has broken; the text says what and where."""
+
+
+class Read(IntEnum):
+    """What became of one chunk's read. True only if it is ``HERE``; a plain False of a tier that
+    somebody else wrote means ``GONE``, a plain True ``HERE``."""
+
+    GONE = 0
+    """Not held, or damaged: it will never be read, and may be forgotten."""
+    HERE = 1
+    """It has been copied, whole and right."""
+    LATER = 2
+    """It could not be read now (a server or a disk that does not answer, too many open files): it
+    is a miss for this request, and stays where it is for the next."""
+
+    def __bool__(self) -> bool:
+        return self is Read.HERE
+
+    @classmethod
+    def of(cls, held: Iterable[bool]) -> list[Read]:
+        """``HERE`` for each True and ``GONE`` for each False."""
+        return [cls.HERE if ok else cls.GONE for ok in held]
 
 
 class Tier(Protocol):
@@ -35,9 +57,8 @@ class Tier(Protocol):
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         """Which of the keys can be read. Changes nothing."""
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
-        """Copies chunks to ``place`` (same order). False: not held, or not readable. Changes
-        nothing."""
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        """Copies chunks to ``place`` (same order); without one, only looks. Changes nothing."""
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
         """Copies chunks from ``place``. False: no room, or the write failed; then the key is not

@@ -15,6 +15,7 @@ from cache_core import _native
 from cache_core.layout import KVLayout
 from cache_core.place import Addresses, Place
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
+from cache_core.tiers.tier import Read
 from cache_core.transfer.cuda import cuda_module
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class GpuTier(MemoryTier):
         super().__init__(name, capacity, chunk_bytes, GpuMemory(ways.device))
         self._ways = ways
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         return super().read(keys, self._within_reach(place))
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:

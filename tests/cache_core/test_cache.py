@@ -19,6 +19,7 @@ from cache_core.ledger import Placement
 from cache_core.place import Place
 from cache_core.tiers import MemoryTier, NullTier, Tier
 from cache_core.tiers.tensor import TensorPlace, TensorTier
+from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content, key
 
 
@@ -92,8 +93,8 @@ class Flaky(NullTier):
         super().__init__("cpu", 8)
         self.bad = bad
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
-        return [key not in self.bad for key in keys]
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        return Read.of(key not in self.bad for key in keys)
 
 
 class Broken(NullTier):
@@ -246,4 +247,27 @@ def test_eight_threads_over_a_tier_too_small_for_them(placement: Placement) -> N
     cache.check()
     counters = cache.counters
     assert counters["device"].read_chunks > 0 and counters["cpu"].evicted_chunks > 0
+    cache.close()
+
+
+class Away(NullTier):
+    """Can't be reached while ``away``: holds what it holds."""
+
+    away = True
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        return [Read.LATER] * len(keys) if self.away else super().read(keys, place)
+
+
+def test_what_can_not_be_read_now_is_a_miss_and_stays() -> None:
+    tier = Away("disk", 8)
+    cache = TieredCache(LAYOUT, [tier])
+    keys = [key(1), key(2), key(3)]
+    cache.store(keys, None).result()
+    assert cache.load(cache.acquire(keys), None).chunks == 0
+    assert cache.counters["disk"].failures == 3
+    assert len(tier) == len(cache) == 3, "trouble that passes deletes nothing"
+    tier.away = False
+    assert cache.load(cache.acquire(keys), None).chunks == 3
+    cache.check()
     cache.close()

@@ -17,6 +17,7 @@ from cache_core.place import Addresses, FlatPlace, PagedPlace, Place
 from cache_core.tiers import DiskTier, MemoryTier, Tier
 from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.tensor import TensorPlace, TensorTier
+from cache_core.tiers.tier import Read
 from cache_core.transfer.codec import Codec, CodedPlace, Coding, DecodedPlace
 from tests.cache_core.paged_world import u64
 
@@ -89,7 +90,9 @@ def test_chunks_come_back_coded_once(kind: str, name: str, wrap: Any, tmp_path: 
     assert kept.write(KEYS, wrap(flat(chunks))) == [True] * len(KEYS)
     assert kept.contains([*KEYS, bytes(31) + b"x"]) == [True] * len(KEYS) + [False]
     order = [3, 0, 4]
-    assert kept.read([KEYS[i] for i in order], wrap(flat(back[: len(order)]))) == [True] * 3
+    assert kept.read([KEYS[i] for i in order], wrap(flat(back[: len(order)]))) == Read.of(
+        [True] * 3
+    )
     assert np.array_equal(back[:3], once(chunks, name)[order])
     assert len(kept) == len(KEYS)
     kept.discard(KEYS[:2])
@@ -142,7 +145,7 @@ def test_chunks_between_tiers_of_one_codec_stay_as_they_are(tmp_path: Path) -> N
     other.read(KEYS, flat(back))
     assert np.array_equal(back, once(once(chunks, "fp8"), "int8"))
     # Into a coded tier's own memory.
-    assert raw.read(KEYS, upper.place(KEYS)) == [True] * len(KEYS)
+    assert raw.read(KEYS, upper.place(KEYS)) == Read.of([True]) * len(KEYS)
     lower.close()
 
 

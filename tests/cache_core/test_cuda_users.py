@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cache_core.adapters.vllm.cuda_blocks import CudaBlocks
 from cache_core.tiers.memory import MemoryTier
+from cache_core.tiers.tier import Read
 from cache_core.transfer.codec import Codec, CodedPlace
 from cache_core.transfer.planner import Cost, Planner, load_costs
 from lmcache_cli.probe import transfer as probe
@@ -119,7 +120,7 @@ def test_a_tier_below_vllm(
     tensors.write(numbers(2))
     # A layer at a time, as a load beside the model's steps is.
     for layer in range(LAYERS):
-        assert tier.read(keys, blocks.place(into, range(layer, layer + 1))) == [True, True]
+        assert tier.read(keys, blocks.place(into, range(layer, layer + 1))) == Read.of([True, True])
     expected, moved = numbers(2), tokens_of(kv, out)
     for chunk, token in zip(*np.nonzero(into >= 0), strict=True):
         slot = into[chunk, token]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cache_core.cache import TieredCache
 from cache_core.ledger import Placement
 from cache_core.tiers import DiskTier, MemoryTier, TierError
+from cache_core.tiers.tier import Read
 from tests.cache_core.disk_world import MOST, DiskWorld, du, fast_folder
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
@@ -236,7 +237,7 @@ def test_demotion_to_another_tier_and_damage_on_the_way(tier: DiskTier) -> None:
     WORLD.put(tier, [1, 2, 3])
     assert all(cpu.write(keys([1, 3]), tier.place(keys([1, 3]))))
     WORLD.rows[:] = 0
-    assert cpu.read(keys([1, 3]), WORLD.place(2)) == [True, True]
+    assert cpu.read(keys([1, 3]), WORLD.place(2)) == Read.of([True, True])
     assert (WORLD.rows[0] == WORLD.content(1)).all() and (WORLD.rows[1] == WORLD.content(3)).all()
     with pytest.raises(TierError, match="1 of 2 chunks can't be read"):
         cpu.write(keys([1, 9]), tier.place(keys([1, 9])))

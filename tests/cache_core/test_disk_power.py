@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cache_core.tiers import DiskTier
+from cache_core.tiers.tier import Read
 from tests.cache_core.disk_world import DiskWorld, fast_folder
 from tests.cache_core.memory_engine import key
 
@@ -182,7 +183,7 @@ def look(directory: Path, may: dict[int, set[int | None]]) -> None:
         held = tier.contains([key(number)])[0]
         versions = may.get(number, {None})
         WORLD.rows[0] = 0
-        if tier.read([key(number)], WORLD.place(1)) == [True]:
+        if tier.read([key(number)], WORLD.place(1)) == Read.of([True]):
             like = [v for v in versions if v is not None]
             right = [v for v in like if (WORLD.rows[0] == WORLD.content(number + v)).all()]
             assert right, f"chunk {number} is none of {sorted(like)}"

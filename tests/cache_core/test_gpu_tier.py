@@ -15,6 +15,7 @@ from cache_core.cache import TieredCache
 from cache_core.ledger import Placement
 from cache_core.tiers import DiskTier, MemoryTier, SlabMemory, Tier
 from cache_core.tiers.coded import CodedTier
+from cache_core.tiers.tier import Read
 from cache_core.transfer.codec import Codec
 from cache_core.transfer.cuda import PinnedMemory
 from cache_core.transfer.gpu import GpuPlace, GpuTier, GpuWays
@@ -140,8 +141,8 @@ def test_coded_chunks_below_a_device_tier(emulation: Emulation) -> None:
     assert device.write(keys[2:], up) == [True, True]
     engine.host.wipe()
     engine.upload()
-    assert coded.read(keys[:2], engine.place(0, 2)) == [True, True]
-    assert device.read(keys[2:], engine.place(2, 2)) == [True, True]
+    assert coded.read(keys[:2], engine.place(0, 2)) == Read.of([True, True])
+    assert device.read(keys[2:], engine.place(2, 2)) == Read.of([True, True])
     engine.download()
     for i, chunk in enumerate(want):
         before, after = (
@@ -179,7 +180,7 @@ def test_a_missing_chunk_leaves_the_engine_alone(emulation: Emulation) -> None:
     assert tier.write([key(1), key(3)], engine.place(0, 3).pick([0, 2])) == [True, True]
     engine.host.wipe()
     engine.upload()
-    assert tier.read([key(1), key(2), key(3)], engine.place(0, 3)) == [True, False, True]
+    assert tier.read([key(1), key(2), key(3)], engine.place(0, 3)) == Read.of([True, False, True])
     engine.download()
     assert engine.host.holds(0, 1)
     assert engine.host.holds(2, 3)

@@ -10,6 +10,7 @@ from cache_core.cache import TieredCache
 from cache_core.ledger import PLACEMENTS, Ledger, Placement
 from cache_core.place import Place
 from cache_core.tiers import NullTier
+from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, key
 
 
@@ -51,8 +52,8 @@ class Lasting(NullTier):
     def recovered(self) -> list[bytes]:
         return keys(1, 2, 3, 4)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
-        return self.contains(keys)
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        return Read.of(self.contains(keys))
 
 
 def test_a_cache_starts_with_what_its_tiers_have() -> None:

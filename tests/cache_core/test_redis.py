@@ -20,6 +20,7 @@ from cache_core.tiers.redis_store import PREFIX
 from cache_core.tiers.remote import RemoteTier
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.resp import RespConnection
+from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine
 from tests.cache_core.servers import RedisProcess, eventually, free_port
 
@@ -109,10 +110,10 @@ def test_a_value_with_a_bad_part_is_a_miss(
         if damage == "wrong type":
             command(redis_port, b"LPUSH", name, b"x")
     engine.wipe()
-    assert tier.read(keys, engine.place(0, 3)) == [True, False, True]
+    assert tier.read(keys, engine.place(0, 3)) == Read.of([True, False, True])
     assert engine.holds(0, 0) and engine.holds(2, 2) and not engine.chunk(1).any()
     # The connection is in step: what follows is right.
-    assert tier.read(keys[::2], engine.place(0, 2)) == [True, True]
+    assert tier.read(keys[::2], engine.place(0, 2)) == Read.of([True, True])
     assert engine.holds(1, 2)
     assert tier.counters.errors == 0
     tier.discard(keys)
@@ -256,6 +257,7 @@ def test_tls_with_a_certificate_of_the_house(
 _OTHER_PROCESS = """
 import sys
 from cache_core.cache import TieredCache
+from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine
 from tests.cache_core.test_redis import hasher, prompt, tier_on
 engine = MemoryEngine(LAYOUT, 8)

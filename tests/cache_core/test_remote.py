@@ -17,6 +17,7 @@ from cache_core.tiers.breaker import CircuitBreaker
 from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
 from cache_core.tiers.remote import RemoteTier
 from cache_core.tiers.store import Bytes, StoreError
+from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
 CHUNK = LAYOUT.chunk_bytes
@@ -135,7 +136,7 @@ def test_a_damaged_value_is_a_miss(
     keys = written(tier, engine, [1, 2, 3])
     name, other = keys[1].hex(), keys[2].hex()
     server.values[name] = damage(server.values[name], server.values[other])
-    assert tier.read(keys, engine.place(0, 3)) == [True, False, True]
+    assert tier.read(keys, engine.place(0, 3)) == Read.of([True, False, True])
     assert engine.holds(0, 1) and engine.holds(2, 3)
     assert not engine.chunk(1).any(), "unverified bytes reached the engine"
     assert tier.counters.damaged + tier.counters.absent == 1
@@ -160,13 +161,13 @@ def test_a_hanging_store_is_left_behind_and_touches_nothing_later(
     keys = written(tier, engine, [1, 2])
     gate = threading.Event()
     server.trouble = lambda: assert_true(gate.wait(60))
-    assert tier.read(keys, engine.place(0, 2)) == [False, False]
+    assert tier.read(keys, engine.place(0, 2)) == [Read.LATER] * 2
     assert tier.contains(keys) == [False, False]
     assert tier.counters.timeouts >= 2
     # The breaker is open by now, and what asks gets an answer at once.
     calls = len(server.calls)
     for _ in range(50):
-        assert tier.read(keys, engine.place(0, 2)) == [False, False]
+        assert tier.read(keys, engine.place(0, 2)) == [Read.LATER] * 2
         assert tier.write(keys, engine.place(0, 2)) == [False, False]
     assert len(server.calls) == calls
     assert tier.counters.refused >= 100 and tier.counters.opened == 1
@@ -220,7 +221,7 @@ def test_the_breaker_opens_probes_and_closes(
     server.trouble = lambda: None
     clock.now = 40
     assert tier.contains(keys) == [True]
-    assert tier.read(keys, engine.place(0, 1)) == [True]
+    assert tier.read(keys, engine.place(0, 1)) == Read.of([True])
     assert tier.counters.errors == 4 and tier.counters.opened == 1
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2, warnings
@@ -248,7 +249,7 @@ def test_a_store_with_a_defect_costs_hits_only(server: Server, engine: MemoryEng
         raise ZeroDivisionError("a defect")
 
     server.trouble = defect
-    assert tier.read(keys, engine.place(0, 1)) == [False]
+    assert tier.read(keys, engine.place(0, 1)) == [Read.LATER]
     assert tier.write([key(2)], engine.place(0, 1)) == [False]
     assert tier.contains([key(2)]) == [False]
     tier.discard(keys)

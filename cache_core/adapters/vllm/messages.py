@@ -93,11 +93,11 @@ class StepMeta(KVConnectorMetadata):
 
 @dataclass(frozen=True, slots=True)
 class LoadDone:
-    """``chunks`` leading ones are in place. ``failed`` could not be read: (key, tier)."""
+    """``chunks`` leading ones are in place. ``gone`` will never be read there: (key, tier)."""
 
     id: int
     chunks: int
-    failed: tuple[tuple[bytes, int], ...]
+    gone: tuple[tuple[bytes, int], ...]
     seconds: float
 
 

@@ -90,6 +90,9 @@ class SchedulerHalf:
         if tracked is None or ledger is None:
             return 0, False
         tracked.computed = computed
+        if tracked.epoch:
+            # What could not be read now may fail again at once, and again.
+            return 0, False
         keys = tracked.upto(request.num_tokens)
         if self._must_wait(tracked, ledger, keys):
             return None, False
@@ -318,7 +321,7 @@ class SchedulerHalf:
         ledger = self._ledger
         assert ledger is not None
         loading = self._transfers.loaded(done)
-        for key, tier in done.failed:
+        for key, tier in done.gone:
             if ledger.forget(key, tier):
                 self._discard([(key, tier)])
         if loading is None:

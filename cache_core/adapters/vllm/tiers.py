@@ -12,6 +12,7 @@ from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
+from cache_core.tiers.tier import Read
 from cache_core.transfer.codec import Codec
 
 
@@ -79,7 +80,7 @@ class RankTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return self._tier.contains(self._own(keys))
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         return self._tier.read(self._own(keys), place)
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:

@@ -193,16 +193,15 @@ class WorkerHalf:
             table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
             turned = TurnedPlace(self.blocks, table, self._turn(piece.turn))
             parts.append((piece.hit, piece.first, turned))
-        failed: list[tuple[bytes, int]] = []
+        gone: list[tuple[bytes, int]] = []
         done, good = 0, load.end
         for hit, first, place in parts:
             got = 0
             try:
                 for run in fetch(self.tiers, hit, place, self._clock):
-                    self._count_tier("read", run.tier, sum(run.good), run.seconds)
+                    self._count_tier("read", run.tier, run.read, run.seconds)
                     got += run.usable
-                    pairs = zip(run.keys, run.good, strict=True)
-                    failed += [(key, run.tier) for key, ok in pairs if not ok]
+                    gone += [(key, run.tier) for key in run.gone]
             except Exception:  # a broken tier costs hits, never a request
                 logger.exception("loading %d chunks failed", len(hit))
             done += got
@@ -215,7 +214,7 @@ class WorkerHalf:
                 self._bad_blocks.update(int(b) for b in load.blocks[first:last])
                 self._bad_epoch[load.request] = load.epoch
             taken = self._clock() - began
-            self._report.loads.append(LoadDone(load.id, done, tuple(failed), taken))
+            self._report.loads.append(LoadDone(load.id, done, tuple(gone), taken))
 
     def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
         """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""

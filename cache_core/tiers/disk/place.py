@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cache_core.place import Addresses
-from cache_core.tiers.tier import TierError
+from cache_core.tiers.tier import Read, TierError
 
 
 class DiskPlace:
     """Held chunks; copying them out reads them. Nothing can be copied in."""
 
     def __init__(
-        self, keys: Sequence[bytes], fetch: Callable[[Sequence[bytes], Addresses], list[bool]]
+        self, keys: Sequence[bytes], fetch: Callable[[Sequence[bytes], Addresses], list[Read]]
     ) -> None:
         self._keys = list(keys)
         self._fetch = fetch
@@ -28,9 +28,10 @@ class DiskPlace:
 
     def copy_to(self, addresses: Addresses) -> None:
         """Raises :class:`TierError` if one of them can't be read."""
-        good = self._fetch(self._keys, addresses)
-        if not all(good):
-            raise TierError(f"{good.count(False)} of {len(good)} chunks can't be read from disk")
+        answers = self._fetch(self._keys, addresses)
+        failed = len(answers) - answers.count(Read.HERE)
+        if failed:
+            raise TierError(f"{failed} of {len(answers)} chunks can't be read from disk")
 
     def copy_from(self, addresses: Addresses) -> None:
         raise TierError("chunks on disk are written by DiskTier.write")

@@ -17,6 +17,7 @@ from cache_core.tiers.disk.counters import DiskCounters
 from cache_core.tiers.disk.format import key_array
 from cache_core.tiers.disk.log import Log
 from cache_core.tiers.disk.segment import Segment, Spot
+from cache_core.tiers.tier import Read
 
 logger = logging.getLogger("lmcache")
 
@@ -52,22 +53,24 @@ class Reader:
         self._counters = counters
         self._complaints = complaints
 
-    def fetch(self, keys: Sequence[bytes], addresses: Addresses) -> list[bool]:
+    def fetch(self, keys: Sequence[bytes], addresses: Addresses) -> list[Read]:
         """Reads chunks to memory; a damaged one is reported and dropped."""
-        good: list[bool] = []
+        good: list[Read] = []
         for first in range(0, len(keys), _BATCH):
             batch = list(keys[first : first + _BATCH])
             good += self._fetch_batch(batch, addresses[first : first + _BATCH])
         return good
 
-    def _fetch_batch(self, keys: list[bytes], addresses: Addresses) -> list[bool]:
-        good = [False] * len(keys)
+    def _fetch_batch(self, keys: list[bytes], addresses: Addresses) -> list[Read]:
+        good = [Read.GONE] * len(keys)
         with ExitStack() as stack:
             opened: dict[Segment, int] = {}
             rows: list[tuple[int, Spot, int]] = []
             for row, key in enumerate(keys):
                 found = self._open(key, opened, stack)
-                if found is not None:
+                if isinstance(found, Read):
+                    good[row] = found
+                else:
                     rows.append((row, *found))
             if not rows:
                 return good
@@ -85,23 +88,20 @@ class Reader:
                 self._depth,
             )
         for (row, spot, _), status in zip(rows, statuses.tolist(), strict=True):
-            good[row] = status == 0
-            if status != 0:
-                self._report(keys[row], spot, status)
+            good[row] = Read.HERE if status == 0 else self._report(keys[row], spot, status)
         return good
 
     def _open(
         self, key: bytes, opened: dict[Segment, int], stack: ExitStack
-    ) -> tuple[Spot, int] | None:
+    ) -> tuple[Spot, int] | Read:
         """Where the key's record is, in a file that stays open: it may be given up meanwhile."""
         spot = None
         for _ in range(3):
             spot = self._log.find(key)
             if spot is None:
-                return None
+                return Read.GONE
             if spot.segment is None:
-                self._report(key, spot, errno.EIO)
-                return None
+                return self._report(key, spot, errno.EIO)
             if spot.segment in opened:
                 return spot, opened[spot.segment]
             try:
@@ -111,20 +111,18 @@ class Reader:
             except OSError as error:
                 self._counters.unreadable += 1
                 self._complaints.about("read", f"can't read: {error.strerror}")
-                return None
+                return Read.LATER
             opened[spot.segment] = fd
             stack.callback(os.close, fd)
             return spot, fd
-        if spot is not None:
-            self._report(key, spot, _GONE)
-        return None
+        return Read.GONE if spot is None else self._report(key, spot, _GONE)
 
-    def _report(self, key: bytes, spot: Spot, status: int) -> None:
+    def _report(self, key: bytes, spot: Spot, status: int) -> Read:
         """A record can't be served. Damage stays: the chunk is dropped. Other trouble may pass."""
         if status not in _DAMAGE:
             self._counters.unreadable += 1
             self._complaints.about("read", f"can't read: {os.strerror(status)}")
-            return
+            return Read.LATER
         self._counters.damaged += 1
         where = spot.segment.path if spot.segment is not None else "a segment that is gone"
         logger.warning(
@@ -135,3 +133,4 @@ class Reader:
             _DAMAGE[status],
         )
         self._log.drop(key, spot)
+        return Read.GONE

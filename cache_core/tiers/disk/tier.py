@@ -21,7 +21,7 @@ from cache_core.tiers.disk.probe import does_direct
 from cache_core.tiers.disk.reader import Reader
 from cache_core.tiers.disk.staging import Staging
 from cache_core.tiers.disk.syncer import Syncer
-from cache_core.tiers.tier import TierError
+from cache_core.tiers.tier import Read, TierError
 
 logger = logging.getLogger("lmcache")
 
@@ -107,8 +107,8 @@ class DiskTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._log for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
-        good = self.contains(keys)
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        good = Read.of(self.contains(keys))
         rows = [row for row, held in enumerate(good) if held]
         if place is None or not rows:
             return good
@@ -129,7 +129,7 @@ class DiskTier:
                         good[row] = ok
         except MemoryError as error:
             self._complaints.about("memory", f"reading needs memory: {error}")
-            return [False] * len(keys)
+            return [Read.LATER if held else Read.GONE for held in self.contains(keys)]
         return good
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
