@@ -186,6 +186,6 @@ def test_unknown_placement_is_refused() -> None:
 def test_check_finds_a_broken_invariant() -> None:
     ledger = Ledger([2])
     ledger.settle(ledger.admit([key(1)]).moves, stored=True)
-    ledger._policies[0].drop(key(1))
-    with pytest.raises(LedgerError, match="tier 0"):
+    ledger._books.spoil(key(1), held=0, pending=0)
+    with pytest.raises(LedgerError, match="uses are kept"):
         ledger.check()

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_core.ledger import Ledger
-from cache_core.policies.belady import belady
-from cache_core.policies.ranking import Ranking
-from cache_core.policy import POLICIES, Use, make_policy
+from cache_core.policy import POLICIES, belady
 from tests.cache_core.policy_models import (
     AdaptiveModel,
     AgingModel,
@@ -161,57 +159,3 @@ def test_gdsf_keeps_what_is_dear_to_recompute() -> None:
         ledger.settle(ledger.admit(keys).moves, stored=True)
     assert len(ledger.lookup(deep)) == 10
     assert not ledger.holds(key(100), 0)
-
-
-def test_gdsf_follows_a_content_key_to_its_new_place() -> None:
-    """Chunk 1 came after chunk 0 and now comes after chunk 2: 0 may go, 2 may not."""
-    policy = make_policy("gdsf", 3)
-    policy.touch(key(1), Use(parent=key(0), depth=1, times=9))
-    policy.touch(key(0), Use(times=9))
-    policy.touch(key(1), Use(parent=key(2), depth=1, times=10))
-    policy.touch(key(2), Use())
-    assert policy.victim(lambda k: False) == key(0)
-    assert list(policy) == [key(0), key(1), key(2)]
-
-
-def test_gdsf_evicts_from_a_circle_of_content_keys() -> None:
-    """A tier below can be told of parents at different times, which can close a circle."""
-    policy = make_policy("gdsf", 2)
-    policy.touch(key(1), Use(parent=key(2)))
-    policy.touch(key(2), Use(parent=key(1)))
-    assert policy.victim(lambda k: k == key(1)) == key(2)
-    assert list(policy) == [key(1), key(2)]
-    policy.evict(key(2))
-    assert list(policy) == [key(1)]
-
-
-@pytest.mark.parametrize("name", list(POLICIES))
-def test_spared_keys_are_no_victims(name: str) -> None:
-    policy = make_policy(name, 3)
-    for i in range(3):
-        policy.touch(key(i), Use())
-    assert policy.victim(lambda k: k != key(1)) == key(1)
-    assert policy.victim(lambda k: True) is None
-    assert {*policy} == {key(0), key(1), key(2)}
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans()), max_size=300))
-def test_ranking_is_a_sorted_set(steps: list[tuple[int, int, bool]]) -> None:
-    ranking = Ranking()
-    model: dict[bytes, tuple[float, ...]] = {}
-    for tick, (i, rank, put) in enumerate(steps):
-        if put:
-            ranking.put(key(i), (rank, tick))
-            model[key(i)] = (rank, tick)
-        else:
-            assert ranking.remove(key(i)) == model.pop(key(i), None)
-        ordered = sorted(model, key=model.__getitem__)
-        assert list(ranking) == ordered
-        assert ranking.lowest(lambda k: False) == (ordered[0] if ordered else None)
-        odd = [k for k in ordered if k[0] % 2]
-        assert ranking.lowest(lambda k: k[0] % 2 == 0) == (odd[0] if odd else None)
-
-
-def test_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="use one of lru, lfu-aging, gdsf, s3-fifo, arc"):
-        make_policy("magic")
