@@ -42,11 +42,18 @@ nb::object to_bytes(const Digest& key) {
   return nb::bytes(reinterpret_cast<const char*>(key.data()), key.size());
 }
 
-nb::list to_list(const std::vector<Digest>& keys) {
-  nb::list list;
-  for (const Digest& key : keys) list.append(to_bytes(key));
+// A list of its final length, filled in place by `make`: half the time of appending.
+template <typename T, typename Make>
+nb::object to_list(const std::vector<T>& values, Make make) {
+  nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(values.size())));
+  if (!list.is_valid()) throw nb::python_error();
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), make(values[i]).release().ptr());
+  }
   return list;
 }
+
+nb::object to_list(const std::vector<Digest>& keys) { return to_list(keys, to_bytes); }
 
 // Admissions in Python, one per tier or None.
 class PythonGate final : public Ledger::Gate {
@@ -78,10 +85,9 @@ struct Bound {
   Ledger ledger;
   nb::object move;
 
-  nb::list moves(const std::vector<Move>& plan) const {
+  nb::object moves(const std::vector<Move>& plan) const {
     auto* type = reinterpret_cast<PyTypeObject*>(move.ptr());
-    nb::list list;
-    for (const Move& move : plan) {
+    return to_list(plan, [type](const Move& move) {
       // As tuple.__new__ makes an instance of a subclass; a call of the class takes ten times as
       // long.
       nb::object made = nb::steal(type->tp_alloc(type, 4));
@@ -90,9 +96,10 @@ struct Bound {
       PyTuple_SET_ITEM(made.ptr(), 1, nb::int_(move.source).release().ptr());
       PyTuple_SET_ITEM(made.ptr(), 2, nb::int_(move.target).release().ptr());
       PyTuple_SET_ITEM(made.ptr(), 3, nb::int_(move.index).release().ptr());
-      list.append(made);
-    }
-    return list;
+      // It can be in no cycle, so the garbage collector needs not walk a million of them.
+      PyObject_GC_UnTrack(made.ptr());
+      return made;
+    });
   }
 };
 
@@ -127,7 +134,7 @@ nb::list fastest(const Bound& self, nb::handle keys, bool run) {
   return tiers;
 }
 
-nb::list admit(Bound& self, nb::handle keys, std::size_t counted,
+nb::object admit(Bound& self, nb::handle keys, std::size_t counted,
                const std::optional<nb::bytes>& parent, std::size_t depth,
                const nb::list& admissions) {
   require_length("admissions", admissions.size(), self.ledger.tiers().size());

@@ -172,15 +172,19 @@ std::vector<Digest> Ledger::restore(std::size_t tier, Keys keys) {
     order.touch(slot);
     hold(slot, tier);
   }
-  while (tiers_[tier].capacity && order.size() > *tiers_[tier].capacity) {
-    const Slot victim = order.victim();
-    if (victim == kNoSlot) {
-      throw std::logic_error("tier " + std::to_string(tier) +
-                             " is over its capacity and nothing can leave");
+  const auto over = [&] {
+    return tiers_[tier].capacity && order.size() > *tiers_[tier].capacity;
+  };
+  const auto discard = [&](Slot slot) {
+    order.drop(call.keep(slot));
+    give_up(slot, tier);
+    surplus.push_back(table_[slot].key);
+  };
+  for (Slot victim; over() && (victim = order.victim()) != kNoSlot;) discard(victim);
+  if (over()) {  // no victims, but chunks that wait for room: there is none for any
+    for (const Slot slot : order.listed()) {
+      if (over() && !table_.spared(slot)) discard(slot);
     }
-    order.drop(call.keep(victim));
-    give_up(victim, tier);
-    surplus.push_back(table_[victim].key);
   }
   return surplus;
 }
