@@ -174,6 +174,7 @@ void bind_ledger(nanobind::module_& m) {
       .def("__len__", [](const Bound& self) { return self.ledger.size(); })
       .def_prop_ro("evictions", counts<&Ledger::Tier::evictions>)
       .def_prop_ro("refusals", counts<&Ledger::Tier::refusals>)
+      .def_prop_ro("records", [](const Bound& self) { return self.ledger.records(); })
       .def_prop_ro("steps", [](const Bound& self) { return self.ledger.steps(); })
       .def("count",
            [](const Bound& self, std::int64_t tier) {

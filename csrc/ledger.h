@@ -55,6 +55,7 @@ class Ledger {
 
   std::size_t size() const { return held_; }
   const std::vector<Tier>& tiers() const { return tiers_; }
+  std::size_t records() const { return table_.size(); }
   std::size_t steps() const { return table_.steps; }
   std::vector<Digest> keys(std::size_t tier);
   // The fastest tier that can serve a chunk; kNone.
