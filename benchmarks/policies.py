@@ -24,8 +24,7 @@ from cache_core.admission import Admission, BytesPerDay, SecondTouch
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.ledger import Ledger
-from cache_core.policies.belady import belady
-from cache_core.policy import POLICIES, PolicyMaker
+from cache_core.policy import POLICIES, PolicyMaker, belady
 from lmcache_cli.engines.simulated import encode_words
 from workloads import GeneratedCorpus, Settings, generate
 

@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cache_core.use import Use
-
 ADMISSIONS = ("none", "second-touch", "bytes-per-day")
 _DAY_S = 86_400.0
 
@@ -16,8 +14,9 @@ class Admission(Protocol):
     """Decides for one tier. Refusing a chunk never hides others: where not all of a request's new
     chunks may enter, those nearer to the prompt's start come first."""
 
-    def select(self, keys: Sequence[bytes], uses: Sequence[Use]) -> list[bool]:
-        """Which of these chunks may enter, first chunk of the prompt first. May remember them."""
+    def select(self, keys: Sequence[bytes], times: Sequence[int]) -> list[bool]:
+        """Which of these chunks may enter, first chunk of the prompt first; ``times`` says how many
+        requests have used each since any tier took it, this one included. May remember them."""
 
     def entered(self, chunks: int) -> None:
         """So many of the selected chunks are being written; the others lost their place at once."""
@@ -33,8 +32,8 @@ class SecondTouch:
         self._most = keys
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
-    def select(self, keys: Sequence[bytes], uses: Sequence[Use]) -> list[bool]:
-        selected = [use.times > 1 or key in self._seen for key, use in zip(keys, uses, strict=True)]
+    def select(self, keys: Sequence[bytes], times: Sequence[int]) -> list[bool]:
+        selected = [n > 1 or key in self._seen for key, n in zip(keys, times, strict=True)]
         # The last chunk first, so that the start of a prefix is remembered longest.
         for key, enters in zip(reversed(keys), reversed(selected), strict=True):
             self._seen.pop(key, None)
@@ -69,7 +68,7 @@ class BytesPerDay:
         self._level = self._most
         self._at = clock()
 
-    def select(self, keys: Sequence[bytes], uses: Sequence[Use]) -> list[bool]:
+    def select(self, keys: Sequence[bytes], times: Sequence[int]) -> list[bool]:
         now = self._clock()
         self._level = min(self._most, self._level + (now - self._at) * self._rate)
         self._at = now

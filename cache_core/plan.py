@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Placement = Literal["write_on_insertion", "write_on_eviction"]
 PLACEMENTS: tuple[Placement, ...] = ("write_on_insertion", "write_on_eviction")
@@ -23,15 +23,14 @@ class Hit:
         return len(self.keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One chunk's way: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its place among
-    the admitted keys (where the engine has it), -1 for a chunk that came down from a tier."""
+class Move(NamedTuple):
+    """One chunk's way: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its place in the
+    admitted prompt (where the engine has it), -1 for a chunk that came down from a tier."""
 
     key: bytes
     source: int
     target: int
-    index: int
+    index: int  # type: ignore[assignment]  # not the tuple's method, which nobody needs
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from cache_core.admission import Admission
 from cache_core.curves import hit_curves
 from cache_core.ledger import Ledger
 from cache_core.plan import NOWHERE, Placement
-from cache_core.policies.belady import belady
-from cache_core.policy import POLICIES, PolicyMaker
+from cache_core.policy import POLICIES, PolicyMaker, belady
 from cache_core.references import References
 
 

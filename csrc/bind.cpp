@@ -96,5 +96,6 @@ NB_MODULE(_native, m) {
 
   bind_curves(m);
   bind_disk(m);
+  bind_ledger(m);
   bind_moves(m);
 }

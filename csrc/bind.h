@@ -75,6 +75,7 @@ Out to_array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) 
 // Adds the verbs of one area to the module.
 void bind_curves(nanobind::module_& m);
 void bind_disk(nanobind::module_& m);
+void bind_ledger(nanobind::module_& m);
 void bind_moves(nanobind::module_& m);
 
 }  // namespace lmcache

@@ -13,7 +13,6 @@ from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
 from cache_core.ledger import ENGINE, Ledger, Placement
 from cache_core.tiers import NullTier
-from cache_core.use import Use
 from tests.cache_core.test_ledger import Tiers, key, path
 
 PLACEMENTS: tuple[Placement, ...] = ("write_on_insertion", "write_on_eviction")
@@ -41,7 +40,7 @@ def test_second_touch_lets_in_what_it_remembers(batches: list[list[int]], most: 
     seen: OrderedDict[int, None] = OrderedDict()
     for batch in batches:
         keys = [key(i) for i in batch]
-        assert admission.select(keys, [Use()] * len(keys)) == [i in seen for i in batch]
+        assert admission.select(keys, [1] * len(keys)) == [i in seen for i in batch]
         entering = [i for i in batch if i in seen]
         for i in reversed(batch):
             seen.pop(i, None)
@@ -54,8 +53,8 @@ def test_second_touch_lets_in_what_it_remembers(batches: list[list[int]], most: 
 def test_second_touch_forgets_the_end_of_a_prompt_first() -> None:
     admission = SecondTouch(2)
     keys = [key(i) for i in range(4)]
-    admission.select(keys, [Use()] * 4)
-    assert admission.select(keys, [Use()] * 4) == [True, True, False, False]
+    admission.select(keys, [1] * 4)
+    assert admission.select(keys, [1] * 4) == [True, True, False, False]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -95,16 +94,16 @@ def test_a_refused_chunk_costs_no_write() -> None:
 def test_bytes_per_day_is_a_bucket() -> None:
     clock = Clock()
     admission = BytesPerDay(86_400 * 10, 100, clock, burst_s=50)  # 10 B/s, 500 B at once
-    keys, uses = [key(i) for i in range(8)], [Use()] * 8
-    assert admission.select(keys, uses) == [True] * 5 + [False] * 3
-    assert admission.select(keys, uses) == [True] * 5 + [False] * 3, "nothing was written yet"
+    keys, times = [key(i) for i in range(8)], [1] * 8
+    assert admission.select(keys, times) == [True] * 5 + [False] * 3
+    assert admission.select(keys, times) == [True] * 5 + [False] * 3, "nothing was written yet"
     admission.entered(5)
-    assert not any(admission.select(keys, uses))
+    assert not any(admission.select(keys, times))
     clock.now = 25.0
-    assert admission.select(keys, uses) == [True] * 2 + [False] * 6
+    assert admission.select(keys, times) == [True] * 2 + [False] * 6
     admission.entered(1)
     clock.now = 1e6
-    assert admission.select(keys, uses) == [True] * 5 + [False] * 3
+    assert admission.select(keys, times) == [True] * 5 + [False] * 3
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -138,7 +137,7 @@ def test_a_budget_is_not_spent_on_what_falls_out_at_once() -> None:
     admission = BytesPerDay(86_400, 1, Clock(), burst_s=10)
     ledger = Ledger([2], admission=[admission])
     ledger.settle(ledger.admit([key(i) for i in range(6)]).moves, stored=True)
-    assert admission.select([key(i) for i in range(10)], [Use()] * 10).count(True) == 8
+    assert admission.select([key(i) for i in range(10)], [1] * 10).count(True) == 8
 
 
 def test_a_cache_knows_its_tiers_by_name() -> None:

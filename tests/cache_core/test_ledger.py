@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Placement, Plan
+from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
+from cache_core.policy import POLICIES
 
 
 def key(i: int) -> bytes:
@@ -183,9 +184,116 @@ def test_unknown_placement_is_refused() -> None:
         Ledger([1], placement="sideways")  # type: ignore[arg-type]
 
 
-def test_check_finds_a_broken_invariant() -> None:
-    ledger = Ledger([2])
-    ledger.settle(ledger.admit([key(1)]).moves, stored=True)
-    ledger._policies[0].drop(key(1))
-    with pytest.raises(LedgerError, match="tier 0"):
+def holding(*numbers: int, placement: Placement = "write_on_insertion", tiers: int = 1) -> Ledger:
+    ledger = Ledger([9] * tiers, placement=placement)
+    ledger.settle(ledger.admit([key(n) for n in numbers]).moves, stored=True)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("number", "held", "pending", "says"),
+    [
+        (1, 0b00, 0b00, "uses are kept of other chunks"),
+        (9, 0b01, 0b00, "uses are kept of other chunks"),
+        (1, 0b01, 0b01, "both held by a tier and being written to it"),
+        (1, 0b11, 0b00, "is in several tiers"),
+        (1, 0b01, 0b10, "is in several tiers"),
+        (1, 0b10, 0b00, "tier 0: the policy lists a chunk that the tier does not own"),
+        (1, 0b00, 0b01, "0 chunks are held, 1 are counted"),
+    ],
+)
+def test_check_finds_a_broken_invariant(number: int, held: int, pending: int, says: str) -> None:
+    ledger = holding(1, placement="write_on_eviction", tiers=2)
+    ledger.check()
+    ledger._books.spoil(key(number), held, pending)
+    with pytest.raises(LedgerError, match=says):
         ledger.check()
+
+
+def test_check_finds_a_chunk_that_no_order_has() -> None:
+    ledger = holding(1, tiers=2)
+    ledger.forget(key(1), 1)
+    ledger._books.spoil(key(1), held=0b11, pending=0)
+    with pytest.raises(LedgerError, match="tier 1: 0 chunks ordered, 1 owned"):
+        ledger.check()
+
+
+def test_a_chunk_that_stands_twice_in_a_hit_is_pinned_once() -> None:
+    """Found damaged, it is forgotten: no other request reads it."""
+    ledger = holding(1, 2)
+    hit = ledger.pin(ledger.lookup([key(1), key(2), key(1)]))
+    assert len(hit) == 3
+    assert ledger.forget(key(1), 0)
+    ledger.unpin(hit)
+    ledger.check()
+    assert ledger.clear() == [Move(key(2), 0, NOWHERE, -1)]
+
+
+def test_two_requests_that_hold_a_chunk_twice_each_are_two() -> None:
+    ledger = holding(1)
+    twice = ledger.lookup([key(1), key(1)])
+    hits = [ledger.pin(twice), ledger.pin(twice)]
+    ledger.unpin(hits[0])
+    assert ledger.clear() == []
+    ledger.unpin(hits[1])
+    assert len(ledger.clear()) == 1
+
+
+def test_what_is_not_pinned_is_not_unpinned() -> None:
+    ledger = holding(1, 2)
+    hit = ledger.pin(ledger.lookup([key(1)]))
+    for other in (ledger.lookup([key(1), key(2)]), Hit((key(1), key(7)), (0, 0))):
+        with pytest.raises(ValueError, match="not pinned"):
+            ledger.unpin(other)
+    assert ledger.clear() == [Move(key(2), 0, NOWHERE, -1)], "chunk 1 is pinned still"
+    ledger.unpin(hit)
+
+
+def test_a_move_is_settled_once() -> None:
+    ledger = Ledger([2])
+    moves = ledger.admit([key(1)]).moves
+    for other in (Move(key(1), ENGINE, 0, 0)._replace(key=key(2)), *moves):
+        if other in moves:
+            ledger.settle(moves, stored=True)
+        with pytest.raises(ValueError, match="not under way"):
+            ledger.settle([other], stored=True)
+    ledger.check()
+
+
+def test_a_prompt_admitted_in_parts_costs_what_is_new() -> None:
+    """Depths, indices and uses are those of one admission; the parts before are touched once."""
+    whole, parts = Ledger([9], POLICIES["gdsf"]), Ledger([9], POLICIES["gdsf"])
+    prompt = [key(n) for n in range(6)]
+    plan = whole.admit(prompt)
+    moves = parts.admit(prompt[:2]).moves
+    moves += parts.admit(prompt[2:5], 2, parent=prompt[1], depth=2).moves
+    moves += parts.admit(prompt[5:], 5, parent=prompt[4], depth=5).moves
+    parts.touch(prompt, counted=len(prompt))
+    assert moves == plan.moves
+    for ledger in (whole, parts):
+        ledger.settle(moves, stored=True)
+        ledger.check()
+    assert parts.keys(0) == whole.keys(0) == prompt[::-1]
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_keys_have_32_bytes(size: int) -> None:
+    with pytest.raises(ValueError, match=f"a chunk's key has {size} bytes; it must have 32"):
+        Ledger([1]).admit([bytes(size)])
+
+
+def test_tiers_that_do_not_exist_are_refused() -> None:
+    ledger = Ledger([1])
+    for tier in (-1, 1):
+        with pytest.raises(IndexError, match=f"tier {tier} does not exist; the ledger has 1"):
+            ledger.count(tier)
+    with pytest.raises(ValueError, match="9 tiers; at most 8"):
+        Ledger([1] * 9)
+
+
+def test_records_of_what_left_are_used_again() -> None:
+    """What is known of 1,500 chunks that pass through a tier of ten goes with them."""
+    ledger = Ledger([10], POLICIES["arc"])
+    for n in range(300):
+        ledger.settle(ledger.admit([key(5 * n + i) for i in range(5)]).moves, stored=True)
+    assert ledger._books.records <= 10 + 2 * 10 + 5  # held, ghosts, the parent of each

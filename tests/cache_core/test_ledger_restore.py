@@ -9,6 +9,7 @@ import pytest
 from cache_core.cache import TieredCache
 from cache_core.ledger import PLACEMENTS, Ledger, Placement
 from cache_core.place import Place
+from cache_core.policy import POLICIES
 from cache_core.tiers import NullTier
 from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, key
@@ -35,6 +36,15 @@ def test_more_than_the_capacity_is_given_back_oldest_first() -> None:
     ledger.check()
     assert ledger.keys(0) == keys(3, 4, 5)
     assert ledger.evictions == [0]
+
+
+@pytest.mark.parametrize("name", ["lru", "lfu-aging", "gdsf", "s3-fifo", "arc"])
+def test_a_tier_without_room_gives_all_back(name: str) -> None:
+    """As a disk does whose budget has become smaller than a chunk."""
+    ledger = Ledger([0], POLICIES[name])
+    assert ledger.restore(0, keys(1, 2, 3)) == keys(1, 2, 3)
+    ledger.check()
+    assert len(ledger) == 0
 
 
 def test_an_exclusive_stack_keeps_one_copy_an_inclusive_one_both() -> None:

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core.ledger import Ledger
-from cache_core.policies.belady import belady
-from cache_core.policies.ranking import Ranking
-from cache_core.policy import POLICIES, Use, make_policy
+from cache_core.ledger import PLACEMENTS, Ledger, Placement
+from cache_core.policy import POLICIES, PolicyMaker, belady
 from tests.cache_core.policy_models import (
     AdaptiveModel,
     AgingModel,
@@ -165,53 +163,74 @@ def test_gdsf_keeps_what_is_dear_to_recompute() -> None:
 
 def test_gdsf_follows_a_content_key_to_its_new_place() -> None:
     """Chunk 1 came after chunk 0 and now comes after chunk 2: 0 may go, 2 may not."""
-    policy = make_policy("gdsf", 3)
-    policy.touch(key(1), Use(parent=key(0), depth=1, times=9))
-    policy.touch(key(0), Use(times=9))
-    policy.touch(key(1), Use(parent=key(2), depth=1, times=10))
-    policy.touch(key(2), Use())
-    assert policy.victim(lambda k: False) == key(0)
-    assert list(policy) == [key(0), key(1), key(2)]
+    ledger = Ledger([3], POLICIES["gdsf"])
+    for keys in [[key(0), key(1)]] * 9 + [[key(2), key(1)]]:
+        ledger.settle(ledger.admit(keys).moves, stored=True)
+    assert ledger.keys(0) == [key(0), key(1), key(2)]
 
 
 def test_gdsf_evicts_from_a_circle_of_content_keys() -> None:
-    """A tier below can be told of parents at different times, which can close a circle."""
-    policy = make_policy("gdsf", 2)
-    policy.touch(key(1), Use(parent=key(2)))
-    policy.touch(key(2), Use(parent=key(1)))
-    assert policy.victim(lambda k: k == key(1)) == key(2)
-    assert list(policy) == [key(1), key(2)]
-    policy.evict(key(2))
-    assert list(policy) == [key(1)]
+    """A tier can be told of parents at different times, which can close a circle."""
+    ledger = Ledger([2], POLICIES["gdsf"])
+    ledger.settle(ledger.admit([key(3), key(1)]).moves, stored=True)
+    assert ledger.forget(key(3), 0)
+    # 2 behind 1, 3 behind 2, and 1 is still known to be behind 3.
+    assert ledger.adopt([key(1), key(2), key(3)], 0).moves == ()
+    ledger.check()
+    assert ledger.keys(0) == [key(1), key(3)]
 
 
-@pytest.mark.parametrize("name", list(POLICIES))
-def test_spared_keys_are_no_victims(name: str) -> None:
-    policy = make_policy(name, 3)
-    for i in range(3):
-        policy.touch(key(i), Use())
-    assert policy.victim(lambda k: k != key(1)) == key(1)
-    assert policy.victim(lambda k: True) is None
-    assert {*policy} == {key(0), key(1), key(2)}
+STEPS_ALIKE = [(name, placement) for name in [*POLICIES, "belady"] for placement in PLACEMENTS]
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans()), max_size=300))
-def test_ranking_is_a_sorted_set(steps: list[tuple[int, int, bool]]) -> None:
-    ranking = Ranking()
-    model: dict[bytes, tuple[float, ...]] = {}
-    for tick, (i, rank, put) in enumerate(steps):
-        if put:
-            ranking.put(key(i), (rank, tick))
-            model[key(i)] = (rank, tick)
-        else:
-            assert ranking.remove(key(i)) == model.pop(key(i), None)
-        ordered = sorted(model, key=model.__getitem__)
-        assert list(ranking) == ordered
-        assert ranking.lowest(lambda k: False) == (ordered[0] if ordered else None)
-        odd = [k for k in ordered if k[0] % 2]
-        assert ranking.lowest(lambda k: k[0] % 2 == 0) == (odd[0] if odd else None)
+@pytest.mark.parametrize(("name", "placement"), STEPS_ALIKE)
+@pytest.mark.parametrize("spare", ["pinned", "pending"])
+def test_evictions_cost_no_more_where_more_is_spared(
+    name: str, placement: Placement, spare: str
+) -> None:
+    """Searches come upon a spared chunk once, not once for each victim. Counted in steps."""
+    few, many = (evictions(name, placement, spare, spared) for spared in (100, 2000))
+    assert many <= few + 2 * 2000
+
+
+def evictions(name: str, placement: Placement, spare: str, spared: int) -> int:
+    """Steps of twenty admissions of ten chunks, each of which makes ten others leave."""
+    old, new = [key(i) for i in range(spared)], [key(10_000 + i) for i in range(400)]
+    prompts = [old, *(new[i : i + 10] for i in range(0, 400, 10))]
+    maker = belady(prompts) if name == "belady" else POLICIES[name]
+    ledger = Ledger([spared + 200, 100], maker, placement)
+    plan = ledger.admit(old)
+    if spare == "pinned":
+        ledger.settle(plan.moves, stored=True)
+        ledger.pin(ledger.lookup(old))
+    for keys in prompts[1:21]:
+        ledger.settle(ledger.admit(keys).moves, stored=True)
+    before = ledger.steps
+    for keys in prompts[21:]:
+        ledger.settle(ledger.admit(keys).moves, stored=True)
+    ledger.check()
+    return ledger.steps - before
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_released_in_any_order_a_run_of_chunks_costs_little_more_than_they_are(name: str) -> None:
+    count = 1024
+    old = [key(i) for i in range(count)]
+    ledger = Ledger([count + 1], POLICIES[name])
+    ledger.settle(ledger.admit(old).moves, stored=True)
+    hits = [ledger.pin(ledger.held([k])) for k in old]
+    for i in range(3):  # comes upon all that are pinned
+        ledger.settle(ledger.admit([key(9000 + i)]).moves, stored=True)
+    random.Random(1).shuffle(hits)
+    before = ledger.steps
+    for hit in hits:
+        ledger.unpin(hit)
+    assert ledger.steps - before <= count * count.bit_length()
+    ledger.check()
 
 
 def test_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="use one of lru, lfu-aging, gdsf, s3-fifo, arc"):
-        make_policy("magic")
+    with pytest.raises(ValueError, match="policy 'magic' is not known"):
+        Ledger([1], PolicyMaker("magic"))
+    with pytest.raises(ValueError, match="policy 'belady' is not known"):  # without a future
+        Ledger([1], PolicyMaker("belady"))

@@ -1,1 +1,0 @@
-"""Replacement policies, one a file. :data:`cache_core.policy.POLICIES` has them by name."""
