@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # Weights, what says how they are used, and code that a model may bring with it.
-_SUFFIXES = frozenset(
-    ".safetensors .bin .gguf .pt .pth .ckpt .npz .npy .tensors .json .yaml .yml .py".split()
-)
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".tensors")
+_SUFFIXES = frozenset({*_WEIGHTS, ".json", ".yaml", ".yml", ".py"})
 # Settings of sampling, which people edit and which no KV depends on.
 _BESIDE = frozenset({"generation_config.json"})
 _ADAPTER = ("adapter", "new_embeddings")

@@ -14,6 +14,10 @@ class TierError(Exception):
     """A tier can't be opened or has broken; the text says what and where."""
 
 
+class TierInUse(TierError):
+    """Another process has it open; the text names that one."""
+
+
 class Tier(Protocol):
     """A bounded map from key to one chunk's bytes.
 

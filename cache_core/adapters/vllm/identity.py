@@ -18,11 +18,10 @@ from cache_core.layout import KVLayout
 from cache_core.weights import model_digest, model_files
 
 # Loaders that read the files of ``--model``, or those of its commit.
-_FROM_FILES = frozenset(
-    "auto hf pt safetensors npcache gguf mistral bitsandbytes fastsafetensors instanttensor"
-    " sharded_state runai_streamer runai_streamer_sharded".split()
-)
-_RIGID_ROPE = frozenset("default linear llama3 yarn mrope proportional".split())
+_PLAIN_FORMATS = ("auto", "hf", "pt", "safetensors", "npcache", "gguf", "mistral", "bitsandbytes")
+_FAST_FORMATS = ("fastsafetensors", "instanttensor", "runai_streamer", "runai_streamer_sharded")
+_FROM_FILES = frozenset({*_PLAIN_FORMATS, *_FAST_FORMATS, "sharded_state"})
+_RIGID_ROPE = frozenset(("default", "linear", "llama3", "yarn", "mrope", "proportional"))
 # Of a configuration: where it came from, not what it says.
 _NO_MATTER = frozenset({"_name_or_path", "_commit_hash", "transformers_version"})
 _MOST_HASHERS = 256

@@ -62,9 +62,8 @@ class Adapters:
         digest = self._digests.of(files, folder) if ready else ""
         known = self._seen.pop(lora.lora_int_id, None)
         given = _Seen(now, digest)
-        if known is None or getattr(lora, "load_inplace", False):
-            known = given
-        elif digest and known.files == now and not known.digest:
+        again = bool(getattr(lora, "load_inplace", False))
+        if known is None or again or (known.files == now and not known.digest):
             known = given
         same = known.digest == digest if known.digest and digest else known.files == now
         self._seen[lora.lora_int_id] = known
