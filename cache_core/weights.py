@@ -25,7 +25,7 @@ _SAMPLES = 64
 # As long as the clock that stamps files may not have moved on, a change may leave a stamp as it is.
 _SETTLED_NS = 2_000_000_000
 _MOST_KNOWN = 4096
-SHARED = Path("~/.cache/lmcache/digests")
+SHARED = Path("~/.cache/lmcache-bench/digests")
 """Where processes leave digests for each other."""
 
 Identity = tuple[int, int, int, int, int]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
@@ -117,6 +118,8 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     model.set_attn_implementation(CPU_ATTENTION if target.type == "cpu" else "sdpa")
     model = model.to(target).eval()
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
+    # KV of weights that nothing names is found by no other process.
+    revision = revision or f"unknown {token_hex(16)}"
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
     return LoadedModel(name, model, tokenizer, revision, target, kept, source)
 

@@ -82,6 +82,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self.scheduler: SchedulerHalf | None = None
         self.worker: WorkerHalf | None = None
         self._watch: WeightsWatch | None = None
+        self._outdated = -1
         if role == KVConnectorRole.SCHEDULER:
             if transfer.kv_load_failure_policy != "recompute":
                 logger.warning(
@@ -142,6 +143,9 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         step = self._step()
         moves = step.loads or step.saves or step.encodes
         if moves and self._watch is not None and self._watch.look():
+            self._outdated = step.generation
+        # Steps that were scheduled before the scheduler has heard of it are refused too.
+        if step.generation <= self._outdated:
             self.worker.refuse(step)
         self.worker.start_loads(step)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
-from types import CodeType
 from typing import Any
 
 from cache_core.adapters.vllm.lora import Adapter, Adapters
 from cache_core.blend.passport import PassportError, Subject, checked_passport, rope_text
+from cache_core.canonical import canonical, config_digest
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.weights import model_digest, model_files
@@ -22,8 +21,6 @@ _PLAIN_FORMATS = ("auto", "hf", "pt", "safetensors", "npcache", "gguf", "mistral
 _FAST_FORMATS = ("fastsafetensors", "instanttensor", "runai_streamer", "runai_streamer_sharded")
 _FROM_FILES = frozenset({*_PLAIN_FORMATS, *_FAST_FORMATS, "sharded_state"})
 _RIGID_ROPE = frozenset(("default", "linear", "llama3", "yarn", "mrope", "proportional"))
-# Of a configuration: where it came from, not what it says.
-_NO_MATTER = frozenset({"_name_or_path", "_commit_hash", "transformers_version"})
 _MOST_HASHERS = 256
 
 
@@ -116,8 +113,8 @@ def namespace(
     extra = {
         "dtype": str(model.dtype),
         "cache_dtype": str(config.cache_config.cache_dtype),
-        "overrides": _plain(getattr(model, "hf_overrides", None)),
-        "config": _config_digest(getattr(model, "hf_config", None)),
+        "overrides": canonical(getattr(model, "hf_overrides", None)),
+        "config": config_digest(getattr(model, "hf_config", None)),
         "load": _named(load, "load_format", "model_loader_extra_config", "ignore_patterns"),
         "model": _named(
             model,
@@ -136,7 +133,7 @@ def namespace(
         model=str(model.model),
         revision=f"{model.revision or ''} {_weights(model)}",
         quantisation=str(model.quantization or ""),
-        rope=_plain(rope) + str(getattr(text, "rope_theta", "")),
+        rope=canonical(rope) + str(getattr(text, "rope_theta", "")),
         tokenizer=str(model.tokenizer),
         shard=f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}",
         attention=kv_format,
@@ -233,36 +230,8 @@ def _weights(model: Any) -> str:
     return found or str(getattr(getattr(model, "hf_config", None), "_commit_hash", None) or "")
 
 
-def _config_digest(config: Any) -> str:
-    """Of the model's configuration as it is in force, with overrides of any kind."""
-    if config is None:
-        return ""
-    fields = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    kept = {name: value for name, value in fields.items() if name not in _NO_MATTER}
-    return hashlib.sha256(_plain(kept).encode()).hexdigest()
-
-
 def _named(config: Any, *names: str) -> str:
-    return _plain({name: getattr(config, name, None) for name in names})
-
-
-def _plain(value: Any) -> str:
-    """A setting as text, equal for equal settings in every process."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(sorted(f"{k!r}: {_plain(v)}" for k, v in value.items())) + "}"
-    if isinstance(value, list | tuple | set | frozenset):
-        texts = [_plain(item) for item in value]
-        return "[" + ", ".join(sorted(texts) if isinstance(value, set | frozenset) else texts) + "]"
-    code = getattr(value, "__code__", None)
-    if isinstance(code, CodeType):
-        closed = [cell.cell_contents for cell in value.__closure__ or ()]
-        return f"{value.__module__}.{value.__qualname__} {_code(code)} {_plain(closed)}"
-    return repr(value)
-
-
-def _code(code: CodeType) -> str:
-    consts = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {consts}"
+    return canonical({name: getattr(config, name, None) for name in names})
 
 
 def _rope_type(rope: Any) -> str:

@@ -280,8 +280,7 @@ class SchedulerHalf:
             return None
         if name not in self._requests:
             adapter, salt = self._hashers.adapter(request), request.cache_salt or ""
-            hasher = self._hashers.hasher(adapter, salt)
-            self._requests[name] = Tracked(request, hasher, adapter, salt)
+            self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
 
     def _must_wait(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:

@@ -86,7 +86,7 @@ class WorkerHalf:
     def refuse(self, meta: StepMeta) -> None:
         """Weights are others than those that the step's keys name: before :meth:`start_loads`, has
         its loads fail, and its saves."""
-        self._refused = {load.id for load in meta.loads}
+        self._refused |= {load.id for load in meta.loads}
         for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
             self._bad_epoch[save.request] = max(save.epoch, self._bad_epoch.get(save.request, -1))
         with self._lock:

@@ -53,7 +53,7 @@ class Play:
         found["saved anew"] = self.compare()
         # As trainers do, through .data, and told to nobody.
         self.llm.collective_rpc(scale, args=(1.5,))
-        found["told to nobody"] = self.compare()
+        found["told to nobody"] = self.compare(warm_first=True)
         found["new weights again"] = self.compare()
         self.llm.collective_rpc(scale, args=(1.25,))
         self.llm.reset_prefix_cache()
@@ -87,11 +87,14 @@ class Play:
         self.found["files changed"] = self.compare(two)
         self.found["files changed again"] = self.compare(two)
 
-    def compare(self, lora: Any = None) -> dict[str, Any]:
-        cold = self.ask(f"cold {os.getpid()} {next(_SERIAL)}", lora)
-        before = self.hits()
+    def compare(self, lora: Any = None, warm_first: bool = False) -> dict[str, Any]:
+        cold_salt = f"cold {os.getpid()} {next(_SERIAL)}"
+        cold = None if warm_first else self.ask(cold_salt, lora)
+        hits, failed = self.hits(), self.counts.get("failed_loads", 0.0)
         warm = self.ask(None, lora)
-        return {"cold": cold, "same": cold == warm, "hits": self.hits() - before}
+        hits, failed = self.hits() - hits, self.counts.get("failed_loads", 0.0) - failed
+        cold = cold or self.ask(cold_salt, lora)
+        return {"cold": cold, "same": cold == warm, "hits": hits, "failed": failed}
 
     def ask(self, salt: str | None, lora: Any) -> list[int]:
         from vllm import SamplingParams
