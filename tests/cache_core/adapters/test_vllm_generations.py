@@ -38,9 +38,14 @@ def test_a_running_request_is_not_saved_until_it_starts_over(found: dict[str, An
 
 def test_a_worker_that_sees_other_weights_refuses_the_step(found: dict[str, Any]) -> None:
     assert found["seen by worker"] == {
-        **{"found": 12, "loads": [0], "bad": [0, 1, 2], "outdated": 0},
+        "found": 12,
+        "loads": [0],
+        "bad": [0, 1, 2],
+        "outdated": 0,
         # One generation, though two steps were refused: the second was scheduled before.
-        **{"generation": 1, "held": 0, "after": [0, 12]},
+        "generation": 1,
+        "held": 0,
+        "after": [0, 12],
     }
 
 
