@@ -6,11 +6,13 @@ this process, and in a folder that all processes of the user share.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 # Weights, what says how they are used, and code that a model may bring with it.
@@ -91,14 +93,28 @@ class FileDigests:
         if found:
             self._known[name] = found
             return found
-        sure = settled([identity])
-        value = _digest(path, identity[2], full)
-        if sure and file_identity(path) == identity:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[name] = value
-            self._leave(name, value)
+        if not settled([identity]):
+            return _digest(path, identity[2], full)
+        with self._alone():
+            value = self._recall(name) or _digest(path, identity[2], full)
+            if file_identity(path) == identity:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[name] = value
+                self._leave(name, value)
         return value
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of processes that start together, as an engine's workers do, one reads; the others wait
+        for what it leaves."""
+        with ExitStack() as stack:
+            if self._shared is not None:
+                with suppress(OSError):
+                    self._shared.mkdir(parents=True, exist_ok=True)
+                    lock = stack.enter_context((self._shared / "LOCK").open("ab"))
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _recall(self, name: str) -> str:
         if self._shared is None:
@@ -114,8 +130,8 @@ class FileDigests:
         if self._shared is None:
             return
         try:
-            self._shared.mkdir(parents=True, exist_ok=True)
-            kept = sorted(self._shared.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            notes = [path for path in self._shared.iterdir() if path.name != "LOCK"]
+            kept = sorted(notes, key=lambda path: path.stat().st_mtime_ns)
             for old in kept[: max(0, len(kept) - _MOST_KNOWN + 1)]:
                 old.unlink(missing_ok=True)
             handle, beside = tempfile.mkstemp(dir=self._shared)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour has passed since anything was written."""
     now = time.time_ns
-    monkeypatch.setattr(weights.time, "time_ns", lambda: now() + 3_600_000_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 3_600_000_000_000)
 
 
 def test_weights_configuration_and_code_count_wherever_they_lie(tmp_path: Path) -> None:
@@ -92,7 +95,32 @@ def test_a_file_is_read_once_by_all_processes(tmp_path: Path, reads: list[Path])
     values.add(FileDigests(shared).of(made, tmp_path / "m"))
     assert len(values) == 1
     assert reads == made
-    assert [p for p in shared.iterdir() if len(p.name) != 64] == []  # nothing unfinished
+    # Nothing unfinished is left.
+    assert [path.name for path in shared.iterdir() if len(path.name) != 64] == ["LOCK"]
+
+
+@pytest.mark.usefixtures("later")
+def test_of_processes_that_start_together_one_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = files(tmp_path, "a.bin")
+    both = threading.Barrier(2)
+    reads = []
+
+    def slow(path: Path, size: int, full: int) -> str:
+        reads.append(path)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # two that read at once meet here
+        return "0" * 64
+
+    monkeypatch.setattr(weights, "_digest", slow)
+
+    def ask(_: int) -> str:
+        return FileDigests(tmp_path / "shared").of([path], tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        values = set(pool.map(ask, range(2)))
+    assert len(values) == len(reads) == 1
 
 
 @pytest.mark.usefixtures("later")
@@ -125,7 +153,7 @@ def test_a_damaged_note_is_read_anew(tmp_path: Path, reads: list[Path], text: st
     shared = tmp_path / "shared"
     (path,) = files(tmp_path, "a.bin")
     value = FileDigests(shared).of([path], tmp_path)
-    (note,) = shared.iterdir()
+    (note,) = (path for path in shared.iterdir() if path.name != "LOCK")
     note.write_bytes(text.encode("latin1"))
     assert FileDigests(shared).of([path], tmp_path) == value
     assert len(reads) == 2
@@ -147,7 +175,7 @@ def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     made = files(tmp_path / "m", *(f"{i}.bin" for i in range(9)))
     digests = FileDigests(shared)
     digests.of(made, tmp_path / "m")
-    assert len(list(shared.iterdir())) == 4
+    assert len(list(shared.iterdir())) == 4 + 1  # and LOCK
     assert len(digests._known) <= 4
 
 

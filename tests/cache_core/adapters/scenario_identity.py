@@ -86,6 +86,7 @@ def exposed() -> str:
     stats = ConnectorStats(data={"hit_tokens:cpu": 64.0, "prefill_seconds_saved": 1.5})
     metrics.observe(stats.aggregate(ConnectorStats(data={"hit_tokens:cpu": 6.0})).data)
     metrics.observe({"hit_tokens:cpu": 30.0, "read_bytes:disk": 5.0})
+    metrics.observe({"uncached_requests:adapter_unknown": 2.0})
     return str(generate_latest(registry).decode())
 
 
