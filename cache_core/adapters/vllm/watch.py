@@ -18,8 +18,7 @@ import torch
 
 # Items of each parameter, and parameters: more would make each step slower.
 _ITEMS = 32
-_MOST_PARAMETERS = 256
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MOST_PARAMETERS = 128
 
 
 class WeightsWatch:
@@ -75,15 +74,18 @@ class WeightsWatch:
         """Begins to read."""
         parts: dict[torch.dtype, list[torch.Tensor]] = {}
         for parameter in self._parameters():
-            if parameter.is_meta or not parameter.numel():
+            items = parameter.numel()
+            if parameter.is_meta or not items:
                 continue
             # Over a parameter's memory, however it is laid out: no copy and no kernel.
-            size = parameter.element_size()
-            room = parameter.untyped_storage().nbytes() // size - parameter.storage_offset()
-            items = min(parameter.numel(), room)
+            if not parameter.is_contiguous():
+                size = parameter.untyped_storage().nbytes() // parameter.element_size()
+                items = min(items, size - parameter.storage_offset())
+            if parameter.element_size() == 1:  # not every kind of byte can be put together
+                parameter = parameter.view(torch.uint8)
             count = min(_ITEMS, items)
-            view = torch.as_strided(parameter.view(_BITS[size]), (count,), (items // count,))
-            parts.setdefault(view.dtype, []).append(view)
+            view = torch.as_strided(parameter, (count,), (items // count,))
+            parts.setdefault(parameter.dtype, []).append(view)
         bits = [torch.cat(views).view(torch.uint8) for views in parts.values()]
         found = torch.cat(bits) if bits else torch.empty(0, dtype=torch.uint8)
         event = None

@@ -104,7 +104,7 @@ class Connector:
 
 def test_the_model_of_whoever_registers_is_found() -> None:
     class Runner:
-        model = model()
+        model: torch.nn.Module = model()
 
         def get_model(self) -> torch.nn.Module:
             return self.model
