@@ -14,10 +14,6 @@ class TierError(Exception):
     """A tier can't be opened or has broken; the text says what and where."""
 
 
-class TierInUse(TierError):
-    """Another process has it open; the text names that one."""
-
-
 class Tier(Protocol):
     """A bounded map from key to one chunk's bytes.
 
@@ -68,3 +64,7 @@ class Lasting(Protocol):
 def recovered(tier: Tier) -> list[bytes]:
     """What the tier holds from an earlier process: nothing, unless it is :class:`Lasting`."""
     return tier.recovered() if isinstance(tier, Lasting) else []
+
+
+class TierInUse(TierError):
+    """Another process has it open; the text names that one."""

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.place import Place
-from cache_core.tiers import DiskTier, MemoryTier, NullTier, Tier
+from cache_core.tiers import DiskTier, MemoryTier, NullTier, Tier, TierInUse
 from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
-from cache_core.tiers.tier import TierInUse
 from cache_core.transfer.codec import Codec
 
 logger = logging.getLogger("vllm.lmcache")

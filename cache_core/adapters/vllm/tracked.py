@@ -45,8 +45,9 @@ class Tracked:
         """Its keys are others from here on, and what it has computed belongs to the old ones."""
         self.hasher, self.keys = hasher, []
         self.saved = self.used = 0
-        self.epoch += 1
-        self.mixed = True
+        if self.hits is not None:  # it was scheduled
+            self.epoch += 1
+            self.mixed = True
         if self.blend is not None:
             self.blend.segments, self.blend.spans = [], []
 
