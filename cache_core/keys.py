@@ -21,6 +21,7 @@ from cache_core.layout import KVLayout
 KEY_BYTES = 32
 _NAMESPACE_DOMAIN = b"lmcache.namespace/1"
 _ROOT_DOMAIN = b"lmcache.root/1"
+_BESIDE_DOMAIN = b"lmcache.beside/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,10 @@ class Namespace:
     """Everything that must be equal for two processes to share KV.
 
     ``revision`` is a commit or a digest of the weights, ``rope`` the RoPE parameters as text,
-    ``tokenizer`` a digest, ``lora`` the adapter's id and digest, ``shard`` the tensor- and
+    ``tokenizer`` a digest, ``lora`` the adapter's digest, ``shard`` the tensor- and
     pipeline-parallel rank, ``attention`` the backend whose memory layout the bytes have, and
-    ``salt`` separates tenants (or runs: a benchmark proves a cold start with it).
+    ``salt`` separates tenants (or runs: a benchmark proves a cold start with it). ``extra`` is
+    whatever else an engine's KV depends on, by name.
     """
 
     layout: KVLayout
@@ -87,6 +89,11 @@ class ChunkHasher:
         self.chunk_tokens = namespace.layout.chunk_tokens
         self._digest = namespace.digest()
         self._root = hashlib.sha256(_ROOT_DOMAIN + self._digest).digest()
+
+    def beside(self, after: bytes | None, what: bytes) -> bytes:
+        """Behind what a chunk stands that holds more than its tokens, as images: for ``after`` of
+        :meth:`keys`, in the place of ``after`` itself. Equal for equal ``what`` alone."""
+        return hashlib.sha256(_BESIDE_DOMAIN + (after or self._root) + what).digest()
 
     def keys(
         self,

@@ -1,35 +1,177 @@
-"""Which weights made KV: a digest of their files."""
+"""Which weights made KV: a digest of the files that a model or an adapter is read from.
+
+Reading a model of 100 GB takes minutes, so a file's digest is remembered by the file's identity: by
+this process, and in a folder that all processes of the user share.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-from collections.abc import Iterable
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-PATTERNS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
+# Weights, what says how they are used, and code that a model may bring with it.
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".tensors")
+_SUFFIXES = frozenset({*_WEIGHTS, ".json", ".yaml", ".yml", ".py"})
+# Settings of sampling, which people edit and which no KV depends on.
+_BESIDE = frozenset({"generation_config.json"})
+_ADAPTER = ("adapter", "new_embeddings")
 _FULL_BYTES = 4 << 30
+_FULL_BYTES_BELOW = 64 << 20
 _SAMPLES = 64
+# As long as the clock that stamps files may not have moved on, a change may leave a stamp as it is.
+_SETTLED_NS = 2_000_000_000
+_MOST_KNOWN = 4096
+SHARED = Path("~/.cache/lmcache-bench/digests")
+"""Where processes leave digests for each other."""
+
+Identity = tuple[int, int, int, int, int]
 
 
-def folder_digest(folder: Path) -> str:
-    """Of a model's or adapter's folder; empty text if it is none."""
-    if not folder.is_dir():
-        return ""
-    return files_digest(sorted(path for pattern in PATTERNS for path in folder.glob(pattern)))
+def file_identity(path: Path) -> Identity:
+    """What changes whenever a file's bytes do: device, inode, size, and the times of its last
+    change (bytes, and anything), in nanoseconds. Raises ``OSError``."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """Of the weights' bytes; of 64 samples of 1 MiB where a file is over 4 GiB (a fine-tune
-    changes weights everywhere). Raises ``OSError``."""
+def settled(identities: Iterable[Identity]) -> bool:
+    """Whether these files were last changed so long ago that another change would show."""
+    now = time.time_ns()
+    return all(now - max(found[3:]) > _SETTLED_NS for found in identities)
+
+
+def model_files(path: Path) -> list[Path]:
+    """What a model is read from: the file itself, or weights, configuration and code in the folder
+    and below it. Empty if there is neither. Raises ``OSError``."""
+    if path.is_file():
+        return [path]
+    return sorted(_walk(path, set())) if path.is_dir() else []
+
+
+def adapter_files(path: Path) -> list[Path]:
+    """What a LoRA adapter is read from; empty if that is no folder. Raises ``OSError``."""
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if p.name.startswith(_ADAPTER) and p.is_file())
+
+
+class FileDigests:
+    """Digests of files, each read once as long as its identity stays.
+
+    ``shared`` is a folder for what other processes may use (None: none); what can't be read or
+    written there costs time, never an error.
+    """
+
+    def __init__(self, shared: Path | None = SHARED) -> None:
+        self._shared = shared.expanduser() if shared is not None else None
+        self._known: dict[str, str] = {}
+
+    def of(self, files: Sequence[Path], root: Path) -> str:
+        """64 hexadecimal digits for these files' names below ``root`` and bytes; empty text for no
+        files. Of files over 4 GiB (64 MiB, below sub-folders) 64 samples of 1 MiB count: a
+        fine-tune changes weights everywhere. Raises ``OSError``."""
+        if not files:
+            return ""
+        digest = hashlib.sha256()
+        for path in files:
+            name = path.relative_to(root).as_posix() if path != root else path.name
+            full = _FULL_BYTES_BELOW if "/" in name else _FULL_BYTES
+            digest.update(f"{name}:{path.stat().st_size};".encode())
+            digest.update(bytes.fromhex(self._one(path, full)))
+        return digest.hexdigest()
+
+    def _one(self, path: Path, full: int) -> str:
+        identity = file_identity(path)
+        name = hashlib.sha256(f"digest/1 {identity} {full}".encode()).hexdigest()
+        found = self._known.get(name) or self._recall(name)
+        if found:
+            self._known[name] = found
+            return found
+        if not settled([identity]):
+            return _digest(path, identity[2], full)
+        with self._alone():
+            value = self._recall(name) or _digest(path, identity[2], full)
+            if file_identity(path) == identity:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[name] = value
+                self._leave(name, value)
+        return value
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of processes that start together, as an engine's workers do, one reads; the others wait
+        for what it leaves."""
+        with ExitStack() as stack:
+            if self._shared is not None:
+                with suppress(OSError):
+                    self._shared.mkdir(parents=True, exist_ok=True)
+                    lock = stack.enter_context((self._shared / "LOCK").open("ab"))
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _recall(self, name: str) -> str:
+        if self._shared is None:
+            return ""
+        try:
+            text = (self._shared / name).read_text()
+        except (OSError, ValueError):
+            return ""
+        return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else ""
+
+    def _leave(self, name: str, value: str) -> None:
+        """Beside, and renamed: another process sees all of it or nothing."""
+        if self._shared is None:
+            return
+        try:
+            notes = [path for path in self._shared.iterdir() if path.name != "LOCK"]
+            kept = sorted(notes, key=lambda path: path.stat().st_mtime_ns)
+            for old in kept[: max(0, len(kept) - _MOST_KNOWN + 1)]:
+                old.unlink(missing_ok=True)
+            handle, beside = tempfile.mkstemp(dir=self._shared)
+            with os.fdopen(handle, "w") as file:
+                file.write(value)
+            os.replace(beside, self._shared / name)
+        except OSError:
+            return
+
+
+_DIGESTS = FileDigests()
+
+
+def model_digest(path: Path) -> str:
+    """Of a model's folder or file, see :func:`model_files`; empty text if there is none.
+    Raises ``OSError``."""
+    return _DIGESTS.of(model_files(path), path)
+
+
+def _digest(path: Path, size: int, full: int) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            if size <= _FULL_BYTES:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-                continue
-            for i in range(_SAMPLES):
-                file.seek(size * i // _SAMPLES)
-                digest.update(file.read(1 << 20))
+    with path.open("rb") as file:
+        if size <= full:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        for i in range(_SAMPLES):
+            file.seek((size - (1 << 20)) * i // (_SAMPLES - 1))
+            digest.update(file.read(1 << 20))
     return digest.hexdigest()
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Files that decide, below a folder; links are followed, each folder once."""
+    stat = folder.stat()
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, seen)
+        elif path.suffix in _SUFFIXES and path.name not in _BESIDE and path.is_file():
+            yield path

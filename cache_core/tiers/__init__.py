@@ -5,7 +5,7 @@ from cache_core.tiers.disk import DiskTier
 from cache_core.tiers.memory import MemoryTier, SlabMemory
 from cache_core.tiers.null import NullTier
 from cache_core.tiers.throttled import Throttled
-from cache_core.tiers.tier import Tier, TierError
+from cache_core.tiers.tier import Tier, TierError, TierInUse
 
 __all__ = [
     "Chaos",
@@ -16,4 +16,5 @@ __all__ = [
     "Throttled",
     "Tier",
     "TierError",
+    "TierInUse",
 ]

@@ -85,3 +85,7 @@ class Lasting(Protocol):
 def recovered(tier: Tier) -> list[bytes]:
     """What the tier holds from an earlier process: nothing, unless it is :class:`Lasting`."""
     return tier.recovered() if isinstance(tier, Lasting) else []
+
+
+class TierInUse(TierError):
+    """Another process has it open; the text names that one."""

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
 import transformers
 
 from cache_core.blend.passport import Subject, rope_text
-from cache_core.weights import files_digest, folder_digest
+from cache_core.weights import model_digest
 from lmcache_cli.embedded import embedded_model
 from lmcache_cli.engines.attention import CPU_ATTENTION
 from lmcache_cli.engines.chat_frame import chat_frame
@@ -109,7 +110,7 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     if name is None:
         name, revision, source, extra = embedded_source()
     else:
-        source, revision = name, folder_digest(Path(name))
+        source, revision = name, model_digest(Path(name))
     try:
         tokenizer, model = _read(name, source, wanted, extra)
     except (OSError, ValueError, KeyError) as error:
@@ -117,13 +118,15 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     model.set_attn_implementation(CPU_ATTENTION if target.type == "cpu" else "sdpa")
     model = model.to(target).eval()
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
+    # KV of weights that nothing names is found by no other process.
+    revision = revision or f"unknown {token_hex(16)}"
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
     return LoadedModel(name, model, tokenizer, revision, target, kept, source)
 
 
 def blend_subject(name: str, source: str, config: Any, dtype: str) -> Subject:
     """Of the model in folder ``source``, or of that hub id, run in ``dtype``."""
-    weights = folder_digest(Path(source)) or str(getattr(config, "_commit_hash", "") or "")
+    weights = model_digest(Path(source)) or str(getattr(config, "_commit_hash", "") or "")
     return Subject(name, weights, dtype, rope_text(getattr(config, "rope_parameters", None)))
 
 
@@ -147,7 +150,7 @@ def embedded_source() -> tuple[str, str, str, dict[str, str]]:
     are needed only where no converted copy could be written). Raises ``MissingError`` if it is not
     installed."""
     folder, gguf = embedded_model()
-    revision = files_digest([folder / gguf])
+    revision = model_digest(folder / gguf)
     source, extra = converted(folder, gguf, revision)
     return Path(gguf).stem, revision, source, extra
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cache_core.blend.passport import Subject
 from cache_core.cache import TieredCache
+from cache_core.canonical import config_digest
 from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from lmcache_cli.engines.arena import Arena
@@ -78,7 +79,7 @@ class TransformersEngine:
             tokenizer=loaded.tokenizer_digest,
             attention="transformers",
             salt=spec.salt,
-            extra=codec_salt(spec.codec),
+            extra={"config": config_digest(loaded.config), **codec_salt(spec.codec)},
         )
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:

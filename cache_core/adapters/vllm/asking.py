@@ -48,6 +48,10 @@ class Asking:
         """The request has ended."""
         self._open.pop(request, None)
 
+    def forget_all(self) -> None:
+        """What was asked is not wanted any more: each request may ask again."""
+        self._open.clear()
+
     def close(self) -> None:
         """Ends the questions and the connection."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -72,6 +72,8 @@ class Blending:
             return
         if request.lora_request is not None or ratio == 1:
             return
+        if request.mm_features or request.prompt_embeds is not None:
+            return  # token ids don't say what placeholders stand for
         prompt = request.prompt_token_ids
         try:
             told = given.get("segments", FIND if self._options.blend_find else None)

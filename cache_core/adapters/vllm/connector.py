@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from cache_core.adapters.vllm.identity import (
     kv_shape,
     namespace,
     require_passport,
+    unproven,
 )
 from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.scheduler import SchedulerHalf
-from cache_core.adapters.vllm.tiers import open_remote_tier, open_tiers
+from cache_core.adapters.vllm.tiers import of_replica, open_remote_tier, open_tiers
+from cache_core.adapters.vllm.watch import WeightsWatch, model_in_use
 from cache_core.adapters.vllm.worker import WorkerHalf
 from cache_core.recording import TraceWriter
 from cache_core.transfer.codec import Codec
@@ -65,12 +68,21 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
         kv_format = self._shape.format
+        # What each data-parallel replica writes alone has its number.
+        self._replica = int(vllm_config.parallel_config.data_parallel_index)
         self._namespace = namespace(
-            vllm_config, self._layout, kv_format, self._options.salt, self._options.codec
+            vllm_config,
+            self._layout,
+            kv_format,
+            self._options.salt,
+            self._options.codec,
+            self._options.weights_id,
         )
         self._codec = self._codec_of(self._layout.chunk_bytes)
         self.scheduler: SchedulerHalf | None = None
         self.worker: WorkerHalf | None = None
+        self._watch: WeightsWatch | None = None
+        self._outdated = -1
         if role == KVConnectorRole.SCHEDULER:
             if transfer.kv_load_failure_policy != "recompute":
                 logger.warning(
@@ -102,6 +114,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._ranks,
             self._codec_of(blocks.chunk_bytes),
             blocks.memory,
+            self._replica,
         )
         self.worker = WorkerHalf(
             tiers,
@@ -112,17 +125,29 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._options.layerwise,
             blender,
         )
+        model = model_in_use() if self._options.weights == "watched" else None
+        self._watch = WeightsWatch(model) if model is not None else None
 
     def get_handshake_metadata(self) -> TiersOpened | None:
-        return None if self.worker is None else self.worker.opened()
+        if self.worker is None:
+            return None
+        return replace(self.worker.opened(), watched=bool(self._watch))
 
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         if self.worker is not None:
             self.worker.before_overwriting(kv_connector_metadata)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        if self.worker is not None:
-            self.worker.start_loads(self._step())
+        if self.worker is None:
+            return
+        step = self._step()
+        moves = step.loads or step.saves or step.encodes
+        if moves and self._watch is not None and self._watch.look():
+            self._outdated = step.generation
+        # Steps that were scheduled before the scheduler has heard of it are refused too.
+        if step.generation <= self._outdated:
+            self.worker.refuse(step)
+        self.worker.start_loads(step)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         if self.worker is not None:
@@ -161,6 +186,14 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._half.arrived(request)
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        reset = gpu_block_pool.reset_prefix_cache
+
+        def told() -> Any:
+            self._half.prefix_cache_reset()
+            return reset()
+
+        # Of a reset that does not name connectors vLLM tells them nothing.
+        gpu_block_pool.reset_prefix_cache = told
         if self._half.blending is not None:
             self._half.blending.bind(gpu_block_pool)
 
@@ -268,7 +301,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         if options.trace:
             model = self._vllm_config.model_config
             name = str(model.served_model_name or model.model)
-            path = Path(options.trace)
+            path = of_replica(Path(options.trace), self._replica)
             try:
                 recorder = TraceWriter(path, options.chunk_tokens, "vllm", name, time.time())
             except OSError as error:
@@ -278,9 +311,18 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 ) from error
         tokens = kv_cache_config.num_blocks * self._shape.block_tokens
         tiers = len(options.tier_names)
+        hashers = Hashers(self._namespace)
+        unknown = "" if options.weights_id else unproven(self._vllm_config)
+        if unknown and options.lasting:
+            logger.warning(
+                "which weights this engine runs is not known, for %s: what is kept is not found"
+                ' after a restart; give a folder, a revision, or "weights_id"',
+                unknown,
+            )
+            hashers.renew()
         return SchedulerHalf(
             options,
-            Hashers(self._namespace),
+            hashers,
             ranks=self._ranks,
             most_pending=max(8, tiers * tokens // (_PENDING_SHARE * options.chunk_tokens)),
             remote=remote,

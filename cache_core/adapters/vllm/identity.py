@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+from cache_core.adapters.vllm.lora import Adapter, Adapters
 from cache_core.blend.passport import PassportError, Subject, checked_passport, rope_text
+from cache_core.canonical import canonical, config_digest
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
-from cache_core.weights import folder_digest
+from cache_core.weights import model_digest, model_files
+
+# Loaders that read the files of ``--model``, or those of its commit.
+_PLAIN_FORMATS = ("auto", "hf", "pt", "safetensors", "npcache", "gguf", "mistral", "bitsandbytes")
+_FAST_FORMATS = ("fastsafetensors", "instanttensor", "runai_streamer", "runai_streamer_sharded")
+_FROM_FILES = frozenset({*_PLAIN_FORMATS, *_FAST_FORMATS, "sharded_state"})
+_RIGID_ROPE = frozenset(("default", "linear", "llama3", "yarn", "mrope", "proportional"))
+_MOST_HASHERS = 256
 
 
 class Unsupported(ValueError):
@@ -85,38 +95,75 @@ def kv_shape(config: Any, kv_cache_config: Any, chunk_tokens: int) -> KvShape:
 
 
 def namespace(
-    config: Any, layout: KVLayout, kv_format: str, salt: str, codec: str = "none"
+    config: Any,
+    layout: KVLayout,
+    kv_format: str,
+    salt: str,
+    codec: str = "none",
+    weights_id: str = "",
 ) -> Namespace:
-    """Everything of the engine that salts the keys, but for what a request brings."""
+    """Everything of the engine that salts the keys, but for what a request brings. Raises
+    :class:`Unsupported` for a model whose files can't be read."""
     model = config.model_config
     text = model.hf_text_config
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
     parallel = config.parallel_config
+    lora = getattr(config, "lora_config", None)
+    load = getattr(config, "load_config", None)
+    extra = {
+        "dtype": str(model.dtype),
+        "cache_dtype": str(config.cache_config.cache_dtype),
+        "overrides": canonical(getattr(model, "hf_overrides", None)),
+        "config": config_digest(getattr(model, "hf_config", None)),
+        "load": _named(load, "load_format", "model_loader_extra_config", "ignore_patterns"),
+        "model": _named(
+            model,
+            *("model_weights", "hf_config_path", "code_revision", "trust_remote_code"),
+            *("model_impl", "model_class_overrides", "quantization_config", "multimodal_config"),
+        ),
+        "lora": _named(lora, "lora_dtype", "target_modules", "enable_mixed_moe_lora_format"),
+        # Some kinds of RoPE choose their frequencies by the longest prompt that may come.
+        "max_model_len": "" if _rope_type(rope) in _RIGID_ROPE else _named(model, "max_model_len"),
+        "vllm": getattr(sys.modules.get("vllm"), "__version__", ""),
+        "weights_id": weights_id,
+        "codec": codec,
+    }
     return Namespace(
         layout,
         model=str(model.model),
-        revision=f"{model.revision or ''} {folder_digest(Path(str(model.model)))}",
+        revision=f"{model.revision or ''} {_weights(model)}",
         quantisation=str(model.quantization or ""),
-        rope=json.dumps(rope, sort_keys=True, default=str) + str(getattr(text, "rope_theta", "")),
+        rope=canonical(rope) + str(getattr(text, "rope_theta", "")),
         tokenizer=str(model.tokenizer),
         shard=f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}",
         attention=kv_format,
         salt=salt,
-        extra={
-            "dtype": str(model.dtype),
-            "cache_dtype": str(config.cache_config.cache_dtype),
-            "overrides": json.dumps(_overrides(model), sort_keys=True, default=str),
-            # Without a codec keys stay what they were.
-            **({} if codec == "none" else {"codec": codec}),
-        },
+        extra=extra,
     )
+
+
+def unproven(config: Any) -> str:
+    """Why nothing says which weights this engine started with; empty text if a file's digest or a
+    commit does."""
+    model = config.model_config
+    how = str(getattr(config.load_config, "load_format", "auto"))
+    if how not in _FROM_FILES:
+        return f"load_format {how!r} does not read them from the model's files"
+    if getattr(model, "model_weights", ""):
+        return f"they come from {model.model_weights}"
+    if getattr(config.cache_config, "calculate_kv_scales", False):
+        return "calculate_kv_scales scales KV by the first prompt that came"
+    if model_files(Path(str(model.model))):
+        return ""
+    if getattr(model, "hf_config_path", None) or model.quantization == "gguf":
+        return f"the commit of {model.model} is not known, only that of its configuration"
+    return "" if _weights(model) else f"the commit of {model.model} is not known"
 
 
 def require_passport(file: str, model: Any) -> None:
     """Raises :class:`Unsupported` unless the file says that vLLM's model passed blend's gates."""
     text, name = model.hf_text_config, str(model.model)
-    commit = getattr(model.hf_config, "_commit_hash", None)
-    weights = folder_digest(Path(name)) or str(commit or "")
+    weights = _weights(model)
     rope = rope_text(getattr(text, "rope_parameters", None))
     subject = Subject(name, weights, _dtype_name(model.dtype), rope)
     lack = f"{name} has no blend_passport"
@@ -133,29 +180,63 @@ def require_passport(file: str, model: Any) -> None:
 
 
 class Hashers:
-    """One hasher for each tenant (``cache_salt``) and adapter (LoRA)."""
+    """Hashers of requests: of their tenant (``cache_salt``), their adapter (LoRA) and the
+    generation of the weights.
 
-    def __init__(self, base: Namespace) -> None:
+    The first generation is that of the weights that the engine started with: any process that
+    starts with them finds its chunks. Each later one has a random name that nobody finds again.
+    """
+
+    def __init__(self, base: Namespace, adapters: Adapters | None = None) -> None:
         self._base = base
+        self._adapters = adapters or Adapters()
         self._known: dict[tuple[str, str], ChunkHasher] = {}
 
     def of(self, request: Any) -> ChunkHasher:
-        """The hasher for one of vLLM's requests."""
-        lora = request.lora_request
-        # The path is part of it: vLLM may serve another adapter under a name again.
-        adapter = "" if lora is None else f"{lora.lora_name}|{lora.lora_int_id}|{lora.lora_path}"
-        key = (adapter, request.cache_salt or "")
-        if key not in self._known:
-            digest = "" if lora is None else folder_digest(Path(str(lora.lora_path)))
-            extra = {**self._base.extra, "cache_salt": key[1]}
-            name = f"{adapter.rpartition('|')[2]}|{digest}" if adapter else ""
-            self._known[key] = ChunkHasher(replace(self._base, lora=name, extra=extra))
-        return self._known[key]
+        """The hasher for one of vLLM's requests. One whose adapter is not known shares keys with
+        no other."""
+        return self.hasher(self.adapter(request), request.cache_salt or "")
+
+    def adapter(self, request: Any) -> Adapter:
+        """The request's adapter as it is now."""
+        return self._adapters.of(request.lora_request)
+
+    def hasher(self, adapter: Adapter, cache_salt: str) -> ChunkHasher:
+        """The hasher for requests with this adapter and salt."""
+        key = (adapter.digest, cache_salt)
+        found = self._known.get(key)
+        if found is None:
+            extra = {**self._base.extra, "cache_salt": cache_salt}
+            found = ChunkHasher(replace(self._base, lora=adapter.digest, extra=extra))
+            if len(self._known) >= _MOST_HASHERS:
+                del self._known[next(iter(self._known))]
+            if not adapter.unknown:
+                self._known[key] = found
+        return found
+
+    def renew(self) -> None:
+        """The weights are, or may be, others from here on."""
+        self._known.clear()
+        self._base = replace(self._base, extra={**self._base.extra, "generation": token_hex(16)})
 
 
-def _overrides(model: Any) -> Mapping[str, Any]:
-    found = getattr(model, "hf_overrides", None)
-    return found if isinstance(found, Mapping) else {"set": str(bool(found))}
+def _weights(model: Any) -> str:
+    """A digest of the model's files, or the commit of a hub; empty text if neither is known."""
+    path = Path(str(model.model))
+    try:
+        found = model_digest(path)
+    except OSError as error:
+        raise Unsupported(f"{path} can't be read: {error.strerror or error}") from error
+    return found or str(getattr(getattr(model, "hf_config", None), "_commit_hash", None) or "")
+
+
+def _named(config: Any, *names: str) -> str:
+    return canonical({name: getattr(config, name, None) for name in names})
+
+
+def _rope_type(rope: Any) -> str:
+    given = rope if isinstance(rope, Mapping) else {}
+    return str(given.get("rope_type", given.get("type", "default")))
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -80,9 +80,11 @@ class Encode:
 @dataclass(slots=True)
 class StepMeta(KVConnectorMetadata):
     """Scheduler to workers, once per step. ``plans`` need nothing of the engine. ``awaited`` are
-    finished requests whose blocks vLLM keeps until their saves are done."""
+    finished requests whose blocks vLLM keeps until their saves are done. Keys are of weights of
+    that ``generation``."""
 
     step: int
+    generation: int = 0
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
     encodes: list[Encode] = field(default_factory=list)
@@ -111,21 +113,26 @@ class SaveDone:
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """Workers to scheduler. Every rank reports every load and save, not all in the same step."""
+    """Workers to scheduler. Every rank reports every load and save, not all in the same step.
+    ``outdated`` is the latest generation whose weights are known to be gone."""
 
     step: int
+    outdated: int = -1
     loads: list[LoadDone] = field(default_factory=list)
     saves: list[SaveDone] = field(default_factory=list)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         """The reports of two ranks together."""
-        return WorkerReport(self.step, self.loads + other.loads, self.saves + other.saves)
+        outdated = max(self.outdated, other.outdated)
+        return WorkerReport(self.step, outdated, self.loads + other.loads, self.saves + other.saves)
 
 
 @dataclass(frozen=True, slots=True)
 class TiersOpened(KVConnectorHandshakeMetadata):
-    """One rank's tiers: room in chunks (None: unbounded), and what each holds from before."""
+    """One rank's tiers: room in chunks (None: unbounded), and what each holds from before.
+    ``watched`` says whether the rank would notice a change of its weights."""
 
     chunk_bytes: int
     capacities: Sequence[int | None]
     recovered: Sequence[Sequence[bytes]]
+    watched: bool = False

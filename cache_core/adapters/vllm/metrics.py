@@ -17,6 +17,9 @@ _BY_TIER = {
     "write_bytes": "Bytes stored in a tier.",
     "write_seconds": "Seconds spent storing in a tier.",
 }
+_BY_REASON = {
+    "uncached_requests": "Requests that are neither looked up nor saved, by reason.",
+}
 _PLAIN = {
     "prompt_tokens": "Prompt tokens of requests that were looked up.",
     "prefill_seconds_saved": "Prefill that loading spared, less the loading (estimated from this"
@@ -30,7 +33,7 @@ _PLAIN = {
 
 
 class ConnectorStats(KVConnectorStats):
-    """Counters by name, or by ``name:tier``; they add up."""
+    """Counters by name, or by ``name:tier`` or ``name:reason``; they add up."""
 
     def reset(self) -> None:
         self.data: dict[str, Any] = {}
@@ -55,19 +58,16 @@ class ConnectorMetrics(KVConnectorPromMetrics):
         super().__init__(*arguments)
         labels = list(self._labelnames)
         self._counters: dict[str, Counter] = {}
-        for name, text in _BY_TIER.items():
-            self._counters[name] = self._counter_cls(
-                name=f"lmcache:{name}", documentation=text, labelnames=[*labels, "tier"]
-            )
-        for name, text in _PLAIN.items():
-            self._counters[name] = self._counter_cls(
-                name=f"lmcache:{name}", documentation=text, labelnames=labels
-            )
+        for kind, own in ((_BY_TIER, ["tier"]), (_BY_REASON, ["reason"]), (_PLAIN, [])):
+            for name, text in kind.items():
+                self._counters[name] = self._counter_cls(
+                    name=f"lmcache:{name}", documentation=text, labelnames=[*labels, *own]
+                )
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         values = self.per_engine_labelvalues[engine_idx]
         for full, amount in transfer_stats_data.items():
-            name, _, tier = full.partition(":")
+            name, _, which = full.partition(":")
             if name in self._counters and amount > 0:
-                labels = [*values, tier] if tier else values
+                labels = [*values, which] if which else values
                 self._counters[name].labels(*labels).inc(amount)

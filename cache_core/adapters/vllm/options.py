@@ -14,6 +14,7 @@ from cache_core.transfer.codec import CODECS
 
 LoadMode = Literal["auto", "sync", "async"]
 Selection = Literal["first", "random"]
+Weights = Literal["watched", "fixed"]
 _SIZES = ("cpu_size", "disk_size")
 _COUNTS = ("chunk_tokens", "threads", "min_load_tokens")
 
@@ -26,6 +27,7 @@ class ConnectorOptions:
     requests run, ``auto`` chooses. ``layerwise`` loads and saves layer by layer beside the forward
     pass. A hit shorter than ``min_load_tokens`` is recomputed. ``trace`` is a file to record
     requests in (see :mod:`cache_core.recording`). ``salt`` separates caches, like a tenant's.
+    ``weights`` are ``watched``, or promised to be ``fixed`` as long as the process lives.
     """
 
     chunk_tokens: int = 32
@@ -36,6 +38,9 @@ class ConnectorOptions:
     policy: str = "lru"
     placement: Placement = "write_on_insertion"
     salt: str = ""
+    weights: Weights = "watched"
+    weights_id: str = ""
+    """What the weights are, where neither files nor a commit say so; another for others."""
     trace: str = ""
     load: LoadMode = "auto"
     layerwise: bool = False
@@ -82,6 +87,11 @@ class ConnectorOptions:
         return tuple(name for name, value in given if value)
 
     @property
+    def lasting(self) -> bool:
+        """Whether any tier outlives the process."""
+        return bool(self.disk_size or self.remote)
+
+    @property
     def folder(self) -> Path:
         """The disk tier's folder; a worker's own lies below it."""
         return Path(self.disk_path).expanduser()
@@ -111,6 +121,7 @@ def _value(name: str, value: Any) -> Any:
         return value
     choices = {"policy": tuple(POLICIES), "placement": PLACEMENTS, "load": get_args(LoadMode)}
     choices |= {"blend_selection": get_args(Selection), "codec": CODECS}
+    choices["weights"] = get_args(Weights)
     if name in choices and value not in choices[name]:
         raise _wrong(name, f"{value!r} is not known; use one of {', '.join(choices[name])}")
     if not isinstance(value, str):

@@ -12,6 +12,7 @@ import numpy as np
 from cache_core.adapters.vllm.agreement import agreed, by_tier
 from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.blending import Blending
+from cache_core.adapters.vllm.generations import Generations
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.messages import (
     Load,
@@ -27,7 +28,7 @@ from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.adapters.vllm.transfers import Transfers
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.prefill import Savings
-from cache_core.recording import Served, TraceWriter
+from cache_core.recording import TraceWriter
 from cache_core.tiers import Tier
 
 logger = logging.getLogger("lmcache")
@@ -69,14 +70,24 @@ class SchedulerHalf:
         self._last_report = 0.0
         self._running: set[str] = set()
         self._savings = Savings()
+        self._uncached: set[str] = set()
+        self._generations = Generations(hashers, self._transfers, len(options.tier_names))
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
         self._ledger, surplus = agreed(ranks, self.options)
         self._discard(surplus)
+        unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
+        if unseen and self.options.lasting:
+            self.renew("weights can't be watched")
+            logger.warning('no restart finds this engine\'s KV; see "weights" in the docs')
 
     def arrived(self, request: Any) -> None:
         """vLLM has a new request, and has not looked for it anywhere."""
+        reason = self._hashers.adapter(request).unknown
+        if reason:
+            self._uncached.add(request.request_id)
+            self._count(f"uncached_requests:{reason}", 1)
         if self.blending is not None:
             tracked = self._track(request)
             if tracked is not None:
@@ -89,6 +100,8 @@ class SchedulerHalf:
         ledger = self._ledger
         if tracked is None or ledger is None:
             return 0, False
+        if request.num_computed_tokens == 0:
+            tracked.mixed = False  # it has no KV yet, or none any more
         tracked.computed = computed
         if tracked.epoch:
             # What could not be read now may fail again at once, and again.
@@ -193,7 +206,7 @@ class SchedulerHalf:
             self._save(tracked, known // self._size, blocks_of)
         self._running = set(scheduled)
         self._steps[meta.step] = (self._clock(), parts)
-        self._meta = StepMeta(meta.step + 1)
+        self._meta = StepMeta(meta.step + 1, meta.generation)
         return meta
 
     def reported(self, report: WorkerReport) -> None:
@@ -206,6 +219,8 @@ class SchedulerHalf:
             self._loaded(load)
         for save in report.saves:
             self._saved(save)
+        if report.outdated >= self._meta.generation:
+            self.renew("weights changed in memory")
         saved = self._savings.take()
         if saved:
             self._count("prefill_seconds_saved", saved)
@@ -213,21 +228,37 @@ class SchedulerHalf:
     def finished(self, request: Any) -> bool:
         """Whether vLLM must keep the request's blocks until its saves are done."""
         self._running.discard(request.request_id)
+        self._uncached.discard(request.request_id)
         if self._asking is not None:
             self._asking.forget(request.request_id)
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
             return False
-        self._record(tracked)
+        if self._recorder is not None:
+            self._recorder.write(tracked.served())
         self._encode(tracked)
         if tracked.jobs:
             self._awaited.add(request.request_id)
         return bool(tracked.jobs)
 
     def reset(self) -> None:
-        """Forgets every chunk that is not in use."""
-        if self._ledger is not None:
-            self._meta.plans.append(Plan(tuple(self._ledger.clear())))
+        """Forgets every chunk. Unless weights are promised to be fixed they may be others now."""
+        if self.options.weights == "watched":
+            self.renew("the cache was reset")
+        elif self._ledger is not None:
+            self._free(Plan(tuple(self._ledger.clear())))
+
+    def prefix_cache_reset(self) -> None:
+        """vLLM empties its own prefix cache, as it is told to after a change of weights."""
+        if self.options.weights == "watched":
+            self.renew("vLLM's prefix cache was reset")
+
+    def renew(self, why: str) -> None:
+        """Begins a new generation of keys: nothing that was kept until now is found again."""
+        self._free(self._generations.renew(why, self._requests.values(), self._ledger))
+        self._meta.generation = self._generations.number
+        if self._asking is not None:
+            self._asking.forget_all()
 
     def take_counts(self) -> dict[str, float]:
         """Counters since the last call."""
@@ -247,12 +278,12 @@ class SchedulerHalf:
             self._ledger.check()
 
     def _track(self, request: Any) -> Tracked | None:
-        # Placeholders stand for images and embeddings: token ids don't say what they are.
-        if request.prompt_token_ids is None or request.mm_features or request.prompt_embeds:
-            return None
         name = request.request_id
+        if name in self._uncached:
+            return None
         if name not in self._requests:
-            self._requests[name] = Tracked(request, self._hashers.of(request))
+            adapter, salt = self._hashers.adapter(request), request.cache_salt or ""
+            self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
 
     def _must_wait(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
@@ -290,7 +321,10 @@ class SchedulerHalf:
         ledger = self._ledger
         if ledger is None or chunks <= tracked.saved:
             return
-        if tracked.blend is not None and tracked.blend.used:
+        if tracked.mixed or (tracked.blend is not None and tracked.blend.used):
+            return
+        if self._hashers.adapter(tracked.request) != tracked.adapter:
+            tracked.mixed = True  # loaded again from other files, while this request ran
             return
         if self._transfers.pending >= self._most_pending:
             self._count("saves_deferred", 1)
@@ -327,6 +361,7 @@ class SchedulerHalf:
         if loading is None:
             return
         ledger.unpin(loading.hit)
+        self._free(self._generations.ended(done.id, loading.hit.keys, ledger))
         if loading.whole:
             self._savings.loaded(loading.end - loading.start, loading.start, loading.seconds)
             return
@@ -346,6 +381,7 @@ class SchedulerHalf:
         assert ledger is not None
         for move, good in zip(saving.moves, saving.good, strict=True):
             ledger.settle([move], good)
+        self._free(self._generations.ended(done.id, (move.key for move in saving.moves), ledger))
         failed = saving.good.count(False)
         if failed:
             self._count("failed_saves", failed)
@@ -357,25 +393,11 @@ class SchedulerHalf:
             tracked.jobs.discard(done.id)
 
     def _discard(self, chunks: Iterable[tuple[bytes, int]]) -> None:
-        moves = tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)
-        if moves:
-            self._meta.plans.append(Plan(moves))
+        self._free(Plan(tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)))
 
-    def _record(self, tracked: Tracked) -> None:
-        if self._recorder is None:
-            return
-        request = tracked.request
-        prompt = int(request.num_prompt_tokens)
-        self._recorder.write(
-            Served(
-                id=request.request_id,
-                arrival_s=request.arrival_time,
-                input_tokens=prompt,
-                output_tokens=request.num_output_tokens,
-                keys=tracked.upto(prompt),
-                hits=tracked.hits or {},
-            )
-        )
+    def _free(self, plan: Plan) -> None:
+        if plan.moves:
+            self._meta.plans.append(plan)
 
     def _count(self, name: str, amount: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + amount

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.place import Place
-from cache_core.tiers import DiskTier, MemoryTier, Tier
+from cache_core.tiers import DiskTier, MemoryTier, NullTier, Tier, TierInUse
 from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tier import Read
 from cache_core.transfer.codec import Codec
+
+logger = logging.getLogger("vllm.lmcache")
 
 
 def open_tiers(
@@ -24,9 +28,11 @@ def open_tiers(
     ranks: int,
     codec: Codec | None = None,
     memory: Callable[[], Memory] = SlabMemory,
+    replica: int = 0,
 ) -> list[Tier]:
     """Fastest first. ``chunk_bytes`` are the engine's; with ``codec`` tiers keep coded chunks,
-    and the cpu tier's are in ``memory``.
+    and the cpu tier's are in ``memory``. Each data-parallel ``replica`` has a disk tier of its own.
+    A disk tier that another engine has open is left out, with a warning: it holds nothing.
     Raises ``TierError``, ``OSError`` or ``MemoryError``, and ``ValueError`` for a size that holds
     no chunk."""
     if codec is not None:
@@ -42,11 +48,7 @@ def open_tiers(
                     )
                 tiers.append(MemoryTier("cpu", room, chunk_bytes, memory()))
             elif name == "disk":
-                folder = options.folder / f"rank-{rank}"
-                folder.mkdir(parents=True, exist_ok=True)
-                tiers.append(
-                    DiskTier("disk", folder, options.disk_size, chunk_bytes, namespace=namespace)
-                )
+                tiers.append(_disk(options, chunk_bytes, namespace, replica, rank))
             else:
                 tiers.append(open_remote_tier(options, chunk_bytes, rank, ranks))
     except BaseException:
@@ -54,6 +56,23 @@ def open_tiers(
             tier.close()
         raise
     return tiers if codec is None else [CodedTier(tier, codec) for tier in tiers]
+
+
+def of_replica(path: Path, replica: int) -> Path:
+    """A file's or folder's name for one data-parallel replica; the first one's is as it is."""
+    return path.with_name(f"dp-{replica}-{path.name}") if replica else path
+
+
+def _disk(
+    options: ConnectorOptions, chunk_bytes: int, namespace: bytes, replica: int, rank: int
+) -> Tier:
+    folder = of_replica(options.folder / f"rank-{rank}", replica)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return DiskTier("disk", folder, options.disk_size, chunk_bytes, namespace=namespace)
+    except TierInUse as error:
+        logger.warning("%s: this engine goes without; give it another disk_path", error)
+        return NullTier("disk", 0)
 
 
 def open_remote_tier(options: ConnectorOptions, chunk_bytes: int, rank: int, ranks: int) -> Tier:

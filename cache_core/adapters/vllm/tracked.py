@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cache_core.adapters.vllm.lora import Adapter
 from cache_core.keys import ChunkHasher
+from cache_core.recording import Served
 
 if TYPE_CHECKING:
     from cache_core.adapters.vllm.blending import Blended
@@ -17,10 +20,13 @@ if TYPE_CHECKING:
 class Tracked:
     """``request`` is vLLM's own object, which grows as tokens are generated. ``saved`` counts its
     leading chunks that were given to the Ledger since the last failed load, ``used`` since it
-    came. ``epoch`` counts failed loads: what was computed on top of one is not saved."""
+    came. ``epoch`` counts failed loads: what was computed on top of one is not saved. ``salt`` is
+    the tenant's: blend gives requests another."""
 
     request: Any
     hasher: ChunkHasher
+    adapter: Adapter = field(default_factory=Adapter)
+    salt: str = ""
     keys: list[bytes] = field(default_factory=list)
     saved: int = 0
     used: int = 0
@@ -32,6 +38,18 @@ class Tracked:
     """Prompt tokens by tier, at the request's first scheduling."""
     waiting_since: float | None = None
     blend: Blended | None = None
+    mixed: bool = False
+    """Whether its KV was computed by more than one generation of weights: not to be saved."""
+
+    def renew(self, hasher: ChunkHasher) -> None:
+        """Its keys are others from here on, and what it has computed belongs to the old ones."""
+        self.hasher, self.keys = hasher, []
+        self.saved = self.used = 0
+        if self.hits is not None:  # it was scheduled
+            self.epoch += 1
+            self.mixed = True
+        if self.blend is not None:
+            self.blend.segments, self.blend.spans = [], []
 
     def upto(self, tokens: int) -> list[bytes]:
         """Prefix keys of the full chunks of the first ``tokens`` tokens."""
@@ -39,6 +57,60 @@ class Tracked:
         have, want = len(self.keys), tokens // size
         if want > have:
             new = np.array(self.request.all_token_ids[have * size : want * size], dtype=np.int32)
-            after = self.keys[-1] if have else None
-            self.keys += self.hasher.keys(new, after=after).prefix
+            for first, last, beside in self._runs(have, want):
+                after = self.keys[-1] if self.keys else None
+                if beside:
+                    after = self.hasher.beside(after, beside)
+                part = new[(first - have) * size : (last - have) * size]
+                self.keys += self.hasher.keys(part, after=after).prefix
         return self.keys[:want]
+
+    def served(self) -> Served:
+        """What a recording keeps of it."""
+        request = self.request
+        prompt = int(request.num_prompt_tokens)
+        return Served(
+            id=request.request_id,
+            arrival_s=request.arrival_time,
+            input_tokens=prompt,
+            output_tokens=request.num_output_tokens,
+            keys=self.upto(prompt),
+            hits=self.hits or {},
+        )
+
+    def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
+        """Chunks ``first`` .. ``last`` in runs of what can be hashed at once. One that holds more
+        than tokens is alone, with what that is."""
+        begin = first
+        for chunk in range(first, min(last, -(-self._text_from() // self.hasher.chunk_tokens))):
+            beside = self._beside(chunk)
+            if beside:
+                if begin < chunk:
+                    yield begin, chunk, b""
+                yield chunk, chunk + 1, beside
+                begin = chunk + 1
+        if begin < last:
+            yield begin, last, b""
+
+    def _text_from(self) -> int:
+        """From this token on, token ids say all."""
+        request = self.request
+        if getattr(request, "prompt_embeds", None) is not None:
+            return int(request.num_prompt_tokens)
+        places = [f.mm_position for f in getattr(request, "mm_features", None) or ()]
+        return max((place.offset + place.length for place in places), default=0)
+
+    def _beside(self, chunk: int) -> bytes:
+        """What placeholders of the chunk stand for, in vLLM's own terms: hashes of images and of
+        embeddings."""
+        from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
+
+        request, size = self.request, self.hasher.chunk_tokens
+        first, last = chunk * size, (chunk + 1) * size
+        found, _ = generate_block_hash_extra_keys(request, first, last, 0)
+        kept = [key for key in found or () if key[0] in ("mm", "prompt_embeds")]
+        if not kept:
+            return b""
+        # Where token ids and embeddings take turns: which position is what.
+        kinds = getattr(request, "prompt_is_token_ids", None)
+        return repr((kept, None if kinds is None else list(kinds[first:last]))).encode()

@@ -53,6 +53,10 @@ class Transfers:
         self.last += 1
         return self.last
 
+    def reading(self) -> set[bytes]:
+        """Keys that loads under way may still read."""
+        return {key for loading in self._loading.values() for key in loading.hit.keys}
+
     def load(self, number: int, hit: Hit, request: str, start: int, end: int) -> None:
         """A load begins."""
         self._loading[number] = Loading(hit, request, start, end, self._ranks, len(hit))

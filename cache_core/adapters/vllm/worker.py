@@ -66,6 +66,7 @@ class WorkerHalf:
         self._bad_blocks: set[int] = set()
         self._bad_epoch: dict[str, int] = {}
         self._gone: set[str] = set()
+        self._refused: set[int] = set()
         self._gates = LayerGates(layer_names) if layerwise else None
 
     def opened(self) -> TiersOpened:
@@ -81,6 +82,15 @@ class WorkerHalf:
         for request in meta.preempted:
             for save in list(self._saves.get(request, ())):
                 save.result()
+
+    def refuse(self, meta: StepMeta) -> None:
+        """Weights are others than those that the step's keys name: before :meth:`start_loads`, has
+        its loads fail, and its saves."""
+        self._refused |= {load.id for load in meta.loads}
+        for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
+            self._bad_epoch[save.request] = max(save.epoch, self._bad_epoch.get(save.request, -1))
+        with self._lock:
+            self._report.outdated = meta.generation
 
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets the rest begin."""
@@ -195,6 +205,8 @@ class WorkerHalf:
             parts.append((piece.hit, piece.first, turned))
         gone: list[tuple[bytes, int]] = []
         done, good = 0, load.end
+        if load.id in self._refused:
+            parts, good = [], load.start
         for hit, first, place in parts:
             got = 0
             try:

@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 from cache_core.tiers.disk.format import FORMAT_NAME, FORMAT_TEXT, VERSION
-from cache_core.tiers.tier import TierError
+from cache_core.tiers.tier import TierError, TierInUse
 
 _LOCK_NAME = "LOCK"
 # What a directory may have and still count as empty: a fresh file system's, or ours from a start
@@ -60,7 +60,7 @@ class DirectoryLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise TierError(
+            raise TierInUse(
                 f"{directory} is in use by the disk tier of process {holder};"
                 " give each process a directory of its own"
             ) from None

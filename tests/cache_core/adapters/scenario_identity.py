@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from vllm.lora.request import LoRARequest
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheGroupSpec,
@@ -67,10 +68,12 @@ def refusal(kv: Any, **parallel: int) -> str:
     return "taken"
 
 
-def request(salt: str | None = None, lora: str | None = None) -> Any:
+def request(salt: str | None = None, lora: Path | None = None) -> Any:
     adapter = None
     if lora is not None:
-        adapter = SimpleNamespace(lora_name=lora, lora_int_id=len(lora), lora_path=f"/none/{lora}")
+        lora.mkdir()
+        (lora / "adapter_model.bin").write_text(lora.name)
+        adapter = LoRARequest(lora.name, len(lora.name), str(lora))
     return SimpleNamespace(cache_salt=salt, lora_request=adapter)
 
 
@@ -83,6 +86,7 @@ def exposed() -> str:
     stats = ConnectorStats(data={"hit_tokens:cpu": 64.0, "prefill_seconds_saved": 1.5})
     metrics.observe(stats.aggregate(ConnectorStats(data={"hit_tokens:cpu": 6.0})).data)
     metrics.observe({"hit_tokens:cpu": 30.0, "read_bytes:disk": 5.0})
+    metrics.observe({"uncached_requests:adapter_unknown": 2.0})
     return str(generate_latest(registry).decode())
 
 
@@ -136,7 +140,8 @@ def main() -> None:
     layout = kv_shape(config(), groups(full), 64).layout(64)
     base = namespace(config(), layout, "format", "salt")
     hashers = Hashers(base)
-    asked = [request(), request("a"), request("b"), request(None, "one"), request(None, "three")]
+    asked = [request(), request("a"), request("b")]
+    asked += [request(None, scratch / "one"), request(None, scratch / "three")]
     tokens = list(range(64))
     keys = [hashers.of(one).keys(tokens).prefix[0].hex() for one in (*asked, *asked)]
     other = Hashers(replace(base, attention="another")).of(request()).keys(tokens).prefix[0].hex()

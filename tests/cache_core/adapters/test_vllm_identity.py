@@ -62,4 +62,5 @@ def test_counters_are_exposed(found: dict[str, Any]) -> None:
     lines = found["metrics"].splitlines()
     assert 'lmcache:hit_tokens_total{engine="0",tier="cpu"} 100.0' in lines
     assert 'lmcache:read_bytes_total{engine="0",tier="disk"} 5.0' in lines
+    assert 'lmcache:uncached_requests_total{engine="0",reason="adapter_unknown"} 2.0' in lines
     assert 'lmcache:prefill_seconds_saved_total{engine="0"} 1.5' in lines
