@@ -1,0 +1,106 @@
+"""Puts ``_native`` and ``_cuda`` in their place: carried ones for this Python, those that are there,
+or new ones from CMake.
+
+    python -m benchmarks.gpu.modules FOLDER [--carried MODULES] [--architecture 90-real] [--cuda]
+
+FOLDER is CMake's. With ``--cuda`` both must load, and the driver must show a GPU. Nothing is
+fetched: CMake, a compiler and nanobind have to be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from benchmarks.gpu.files import ROOT
+
+PACKAGE = ROOT / "cache_core"
+_SHOW = "from cache_core import _native as n; print(n.__file__); print(n.CUDA)"
+_SHOW_CUDA = """
+from cache_core.transfer.cuda import cuda_devices, cuda_module
+print(cuda_module().__file__, cuda_module().TOOLKIT, cuda_module().ARCHITECTURES)
+print(*cuda_devices(), sep="\\n")
+"""
+
+
+def names(cuda: bool) -> list[str]:
+    """File names of the modules for this Python."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return [f"_native{suffix}", *([f"_cuda{suffix}"] if cuda else [])]
+
+
+def place(folder: Path, cuda: bool) -> bool:
+    """Copies the modules for this Python from ``folder``; False if one is not there."""
+    files = [folder / name for name in names(cuda)]
+    if not all(file.exists() for file in files):
+        return False
+    for file in files:
+        # A process that has the old one loaded keeps it: the file is replaced, not written over.
+        part = PACKAGE / f".{file.name}.{os.getpid()}"
+        shutil.copyfile(file, part)
+        part.replace(PACKAGE / file.name)
+    return True
+
+
+def is_fresh(cuda: bool) -> bool:
+    """Whether modules load and are no older than what they are made from. Installed elsewhere, they
+    are whoever installed them's affair."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SHOW], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return False
+    if Path(done.stdout.splitlines()[0]).parent != PACKAGE:
+        return True
+    made = [PACKAGE / name for name in names(cuda)]
+    if not all(file.exists() for file in made):
+        return False
+    sources = [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]
+    newest = max(file.stat().st_mtime for file in sources)
+    return all(file.stat().st_mtime >= newest for file in made)
+
+
+def build(folder: Path, architecture: str | None, cuda: bool) -> None:
+    """Raises ``SystemExit`` with what is missing, or with the compiler's exit code."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise SystemExit("there is no cmake here; carry modules instead: make gpu GPU_MODULES=so")
+    options = [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+    options += [f"-DLMCACHE_CUDA={'ON' if cuda else 'OFF'}"]
+    options += [f"-DLMCACHE_CUDA_ARCHITECTURES={architecture}"] if architecture else []
+    options += ["-G", "Ninja"] if shutil.which("ninja") else []
+    for command in (
+        [cmake, "-S", str(ROOT), "-B", str(folder), *options],
+        [cmake, "--build", str(folder), "--parallel"],
+    ):
+        print("+", *command, flush=True)
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise SystemExit(1)
+    if not place(folder, cuda):
+        raise SystemExit("no CUDA kernels were built: no nvcc that works; see the log above")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--carried", type=Path)
+    parser.add_argument("--architecture")
+    parser.add_argument("--cuda", action="store_true")
+    args = parser.parse_args()
+    carried = args.carried is not None and place(args.carried, args.cuda)
+    if args.carried is not None and not carried:
+        print(f"{args.carried} has not {' and '.join(names(args.cuda))}: building them")
+    if not carried and not is_fresh(args.cuda):
+        build(args.folder, args.architecture, args.cuda)
+    show = _SHOW + (_SHOW_CUDA if args.cuda else "")
+    raise SystemExit(subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
