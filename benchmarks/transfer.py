@@ -10,11 +10,11 @@ torch's `index_select` and `index_copy_`. A block has K and V of 16 layers, each
 own; "all" moves every block that the engine has, "1/4" a quarter of them, drawn at random. All take
 turns in each round, and a ratio compares what ran in one round.
 
-On a GPU (left out with --cpu, alone with --gpu, which exits with 4 where there is none): KV of those
-shapes in pages of so many tokens, scattered and contiguous, in both directions and both at once, by
-copy engines and by kernels on so many thread blocks, against one cudaMemcpyAsync (--peak-mib);
-gathers within the device against its own copy; and how much a matrix product beside them slows down
-(where torch has CUDA). What decides comes first.
+On a GPU (left out with --cpu, alone with --gpu, which exits with 4 where there is none): KV of
+those shapes in pages of so many tokens, scattered and contiguous, in both directions and both at
+once, by copy engines and by kernels on so many thread blocks, against one cudaMemcpyAsync of
+--peak-mib; gathers within the device against its own copy; and how much a matrix product beside
+them slows down (where torch has CUDA). What decides comes first.
 
 Runs unattended: FILE is whole after each case, and after --limit seconds no case is begun; those
 that were not are in it as `left_out`.

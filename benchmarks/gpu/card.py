@@ -107,7 +107,7 @@ def _said(*command: str) -> list[str]:
 def _tried(find: Callable[[], Any]) -> Any:
     try:
         return find()
-    except Exception as error:  # noqa: BLE001: whatever it is, the rest is still worth telling
+    except Exception as error:  # noqa: BLE001 - the rest is still worth telling
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
 
 

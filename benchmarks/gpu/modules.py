@@ -1,5 +1,5 @@
-"""Puts ``_native`` and ``_cuda`` in their place: carried ones for this Python, those that are there,
-or new ones from CMake.
+"""Puts ``_native`` and ``_cuda`` in their place: carried ones for this Python, those that are
+there, or new ones from CMake.
 
     python -m benchmarks.gpu.modules FOLDER [--carried MODULES] [--architecture 90-real] [--cuda]
 

@@ -112,9 +112,11 @@ class Runner:
             self._start(stage, min(stage.limit_s, max(stage.least_s, left - reserved_s)))
 
     def _start(self, stage: Stage, limit_s: float) -> None:
-        for path in stage.yields:
+        for path in stage.yields:  # what an earlier call left is of other sources
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)  # what an earlier call left is of other sources
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
         running = Running(stage, self._folder / f"{stage.name}.log", limit_s, self._environment)
         if stage.beside:
             self._beside[stage.name] = running

@@ -27,12 +27,11 @@ class Stage:
     """``command`` runs for at most ``limit_s``, after the stages named in ``needs``.
 
     ``yields`` are files that are there once it has passed: where one is gone, the stage is to be
-    done again. ``tool`` is a program without which the stage is missing, not failed. With less
-    than ``least_s`` left it is not begun. A stage that ``serves`` has no result of its own and
-    runs only for others. One ``beside`` runs next to those behind it, until one needs it; those that
-    name it in ``after`` wait for its end, whatever comes of it.
-    ``exit_missing`` is an exit code that says that something is missing. ``remark`` is told with
-    its result.
+    done again. ``tool`` is a program without which the stage is missing, not failed; so it is where
+    the command ends with ``exit_missing``. With less than ``least_s`` left it is not begun. A stage
+    that ``serves`` has no result of its own and runs only for others. One ``beside`` runs next to
+    those behind it, until one needs it or names it in ``after``: then its end is waited for,
+    whatever comes of it. ``remark`` is told with its result.
     """
 
     name: str

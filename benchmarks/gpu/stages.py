@@ -1,8 +1,7 @@
-"""The stages of `make gpu`, in order of worth; and the sizes of the real thing and its rehearsal."""
+"""The stages of `make gpu` in order of worth, and the sizes of the real thing and its rehearsal."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from benchmarks.gpu.stage import Stage
 
 # A rehearsal has kernels of a GPU that a CPU plays: these tests move the fewest bytes.
 _FEW_TESTS = ("-k", "512")
-_SANITIZER = "/usr/local/cuda/bin"
+_LESS_PROBED = "lmcache_cli.probe.transfer.MOST_BYTES=131072"
+_TOOLKIT = "/usr/local/cuda/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Sizes:
     passage_tokens: int
     tier: str
     repeats: int
-    transfer: tuple[str, ...]
+    transfer: str
     """Arguments of benchmarks/transfer.py."""
 
 
@@ -39,18 +39,18 @@ REAL = Sizes(
     passage_tokens=2000,
     tier="8GiB",
     repeats=5,
-    transfer=(),
+    transfer="",
 )
 DRY = Sizes(
     dry=True,
     device="cpu",
     model="tiny",
-    context_tokens=1000,
+    context_tokens=700,
     chunk_tokens=64,
-    passage_tokens=150,
+    passage_tokens=120,
     tier="128MiB",
     repeats=3,
-    transfer=("--shapes=tiny", "--pages=8,64", "--tokens=512", "--ctas=8", "--peak-mib=1"),
+    transfer="--shapes tiny --pages 8,64 --tokens 512 --ctas 8 --peak-mib 1",
 )
 
 
@@ -77,144 +77,181 @@ class Where:
         return self.scratch / "model"
 
 
-def stages(sizes: Sizes, where: Where) -> list[Stage]:
-    """What can hang a GPU comes last."""
-    python, results = (where.python,), where.results
-    cuda = ("--device", sizes.device)
-    emulated = ("-m", "benchmarks.gpu.emulated") if sizes.dry else ()
-    less = ("--set", "lmcache_cli.probe.transfer.MOST_BYTES=131072") if sizes.dry else ()
-    module = emulated or ("-m",)
-    tests = (*python, *module, "pytest", "-p", "no:cacheprovider", "-rs", "-x")
-    tests += (*(_FEW_TESTS if sizes.dry else ()), "tests/cache_core/test_cuda.py")
-    lmcache, script = (*python, "-m", "lmcache_cli.main"), (*python, *emulated)
-    ready = ("wheels", "modules")
+class _Table:
+    """The stages of some sizes in some place."""
 
-    def bench(name: str, *arguments: str) -> tuple[str, ...]:
-        return (
-            *lmcache, "bench", *arguments, "--engine", "transformers", *cuda, "--quiet",
-            "--model", str(where.model), "--chunk-tokens", str(sizes.chunk_tokens),
-            "--cpu-size", sizes.tier, "--output-tokens", "4",
-            "--out", str(results / f"{name}-runs"), "--json", str(results / f"{name}.json"),
-        )  # fmt: skip
+    def __init__(self, sizes: Sizes, where: Where) -> None:
+        self._sizes, self._where = sizes, where
+        self._ready = ("wheels", "modules")
+        self._emulated = "on emulated GPUs" if sizes.dry else ""
+        self._tests = self._on_gpu(
+            "pytest",
+            *["tests/cache_core/test_cuda.py", "-x", "-rs", "-p", "no:cacheprovider"],
+            *(_FEW_TESTS if sizes.dry else ()),
+        )
 
-    carried = ("--carried", str(where.wheels)) if where.wheels else ()
-    brought = ("--carried", str(where.modules)) if where.modules else ()
-    target = ("--architecture", where.architecture) if where.architecture else ()
-    return [
-        Stage(
+    def _python(self, text: str, *more: str) -> tuple[str, ...]:
+        """``text`` without paths, which may have blanks."""
+        return (self._where.python, *text.split(), *more)
+
+    def _on_gpu(self, name: str, *more: str, less: str = "") -> tuple[str, ...]:
+        """A module or a script; in a rehearsal on emulated GPUs, with ``less`` of it."""
+        if self._sizes.dry:
+            settings = ("--set", less) if less else ()
+            return self._python("-m benchmarks.gpu.emulated", *settings, name, *more)
+        return self._python("" if name.endswith(".py") else "-m", name, *more)
+
+    def _result(self, name: str) -> Path:
+        return self._where.results / name
+
+    def wheels(self) -> Stage:
+        where, command = self._where, self._python("-m benchmarks.gpu.wheels")
+        carried = ("--carried", str(where.wheels)) if where.wheels else ()
+        return Stage(
             "wheels",
-            (*python, "-m", "benchmarks.gpu.wheels", str(where.site), *carried),
+            (*command, str(where.site), *carried),
             limit_s=30,
             yields=(where.site / "complete",),
             serves=True,
-        ),
-        Stage(
+        )
+
+    def model(self) -> Stage:
+        where, sizes = self._where, self._sizes
+        options = f"--size {sizes.model} --device {sizes.device}".split()
+        return Stage(
             "model",
-            (
-                *python, "benchmarks/models/random_llama.py", str(where.model),
-                "--size", sizes.model, *cuda,
-            ),
+            self._python("benchmarks/models/random_llama.py", str(where.model), *options),
             limit_s=120,
             needs=("wheels",),
             yields=(where.model / "config.json", where.model / "tokenizer.json"),
             serves=True,
             beside=True,
-        ),
-        Stage(
+        )
+
+    def modules(self) -> Stage:
+        where, command = self._where, self._python("-m benchmarks.gpu.modules")
+        carried = ("--carried", str(where.modules)) if where.modules else ()
+        target = ("--architecture", where.architecture) if where.architecture else ()
+        cuda = () if self._sizes.dry else ("--cuda",)
+        return Stage(
             "modules",
-            (
-                *python, "-m", "benchmarks.gpu.modules", str(where.scratch / "build"),
-                *brought, *target, *(() if sizes.dry else ("--cuda",)),
-            ),
+            (*command, str(where.scratch / "build"), *carried, *target, *cuda),
             limit_s=150,
             needs=("wheels",),
             serves=True,
-        ),
-        Stage(
+        )
+
+    def facts(self) -> Stage:
+        file = self._result("facts.json")
+        return Stage(
             "facts",
-            (*python, "-m", "benchmarks.gpu.card", str(results / "facts.json")),
+            self._python("-m benchmarks.gpu.card", str(file)),
             limit_s=30,
-            after=ready,
-            yields=(results / "facts.json",),
-        ),
-        Stage(
+            after=self._ready,
+            yields=(file,),
+        )
+
+    def cuda_tests(self) -> Stage:
+        file = self._result("cuda_tests.xml")
+        return Stage(
             "cuda_tests",
-            (*tests, "--junitxml", str(results / "cuda_tests.xml")),
+            (*self._tests, "--junitxml", str(file)),
             limit_s=60,
-            needs=ready,
-            yields=(results / "cuda_tests.xml",),
+            needs=self._ready,
+            yields=(file,),
             exit_missing=None,
-            remark="on emulated GPUs" if sizes.dry else "",
-        ),
-        Stage(
+            remark=self._emulated,
+        )
+
+    def probe(self) -> Stage:
+        words = f"--transfer --device cuda --repeat {self._sizes.repeats}".split()
+        files = ("--out", str(self._where.results), "--json", str(self._result("probe.json")))
+        return Stage(
             "probe",
-            (
-                *script, *less, *(lmcache[2:] if sizes.dry else lmcache[1:]), "probe",
-                "--transfer", "--device", "cuda", "--repeat", str(sizes.repeats),
-                "--out", str(results), "--json", str(results / "probe.json"),
-            ),
+            self._on_gpu("lmcache_cli.main", "probe", *words, *files, less=_LESS_PROBED),
             limit_s=40,
-            needs=ready,
+            needs=self._ready,
             after=("model",),
-            yields=(results / "probe.json", results / "transfer.json"),
-            remark="on emulated GPUs" if sizes.dry else "",
-        ),
-        Stage(
+            yields=(self._result("probe.json"), self._result("transfer.json")),
+            remark=self._emulated,
+        )
+
+    def long(self) -> Stage:
+        sizes = self._sizes
+        return self._bench(
             "long",
-            (
-                *bench("long", "long-context"), "--reuse", "off,prefix",
-                "--context-tokens", str(sizes.context_tokens), "--documents", "2",
-                "--questions", "3", "--repeat", "2", "--device-size", f"0,{sizes.tier}",
-            ),
+            f"long-context --reuse off,prefix --context-tokens {sizes.context_tokens}"
+            f" --documents 2 --questions 3 --repeat 2 --device-size 0,{sizes.tier}",
             limit_s=130,
-            needs=(*ready, "model"),
-            yields=(results / "long.json",),
-            least_s=30,
-        ),
-        Stage(
+        )
+
+    def rag(self) -> Stage:
+        return self._bench(
             "rag",
-            (
-                *bench("rag", "rag"), "--reuse", "off,prefix,blend", "--unverified", "--warm",
-                "--passages", "4", "--passage-tokens", str(sizes.passage_tokens),
-                "--corpus-passages", "8", "--requests", "6",
-            ),
+            "rag --reuse off,prefix,blend --unverified --warm --passages 4 --corpus-passages 8"
+            f" --requests 6 --passage-tokens {self._sizes.passage_tokens}",
             limit_s=90,
-            needs=(*ready, "model"),
-            yields=(results / "rag.json",),
+        )
+
+    def _bench(self, name: str, words: str, limit_s: float) -> Stage:
+        sizes, runs, file = self._sizes, self._result(f"{name}-runs"), self._result(f"{name}.json")
+        command = self._python(
+            f"-m lmcache_cli.main bench {words} --engine transformers --device {sizes.device}"
+            f" --chunk-tokens {sizes.chunk_tokens} --cpu-size {sizes.tier} --output-tokens 4"
+            " --quiet"
+        )
+        paths = ("--model", self._where.model, "--out", runs, "--json", file)
+        return Stage(
+            name,
+            (*command, *map(str, paths)),
+            limit_s=limit_s,
+            needs=(*self._ready, "model"),
+            yields=(file, runs),
             least_s=30,
-        ),
-        Stage(
+        )
+
+    def memcheck(self) -> Stage:
+        """A rehearsal runs the tests as they are."""
+        dry = self._sizes.dry
+        tool = None if dry else "compute-sanitizer"
+        checked = (tool, "--tool", "memcheck", "--error-exitcode", "9") if tool else ()
+        return Stage(
             "memcheck",
-            # A rehearsal runs the tests as they are, without the tool.
-            tests
-            if sizes.dry
-            else (
-                "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *tests
-            ),
+            (*checked, *self._tests),
             limit_s=90,
-            needs=ready,
-            tool=None if sizes.dry else "compute-sanitizer",
+            needs=self._ready,
+            after=("model",),
+            tool=tool,
             least_s=20,
             exit_missing=None,
-            remark="rehearsed without the tool, on emulated GPUs" if sizes.dry else "",
-        ),
-        Stage(
+            remark=f"{self._emulated}, without compute-sanitizer" if dry else "",
+        )
+
+    def transfer(self) -> Stage:
+        sizes, file = self._sizes, self._result("transfer_rows.json")
+        words = f"--gpu --limit 75 --repeats {sizes.repeats} {sizes.transfer}".split()
+        return Stage(
             "transfer",
-            (
-                *script, "benchmarks/transfer.py", "--gpu", "--limit", "75",
-                "--repeats", str(sizes.repeats), *sizes.transfer,
-                "--json", str(results / "transfer_rows.json"),
-            ),
+            self._on_gpu("benchmarks/transfer.py", *words, "--json", str(file)),
             limit_s=100,
-            needs=ready,
+            needs=self._ready,
             after=("model",),
-            yields=(results / "transfer_rows.json",),
+            yields=(file,),
             least_s=20,
-            remark="on emulated GPUs" if sizes.dry else "",
-        ),
-    ]  # fmt: skip
+            remark=self._emulated,
+        )
+
+
+def stages(sizes: Sizes, where: Where) -> list[Stage]:
+    """In order of worth, but for the last: it can hang a GPU."""
+    table = _Table(sizes, where)
+    makers = (
+        table.wheels, table.model, table.modules, table.facts, table.cuda_tests, table.probe,
+        table.long, table.rag, table.memcheck, table.transfer,
+    )  # fmt: skip
+    return [make() for make in makers]
 
 
 def tool_path(path: str) -> str:
-    """``PATH`` with the folder that toolkits put compute-sanitizer and nvcc in."""
-    return path if shutil.which("compute-sanitizer", path=path) else f"{path}:{_SANITIZER}"
+    """``PATH`` with the folder that toolkits put compute-sanitizer and nvcc in, at its end."""
+    return f"{path}:{_TOOLKIT}"
