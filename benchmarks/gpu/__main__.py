@@ -47,14 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
         args.modules and args.modules.resolve(),
         found and found.architecture,
     )
-    table = stages(DRY if args.dry else REAL, where)
+    sizes = DRY if args.dry else REAL
+    table = stages(sizes, where)
     sources = sources_digest()
     about = {"dry": args.dry, "commit": _commit(), "sources": sources}
     summary = Summary(out, where.results, table, found, about)
     inputs = f"{sources} {found} {sys.version}"
     os.chdir(ROOT)
     runner = Runner(
-        table, where.results, inputs, args.budget, _environment(os.environ, where), summary.write
+        table,
+        where.results,
+        inputs,
+        args.budget * sizes.patience,
+        _environment(os.environ, where),
+        summary.write,
     )
     code = runner.run()
     summary.write(runner.outcomes())

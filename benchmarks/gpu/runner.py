@@ -101,7 +101,9 @@ class Runner:
         lacking = [name for name in stage.needs if not self._may_build_on(name)]
         left = self._ends - time.monotonic()
         if lacking:
-            why = ", ".join(f"{name} ({self._word(name)})" for name in lacking)
+            # What was skipped for another's sake tells nothing beside it.
+            roots = [name for name in lacking if self._word(name) != "skipped"] or lacking
+            why = ", ".join(f"{name} ({self._word(name)})" for name in roots)
             self._keep(self._not_run(stage, "skipped", f"needs {why}"))
         elif stage.tool is not None and not self._found(stage.tool):
             self._keep(self._not_run(stage, "missing", f"there is no {stage.tool} here"))

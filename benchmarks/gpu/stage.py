@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import IO, Literal
 
 Status = Literal["passed", "failed", "timed out", "missing", "skipped", "interrupted"]
@@ -84,6 +85,14 @@ class Running:
                 self._process = _started(stage.command, file, environment)
             except OSError as error:
                 self._why = f"{stage.command[0]}: {error.strerror}"
+        self._ended: float | None = None
+        if self._process is not None:
+            Thread(target=self._watch, args=(self._process,), daemon=True).start()
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Takes the time of a stage that nobody waits for yet."""
+        process.wait()
+        self._ended = time.monotonic()
 
     def outcome(self, key: str) -> Outcome:
         """Waits for the command, and ends it and its children at the limit."""
@@ -124,7 +133,7 @@ class Running:
 
     def _made(self, status: Status, key: str, why: str) -> Outcome:
         code = None if self._process is None else self._process.returncode
-        took = time.monotonic() - self._began
+        took = (self._ended or time.monotonic()) - self._began
         return Outcome(self.stage.name, status, took, code, why, key, self.limit_s)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gpu.stage import Stage
@@ -27,6 +27,8 @@ class Sizes:
     repeats: int
     transfer: str
     """Arguments of benchmarks/transfer.py."""
+    patience: int = 1
+    """Limits times this: nobody waits for the GPU of a rehearsal, and its machine may be busy."""
 
 
 # 2 documents of 25,000 tokens are 6.6 GB of KV at the 131,072 bytes a token of an 8B model.
@@ -51,6 +53,7 @@ DRY = Sizes(
     tier="128MiB",
     repeats=3,
     transfer="--shapes tiny --pages 8,64 --tokens 512 --ctas 8 --peak-mib 1",
+    patience=5,
 )
 
 
@@ -249,7 +252,8 @@ def stages(sizes: Sizes, where: Where) -> list[Stage]:
         table.wheels, table.model, table.modules, table.facts, table.cuda_tests, table.probe,
         table.long, table.rag, table.memcheck, table.transfer,
     )  # fmt: skip
-    return [make() for make in makers]
+    made = [make() for make in makers]
+    return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in made]
 
 
 def tool_path(path: str) -> str:
