@@ -245,7 +245,7 @@ def shapes(text: str) -> list[str]:
     return found
 
 
-def main() -> int:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=512, help="MiB on each side of a CPU move")
     parser.add_argument("--threads", type=numbers, default=[1, 2])
@@ -260,7 +260,11 @@ def main() -> int:
     only.add_argument("--cpu", action="store_true", help="leave the GPU out")
     only.add_argument("--gpu", action="store_true", help="leave the CPU out")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> int:
+    args = arguments()
     console, document = Console(width=110), Document(args.json, args.limit)
     if not args.gpu:
         console.print(cpu_table(measure_cpu(args, document), args.repeats))
