@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.files import ROOT
@@ -47,9 +48,9 @@ def place(folder: Path, cuda: bool) -> bool:
     return True
 
 
-def is_fresh(cuda: bool) -> bool:
-    """Whether modules load and are no older than what they are made from. Installed elsewhere, they
-    are whoever installed them's affair."""
+def can_stay(cuda: bool) -> bool:
+    """Whether modules load and are of the sources as they are. Installed elsewhere, they are the
+    affair of whoever installed them: `make`, which `make gpu` has called before."""
     done = subprocess.run(
         [sys.executable, "-c", _SHOW], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -57,12 +58,15 @@ def is_fresh(cuda: bool) -> bool:
         return False
     if Path(done.stdout.splitlines()[0]).parent != PACKAGE:
         return True
-    made = [PACKAGE / name for name in names(cuda)]
+    sources = [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]
+    return are_newer([PACKAGE / name for name in names(cuda)], sources)
+
+
+def are_newer(made: Sequence[Path], sources: Sequence[Path]) -> bool:
+    """Whether all of ``made`` are there and none is older than one of ``sources``."""
     if not all(file.exists() for file in made):
         return False
-    sources = [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]
-    newest = max(file.stat().st_mtime for file in sources)
-    return all(file.stat().st_mtime >= newest for file in made)
+    return min(f.stat().st_mtime for f in made) >= max(f.stat().st_mtime for f in sources)
 
 
 def build(folder: Path, architecture: str | None, cuda: bool) -> None:
@@ -96,7 +100,7 @@ def main() -> None:
     carried = args.carried is not None and place(args.carried, args.cuda)
     if args.carried is not None and not carried:
         print(f"{args.carried} has not {' and '.join(names(args.cuda))}: building them")
-    if not carried and not is_fresh(args.cuda):
+    if not carried and not can_stay(args.cuda):
         build(args.folder, args.architecture, args.cuda)
     show = _SHOW + (_SHOW_CUDA if args.cuda else "")
     raise SystemExit(subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False).returncode)
