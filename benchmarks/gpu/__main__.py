@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         scratch,
         args.wheels and args.wheels.resolve(),
         args.modules and args.modules.resolve(),
-        found and found.architecture,
+        found.architecture if found else None,
     )
     sizes = DRY if args.dry else REAL
     table = stages(sizes, where)

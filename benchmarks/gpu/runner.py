@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.gpu.files import replace_text
 from benchmarks.gpu.stage import Outcome, Running, Stage, Status
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PASSED, FAILED, OUT_OF_TIME, MISSING, INTERRUPTED = 0, 1, 3, 4, 130
 
 Changed = Callable[[Sequence[Outcome]], None]
@@ -41,16 +42,18 @@ class Runner:
         self._ends = time.monotonic() + budget_s
         self._known = self._read()
         self._beside: dict[str, Running] = {}
-        self._current: Running | None = None
+        self._stopped = False
 
     def run(self) -> int:
         """Runs what is missing; returns the exit code: 0 if every stage has passed, 1 if one failed
         or took too long, else 4 if one lacks something, else 3 if the time ran out, and 130 after
-        SIGINT or SIGTERM, which end the stages under way and keep all results."""
-        before = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+        SIGINT, SIGTERM or SIGHUP, which end the stages under way and keep all results."""
+        before = {sign: signal.signal(sign, self._stop) for sign in _ENDING}
         try:
             wanted = self._wanted()
             for stage in self._stages:
+                if self._stopped:
+                    break
                 if stage in wanted:
                     later = wanted[wanted.index(stage) + 1 :]
                     self._take(stage, sum(s.least_s for s in later if not s.beside))
@@ -58,15 +61,14 @@ class Runner:
                     self._say(f"{stage.name}: passed in an earlier call")
             for name in list(self._beside):
                 self._join(name)
-        except KeyboardInterrupt:
-            for sign in before:
-                signal.signal(sign, signal.SIG_IGN)
-            self._end_all()
-            return INTERRUPTED
         finally:
             for sign, handler in before.items():
                 signal.signal(sign, handler)
-        return self._exit_code()
+        return INTERRUPTED if self._stopped else self._exit_code()
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        """Raises nothing: between a start and a note of it an exception would leave a process."""
+        self._stopped = True
 
     def outcomes(self) -> list[Outcome]:
         """One for each stage that has a result, of this call or an earlier one with these inputs,
@@ -123,22 +125,16 @@ class Runner:
         if stage.beside:
             self._beside[stage.name] = running
             return
-        self._current = running
-        outcome = running.outcome(stage.key(self._inputs))
-        self._current = None
-        self._keep(self._checked(stage, outcome))
+        self._finish(running)
 
     def _join(self, name: str) -> None:
-        running = self._beside.get(name)
+        running = self._beside.pop(name, None)
         if running is not None:
-            outcome = running.outcome(running.stage.key(self._inputs))
-            del self._beside[name]
-            self._keep(self._checked(running.stage, outcome))
+            self._finish(running)
 
-    def _end_all(self) -> None:
-        under_way = [*self._beside.values(), *([self._current] if self._current else [])]
-        for running in under_way:
-            self._keep(running.interrupted(running.stage.key(self._inputs)))
+    def _finish(self, running: Running) -> None:
+        outcome = running.outcome(running.stage.key(self._inputs), lambda: self._stopped)
+        self._keep(self._checked(running.stage, outcome))
 
     def _checked(self, stage: Stage, outcome: Outcome) -> Outcome:
         lost = [path.name for path in stage.yields if not path.exists()]
@@ -166,7 +162,10 @@ class Runner:
         replace_text(self._folder / "state.json", json.dumps(document, indent=1) + "\n")
         why = f": {outcome.why}" if outcome.why else ""
         self._say(f"{outcome.name}: {outcome.status}, {outcome.seconds:.1f} s{why}")
-        self._changed(self.outcomes())
+        try:
+            self._changed(self.outcomes())
+        except Exception as error:  # noqa: BLE001 - a page that can't be written ends no stage
+            self._say(f"the results so far can't be told: {type(error).__name__}: {error}")
 
     def _read(self) -> dict[str, Outcome]:
         """Results of earlier calls; none where the file is not one of these."""
@@ -194,7 +193,3 @@ class Runner:
 
     def _say(self, line: str) -> None:
         print(f"make gpu: {line}", file=sys.stderr, flush=True)
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

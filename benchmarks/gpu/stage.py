@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -21,6 +21,8 @@ _GRACE_S = 3.0
 # Waited for after SIGKILL: a process in the driver's hands may not end, and nobody can make it.
 _GONE_S = 5.0
 _POLL_S = 0.05
+# How soon a stage learns that all is to end.
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +96,30 @@ class Running:
         process.wait()
         self._ended = time.monotonic()
 
-    def outcome(self, key: str) -> Outcome:
-        """Waits for the command, and ends it and its children at the limit."""
-        left = self._began + self.limit_s - time.monotonic()
+    def outcome(self, key: str, stopped: Callable[[], bool] = lambda: False) -> Outcome:
+        """Waits for the command, and ends it and its children at the limit, or when ``stopped``
+        says so."""
+        ends = self._began + self.limit_s
         # Waiting for one process misses none of its children: they are ended with it below.
-        try:
-            code = None if self._process is None else self._process.wait(max(0.0, left))
-        except subprocess.TimeoutExpired:
-            return self._made("timed out", key, self.end() or f"longer than {self.limit_s:.0f} s")
-        self.end()
-        if code is None:
+        while self._process is not None and not stopped():
+            left = ends - time.monotonic()
+            try:
+                self._process.wait(min(max(0.0, left), _LOOK_S))
+                break
+            except subprocess.TimeoutExpired:
+                if left <= 0:
+                    why = self.end() or f"longer than {self.limit_s:.0f} s"
+                    return self._made("timed out", key, why)
+        code = None if self._process is None else self._process.returncode
+        stuck = self.end()
+        if self._process is None:
             return self._made("failed", key, self._why)
+        if code is None:
+            return self._made("interrupted", key, stuck or "interrupted")
         if code == 0:
             return self._made("passed", key, "")
         why = _last_line(self._log) or f"exit code {code}"
         return self._made("missing" if code == self.stage.exit_missing else "failed", key, why)
-
-    def interrupted(self, key: str) -> Outcome:
-        """Ends the command: the caller was told to stop."""
-        return self._made("interrupted", key, self.end() or "interrupted")
 
     def end(self) -> str:
         """Ends all that is left of the process group; what could not be ended, or nothing."""

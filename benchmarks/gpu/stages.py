@@ -53,7 +53,7 @@ DRY = Sizes(
     tier="128MiB",
     repeats=3,
     transfer="--shapes tiny --pages 8,64 --tokens 512 --ctas 8 --peak-mib 1",
-    patience=3,
+    patience=5,
 )
 
 

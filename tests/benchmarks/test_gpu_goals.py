@@ -166,7 +166,13 @@ def summary(tmp_path: Path) -> Summary:
 
 
 def passed(name: str, **more: Any) -> Outcome:
-    known = {"status": "passed", "seconds": 1.0, "exit_code": 0, "why": "", "key": "k"}
+    known: dict[str, Any] = {
+        "status": "passed",
+        "seconds": 1.0,
+        "exit_code": 0,
+        "why": "",
+        "key": "k",
+    }
     return Outcome(name, **(known | {"limit_s": 9.0} | more))
 
 

@@ -199,7 +199,15 @@ def test_nobody_waits_for_the_last_one_beside_in_vain(world: World) -> None:
     assert world.status("a") == "failed"
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_page_that_cannot_be_written_ends_no_stage(world: World) -> None:
+    def broken(outcomes: Any) -> None:
+        raise KeyError("gpu")
+
+    world.changed = broken  # type: ignore[method-assign]
+    assert world.run(world.stage("a"), world.stage("b")) == 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_what_was_measured(sign: int, tmp_path: Path) -> None:
     script = f"""
 import os, sys

@@ -109,7 +109,11 @@ def test_scripts_and_modules_are_there(sizes: Sizes, monkeypatch: pytest.MonkeyP
 
 
 def test_what_was_carried_is_told_to_its_stages() -> None:
-    where = {"wheels": Path("/w h"), "modules": Path("/so"), "architecture": "90-real"}
+    where: dict[str, Any] = {
+        "wheels": Path("/w h"),
+        "modules": Path("/so"),
+        "architecture": "90-real",
+    }
     carried = table(REAL, **where)
     assert carried["wheels"].command[-2:] == ("--carried", "/w h")
     assert carried["modules"].command[-5:] == (
