@@ -9,7 +9,10 @@ from benchmarks.gpu.stage import Stage
 
 # A rehearsal has kernels of a GPU that a CPU plays: these tests move the fewest bytes.
 _FEW_TESTS = ("-k", "512")
-_LESS_PROBED = "lmcache_cli.probe.transfer.MOST_BYTES=131072"
+_LESS_PROBED = tuple(
+    f"lmcache_cli.probe.transfer.{setting}"
+    for setting in ("MOST_BYTES=1048576", "RUN_BYTES=2048,8192,65536", "RUNS=4,16")
+)
 _TOOLKIT = "/usr/local/cuda/bin"
 
 
@@ -97,10 +100,10 @@ class _Table:
         """``text`` without paths, which may have blanks."""
         return (self._where.python, *text.split(), *more)
 
-    def _on_gpu(self, name: str, *more: str, less: str = "") -> tuple[str, ...]:
+    def _on_gpu(self, name: str, *more: str, less: tuple[str, ...] = ()) -> tuple[str, ...]:
         """A module or a script; in a rehearsal on emulated GPUs, with ``less`` of it."""
         if self._sizes.dry:
-            settings = ("--set", less) if less else ()
+            settings = (word for setting in less for word in ("--set", setting))
             return self._python("-m benchmarks.gpu.emulated", *settings, name, *more)
         return self._python("" if name.endswith(".py") else "-m", name, *more)
 

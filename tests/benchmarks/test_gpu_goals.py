@@ -113,6 +113,12 @@ def test_blend(speedup: float | None, reached: bool | None) -> None:
     assert met("blend", goals(None, [], rag(speedup))) is reached
 
 
+def test_a_refusal_is_told() -> None:
+    refused = [{"reuse": "shared", "reason": "no"}, {"reuse": "blend", "reason": "no room"}]
+    [goal] = [g for g in goals(None, [], rag(None) | {"refused": refused}) if "blend" in g.name]
+    assert (goal.found, goal.met) == ("no room", None)
+
+
 def sample(cell: int, name: str, ttft: float, **tiers: int) -> Sample:
     return Sample(
         cell=cell, request_id=name, session="s", workload="long-context", prompt_tokens=1000,
