@@ -123,7 +123,7 @@ def _blend(rag: Any) -> Goal:
     if found is None:
         refused = [] if rag is None else rag.get("refused", [])
         reasons = [cell["reason"] for cell in refused if cell["reuse"] == "blend"]
-        return Goal(name, wanted, *(reasons[:1] or ["blend was not measured: see rag"]), None)
+        return Goal(name, wanted, reasons[0] if reasons else "not measured: see rag", None)
     interval = cells[0]["speedup_ttft_interval"] or {}
     spread = f" ({interval['low']:.2f}-{interval['high']:.2f})" if interval else ""
     return Goal(name, wanted, f"{found:.2f}x{spread}, n = {cells[0]['n']}", found >= LEAST_OF_BLEND)
