@@ -8,6 +8,7 @@ DRY ?=
 GPU_OUT ?= runs/gpu$(if $(DRY),-dry)
 GPU_WHEELS ?=
 GPU_MODULES ?=
+GPU_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -71,7 +72,7 @@ benchmarks: all ## Measure the cache's own parts, each script of benchmarks/ in 
 gpu: $(if $(wildcard .venv/built),all) ## Test and measure on a GPU, in 8 minutes (DRY=1 rehearses it on a CPU)
 	@$(if $(wildcard .venv/built),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --out $(GPU_OUT) \
 		$(if $(DRY),--dry) $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS)) \
-		$(if $(GPU_MODULES),--modules $(GPU_MODULES))
+		$(if $(GPU_MODULES),--modules $(GPU_MODULES)) $(GPU_ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built and what the tools left; runs/ stays

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +87,12 @@ def _versions() -> Any:
 
 
 def _torch() -> Any:
-    import torch
-
-    return {"version": torch.__version__, "cuda": torch.version.cuda}
+    """Without loading it, which takes a minute where its files are not in memory yet."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        raise ImportError("torch is not installed")
+    told = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    return {"version": told["__version__"], "cuda": told["cuda"]}
 
 
 def _kernels() -> Any:
@@ -108,7 +113,7 @@ def _tried(find: Callable[[], Any]) -> Any:
     try:
         return find()
     except Exception as error:  # noqa: BLE001 - the rest is still worth telling
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+        return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,10 +1,11 @@
 """Puts ``_native`` and ``_cuda`` in their place: carried ones for this Python, those that are
 there, or new ones from CMake.
 
-    python -m benchmarks.gpu.modules FOLDER [--carried MODULES] [--architecture 90-real] [--cuda]
+    python -m benchmarks.gpu.modules FOLDER [--carried MODULES] [--architecture 90-real]
+        [--cuda] [--gpu]
 
-FOLDER is CMake's. With ``--cuda`` both must load, and the driver must show a GPU. Nothing is
-fetched: CMake, a compiler and nanobind have to be there.
+FOLDER is CMake's. ``--cuda``: with the kernels, which needs a toolkit and no GPU. ``--gpu``: the
+driver must show one. Nothing is fetched: CMake, a compiler and nanobind have to be there.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _SHOW = "from cache_core import _native as n; print(n.__file__); print(n.CUDA)"
 _SHOW_CUDA = """
 from cache_core.transfer.cuda import cuda_devices, cuda_module
 print(cuda_module().__file__, cuda_module().TOOLKIT, cuda_module().ARCHITECTURES)
-print(*cuda_devices(), sep="\\n")
 """
+_SHOW_GPU = "print(*cuda_devices(), sep='; ')"
 
 
 def names(cuda: bool) -> list[str]:
@@ -96,13 +97,15 @@ def main() -> None:
     parser.add_argument("--carried", type=Path)
     parser.add_argument("--architecture")
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args()
-    carried = args.carried is not None and place(args.carried, args.cuda)
+    cuda = args.cuda or args.gpu
+    carried = args.carried is not None and place(args.carried, cuda)
     if args.carried is not None and not carried:
-        print(f"{args.carried} has not {' and '.join(names(args.cuda))}: building them")
-    if not carried and not can_stay(args.cuda):
-        build(args.folder, args.architecture, args.cuda)
-    show = _SHOW + (_SHOW_CUDA if args.cuda else "")
+        print(f"{args.carried} has not {' and '.join(names(cuda))}: building them")
+    if not carried and not can_stay(cuda):
+        build(args.folder, args.architecture, cuda)
+    show = _SHOW + (_SHOW_CUDA if cuda else "") + (_SHOW_GPU if args.gpu else "")
     raise SystemExit(subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False).returncode)
 
 

@@ -138,7 +138,7 @@ class _Table:
         where, command = self._where, self._python("-m benchmarks.gpu.modules")
         carried = ("--carried", str(where.modules)) if where.modules else ()
         target = ("--architecture", where.architecture) if where.architecture else ()
-        cuda = () if self._sizes.dry else ("--cuda",)
+        cuda = () if self._sizes.dry else ("--gpu",)
         return Stage(
             "modules",
             (*command, str(where.scratch / "build"), *carried, *target, *cuda),

@@ -41,12 +41,11 @@ class Matrix:
     repeats: int = 5
 
     def cases(self) -> list[Case]:
-        """Scattered moves of the first length decide, so they come first; then those of the next
-        lengths, then contiguous ones. Few descriptors before many: a driver has fallen over a batch
-        of 50,000."""
+        """Scattered moves of the first length decide, so they come first; then contiguous ones; then
+        the next length. Few descriptors before many: a driver has fallen over a batch of 50,000."""
         found = []
-        for scattered in (True, False):
-            for tokens in self.tokens:
+        for tokens in self.tokens:
+            for scattered in (True, False):
                 some = [Case(s, p, tokens, scattered) for s in self.shapes for p in self.pages]
                 found += sorted(some, key=lambda case: case.runs)
         return found

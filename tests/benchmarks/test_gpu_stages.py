@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import sysconfig
@@ -15,6 +16,7 @@ import typer
 from benchmarks.gpu import __main__ as main_module
 from benchmarks.gpu import modules, wheels
 from benchmarks.gpu.card import Card, NoCard, card
+from benchmarks.gpu.card import main as card_main
 from benchmarks.gpu.files import replace_text, sources_digest
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.stages import DRY, REAL, Sizes, Where, stages
@@ -117,9 +119,9 @@ def test_what_was_carried_is_told_to_its_stages() -> None:
     carried = table(REAL, **where)
     assert carried["wheels"].command[-2:] == ("--carried", "/w h")
     assert carried["modules"].command[-5:] == (
-        "--carried", "/so", "--architecture", "90-real", "--cuda",
+        "--carried", "/so", "--architecture", "90-real", "--gpu",
     )  # fmt: skip
-    assert "--cuda" not in table(DRY)["modules"].command
+    assert "--gpu" not in table(DRY)["modules"].command
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -223,3 +225,16 @@ def test_a_file_is_whole_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert file.read_text() == "old"
     replace_text(file, "new")
     assert file.read_text() == "new"
+
+
+def test_facts_of_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there does not hide the rest."""
+    import torch
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    card_main(["--", str(tmp_path / "facts.json")])
+    found = json.loads((tmp_path / "facts.json").read_text())
+    assert found["torch"] == {"version": torch.__version__, "cuda": torch.version.cuda}
+    assert found["machine"]["cores"] > 0
+    assert found["card"] == {"error": "NoCard: there is no nvidia-smi here"}
+    assert found["nvcc"]["error"].startswith("FileNotFoundError")
