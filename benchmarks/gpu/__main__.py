@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu [--dry] [--out FOLDER] [--wheels FOLDER] [--modules FOLDER]
 
-Nothing is fetched. See docs/gpu.md. Exits with 0 if every stage has passed, 1 if one failed, 3 if
-the time ran out, 4 if something is missing, a GPU above all, and 130 if it was interrupted.
+Nothing is fetched. See docs/gpu.md. Exits with 0 if every stage has passed, 1 if one failed, 2 if
+a folder can't be written, 3 if the time ran out, 4 if something is missing, a GPU above all, and
+130 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.gpu.card import Card, NoCard, card
 from benchmarks.gpu.files import ROOT, sources_digest
-from benchmarks.gpu.runner import MISSING, Runner
+from benchmarks.gpu.runner import BAD_INPUT, MISSING, Runner
 from benchmarks.gpu.stages import DRY, REAL, Where, stages, tool_path
 from benchmarks.gpu.summary import Summary
 
@@ -53,6 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     about = {"dry": args.dry, "commit": _commit(), "sources": sources}
     summary = Summary(out, where.results, table, found, about)
     inputs = f"{sources} {found} {sys.version}"
+    try:
+        where.results.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"{error.filename} can't be made: {error.strerror}"
+        print(f"make gpu: {told}; name another with GPU_OUT or --scratch", file=sys.stderr)
+        return BAD_INPUT
     os.chdir(ROOT)
     runner = Runner(
         table,

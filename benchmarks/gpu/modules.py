@@ -19,9 +19,11 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.files import ROOT
+from benchmarks.gpu.files import ROOT, compiled_digest
 
 PACKAGE = ROOT / "cache_core"
+# Beside the modules that were built: a digest of what they were built from.
+_SOURCES = "sources.txt"
 _SHOW = "from cache_core import _native as n; print(n.__file__); print(n.CUDA)"
 _SHOW_CUDA = """
 from cache_core.transfer.cuda import cuda_devices, cuda_module
@@ -36,17 +38,21 @@ def names(cuda: bool) -> list[str]:
     return [f"_native{suffix}", *([f"_cuda{suffix}"] if cuda else [])]
 
 
-def place(folder: Path, cuda: bool) -> bool:
-    """Copies the modules for this Python from ``folder``; False if one is not there."""
-    files = [folder / name for name in names(cuda)]
-    if not all(file.exists() for file in files):
-        return False
-    for file in files:
+def place(folder: Path, cuda: bool) -> str:
+    """Copies the modules for this Python from ``folder``. Returns why it did not, or nothing: one
+    is not there, or they were built here from other sources than these."""
+    lacking = [name for name in names(cuda) if not (folder / name).exists()]
+    if lacking:
+        return f"{folder} has no {' and no '.join(lacking)}"
+    told = folder / _SOURCES
+    if told.exists() and told.read_text() != compiled_digest():
+        return f"the modules in {folder} are of other sources"
+    for name in names(cuda):
         # A process that has the old one loaded keeps it: the file is replaced, not written over.
-        part = PACKAGE / f".{file.name}.{os.getpid()}"
-        shutil.copyfile(file, part)
-        part.replace(PACKAGE / file.name)
-    return True
+        part = PACKAGE / f".{name}.{os.getpid()}"
+        shutil.copyfile(folder / name, part)
+        part.replace(PACKAGE / name)
+    return ""
 
 
 def can_stay(cuda: bool) -> bool:
@@ -79,6 +85,7 @@ def build(folder: Path, architecture: str | None, cuda: bool) -> None:
     options += [f"-DLMCACHE_CUDA={'ON' if cuda else 'OFF'}"]
     options += [f"-DLMCACHE_CUDA_ARCHITECTURES={architecture}"] if architecture else []
     options += ["-G", "Ninja"] if shutil.which("ninja") else []
+    sources = compiled_digest()
     for command in (
         [cmake, "-S", str(ROOT), "-B", str(folder), *options],
         [cmake, "--build", str(folder), "--parallel"],
@@ -87,8 +94,10 @@ def build(folder: Path, architecture: str | None, cuda: bool) -> None:
         code = subprocess.run(command, check=False).returncode
         if code:
             raise SystemExit(1)
-    if not place(folder, cuda):
-        raise SystemExit("no CUDA kernels were built: no nvcc that works; see the log above")
+    (folder / _SOURCES).write_text(sources)
+    why = place(folder, cuda)
+    if why:
+        raise SystemExit(f"{why}: no nvcc that works, or sources that change; see the log above")
 
 
 def main() -> None:
@@ -100,10 +109,10 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args()
     cuda = args.cuda or args.gpu
-    carried = args.carried is not None and place(args.carried, cuda)
-    if args.carried is not None and not carried:
-        print(f"{args.carried} has not {' and '.join(names(cuda))}: building them")
-    if not carried and not can_stay(cuda):
+    why = place(args.carried, cuda) if args.carried else "nothing was carried"
+    if why and args.carried:
+        print(f"{why}; building them")
+    if why and not can_stay(cuda):
         build(args.folder, args.architecture, cuda)
     show = _SHOW + (_SHOW_CUDA if cuda else "") + (_SHOW_GPU if args.gpu else "")
     raise SystemExit(subprocess.run([sys.executable, "-c", show], cwd=ROOT, check=False).returncode)

@@ -18,7 +18,7 @@ from benchmarks.gpu.files import replace_text
 from benchmarks.gpu.stage import Outcome, Running, Stage, Status
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PASSED, FAILED, OUT_OF_TIME, MISSING, INTERRUPTED = 0, 1, 3, 4, 130
+PASSED, FAILED, BAD_INPUT, OUT_OF_TIME, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 Changed = Callable[[Sequence[Outcome]], None]
 

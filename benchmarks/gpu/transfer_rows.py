@@ -41,8 +41,8 @@ class Matrix:
     repeats: int = 5
 
     def cases(self) -> list[Case]:
-        """Scattered moves of the first length decide, so they come first; then contiguous ones; then
-        the next length. Few descriptors before many: a driver has fallen over a batch of 50,000."""
+        """Scattered moves of the first length decide, so they come first; then contiguous ones,
+        then the next length. Few runs before many: a driver has fallen over a batch of 50,000."""
         found = []
         for tokens in self.tokens:
             for scattered in (True, False):

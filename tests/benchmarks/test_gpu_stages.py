@@ -17,7 +17,7 @@ from benchmarks.gpu import __main__ as main_module
 from benchmarks.gpu import modules, wheels
 from benchmarks.gpu.card import Card, NoCard, card
 from benchmarks.gpu.card import main as card_main
-from benchmarks.gpu.files import replace_text, sources_digest
+from benchmarks.gpu.files import compiled_digest, replace_text, sources_digest
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.stages import DRY, REAL, Sizes, Where, stages
 from lmcache_cli.main import app
@@ -155,6 +155,16 @@ def test_without_a_gpu_it_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main_module.main(["--dry", "--out", str(tmp_path / "file" / "out")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"make gpu: {tmp_path / 'file'}")
+    assert line.endswith("; name another with GPU_OUT or --scratch")
+
+
 def test_carried_modules_are_those_of_this_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,15 +175,31 @@ def test_carried_modules_are_those_of_this_python(
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     (carried / f"_native{suffix}").write_text("native")
     (carried / "_cuda.cpython-27m.so").write_text("another Python's")
-    assert not modules.place(carried, cuda=True)
+    assert modules.place(carried, cuda=True) == f"{carried} has no _cuda{suffix}"
     assert list(package.iterdir()) == []
-    assert modules.place(carried, cuda=False)
+    assert modules.place(carried, cuda=False) == ""
     (carried / f"_cuda{suffix}").write_text("cuda")
-    assert modules.place(carried, cuda=True)
+    assert modules.place(carried, cuda=True) == ""
     assert {file.name: file.read_text() for file in package.iterdir()} == {
         f"_native{suffix}": "native",
         f"_cuda{suffix}": "cuda",
     }
+
+
+def test_carried_modules_of_other_sources_stay_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, carried = tmp_path / "cache_core", tmp_path / "so"
+    monkeypatch.setattr(modules, "PACKAGE", package)
+    package.mkdir()
+    carried.mkdir()
+    for name in modules.names(cuda=True):
+        (carried / name).touch()
+    (carried / "sources.txt").write_text("of long ago")
+    assert modules.place(carried, cuda=True) == f"the modules in {carried} are of other sources"
+    assert list(package.iterdir()) == []
+    (carried / "sources.txt").write_text(compiled_digest())
+    assert modules.place(carried, cuda=True) == ""
 
 
 def test_modules_older_than_their_sources_are_built_again(tmp_path: Path) -> None:
