@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -23,11 +23,14 @@ _GONE_S = 5.0
 _POLL_S = 0.05
 # How soon a stage learns that all is to end.
 _LOOK_S = 0.2
+# Of its time, what a command is told to end in.
+_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``command`` runs for at most ``limit_s``, after the stages named in ``needs``.
+    """``command`` runs for at most ``limit_s``, after the stages named in ``needs``. In its words
+    ``{seconds}`` is most of the time that it is given: to end by itself, with what it has.
 
     ``yields`` are files that are there once it has passed: where one is gone, the stage is to be
     done again. ``tool`` is a program without which the stage is missing, not failed; so it is where
@@ -84,12 +87,16 @@ class Running:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             try:
-                self._process = _started(stage.command, file, environment)
+                self._process = _started(self._command(), file, environment)
             except OSError as error:
                 self._why = f"{stage.command[0]}: {error.strerror}"
         self._ended: float | None = None
         if self._process is not None:
             Thread(target=self._watch, args=(self._process,), daemon=True).start()
+
+    def _command(self) -> list[str]:
+        seconds = f"{_SHARE * self.limit_s:.0f}"
+        return [word.replace("{seconds}", seconds) for word in self.stage.command]
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """Takes the time of a stage that nobody waits for yet."""
@@ -145,7 +152,7 @@ class Running:
 
 
 def _started(
-    command: tuple[str, ...], file: IO[bytes], environment: Mapping[str, str]
+    command: Sequence[str], file: IO[bytes], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,

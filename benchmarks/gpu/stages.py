@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,6 +84,24 @@ class Where:
     def model(self) -> Path:
         return self.scratch / "model"
 
+    @property
+    def build(self) -> Path:
+        """CMake's folder."""
+        return self.scratch / "build"
+
+    @property
+    def cache(self) -> Path:
+        """Of the packages that keep one."""
+        return self.scratch / "cache"
+
+    def clear(self) -> None:
+        """Removes what stages keep for one another: 16 GB, most often in memory. What else is in
+        ``scratch`` stays."""
+        for folder in (self.site, self.model, self.build, self.cache):
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.scratch.rmdir()
+
 
 class _Table:
     """The stages of some sizes in some place."""
@@ -141,7 +161,7 @@ class _Table:
         cuda = () if self._sizes.dry else ("--gpu",)
         return Stage(
             "modules",
-            (*command, str(where.scratch / "build"), *carried, *target, *cuda),
+            (*command, str(where.build), *carried, *target, *cuda),
             limit_s=150,
             needs=("wheels",),
             serves=True,
@@ -235,7 +255,7 @@ class _Table:
 
     def transfer(self) -> Stage:
         sizes, file = self._sizes, self._result("transfer_rows.json")
-        words = f"--gpu --limit 75 --repeats {sizes.repeats} {sizes.transfer}".split()
+        words = f"--gpu --limit {{seconds}} --repeats {sizes.repeats} {sizes.transfer}".split()
         return Stage(
             "transfer",
             self._on_gpu("benchmarks/transfer.py", *words, "--json", str(file)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -85,6 +86,24 @@ def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
     outcome = run(shell(f"sleep 1000 >/dev/null 2>&1 & echo $! > '{file}'"), tmp_path)
     assert outcome.status == "passed"
     assert not is_alive(int(file.read_text()))
+
+
+def test_what_ended_before_anybody_looked_took_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(shell("true"), tmp_path / "some.log", 5000.0, os.environ)
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.endswith("(_watch)"):
+            thread.join(30)
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 1000)
+    assert running.outcome("key").seconds < 1000
+
+
+def test_a_command_may_know_its_time(tmp_path: Path) -> None:
+    """And end in it, with what it has."""
+    run(shell("echo --limit {seconds}"), tmp_path, limit_s=100.0)
+    assert (tmp_path / "some.log").read_text() == "--limit 75\n"
 
 
 def test_a_key_is_of_the_command_and_the_inputs() -> None:
