@@ -107,6 +107,8 @@ class Summary:
         if transfer and transfer.get("peaks"):
             parts.append(_hit_table(hits, transfer["peaks"]))
             parts.append(_move_table(transfer))
+            if transfer["left_out"]:
+                parts.append(f"No time in transfer for {'; '.join(transfer['left_out'])}.\n")
         if found["rag"]:
             parts.append(_rag_table(found["rag"]))
         return "\n".join(part for part in parts if part)

@@ -32,7 +32,7 @@ def row(
 
 def transfer(*rows: dict[str, Any]) -> dict[str, Any]:
     peaks = {"h2d": 50.0, "d2h": 40.0, "d2d": 1000.0, "both": 80.0}
-    return {"peaks": peaks, "peak_bytes": PEAK, "gpu": list(rows)}
+    return {"peaks": peaks, "peak_bytes": PEAK, "gpu": list(rows), "left_out": ["8B, long"]}
 
 
 def hits(tier: str = "cpu", ttft_s: float = 0.070, cold_s: float = 1.4) -> Hits:
@@ -199,7 +199,7 @@ def test_one_document_and_one_table(summary: Summary, tmp_path: Path) -> None:
         "commit abc", "| met |", "| **not met** |",
         "| rag | failed | 1.0 s | blend \\| failed; told |",
         "| 64 KiB | h2d | 0.95 | 0.95-0.95 | 1 | 50.0 |", "| blend | 6 | 100 | 4.00x |",
-        "| device | 960 | 1 | 100.0 |",
+        "| device | 960 | 1 | 100.0 |", "No time in transfer for 8B, long.",
     ):  # fmt: skip
         assert word in page
     assert "== rag\nfirst\nblend | failed\n" in (tmp_path / "out" / "gpu.log").read_text()
