@@ -1,9 +1,9 @@
-"""The GPU's half of ``benchmarks/transfer.py``."""
+"""Moves of paged KV on a GPU: the cases of ``benchmarks/transfer.py``, in order of worth."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -18,31 +18,94 @@ from cache_core.transfer.cuda import PinnedMemory, cuda_devices, cuda_module
 if TYPE_CHECKING:
     from cache_core import _cuda
 
-PEAK_BYTES = 256 << 20
-PAGES = (16, 64, 256)
-TOKENS = (256, 4096, 32768)
 # Layers, planes, KV heads, bytes of a head: bf16, of one GPU.
 SHAPES = {
     "8B": (32, 2, 8, 256),
     "70B/TP8": (80, 2, 1, 256),
     "MLA": (61, 1, 1, 1152),
+    "tiny": (2, 2, 8, 128),
 }
 MATRIX = 4096
-# Kernels on few thread blocks, as beside a model.
-FEW_CTAS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """What is measured: moves of all ``shapes``, ``pages`` and ``tokens``, kernels on each of
+    ``ctas`` thread blocks (a few, as beside a model), against one copy of ``peak_bytes``."""
+
+    shapes: Sequence[str] = ("8B", "70B/TP8", "MLA")
+    pages: Sequence[int] = (16, 32, 64, 256)
+    tokens: Sequence[int] = (4096, 256, 32768)
+    ctas: Sequence[int] = (8, 12, 32)
+    peak_bytes: int = 256 << 20
+    repeats: int = 5
+
+    def cases(self) -> list[Case]:
+        """Scattered moves of the first length decide, so they come first; then contiguous ones,
+        then the next length. Few runs before many: a driver has fallen over a batch of 50,000."""
+        found = []
+        for tokens in self.tokens:
+            for scattered in (True, False):
+                some = [Case(s, p, tokens, scattered) for s in self.shapes for p in self.pages]
+                found += sorted(some, key=lambda case: case.runs)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    shape: str
+    page: int
+    tokens: int
+    scattered: bool
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token in one plane of one layer."""
+        _, _, heads, width = SHAPES[self.shape]
+        return heads * width
+
+    @property
+    def planes(self) -> int:
+        """Of all layers."""
+        layers, planes, _, _ = SHAPES[self.shape]
+        return layers * planes
+
+    @property
+    def run_bytes(self) -> int:
+        """What lies in one piece: a page's tokens in one plane."""
+        return self.page * self.token_bytes
+
+    @property
+    def runs(self) -> int:
+        return self.planes * self.tokens // self.page
+
+    @property
+    def nbytes(self) -> int:
+        return self.runs * self.run_bytes
+
+    @property
+    def slots(self) -> str:
+        return "scattered" if self.scattered else "contiguous"
+
+    def __str__(self) -> str:
+        return f"{self.shape}, pages of {self.page}, {self.tokens} tokens, {self.slots}"
 
 
 @dataclass(frozen=True, slots=True)
 class GpuRow:
     """Medians of GB/s; ``of_peak`` is the share of the peak of that direction, ``slowdown`` how
-    much longer a matrix product takes beside it (None: not measured)."""
+    much longer a matrix product takes beside it (None: not measured). ``ctas``: thread blocks of a
+    kernel, None for copy engines."""
 
     shape: str
     page: int
     tokens: int
     slots: str
+    run_bytes: int
+    nbytes: int
     direction: str
     way: str
+    ctas: int | None
     rate: float
     of_peak: float
     slowdown: float | None
@@ -51,13 +114,13 @@ class GpuRow:
 class Gpu:
     """One shape's KV on the GPU 0 and pinned chunks of as many tokens."""
 
-    def __init__(self, shape: str, page: int, tokens: int, scattered: bool) -> None:
+    def __init__(self, case: Case) -> None:
         cuda = cuda_module()
-        layers, planes, heads, width = SHAPES[shape]
-        token_bytes = heads * width
-        self.nbytes = layers * planes * token_bytes * tokens
+        layers, planes, heads, width = SHAPES[case.shape]
+        page, token_bytes = case.page, case.token_bytes
+        self.nbytes = case.nbytes
         # Twice the blocks that are moved: scattered ones are no neighbours.
-        blocks = 2 * tokens // page
+        blocks = 2 * case.tokens // page
         plane = blocks * page * token_bytes
         self._kv: _cuda.DeviceMemory = cuda.DeviceMemory(0, layers * planes * plane)
         bases = np.uint64(self._kv.address) + np.arange(
@@ -68,7 +131,7 @@ class Gpu:
             page * token_bytes, token_bytes, width, heads, width, blocks * page,
         )  # fmt: skip
         order = np.arange(blocks // 2)
-        if scattered:
+        if case.scattered:
             order = np.random.default_rng(0).permutation(blocks)[: blocks // 2]
         slots = (order[:, None] * page + np.arange(page)).reshape(-1, 256)
         self.slots = np.ascontiguousarray(slots, dtype=np.int64)
@@ -79,8 +142,13 @@ class Gpu:
         self.on_device = np.uint64(self._room.address) + np.arange(
             len(slots), dtype=np.uint64
         ) * np.uint64(size)
-        self.ways = [cuda.Transfer(0, FEW_CTAS), cuda.Transfer(0, FEW_CTAS)]
         self.whole: _cuda.Transfer = cuda.Transfer(0)
+        self.ways = [self.whole, self.whole]
+
+    def use(self, ctas: int) -> None:
+        """Lets kernels have so many thread blocks."""
+        cuda = cuda_module()
+        self.ways = [cuda.Transfer(0, ctas), cuda.Transfer(0, ctas)]
 
     def start(self, direction: str, way: str) -> list[Any]:
         """Queues the move; the transfers to wait for."""
@@ -118,15 +186,17 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
     return median(values)
 
 
-def peaks(repeats: int) -> dict[str, float]:
-    """GB/s of one 256 MiB copy in each direction, and within the device."""
+def peaks(nbytes: int, repeats: int) -> dict[str, float]:
+    """GB/s of one copy of ``nbytes`` in each direction, and within the device. Raises
+    ``CudaMissing`` without kernels, driver or GPU."""
+    cuda_devices()
     cuda = cuda_module()
-    a: _cuda.DeviceMemory = cuda.DeviceMemory(0, PEAK_BYTES)
-    b: _cuda.DeviceMemory = cuda.DeviceMemory(0, PEAK_BYTES)
+    a: _cuda.DeviceMemory = cuda.DeviceMemory(0, nbytes)
+    b: _cuda.DeviceMemory = cuda.DeviceMemory(0, nbytes)
     memory = PinnedMemory()
-    [host, other] = memory.addresses(2, PEAK_BYTES)
+    [host, other] = memory.addresses(2, nbytes)
     first, second = cuda.Transfer(0), cuda.Transfer(0)
-    size = np.array([PEAK_BYTES], dtype=np.uint64)
+    size = np.array([nbytes], dtype=np.uint64)
 
     def copy(transfer: Any, to: int, start: int) -> None:
         transfer.copy(np.array([to], np.uint64), np.array([start], np.uint64), size)
@@ -144,7 +214,7 @@ def peaks(repeats: int) -> dict[str, float]:
         first.synchronize()
         second.synchronize()
 
-    gb = PEAK_BYTES / 1e9
+    gb = nbytes / 1e9
     found = {
         "d2h": gb / seconds(one(int(host), a.address), repeats),
         "h2d": gb / seconds(one(a.address, int(host)), repeats),
@@ -192,52 +262,56 @@ def slowdown(
     return beside / alone
 
 
-def gpu_rows(repeats: int) -> list[GpuRow]:
-    """The whole matrix. Raises ``CudaMissing`` without kernels, driver or GPU."""
-    cuda_devices()
-    best, multiply = peaks(repeats), product()
-    rows: list[GpuRow] = []
-    for shape in SHAPES:
-        for page in PAGES:
-            for tokens in TOKENS:
-                for scattered in (False, True):
-                    gpu = Gpu(shape, page, tokens, scattered)
-                    try:
-                        rows += _rows(
-                            gpu, (shape, page, tokens), scattered, repeats, best, multiply
-                        )
-                    finally:
-                        gpu.close()
+def measured(
+    case: Case,
+    matrix: Matrix,
+    best: dict[str, float],
+    multiply: Callable[[], Any] | None,
+) -> list[GpuRow]:
+    """One case in all directions and ways, against the ``best`` of :func:`peaks`."""
+    gpu = Gpu(case)
+    try:
+        # Half of the chunks go each way: one has no half.
+        directions = ("h2d", "d2h", "both") if len(gpu.slots) > 1 else ("h2d", "d2h")
+        rows = [_row(gpu, case, "d2d", None, matrix, best, multiply)]
+        for ctas in matrix.ctas:
+            gpu.use(ctas)
+            rows += [_row(gpu, case, d, ctas, matrix, best, multiply) for d in directions]
+        rows += [_row(gpu, case, d, 0, matrix, best, multiply) for d in directions]
+    finally:
+        gpu.close()
     return rows
 
 
-def _rows(
+def _row(
     gpu: Gpu,
-    which: tuple[str, int, int],
-    scattered: bool,
-    repeats: int,
+    case: Case,
+    direction: str,
+    ctas: int | None,
+    matrix: Matrix,
     best: dict[str, float],
     multiply: Callable[[], Any] | None,
-) -> Iterator[GpuRow]:
-    slots = "scattered" if scattered else "contiguous"
-    # Half of the chunks go each way: one has no half.
-    directions = ("d2h", "h2d", "both") if len(gpu.slots) > 1 else ("d2h", "h2d")
-    cases = [(d, w) for d in directions for w in ("dma", "kernel")]
-    for direction, way in [*cases, ("d2d", "kernel")]:
-        took = seconds(lambda d=direction, w=way: gpu.move(d, w), repeats)  # type: ignore[misc]
-        rate = gpu.nbytes / 1e9 / took
-        slow = slowdown(gpu, direction, way, multiply)
-        yield GpuRow(*which, slots, direction, way, rate, rate / best[direction], slow)
+) -> GpuRow:
+    """``ctas``: None for a kernel on all of the GPU, 0 for copy engines."""
+    way = "dma" if ctas == 0 else "kernel"
+    rate = gpu.nbytes / 1e9 / seconds(lambda: gpu.move(direction, way), matrix.repeats)
+    return GpuRow(
+        case.shape, case.page, case.tokens, case.slots, case.run_bytes, case.nbytes,
+        direction, way, ctas or None, rate, rate / best[direction],
+        slowdown(gpu, direction, way, multiply),
+    )  # fmt: skip
 
 
 def gpu_table(rows: Sequence[GpuRow]) -> Table:
     title = f"moves of KV on {cuda_devices()[0]['name']} (medians)"
     table = Table(title=title, title_justify="left")
-    columns = ("shape", "page", "tokens", "slots", "direction", "way")
+    columns = ("shape", "page", "run", "tokens", "slots", "direction", "way")
     for name in (*columns, "GB/s", "of peak", "matmul"):
         table.add_column(name, justify="left" if name in columns else "right", no_wrap=True)
     for r in rows:
         slow = "" if r.slowdown is None else f"{r.slowdown:.2f}x"
-        where = (r.shape, str(r.page), str(r.tokens), r.slots, r.direction, r.way)
+        way = r.way if r.ctas is None else f"{r.way} {r.ctas}"
+        run = f"{r.run_bytes / 1024:.0f} KiB"
+        where = (r.shape, str(r.page), run, str(r.tokens), r.slots, r.direction, way)
         table.add_row(*where, f"{r.rate:.1f}", f"{r.of_peak:.2f}", slow)
     return table

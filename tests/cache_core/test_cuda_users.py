@@ -4,9 +4,7 @@ benchmark. Their figures mean nothing here."""
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.gpu import transfer_rows
 from cache_core.adapters.vllm.cuda_blocks import CudaBlocks
 from cache_core.tiers.memory import MemoryTier
 from cache_core.tiers.tier import Read
@@ -174,20 +173,30 @@ def test_probe_transfer(
 
 
 def test_the_benchmark_runs(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(__file__).parents[2] / "benchmarks/gpu/transfer_rows.py"
-    spec = importlib.util.spec_from_file_location("gpu_transfer_rows", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "PEAK_BYTES", 1 << 16)
-    monkeypatch.setattr(module, "PAGES", (16,))
-    monkeypatch.setattr(module, "TOKENS", (256, 512))
-    monkeypatch.setattr(module, "SHAPES", {"small": (2, 2, 2, 64), "MLA": (2, 1, 1, 72)})
-    rows = module.gpu_rows(1)
+    shapes = {"small": (2, 2, 2, 64), "MLA": (2, 1, 1, 72)}
+    monkeypatch.setattr(transfer_rows, "SHAPES", shapes)
+    matrix = transfer_rows.Matrix(tuple(shapes), (16,), (256, 512), (2, 3), 1 << 16, 1)
+    best = transfer_rows.peaks(matrix.peak_bytes, matrix.repeats)
+    rows = [
+        row
+        for case in matrix.cases()
+        for row in transfer_rows.measured(case, matrix, best, None)
+    ]
     # Chunks that go both ways at once are two at least.
-    assert len(rows) == 2 * 2 * (5 + 7)
+    assert len(rows) == 2 * 2 * (7 + 10)
     assert {row.direction for row in rows if row.tokens == 256} == {"d2h", "h2d", "d2d"}
+    assert {row.ctas for row in rows if row.way == "dma"} == {None}
+    assert {row.ctas for row in rows if row.way == "kernel"} == {2, 3, None}
     assert all(row.rate > 0 and row.slowdown is None for row in rows)
-    assert module.gpu_table(rows).row_count == len(rows)
+    assert all(row.nbytes % row.run_bytes == 0 for row in rows)
+    assert transfer_rows.gpu_table(rows).row_count == len(rows)
+
+
+def test_the_benchmark_measures_what_decides_first() -> None:
+    matrix = transfer_rows.Matrix()
+    cases = matrix.cases()
+    assert len(cases) == len(set(cases)) == 3 * 4 * 3 * 2
+    first = cases[: 3 * 4]
+    assert {(case.tokens, case.scattered) for case in first} == {(matrix.tokens[0], True)}
+    assert [case.runs for case in first] == sorted(case.runs for case in first)
+    assert {8 << 10, 64 << 10} <= {case.run_bytes for case in first}
