@@ -1,66 +1,166 @@
-"""Causal attention on a CPU for a model whose KV is partly cached.
+"""Causal attention for a model whose KV is partly cached, on a CPU and on a GPU: without a mask
+over the context, and without a copy of K and V for every query head.
 
-transformers' own path repeats K and V per head and builds a mask as soon as there is a cached
-part; both cost as much as the attention itself when a short tail meets a long cache. The numbers
-are in docs/log.md.
+transformers' own path makes both as soon as there is a cached part, and either costs as much as
+the attention itself when a short tail meets a long cache. The numbers are in docs/log.md.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-CPU_ATTENTION = "lmcache_cpu"
+ATTENTION = "lmcache"
+"""The name by which transformers knows :func:`attend`."""
+
+_MASK_ALIGNMENT = 16  # items: the masked kernel reads rows of a mask in vectors
 
 
 def attend(
     _module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     _mask: None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """``query`` ``[1, heads, n, d]`` are the last n positions of ``key`` and ``value``
-    ``[1, kv_heads, m, d]``. Returns ``[1, n, heads, d]``.
+    ``[1, kv_heads, m, d]``, on one device. Returns ``[1, n, heads, d]``.
 
-    A tail (1 < n < m) is two attentions without a mask, over the cached part and over itself,
-    merged by their log-sum-exp as FlashAttention merges blocks (Dao et al. 2022, section 3.1).
+    A whole prompt takes the kernel that torch prefers. What is behind a cache takes one that
+    aligns its triangle with the last key (a GPU), or two without a mask, over the cache and over
+    itself (a CPU).
     """
     new, total = query.shape[2], key.shape[2]
     if dropout:
         raise ValueError("this attention is for inference: it has no dropout")
-    if new in (1, total):
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, scale=scaling, is_causal=new > 1, enable_gqa=True
-        )
-    else:
+    on_cpu = query.device.type == "cpu"
+    if new == total or (on_cpu and new == 1):
+        out = _whole(query, key, value, scaling)
+    elif on_cpu:
         out = _tail(query, key, value, total - new, scaling)
+    else:
+        out = _last(query, key, value, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _tail(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, past: int, scale: float | None
-) -> torch.Tensor:
+def attend_all(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Every row of ``query`` ``[1, heads, n, d]`` attends to all of ``key`` and ``value``
+    ``[1, kv_heads, m, d]``, or to what ``mask`` ``[n, m]`` of :func:`empty_mask` leaves.
+
+    Returns ``[1, heads, n, d]`` and the log-sum-exp of the scores ``[1, heads, n]``, float32, by
+    which :func:`merged` joins attentions to other keys.
+    """
+    heads, new = query.shape[1:3]
+    if query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        if mask is not None:
+            out, lse = flash(
+                query, key, value, 0.0, False, attn_mask=mask[None, None], scale=scale
+            )
+            return out, lse
+        # Rows see the same keys, so a group's heads can be rows of one: larger products.
+        rows = query.reshape(1, key.shape[1], -1, query.shape[3])
+        out, lse = flash(rows, key, value, 0.0, False, scale=scale)
+        return out.reshape(query.shape), lse.reshape(1, heads, new)
+    if mask is None and _flash_runs(query):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, False, scale=scale
+        )[:2]
+        return out, lse
+    grouped = _grouped(query, key, value)
+    bias = None if mask is None else mask.expand(*grouped[0].shape[:2], *mask.shape)
+    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
+        *grouped, bias, True, scale=scale
+    )[:2]
+    # Its log-sum-exps are padded to a multiple of 32 rows.
+    return out.reshape(query.shape), lse[..., :new].reshape(1, heads, new)
+
+
+def empty_mask(rows: int, keys: int, like: Tensor) -> Tensor:
+    """Zeros ``[rows, keys]`` to be filled with -inf where a row must not look, of the dtype and on
+    the device of ``like``, in memory as :func:`attend_all` needs it."""
+    width = -(-keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+    return torch.zeros(rows, width, dtype=like.dtype, device=like.device)[:, :keys]
+
+
+def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """The attention to the keys of both, each an output ``[..., d]`` with its log-sum-exp, as
+    FlashAttention merges blocks (Dao et al. 2022, section 3.1)."""
+    share = torch.sigmoid(other[1] - one[1])[..., None].to(one[0].dtype)
+    return one[0] + (other[0] - one[0]) * share
+
+
+def _whole(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    causal = query.shape[2] > 1
+    if query.device.type == "cpu" or _flash_runs(query):
+        return scaled_dot_product_attention(
+            query, key, value, scale=scale, is_causal=causal, enable_gqa=True
+        )
+    # What else a GPU has for these takes no shared heads, and torch would make all scores.
+    out = scaled_dot_product_attention(
+        *_grouped(query, key, value), scale=scale, is_causal=causal
+    )
+    return out.reshape(query.shape)
+
+
+def _tail(query: Tensor, key: Tensor, value: Tensor, past: int, scale: float | None) -> Tensor:
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    batch, heads, new, dim = query.shape
-    # Every row sees the whole past, so a group's heads can be rows of one: larger products.
-    rows = query.reshape(batch, key.shape[1], -1, dim)
-    old, old_lse = flash(rows, key[:, :, :past], value[:, :, :past], 0.0, False, scale=scale)
-    own, own_lse = flash(query, key[:, :, past:], value[:, :, past:], 0.0, True, scale=scale)
-    old, old_lse = old.reshape(batch, heads, new, dim), old_lse.reshape(batch, heads, new)
-    share = torch.sigmoid(old_lse - own_lse)[..., None].to(query.dtype)
-    merged: torch.Tensor = own + (old - own) * share
-    return merged
+    old = attend_all(query, key[:, :, :past], value[:, :, :past], scale)
+    own = flash(query, key[:, :, past:], value[:, :, past:], 0.0, True, scale=scale)
+    return merged(own, old)
+
+
+def _last(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    if _flash_runs(query):
+        # Asked for by name: torch would prefer cuDNN's, which is compiled for every new length of
+        # the cache, and this operator is causal from the last key on, where torch's own flag isn't.
+        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, True, scale=scale
+        )[0]
+        return out
+    bias: Any = causal_lower_right(query.shape[2], key.shape[2])
+    grouped = _grouped(query, key, value)
+    out = scaled_dot_product_attention(*grouped, attn_mask=bias, scale=scale)
+    return out.reshape(query.shape)
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KV heads as a batch ``[kv_heads, group, .., d]``, K and V the same memory for a group."""
+    group = query.unflatten(1, (key.shape[1], -1))[0]
+    shape = (key.shape[1], group.shape[1], *key.shape[2:])
+    return group, key.transpose(0, 1).expand(shape), value.transpose(0, 1).expand(shape)
+
+
+def _flash_runs(query: Tensor) -> bool:
+    return _has_flash(query.dtype, query.shape[-1], query.device)
+
+
+@cache
+def _has_flash(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
+    """Whether FlashAttention, which knows shared KV heads, takes these on a GPU."""
+    return (
+        dtype in (torch.bfloat16, torch.float16)
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """Requests are not padded, and causality is in :func:`attend`."""
 
 
-AttentionInterface.register(CPU_ATTENTION, attend)
-AttentionMaskInterface.register(CPU_ATTENTION, _no_mask)
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

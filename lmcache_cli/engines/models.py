@@ -16,7 +16,7 @@ import transformers
 from cache_core.blend.passport import Subject, rope_text
 from cache_core.weights import files_digest, folder_digest
 from lmcache_cli.embedded import embedded_model
-from lmcache_cli.engines.attention import CPU_ATTENTION
+from lmcache_cli.engines.attention import ATTENTION
 from lmcache_cli.engines.chat_frame import chat_frame
 from lmcache_cli.engines.converted import converted
 from lmcache_cli.errors import UserError
@@ -114,7 +114,7 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
         tokenizer, model = _read(name, source, wanted, extra)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_explain(name, error)) from error
-    model.set_attn_implementation(CPU_ATTENTION if target.type == "cpu" else "sdpa")
+    model.set_attn_implementation(ATTENTION if target.type in ("cpu", "cuda") else "sdpa")
     model = model.to(target).eval()
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
