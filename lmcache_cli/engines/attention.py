@@ -65,9 +65,7 @@ def attend_all(
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         if mask is not None:
-            out, lse = flash(
-                query, key, value, 0.0, False, attn_mask=mask[None, None], scale=scale
-            )
+            out, lse = flash(query, key, value, 0.0, False, attn_mask=mask[None, None], scale=scale)
             return out, lse
         # Rows see the same keys, so a group's heads can be rows of one: larger products.
         rows = query.reshape(1, key.shape[1], -1, query.shape[3])
@@ -108,9 +106,7 @@ def _whole(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Te
             query, key, value, scale=scale, is_causal=causal, enable_gqa=True
         )
     # What else a GPU has for these takes no shared heads, and torch would make all scores.
-    out = scaled_dot_product_attention(
-        *_grouped(query, key, value), scale=scale, is_causal=causal
-    )
+    out = scaled_dot_product_attention(*_grouped(query, key, value), scale=scale, is_causal=causal)
     return out.reshape(query.shape)
 
 
@@ -137,9 +133,10 @@ def _last(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Ten
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """KV heads as a batch ``[kv_heads, group, .., d]``, K and V the same memory for a group."""
-    group = query.unflatten(1, (key.shape[1], -1))[0]
-    shape = (key.shape[1], group.shape[1], *key.shape[2:])
-    return group, key.transpose(0, 1).expand(shape), value.transpose(0, 1).expand(shape)
+    kv_heads, group = key.shape[1], query.shape[1] // key.shape[1]
+    rows = query[0].view(kv_heads, group, *query.shape[2:])
+    shape = (kv_heads, group, *key.shape[2:])
+    return rows, key.transpose(0, 1).expand(shape), value.transpose(0, 1).expand(shape)
 
 
 def _flash_runs(query: Tensor) -> bool:

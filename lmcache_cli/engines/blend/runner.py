@@ -13,7 +13,7 @@ from cache_core.blend.frequencies import RopeError, check_shiftable
 from cache_core.blend.rope import Rope
 from lmcache_cli.engines.blend.sparse import Spans, attend_apart, attend_rows, following
 from lmcache_cli.engines.models import LoadedModel
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 """SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise elsewhere or skip RoPE."""
@@ -32,7 +32,7 @@ class Projected:
 
 
 class LayerRunner:
-    """Raises ``UserError`` for a family or a RoPE that blend does not know."""
+    """Raises ``CellError`` for a family or a RoPE that blend does not know."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         refuse_unblendable(loaded)
@@ -119,10 +119,10 @@ class LayerRunner:
 
 
 def refuse_unblendable(loaded: LoadedModel) -> None:
-    """Raises ``UserError`` for a model whose K can't be moved, or that we can't run by layer."""
+    """Raises ``CellError`` for a model whose K can't be moved, or that we can't run by layer."""
     family = str(loaded.config.model_type)
     if family not in FAMILIES:
-        raise UserError(
+        raise CellError(
             f"model {loaded.id}: blend does not know family {family!r}; it runs"
             f" {', '.join(FAMILIES)}. Use --reuse prefix"
         )
@@ -130,7 +130,7 @@ def refuse_unblendable(loaded: LoadedModel) -> None:
         for parameters in _ropes(loaded.config):
             check_shiftable(parameters)
     except RopeError as error:
-        raise UserError(f"model {loaded.id}: {error}; use --reuse prefix") from error
+        raise CellError(f"model {loaded.id}: {error}; use --reuse prefix") from error
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:

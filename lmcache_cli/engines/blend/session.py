@@ -19,7 +19,7 @@ from lmcache_cli.engines.blend.quality import compared, forced_logits
 from lmcache_cli.engines.device import wait_for
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.transformers_session import Served, TransformersSession
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 from reports.quality import Quality
 from workloads.request import Request
 
@@ -52,9 +52,9 @@ class BlendSession(TransformersSession):
 
     def choose(self, spec: CacheSpec) -> None:
         """Takes ratio, selection, check layer and narrowing from ``spec`` for what comes; chunks
-        that are stored serve them all. Raises ``UserError`` for a layer that the model lacks."""
+        that are stored serve them all. Raises ``CellError`` for a layer that the model lacks."""
         if not 0 <= spec.check_layer < len(self.runner.layers):
-            raise UserError(
+            raise CellError(
                 f"--blend-check-layer: {spec.check_layer} is no layer of {self.engine.model}, which"
                 f" has {len(self.runner.layers)}, from 0 on"
             )
