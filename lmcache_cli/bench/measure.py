@@ -118,7 +118,7 @@ def measure(
             do(_Turn.ready)
         if all(turn.cell in left_out for turn in turns):
             return
-        engine.warm_up(longest)
+        engine.warm_up(max(len(r.token_ids) for r in (*requests, *warm)))
         single = load.concurrency == 1 and engine.interleaves
         each = single and bool(warm) and bool(scenario.examples)
         for repeat in repeats:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "lmcache"
 """The name by which transformers knows :func:`attend`."""
 
+HEAD_DIM_STEP = 8
+"""Of a GPU's kernels: head dimensions are multiples of it."""
 _MASK_ALIGNMENT = 16  # items: the masked kernel reads rows of a mask in vectors
 
 
@@ -35,20 +36,26 @@ def attend(
     """``query`` ``[1, heads, n, d]`` are the last n positions of ``key`` and ``value``
     ``[1, kv_heads, m, d]``, on one device. Returns ``[1, n, heads, d]``.
 
-    A whole prompt takes the kernel that torch prefers. What is behind a cache takes one that
-    aligns its triangle with the last key (a GPU), or two without a mask, over the cache and over
-    itself (a CPU).
+    A whole prompt takes the kernel that torch prefers. What is behind a cache takes FlashAttention
+    on a GPU; where that can't run, two attentions without a mask, over the cache and over itself.
     """
     new, total = query.shape[2], key.shape[2]
     if dropout:
         raise ValueError("this attention is for inference: it has no dropout")
-    on_cpu = query.device.type == "cpu"
-    if new == total or (on_cpu and new == 1):
+    if new == total:
         out = _whole(query, key, value, scaling)
-    elif on_cpu:
-        out = _tail(query, key, value, total - new, scaling)
+    elif _flash_runs(query):
+        # Asked for by name: torch would prefer cuDNN's, which is compiled for every new length of
+        # the cache, and this operator's triangle ends at the last key, where torch's own flag
+        # begins it at the first.
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        out = flash(query, key, value, 0.0, True, scale=scaling)[0]
+    elif new == 1:
+        out = _whole(query, key, value, scaling)
     else:
-        out = _last(query, key, value, scaling)
+        past = total - new
+        own = _square(query, key[:, :, past:], value[:, :, past:], scaling)
+        out = merged(own, attend_all(query, key[:, :, :past], value[:, :, :past], scaling))
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -62,7 +69,7 @@ def attend_all(
     which :func:`merged` joins attentions to other keys.
     """
     heads, new = query.shape[1:3]
-    if query.device.type == "cpu":
+    if _on_cpu(query):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         if mask is not None:
             out, lse = flash(query, key, value, 0.0, False, attn_mask=mask[None, None], scale=scale)
@@ -76,13 +83,7 @@ def attend_all(
             query, key, value, 0.0, False, scale=scale
         )[:2]
         return out, lse
-    grouped = _grouped(query, key, value)
-    bias = None if mask is None else mask.expand(*grouped[0].shape[:2], *mask.shape)
-    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
-        *grouped, bias, True, scale=scale
-    )[:2]
-    # Its log-sum-exps are padded to a multiple of 32 rows.
-    return out.reshape(query.shape), lse[..., :new].reshape(1, heads, new)
+    return _efficient(query, key, value, scale, mask)
 
 
 def empty_mask(rows: int, keys: int, like: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
 
 def _whole(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     causal = query.shape[2] > 1
-    if query.device.type == "cpu" or _flash_runs(query):
+    if _on_cpu(query) or _flash_runs(query):
         return scaled_dot_product_attention(
             query, key, value, scale=scale, is_causal=causal, enable_gqa=True
         )
@@ -110,25 +111,33 @@ def _whole(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Te
     return out.reshape(query.shape)
 
 
-def _tail(query: Tensor, key: Tensor, value: Tensor, past: int, scale: float | None) -> Tensor:
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    old = attend_all(query, key[:, :, :past], value[:, :, :past], scale)
-    own = flash(query, key[:, :, past:], value[:, :, past:], 0.0, True, scale=scale)
-    return merged(own, old)
+def _square(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`attend_all`, of as many rows as keys, causally."""
+    if _on_cpu(query):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = flash(query, key, value, 0.0, True, scale=scale)
+        return out, lse
+    return _efficient(query, key, value, scale, causal=True)
 
 
-def _last(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-    if _flash_runs(query):
-        # Asked for by name: torch would prefer cuDNN's, which is compiled for every new length of
-        # the cache, and this operator is causal from the last key on, where torch's own flag isn't.
-        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, True, scale=scale
-        )[0]
-        return out
-    bias: Any = causal_lower_right(query.shape[2], key.shape[2])
+def _efficient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`attend_all`, by the GPU kernel that takes masks, and float32."""
     grouped = _grouped(query, key, value)
-    out = scaled_dot_product_attention(*grouped, attn_mask=bias, scale=scale)
-    return out.reshape(query.shape)
+    bias = None if mask is None else mask.expand(*grouped[0].shape[:2], *mask.shape)
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    out, lse = efficient(*grouped, bias, True, 0.0, causal, scale=scale)[:2]
+    # Its log-sum-exps are padded to a multiple of 32 rows.
+    lse = lse[..., : query.shape[2]].reshape(query.shape[:3])
+    return out.reshape(query.shape), lse
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,8 +148,12 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
     return rows, key.transpose(0, 1).expand(shape), value.transpose(0, 1).expand(shape)
 
 
+def _on_cpu(query: Tensor) -> bool:
+    return query.device.type == "cpu"
+
+
 def _flash_runs(query: Tensor) -> bool:
-    return _has_flash(query.dtype, query.shape[-1], query.device)
+    return not _on_cpu(query) and _has_flash(query.dtype, query.shape[-1], query.device)
 
 
 @cache
@@ -148,7 +161,7 @@ def _has_flash(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
     """Whether FlashAttention, which knows shared KV heads, takes these on a GPU."""
     return (
         dtype in (torch.bfloat16, torch.float16)
-        and head_dim % 8 == 0
+        and head_dim % HEAD_DIM_STEP == 0
         and head_dim <= 256
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)

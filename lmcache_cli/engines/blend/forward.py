@@ -45,7 +45,7 @@ def blend(
     """
     layers, device = len(runner.layers), arena.device
     began = time.perf_counter()
-    chosen = selection.begin(prompt).cpu().numpy()
+    chosen = selection.begin(prompt).numpy()
     at = np.sort(np.concatenate([chosen, fresh]))
     # Where fresh rows stand among the rows, so that a selection sees its own only.
     ours = np.isin(at, chosen, assume_unique=True)

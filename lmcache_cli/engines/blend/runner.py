@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cache_core.blend.frequencies import RopeError, check_shiftable
 from cache_core.blend.rope import Rope
+from lmcache_cli.engines.attention import HEAD_DIM_STEP
 from lmcache_cli.engines.blend.sparse import Spans, attend_apart, attend_rows, following
 from lmcache_cli.engines.models import LoadedModel
 from lmcache_cli.errors import CellError
@@ -42,7 +43,7 @@ class LayerRunner:
         self.head_dim = loaded.head_dim
         self.scale = float(self.layers[0].self_attn.scaling)
         self.device = loaded.device
-        self.rope = Rope(self.inner.rotary_emb.inv_freq.double().cpu().numpy())
+        self.rope = _rope_of(self.inner)
 
     def embed(self, ids: Tensor) -> Tensor:
         """``[rows]`` to ``[rows, width]``."""
@@ -126,11 +127,21 @@ def refuse_unblendable(loaded: LoadedModel) -> None:
             f"model {loaded.id}: blend does not know family {family!r}; it runs"
             f" {', '.join(FAMILIES)}. Use --reuse prefix"
         )
+    if not loaded.own_attention:
+        raise CellError(
+            f"model {loaded.id}: blend does not run on device {loaded.device} with heads of"
+            f" {loaded.head_dim} items; it runs on a CPU, and on CUDA with a multiple of"
+            f" {HEAD_DIM_STEP}. Use --reuse prefix"
+        )
     try:
         for parameters in _ropes(loaded.config):
             check_shiftable(parameters)
     except RopeError as error:
         raise CellError(f"model {loaded.id}: {error}; use --reuse prefix") from error
+
+
+def _rope_of(inner: Any) -> Rope:
+    return Rope(inner.rotary_emb.inv_freq.double().cpu().numpy())
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:
