@@ -54,7 +54,7 @@ def attend(
         out = _whole(query, key, value, scaling)
     else:
         past = total - new
-        own = _square(query, key[:, :, past:], value[:, :, past:], scaling)
+        own = attend_own(query, key[:, :, past:], value[:, :, past:], scaling)
         out = merged(own, attend_all(query, key[:, :, :past], value[:, :, :past], scaling))
     return out.transpose(1, 2).contiguous(), None
 
@@ -86,6 +86,22 @@ def attend_all(
     return _efficient(query, key, value, scale, mask)
 
 
+def attend_own(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`attend_all`, of as many rows as keys, each of which sees those up to its own; there
+    may be several independent ones, ``[batch, heads, n, d]``."""
+    if _on_cpu(query):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = flash(query, key, value, 0.0, True, scale=scale)
+        return out, lse
+    if _flash_runs(query):
+        fused = torch.ops.aten._scaled_dot_product_flash_attention
+        out, lse = fused(query, key, value, 0.0, True, scale=scale)[:2]
+        return out, lse
+    return _efficient(query, key, value, scale, causal=True)
+
+
 def empty_mask(rows: int, keys: int, like: Tensor) -> Tensor:
     """Zeros ``[rows, keys]`` to be filled with -inf where a row must not look, of the dtype and on
     the device of ``like``, in memory as :func:`attend_all` needs it."""
@@ -111,17 +127,6 @@ def _whole(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Te
     return out.reshape(query.shape)
 
 
-def _square(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """As :func:`attend_all`, of as many rows as keys, causally."""
-    if _on_cpu(query):
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = flash(query, key, value, 0.0, True, scale=scale)
-        return out, lse
-    return _efficient(query, key, value, scale, causal=True)
-
-
 def _efficient(
     query: Tensor,
     key: Tensor,
@@ -141,11 +146,14 @@ def _efficient(
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KV heads as a batch ``[kv_heads, group, .., d]``, K and V the same memory for a group."""
-    kv_heads, group = key.shape[1], query.shape[1] // key.shape[1]
-    rows = query[0].view(kv_heads, group, *query.shape[2:])
-    shape = (kv_heads, group, *key.shape[2:])
-    return rows, key.transpose(0, 1).expand(shape), value.transpose(0, 1).expand(shape)
+    """KV heads as a batch ``[batch * kv_heads, group, .., d]``; a group's K and V are the same
+    memory."""
+    batch, kv_heads = key.shape[:2]
+    group = query.shape[1] // kv_heads
+    rows = query.reshape(batch * kv_heads, group, *query.shape[2:])
+    shape = (batch * kv_heads, group, *key.shape[2:])
+    k, v = (x.reshape(batch * kv_heads, 1, *x.shape[2:]).expand(shape) for x in (key, value))
+    return rows, k, v
 
 
 def _on_cpu(query: Tensor) -> bool:
