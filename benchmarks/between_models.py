@@ -40,8 +40,8 @@ def greedy(prompt: SharedPrompt, first: torch.Tensor, end: int) -> list[int]:
     with torch.inference_mode():
         while tokens[-1] != end and len(tokens) < _ANSWER:
             step = torch.tensor(tokens[-1:])
-            logits = prompt.runner.behind(step, prompt.work, n + len(tokens) - 1)
-            tokens.append(int(logits[-1].argmax()))
+            hidden = prompt.runner.behind(step, prompt.work, n + len(tokens) - 1)
+            tokens.append(int(prompt.runner.logits(hidden)[-1].argmax()))
     return [token for token in tokens if token != end]
 
 

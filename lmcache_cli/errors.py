@@ -19,3 +19,14 @@ class MissingError(UserError):
     """Something that the command needs is not here; the text names it and how to get it."""
 
     exit_code = EXIT_MISSING
+
+
+class CellError(UserError):
+    """One cell of a bench can't be measured with this model, device or codec. Others may be: the
+    bench goes on without it."""
+
+
+class CellMissingError(CellError, MissingError):
+    """Likewise, for want of something that is not here."""
+
+    exit_code = EXIT_MISSING

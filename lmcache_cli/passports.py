@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from cache_core.blend.passport import Passport, PassportError, Subject, checked_passport
-from lmcache_cli.errors import MissingError
+from lmcache_cli.errors import CellMissingError
 from lmcache_cli.home import cache_home
 
 _NAME_LENGTH = 60
@@ -22,7 +22,7 @@ def require_passport(
     subject: Subject, given: Path | None, model: str | None, dtype: str
 ) -> tuple[Path, Passport]:
     """The model's passport, from ``given`` or its own place. ``model`` and ``dtype`` are flags as
-    the user gave them. Raises ``MissingError`` with the command that makes it."""
+    the user gave them. Raises ``CellMissingError`` with the command that makes it."""
     path = given or passport_path(subject)
     if given is None and not path.exists():
         lack = f"{subject.model} in {subject.dtype} has not passed the gates of blend"
@@ -36,4 +36,4 @@ def require_passport(
         command += f" --dtype {dtype}"
     if given is not None:
         command += f" --out {given}"
-    raise MissingError(f"--reuse blend: {lack}; run: {command}, or add --unverified")
+    raise CellMissingError(f"--reuse blend: {lack}; run: {command}, or add --unverified")

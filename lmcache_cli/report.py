@@ -76,7 +76,7 @@ def _print_text(console: Console, stored: Sequence[Stored]) -> None:
             console.print()
             console.print(column_table(front_columns(one.document)))
             continue
-        console.print(bench_tables(one.cells))
+        console.print(bench_tables(one.cells, one.refused))
         for warning in _warnings(one):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
@@ -100,7 +100,9 @@ def _document(one: Stored) -> dict[str, object]:
         return dict(one.document)
     meta = one.meta
     facts = [dict(meta.get(name, {})) for name in ("machine", "versions", "config")]
-    return bench_json(one.cells, facts[0], facts[1], facts[2], one.warnings, one.complete)
+    return bench_json(
+        one.cells, facts[0], facts[1], facts[2], one.warnings, one.complete, one.refused
+    )
 
 
 def _csv(stored: Sequence[Stored]) -> str:

@@ -224,8 +224,9 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     from cache_core.blend.selection import KV, Fixed, Reused
     from lmcache_cli.engines.blend.forward import blend
 
-    ids = torch.from_numpy(request.token_ids.astype(np.int64))
-    n, start = len(ids), torch.randn(engine.arena().tensor.shape)
+    like = engine.arena().tensor
+    ids = torch.from_numpy(request.token_ids.astype(np.int64)).to(like.device)
+    n, start = len(ids), torch.randn(like.shape).to(like)
     end = n - _QUESTION
     chosen = torch.arange(1, end, 3)
     probe = end // 2
@@ -234,7 +235,7 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     for arena in (start, other):
         kv = KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2))
         reused = Reused(ids, (0, 1, end), 1, ((1, end),), kv)
-        blend(engine.layers(), reused, arena, torch.arange(end, n), Fixed(lambda _: chosen))
+        blend(engine.layers(), reused, arena, np.arange(end, n), Fixed(lambda _: chosen))
     moved = float((start - other)[..., : probe + 1, :].abs().max())
     return Gate("no row sees the future", moved == 0, f"largest change {moved:g}")
 

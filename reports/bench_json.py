@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from reports.refused import RefusedCell
 from reports.sample import TIERS
 from reports.spread import Spread
 from reports.summary import CellSummary
@@ -23,8 +24,10 @@ def bench_json(
     config: Mapping[str, Any],
     warnings: Sequence[str],
     complete: bool = True,
+    refused: Sequence[RefusedCell] = (),
 ) -> dict[str, Any]:
-    """The whole document. ``complete`` is False for a run that was interrupted or is void."""
+    """The whole document. ``complete`` is False for a run that was interrupted or is void;
+    ``refused`` are cells that could not be measured."""
     return {
         "schema": SCHEMA,
         "machine": dict(machine),
@@ -33,6 +36,7 @@ def bench_json(
         "warnings": list(warnings),
         "complete": complete,
         "cells": [cell_json(cell) for cell in cells],
+        "refused": [cell.to_json() for cell in refused],
     }
 
 

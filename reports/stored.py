@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from reports.refused import RefusedCell
 from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
 from reports.sample import Sample
 from reports.summary import CellMeta, CellSummary, summarise
@@ -37,6 +38,11 @@ class StoredRun:
     def warnings(self) -> list[str]:
         """As the run gave them, each with its remedy."""
         return list(self.meta.get("warnings", []))
+
+    @property
+    def refused(self) -> list[RefusedCell]:
+        """Cells that could not be measured, each with its reason."""
+        return [RefusedCell.from_json(cell) for cell in self.meta.get("refused", [])]
 
     @classmethod
     def read(cls, path: str | Path) -> StoredRun:

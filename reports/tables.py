@@ -11,7 +11,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from reports.columns import Column, describe, measured
+from reports.columns import BAD, Column, describe, measured
+from reports.refused import RefusedCell, refused_lines
 from reports.summary import CellSummary
 from reports.tiers import tier_tables
 
@@ -49,9 +50,11 @@ class WorkloadTable:
             yield column_table(block)
 
 
-def bench_tables(cells: Sequence[CellSummary]) -> RenderableType:
-    """All cells of a run: a table per workload, in the order in which they first appear, and a
-    legend. Adapts to the width it is printed in."""
+def bench_tables(
+    cells: Sequence[CellSummary], refused: Sequence[RefusedCell] = ()
+) -> RenderableType:
+    """All cells of a run: a table per workload, in the order in which they first appear, the
+    ``refused`` ones with their reasons, and a legend. Adapts to the width it is printed in."""
     if not cells:
         return Text("Nothing was measured.")
     parts: list[RenderableType] = []
@@ -59,6 +62,8 @@ def bench_tables(cells: Sequence[CellSummary]) -> RenderableType:
         parts += [WorkloadTable(group), Text()]
     for table in tier_tables(cells):
         parts += [table, Text()]
+    for line in refused_lines(refused):
+        parts += [Text(line, style=BAD), Text()]
     parts.append(Text("\n".join(legend(cells)), style="dim"))
     return Group(*parts)
 

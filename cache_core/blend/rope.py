@@ -29,6 +29,7 @@ class Rope:
         if style not in ("neox", "gptj"):
             raise ValueError(f"RoPE style {style!r} is not known; it is 'neox' or 'gptj'")
         self.inv_freq = torch.from_numpy(np.array(inv_freq, dtype=np.float64))
+        self._there: dict[torch.device, torch.Tensor] = {}
         self.style = style
         self.offset = offset
         self.dim = 2 * len(self.inv_freq)
@@ -49,7 +50,8 @@ class Rope:
         out = k if in_place else k.clone()
         if isinstance(delta, int):
             if delta:
-                self._turn(out, torch.tensor([delta], device=k.device))
+                # Filled, not copied: a GPU isn't waited for.
+                self._turn(out, torch.full((1,), delta, device=k.device))
             return out
         moved = delta != 0
         if bool(moved.all()):
@@ -63,7 +65,7 @@ class Rope:
 
     def _turn(self, k: torch.Tensor, delta: torch.Tensor) -> None:
         wide = torch.float64 if k.dtype == torch.float64 else torch.float32
-        angles = delta.to(torch.float64)[:, None] * self.inv_freq.to(delta.device)
+        angles = delta.to(torch.float64)[:, None] * self._frequencies(delta.device)
         cos, sin = angles.cos().to(wide), angles.sin().to(wide)
         window = k[..., self.offset : self.offset + self.dim]
         if self.style == "neox":
@@ -74,3 +76,9 @@ class Rope:
         turned = a * cos - b * sin
         second.copy_(torch.addcmul(b * cos, a, sin))
         first.copy_(turned)
+
+    def _frequencies(self, device: torch.device) -> torch.Tensor:
+        """``inv_freq`` on the device, brought there once."""
+        if device not in self._there:
+            self._there[device] = self.inv_freq.to(device)
+        return self._there[device]

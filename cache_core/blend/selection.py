@@ -3,7 +3,8 @@
 A selection says at which positions layer 0 runs (:meth:`Selection.begin`) and, as it sees each
 layer's new KV beside the reused one, which of them to keep (:meth:`Selection.narrow`). Positions
 are sorted int64 tensors ``[rows]`` of reused tokens: what is exact is never recomputed, and what is
-not cached always is, so neither is asked about.
+not cached always is, so neither is asked about. Those of ``begin`` are on the host, where a prompt
+is known; those of ``narrow`` are where the KV is, and so is its answer.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Fixed:
         return False
 
     def narrow(self, layer: int, rows: Tensor, new: KV, old: KV) -> Tensor:
-        return torch.ones(len(rows), dtype=torch.bool)
+        return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
 
 
 class Ranked:
@@ -111,7 +112,7 @@ class Ranked:
         return 0 <= layer - self._check < self._steps
 
     def narrow(self, layer: int, rows: Tensor, new: KV, old: KV) -> Tensor:
-        keep = torch.ones(len(rows), dtype=torch.bool)
+        keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         if not self.narrows(layer):
             return keep
         step = layer - self._check
@@ -119,8 +120,8 @@ class Ranked:
         wide = 1 + (self._steps - 1 - step) / self._steps
         count = min(len(rows), budget(min(1.0, self._ratio * wide), self._candidates))
         if count < len(rows):
-            keep[:] = False
-            keep[torch.topk(self.scores(rows, new, old), count).indices] = True
+            best = torch.topk(self.scores(rows, new, old), count).indices
+            keep = torch.zeros_like(keep).index_fill_(0, best, True)
         return keep
 
     def scores(self, rows: Tensor, new: KV, old: KV) -> Tensor:

@@ -15,7 +15,8 @@ from cache_core.tiers.tier import Read
 
 
 class TensorPlace:
-    """Chunks that are views ``layout.chunk_shape`` of tensors on any device."""
+    """Chunks that are views ``layout.chunk_shape`` of tensors on any device. One that is shorter
+    than a chunk is what there is of it: of a chunk that is kept, the first tokens."""
 
     def __init__(self, blocks: Sequence[torch.Tensor]) -> None:
         self.blocks = list(blocks)
@@ -113,7 +114,8 @@ def _move(source: Place, target: Place) -> None:
     """Between tensors directly; between a tensor and host memory through the host side."""
     if isinstance(source, TensorPlace) and isinstance(target, TensorPlace):
         for here, there in zip(source.blocks, target.blocks, strict=True):
-            there.copy_(here)
+            tokens = min(here.shape[-2], there.shape[-2])
+            there[..., :tokens, :].copy_(here[..., :tokens, :])
         return
     into, outof = target.flat(), source.flat()
     if into is not None:

@@ -6,19 +6,19 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cache_core.cache import TierCounters
 from lmcache_cli.bench.cells import Cell, Scenario
 from lmcache_cli.bench.content_oracle import ContentOracle
 from lmcache_cli.bench.oracle import HitOracle, SharedOracle
+from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
-from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
 from reports.answers import answer_of, scored
 from reports.sample import Sample
 from workloads.request import Request
 from workloads.warming import warming
-
-_WARM_UP_TOKENS = 512
 
 
 class ContaminationError(UserError):
@@ -81,6 +81,7 @@ def measure(
     on_sample: Served,
     warm: Sequence[Request] = (),
     order: random.Random | None = None,
+    refusals: Refusals | None = None,
 ) -> None:
     """Serves the same requests in every cell, once per number in ``repeats``, each time from a cold
     start, into ``into``.
@@ -92,37 +93,46 @@ def measure(
     cells that reuse serve ``warm``, outside of all numbers but the tiers' own; with one client over
     a data set, whose requests have passages of their own, before each request its own parts.
     ``repeats`` is asked for the next number when a repeat is done, so it can end the measurement.
-    Raises :class:`ContaminationError` when a cell hits what a cold cache can't hold.
+    Cells that can't be measured go to ``refusals`` and the others go on; without it the first one's
+    error is raised. Raises :class:`ContaminationError` when a cell hits what a cold cache can't
+    hold.
     """
+    left_out = refusals or Refusals()
     longest = max(len(r.token_ids) + r.max_tokens for r in (*requests, *warm))
     rng = order or random.Random(scenario.settings.seed)
     with ExitStack() as stack:
         name = scenario.workload
-        turns = [_Turn(engine, name, cell, longest, load, into, on_sample) for cell in cells]
-        for turn in turns:
-            stack.callback(turn.session.close)
+        turns: list[_Turn] = []
+        for cell in (cell for cell in cells if cell not in left_out):
+            with left_out.of(cell):
+                turns.append(_Turn(engine, name, cell, longest, load, into, on_sample))
+                stack.callback(turns[-1].session.close)
+
+        def do(action: Callable[[_Turn], None], among: Sequence[_Turn] = turns) -> None:
+            for turn in among:
+                if turn.cell not in left_out:
+                    with left_out.of(turn.cell):
+                        action(turn)
+
         if engine.interleaves:
-            for turn in turns:
-                turn.session.ready()
-        engine.warm_up(min(longest, _WARM_UP_TOKENS))
+            do(_Turn.ready)
+        if all(turn.cell in left_out for turn in turns):
+            return
+        engine.warm_up(max(len(r.token_ids) for r in (*requests, *warm)))
         single = load.concurrency == 1 and engine.interleaves
         each = single and bool(warm) and bool(scenario.examples)
         for repeat in repeats:
-            for turn in turns:
-                turn.start_cold(repeat)
-                turn.warm([] if each else warm)
+            do(partial(_Turn.start_cold, repeat=repeat, warm=[] if each else warm))
             runs = [[r] for r in requests] if single else [list(requests)]
             for run in runs:
                 # What no other request shares needs to be held no longer than it takes.
                 mine = warming(run) if each else []
-                for turn in rng.sample(turns, len(turns)):
-                    turn.warm(mine)
-                    turn.serve(run)
-                    if not single:  # it has served all: an interruption can't take it back
-                        turn.finish()
+
+                # Several clients: it has served all then, an interruption can't take it back.
+                take = partial(_Turn.take, warm=mine, requests=run, last=not single)
+                do(take, rng.sample(turns, len(turns)))
             if single:
-                for turn in turns:
-                    turn.finish()
+                do(_Turn.finish)
 
 
 class _Turn:
@@ -145,11 +155,26 @@ class _Turn:
         self.decode: Callable[[Sequence[int]], str] | None = getattr(engine, "decode", None)
         self.oracle: HitOracle | ContentOracle | None = None
 
-    def start_cold(self, repeat: int) -> None:
+    def ready(self) -> None:
+        """Brings up what serves. A server that doesn't start for a cell is that cell's trouble, but
+        for the one without reuse, which is the engine itself."""
+        try:
+            self.session.ready()
+        except UserError as error:
+            if self.cell.reuse == "off":
+                raise
+            own = CellError(str(error))
+            own.exit_code = error.exit_code
+            raise own from error
+
+    def start_cold(self, repeat: int, warm: Sequence[Request]) -> None:
         self.repeat = repeat
+        if not self.cell.spec.lasting:
+            self._empty()
+        self.warm(warm)
+
+    def _empty(self) -> None:
         spec = self.cell.spec
-        if spec.lasting:
-            return
         self.session.clear()
         held = self.session.held_chunks()
         if held:
@@ -169,15 +194,23 @@ class _Turn:
         """Serves them to fill the cache, one after the other."""
         if not self.cell.spec.reuse or not requests:
             return
-        self.session.ready()
+        self.ready()
         for request in requests:
             self._share([request])
             for _ in self._checked([request]):
                 pass
             self.session.settle()
 
+    def take(self, warm: Sequence[Request], requests: list[Request], last: bool) -> None:
+        """This cell's turn: serves ``requests`` behind ``warm``, and is done if they are the
+        ``last``."""
+        self.warm(warm)
+        self.serve(requests)
+        if last:
+            self.finish()
+
     def serve(self, requests: list[Request]) -> None:
-        self.session.ready()
+        self.ready()
         self._share(requests)
         began = self.engine.now()
         try:

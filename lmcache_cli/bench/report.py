@@ -18,6 +18,7 @@ from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.places import check_places
 from lmcache_cli.bench.plan import Plan
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.bench.requests import engine_requests
 from lmcache_cli.bench.resume import (
     INTERRUPTED,
@@ -34,6 +35,7 @@ from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine, versions
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
+from reports.refused import RefusedCell
 from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, TierWork, summarise
@@ -69,6 +71,13 @@ def run_and_report(
         earlier.refuse_other(known)
         measured = earlier.measured()
     kept = len(measured.samples)
+
+    def say(text: str) -> None:
+        measured.warn(text)
+        if len(refusals.found) < len(plan.cells):  # of the last one the command's error tells
+            talk.print(text, style="yellow", highlight=False)
+
+    refusals = Refusals(say)
     interrupted = False
     stopped: UserError | None = None
     engine_facts: dict[str, object] = {}
@@ -90,8 +99,10 @@ def run_and_report(
             )
             engine_facts = engine.facts()
             try:
-                plan = verified(plan, engine, notes.append, measured.warn)
-                _measure_all(plan, engine, measured, progress, notes.append, earlier)
+                plan = verified(plan, engine, notes.append, measured.warn, refusals)
+                _measure_all(plan, engine, measured, progress, notes.append, earlier, refusals)
+                if not measured.samples:
+                    refusals.raise_first()
                 measured.complete = True
             finally:
                 engine.close()
@@ -108,8 +119,14 @@ def run_and_report(
     if not measured.samples:
         return EXIT_INTERRUPTED
     with undisturbed():
-        cells = summaries(plan, measured, str(engine_facts["engine"]), str(engine_facts["model"]))
+        names = str(engine_facts["engine"]), str(engine_facts["model"])
+        cells = summaries(plan, measured, *names)
+        refused = [
+            RefusedCell(each.cell.meta(plan.scenarios[each.cell.scenario], *names), each.reason)
+            for each in refusals.found.values()
+        ]
         meta = _run_meta(plan, measured, cells, engine_facts, started, earlier)
+        meta["refused"] = [cell.to_json() for cell in refused]
         path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
         if earlier is not None and stopped is None:
             path = earlier.path
@@ -127,12 +144,13 @@ def run_and_report(
             meta["config"],
             measured.warnings,
             measured.complete,
+            refused,
         )
         write_output(json_file, json_text(document))
     if csv_file is not None:
         write_output(csv_file, csv_text(cells), "--csv")
     if "-" not in (json_file, csv_file):
-        Console().print(bench_tables(cells))
+        Console().print(bench_tables(cells, refused))
     for warning in measured.warnings:
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     for note in notes:
@@ -141,7 +159,7 @@ def run_and_report(
     if interrupted:
         talk.print(f"to finish it: lmcache bench --resume {path}", highlight=False, soft_wrap=True)
         return EXIT_INTERRUPTED
-    return EXIT_FAILED if all(s.error for s in measured.samples) else 0
+    return EXIT_FAILED if all(s.error for s in measured.samples) else refusals.exit_code
 
 
 def _measure_all(
@@ -151,6 +169,7 @@ def _measure_all(
     progress: BenchProgress,
     note: Callable[[str], None],
     earlier: Interrupted | None,
+    refusals: Refusals,
 ) -> None:
     work = []
     for index, scenario in enumerate(plan.scenarios):
@@ -159,7 +178,11 @@ def _measure_all(
         measured.requests.append(digest(requests))
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
-            engine.tier_capacity(cell.spec)
+            with refusals.of(cell):
+                engine.tier_capacity(cell.spec)
+        cells = [cell for cell in cells if cell not in refusals]
+        if not cells:
+            continue
         room = int(psutil.virtual_memory().available * _TIER_SHARE)
         if engine.name == "simulated":
             room = sys.maxsize
@@ -186,7 +209,18 @@ def _measure_all(
 
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
-        measure(engine, scenario, requests, cells, plan.load, rounds, measured, label, warm)
+        measure(
+            engine,
+            scenario,
+            requests,
+            cells,
+            plan.load,
+            rounds,
+            measured,
+            label,
+            warm,
+            refusals=refusals,
+        )
 
 
 def _check_folder(out: Path) -> None:

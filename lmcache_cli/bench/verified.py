@@ -8,15 +8,22 @@ from typing import Any
 
 from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.plan import BenchOptions, Plan
+from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.engines.engine import Blending, CacheSpec, Engine
+from lmcache_cli.errors import CellMissingError
 from lmcache_cli.passports import require_passport
 
 
 def verified(
-    plan: Plan, engine: Engine, say: Callable[[str], None], warn: Callable[[str], None]
+    plan: Plan,
+    engine: Engine,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    refusals: Refusals | None = None,
 ) -> Plan:
     """The plan with the model's passport in its blend cells, and its calibrated settings where no
-    flag was given. Raises ``MissingError`` for a model that has not passed, unless --unverified."""
+    flag was given. Of a model that has not passed, unless --unverified, these cells go to
+    ``refusals``; without it ``CellMissingError`` is raised."""
     options = plan.options
     blends = any(cell.spec.mode == "blend" for cell in plan.cells)
     if not blends or not isinstance(engine, Blending):
@@ -24,8 +31,14 @@ def verified(
     if options.unverified:
         warn(f"blend on {engine.model} is not verified; lmcache verify --blend does that")
         return plan
-    subject = engine.blend_subject()
-    path, passport = require_passport(subject, options.blend_passport, options.model, options.dtype)
+    subject, given = engine.blend_subject(), options.blend_passport
+    try:
+        path, passport = require_passport(subject, given, options.model, options.dtype)
+    except CellMissingError as error:
+        for cell in plan.cells:
+            if cell.spec.mode == "blend":
+                (refusals or Refusals()).add(cell, error)
+        return plan
     found = _found(options, passport.calibration)
     if found:
         text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())

@@ -170,7 +170,8 @@ class Engine(Protocol):
         """Memory that each session takes beside its tiers."""
 
     def warm_up(self, tokens: int) -> None:
-        """Runs one prompt of that length outside of all numbers."""
+        """Runs a prompt outside of all numbers: of that length, the longest to come, where what
+        is made ready depends on it, else of one that is soon done."""
 
     def facts(self) -> dict[str, object]:
         """What describes the engine in a run file."""

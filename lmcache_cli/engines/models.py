@@ -17,7 +17,7 @@ import transformers
 from cache_core.blend.passport import Subject, rope_text
 from cache_core.weights import model_digest
 from lmcache_cli.embedded import embedded_model
-from lmcache_cli.engines.attention import CPU_ATTENTION
+from lmcache_cli.engines.attention import ATTENTION, HEAD_DIM_STEP
 from lmcache_cli.engines.chat_frame import chat_frame
 from lmcache_cli.engines.converted import converted
 from lmcache_cli.errors import UserError
@@ -53,6 +53,12 @@ class LoadedModel:
     def kv_heads(self) -> int:
         config = self.config
         return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    @property
+    def own_attention(self) -> bool:
+        """Whether our attention runs here; where it doesn't, transformers' own does."""
+        kind = self.device.type
+        return kind == "cpu" or (kind == "cuda" and self.head_dim % HEAD_DIM_STEP == 0)
 
     @property
     def rope(self) -> str:
@@ -115,13 +121,14 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
         tokenizer, model = _read(name, source, wanted, extra)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_explain(name, error)) from error
-    model.set_attn_implementation(CPU_ATTENTION if target.type == "cpu" else "sdpa")
     model = model.to(target).eval()
     revision = revision or str(getattr(model.config, "_commit_hash", "") or "")
     # KV of weights that nothing names is found by no other process.
     revision = revision or f"unknown {token_hex(16)}"
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return LoadedModel(name, model, tokenizer, revision, target, kept, source)
+    loaded = LoadedModel(name, model, tokenizer, revision, target, kept, source)
+    model.set_attn_implementation(ATTENTION if loaded.own_attention else "sdpa")
+    return loaded
 
 
 def blend_subject(name: str, source: str, config: Any, dtype: str) -> Subject:

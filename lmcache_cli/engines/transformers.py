@@ -28,6 +28,10 @@ from lmcache_cli.errors import UserError
 if TYPE_CHECKING:
     from lmcache_cli.engines.between.pair import SharedBase
 
+# A GPU picks, loads and compiles kernels by shape, and its allocator grows to what was asked: there
+# a long run's first prompts would pay for that, which a short warm-up would not have seen.
+_CPU_WARM_UP_TOKENS = 512
+_TAIL_TOKENS = 256
 _ARENAS = 2  # one serves while the other's KV is still being stored
 
 
@@ -132,12 +136,17 @@ class TransformersEngine:
         return 0
 
     def warm_up(self, tokens: int) -> None:
+        self.reserve(tokens + 1)
+        if self.loaded.device.type == "cpu":
+            tokens = min(tokens, _CPU_WARM_UP_TOKENS)
         rng = np.random.default_rng(0)
         ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
-        self.reserve(tokens + 2)
         arena = self.arena()
-        token = self.forward(arena, ids, 0).argmax()
-        self.forward(arena, np.array([int(token)], dtype=np.int32), tokens)
+        self.forward(arena, ids, 0)
+        # What stands behind a hit, and a step of the answer, take kernels of their own.
+        past = max(0, tokens - _TAIL_TOKENS)
+        token = self.forward(arena, ids[past:], past).argmax()
+        int(self.forward(arena, np.array([int(token)], dtype=np.int32), tokens).argmax())
 
     def facts(self) -> dict[str, object]:
         loaded = self.loaded

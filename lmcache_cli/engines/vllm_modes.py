@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lmcache_cli.engines.engine import CacheSpec
-from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.errors import CellError, CellMissingError
 
 _OWN_OFF = "--no-enable-prefix-caching"
 _CONNECTOR = "cache_core.adapters.vllm"
@@ -20,7 +20,7 @@ _CPU_BLOCK = "128"  # vLLM's default there
 def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]:
     """(flags, environment) of the cell. ``trace`` is where our connector writes each request's
     hits; where LMCache's server is, that adds. Below ``prefix``, ``offload`` and ``lmcache`` vLLM's
-    own prefix cache is off, so that what is measured is theirs. Raises ``MissingError`` if a
+    own prefix cache is off, so that what is measured is theirs. Raises ``CellMissingError`` if a
     connector is not installed."""
     if spec.mode == "vllm":
         return ["--enable-prefix-caching"], {}
@@ -43,22 +43,22 @@ def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]
 
 
 def refuse_mode(mode: str, cpu: bool) -> None:
-    """Raises ``UserError`` for what the installed vLLM can't do."""
+    """Raises ``CellError`` for what the installed vLLM can't do."""
     if mode == "offload" and cpu:
-        raise UserError(
+        raise CellError(
             "--reuse offload: vLLM's OffloadingConnector needs a GPU, and the vLLM that is"
             " installed here runs on the CPU; leave it out"
         )
 
 
 def refuse_chunk(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
-    """Raises ``UserError`` for a chunk that LMCache can't have: it keeps whole blocks of vLLM's.
+    """Raises ``CellError`` for a chunk that LMCache can't have: it keeps whole blocks of vLLM's.
     ``args`` are the user's flags of ``vllm serve``."""
     given = flag_value(args, "--block-size") or (_CPU_BLOCK if cpu else "")
     if spec.mode != "lmcache" or not given.isdecimal() or int(given) == 0:
         return
     if spec.chunk_tokens % int(given):
-        raise UserError(
+        raise CellError(
             f"--chunk-tokens: LMCache needs a multiple of vLLM's block of {given} tokens, and the"
             f" first value is {spec.chunk_tokens}; give --chunk-tokens {given}, or a block that"
             f' fits: --vllm-args "--block-size {spec.chunk_tokens}"'
@@ -123,4 +123,4 @@ def _need(module: str, lack: str) -> None:
     except ModuleNotFoundError:
         found = None
     if found is None:
-        raise MissingError(lack)
+        raise CellMissingError(lack)

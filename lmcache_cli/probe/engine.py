@@ -134,6 +134,7 @@ _Timed = Callable[[], list[float]]
 
 def _prefills(engine: TransformersEngine, context: int) -> dict[_Point, _Timed]:
     ids = _tokens(engine, context)
+    engine.reserve(context)
     engine.warm_up(context - 2)
     arena = engine.arena()
     engine.forward(arena, ids[:-1], 0)  # KV for what is cached

@@ -10,7 +10,7 @@ import torch
 
 from cache_core.blend.selection import KV, Fixed, Reused
 from lmcache_cli.engines.blend.forward import blend
-from lmcache_cli.engines.blend.sparse import attend_rows
+from lmcache_cli.engines.blend.sparse import attend_rows, spans_of
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.transformers import TransformersEngine
 from tests.lmcache_cli.blend_world import (
@@ -120,7 +120,7 @@ def run(
         KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2)),
     )
     selection = Fixed(lambda prompt: chosen)
-    return blend(engine.layers(), reused, arena, torch.arange(n - 9, n), selection).logits
+    return blend(engine.layers(), reused, arena, np.arange(n - 9, n), selection).logits
 
 
 def test_a_row_does_not_see_the_future(tmp_path: Path) -> None:
@@ -148,7 +148,8 @@ def test_sparse_attention_equals_a_dense_one(count: int) -> None:
     scores = q @ k.repeat_interleave(3, 0).transpose(1, 2) * 0.5
     scores.masked_fill_(torch.arange(200)[None] > rows[:, None], float("-inf"))
     expected = (scores.softmax(-1) @ v.repeat_interleave(3, 0)).transpose(0, 1).reshape(count, -1)
-    torch.testing.assert_close(attend_rows(q, k, v, rows, 0.5), expected, rtol=1e-4, atol=1e-5)
+    found = attend_rows(q, k, v, spans_of(rows.numpy(), q), 0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_plain_request_after_a_blended_one_is_untouched(tmp_path: Path) -> None:

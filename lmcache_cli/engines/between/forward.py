@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lmcache_cli.engines.blend.runner import LayerRunner
+from lmcache_cli.engines.blend.sparse import following
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def prefill(runner: LayerRunner, ids: Tensor, kv: Tensor, hidden: Mapping[int, T
             kept.copy_(x[: len(kept)])
         new = runner.project(layer, x, angles)
         kv[layer, 0, :, : len(ids)], kv[layer, 1, :, : len(ids)] = new.k, new.v
-        x = runner.attend(layer, new.q, kv[layer], rows, x)
+        x = runner.attend(layer, new.q, kv[layer], following(0, len(ids)), x)
     return runner.logits(x[-1:])[0]
 
 
@@ -78,5 +79,5 @@ def prefill_over(
         if layer in ends:
             q, x, start = q[:, cut - first :], x[cut - first :], cut
         token_layers += n - start
-        x = runner.attend(layer, q, kv[layer], rows[start - first :], x)
+        x = runner.attend(layer, q, kv[layer], following(start, n), x)
     return Computed(runner.logits(x[-1:])[0], token_layers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcache_cli.engines.blend.runner import LayerRunner
 from lmcache_cli.engines.models import LoadedModel, load_model
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 
 if TYPE_CHECKING:
     from cache_core.keys import Namespace
@@ -21,17 +21,17 @@ class SharedBase:
     """The model whose KV ``engine``'s model is served. Only who holds one can make its keys: the
     namespace of a key has the model and a digest of its weights.
 
-    Raises ``UserError`` for a model of another architecture, and what loading a model raises.
+    Raises ``CellError`` for a model of another architecture, and what loading a model raises.
     """
 
     def __init__(self, engine: TransformersEngine, name: str) -> None:
         own = engine.loaded
         if own.device.type != "cpu":
-            raise UserError("--shared-from runs on --device cpu only, so far")
+            raise CellError("--shared-from runs on --device cpu only, so far")
         wanted = None if name == EMBEDDED else name
         self.loaded = load_model(wanted, str(own.device), own.dtype)
         if (self.loaded.id, self.loaded.revision) == (own.id, own.revision):
-            raise UserError(
+            raise CellError(
                 f"--shared-from: {own.id} is the model itself; --reuse prefix reuses its KV exactly"
             )
         refuse_unlike(self.loaded, own)
@@ -44,13 +44,13 @@ class SharedBase:
 
 
 def refuse_unlike(base: LoadedModel, own: LoadedModel) -> None:
-    """Raises ``UserError`` that names what differs, if KV of ``base`` has another meaning or shape
+    """Raises ``CellError`` that names what differs, if KV of ``base`` has another meaning or shape
     than ``own``'s."""
     theirs, ours = _architecture(base), _architecture(own)
     for name, value in theirs.items():
         if value != ours[name]:
             shown = f" ({value} and {ours[name]})" if len(f"{value}{ours[name]}") < 120 else ""
-            raise UserError(
+            raise CellError(
                 f"--shared-from: {base.id} is no base of {own.id}: {name} differ{shown};"
                 " share between fine-tunes of one model only"
             )

@@ -20,7 +20,7 @@ from lmcache_cli.engines.blend.quality import compared, forced_logits
 from lmcache_cli.engines.caches import open_cache
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.transformers_session import Served, TransformersSession
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 from reports.quality import Quality
 from workloads.request import Request, TokenIds
 
@@ -43,7 +43,7 @@ class SharedSession(TransformersSession):
         try:
             self.groups = layer_groups(spec.recompute_layers, len(self.runner.layers))
         except ValueError as error:
-            raise UserError(f"--recompute-layers: {error}") from error
+            raise CellError(f"--recompute-layers: {error}") from error
         namespace = base.namespace(spec)
         self._theirs = ChunkHasher(namespace)
         wanted, width = entries(self.groups), int(loaded.config.hidden_size)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache_core.blend.matcher import Matcher, Piece
 from cache_core.keys import ChunkHasher, Namespace
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 from workloads.request import Request
 
 ENCODINGS = ("auto", "system", "bos", "none")
@@ -50,17 +50,17 @@ class Prompts:
 
     def __init__(self, namespace: Namespace, encoding: str, bos: int | None) -> None:
         if encoding == "bos" and bos is None:
-            raise UserError("--blend-encoding: bos needs a tokenizer with a BOS; use none")
+            raise CellError("--blend-encoding: bos needs a tokenizer with a BOS; use none")
         self._namespace, self._encoding, self._bos = namespace, encoding, bos
         self._matchers: OrderedDict[bytes, Matcher] = OrderedDict()
 
     def of(self, request: Request) -> BlendPrompt:
-        """The request's prompt, matched. Raises ``UserError`` if chunks are to be encoded behind
+        """The request's prompt, matched. Raises ``CellError`` if chunks are to be encoded behind
         a system prompt and it has none."""
         ids, segments = request.token_ids, request.segments
         has_system = len(segments) > 1 and segments[0].kind == "system"
         if self._encoding == "system" and not has_system:
-            raise UserError(
+            raise CellError(
                 f"--blend-encoding: request {request.id} has no system prompt; use auto"
             )
         system = segments[0].end if has_system and self._encoding in ("auto", "system") else 0

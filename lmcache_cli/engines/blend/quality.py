@@ -68,7 +68,8 @@ def forced_logits(
     ``past`` rows of ``kv``; ``first`` are those of the first token. Writes KV behind ``past``."""
     if len(tokens) == 1:
         return first[None].float()
-    return torch.cat([first[None], runner.behind(tokens[:-1], kv, past)]).float()
+    behind = runner.logits(runner.behind(tokens[:-1], kv, past))
+    return torch.cat([first[None], behind]).float()
 
 
 def compared(full: Tensor, other: Tensor) -> Quality:

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from cache_core.blend.frequencies import RopeError, check_shiftable
 from cache_core.blend.rope import Rope
-from lmcache_cli.engines.blend.sparse import attend_apart, attend_rows
+from lmcache_cli.engines.attention import HEAD_DIM_STEP
+from lmcache_cli.engines.blend.sparse import Spans, attend_apart, attend_rows, following
 from lmcache_cli.engines.models import LoadedModel
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 """SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise elsewhere or skip RoPE."""
 
-_MLP_ROWS = 512
+# An MLP's inside is several times as wide as the KV of a layer: some rows at a time.
+_MLP_ROWS = {"cpu": 512, "cuda": 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Projected:
 
 
 class LayerRunner:
-    """Raises ``UserError`` for a family or a RoPE that blend does not know."""
+    """Raises ``CellError`` for a family or a RoPE that blend does not know."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         refuse_unblendable(loaded)
@@ -41,7 +43,7 @@ class LayerRunner:
         self.head_dim = loaded.head_dim
         self.scale = float(self.layers[0].self_attn.scaling)
         self.device = loaded.device
-        self.rope = Rope(self.inner.rotary_emb.inv_freq.double().cpu().numpy())
+        self.rope = _rope_of(self.inner)
 
     def embed(self, ids: Tensor) -> Tensor:
         """``[rows]`` to ``[rows, width]``."""
@@ -71,17 +73,17 @@ class LayerRunner:
         """Output ``[rows, width]`` of a layer from its input and what attention gave."""
         block = self.layers[layer]
         out = torch.empty_like(hidden)
-        # An MLP's inside is several times as wide as the KV of a layer: some rows at a time.
-        for begin in range(0, len(hidden), _MLP_ROWS):
-            part = slice(begin, begin + _MLP_ROWS)
+        count = _MLP_ROWS.get(hidden.device.type, _MLP_ROWS["cuda"])
+        for begin in range(0, len(hidden), count):
+            part = slice(begin, begin + count)
             x = hidden[part] + block.self_attn.o_proj(mixed[part])
             out[part] = x + block.mlp(block.post_attention_layernorm(x))
         return out
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor, rows: Tensor, hidden: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor, spans: Spans, hidden: Tensor) -> Tensor:
         """The rest of a layer behind :meth:`project`. ``kv`` is that layer's
-        ``[2, kv_heads, tokens, d]``; ``rows`` ``[rows]`` ascend."""
-        return self.finish(layer, hidden, attend_rows(q, kv[0], kv[1], rows, self.scale))
+        ``[2, kv_heads, tokens, d]``; ``spans`` say where the rows stand."""
+        return self.finish(layer, hidden, attend_rows(q, kv[0], kv[1], spans, self.scale))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[rows, vocabulary]`` of the last layer's output."""
@@ -90,15 +92,16 @@ class LayerRunner:
 
     def behind(self, ids: Tensor, kv: Tensor, past: int) -> Tensor:
         """Runs ``ids`` behind ``past`` rows of ``kv`` ``[layers, 2, kv_heads, capacity, d]``,
-        writes their KV there, and returns the logits of all, ``[rows, vocabulary]``."""
+        writes their KV there, and returns the last layer's output, ``[rows, width]``."""
+        spans = following(past, past + len(ids))
         rows = torch.arange(past, past + len(ids), device=self.device)
         hidden, angles = self.embed(ids), self.angles(rows)
         for layer in range(len(self.layers)):
             new = self.project(layer, hidden, angles)
             kv[layer, 0, :, past : past + len(ids)] = new.k
             kv[layer, 1, :, past : past + len(ids)] = new.v
-            hidden = self.attend(layer, new.q, kv[layer], rows, hidden)
-        return self.logits(hidden)
+            hidden = self.attend(layer, new.q, kv[layer], spans, hidden)
+        return hidden
 
     def apart(self, chunks: Tensor, kv: Tensor, lead: int) -> None:
         """Encodes ``chunks`` ``[chunks, size]`` each alone behind the first ``lead`` rows of
@@ -117,18 +120,28 @@ class LayerRunner:
 
 
 def refuse_unblendable(loaded: LoadedModel) -> None:
-    """Raises ``UserError`` for a model whose K can't be moved, or that we can't run by layer."""
+    """Raises ``CellError`` for a model whose K can't be moved, or that we can't run by layer."""
     family = str(loaded.config.model_type)
     if family not in FAMILIES:
-        raise UserError(
+        raise CellError(
             f"model {loaded.id}: blend does not know family {family!r}; it runs"
             f" {', '.join(FAMILIES)}. Use --reuse prefix"
+        )
+    if not loaded.own_attention:
+        raise CellError(
+            f"model {loaded.id}: blend does not run on device {loaded.device} with heads of"
+            f" {loaded.head_dim} items; it runs on a CPU, and on CUDA with a multiple of"
+            f" {HEAD_DIM_STEP}. Use --reuse prefix"
         )
     try:
         for parameters in _ropes(loaded.config):
             check_shiftable(parameters)
     except RopeError as error:
-        raise UserError(f"model {loaded.id}: {error}; use --reuse prefix") from error
+        raise CellError(f"model {loaded.id}: {error}; use --reuse prefix") from error
+
+
+def _rope_of(inner: Any) -> Rope:
+    return Rope(inner.rotary_emb.inv_freq.double().cpu().numpy())
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,10 @@ from lmcache_cli.engines.arena import Arena
 from lmcache_cli.engines.blend.forward import blend
 from lmcache_cli.engines.blend.prompt import BlendPrompt, Prompts, covered
 from lmcache_cli.engines.blend.quality import compared, forced_logits
+from lmcache_cli.engines.device import wait_for
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.transformers_session import Served, TransformersSession
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError
 from reports.quality import Quality
 from workloads.request import Request
 
@@ -42,8 +43,6 @@ class BlendSession(TransformersSession):
 
     def __init__(self, engine: TransformersEngine, spec: CacheSpec, cache: TieredCache) -> None:
         super().__init__(engine, spec, cache)
-        if engine.loaded.device.type != "cpu":
-            raise UserError("--reuse blend runs on --device cpu only, so far")
         self.runner = engine.layers()
         self.tiers = cache
         self.prompts = Prompts(engine.namespace(spec), spec.encoding, engine.bos)
@@ -53,9 +52,9 @@ class BlendSession(TransformersSession):
 
     def choose(self, spec: CacheSpec) -> None:
         """Takes ratio, selection, check layer and narrowing from ``spec`` for what comes; chunks
-        that are stored serve them all. Raises ``UserError`` for a layer that the model lacks."""
+        that are stored serve them all. Raises ``CellError`` for a layer that the model lacks."""
         if not 0 <= spec.check_layer < len(self.runner.layers):
-            raise UserError(
+            raise CellError(
                 f"--blend-check-layer: {spec.check_layer} is no layer of {self.engine.model}, which"
                 f" has {len(self.runner.layers)}, from 0 on"
             )
@@ -104,6 +103,7 @@ class BlendSession(TransformersSession):
         for piece in held.moved:
             k = arena.tensor[:, 0, :, piece.start : piece.stop]
             self.runner.rope.rotate(k, prompt.shift(piece), in_place=True)
+        wait_for(self.runner.device)
         ready = now()
         used = [*held.exact, *held.moved]
         cached = covered(used, n)
@@ -116,13 +116,13 @@ class BlendSession(TransformersSession):
             token_layers = len(fresh) * layers
         else:
             reused = Reused(
-                torch.from_numpy(ids.astype(np.int64)),
+                self._tensor(ids),
                 prompt.starts,
                 int(np.flatnonzero(~exact)[0]),
                 tuple((piece.start, piece.stop) for piece in held.moved),
                 KV(arena.tensor[:, 0].transpose(1, 2), arena.tensor[:, 1].transpose(1, 2)),
             )
-            done = blend(self.runner, reused, arena.tensor, torch.from_numpy(fresh), self.selection)
+            done = blend(self.runner, reused, arena.tensor, fresh, self.selection)
             logits, token_layers = done.logits, done.token_layers
             selecting, recomputed = done.selecting_s, done.recomputed
         by_tier: dict[str, int] = {}
@@ -165,18 +165,21 @@ class BlendSession(TransformersSession):
         arena = engine.arena()
         self._last = None
         if lead:
-            self.runner.behind(_tensor(prompt.lead), arena.tensor, 0)
+            self.runner.behind(self._tensor(prompt.lead), arena.tensor, 0)
         leading = [p for p in missing if p in prompt.exact]
         alone = [p for p in missing if p not in prompt.exact]
         spans = [(p.start, p.stop) for p in leading]
         if alone:
             size = self.spec.chunk_tokens
             chunks = np.stack([prompt.ids[p.start : p.stop] for p in alone])
-            self.runner.apart(_tensor(chunks), arena.tensor, lead)
+            self.runner.apart(self._tensor(chunks), arena.tensor, lead)
             spans += [(lead + i * size, lead + (i + 1) * size) for i in range(len(alone))]
         keys = [p.key for p in (*leading, *alone)]
         arena.pending = self.tiers.store(keys, arena.spans(self.tiers.layout, spans, 1))
         prompt.matcher.stored(prompt.ids, alone)
+
+    def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
+        return torch.from_numpy(ids.astype(np.int64)).to(self.runner.device)
 
 
 def _held(prompt: BlendPrompt, loaded: Sequence[Piece]) -> _Held:
@@ -190,7 +193,3 @@ def _held(prompt: BlendPrompt, loaded: Sequence[Piece]) -> _Held:
         if piece in there:
             (exact if whole and prompt.in_place(piece) else moved).append(piece)
     return _Held(exact, moved)
-
-
-def _tensor(ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
-    return torch.from_numpy(ids.astype(np.int64))
