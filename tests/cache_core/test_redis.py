@@ -118,9 +118,9 @@ def test_a_value_with_a_bad_part_is_a_miss(
     assert tier.counters.errors == 0
     # What it can't read another process may have healed meanwhile: it is not removed.
     tier.discard(keys)
-    other = tier_on(redis_port)
-    assert other.contains(keys) == [False, damage != "lost", False]
-    other.close()
+    after = tier_on(redis_port)
+    assert after.contains(keys) == [False, damage != "lost", False]
+    after.close()
     tier.close()
 
 
