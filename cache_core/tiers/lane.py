@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -27,7 +28,8 @@ class Lane:
     """A store, a buffer of ``rows`` values of ``value_bytes`` each, and the thread that owns both.
 
     Each value ends at its row's end such that its part behind the first ``head_bytes`` is
-    page-aligned. The buffer is taken on first use.
+    page-aligned. The buffer is taken on first use and goes when the lane is retired, nobody holds
+    it and its thread has ended: one that hangs may still write to it.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Lane:
         self._lock = threading.Lock()
         self._busy = False
         self._abandoned = False
+        self._given_up = self._ended = False
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lmcache-lane", daemon=True)
         self._thread.start()
@@ -78,6 +81,8 @@ class Lane:
                 result = work(self._connect())
             except Exception as error:  # noqa: BLE001 - the one who waits gets it
                 self._connected = False
+                # Its frames hold views of the buffer, and the future holds the error.
+                traceback.clear_frames(error.__traceback__)
                 self._done()
                 future.set_exception(error)
             else:
@@ -100,6 +105,13 @@ class Lane:
     def retire(self) -> None:
         """Ends the thread and closes the store as soon as the work in hand is done."""
         self._tasks.put(None)
+
+    def give_up(self) -> None:
+        """Nobody holds the lane, and nobody will again."""
+        with self._lock:
+            self._given_up = True
+            if self._ended:
+                self._slab = None
 
     def join(self, timeout_s: float) -> None:
         """Waits for a retired lane."""
@@ -125,6 +137,11 @@ class Lane:
             task()
         if self._store is not None:
             self._store.close()
+            self._store = None
+        with self._lock:
+            self._ended = True
+            if self._given_up:
+                self._slab = None
 
     def _done(self) -> None:
         """Before anyone hears of the result: who does may hand the lane on at once."""
@@ -153,16 +170,23 @@ class Lanes:
     def give(self, lane: Lane) -> None:
         """Puts a lane back."""
         with self._condition:
+            if self._closed:
+                lane.give_up()
+                return
             self._idle.append(lane)
             self._condition.notify()
 
-    def close(self, timeout_s: float) -> None:
-        """Retires all lanes and waits up to ``timeout_s`` in total for their work in hand."""
+    def close(self, deadline: float) -> None:
+        """Retires all lanes and waits for their work in hand, until ``time.monotonic()`` is
+        ``deadline``. What hangs longer frees its memory when it ends."""
         with self._condition:
             self._closed = True
+            lanes, self._all = self._all, []
+            idle, self._idle = self._idle, []
             self._condition.notify_all()
-        for lane in self._all:
+        for lane in idle:
+            lane.give_up()
+        for lane in lanes:
             lane.retire()
-        end = time.monotonic() + timeout_s
-        for lane in self._all:
-            lane.join(max(0.0, end - time.monotonic()))
+        for lane in lanes:
+            lane.join(max(0.0, deadline - time.monotonic()))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import pairwise
 from typing import TypeVar
 
+from cache_core.tiers.envelope import HEAD_BYTES
 from cache_core.tiers.resp import Part, RespConnection, RespError
 from cache_core.tiers.store import Bytes, StoreError
 
 PART_BYTES = 1 << 20
 PREFIX = "lmcache:"
 # What a server says of one command; after anything else it is no use to us now.
-_ABOUT_A_VALUE = ("OOM ", "WRONGTYPE ", "MISCONF ", "READONLY ")
+_DENIED = "NOPERM "
+_ABOUT_A_VALUE = ("OOM ", "WRONGTYPE ", "MISCONF ", "READONLY ", _DENIED)
+_RIGHTS = "+exists +get +mset +unlink (and +select for a database other than 0) on ~lmcache:*"
+
+logger = logging.getLogger("lmcache")
 
 T = TypeVar("T")
 
@@ -32,17 +40,19 @@ class RedisServer:
 
 
 class RedisStore:
-    """Values of ``value_bytes`` in parts of at most ``part_bytes``: a server that copies or frees
-    one large string serves nobody meanwhile.
+    """Values of ``value_bytes``, whose payloads are cut into parts of at most ``part_bytes``: a
+    server that copies or frees one large string serves nobody meanwhile.
 
-    Part 0 is ``lmcache:NAME``; it is written last and stands for the value. Parts that do not
-    belong together are found out by the value's head. Redis Cluster, which would spread the parts,
-    is not supported.
+    Part 0, ``lmcache:NAME``, begins with the value's head. A value is there if all of its parts
+    are, since a server evicts them one by one. One MSET stores it: all of it or nothing, so that
+    a write that fails leaves what another process stored, and no reader sees two halves. Parts
+    that do not belong together are found out by the head all the same. Redis Cluster, which would
+    spread the parts, is not supported.
     """
 
     def __init__(self, server: RedisServer, value_bytes: int, part_bytes: int = PART_BYTES) -> None:
         self._server = server
-        self._cuts = [*range(0, value_bytes, part_bytes), value_bytes]
+        self._cuts = [0, *range(HEAD_BYTES + part_bytes, value_bytes, part_bytes), value_bytes]
         self._timeout_s = 0.0
         self._connection: RespConnection | None = None
         self._proven = False
@@ -53,36 +63,64 @@ class RedisStore:
 
     def exists(self, names: Sequence[str]) -> list[bool]:
         def ask(connection: RespConnection) -> list[bool]:
-            connection.send([[b"EXISTS", _part(name, 0)] for name in names])
-            return [connection.reply() == 1 for _ in names]
+            connection.send([[b"EXISTS", *self._parts(name)] for name in names])
+            found = self._replies("EXISTS", [connection.reply] * len(names))
+            return [reply == self._count for reply in found]
 
         return self._exchange(ask)
 
     def put(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
+        """A user who may not write is refused each value, and may read on."""
+
         def send(connection: RespConnection) -> list[bool]:
-            sets = [self._sets(name, value) for name, value in zip(names, values, strict=True)]
-            connection.send([command for commands in sets for command in commands])
-            good = [_all([_accepted(connection) for _ in commands]) for commands in sets]
-            torn = [name for name, ok in zip(names, good, strict=True) if not ok]
-            if torn:
-                self._drop(connection, torn)
-            return good
+            pairs = zip(names, values, strict=True)
+            connection.send([[b"MSET", *self._pairs(name, value)] for name, value in pairs])
+            try:
+                stored = self._replies("MSET", [connection.reply] * len(names))
+            except _Denied as denied:
+                _warn_once(str(denied))
+                return [False] * len(names)
+            return [reply is not None for reply in stored]
 
         return self._exchange(send)
 
     def get_into(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
         def receive(connection: RespConnection) -> list[bool]:
-            count = len(self._cuts) - 1
-            connection.send([[b"GET", _part(name, i)] for name in names for i in range(count)])
-            return [
-                _all([_arrived(connection, piece) for piece in self._pieces(value)])
-                for value in values
-            ]
+            connection.send([[b"GET", part] for name in names for part in self._parts(name)])
+            pieces = [piece for value in values for piece in self._pieces(value)]
+            here = self._replies("GET", [partial(connection.reply_into, p) for p in pieces])
+            rows = range(0, len(here), self._count)
+            return [all(here[row : row + self._count]) for row in rows]
 
         return self._exchange(receive)
 
     def remove(self, names: Sequence[str]) -> None:
-        self._exchange(lambda connection: self._drop(connection, names))
+        def drop(connection: RespConnection) -> None:
+            connection.send([[b"UNLINK", *self._parts(name)] for name in names])
+            self._replies("UNLINK", [connection.reply] * len(names))
+
+        self._exchange(drop)
+
+    def prove(self) -> None:
+        """Stores an empty string, ``lmcache:ping``, and removes it."""
+        name = f"{PREFIX}ping".encode()
+        attempts: list[list[Part]] = [[b"EXISTS", name], [b"GET", name]]
+        attempts += [[b"MSET", name, b""], [b"UNLINK", name]]
+
+        def attempt(connection: RespConnection) -> list[str]:
+            denied = []
+            for command in attempts:
+                verb = _verb(command)
+                connection.send([command])
+                try:
+                    self._replies(verb, [connection.reply])
+                except _Denied:
+                    denied.append(verb)
+            return denied
+
+        denied = self._exchange(attempt)
+        if denied:
+            raise _Denied(self._server, *denied)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -100,10 +138,9 @@ class RedisStore:
             commands.append([b"AUTH", *user, server.password.encode()])
         if server.database:
             commands.append([b"SELECT", str(server.database).encode()])
-        commands.append([b"PING"])
         for command in commands:
             connection.send([command])
-            connection.reply()
+            self._replies(_verb(command), [connection.reply])
         return connection
 
     def _exchange(self, work: Callable[[RespConnection], T]) -> T:
@@ -117,7 +154,7 @@ class RedisStore:
         connection.allow(self._timeout_s)
         try:
             result = work(connection)
-        except RespError:
+        except (RespError, _Denied):
             raise
         except StoreError:
             left = deadline - time.monotonic()
@@ -127,48 +164,54 @@ class RedisStore:
         self._proven = True
         return result
 
-    def _drop(self, connection: RespConnection, names: Sequence[str]) -> None:
-        count = len(self._cuts) - 1
-        connection.send([[b"UNLINK", *(_part(name, i) for i in range(count))] for name in names])
-        for _ in names:
-            _accepted(connection)
+    @property
+    def _count(self) -> int:
+        return len(self._cuts) - 1
 
-    def _sets(self, name: str, value: Bytes) -> list[list[Part]]:
-        """Part 0 first away and last there: a value is whole whenever it can be found."""
-        first, *rest = self._pieces(value)
-        commands: list[list[Part]] = [[b"UNLINK", _part(name, 0)]] if rest else []
-        commands += [[b"SET", _part(name, i), piece] for i, piece in enumerate(rest, 1)]
-        return [*commands, [b"SET", _part(name, 0), first]]
+    def _parts(self, name: str) -> list[bytes]:
+        first = f"{PREFIX}{name}".encode()
+        return [first, *(b"%s:%d" % (first, i) for i in range(1, self._count))]
 
     def _pieces(self, value: Bytes) -> list[memoryview]:
         view = value.data
-        ends = self._cuts[1:]
-        return [view[a:b] for a, b in zip(self._cuts, ends, strict=False)]
+        return [view[a:b] for a, b in pairwise(self._cuts)]
+
+    def _pairs(self, name: str, value: Bytes) -> list[Part]:
+        pairs = zip(self._parts(name), self._pieces(value), strict=True)
+        return [word for pair in pairs for word in pair]
+
+    def _replies(self, verb: str, reads: Sequence[Callable[[], T]]) -> list[T | None]:
+        """What each of the reads brings, None for a value that was refused. All replies are read,
+        so that the connection stays in step. Raises ``_Denied`` if the user may not do this."""
+        replies: list[T | None] = []
+        denied = False
+        for read in reads:
+            try:
+                replies.append(read())
+            except RespError as error:
+                if not error.reason.startswith(_ABOUT_A_VALUE):
+                    raise
+                denied |= error.reason.startswith(_DENIED)
+                replies.append(None)
+        if denied:
+            raise _Denied(self._server, verb)
+        return replies
 
 
-def _part(name: str, index: int) -> bytes:
-    return f"{PREFIX}{name}:{index}".encode() if index else f"{PREFIX}{name}".encode()
+class _Denied(StoreError):
+    """The connection is in step, and the user may not."""
+
+    def __init__(self, server: RedisServer, *verbs: str) -> None:
+        super().__init__(
+            f"{server.host}:{server.port}: the user {server.username or 'default'} may not"
+            f" {', '.join(verbs)}; it needs {_RIGHTS}"
+        )
 
 
-def _all(replies: list[bool]) -> bool:
-    """``all`` of a list, not of a generator: every reply must have been read."""
-    return all(replies)
+def _verb(command: Sequence[Part]) -> str:
+    return str(command[0], "ascii")
 
 
-def _accepted(connection: RespConnection) -> bool:
-    try:
-        connection.reply()
-    except RespError as error:
-        if error.reason.startswith(_ABOUT_A_VALUE):
-            return False
-        raise
-    return True
-
-
-def _arrived(connection: RespConnection, piece: memoryview) -> bool:
-    try:
-        return connection.reply_into(piece)
-    except RespError as error:
-        if error.reason.startswith(_ABOUT_A_VALUE):
-            return False
-        raise
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s: its values are read, and none is written", text)

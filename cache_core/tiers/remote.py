@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -14,10 +15,11 @@ from functools import partial
 from typing import TypeVar
 
 from cache_core.place import Place
+from cache_core.recent import Recent
 from cache_core.tiers.breaker import CircuitBreaker
 from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
 from cache_core.tiers.lane import Lane, Lanes, stride_of
-from cache_core.tiers.store import Store, StoreError
+from cache_core.tiers.store import Proving, Store, StoreError
 from cache_core.tiers.tier import Read, TierError
 
 logger = logging.getLogger("lmcache")
@@ -26,6 +28,9 @@ T = TypeVar("T")
 BATCH_BYTES = 16 << 20
 # A store that keeps its own time gives up a little earlier than the one who waits for it.
 _OWN_SHARE = 0.9
+_MOST_KNOWN = 1 << 20
+# What could not be read is not looked at again for so long: somebody may write it anew.
+_UNREADABLE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -47,20 +52,45 @@ class _Batch:
     lane: Lane
     rows: range
     future: Future[list[bool]]
-    deadline: float
+
+
+class _Patience:
+    """How much longer one call may wait for the next answer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """An answer came."""
+        self._end = time.monotonic() + self._seconds
+
+    def left(self) -> float:
+        """In seconds."""
+        return max(0.0, self._end - time.monotonic())
+
+
+def _prove(store: Store) -> None:
+    if isinstance(store, Proving):
+        store.prove()
+    else:
+        store.exists(["ping"])
 
 
 class RemoteTier:
     """Chunks in a :class:`Store`, staged through buffers of its own, ``lanes`` batches at a time.
 
-    No engine memory is touched by a store: what arrives is verified first and copied then. A
-    batch (up to ``batch_bytes``) that takes longer than ``timeout_s`` seconds ends its call with
-    False for what is left; after ``failures`` failed calls in a row every call answers at once for
-    ``pause_s``. Nothing raises for I/O trouble, and opening connects to nothing: see :meth:`ping`.
+    No engine memory is touched by a store: what arrives is verified first and copied then. A call
+    that hears nothing for ``timeout_s`` seconds ends, ``LATER`` or False for what is left; after
+    ``failures`` failed calls in a row every call answers at once for ``pause_s``. Nothing raises
+    for I/O trouble, and opening connects to nothing: see :meth:`ping`.
 
     Others share the store (``shared``): ``contains`` asks it, ``len`` counts what this process
-    wrote and has not discarded, ``close`` leaves the chunks where they are. Takes ``lanes`` x
-    ``batch_bytes`` of memory when used.
+    wrote and has not discarded (at most ``capacity``, or the latest million), ``discard`` removes
+    that and nothing else, ``close`` leaves the chunks where they are. A value that can't
+    be read, torn or damaged, is not removed, since another process may just have written it anew:
+    it is not held for ten seconds, or until this process writes it. ``clock`` counts them.
+    Takes ``lanes`` x ``batch_bytes`` of memory when used.
     """
 
     shared = True
@@ -76,6 +106,7 @@ class RemoteTier:
         batch_bytes: int = BATCH_BYTES,
         timeout_s: float = 5.0,
         breaker: CircuitBreaker | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.capacity = capacity
@@ -83,7 +114,8 @@ class RemoteTier:
         self._breaker = breaker or CircuitBreaker()
         self._counters = RemoteCounters()
         self._lock = threading.Lock()
-        self._known: set[bytes] = set()
+        self._known = Recent(math.inf, _MOST_KNOWN if capacity is None else capacity)
+        self._unreadable = Recent(_UNREADABLE_S, _MOST_KNOWN, clock)
         self._closed = False
         size = HEAD_BYTES + chunk_bytes
 
@@ -107,9 +139,10 @@ class RemoteTier:
             return RemoteCounters(**asdict(self._counters))
 
     def ping(self) -> None:
-        """Connects. Raises :class:`TierError` with the reason if the store can't be used."""
+        """Connects, and tries what a cache does. Raises :class:`TierError` with the reason if the
+        store can't be used."""
         try:
-            self._quick_call(lambda store: store.exists(["ping"]))
+            self._quick_call(_prove)
         except WaitTimeout:
             raise TierError(
                 f"the {self.name} tier did not answer within {self._timeout_s:g} s"
@@ -118,15 +151,11 @@ class RemoteTier:
             raise TierError(f"the {self.name} tier can't be used: {error}") from error
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        if not keys:
-            return []
-        names = [key.hex() for key in keys]
-        found = self._call(lambda store: store.exists(names))
-        return found if found is not None else [False] * len(keys)
+        return [bool(answer) for answer in self.read(keys, None)]
 
     def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         if place is None:
-            return Read.of(self.contains(keys))
+            return self._look_up(keys)
         done = [Read.LATER] * len(keys)
 
         def start(lane: Lane, rows: range) -> Future[list[bool]]:
@@ -159,15 +188,20 @@ class RemoteTier:
                 done[fitting[row]] = ok
 
         self._transfer(len(fitting), start, finish)
-        stored = {key for key, ok in zip(keys, done, strict=True) if ok}
-        self._known.difference_update(keys)
-        self._known |= stored
+        stored = [key for key, ok in zip(keys, done, strict=True) if ok]
+        with self._lock:
+            # What failed may be another process's by now.
+            self._known.discard(keys)
+            self._known.add(stored)
+            self._unreadable.discard(stored)
         return done
 
     def discard(self, keys: Sequence[bytes]) -> None:
-        self._known.difference_update(keys)
-        names = [key.hex() for key in keys]
-        if names:
+        with self._lock:
+            own = [key for key in keys if key in self._known]
+            self._known.discard(own)
+        if own:
+            names = [key.hex() for key in own]
             self._call(lambda store: store.remove(names))
 
     def place(self, keys: Sequence[bytes]) -> Place | None:
@@ -175,21 +209,37 @@ class RemoteTier:
 
     def close(self) -> None:
         self._closed = True
-        self._known.clear()
-        self._bulk.close(self._timeout_s)
-        self._quick.close(self._timeout_s)
+        with self._lock:
+            self._known.clear()
+        deadline = time.monotonic() + self._timeout_s
+        self._bulk.close(deadline)
+        self._quick.close(deadline)
 
     def _fitting(self, keys: Sequence[bytes]) -> list[int]:
         """Rows that the capacity has room for."""
         if self.capacity is None:
             return list(range(len(keys)))
-        taken = set(self._known)
         rows = []
-        for row, key in enumerate(keys):
-            if key in taken or len(taken) < self.capacity:
-                taken.add(key)
+        with self._lock:
+            room = self.capacity - len(self._known)
+            new: set[bytes] = set()
+            for row, key in enumerate(keys):
+                if key not in self._known and key not in new:
+                    if len(new) >= room:
+                        continue
+                    new.add(key)
                 rows.append(row)
         return rows
+
+    def _look_up(self, keys: Sequence[bytes]) -> list[Read]:
+        names = [key.hex() for key in keys]
+        found = self._call(lambda store: store.exists(names)) if names else []
+        if found is None:
+            return [Read.LATER] * len(keys)
+        with self._lock:
+            self._known.discard(key for key, ok in zip(keys, found, strict=True) if not ok)
+            held = [ok and key not in self._unreadable for key, ok in zip(keys, found, strict=True)]
+        return Read.of(held)
 
     def _receive(self, keys: list[bytes], lane: Lane, store: Store) -> list[bool]:
         values = lane.values(len(keys))
@@ -200,6 +250,9 @@ class RemoteTier:
         with self._lock:
             self._counters.absent += len(here) - sum(here)
             self._counters.damaged += sum(here) - sum(good)
+            bad = [key for key, ok in zip(keys, good, strict=True) if not ok]
+            self._known.discard(bad)
+            self._unreadable.add(bad)
         return good
 
     def _send(self, keys: list[bytes], lane: Lane, store: Store) -> list[bool]:
@@ -223,46 +276,53 @@ class RemoteTier:
         # A small transfer spreads over the lanes, too.
         step = min(self._rows, -(-count // self._lanes))
         running: deque[_Batch] = deque()
-        good = True
+        failures: list[Exception] = []
+        patience = _Patience(self._timeout_s)
+
+        def end() -> None:
+            """Waits for the oldest batch and uses what it brought."""
+            batch = running.popleft()
+            try:
+                good = batch.future.result(patience.left())
+            except Exception as error:  # noqa: BLE001 - a store may be anyone's code
+                failures.append(error)
+                batch.lane.abandon()
+                return
+            patience.renew()
+            try:
+                finish(batch.lane, batch.rows, good)
+            finally:
+                self._bulk.give(batch.lane)
+
         try:
             for first in range(0, count, step):
-                lane = self._bulk.take(0 if running else self._timeout_s)
-                while lane is None and running:
-                    good &= self._end(running.popleft(), finish)
-                    lane = self._bulk.take(0 if running else self._timeout_s)
+                lane = self._bulk.take(0 if running else patience.left())
+                while lane is None and running and not failures:
+                    end()
+                    lane = self._bulk.take(0 if running or failures else patience.left())
+                if lane is None and not failures:
+                    failures.append(WaitTimeout())
                 if lane is None:
-                    self._failed(WaitTimeout())
                     break
-                if not good:
+                if failures:
                     self._bulk.give(lane)
                     break
                 rows = range(first, min(first + step, count))
                 try:
-                    future = start(lane, rows)
+                    running.append(_Batch(lane, rows, start(lane, rows)))
                 except BaseException:
                     self._bulk.give(lane)
                     raise
-                running.append(_Batch(lane, rows, future, time.monotonic() + self._timeout_s))
             while running:
-                self._end(running.popleft(), finish)
+                end()
         finally:
             for batch in running:
                 batch.lane.abandon()
-
-    def _end(self, batch: _Batch, finish: Callable[[Lane, range, list[bool]], None]) -> bool:
-        """Waits for a batch and uses what it brought. Returns whether the store answered."""
-        try:
-            good = batch.future.result(max(0.0, batch.deadline - time.monotonic()))
-        except Exception as error:  # noqa: BLE001 - a store may be anyone's code
-            self._failed(error)
-            batch.lane.abandon()
-            return False
-        try:
-            finish(batch.lane, batch.rows, good)
-        finally:
-            self._bulk.give(batch.lane)
-        self._succeeded()
-        return True
+        # One call is one success or one failure, however many batches it had.
+        if failures:
+            self._failed(failures[0])
+        else:
+            self._succeeded()
 
     def _call(self, work: Callable[[Store], T]) -> T | None:
         """One round trip on a lane without a buffer; None if the store did not answer."""
@@ -277,13 +337,13 @@ class RemoteTier:
         return result
 
     def _quick_call(self, work: Callable[[Store], T]) -> T:
-        deadline = time.monotonic() + self._timeout_s
-        lane = self._quick.take(self._timeout_s)
+        patience = _Patience(self._timeout_s)
+        lane = self._quick.take(patience.left())
         if lane is None:
             raise WaitTimeout
         future = lane.submit(work)
         try:
-            return future.result(max(0.0, deadline - time.monotonic()))
+            return future.result(patience.left())
         finally:
             lane.abandon()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,3 +41,11 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Disconnects; the values stay. Never raises."""
+
+
+@runtime_checkable
+class Proving(Protocol):
+    """A store that can tell whether it would be let do all of the above."""
+
+    def prove(self) -> None:
+        """Raises :class:`StoreError` naming what the engine refuses; leaves nothing behind."""

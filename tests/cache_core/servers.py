@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 _START_S = 20.0
 _PROVIDER = """
 import sys
+import threading
 from mooncake.store import MooncakeDistributedStore
 store = MooncakeDistributedStore()
 status = store.setup("127.0.0.1", "P2PHANDSHAKE", 64 << 20, 16 << 20, "tcp", "", sys.argv[1])
@@ -111,6 +113,11 @@ class MooncakeProcess:
             self._process.wait()
             self._process = None
 
+    def stop(self, paused: bool) -> None:
+        """SIGSTOP or SIGCONT: the port answers, the master does not."""
+        assert self._process is not None
+        self._process.send_signal(19 if paused else 18)
+
     def end(self) -> None:
         self.kill()
         if self._provider is not None:
@@ -144,3 +151,37 @@ def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
     process.kill()
     process.wait()
     raise RuntimeError(f"{process.args!r} did not listen on port {port}")
+
+
+@contextlib.contextmanager
+def full_server() -> Iterator[int]:
+    """A port that answers no SYN: nobody accepts, and no more connections may wait for that."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def rude_server() -> Iterator[int]:
+    """A port that hangs up on whoever connects, as soon as a word was said."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with contextlib.closing(server.accept()[0]) as caller:
+                        caller.recv(1)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()

@@ -116,9 +116,108 @@ def test_a_value_with_a_bad_part_is_a_miss(
     assert tier.read(keys[::2], engine.place(0, 2)) == Read.of([True, True])
     assert engine.holds(1, 2)
     assert tier.counters.errors == 0
+    # What it can't read another process may have healed meanwhile: it is not removed.
     tier.discard(keys)
-    assert tier.contains(keys) == [False] * 3
-    assert command(redis_port, b"EXISTS", name) == 0
+    after = tier_on(redis_port)
+    assert after.contains(keys) == [False, damage != "lost", False]
+    after.close()
+    tier.close()
+
+
+def test_a_write_that_fails_leaves_what_another_process_stored(
+    start: Start, engine: MemoryEngine
+) -> None:
+    server = start("--maxmemory-policy", "noeviction")
+    first, second = tier_on(server.port), tier_on(server.port)
+    keys = hasher("two writers").keys(prompt(4)).prefix
+    engine.fill([0, 1, 2, 3])
+    assert all(first.write(keys, engine.place(0, 4)))
+    command(server.port, b"CONFIG", b"SET", b"maxmemory", b"1")
+    assert second.write(keys, engine.place(0, 4)) == [False] * 4
+    second.discard(keys)
+    engine.wipe()
+    assert all(first.read(keys, engine.place(0, 4)))
+    assert all(engine.holds(n, n) for n in range(4))
+    first.close()
+    second.close()
+
+
+def test_a_frozen_server_loses_nothing_of_anybody(own: RedisProcess, engine: MemoryEngine) -> None:
+    """Two caches on one server: it stops, loads fail, it goes on, and every chunk is there."""
+    first = TieredCache(LAYOUT, [tier_on(own.port)])
+    second = TieredCache(LAYOUT, [tier_on(own.port, "&timeout=0.2&pause=0.01")])
+    keys = hasher("stopped").keys(prompt(8)).prefix
+    serve(first, engine, keys)
+    eventually(lambda: serve(second, engine, keys) == 8)
+    hit = second.acquire(keys)
+    own.stop(paused=True)
+    assert second.load(hit, engine.place(0, 8)).chunks == 0
+    second.flush()
+    own.stop(paused=False)
+    assert serve(first, engine, keys) == 8
+    eventually(lambda: serve(second, engine, keys) == 8)
+    first.close()
+    second.close()
+
+
+RIGHTS = ("exists", "get", "mset", "unlink")
+
+
+def user(port: int, name: str, *rights: str) -> str:
+    """A user who may do that and nothing else; returns the start of a URL."""
+    grants = [f"+{right}".encode() for right in rights]
+    command(port, b"ACL", b"SETUSER", name.encode(), b"on", b">pw", b"~lmcache:*", *grants)
+    return f"redis://{name}:pw@127.0.0.1:{port}"
+
+
+def test_four_rights_are_enough(own: RedisProcess, engine: MemoryEngine) -> None:
+    tier = open_remote(f"{user(own.port, 'cache', *RIGHTS)}?part={PART}", CHUNK)
+    tier.ping()
+    engine.fill([1])
+    assert tier.write([bytes(32)], engine.place(0, 1)) == [True]
+    assert tier.read([bytes(32)], engine.place(0, 1)) == [Read.HERE]
+    tier.discard([bytes(32)])
+    assert command(own.port, b"DBSIZE") == 0
+    assert tier.counters.errors == 0
+    tier.close()
+
+
+@pytest.mark.parametrize("lacking", [*RIGHTS, "select"])
+def test_a_missing_right_is_named(own: RedisProcess, engine: MemoryEngine, lacking: str) -> None:
+    login = user(own.port, "cache", *(right for right in RIGHTS if right != lacking))
+    tier = open_remote(login + ("/2" if lacking == "select" else ""), CHUNK)
+    with pytest.raises(TierError, match=f"the user cache may not {lacking.upper()}; it needs"):
+        tier.ping()
+    tier.close()
+
+
+def test_a_user_who_may_only_read_reads(
+    own: RedisProcess, engine: MemoryEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = tier_on(own.port)
+    keys = hasher("reader").keys(prompt(3)).prefix
+    engine.fill([0, 1, 2])
+    assert all(writer.write(keys, engine.place(0, 3)))
+    reader = open_remote(f"{user(own.port, 'reader', 'exists', 'get')}?part={PART}", CHUNK)
+    for _ in range(5):
+        assert reader.write(keys, engine.place(0, 3)) == [False] * 3
+        assert reader.read(keys, engine.place(0, 3)) == [Read.HERE] * 3
+    assert reader.counters.opened == 0 and reader.counters.rejected == 15
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "reader may not MSET" in warning
+    writer.close()
+    reader.close()
+
+
+def test_a_value_that_lost_a_part_is_not_promised(redis_port: int, engine: MemoryEngine) -> None:
+    tier = tier_on(redis_port)
+    keys = hasher("promise").keys(prompt(4)).prefix
+    engine.fill([0, 1, 2, 3])
+    assert all(tier.write(keys, engine.place(0, 4)))
+    for part in range(4):
+        name = f"{PREFIX}{keys[part].hex()}".encode() + (b":%d" % part if part else b"")
+        assert command(redis_port, b"DEL", name) == 1
+        assert tier.contains(keys) == [n > part for n in range(4)]
     tier.close()
 
 
