@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import takewhile
 
 from cache_core.admission import Admission
-from cache_core.carry import carry, fetch
+from cache_core.carrier import QUEUE_BYTES, TIMEOUT_S, Carrier
+from cache_core.carry import Carried, fetch
 from cache_core.layout import KVLayout
-from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
+from cache_core.ledger import NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.place import Place
 from cache_core.policy import LRU, PolicyMaker
+from cache_core.suspensions import Suspensions
 from cache_core.tiers.tier import Tier, recovered
+
+logger = logging.getLogger("lmcache")
 
 
 @dataclass(slots=True)
 class TierCounters:
     """What one tier has done since the cache was made or :meth:`TieredCache.reset_counters`.
-    Times are of the calls, in seconds."""
+    Times are of the calls, in seconds. ``dropped_chunks`` were not written because too much was
+    queued for the tier or it did not come back; ``suspensions`` count how often it was left out of
+    look-ups for a while because it could not be read."""
 
     read_chunks: int = 0
     read_s: float = 0.0
@@ -29,6 +37,8 @@ class TierCounters:
     write_s: float = 0.0
     evicted_chunks: int = 0
     failures: int = 0
+    dropped_chunks: int = 0
+    suspensions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +60,24 @@ class Stored:
     seconds: float
 
 
+_NOTHING = Hit((), ())
+
+
 class TieredCache:
     """KV chunks over a stack of tiers, fastest first.
 
-    Safe for any number of threads. Stores run on one thread of their own, in the order in which
-    they were admitted: every change to a tier happens there, which is why a tier never needs
-    more room than its capacity. ``synchronous`` runs them in the caller (the simulator).
-    ``admission`` decides by tier name which new chunks may enter. What a tier holds from an
-    earlier process can be hit from the start.
+    Safe for any number of threads. Stores are carried out beside the engine, with a queue and a
+    thread for each tier (:class:`~cache_core.carrier.Carrier`): every change to a tier happens on
+    its own thread, which is why a tier never needs more room than its capacity; what is behind
+    ``queue_bytes`` of a tier's queue is not stored there. ``synchronous`` runs them in the caller
+    (the simulator). ``admission`` decides by tier name which new chunks may enter it. What a tier
+    holds from an earlier process can be hit from the start.
+
+    A tier that does not come back within ``timeout_s`` seconds holds up nobody for longer. One that
+    could not be read is left out of look-ups for ``pause_s`` seconds, and for twice as long each
+    time that it fails again.
+
+    In a forked child the cache is empty and stays so: tiers belong to the parent.
     """
 
     def __init__(
@@ -70,6 +90,9 @@ class TieredCache:
         admission: Mapping[str, Admission] | None = None,
         synchronous: bool = False,
         clock: Callable[[], float] = time.perf_counter,
+        queue_bytes: int = QUEUE_BYTES,
+        timeout_s: float = TIMEOUT_S,
+        pause_s: float = 1.0,
     ) -> None:
         self.layout = layout
         self.tiers = tuple(tiers)
@@ -89,30 +112,46 @@ class TieredCache:
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
-        self._writer = None if synchronous else ThreadPoolExecutor(1, "lmcache-store")
-        self._last: Future[Stored] | None = None
+        self._suspensions = Suspensions(len(self.tiers), pause_s, clock)
+        self._carrier = Carrier(
+            self.tiers,
+            layout.chunk_bytes,
+            self._settle,
+            clock=clock,
+            threads=not synchronous,
+            queue_bytes=queue_bytes,
+            timeout_s=timeout_s,
+        )
         self._closed = False
+        self._process = os.getpid()
+        self._said = False
 
     def __len__(self) -> int:
         """Distinct chunks that can be served."""
+        if self._elsewhere():
+            return 0
         with self._lock:
             return len(self._ledger)
 
     def lookup(self, keys: Sequence[bytes]) -> Hit:
         """The longest held run of chunks from the first key on. Changes nothing, pins nothing."""
+        if self._elsewhere():
+            return _NOTHING
         with self._lock:
-            return self._ledger.lookup(keys)
+            return self._suspensions.without(self._ledger, self._ledger.lookup(keys))
 
     def acquire(self, keys: Sequence[bytes], wait_s: float = 0.0) -> Hit:
         """Looks up and pins: until :meth:`load` or :meth:`release` no chunk of the hit is evicted.
 
-        Waits up to ``wait_s`` seconds for chunks that are being stored right now: recomputing
-        them would take longer. A tier that other processes fill too is asked for the chunks behind
-        the hit: one round trip.
+        Waits up to ``wait_s`` seconds for chunks that are being stored right now, if they continue
+        what is held: recomputing them would take longer. A tier that other processes fill too is
+        asked for the chunks behind the hit: one round trip.
         """
-        self._wait(keys, wait_s)
+        if self._elsewhere():
+            return _NOTHING
+        self._wait(lambda: keys[len(self._ledger.lookup(keys)) :][:1], wait_s)
         with self._lock:
-            hit = self._ledger.pin(self._ledger.lookup(keys))
+            hit = self._pin(self._ledger.lookup(keys))
         if self._shared is None or len(hit) == len(keys):
             return hit
         return self._extend(hit, keys, self._shared)
@@ -120,26 +159,34 @@ class TieredCache:
     def acquire_any(self, keys: Sequence[bytes], wait_s: float = 0.0) -> tuple[Hit, list[int]]:
         """As :meth:`acquire`, without the prefix: pins those of the keys that are held, wherever
         they stand among the others. Returns them, in order, with their indices in ``keys``."""
-        missing = self._wait(keys, wait_s)
-        if self._shared is not None and missing:
-            found = self.tiers[self._shared].contains(missing)
+        if self._elsewhere():
+            return _NOTHING, []
+        self._wait(lambda: keys, wait_s)
+        if self._shared is not None:
+            with self._lock:
+                missing = [key for key in keys if key not in self._ledger]
+            found = self._carrier.contains(self._shared, missing) if missing else []
             with self._lock:
                 if not self._closed:
                     new = [key for key, ok in zip(missing, found, strict=True) if ok]
                     self._adopt(new, self._shared)
         with self._lock:
-            hit = self._ledger.pin(self._ledger.held(keys))
+            hit = self._pin(self._ledger.held(keys), prefix=False)
         standing = set(hit.keys)
         return hit, [row for row, key in enumerate(keys) if key in standing]
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """One request used these chunks; moves none. For KV that was changed after its load, which
         must not be stored again under the same keys."""
+        if self._elsewhere():
+            return
         with self._lock:
             self._ledger.touch(keys)
 
     def release(self, hit: Hit) -> None:
         """Ends the protection of an acquired hit that will not be loaded."""
+        if self._elsewhere():
+            return
         with self._lock:
             self._ledger.unpin(hit)
 
@@ -148,18 +195,23 @@ class TieredCache:
 
         The load ends before the first chunk that can't be read: what :class:`Loaded` counts is in
         place and right, the rest must be recomputed. A chunk that is gone or damaged is forgotten;
-        one that can't be read now stays held.
+        one that can't be read now stays held. What a tier does not give in time is not waited for,
+        and never touches ``place`` afterwards. A cache that is closed gives nothing.
         """
         start = self._clock()
+        if self._elsewhere():
+            return Loaded(0, {}, 0, 0.0)
         by_tier: dict[str, int] = {}
         done = 0
         try:
-            for run in fetch(self.tiers, hit, place, self._clock):
+            for run in fetch(self._carrier.read, hit, place, self._clock):
                 name = self.tiers[run.tier].name
                 with self._lock:
                     self.counters[name].read_s += run.seconds
                     self.counters[name].read_chunks += run.read
                     self.counters[name].failures += len(run.keys) - run.read
+                    if not self._closed:
+                        self.counters[name].suspensions += self._suspensions.saw(run)
                     self._forget(run.gone, run.tier)
                 if run.usable:
                     by_tier[name] = by_tier.get(name, 0) + run.usable
@@ -170,31 +222,54 @@ class TieredCache:
 
     def store(self, keys: Sequence[bytes], place: Place | None) -> Future[Stored]:
         """Admits one request's chunks, hits and misses alike, in prompt order; ``place`` has the
-        KV of all. Returns at once; the engine must leave that KV alone until the future is done.
+        KV of all. Returns at once; the engine must leave that KV alone until the future is done:
+        the fastest tier has it then, and slower ones get it from there.
 
         Chunks that every tier has already cost nothing. A chunk becomes visible when its bytes
-        are whole. A failed write is counted and the chunk stays a miss; the future does not fail.
+        are whole. A failed write, and one too many for a slow tier, is counted and the chunk stays
+        a miss there; the future does not fail.
         """
+        future: Future[Stored] = Future()
+        if self._elsewhere():
+            future.set_result(Stored(0, 0, 0.0))
+            return future
+        start = self._clock()
+
+        def finished(chunks: int) -> None:
+            taken = self._clock() - start
+            future.set_result(Stored(chunks, chunks * self.layout.chunk_bytes, taken))
+
+        self._carrier.wait_for_room()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the cache is closed")
             plan = self._ledger.admit(keys)
             self._count_evictions()
-            return self._submit(plan, place)
+            self._carrier.submit(plan, place, finished)
+        return future
 
     def flush(self) -> None:
-        """Waits until everything admitted so far has been written."""
-        with self._lock:
-            last = self._last
-        if last is not None:
-            last.result()
+        """Waits until everything admitted so far has been written, or given up."""
+        if not self._elsewhere():
+            self._carrier.flush()
 
     def clear(self) -> None:
         """Forgets every chunk that is not pinned, and frees its bytes. Waits for stores."""
+        if self._elsewhere():
+            return
         self.flush()
         with self._lock:
-            future = self._submit(Plan(tuple(self._ledger.clear())), None)
-        future.result()
+            if self._closed:
+                return
+            self._carrier.submit(Plan(tuple(self._ledger.clear())), None)
+        self.flush()
+
+    def queued_chunks(self) -> dict[str, tuple[int, int]]:
+        """By tier: chunks that are queued for it now, and the most that ever were at once."""
+        if self._elsewhere():
+            return {}
+        names = [tier.name for tier in self.tiers]
+        return dict(zip(names, self._carrier.queued(), strict=True))
 
     def reset_counters(self) -> None:
         """Sets every tier's counters to zero."""
@@ -204,16 +279,16 @@ class TieredCache:
     def check(self) -> None:
         """Proves the Ledger's invariants and that the tiers hold what it says. Waits for stores.
         Raises :class:`LedgerError`."""
+        if self._elsewhere():
+            return
         with self._lock:
             self._ledger.check()
-            last = self._last
-        if last is not None:
-            last.result()
+        self.flush()
         with self._lock:
-            if self._last is not last:
-                return  # others are storing: tiers are between two states
             self._ledger.check()
-            for index, tier in enumerate(self.tiers):
+            # None: others are storing, and tiers are between two states.
+            for index in self._carrier.settled() or ():
+                tier = self.tiers[index]
                 if index == self._shared:
                     continue  # others may fill and empty it at any time
                 if len(tier) != self._ledger.count(index):
@@ -225,25 +300,42 @@ class TieredCache:
                 if not all(tier.contains(keys)):
                     raise LedgerError(f"the {tier.name} tier lacks a chunk that the ledger counts")
 
-    def close(self) -> None:
-        """Finishes pending stores and closes the tiers. Idempotent."""
+    def close(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Finishes pending stores and loads, and closes the tiers; waits for ``timeout_s`` seconds
+        at most, and leaves behind a tier that is still busy then. Idempotent."""
+        if self._elsewhere():
+            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        if self._writer is not None:
-            self._writer.shutdown(wait=True)
-        for tier in self.tiers:
-            tier.close()
+            self._settled.notify_all()
+        self._carrier.close(timeout_s)
+
+    def _elsewhere(self) -> bool:
+        """Whether this is a forked child. Its copies of locks may be held for ever."""
+        if self._process == os.getpid():
+            return False
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "the cache belongs to process %d; in process %d, forked from it, nothing is cached:"
+                " make a cache there",
+                self._process,
+                os.getpid(),
+            )
+        return True
+
+    def _pin(self, hit: Hit, prefix: bool = True) -> Hit:
+        """Pins what tiers that are not suspended hold; the caller holds the lock."""
+        hit = self._suspensions.without(self._ledger, hit, prefix=prefix, probe=True)
+        keys = self._ledger.pin(hit).keys
+        return Hit(keys, hit.tiers[: len(keys)])
 
     def _extend(self, hit: Hit, keys: Sequence[bytes], shared: int) -> Hit:
         """The pinned hit and what the shared tier has behind it, pinned. Asks without the lock."""
         rest = keys[len(hit) :]
-        try:
-            found = self.tiers[shared].contains(rest)
-        except BaseException:
-            self.release(hit)
-            raise
+        found = self._carrier.contains(shared, rest)
         with self._lock:
             ledger = self._ledger
             # Behind a gap nothing can be used; what another tier holds is no gap.
@@ -254,26 +346,27 @@ class TieredCache:
             if not new or self._closed:
                 return hit
             self._adopt(new, shared)
-            whole = ledger.pin(ledger.lookup(keys))
+            whole = self._pin(ledger.lookup(keys))
+            if len(whole) < len(hit):  # a suspended tier lets one hit through, not two
+                hit, whole = whole, hit
             ledger.unpin(hit)
             return whole
 
-    def _wait(self, keys: Sequence[bytes], wait_s: float) -> list[bytes]:
-        """Waits for those of the keys that are being stored; returns those that aren't held."""
+    def _wait(self, wanted: Callable[[], Sequence[bytes]], wait_s: float) -> None:
+        """Waits while any of the wanted chunks is being stored."""
         deadline = self._clock() + wait_s
         with self._settled:
-            while wait_s > 0 and self._ledger.pending(keys):
+            while wait_s > 0 and not self._closed and self._ledger.pending(wanted()):
                 left = deadline - self._clock()
                 if left <= 0 or not self._settled.wait(left):
                     break
-            return [key for key in keys if key not in self._ledger]
 
     def _adopt(self, keys: Sequence[bytes], shared: int) -> None:
         """The shared tier was found to hold these; the caller holds the lock."""
         plan = self._ledger.adopt(keys, shared)
         self._count_evictions()
         if plan.moves:
-            self._submit(plan, None)
+            self._carrier.submit(plan, None)
 
     def _count_evictions(self) -> None:
         now = list(self._ledger.evictions)
@@ -281,32 +374,22 @@ class TieredCache:
             self.counters[tier.name].evicted_chunks += after - before
         self._evicted = now
 
-    def _submit(self, plan: Plan, place: Place | None) -> Future[Stored]:
-        """Queues the plan; the caller holds the lock, so that plans queue in admission order."""
-        if self._writer is not None:
-            self._last = self._writer.submit(self._carry_out, plan, place)
-            return self._last
-        done: Future[Stored] = Future()
-        done.set_result(self._carry_out(plan, place))
-        return done
-
-    def _carry_out(self, plan: Plan, place: Place | None) -> Stored:
-        start = self._clock()
-        given: set[bytes] = set()
-        for done in carry(self.tiers, plan, place, self._clock):
-            if done.source == ENGINE:
-                given.update(m.key for m, ok in zip(done.moves, done.good, strict=True) if ok)
-            counters = self.counters[self.tiers[done.target].name]
-            with self._lock:
-                counters.write_s += done.seconds
-                counters.written_chunks += sum(done.good)
-                counters.failures += len(done.good) - sum(done.good)
-                for move, ok in zip(done.moves, done.good, strict=True):
-                    self._ledger.settle([move], ok)
-                self._settled.notify_all()
-        return Stored(len(given), len(given) * self.layout.chunk_bytes, self._clock() - start)
+    def _settle(self, done: Carried) -> None:
+        counters = self.counters[self.tiers[done.target].name]
+        stored = sum(done.good)
+        with self._lock:
+            counters.write_s += done.seconds
+            counters.written_chunks += stored
+            if done.dropped:
+                counters.dropped_chunks += len(done.good) - stored
+            else:
+                counters.failures += len(done.good) - stored
+            for move, ok in zip(done.moves, done.good, strict=True):
+                self._ledger.settle([move], ok)
+            self._settled.notify_all()
 
     def _forget(self, keys: list[bytes], tier: int) -> None:
         lost = [key for key in keys if self._ledger.forget(key, tier)]
         if lost and not self._closed:
-            self._submit(Plan(tuple(Move(key, tier, NOWHERE, -1) for key in lost)), None)
+            moves = tuple(Move(key, tier, NOWHERE, -1) for key in lost)
+            self._carrier.submit(Plan(moves), None)

@@ -13,15 +13,19 @@ from cache_core.tiers.tier import Read, Tier
 
 logger = logging.getLogger("lmcache")
 
+Reader = Callable[[int, Sequence[bytes], Place | None], list[Read]]
+"""Reads chunks of a tier, by its number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:
     """Moves of one source and one target that were tried together; ``good`` says which chunks the
-    target has now."""
+    target has now, ``dropped`` that it was not even asked: too much was queued for it."""
 
     moves: Sequence[Move]
     good: Sequence[bool]
     seconds: float
+    dropped: bool = False
 
     @property
     def source(self) -> int:
@@ -59,31 +63,57 @@ class Fetched:
         pairs = zip(self.keys, self.answers, strict=True)
         return [key for key, answer in pairs if answer is Read.GONE]
 
+    @property
+    def later(self) -> bool:
+        """Whether the tier could not give a chunk now."""
+        return Read.LATER in self.answers
+
 
 def carry(
     tiers: Sequence[Tier], plan: Plan, place: Place | None, clock: Callable[[], float]
 ) -> Iterator[Carried]:
-    """Carries out a plan in its order, and yields what was written, group by group; ``place`` has
-    the admitted chunks in the engine's memory. A tier that raises has failed the whole group."""
+    """Carries out a plan in its order, here and now, and yields what was written, group by group;
+    ``place`` has the admitted chunks in the engine's memory. A tier that raises has failed the
+    whole group."""
     for (source, target), group in groupby(plan.moves, lambda m: (m.source, m.target)):
         moves = list(group)
         keys = [move.key for move in moves]
         if target == NOWHERE:
-            tiers[source].discard(keys)
+            discard(tiers[source], keys)
             continue
         began = clock()
-        try:
-            good = tiers[target].write(keys, _bytes_of(tiers, moves, source, place))
-        except Exception:  # a broken tier costs hits, never a request
-            logger.exception("writing %d chunks to %s failed", len(keys), tiers[target].name)
-            good = [False] * len(keys)
+        good = write(tiers[target], keys, lambda: _bytes_of(tiers, moves, source, place))  # noqa: B023
         if source != ENGINE:
-            tiers[source].discard(keys)
+            discard(tiers[source], keys)
         yield Carried(moves, good, clock() - began)
 
 
+def write(tier: Tier, keys: Sequence[bytes], place: Callable[[], Place | None]) -> list[bool]:
+    """Writes chunks; which ones the tier has now. If it, or ``place``, raises, it has none: what
+    it had taken until then is discarded, since nobody would count it."""
+    try:
+        good = [bool(ok) for ok in tier.write(keys, place())]
+        if len(good) == len(keys):
+            return good
+        logger.error("the %s tier answered %d of %d writes", tier.name, len(good), len(keys))
+    except Exception:  # a broken tier costs hits, never a request
+        logger.exception("writing %d chunks to %s failed", len(keys), tier.name)
+    discard(tier, keys)
+    return [False] * len(keys)
+
+
+def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
+    """Frees chunks. False if the tier raised: it may have them still."""
+    try:
+        tier.discard(keys)
+    except Exception:
+        logger.exception("discarding %d chunks of %s failed", len(keys), tier.name)
+        return False
+    return True
+
+
 def fetch(
-    tiers: Sequence[Tier], hit: Hit, place: Place | None, clock: Callable[[], float]
+    read: Reader, hit: Hit, place: Place | None, clock: Callable[[], float]
 ) -> Iterator[Fetched]:
     """Reads a pinned hit to ``place``, run by run of one tier, and ends behind the first run that
     is not whole: what would follow can't be used."""
@@ -93,7 +123,7 @@ def fetch(
         whole = len(rows) == len(hit)
         target = place if place is None or whole else place.pick(rows)
         began = clock()
-        answers = [Read(answer) for answer in tiers[tier].read(keys, target)]
+        answers = read(tier, keys, target)
         yield Fetched(tier, keys, answers, clock() - began)
         if not all(answers):
             return

@@ -20,6 +20,8 @@ class CodedTier:
     def __init__(self, tier: Tier, codec: Codec) -> None:
         self.name, self.capacity = tier.name, tier.capacity
         self.shared = bool(getattr(tier, "shared", False))
+        self.in_memory = bool(getattr(tier, "in_memory", False))
+        self.keeps_time = bool(getattr(tier, "keeps_time", False))
         self.counters = getattr(tier, "counters", None)
         self.codec = codec
         self._tier = tier

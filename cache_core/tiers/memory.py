@@ -67,6 +67,8 @@ class MemoryTier:
     ``MemoryError`` if the machine has not that much.
     """
 
+    in_memory = keeps_time = True
+
     def __init__(
         self, name: str, capacity: int, chunk_bytes: int, memory: Memory | None = None
     ) -> None:

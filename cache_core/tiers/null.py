@@ -11,6 +11,8 @@ from cache_core.tiers.tier import Read
 class NullTier:
     """Remembers keys; every read and write succeeds and moves nothing."""
 
+    keeps_time = True
+
     def __init__(self, name: str, capacity: int | None) -> None:
         self.name = name
         self.capacity = capacity

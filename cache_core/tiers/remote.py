@@ -94,6 +94,7 @@ class RemoteTier:
     """
 
     shared = True
+    keeps_time = True
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class TensorTier:
     Takes all its memory here. Raises torch's out-of-memory error if there is not that much.
     """
 
+    in_memory = keeps_time = True
+
     def __init__(self, name: str, capacity: int, layout: KVLayout, device: torch.device) -> None:
         self.name = name
         self.capacity: int | None = capacity

@@ -45,6 +45,11 @@ class Tier(Protocol):
 
     A tier that other processes fill too has an attribute ``shared`` that is true: its ``contains``
     answers for all of them, and may take a round trip.
+
+    Callers guard against calls that never come back (a hung mount, somebody's own tier) with
+    threads and memory of their own. A tier whose calls always do, within a time that it keeps
+    itself, has an attribute ``keeps_time`` that is true; one that is no more than memory, so that
+    its :meth:`place` can be copied from at once, also one ``in_memory``.
     """
 
     name: str

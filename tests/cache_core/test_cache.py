@@ -261,13 +261,15 @@ class Away(NullTier):
 
 def test_what_can_not_be_read_now_is_a_miss_and_stays() -> None:
     tier = Away("disk", 8)
-    cache = TieredCache(LAYOUT, [tier])
+    now = [100.0]
+    cache = TieredCache(LAYOUT, [tier], clock=lambda: now[0], pause_s=1.0)
     keys = [key(1), key(2), key(3)]
     cache.store(keys, None).result()
     assert cache.load(cache.acquire(keys), None).chunks == 0
     assert cache.counters["disk"].failures == 3
     assert len(tier) == len(cache) == 3, "trouble that passes deletes nothing"
     tier.away = False
+    now[0] += 1.0
     assert cache.load(cache.acquire(keys), None).chunks == 3
     cache.check()
     cache.close()

@@ -91,6 +91,7 @@ class RankTier:
     def __init__(self, tier: Tier, rank: int) -> None:
         self.name, self.capacity = tier.name, tier.capacity
         self.shared = getattr(tier, "shared", False)
+        self.keeps_time = getattr(tier, "keeps_time", False)
         self._tier, self._salt = tier, rank.to_bytes(16, "little")
 
     def __len__(self) -> int:

@@ -1,0 +1,347 @@
+"""Carries plans out beside the engine: a queue and a thread for each tier."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+
+from cache_core.carry import Carried, carry
+from cache_core.lane import Batch, Errand, Lane, Parting
+from cache_core.lane_thread import LaneThread, close
+from cache_core.place import Place
+from cache_core.plan import ENGINE, NOWHERE, Move, Plan
+from cache_core.tiers.tier import Read, Tier
+from cache_core.timed_reads import TimedReads
+
+logger = logging.getLogger("lmcache")
+
+QUEUE_BYTES = 256 << 20
+TIMEOUT_S = 30.0
+
+
+class Carrier:
+    """Moves chunks as plans say. Every change to a tier happens on that tier's own thread.
+
+    A tier's queue takes ``queue_bytes``, or one plan whatever its length; what comes on top is
+    dropped there and nowhere else, so that no tier waits for a slower one. A chunk that goes to
+    several tiers is given from one in memory to those behind it, so that the engine's memory is
+    needed until the fastest tier has read it: until then no one may evict the chunk there (the
+    Ledger spares what is pending anywhere). A demoted chunk is copied out, and leaves, whatever
+    becomes of it.
+
+    A call that a tier (unless it keeps its own time) does not answer within ``timeout_s`` is given
+    up: it and what is queued there has failed, nothing more is taken until it does come back, and
+    the engine's memory is neither read nor written to by it any more.
+
+    ``carried`` is told of each group of moves that is settled, by the tier's thread or by the
+    caller. Without ``threads`` everything happens in the caller, and may take its time.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        chunk_bytes: int,
+        carried: Callable[[Carried], None],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        threads: bool = True,
+        queue_bytes: int = QUEUE_BYTES,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.tiers = tuple(tiers)
+        self.chunk_bytes, self.clock, self.timeout_s = chunk_bytes, clock, timeout_s
+        self.changed = threading.Condition()
+        self._carried = carried
+        self._errands: set[Errand] = set()
+        self.lanes: Sequence[Lane] = [
+            Lane(
+                index,
+                tier,
+                max(1, queue_bytes // chunk_bytes),
+                bool(getattr(tier, "in_memory", False)),
+                not threads or bool(getattr(tier, "keeps_time", False)),
+            )
+            for index, tier in enumerate(self.tiers)
+        ]
+        self._reads = {
+            lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
+        }
+        self._threads = [LaneThread(lane, self) for lane in self.lanes] if threads else []
+        for thread in self._threads:
+            thread.start()
+        if self._reads:
+            threading.Thread(target=self._watch, name="lmcache-watch", daemon=True).start()
+
+    def submit(
+        self, plan: Plan, place: Place | None, finished: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Queues a plan; plans must come in the order in which they were made. ``place`` has the
+        admitted chunks in the engine's memory, which must be left alone until ``finished`` is
+        called with the number of chunks that were taken from there."""
+        if not self._threads:
+            self._carry_out(plan, place, finished)
+            return
+        errand = Errand(finished)
+        routes: dict[bytes, tuple[int, list[int]]] = {}
+        leaving: list[Move] = []
+        for move in plan.moves:
+            if move.source != ENGINE:
+                leaving.append(move)
+            else:
+                routes.setdefault(move.key, (move.index, []))[1].append(move.target)
+        with self.changed:
+            self._errands.add(errand)
+            for (source, _), group in groupby(leaving, key=lambda m: (m.source, m.target)):
+                lane, moves = self.lanes[source], tuple(group)
+                demoted = moves if moves[0].target != NOWHERE else ()
+                lane.going.update(move.key for move in moves)
+                if lane.stuck or lane.closing:
+                    self._refuse(demoted)
+                    lane.leaving.append(Parting(moves, (), None))
+                else:
+                    errand.left += 1
+                    lane.leaving.append(Parting(moves, demoted, errand))
+            self.changed.notify_all()
+        groups: dict[tuple[int, tuple[int, ...]], list[tuple[int, bytes]]] = {}
+        for key, (index, wanted) in routes.items():
+            targets = tuple(sorted(wanted))
+            groups.setdefault((self._copy_of(key, targets[0]), targets), []).append((index, key))
+        engine = Batch(errand, (), place=place)
+        for (tier, targets), chunks in groups.items():
+            coming = [Move(key, ENGINE, targets[0], index) for index, key in sorted(chunks)]
+            self.feed(coming, targets, tier, engine)
+        self.end(errand, True)
+
+    def wait_for_room(self) -> None:
+        """Waits while the fastest tier's queue is full, if that tier is memory: a burst of stores
+        is held up for as long as copying it takes, and dropped by nobody."""
+        first = self.lanes[0] if self.lanes else None
+        if first is not None and first.in_memory:
+            with self.changed:
+                self.changed.wait_for(lambda: first.queued < first.most or first.closing)
+
+    def read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        """As the tier's; ``LATER`` for what it does not answer in time, and once it is closed."""
+        lane = self.lanes[tier]
+        if tier in self._reads and not lane.closing:
+            return self._reads[tier].read(keys, place)
+        if not self._enter(lane):
+            return [Read.LATER] * len(keys)
+        try:
+            return [Read(answer) for answer in lane.tier.read(keys, place)]
+        finally:
+            self._leave(lane)
+
+    def contains(self, tier: int, keys: Sequence[bytes]) -> list[bool]:
+        """As the tier's; False for all of them if it does not answer, fails or is closed."""
+        lane = self.lanes[tier]
+        try:
+            if tier in self._reads and not lane.closing:
+                return self._reads[tier].contains(keys)
+            if self._enter(lane):
+                try:
+                    return lane.tier.contains(keys)
+                finally:
+                    self._leave(lane)
+        except Exception:  # it costs hits, never a request
+            logger.exception("asking %s for %d chunks failed", lane.tier.name, len(keys))
+        return [False] * len(keys)
+
+    def flush(self) -> None:
+        """Waits until everything that was submitted so far is in its tiers, or was dropped or
+        given up."""
+        with self.changed:
+            errands = set(self._errands)
+            self.changed.wait_for(lambda: errands.isdisjoint(self._errands))
+
+    def settled(self) -> list[int] | None:
+        """Tiers that hold what they were told to, and nothing else; None while anything is being
+        done."""
+        with self.changed:
+            if self._errands or any(lane.busy for lane in self.lanes):
+                return None
+            return [lane.index for lane in self.lanes if not lane.stuck and not lane.again]
+
+    def queued(self) -> list[tuple[int, int]]:
+        """For each tier: chunks that are queued for it, and the most that ever were."""
+        with self.changed:
+            return [(lane.queued, lane.most_queued) for lane in self.lanes]
+
+    def close(self, timeout_s: float) -> None:
+        """Refuses what comes from now on, finishes what is queued, waits for those who read, and
+        closes the tiers, all within ``timeout_s``. A tier that is still busy then is closed by the
+        last one who comes out of it."""
+        end = time.monotonic() + timeout_s
+
+        def waited(until: Callable[[], bool]) -> bool:
+            with self.changed:
+                return self.changed.wait_for(until, max(0.0, end - time.monotonic()))
+
+        for lane in self.lanes:
+            # What a faster tier gives to a slower one goes ahead of its end.
+            waited(partial(_is_idle, lane))
+            with self.changed:
+                lane.closing = True
+                self.changed.notify_all()
+            if lane.index in self._reads:
+                self._reads[lane.index].close()
+        for lane in self.lanes:
+            if not self._threads and waited(partial(_is_empty, lane)):
+                close(lane, self.changed)
+            if not waited(partial(_is_closed, lane)):
+                logger.warning("the %s tier is still busy: it is left behind", lane.tier.name)
+                self._give_up(lane)
+
+    def feed(
+        self, moves: Sequence[Move], targets: tuple[int, ...], source: int, batch: Batch
+    ) -> None:
+        """Gives chunks to the first of the tiers, and to those behind it: at once, or, if it is
+        memory, from its copy. They are in the tier ``source``, or where the batch has them."""
+        place = batch.place if source == ENGINE else None
+        for number, target in enumerate(targets):
+            if not moves:
+                return
+            lane = self.lanes[target]
+            onward = targets[number + 1 :] if lane.in_memory else ()
+            moves = [Move(m.key, ENGINE, target, m.index) for m in moves]
+            with self.changed:
+                room = lane.room(len(moves))
+                taken, refused = moves[:room], moves[room:]
+                if taken:
+                    rows = [move.index for move in taken]
+                    giver = self.lanes[source] if source != ENGINE else None
+                    part = Batch(batch.errand, taken, rows, place, source, None, onward)
+                    lane.queue(part, giver)
+                    self.changed.notify_all()
+            self._refuse(refused)
+            if onward:
+                self.feed(refused, onward, source, batch)
+                return
+
+    def tell(self, done: Carried) -> None:
+        """Moves are settled."""
+        try:
+            self._carried(done)
+        except Exception:  # the thread has the tier's other work to do
+            logger.exception("counting %d chunks of a tier failed", len(done.moves))
+
+    def end_batch(self, batch: Batch) -> None:
+        """A batch is written or given up: it needs nothing any more."""
+        self.end(batch.errand, batch.from_engine)
+        if batch.source != ENGINE:
+            self._leave(self.lanes[batch.source])
+        if batch.done is not None:
+            batch.done.set()
+
+    def end(self, errand: Errand | None, reading: bool) -> None:
+        """A part of an errand has ended; ``reading``: it needed the engine's memory."""
+        if errand is None:
+            return
+        with self.changed:
+            errand.reading -= reading
+            free = reading and not errand.reading
+        if free:
+            errand.finished(len(errand.taken))
+        with self.changed:
+            errand.left -= 1
+            if not errand.left:
+                self._errands.discard(errand)
+                self.changed.notify_all()
+
+    def _timed_reads(self, lane: Lane) -> TimedReads:
+        def late(keys: Sequence[bytes], reading: bool) -> None:
+            with self.changed:
+                if reading:
+                    lane.late.update(keys)
+                else:
+                    lane.late -= Counter(keys)
+
+        return TimedReads(
+            lane.tier,
+            self.chunk_bytes,
+            self.timeout_s,
+            partial(self._enter, lane),
+            partial(self._leave, lane),
+            late,
+        )
+
+    def _enter(self, lane: Lane) -> bool:
+        with self.changed:
+            lane.users += not lane.closing
+            return not lane.closing
+
+    def _leave(self, lane: Lane) -> None:
+        with self.changed:
+            lane.users -= 1
+            self.changed.notify_all()
+
+    def _carry_out(self, plan: Plan, place: Place | None, finished: Callable[[int], None]) -> None:
+        taken: set[bytes] = set()
+        for done in carry(self.tiers, plan, place, self.clock):
+            if done.source == ENGINE:
+                taken.update(m.key for m, ok in zip(done.moves, done.good, strict=True) if ok)
+            self._carried(done)
+        finished(len(taken))
+
+    def _copy_of(self, key: bytes, target: int) -> int:
+        """The nearest faster tier in memory that has the chunk for good; ENGINE if none has."""
+        for lane in reversed(self.lanes[:target]):
+            if lane.in_memory and key not in lane.going and lane.tier.contains([key])[0]:
+                return lane.index
+        return ENGINE
+
+    def _refuse(self, moves: Sequence[Move]) -> None:
+        """They are dropped: nobody tries any more."""
+        if moves:
+            self.tell(Carried(moves, [False] * len(moves), 0.0, dropped=True))
+
+    def _watch(self) -> None:
+        """Gives up calls that take too long."""
+        while True:
+            with self.changed:
+                if all(lane.closed for lane in self.lanes):
+                    return
+                ends = [lane.deadline for lane in self.lanes if lane.deadline is not None]
+                self.changed.wait(min(ends) - time.monotonic() if ends else None)
+                now = time.monotonic()
+                late = [
+                    lane
+                    for lane in self.lanes
+                    if lane.deadline is not None and lane.deadline <= now
+                ]
+            for lane in late:
+                logger.warning(
+                    "the %s tier did not come back within %g s: nothing is stored there until"
+                    " it does",
+                    lane.tier.name,
+                    self.timeout_s,
+                )
+                self._give_up(lane)
+
+    def _give_up(self, lane: Lane) -> None:
+        with self.changed:
+            batches, partings = lane.give_up()
+            self.changed.notify_all()
+        for batch in batches:
+            self._refuse(batch.moves)
+            self.end_batch(batch)
+        for parting in partings:
+            self._refuse(parting.unsettled)
+            self.end(parting.errand, False)
+
+
+def _is_idle(lane: Lane) -> bool:
+    return not lane.busy
+
+
+def _is_empty(lane: Lane) -> bool:
+    return not lane.users
+
+
+def _is_closed(lane: Lane) -> bool:
+    return lane.closed
