@@ -1,0 +1,63 @@
+"""What one simulated history is: drawn from its seed, so that a seed is all that has to be told."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``idle`` is how slow tiers are (see :class:`~benchmarks.vllm_sim.jobs.Jobs`), ``unread`` the
+    probability that a read of a chunk fails, leaving garbage; ``resets`` and ``updates`` those that
+    a step begins with a reset of all caches, and with new weights."""
+
+    seed: int
+    requests: int = 60
+    at_once: int = 10
+    blocks: int = 60
+    block_tokens: int = 32
+    budget: int = 256
+    asynchronous: bool = False
+    drafts: int = 0
+    prefix_caching: bool = True
+    priorities: bool = False
+    idle: float = 0.5
+    unread: float = 0.0
+    resets: float = 0.0
+    updates: float = 0.0
+    aborts: float = 0.2
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def drawn(cls, seed: int) -> Settings:
+        """Anything that a user may set, in any combination."""
+        r = random.Random(seed)
+        asynchronous = r.random() < 0.5
+        options: dict[str, Any] = {"cpu_size": r.choice(["256KiB", "1MiB", "64MiB"])}
+        options["policy"] = r.choice(["lru", "lfu-aging", "gdsf", "s3-fifo", "arc"])
+        options["placement"] = r.choice(["write_on_insertion", "write_on_eviction"])
+        options["wait_s"] = r.choice([0, 0.01, 1])
+        options["chunk_tokens"] = r.choice([32, 32, 64, 128])
+        options["load"] = r.choice(["auto", "async"] if asynchronous else ["auto", "async", "sync"])
+        if r.random() < 0.4:
+            options["disk_size"] = r.choice(["1MiB", "16MiB"])
+        return cls(
+            seed,
+            requests=r.choice([30, 60, 90]),
+            at_once=r.choice([1, 4, 10, 20]),
+            blocks=r.choice([40, 60, 120, 400]),
+            block_tokens=r.choice([16, 32]) if options["chunk_tokens"] > 16 else 16,
+            budget=r.choice([64, 256, 1024]),
+            asynchronous=asynchronous,
+            drafts=0 if asynchronous else r.choice([0, 0, 0, 3]),
+            prefix_caching=r.random() < 0.7,
+            priorities=r.random() < 0.5,
+            idle=r.choice([0.0, 0.3, 0.7, 0.9]),
+            unread=r.choice([0.0, 0.0, 0.05, 0.2]),
+            resets=r.choice([0.0, 0.0, 0.02]),
+            updates=r.choice([0.0, 0.0, 0.01]),
+            aborts=r.choice([0.0, 0.2]),
+            options=options,
+        )

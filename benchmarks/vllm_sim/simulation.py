@@ -1,0 +1,434 @@
+"""vLLM's own scheduler and this project's connector, with real bytes and no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.vllm_sim.jobs import Jobs
+from benchmarks.vllm_sim.runner import (
+    _FIRST,
+    HEAD_DIM,
+    VOCABULARY,
+    FakeKV,
+    FakeRunner,
+    after,
+    expected,
+    root,
+    sample,
+)
+from benchmarks.vllm_sim.settings import Settings
+from cache_core.place import Place
+from cache_core.tiers.tier import Read, Tier
+
+# Steps in a row without a token or a new request, behind which nothing will come any more.
+_STUCK = 3000
+_LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 255, 256, 257, 384, 511, 512, 640]
+
+
+@dataclass(slots=True)
+class Result:
+    """What a history came to. ``wrong`` requests got other tokens than the model's; ``leaks`` says
+    what was held though nothing needed it; ``stuck`` requests never ended."""
+
+    steps: int = 0
+    requests: int = 0
+    compared: int = 0
+    reads_wrong: int = 0
+    wrong: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
+    leaks: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def good(self) -> bool:
+        """Whether all was right, and nothing was left."""
+        return not (self.wrong or self.stuck or self.leaks)
+
+
+class Unreliable:
+    """``tier``, some of whose reads fail and leave garbage where the chunk should be."""
+
+    def __init__(self, tier: Tier, seed: int, share: float, chunk_bytes: int) -> None:
+        self._tier, self._share = tier, share
+        self._random = random.Random(seed)
+        self._garbage = np.full(chunk_bytes // 4, 777, dtype=np.float32)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tier, name)
+
+    def __len__(self) -> int:
+        return len(self._tier)
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        answers = list(self._tier.read(keys, place))
+        for row in range(len(answers)):
+            if answers[row] and self._random.random() < self._share:
+                answers[row] = self._random.choice([Read.LATER, Read.GONE])
+                if place is not None:
+                    address = np.array([self._garbage.ctypes.data], dtype=np.uint64)
+                    place.pick([row]).copy_from(address)
+        return answers
+
+
+class Simulation:
+    """One history. :meth:`run` serves random traffic; a scenario of its own adds requests and
+    takes steps. Close it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.result = Result()
+        self.jobs = Jobs(settings.seed, settings.idle)
+        self.now = 0.0
+        self._random = random.Random(settings.seed)
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._started: deque[tuple[Any, Any]] = deque()
+        self.outputs: dict[str, list[int]] = defaultdict(list)
+        self._asked: dict[str, tuple[list[int], int, int]] = {}
+        self.live: dict[str, int | None] = {}
+        self.first_computed: dict[str, int] = {}
+        try:
+            self._build()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def close(self) -> None:
+        """Ends both halves and removes the tiers' files."""
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+        self._stack.close()
+
+    def add(self, name: str, prompt: Sequence[int], count: int, **settings: Any) -> None:
+        """A request for ``count`` tokens. ``settings``: salt, priority, abort_after (steps)."""
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        salt = settings.get("salt")
+        request = Request(
+            name,
+            list(prompt),
+            SamplingParams(temperature=0, max_tokens=count, ignore_eos=True),
+            None,
+            block_hasher=self._block_hasher,
+            cache_salt=salt,
+            priority=settings.get("priority", 0),
+            arrival_time=self.now,
+        )
+        self.runner.salts[name] = salt
+        self._asked[name] = (list(prompt), count, self.runner.version)
+        self.live[name] = settings.get("abort_after")
+        self.result.requests += 1
+        self.scheduler.add_request(request)
+
+    def step(self) -> Any:
+        """Schedules and executes once, and takes what an earlier step brought. Returns what was
+        scheduled."""
+        self.result.steps += 1
+        self.now += 0.002
+        self.jobs.tick()
+        step = self.scheduler.schedule()
+        for new in step.scheduled_new_reqs:
+            self.first_computed[new.req_id] = new.num_computed_tokens
+        self.result.counts["preempted"] += len(step.preempted_req_ids or ())
+        self._started.append((step, self.runner.execute(step)))
+        if len(self._started) > self.settings.asynchronous:
+            self._finish_one()
+        return step
+
+    def drain(self, most: int = _STUCK) -> None:
+        """Steps until no request is left."""
+        idle = 0
+        while self.live or self.scheduler.has_requests() or self._started:
+            if self._started and not self.live and not self.scheduler.has_requests():
+                self._finish_one()
+                continue
+            idle = 0 if self.step().total_num_scheduled_tokens else idle + 1
+            if idle > most:
+                self.result.stuck += [*self.live]
+                return
+
+    def reset(self) -> None:
+        """All caches are emptied, the connector's too; running requests begin anew."""
+        done = self.scheduler.reset_prefix_cache(
+            reset_running_requests=True, reset_connector=True
+        )
+        self.result.counts[f"reset {done}"] += 1
+
+    def update_weights(self) -> None:
+        """New weights, and then a reset, as reinforcement learning does it. What is running then
+        has no right answer any more."""
+        while self._started:
+            self._finish_one()
+        self.runner.version += 1
+        for name in self.live:
+            prompt, count, _ = self._asked[name]
+            self._asked[name] = (prompt, count, -1)
+        self.reset()
+        self.result.counts["updates"] += 1
+
+    def run(self) -> Result:
+        """Serves the traffic of the settings."""
+        made, idle = 0, 0
+        settings, r = self.settings, self._random
+        documents = [self._tokens(700) for _ in range(3)]
+        while made < settings.requests or self.live:
+            for _ in range(r.randrange(3)):
+                if made < settings.requests and len(self.live) < settings.at_once:
+                    self._add_random(f"r{made}", documents)
+                    made += 1
+            if r.random() < settings.resets:
+                self._try(self.reset)
+            if r.random() < settings.updates:
+                self._try(self.update_weights)
+            idle = 0 if self.step().total_num_scheduled_tokens else idle + 1
+            if idle > _STUCK:
+                self.result.stuck += [*self.live]
+                return self.result
+            self._abort_some()
+            if self.result.steps % 50 == 0:
+                self.half.check()
+        self.drain()
+        self.settle()
+        return self.result
+
+    def settle(self) -> None:
+        """What is under way ends; counts what is still held."""
+        for _ in range(6):
+            for lane in self.jobs.lanes:
+                lane.shutdown()
+            self.step()
+        while self._started:
+            self._finish_one()
+        self.half.check()
+        pool = self.scheduler.kv_cache_manager.block_pool
+        held = dict(self.half.held())
+        # One block is vLLM's own: the null block.
+        held["blocks"] = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+        self.result.leaks = {name: count for name, count in held.items() if count}
+        self.result.reads_wrong = self.runner.reads_wrong
+
+    def _try(self, act: Any) -> None:
+        try:
+            act()
+        except RuntimeError as error:
+            # vLLM refuses while a request waits for a transfer: that is its own rule.
+            if "Failed to reset KV cache" not in str(error):
+                raise
+            self.result.counts["reset raised"] += 1
+
+    def _finish_one(self) -> None:
+        step, output = self._started.popleft()
+        told = self.scheduler.update_from_output(step, output)
+        for outputs in told.values():
+            for output in outputs.outputs:
+                name = output.request_id
+                self.outputs[name] += output.new_token_ids
+                if output.finish_reason is not None and name in self.live:
+                    del self.live[name]
+                    self._compare(name, str(output.finish_reason))
+        if self.settings.drafts:
+            self._draft()
+
+    def _compare(self, name: str, reason: str) -> None:
+        prompt, count, version = self._asked[name]
+        self.result.counts[f"finished {reason}"] += 1
+        if version < 0:
+            return
+        self.result.compared += 1
+        start = root(version, self.runner.salts[name])
+        if self.outputs[name] != expected(prompt, count, start):
+            self.result.wrong.append(name)
+
+    def _draft(self) -> None:
+        from vllm.v1.outputs import DraftTokenIds
+
+        names, drafts = [], []
+        for request in self.scheduler.running:
+            names.append(request.request_id)
+            state = root(self.runner.version, self.runner.salts[request.request_id])
+            for token in request.all_token_ids:
+                state = after(state, token)
+            guess: list[int] = []
+            for _ in range(self.settings.drafts if request.num_output_tokens else 0):
+                right = self._random.random() < 0.6
+                guess.append(sample(state) if right else self._tokens(1)[0])
+                state = after(state, guess[-1])
+            drafts.append(guess)
+        self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+
+    def _add_random(self, name: str, documents: Sequence[list[int]]) -> None:
+        r = self._random
+        prompt = list(r.choice(documents)[: r.choice(_LENGTHS)])
+        kind = r.random()
+        if kind < 0.35:
+            prompt += self._tokens(r.randrange(1, 70))
+        elif kind < 0.5:
+            prompt = self._tokens(r.choice(_LENGTHS))
+        elif kind < 0.65 and self._asked:
+            prompt = list(r.choice(list(self._asked.values()))[0])
+        self.add(
+            name,
+            prompt,
+            r.choice([1, 2, 5, 17, 33, 40]),
+            salt=r.choice([None] * 4 + ["a"]),
+            priority=r.randrange(3) if self.settings.priorities else 0,
+            abort_after=r.randrange(12) if r.random() < self.settings.aborts else None,
+        )
+
+    def _abort_some(self) -> None:
+        from vllm.v1.request import RequestStatus
+
+        for name, left in list(self.live.items()):
+            if left is None:
+                continue
+            self.live[name] = left - 1
+            if left == 0:
+                self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+                del self.live[name]
+                self.result.counts["aborted"] += 1
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self._random.randrange(_FIRST, VOCABULARY) for _ in range(count)]
+
+    def _build(self) -> None:
+        from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        from cache_core.adapters.vllm.connector import TieredKVConnector
+
+        settings = self.settings
+        config, kv_config = self._configs()
+        init_none_hash(sha256)
+        self._block_hasher = get_request_block_hasher(settings.block_tokens, sha256)
+        executor = "cache_core.adapters.vllm.worker.ThreadPoolExecutor"
+        self._stack.enter_context(mock.patch(executor, self.jobs.executor))
+        self._kv = FakeKV(settings.blocks, settings.block_tokens)
+        self.worker = TieredKVConnector(config, KVConnectorRole.WORKER, kv_config)
+        self.worker.register_kv_caches({"layer": self._kv.tensor})
+        make = AsyncScheduler if settings.asynchronous else Scheduler
+        self.scheduler: Any = make(
+            vllm_config=config,
+            kv_cache_config=kv_config,
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=settings.block_tokens,
+            log_stats=True,
+        )
+        connector = self.scheduler.connector
+        handshake = self.worker.get_handshake_metadata()
+        connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
+        self.half = connector.scheduler
+        self.half._clock = lambda: self.now
+        worker = self.worker.worker
+        assert worker is not None
+        self.worker_half = worker
+        if settings.unread:
+            size = worker.blocks.chunk_bytes
+            worker.tiers = tuple(
+                Unreliable(tier, settings.seed + place, settings.unread, size)  # type: ignore[misc]
+                for place, tier in enumerate(worker.tiers)
+            )
+        self.runner = FakeRunner(self.worker, self._kv)
+
+    def _configs(self) -> tuple[Any, Any]:
+        import torch
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.kv_cache_interface import (
+            FullAttentionSpec,
+            KVCacheConfig,
+            KVCacheGroupSpec,
+        )
+
+        settings = self.settings
+        options = dict(settings.options)
+        if "disk_size" in options:
+            options["disk_path"] = str(self._scratch / "disk")
+        more: dict[str, Any] = {}
+        if settings.drafts:
+            more["speculative_config"] = {
+                "method": "ngram",
+                "num_speculative_tokens": settings.drafts,
+                "prompt_lookup_max": 3,
+                "prompt_lookup_min": 1,
+            }
+        config = EngineArgs(
+            model=str(_model_folder(self._scratch)),
+            dtype="float32",
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            max_model_len=2048,
+            block_size=settings.block_tokens,
+            enable_prefix_caching=settings.prefix_caching,
+            max_num_batched_tokens=settings.budget,
+            max_num_seqs=8,
+            scheduling_policy="priority" if settings.priorities else "fcfs",
+            kv_transfer_config={  # type: ignore[arg-type]
+                "kv_connector": "TieredKVConnector",
+                "kv_connector_module_path": "cache_core.adapters.vllm",
+                "kv_role": "kv_both",
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": options,
+            },
+            enforce_eager=True,
+            **more,
+        ).create_engine_config()
+        config.scheduler_config.async_scheduling = settings.asynchronous
+        config.cache_config.num_gpu_blocks = settings.blocks
+        spec = FullAttentionSpec(
+            block_size=settings.block_tokens,
+            num_kv_heads=1,
+            head_size=HEAD_DIM,
+            dtype=torch.float32,
+        )
+        groups = [KVCacheGroupSpec(["layer"], spec)]
+        return config, KVCacheConfig(settings.blocks, [], groups)
+
+
+def _model_folder(scratch: Path) -> Path:
+    """A configuration, which is all that is needed of a model."""
+    folder = scratch / "model"
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": HEAD_DIM,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def set_environment() -> None:
+    """What vLLM reads when it is imported: call it first."""
+    os.environ.update(
+        {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+    )
