@@ -181,7 +181,7 @@ def _table(name: str, planner: Planner) -> Table:
         ways = [planner.costs[direction, way].sizes for way in WAYS]
         for sizes in zip(*ways, strict=True):
             rates = [
-                f"{size.run_bytes / 1e9 / size.run_s:.1f}" if size.run_s else "–" for size in sizes
+                f"{size.run_bytes / 1e9 / size.run_s:.1f}" if size.run_s else "-" for size in sizes
             ]
             fixed = [f"{size.fixed_s * 1e6:.1f}" for size in sizes]
             table.add_row(direction, bytes_text(sizes[0].run_bytes), *rates, *fixed)
