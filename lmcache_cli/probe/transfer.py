@@ -25,8 +25,8 @@ from reports.units import bytes_text
 if TYPE_CHECKING:
     from cache_core import _cuda
 
-# Moves of these many runs of these many bytes, as far as they fit. Close together where copy engines
-# are said to come into their own.
+# Moves of these many runs of these many bytes, as far as they fit. Lengths are close together where
+# copy engines are said to come into their own.
 RUN_BYTES = tuple(kib << 10 for kib in (2, 4, 8, 16, 24, 28, 32, 64, 128, 512))
 RUNS = (4, 64, 1024, 8192)
 MOST_BYTES = 256 << 20

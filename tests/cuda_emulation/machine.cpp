@@ -152,7 +152,8 @@ void emulation_reset(unsigned seed) {
   }
   m.ended.clear(), m.lost.clear(), m.contexts.clear(), m.violation.clear();
   m.calls = m.works = m.fail_call = m.fail_work = 0;
-  m.waits = 0, m.aliases = m.refuses_batches = false, m.batches = true, m.devices = 2;
+  m.waits = m.batch_calls = m.blocks = m.written = 0;
+  m.aliases = m.refuses_batches = false, m.batches = true, m.devices = 2;
   m.random.seed(seed);
   m.pace = seed % 2 == 0 ? Machine::kLazy : seed % 4 == 1 ? Machine::kEager : Machine::kMixed;
   last_error() = cudaSuccess, current_device() = 0;
@@ -161,8 +162,18 @@ void emulation_devices(int count) { machine().devices = count; }
 void emulation_no_batches() { machine().batches = false; }
 void emulation_refuses_batches() { machine().refuses_batches = true; }
 int emulation_priority(cudaStream_t stream) { return stream->priority; }
-// Calls so far that would have waited for all that a device had to do.
-int emulation_waits() { return static_cast<int>(machine().waits); }
+// See Machine.
+void emulation_counts(long long (&counts)[4]) {
+  const Machine& m = machine();
+  counts[0] = m.waits, counts[1] = m.batch_calls, counts[2] = m.blocks, counts[3] = m.written;
+}
+// Bytes of pinned memory that CUDA allocated, and of devices.
+void emulation_bytes(long long (&counts)[2]) {
+  counts[0] = counts[1] = 0;
+  for (const auto& [begin, range] : machine().ranges) {
+    if (range.kind != Kind::kRegistered) counts[range.kind == Kind::kDevice] += range.size;
+  }
+}
 void emulation_aliases() { machine().aliases = true; }
 void emulation_captures(cudaStream_t stream, int captures) { stream->captures = captures != 0; }
 // The n-th call from now fails with this error, or the n-th thing that a device does.

@@ -69,7 +69,9 @@ struct Machine {
 
   std::set<int> contexts;           // devices that have one
   std::map<int, cudaError_t> lost;  // devices whose context is gone, and why
-  std::int64_t waits = 0;           // calls that wait for all that a device does
+  // Since the last reset: calls that wait for all that a device does, batches asked for, the blocks
+  // of the largest grid, and bytes that kernels wrote.
+  std::int64_t waits = 0, batch_calls = 0, blocks = 0, written = 0;
   std::int64_t calls = 0, works = 0, fail_call = 0, fail_work = 0;
   cudaError_t fail_error = cudaSuccess;
   std::string violation;  // the first thing that CUDA would not notice, but that is wrong

@@ -245,6 +245,7 @@ cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from,
                                  cudaMemcpyAttributes* attributes, std::size_t* first,
                                  std::size_t attribute_count, cudaStream_t handle) {
   return call(Call::kPlain, [&] {
+    ++machine().batch_calls;
     if (!machine().batches) return cudaErrorCallRequiresNewerDriver;
     const bool none = to == nullptr || from == nullptr || nbytes == nullptr || count == 0 ||
                       attributes == nullptr || first == nullptr || attribute_count == 0;

@@ -16,7 +16,7 @@ from cache_core.place import Addresses, Place
 from cache_core.tiers.memory import Memory, SlabMemory
 
 Slots = NDArray[np.int64]
-# Told the number of layers that are on their way, and what to call in the engine's thread: what that
+# Told the number of layers that are on their way, and what the engine's thread is to call: what it
 # queues afterwards finds them there.
 Loaded = Callable[[int, Callable[[], None]], None]
 
