@@ -1,7 +1,6 @@
 // GPUs, their memory, and host memory that they reach.
 #include <cctype>
 #include <stdexcept>
-#include <utility>
 
 #include "cuda_call.h"
 #include "transfer.h"
@@ -68,8 +67,10 @@ PinnedSlab::~PinnedSlab() {
 }
 
 void PinnedSlab::unpin() {
-  if (!std::exchange(pinned_, false)) return;
-  lmcache::unpin(reinterpret_cast<std::uint64_t>(address()), device_);
+  if (!pinned_) return;
+  const DeviceGuard guard(device_);
+  pinned_ = false;  // not before: where the guard throws, the end has it to do
+  check(cudaHostUnregister(address()), "unpinning memory");
 }
 
 DeviceMemory::DeviceMemory(int device, std::size_t nbytes) : device_(device), nbytes_(nbytes) {
