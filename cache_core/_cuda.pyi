@@ -29,10 +29,34 @@ class Device(TypedDict):
 def devices() -> list[Device]:
     """Raises :class:`CudaError` where there is no driver."""
 
+def pci_address(device: int) -> str:
+    """As the files of ``/sys/bus/pci/devices`` name the GPU."""
+
 def pin(address: int, nbytes: int, device: int = 0) -> None:
     """Page-locks host memory, for all GPUs, by the context of one."""
 
 def unpin(address: int, device: int = 0) -> None: ...
+
+class PinnedSlab:
+    """A ``_native.Slab`` that is page-locked for as long as it is there, for all GPUs, by the
+    context of one. ``numa_node``: whose memory it is first, -1 for any. Raises ``MemoryError`` and
+    :class:`CudaError`."""
+
+    def __init__(self, nbytes: int, device: int, numa_node: int = -1) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def unpin(self) -> None:
+        """Now, instead of at its end, which raises nothing."""
+
+class Mark:
+    """What a stream of a GPU, given by its handle, has queued when this is made. ``ValueError`` for
+    a stream that captures a graph, here and in :meth:`hold`."""
+
+    def __init__(self, device: int, stream: int) -> None: ...
+    def hold(self, stream: int) -> None:
+        """What this stream of the GPU queues next comes after it. The caller goes on at once."""
 
 class DeviceMemory:
     """Memory of a GPU, for measurements and tests."""
@@ -47,11 +71,14 @@ class Transfer:
     """One stream of one GPU; one thread at a time. Chunks are all on that GPU or all on the host.
 
     ``ctas`` are the thread blocks of a kernel, 0 for four per multiprocessor; a few leave the GPU
-    to the model. Chunks in pageable memory pass through ``staging_bytes`` of pinned memory, in two
-    halves that take turns.
+    to the model. Coding and turning, and moves within the GPU's memory, take four times as many.
+    Chunks in pageable memory pass through ``staging_bytes`` of pinned memory, in two halves that
+    take turns. ``urgent``: the GPU runs its kernels ahead of those of other streams.
     """
 
-    def __init__(self, device: int, ctas: int = 0, staging_bytes: int = 64 << 20) -> None: ...
+    def __init__(
+        self, device: int, ctas: int = 0, staging_bytes: int = 64 << 20, urgent: bool = False
+    ) -> None: ...
     @property
     def stream(self) -> int:
         """Its handle."""
@@ -65,7 +92,7 @@ class Transfer:
     def gather_dma(
         self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
     ) -> None:
-        """``gather`` by copy engines: a copy for each run of bytes, in one batch."""
+        """``gather`` by copy engines: a copy for each run of bytes, up to 4,096 in a batch."""
 
     def scatter_dma(
         self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order

@@ -55,7 +55,9 @@ class Slab:
     that much available, ``ValueError`` if ``nbytes`` < 1.
     """
 
-    def __init__(self, nbytes: int) -> None: ...
+    def __init__(self, nbytes: int, numa_node: int = -1) -> None:
+        """``numa_node``: whose memory it is, as far as that has room; -1 for any."""
+
     @property
     def address(self) -> int: ...
     @property
@@ -95,6 +97,11 @@ class Paged:
     @property
     def overlaps(self) -> bool:
         """Whether tokens, heads or planes share bytes. Such KV can be read, but not written."""
+
+def pieces(paged: Paged, slots: NDArray[np.int64], order: Order) -> tuple[int, int]:
+    """How many runs of bytes, each contiguous in the engine and in a chunk, a move of ``slots``
+    ``[n, chunk_tokens]`` has, and their bytes in all. Raises ``IndexError`` for a slot that is not
+    in the engine's KV."""
 
 def gather(
     paged: Paged,

@@ -56,12 +56,12 @@ nb::tuple py_chunk_keys(const Array<std::int32_t, 1>& tokens, std::int64_t chunk
   return nb::make_tuple(to_list(prefix), to_list(alone));
 }
 
-void make_slab(Slab* self, std::int64_t nbytes) {
+void make_slab(Slab* self, std::int64_t nbytes, int numa_node) {
   if (nbytes < 1) {
     throw std::invalid_argument("nbytes is " + std::to_string(nbytes) + "; it must be at least 1");
   }
   const Unlocked unlocked;
-  new (self) Slab(static_cast<std::size_t>(nbytes));
+  new (self) Slab(static_cast<std::size_t>(nbytes), numa_node);
 }
 
 std::uintptr_t address(const Slab& slab) {
@@ -89,7 +89,7 @@ NB_MODULE(_native, m) {
         "namespace"_a, "content"_a = true, "portable"_a = false);
 
   nb::class_<Slab>(m, "Slab")
-      .def("__init__", make_slab, "nbytes"_a)
+      .def("__init__", make_slab, "nbytes"_a, "numa_node"_a = -1)
       .def_prop_ro("address", address)
       .def_prop_ro("nbytes", &Slab::nbytes)
       .def("view", view);

@@ -36,6 +36,11 @@ void py_pin(std::uint64_t address, std::uint64_t nbytes, int device) {
   pin(address, nbytes, device);
 }
 
+void make_pinned_slab(PinnedSlab* self, std::size_t nbytes, int device, int numa_node) {
+  const Unlocked unlocked;
+  new (self) PinnedSlab(nbytes, device, numa_node);
+}
+
 void py_unpin(std::uint64_t address, int device) {
   const Unlocked unlocked;
   unpin(address, device);
@@ -101,6 +106,7 @@ NB_MODULE(_cuda, m) {
   m.attr("ARCHITECTURES") = LMCACHE_CUDA_ARCHITECTURES;
   m.attr("TOOLKIT") = LMCACHE_CUDA_TOOLKIT;
   m.def("devices", py_devices);
+  m.def("pci_address", pci_address, "device"_a);
   m.def("pin", py_pin, "address"_a, "nbytes"_a, "device"_a = 0);
   m.def("unpin", py_unpin, "address"_a, "device"_a = 0);
 
@@ -109,9 +115,23 @@ NB_MODULE(_cuda, m) {
       .def_prop_ro("address", &DeviceMemory::address)
       .def_prop_ro("nbytes", &DeviceMemory::nbytes);
 
+  nb::class_<PinnedSlab>(m, "PinnedSlab")
+      .def("__init__", make_pinned_slab, "nbytes"_a, "device"_a, "numa_node"_a = -1)
+      .def_prop_ro("address",
+                   [](const PinnedSlab& slab) {
+                     return reinterpret_cast<std::uintptr_t>(slab.address());
+                   })
+      .def_prop_ro("nbytes", &PinnedSlab::nbytes)
+      .def("unpin", &PinnedSlab::unpin, nb::call_guard<Unlocked>());
+
+  // Unlocked: a stream that is full waits for the GPU, which may wait for a Python callback.
+  nb::class_<Mark>(m, "Mark")
+      .def(nb::init<int, std::uint64_t>(), "device"_a, "stream"_a, nb::call_guard<Unlocked>())
+      .def("hold", &Mark::hold, "stream"_a, nb::call_guard<Unlocked>());
+
   nb::class_<Transfer>(m, "Transfer")
-      .def(nb::init<int, std::uint32_t, std::size_t>(), "device"_a, "ctas"_a = 0,
-           "staging_bytes"_a = std::size_t{64} << 20)
+      .def(nb::init<int, std::uint32_t, std::size_t, bool>(), "device"_a, "ctas"_a = 0,
+           "staging_bytes"_a = std::size_t{64} << 20, "urgent"_a = false)
       .def("gather", py_move<true, false>, "paged"_a, "slots"_a.noconvert(),
            "chunks"_a.noconvert(), "order"_a)
       .def("scatter", py_move<false, false>, "paged"_a, "slots"_a.noconvert(),
@@ -129,7 +149,6 @@ NB_MODULE(_cuda, m) {
            "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a)
       .def("copy", py_copy, "dst"_a.noconvert(), "src"_a.noconvert(), "nbytes"_a.noconvert())
       .def_prop_ro("stream", &Transfer::stream)
-      // Unlocked: a stream that is full waits for the GPU, which may wait for a Python callback.
       .def("wait_for", &Transfer::wait_for, "stream"_a, nb::call_guard<Unlocked>())
       .def("release_to", &Transfer::release_to, "stream"_a, nb::call_guard<Unlocked>())
       .def("synchronize", py_synchronize);

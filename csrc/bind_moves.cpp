@@ -15,6 +15,7 @@
 #include "codecs.h"
 #include "moves.h"
 #include "paged.h"
+#include "pieces.h"
 
 namespace lmcache {
 
@@ -49,6 +50,17 @@ void py_move(const Paged& paged, const Slots& slots, const Addresses& chunks,
   const Order parsed = to_order(order);
   const Unlocked unlocked;
   verb(paged, table, chunks.data(), parsed, threads);
+}
+
+nb::tuple py_pieces(const Paged& paged, const Slots& slots, std::string_view order) {
+  const SlotTable table = {slots.data(), slots.shape(0), slots.shape(1)};
+  const Order parsed = to_order(order);
+  PieceCount counted;
+  {
+    const Unlocked unlocked;
+    counted = count_pieces(paged, table, parsed);
+  }
+  return nb::make_tuple(counted.pieces, counted.bytes);
 }
 
 template <bool kGather>
@@ -120,6 +132,7 @@ void bind_moves(nb::module_& m) {
            "v_item_stride"_a = nb::none())
       .def_ro("overlaps", &Paged::overlaps);
 
+  m.def("pieces", py_pieces, "paged"_a, "slots"_a.noconvert(), "order"_a);
   m.def("gather", py_move<gather>, "paged"_a, "slots"_a.noconvert(), "chunks"_a.noconvert(),
         "order"_a, "threads"_a = 1);
   m.def("scatter", py_move<scatter>, "paged"_a, "slots"_a.noconvert(), "chunks"_a.noconvert(),

@@ -3,8 +3,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <limits>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "transfer.h"
 
@@ -101,7 +104,9 @@ class Event {
   Event() {
     check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
   }
-  ~Event() { cudaEventDestroy(event_); }
+  ~Event() {
+    if (cudaEventDestroy(event_) != cudaSuccess) cudaGetLastError();  // nobody else's to read
+  }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
@@ -117,47 +122,51 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// Page-locked host memory, and memory of the current device; they grow when asked for more, after
-// `idle` says that nobody uses them.
-class PinnedBuffer {
+// Memory that grows when it is asked for more. What it had before stays until the end: to free that
+// would wait for all that the GPU does, the engine's work too. It doubles at least, up to `most` bytes,
+// so it seldom grows, and what it had before is in all no more than what it has.
+template <typename Kind>
+class Buffer {
  public:
-  ~PinnedBuffer() {
-    if (data_ != nullptr) cudaFreeHost(data_);
+  Buffer() = default;
+  ~Buffer() {
+    for (void* one : all_) Kind::give(one);
   }
-  char* need(std::size_t nbytes) {
-    if (nbytes <= size_) return data_;
-    check(cudaFreeHost(data_), "freeing pinned memory");
-    data_ = nullptr, size_ = 0;
-    void* found = nullptr;
-    check(cudaHostAlloc(&found, nbytes, cudaHostAllocPortable), "allocating pinned memory");
-    data_ = static_cast<char*>(found), size_ = nbytes;
-    return data_;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  char* need(std::size_t nbytes, std::size_t most = std::numeric_limits<std::size_t>::max()) {
+    if (nbytes > size_) {
+      const std::size_t twice = std::min(std::max(2 * size_, kLeast), most);
+      const std::size_t size = std::max(nbytes, twice);
+      all_.reserve(all_.size() + 1);
+      void* found = nullptr;
+      check(Kind::take(&found, size), Kind::kWhat);
+      all_.push_back(found);
+      size_ = size;
+    }
+    return static_cast<char*>(all_.back());
   }
-  std::size_t size() const { return size_; }
 
  private:
-  char* data_ = nullptr;
+  static constexpr std::size_t kLeast = std::size_t{64} << 10;
+  std::vector<void*> all_;  // the last one is used
   std::size_t size_ = 0;
 };
 
-class DeviceBuffer {
- public:
-  ~DeviceBuffer() {
-    if (data_ != nullptr) cudaFree(data_);
+// Page-locked host memory.
+struct Pinned {
+  static constexpr const char* kWhat = "allocating pinned memory";
+  static cudaError_t take(void** found, std::size_t nbytes) {
+    return cudaHostAlloc(found, nbytes, cudaHostAllocPortable);
   }
-  char* need(std::size_t nbytes) {
-    if (nbytes <= size_) return data_;
-    check(cudaFree(data_), "freeing memory of the GPU");
-    data_ = nullptr, size_ = 0;
-    void* found = nullptr;
-    check(cudaMalloc(&found, nbytes), "allocating memory of the GPU");
-    data_ = static_cast<char*>(found), size_ = nbytes;
-    return data_;
-  }
-
- private:
-  char* data_ = nullptr;
-  std::size_t size_ = 0;
+  static void give(void* one) { cudaFreeHost(one); }
+};
+// Memory of the current device.
+struct OnDevice {
+  static constexpr const char* kWhat = "allocating memory of the GPU";
+  static cudaError_t take(void** found, std::size_t nbytes) { return cudaMalloc(found, nbytes); }
+  static void give(void* one) { cudaFree(one); }
 };
 
 }  // namespace lmcache

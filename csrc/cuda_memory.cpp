@@ -1,4 +1,5 @@
 // GPUs, their memory, and host memory that they reach.
+#include <cctype>
 #include <stdexcept>
 
 #include "cuda_call.h"
@@ -43,6 +44,33 @@ void pin(std::uint64_t address, std::size_t nbytes, int device) {
 void unpin(std::uint64_t address, int device) {
   const DeviceGuard guard(device);
   check(cudaHostUnregister(reinterpret_cast<void*>(address)), "unpinning memory");
+}
+
+std::string pci_address(int device) {
+  char found[32] = {};
+  check(cudaDeviceGetPCIBusId(found, sizeof found, device), "looking at a GPU");
+  std::string address = found;
+  for (char& c : address) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return address;
+}
+
+PinnedSlab::PinnedSlab(std::size_t nbytes, int device, int numa_node)
+    : Slab(nbytes, numa_node), device_(device) {
+  pin(reinterpret_cast<std::uint64_t>(address()), nbytes, device);
+}
+
+PinnedSlab::~PinnedSlab() {
+  if (!pinned_) return;
+  const DeviceGuard guard(device_, std::nothrow);
+  cudaHostUnregister(address());
+  cudaGetLastError();  // nobody else's to read
+}
+
+void PinnedSlab::unpin() {
+  if (!pinned_) return;
+  const DeviceGuard guard(device_);
+  pinned_ = false;  // not before: where the guard throws, the end has it to do
+  check(cudaHostUnregister(address()), "unpinning memory");
 }
 
 DeviceMemory::DeviceMemory(int device, std::size_t nbytes) : device_(device), nbytes_(nbytes) {

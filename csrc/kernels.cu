@@ -6,8 +6,6 @@ namespace {
 
 constexpr std::uint32_t kThreads = 256;
 constexpr std::uint32_t kWarp = 32;
-// More than any GPU runs at once; their threads are counted in 32 bits.
-constexpr std::uint32_t kMostCtas = 1u << 20;
 
 // The group that a thread belongs to, of a power of two of lanes, at most a warp.
 struct Group {
@@ -91,9 +89,10 @@ std::uint32_t lanes_for(std::uint32_t units) {
 
 // Blocks along the rows of a chunk, and along the chunks: no more than there is work for.
 dim3 grid(const Rows& rows, std::uint32_t lanes, std::uint32_t rows_at_once, const Launch& launch) {
+  const std::uint64_t wanted = std::uint64_t{launch.ctas} * (kRowsTogether / rows_at_once);
+  const auto ctas = static_cast<std::uint32_t>(wanted < kMostCtas ? wanted : kMostCtas);
   const std::uint32_t per_block = kThreads / lanes * rows_at_once;
   const std::uint32_t needed = (rows.per_chunk - 1) / per_block + 1;
-  const std::uint32_t ctas = launch.ctas < kMostCtas ? launch.ctas : kMostCtas;
   const std::uint32_t x = ctas < needed ? ctas : needed;
   std::uint32_t y = ctas / x;
   y = y < rows.chunk_count ? y : rows.chunk_count;
@@ -114,7 +113,8 @@ cudaError_t start(void (*kernel)(Wanted...), dim3 blocks, const Launch& launch,
 template <bool Gather, int Bytes>
 cudaError_t start_move(const Rows& rows, const Launch& launch) {
   const std::uint32_t lanes = lanes_for(rows.row_bytes / Bytes);
-  return start(move_kernel<Gather, Bytes>, grid(rows, lanes, 4, launch), launch, rows, lanes);
+  const dim3 blocks = grid(rows, lanes, kRowsTogether, launch);
+  return start(move_kernel<Gather, Bytes>, blocks, launch, rows, lanes);
 }
 
 template <bool Gather>

@@ -9,8 +9,11 @@
 
 namespace lmcache {
 
+// More than any GPU runs at once, and their threads are counted in 32 bits.
+constexpr std::uint32_t kMostCtas = 1u << 20;
+
 // `ctas`: thread blocks in all, however much there is to move. A few leave the rest of the GPU to
-// the model.
+// the model. Of verbs that take a row at a time, not four, four times as many: as much is under way.
 struct Launch {
   cudaStream_t stream;
   std::uint32_t ctas;

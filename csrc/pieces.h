@@ -93,4 +93,24 @@ void for_pieces(const Paged& paged, const SlotTable& table, const std::uint64_t*
   }
 }
 
+// How many pieces a move has, of how many bytes in all.
+struct PieceCount {
+  std::size_t pieces, bytes;
+};
+inline PieceCount count_pieces(const Paged& paged, const SlotTable& table, Order order) {
+  const Runs found = find_runs(paged, table);
+  PieceCount counted{};
+  for (std::size_t plane = 0; plane < paged.planes(); ++plane) {
+    for (const Run& run : found.runs) {
+      const Pieces shape = pieces(paged, plane, order, static_cast<std::int64_t>(table.chunk_tokens),
+                                  run.tokens);
+      std::int64_t count = static_cast<std::int64_t>(paged.layers());
+      for (const Dim& dim : shape.dims) count *= dim.count;
+      counted.pieces += static_cast<std::size_t>(count);
+      counted.bytes += static_cast<std::size_t>(count * shape.bytes);
+    }
+  }
+  return counted;
+}
+
 }  // namespace lmcache

@@ -1,5 +1,6 @@
 #include "row_plan.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -22,6 +23,14 @@ std::uint32_t narrow(std::int64_t value, const char* what) {
   return static_cast<std::uint32_t>(value);
 }
 
+Divisor divisor(std::uint32_t number) {
+  if (number == 0) return divisor(1);  // of nothing: there are no rows
+  const auto bits = static_cast<std::uint32_t>(std::bit_width(number - 1));  // 2^bits >= number
+  const std::uint64_t above = (std::uint64_t{1} << bits) - number;
+  const auto multiplier = static_cast<std::uint32_t>((above << 32) / number + 1);
+  return {number, multiplier, bits > 0 ? 1u : 0u, bits > 0 ? bits - 1 : 0};
+}
+
 int alignment_of(const RowPlan& plan, bool contiguous) {
   const Rows& rows = plan.rows;
   std::uint64_t all = 16 | rows.row_bytes;
@@ -29,7 +38,7 @@ int alignment_of(const RowPlan& plan, bool contiguous) {
   for (std::uint32_t i = 0; i < rows.chunk_count; ++i) all |= rows.chunks[i];
   for (std::uint32_t plane = 0; plane < rows.planes; ++plane) {
     const Strides& by = rows.strides[plane];
-    all |= static_cast<std::uint64_t>(by.block | (rows.block_tokens > 1 ? by.token : 0) |
+    all |= static_cast<std::uint64_t>(by.block | (rows.block_tokens.number > 1 ? by.token : 0) |
                                       (rows.heads > 1 ? by.head : 0) |
                                       (contiguous ? 0 : by.item));
   }
@@ -49,7 +58,7 @@ RowPlan plan(const Paged& paged, const SlotTable& table, const std::uint64_t* ch
           "Paged: num_slots and block_tokens must be below 2^32 here");
   rows.slots = table.slots;
   rows.chunks = chunks;
-  rows.block_tokens = paged.block_tokens;
+  rows.block_tokens = divisor(static_cast<std::uint32_t>(paged.block_tokens));
   rows.planes = static_cast<std::uint32_t>(planes);
   const std::int64_t row_bytes = merge_heads ? paged.token_bytes() : paged.head_bytes;
   rows.heads = merge_heads ? 1 : narrow(paged.kv_heads, "kv_heads");
@@ -61,6 +70,8 @@ RowPlan plan(const Paged& paged, const SlotTable& table, const std::uint64_t* ch
   rows.per_chunk = narrow(raw / row_bytes, "rows in a chunk");
   rows.chunk_count = narrow(static_cast<std::int64_t>(table.chunks), "chunks");
   rows.heads_first = order == Order::kHeadsFirst;
+  rows.inner = divisor(rows.heads_first ? rows.tokens : rows.heads);
+  rows.outer = divisor(rows.heads_first ? rows.heads : rows.tokens);
   for (std::size_t p = 0; p < planes; ++p) {
     rows.strides[p] = paged.strides[p];
     if (paged.items() == 1) rows.strides[p].item = item_bytes;

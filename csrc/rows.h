@@ -16,12 +16,22 @@ struct Strides {
   std::int64_t block, token, head, item;
 };
 
+// How often a number that is known before goes into others, by a multiplication and two shifts
+// (Granlund and Montgomery 1994, figure 4.1), right for all numbers of 32 bits: GPUs can't divide.
+struct Divisor {
+  std::uint32_t number, multiplier, shift, then;
+};
+LMCACHE_HD std::uint32_t divide(std::uint32_t value, const Divisor& by) {
+  const auto high = static_cast<std::uint32_t>(std::uint64_t{value} * by.multiplier >> 32);
+  return (high + ((value - high) >> by.shift)) >> by.then;
+}
+
 struct Rows {
   const std::uint64_t* bases;   // [layers][planes]
   const std::int64_t* slots;    // [chunks][tokens]
   const std::uint64_t* chunks;  // [chunks]
   Strides strides[2];
-  std::int64_t block_tokens;
+  Divisor block_tokens, inner, outer;  // what varies fastest in a chunk, heads or tokens; the other
   std::uint32_t planes, heads, tokens, items;  // items of a row
   std::uint32_t per_chunk;                     // rows
   std::uint32_t chunk_count;
@@ -37,20 +47,19 @@ struct Row {
 
 // Row `number` of a chunk, in the order in which the chunk has them.
 LMCACHE_HD Row row_at(const Rows& rows, std::uint32_t chunk, std::uint32_t number) {
-  const std::uint32_t inner = rows.heads_first ? rows.tokens : rows.heads;
-  const std::uint32_t outer = number / inner, within = number - outer * inner;
-  const std::uint32_t outer_count = rows.heads_first ? rows.heads : rows.tokens;
-  const std::uint32_t layer_plane = outer / outer_count, index = outer - layer_plane * outer_count;
+  const std::uint32_t outer = divide(number, rows.inner);
+  const std::uint32_t within = number - outer * rows.inner.number;
+  const std::uint32_t layer_plane = divide(outer, rows.outer);
+  const std::uint32_t index = outer - layer_plane * rows.outer.number;
   const std::uint32_t token = rows.heads_first ? within : index;
   const std::uint32_t head = rows.heads_first ? index : within;
   const std::int64_t slot = rows.slots[std::uint64_t{chunk} * rows.tokens + token];
   const std::uint32_t plane = rows.planes == 2 ? layer_plane & 1 : 0;
   const Strides& by = rows.strides[plane];
-  // Nobody has more than 2^32 blocks of less than 2^32 tokens, and GPUs divide those much faster;
-  // plan_rows sees to it.
+  // Nobody has more than 2^32 slots: the plan sees to it.
   const auto where = static_cast<std::uint32_t>(slot);
-  const auto size = static_cast<std::uint32_t>(rows.block_tokens);
-  const std::uint32_t block = where / size, offset = where - block * size;
+  const std::uint32_t block = divide(where, rows.block_tokens);
+  const std::uint32_t offset = where - block * rows.block_tokens.number;
   // Unsigned, since the block of a token that is left out is anything.
   const std::uint64_t at = std::uint64_t{block} * static_cast<std::uint64_t>(by.block) +
                            std::uint64_t{offset} * static_cast<std::uint64_t>(by.token) +
@@ -139,33 +148,34 @@ struct Items {
   }
 };
 
-// gather and scatter: rows first, first + step, ... of a chunk, in units of `Bytes`. Four rows at a
+// gather and scatter: rows first, first + step, ... of a chunk, in units of `Bytes`, some rows at a
 // time, so that as many reads are under way.
+constexpr int kRowsTogether = 4;
 template <bool Gather, int Bytes>
 LMCACHE_HD void move_rows(const Rows& rows, std::uint32_t chunk, std::uint32_t first,
                           std::uint32_t step, std::uint32_t lane, std::uint32_t lanes) {
-  constexpr int kAtOnce = 4;
   const std::uint32_t units = rows.row_bytes / Bytes;
   // 64 bits: the last step may go past 2^32.
-  for (std::uint64_t r = first; r < rows.per_chunk; r += std::uint64_t{step} * kAtOnce) {
-    std::uint64_t from[kAtOnce] = {}, to[kAtOnce] = {};
-    bool there[kAtOnce];
-    LMCACHE_UNROLL for (int k = 0; k < kAtOnce; ++k) {
-      const std::uint64_t number = r + std::uint64_t{step} * k;
-      there[k] = number < rows.per_chunk;
-      if (!there[k]) continue;
-      const Row row = row_at(rows, chunk, static_cast<std::uint32_t>(number));
-      const std::uint64_t chunk_row = row.chunk + number * rows.row_bytes;
-      there[k] = row.there;
+  for (std::uint64_t r = first; r < rows.per_chunk; r += std::uint64_t{step} * kRowsTogether) {
+    std::uint64_t from[kRowsTogether], to[kRowsTogether];
+    bool there[kRowsTogether];
+    LMCACHE_UNROLL for (int k = 0; k < kRowsTogether; ++k) {
+      // What lies behind the end is not moved, but looked for at the last row: no branch, so that the
+      // four look at once.
+      const std::uint64_t number = r + std::uint64_t{step} * k, last = rows.per_chunk - 1;
+      const auto clamped = static_cast<std::uint32_t>(number < last ? number : last);
+      const Row row = row_at(rows, chunk, clamped);
+      const std::uint64_t chunk_row = row.chunk + std::uint64_t{clamped} * rows.row_bytes;
+      there[k] = row.there && number <= last;
       from[k] = Gather ? row.engine : chunk_row;
       to[k] = Gather ? chunk_row : row.engine;
     }
     for (std::uint32_t u = lane; u < units; u += lanes) {
-      Unit<Bytes> pieces[kAtOnce] = {};
-      LMCACHE_UNROLL for (int k = 0; k < kAtOnce; ++k) {
+      Unit<Bytes> pieces[kRowsTogether] = {};
+      LMCACHE_UNROLL for (int k = 0; k < kRowsTogether; ++k) {
         if (there[k]) pieces[k] = fetch<Bytes>(from[k] + std::uint64_t{u} * Bytes);
       }
-      LMCACHE_UNROLL for (int k = 0; k < kAtOnce; ++k) {
+      LMCACHE_UNROLL for (int k = 0; k < kRowsTogether; ++k) {
         if (there[k]) carry(to[k] + std::uint64_t{u} * Bytes, pieces[k]);
       }
     }

@@ -12,6 +12,14 @@
 
 namespace lmcache {
 
+namespace {
+
+// Of one batch. 51,828 at once have hung and crashed a machine with driver 580.159 (vLLM's issue
+// 49276); a call for every so many costs nothing that shows.
+constexpr std::size_t kMostInBatch = 4096;
+
+}  // namespace
+
 struct Transfer::State {
   int device;
   std::uint32_t ctas;
@@ -21,19 +29,23 @@ struct Transfer::State {
 
   // Used in turn: while a kernel reads one, the CPU fills the other.
   struct Side {
-    PinnedBuffer parcel, staging;
-    DeviceBuffer sent;
+    Buffer<Pinned> parcel, staging;
+    Buffer<OnDevice> sent;
     Event parcel_read, staging_free;
   };
   Side sides[2];
   int turn = 0;
   Event ordered;
+  bool within = false;  // the chunks of this verb are the GPU's own
 
   ~State() {
     if (stream == nullptr) return;
     cudaStreamSynchronize(stream);
     cudaStreamDestroy(stream);
   }
+
+  // A few blocks fill the bus to the host; within the GPU's memory there is more to fill.
+  Launch launch() const { return {stream, within ? 4 * ctas : ctas}; }
 
   // Sends `parcel`; returns where it is on the device.
   char* send(const Parcel& parcel) {
@@ -68,7 +80,7 @@ struct Transfer::State {
 
   // Whether kernels can use all chunks where they are. Throws for chunks that neither they nor the
   // CPU can.
-  bool reaches_all(const SlotTable& table, const std::uint64_t* chunks) const {
+  bool reaches_all(const SlotTable& table, const std::uint64_t* chunks) {
     bool all = true, on_gpu = false;
     for (std::size_t i = 0; i < table.chunks; ++i) {
       if (!has_tokens(table, i)) continue;
@@ -78,6 +90,7 @@ struct Transfer::State {
       all = all && reaches(found, chunks[i]);
     }
     require(all || !on_gpu, "chunks must be all on the GPU or all in host memory");
+    within = on_gpu;
     return all;
   }
 
@@ -111,7 +124,7 @@ struct Transfer::State {
       const SlotTable some = {table.slots + first * table.chunk_tokens, count, table.chunk_tokens};
       arrive(which);
       Half& half = halves[which];
-      const auto base = reinterpret_cast<std::uint64_t>(sides[which].staging.need(at_once * step));
+      const auto base = reinterpret_cast<std::uint64_t>(sides[which].staging.need(at_once * step, half_bytes));
       for (std::size_t i = 0; i < count; ++i) {
         staged[i] = base + i * step;
         if (!has_tokens(some, i)) continue;
@@ -143,39 +156,51 @@ struct Transfer::State {
     rows.chunks = reinterpret_cast<const std::uint64_t*>(sent + at[2]);
   }
 
-  void copy(const std::vector<std::uint64_t>& to, const std::vector<std::uint64_t>& from,
-            const std::vector<std::size_t>& sizes) {
-    if (to.empty()) return;
-    auto** destinations = reinterpret_cast<void**>(const_cast<std::uint64_t*>(to.data()));
-    auto** sources = reinterpret_cast<void**>(const_cast<std::uint64_t*>(from.data()));
+  // In one batch. False where the driver has no batches, or refuses this one: it has then done
+  // nothing, and single copies tell whether anything is wrong with it.
+  bool copy_batch([[maybe_unused]] void** to, [[maybe_unused]] void** from,
+                  [[maybe_unused]] std::size_t* sizes, [[maybe_unused]] std::size_t count) const {
 #if CUDART_VERSION >= 12080
-    if (batches) {
-      cudaMemcpyAttributes how{};
-      how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-      how.flags = cudaMemcpyFlagPreferOverlapWithCompute;
-      std::size_t first = 0;
+    cudaMemcpyAttributes how{};
+    how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    how.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+    std::size_t first = 0;
 #if CUDART_VERSION >= 13000
-      const cudaError_t error = cudaMemcpyBatchAsync(destinations, sources, sizes.data(), to.size(),
-                                                     &how, &first, 1, stream);
+    const cudaError_t error =
+        cudaMemcpyBatchAsync(to, from, sizes, count, &how, &first, 1, stream);
 #else
-      std::size_t failed = 0;
-      const cudaError_t error =
-          cudaMemcpyBatchAsync(destinations, sources, const_cast<std::size_t*>(sizes.data()),
-                               to.size(), &how, &first, 1, &failed, stream);
+    std::size_t failed = 0;
+    const cudaError_t error =
+        cudaMemcpyBatchAsync(to, from, sizes, count, &how, &first, 1, &failed, stream);
 #endif
-      batches = error != cudaErrorNotSupported && error != cudaErrorCallRequiresNewerDriver;
-      if (batches) return check(error, "copying a batch");
-      cudaGetLastError();
-    }
+    const bool refused = error == cudaErrorNotSupported || error == cudaErrorInvalidValue ||
+                         error == cudaErrorCallRequiresNewerDriver;
+    if (!refused) return check(error, "copying a batch"), true;
+    cudaGetLastError();
 #endif
-    for (std::size_t i = 0; i < to.size(); ++i) {
-      check(cudaMemcpyAsync(destinations[i], sources[i], sizes[i], cudaMemcpyDefault, stream),
-            "copying");
+    return false;
+  }
+
+  void copy(std::vector<std::uint64_t>& to, std::vector<std::uint64_t>& from,
+            std::vector<std::size_t>& sizes) {
+    auto** destinations = reinterpret_cast<void**>(to.data());
+    auto** sources = reinterpret_cast<void**>(from.data());
+    std::size_t count;
+    for (std::size_t first = 0; first < to.size(); first += count) {
+      count = std::min(to.size() - first, kMostInBatch);
+      if (batches && copy_batch(destinations + first, sources + first, &sizes[first], count)) {
+        continue;
+      }
+      for (std::size_t i = first; i < first + count; ++i) {
+        check(cudaMemcpyAsync(destinations[i], sources[i], sizes[i], cudaMemcpyDefault, stream),
+              "copying");
+      }
+      batches = false;  // one by one it worked
     }
   }
 };
 
-Transfer::Transfer(int device, std::uint32_t ctas, std::size_t staging_bytes) {
+Transfer::Transfer(int device, std::uint32_t ctas, std::size_t staging_bytes, bool urgent) {
   require(device >= 0, "device is " + std::to_string(device) + "; it must not be negative");
   const DeviceGuard guard(device);
   auto state = std::make_unique<State>();
@@ -187,10 +212,13 @@ Transfer::Transfer(int device, std::uint32_t ctas, std::size_t staging_bytes) {
     return value;
   };
   const auto multiprocessors = static_cast<std::uint32_t>(look(cudaDevAttrMultiProcessorCount));
-  state->ctas = ctas > 0 ? ctas : multiprocessors * 4;
+  state->ctas = std::min(ctas > 0 ? ctas : multiprocessors * 4, kMostCtas);
   // A batch takes addresses as the GPU has them.
   state->batches = look(cudaDevAttrCanUseHostPointerForRegisteredMem) != 0;
-  check(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "creating a stream");
+  int low = 0, high = 0;
+  check(cudaDeviceGetStreamPriorityRange(&low, &high), "looking at a GPU");
+  check(cudaStreamCreateWithPriority(&state->stream, cudaStreamNonBlocking, urgent ? high : low),
+        "creating a stream");
   state_ = std::move(state);
 }
 
@@ -216,7 +244,7 @@ void Transfer::move(const Paged& paged, const SlotTable& table, const std::uint6
                std::size_t at[3];
                Rows rows = s.on_device(plan, some, parcel, at);
                State::point(rows, s.send(parcel), at);
-               check(launch_move(rows, gather, plan.alignment, {s.stream, s.ctas}), "moving KV");
+               check(launch_move(rows, gather, plan.alignment, s.launch()), "moving KV");
                s.sent_is_used();
              });
 }
@@ -251,7 +279,7 @@ void Transfer::scatter_rotated(const Paged& paged, const SlotTable& table,
         const std::uint32_t n = wide_items(type);
         const bool wide = plan.alignment == 16 && paged.contiguous_heads() &&
                           (rotation.offset | rotation.pairs | rows.items) % n == 0;
-        check(launch_rotate(rows, rotation, type, wide, {s.stream, s.ctas}), "turning K");
+        check(launch_rotate(rows, rotation, type, wide, s.launch()), "turning K");
         s.sent_is_used();
       });
 }
@@ -279,7 +307,7 @@ void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint6
                State::point(rows, s.send(parcel), at);
                const bool wide = plan.alignment == 16 && paged.contiguous_heads() &&
                                  rows.items % wide_items(type) == 0;
-               check(launch_code(rows, encode, type, code, wide, {s.stream, s.ctas}), "coding KV");
+               check(launch_code(rows, encode, type, code, wide, s.launch()), "coding KV");
                s.sent_is_used();
              });
 }

@@ -67,7 +67,8 @@ def doctor(json_file: str | None = None) -> int:
 def gather(runs: Path = Path("runs")) -> list[Check]:
     """Looks at this machine. ``runs`` is the folder that run files will go to.
 
-    Reads files and package metadata only; imports neither torch nor an engine, writes nothing.
+    Reads files and package metadata, and runs a kernel on each GPU; imports neither torch nor an
+    engine, writes nothing.
     """
     return [
         check_python(),
@@ -243,7 +244,8 @@ def check_cuda_compiler() -> Check:
 
 
 def check_cuda_kernels() -> Check:
-    """Whether the native module was built with them, or why not. Needs no GPU."""
+    """Whether the native module was built with them, or why not; where there is a GPU, whether they
+    move a few bytes on each as the CPU does, which makes a context there for as long."""
     name, need = "CUDA kernels", "fast moves of KV on GPUs"
     try:
         state: str = import_module("cache_core._native").CUDA
@@ -253,10 +255,30 @@ def check_cuda_kernels() -> Check:
     if not state.startswith("built"):
         return Check(name, "missing", state, need, fix)
     try:
-        import_module("cache_core._cuda")
+        cuda: Any = import_module("cache_core._cuda")
     except ImportError as error:
         return Check(name, "warn", f"{state}; not loaded: {_first_line(error)}", need, fix)
-    return Check(name, "ok", state, need)
+    try:
+        gpus = cuda.devices()
+    except cuda.CudaError as error:
+        why, _, fix = _first_line(error).rpartition("; ")
+        return Check(name, "warn", f"{state}; not run: {why}", need, fix)
+    if not gpus:
+        fix = "run where nvidia-smi lists a GPU"
+        return Check(name, "warn", f"{state}; not run: the driver sees no GPU", need, fix)
+    trial = import_module("cache_core.transfer.trial")
+    for number, gpu in enumerate(gpus):
+        where = f"GPU {number} ({gpu['name']})"
+        try:
+            wrong = trial.try_kernels(number)
+        except (cuda.CudaError, MemoryError) as error:
+            why, _, fix = _first_line(error).rpartition("; ")
+            return Check(name, "warn", f"{state}; failed on {where}: {why}", need, fix)
+        if wrong:
+            found = f"{state}; wrong bytes on {where}: {', '.join(wrong)}"
+            return Check(name, "warn", found, need, "move KV by torch: build with LMCACHE_CUDA=OFF")
+    names = ", ".join(dict.fromkeys(gpu["name"] for gpu in gpus))
+    return Check(name, "ok", f"{state}; ran on {names}", need)
 
 
 def check_vllm() -> Check:

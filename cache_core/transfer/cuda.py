@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cache_core import _native
 from cache_core.place import Addresses
-from cache_core.tiers.memory import SlabMemory
+from cache_core.tiers.memory import Slab, SlabMemory
 
 if TYPE_CHECKING:
     from cache_core import _cuda
+
+# Where Linux tells of what is on the PCI bus.
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 class CudaMissing(RuntimeError):
@@ -46,61 +48,53 @@ def cuda_devices() -> list[_cuda.Device]:
     return found
 
 
+def numa_node(device: int) -> int:
+    """The NUMA node next to a GPU; -1 where the system does not say. Raises ``CudaError``."""
+    address: str = cuda_module().pci_address(device)
+    try:
+        return int((PCI_DEVICES / address / "numa_node").read_text())
+    except (OSError, ValueError):
+        return -1
+
+
 class PinnedMemory(SlabMemory):
     """Slabs that all GPUs reach directly: page-locked once, when they are made, by the context of
-    ``device``, which is made for it: name a GPU that the process uses.
+    ``device``, which is made for it: name a GPU that the process uses. They lie next to that GPU,
+    as far as its NUMA node has room.
 
-    ``addresses`` raises ``CudaError`` too, where the system lets no more memory be locked: then
-    it has taken none.
+    A slab that is forgotten is unpinned before its pages go. ``addresses`` raises ``CudaError``
+    too, where the system lets no more memory be locked: then it has taken none.
     """
 
     def __init__(self, device: int = 0) -> None:
         super().__init__()
         self._cuda = cuda_module()
         self._device = device
-        self._pinned: list[int] = []
+        self._pinned: list[_cuda.PinnedSlab] = []
 
     def addresses(self, chunks: int, stride: int) -> Addresses:
         known = len(self._slabs)
-        found = super().addresses(chunks, stride)
-        pinned = len(self._pinned)
         try:
-            for slab in self._slabs[known:]:
-                self._cuda.pin(slab.address, slab.nbytes, self._device)
-                self._pinned.append(slab.address)
+            return super().addresses(chunks, stride)
         except BaseException:
-            self._unpin(pinned)
-            del self._slabs[known:]
+            del self._slabs[known:], self._pinned[known:]
             raise
-        return found
 
     def release(self) -> None:
         """Raises ``CudaError`` where the GPU is lost, after all else is given back."""
-        errors = self._unpin(0)
+        errors = []
+        for slab in self._pinned:
+            try:
+                slab.unpin()
+            except self._cuda.CudaError as error:
+                errors.append(error)
+        self._pinned.clear()
         super().release()
         if errors:
             raise errors[0]
 
-    def _unpin(self, first: int) -> list[Exception]:
-        errors: list[Exception] = []
-        for address in self._pinned[first:]:
-            try:
-                self._cuda.unpin(address, self._device)
-            except self._cuda.CudaError as error:
-                errors.append(error)
-        del self._pinned[first:]
-        return errors
-
-
-def run_lengths(slots: np.ndarray, touching: bool, block_tokens: int) -> tuple[int, int]:
-    """Runs of neighbouring slots in ``[n, tokens]``, and the tokens in them; -1 is in none.
-    ``touching``: blocks follow one another without a gap, so that a run may span them."""
-    if slots.size == 0:
-        return 0, 0
-    there = slots >= 0
-    starts = there.copy()
-    follows = there[:, 1:] & there[:, :-1] & (slots[:, 1:] == slots[:, :-1] + 1)
-    if not touching:
-        follows &= slots[:, 1:] % block_tokens != 0
-    starts[:, 1:] &= ~follows
-    return int(starts.sum()), int(there.sum())
+    def _slab(self, nbytes: int) -> Slab:
+        node = numa_node(self._device)
+        slab: _cuda.PinnedSlab = self._cuda.PinnedSlab(nbytes, self._device, node)
+        self._pinned.append(slab)
+        return slab

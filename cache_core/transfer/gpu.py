@@ -17,13 +17,16 @@ from cache_core.place import Addresses, Place
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.tiers.tier import Read
 from cache_core.transfer.cuda import cuda_module
+from cache_core.transfer.planner import Direction, Planner, Way
 
 if TYPE_CHECKING:
     from cache_core import _cuda
+    from cache_core._native import Order
     from cache_core.transfer.codec import Codec
 
-# Thread blocks of a kernel: some of the GPU, so that the model goes on beside it.
-_CTAS = 32
+# Thread blocks of a kernel, as few as fill PCIe 5, so that the model goes on beside it. Each has 16
+# KiB under way. A load has to wait for what it reads from the host, a store for nothing.
+_CTAS = {"in": 12, "out": 8}
 
 # Makes a stream, given by its handle, wait for what the engine had queued when a place was made.
 Ready = Callable[[int], None]
@@ -31,18 +34,35 @@ Ready = Callable[[int], None]
 
 class GpuWays:
     """Transfers of one GPU: one into its memory and one out of it, so that a load need not wait for
-    a store. Raises :class:`~cache_core.transfer.cuda.CudaMissing` and ``CudaError``."""
+    a store. Requests wait for loads: these come first on the GPU, stores last. ``planner`` chooses
+    between kernels and copy engines. Raises :class:`~cache_core.transfer.cuda.CudaMissing` and
+    ``CudaError``."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, planner: Planner | None = None) -> None:
         self.device = device
-        cuda = cuda_module()
+        self._planner = planner or Planner()
+        self._cuda = cuda_module()
         self._ways: dict[str, tuple[_cuda.Transfer, threading.Lock]] = {
-            name: (cuda.Transfer(device, _CTAS), threading.Lock()) for name in ("in", "out")
+            name: (self._cuda.Transfer(device, ctas, urgent=name == "in"), threading.Lock())
+            for name, ctas in _CTAS.items()
         }
 
     def stream(self, name: str) -> int:
         """The handle of a transfer's stream."""
         return self._ways[name][0].stream
+
+    def mark(self, stream: int) -> _cuda.Mark:
+        """What a stream of the GPU, by its handle, has queued so far."""
+        mark: _cuda.Mark = self._cuda.Mark(self.device, stream)
+        return mark
+
+    def choose(
+        self, name: str, paged: _native.Paged, slots: NDArray[np.int64], order: Order
+    ) -> Way:
+        """How to move these slots from (``out``) or to (``in``) host memory."""
+        count, nbytes = _native.pieces(paged, slots, order)
+        direction: Direction = "d2h" if name == "out" else "h2d"
+        return self._planner.choose(direction, count, nbytes // max(count, 1))
 
     @contextmanager
     def way(self, name: str) -> Iterator[_cuda.Transfer]:
@@ -66,29 +86,37 @@ class GpuPlace:
         slots: NDArray[np.int64],
         layout: KVLayout,
         ready: Ready,
+        within: bool = False,
     ) -> None:
         if slots.ndim != 2 or slots.shape[1] != layout.chunk_tokens:
             raise ValueError(f"slots have shape {slots.shape}, not [n, {layout.chunk_tokens}]")
         self._ways, self._paged, self._layout, self._ready = ways, paged, layout, ready
         self._slots = np.ascontiguousarray(slots, dtype=np.int64)
+        self._within = within
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def pick(self, rows: Sequence[int]) -> GpuPlace:
         chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return GpuPlace(self._ways, self._paged, chosen, self._layout, self._ready)
+        return self._of(chosen, self._within)
+
+    def within(self) -> GpuPlace:
+        """The same for addresses that are all in the GPU's own memory: kernels do it."""
+        return self._of(self._slots, True)
 
     def flat(self) -> Addresses | None:
         return None
 
     def copy_to(self, addresses: Addresses) -> None:
         with self._way("out") as transfer:
-            transfer.gather(self._paged, self._slots, addresses, self._layout.order)
+            verb = transfer.gather_dma if self._by_dma("out") else transfer.gather
+            verb(self._paged, self._slots, addresses, self._layout.order)
 
     def copy_from(self, addresses: Addresses) -> None:
         with self._way("in") as transfer:
-            transfer.scatter(self._paged, self._slots, addresses, self._layout.order)
+            verb = transfer.scatter_dma if self._by_dma("in") else transfer.scatter
+            verb(self._paged, self._slots, addresses, self._layout.order)
 
     def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
         """See :class:`cache_core.transfer.codec.Coding`: rows must be heads."""
@@ -109,6 +137,15 @@ class GpuPlace:
                 self._paged, self._slots, addresses, self._layout.order, codec.dtype, codec.name
             )
         return True
+
+    def _of(self, slots: NDArray[np.int64], within: bool) -> GpuPlace:
+        return GpuPlace(self._ways, self._paged, slots, self._layout, self._ready, within)
+
+    def _by_dma(self, name: str) -> bool:
+        order = self._layout.order
+        return (
+            not self._within and self._ways.choose(name, self._paged, self._slots, order) == "dma"
+        )
 
     def _codes(self, codec: Codec) -> bool:
         return codec.items == self._layout.head_dim and codec.dtype == self._layout.dtype
@@ -179,7 +216,9 @@ class GpuTier(MemoryTier):
         return GpuChunks(self._ways, chunks, self._chunk_bytes)
 
     def _within_reach(self, place: Place | None) -> Place | None:
-        if place is None or isinstance(place, GpuPlace | GpuChunks):
+        if isinstance(place, GpuPlace):
+            return place.within()
+        if place is None or isinstance(place, GpuChunks):
             return place
         return _HostSide(place, self._ways, self._chunk_bytes)
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from cache_core.transfer.cuda import cuda_module
 from cache_core.transfer.gpu import GpuWays, Ready
+from cache_core.transfer.streams import current_stream
+
+if TYPE_CHECKING:
+    from cache_core import _cuda
 
 logger = logging.getLogger("lmcache")
 
@@ -35,7 +40,5 @@ def _ways(index: int) -> GpuWays | None:
 
 def after_now(device: torch.device) -> Ready:
     """Orders streams behind what this thread has queued on the device so far."""
-    streams: Any = torch.cuda
-    event = streams.Event()
-    event.record(streams.current_stream(device))
-    return lambda stream: streams.ExternalStream(stream, device=device).wait_event(event)
+    mark: _cuda.Mark = cuda_module().Mark(index_of(device), current_stream(device))
+    return mark.hold

@@ -16,15 +16,18 @@ from rich.table import Table
 
 from cache_core import _native
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices, cuda_module
+from cache_core.transfer.gpu import GpuWays
 from cache_core.transfer.planner import SCHEMA, Cost, Direction, Planner, Way, save_costs
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.output import write_output
+from reports.units import bytes_text
 
 if TYPE_CHECKING:
     from cache_core import _cuda
 
-# Moves of these many runs of these many bytes, as far as they fit: all three terms of a cost show.
-RUN_BYTES = (2 << 10, 8 << 10, 32 << 10, 128 << 10, 512 << 10)
+# Moves of these many runs of these many bytes, as far as they fit. Lengths are close together where
+# copy engines are said to come into their own.
+RUN_BYTES = tuple(kib << 10 for kib in (2, 4, 8, 16, 24, 28, 32, 64, 128, 512))
 RUNS = (4, 64, 1024, 8192)
 MOST_BYTES = 256 << 20
 DIRECTIONS: tuple[Direction, ...] = ("d2h", "h2d")
@@ -62,7 +65,7 @@ class Bench:
         self._engine: _cuda.DeviceMemory = self._cuda.DeviceMemory(device, 2 * nbytes)
         self._memory = PinnedMemory(device)
         [self._chunk] = self._memory.addresses(1, nbytes)
-        self.transfer: _cuda.Transfer = self._cuda.Transfer(device)
+        self._ways = GpuWays(device)  # what is measured is what is used
 
     def call(self, direction: Direction, way: Way, runs: int, run_bytes: int) -> Callable[[], None]:
         """A move that returns when it is done."""
@@ -75,11 +78,10 @@ class Bench:
         slots = np.ascontiguousarray(order[None, :], dtype=np.int64)
         chunks = np.array([self._chunk], dtype=np.uint64)
         name = ("gather" if direction == "d2h" else "scatter") + ("_dma" if way == "dma" else "")
-        verb = getattr(self.transfer, name)
 
         def run() -> None:
-            verb(paged, slots, chunks, "NHD")
-            self.transfer.synchronize()
+            with self._ways.way("out" if direction == "d2h" else "in") as transfer:
+                getattr(transfer, name)(paged, slots, chunks, "NHD")
 
         return run
 
@@ -117,7 +119,7 @@ def fitted(moves: list[Moved]) -> Planner:
         {
             (direction, way): Cost.fit(
                 [
-                    (m.runs, m.runs * m.run_bytes, m.seconds)
+                    (m.runs, m.run_bytes, m.seconds)
                     for m in moves
                     if (m.direction, m.way) == (direction, way)
                 ]
@@ -163,15 +165,24 @@ def run_probe_transfer(
 
 
 def _document(name: str, planner: Planner, moves: list[Moved]) -> dict[str, Any]:
-    costs = {f"{direction} {way}": asdict(cost) for (direction, way), cost in planner.costs.items()}
+    costs = {
+        f"{direction} {way}": [asdict(size) for size in cost.sizes]
+        for (direction, way), cost in planner.costs.items()
+    }
     return {"schema": SCHEMA, "gpu": name, "costs": costs, "moves": [asdict(m) for m in moves]}
 
 
 def _table(name: str, planner: Planner) -> Table:
+    """A row for each length of runs: the rate of many of them, each way."""
     table = Table(title=f"moves of KV: {name}", title_justify="left")
-    for column in ("direction", "way", "µs a call", "µs a run", "GB/s"):
-        table.add_column(column, justify="left" if column in ("direction", "way") else "right")
-    for (direction, way), cost in planner.costs.items():
-        fixed, each = f"{cost.fixed_s * 1e6:.1f}", f"{cost.run_s * 1e6:.3f}"
-        table.add_row(direction, way, fixed, each, f"{cost.bytes_per_s / 1e9:.1f}")
+    for column in ("direction", "run", "DMA GB/s", "kernel GB/s", "DMA µs a call", "kernel µs"):
+        table.add_column(column, justify="left" if column == "direction" else "right")
+    for direction in DIRECTIONS:
+        ways = [planner.costs[direction, way].sizes for way in WAYS]
+        for sizes in zip(*ways, strict=True):
+            rates = [
+                f"{size.run_bytes / 1e9 / size.run_s:.1f}" if size.run_s else "-" for size in sizes
+            ]
+            fixed = [f"{size.fixed_s * 1e6:.1f}" for size in sizes]
+            table.add_row(direction, bytes_text(sizes[0].run_bytes), *rates, *fixed)
     return table

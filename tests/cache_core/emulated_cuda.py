@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,16 @@ def _built() -> tuple[ModuleType, ctypes.CDLL]:
     return module, calls
 
 
+class Counts(NamedTuple):
+    """``waits``: calls that wait for all that a GPU does; ``batches`` of copies asked for;
+    ``blocks`` of the largest grid; bytes that kernels ``written``."""
+
+    waits: int
+    batches: int
+    blocks: int
+    written: int
+
+
 class Emulation:
     """The module and its GPUs. Even seeds let work wait until somebody waits for it, odd ones run
     it at once (1 of 4) or now and then (3 of 4)."""
@@ -67,6 +77,22 @@ class Emulation:
         if any(self.live()):
             gc.collect()
         return self.live()
+
+    def counts(self) -> Counts:
+        """Since the last reset."""
+        found = (ctypes.c_longlong * 4)()
+        self.calls.emulation_counts(found)
+        return Counts(*found)
+
+    def nbytes(self) -> tuple[int, int]:
+        """Of pinned memory that CUDA allocated, and of devices."""
+        found = (ctypes.c_longlong * 2)()
+        self.calls.emulation_bytes(found)
+        return found[0], found[1]
+
+    def priority(self, stream: int) -> int:
+        """Less is more."""
+        return int(self.calls.emulation_priority(ctypes.c_void_p(stream)))
 
     @property
     def violation(self) -> str:

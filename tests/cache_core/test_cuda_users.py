@@ -20,7 +20,7 @@ from cache_core.adapters.vllm.cuda_blocks import CudaBlocks
 from cache_core.tiers.memory import MemoryTier
 from cache_core.tiers.tier import Read
 from cache_core.transfer.codec import Codec, CodedPlace
-from cache_core.transfer.planner import Cost, Planner, load_costs
+from cache_core.transfer.planner import Cost, Planner, RunCost, load_costs
 from lmcache_cli.probe import transfer as probe
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.paged_world import u64
@@ -87,7 +87,7 @@ def tokens_of(kv: NDArray[np.uint16], slots: NDArray[np.int64]) -> NDArray[np.ui
 PLANS = {
     way: Planner(
         {
-            (direction, which): Cost(0.0, 0.0, 1e9 if which == way else 1.0)
+            (direction, which): Cost((RunCost(1, 0.0, 0.0 if which == way else 1.0),))
             for direction in ("d2h", "h2d")
             for which in ("dma", "kernel")
         }

@@ -25,7 +25,8 @@ COMPILER = os.environ.get("CXX") or shutil.which("g++") or "c++"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"]
 # The real module may be loaded too, and both share the types of ``_native``: what both define needs
 # another name here.
-RENAMED = [f"-D{name}=Emulated{name}" for name in ("Transfer", "DeviceMemory", "CudaError")]
+RENAMES = ("Transfer", "DeviceMemory", "CudaError", "Mark", "PinnedSlab")
+RENAMED = [f"-D{name}=Emulated{name}" for name in RENAMES]
 DEFINED = [
     "-DNDEBUG", "-DNB_DOMAIN=lmcache", "-DNB_COMPACT_ASSERTIONS",
     '-DLMCACHE_CUDA_ARCHITECTURES="none"', '-DLMCACHE_CUDA_TOOLKIT="emulated"',
@@ -34,8 +35,8 @@ DEFINED = [
 KERNELS = ["-x", "c++", "-D__CUDA_ARCH__=900", "-include", str(HERE / "cuda_runtime.h")]
 OURS = ("-Wall", "-Wextra", "-ffp-contract=off")
 CSRC = (
-    "bind_cuda.cpp", "cuda_memory.cpp", "kernels.cu", "transfer.cpp",
-    "moves.cpp", "paged.cpp", "pool.cpp", "row_plan.cpp", "stream.cpp",
+    "bind_cuda.cpp", "cuda_memory.cpp", "kernels.cu", "mark.cpp", "transfer.cpp",
+    "moves.cpp", "paged.cpp", "pool.cpp", "row_plan.cpp", "slab.cpp", "stream.cpp",
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ struct cudaLaunchConfig_t {
 
 namespace emulation {
 
-void check_access(std::uint64_t address, std::size_t nbytes);
+void check_access(std::uint64_t address, std::size_t nbytes, bool write = false);
 // What a kernel reads otherwise it finds by pointers among its arguments: none may be the host's.
 void check_argument(const void* argument, std::size_t nbytes);
 float exchange(unsigned mask, float value, unsigned lane_mask);
@@ -57,7 +57,7 @@ T __ldcs(const T* from) {
 }
 template <typename T>
 void __stcs(T* to, std::common_type_t<T> value) {
-  emulation::check_access(reinterpret_cast<std::uint64_t>(to), sizeof(T));
+  emulation::check_access(reinterpret_cast<std::uint64_t>(to), sizeof(T), true);
   *to = value;
 }
 // A GPU has one NaN, whatever NaNs went in.

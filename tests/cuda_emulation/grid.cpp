@@ -135,7 +135,8 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, int on, const std::functi
 
 }  // namespace
 
-void check_access(std::uint64_t address, std::size_t nbytes) {
+void check_access(std::uint64_t address, std::size_t nbytes, bool write) {
+  if (write) machine().written += nbytes;
   if (address % nbytes != 0) failed = cudaErrorMisalignedAddress;
   if (!device_reaches(device, address, nbytes)) failed = cudaErrorIllegalAddress;
   if (failed != cudaSuccess) leave(true);  // and never comes back
@@ -175,6 +176,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> kerne
       return cudaErrorInvalidResourceHandle;
     }
     const int on = stream->device;
+    Machine& m = machine();
+    m.blocks = std::max<std::int64_t>(m.blocks, std::int64_t{grid.x} * grid.y);
     queue(*stream, {[config, on, kernel] { return run_grid(config, on, kernel); }, nullptr});
     return cudaSuccess;
   });

@@ -108,6 +108,16 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     return cudaSuccess;
   });
 }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  return call(Call::kNoContext, [&] { return *least = 0, *greatest = -5, cudaSuccess; });
+}
+cudaError_t cudaDeviceGetPCIBusId(char* address, int length, int device) {
+  return call(Call::kNoContext, [&] {
+    if (!is_device(device) || length < 13) return cudaErrorInvalidValue;
+    std::snprintf(address, static_cast<std::size_t>(length), "0000:%02X:00.0", 0xa0 + device);
+    return cudaSuccess;
+  });
+}
 cudaError_t cudaGetDevice(int* device) {
   return call(Call::kNoContext, [&] { return *device = current_device(), cudaSuccess; });
 }
@@ -142,13 +152,28 @@ void emulation_reset(unsigned seed) {
   }
   m.ended.clear(), m.lost.clear(), m.contexts.clear(), m.violation.clear();
   m.calls = m.works = m.fail_call = m.fail_work = 0;
-  m.aliases = false, m.batches = true, m.devices = 2;
+  m.waits = m.batch_calls = m.blocks = m.written = 0;
+  m.aliases = m.refuses_batches = false, m.batches = true, m.devices = 2;
   m.random.seed(seed);
   m.pace = seed % 2 == 0 ? Machine::kLazy : seed % 4 == 1 ? Machine::kEager : Machine::kMixed;
   last_error() = cudaSuccess, current_device() = 0;
 }
 void emulation_devices(int count) { machine().devices = count; }
 void emulation_no_batches() { machine().batches = false; }
+void emulation_refuses_batches() { machine().refuses_batches = true; }
+int emulation_priority(cudaStream_t stream) { return stream->priority; }
+// See Machine.
+void emulation_counts(long long (&counts)[4]) {
+  const Machine& m = machine();
+  counts[0] = m.waits, counts[1] = m.batch_calls, counts[2] = m.blocks, counts[3] = m.written;
+}
+// Bytes of pinned memory that CUDA allocated, and of devices.
+void emulation_bytes(long long (&counts)[2]) {
+  counts[0] = counts[1] = 0;
+  for (const auto& [begin, range] : machine().ranges) {
+    if (range.kind != Kind::kRegistered) counts[range.kind == Kind::kDevice] += range.size;
+  }
+}
 void emulation_aliases() { machine().aliases = true; }
 void emulation_captures(cudaStream_t stream, int captures) { stream->captures = captures != 0; }
 // The n-th call from now fails with this error, or the n-th thing that a device does.

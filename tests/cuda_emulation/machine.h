@@ -30,6 +30,7 @@ struct CUstream_st {
   int device;
   std::deque<Work> queue;
   bool captures = false;
+  int priority = 0;
 };
 
 struct CUevent_st {
@@ -56,6 +57,7 @@ struct Machine {
   std::mt19937 random;
   enum { kLazy, kEager, kMixed } pace = kLazy;
   bool batches = true;   // the driver knows cudaMemcpyBatchAsync
+  bool refuses_batches = false;  // it knows them, and finds each one wrong
   bool aliases = false;  // the GPU sees registered memory at other addresses, as under WSL
 
   std::map<std::uint64_t, Range> ranges;  // by begin
@@ -67,6 +69,9 @@ struct Machine {
 
   std::set<int> contexts;           // devices that have one
   std::map<int, cudaError_t> lost;  // devices whose context is gone, and why
+  // Since the last reset: calls that wait for all that a device does, batches asked for, the blocks
+  // of the largest grid, and bytes that kernels wrote.
+  std::int64_t waits = 0, batch_calls = 0, blocks = 0, written = 0;
   std::int64_t calls = 0, works = 0, fail_call = 0, fail_work = 0;
   cudaError_t fail_error = cudaSuccess;
   std::string violation;  // the first thing that CUDA would not notice, but that is wrong

@@ -36,6 +36,11 @@ cudaError_t take(void** found, std::uint64_t nbytes, Kind kind) {
 cudaError_t give(void* address, Kind kind) {
   if (address == nullptr) return cudaSuccess;
   Machine& m = machine();
+  // A driver waits here for the device; the emulation only counts, and lets work be late.
+  const auto busy = [](const CUstream_st* stream) {
+    return stream->device == current_device() && !stream->queue.empty();
+  };
+  m.waits += std::any_of(m.streams.begin(), m.streams.end(), busy);
   const auto found = m.ranges.find(reinterpret_cast<std::uint64_t>(address));
   if (found == m.ranges.end() || found->second.kind != kind) {
     violate("freed what is no such memory");
@@ -135,6 +140,9 @@ cudaError_t cudaHostUnregister(void* address) {
     if (found == ranges.end() || found->second.kind != Kind::kRegistered) {
       return cudaErrorHostMemoryNotRegistered;
     }
+    unsigned char there;
+    void* page = reinterpret_cast<void*>(found->second.begin / kPage * kPage);
+    if (mincore(page, 1, &there) != 0) violate("memory went before it was unpinned");
     ranges.erase(found);
     return cudaSuccess;
   });

@@ -128,6 +128,12 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   });
 }
 
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
+  const cudaError_t error = cudaStreamCreateWithFlags(stream, flags);
+  if (error == cudaSuccess) (*stream)->priority = priority;  // CUDA clamps it
+  return error;
+}
+
 // What is queued still runs, as on a GPU.
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return call(Call::kReturns, [&] {
@@ -239,6 +245,7 @@ cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from,
                                  cudaMemcpyAttributes* attributes, std::size_t* first,
                                  std::size_t attribute_count, cudaStream_t handle) {
   return call(Call::kPlain, [&] {
+    ++machine().batch_calls;
     if (!machine().batches) return cudaErrorCallRequiresNewerDriver;
     const bool none = to == nullptr || from == nullptr || nbytes == nullptr || count == 0 ||
                       attributes == nullptr || first == nullptr || attribute_count == 0;
@@ -255,6 +262,9 @@ cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from,
     if (stream == nullptr || stream->device != current_device()) {
       return cudaErrorInvalidResourceHandle;
     }
+    if (machine().refuses_batches) return cudaErrorInvalidValue;
+    // Drivers that got 50,000 of them hung: vLLM's issue 49276.
+    if (count > 4096) violate("a batch of more copies than any driver is known to bear");
     std::vector<Copy> copies;
     for (std::size_t i = 0; i < count; ++i) {
       copies.emplace_back(to[i], from[i], nbytes[i]);

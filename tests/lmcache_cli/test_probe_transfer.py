@@ -37,9 +37,10 @@ def test_costs_are_found_again_and_kept_per_gpu(tmp_path: Path) -> None:
     planner = fitted(moves())
     for key, (fixed, each, rate) in TRUTH.items():
         cost = planner.costs[key]  # type: ignore[index]
-        assert cost.fixed_s == pytest.approx(fixed, rel=1e-3)
-        assert cost.run_s == pytest.approx(each, rel=1e-3, abs=1e-12)
-        assert cost.bytes_per_s == pytest.approx(rate, rel=1e-3)
+        assert [size.run_bytes for size in cost.sizes] == list(RUN_BYTES)
+        for size in cost.sizes:
+            assert size.fixed_s == pytest.approx(fixed, rel=1e-3)
+            assert size.run_s == pytest.approx(each + size.run_bytes / rate, rel=1e-3)
     file = tmp_path / "new" / "transfer.json"
     save_costs(file, "GPU A", planner)
     save_costs(file, "GPU B", fitted(moves()))

@@ -16,6 +16,9 @@ from cache_core.place import Addresses, Place
 from cache_core.tiers.memory import Memory, SlabMemory
 
 Slots = NDArray[np.int64]
+# Told the number of layers that are on their way, and what the engine's thread is to call: what it
+# queues afterwards finds them there.
+Loaded = Callable[[int, Callable[[], None]], None]
 
 
 class EngineBlocks(Protocol):
@@ -35,9 +38,20 @@ class EngineBlocks(Protocol):
         """K of chunks in memory, bytes ``[n, chunk_bytes]``, as a view, and the axis of its heads'
         dimensions. Raises ``ValueError`` where K can't be told apart."""
 
-    def fence(self) -> Callable[[], None]:
-        """Call the result in another thread to wait there for what the engine has queued so
-        far."""
+    def fence(self, loading: bool = False) -> Callable[[], None]:
+        """Call the result in another thread: saves that it starts then come after what the engine
+        has queued until now; with ``loading``, loads, whose blocks that may still use."""
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: Loaded) -> None:
+        """Brings the chunks at ``addresses`` to ``slots``, layer by layer. Returns when all is
+        there; ``loaded`` hears of each layer before."""
+
+
+def load_in_turn(blocks: EngineBlocks, slots: Slots, addresses: Addresses, loaded: Loaded) -> None:
+    """:meth:`EngineBlocks.load_layers` where a move has ended when its call returns."""
+    for layer in range(blocks.layers):
+        blocks.place(slots, range(layer, layer + 1)).copy_from(addresses)
+        loaded(layer + 1, _no_wait)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +121,11 @@ class HostBlocks:
         regions = self._all if layers is None else self._regions(layers)
         return RegionPlace(regions, slots, self._threads)
 
-    def fence(self) -> Callable[[], None]:
+    def fence(self, loading: bool = False) -> Callable[[], None]:
         return _no_wait
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: Loaded) -> None:
+        load_in_turn(self, slots, addresses, loaded)
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
         k = chunks[:, : self.layers * self._plane].view(self._caches[0].dtype)
@@ -174,8 +191,11 @@ class WholeBlocks:
         regions = self._all if layers is None else self._regions(layers)
         return RegionPlace(regions, blocks, self._threads)
 
-    def fence(self) -> Callable[[], None]:
+    def fence(self, loading: bool = False) -> Callable[[], None]:
         return _no_wait
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: Loaded) -> None:
+        load_in_turn(self, slots, addresses, loaded)
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
         raise ValueError("blend can't tell K apart in this attention backend's blocks")
@@ -211,14 +231,17 @@ class TensorBlocks:
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         return TensorRows(self, slots, layers or range(self.layers))
 
-    def fence(self) -> Callable[[], None]:
+    def fence(self, loading: bool = False) -> Callable[[], None]:
         if self._stream is None:
             return _no_wait
         streams: Any = torch.cuda
         event = streams.Event()
-        event.record()
-        stream = self._stream
+        event.record(streams.current_stream(self._caches[0].device))
+        stream = self._stream  # of both directions
         return lambda: stream.wait_event(event)
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: Loaded) -> None:
+        load_in_turn(self, slots, addresses, loaded)
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
         whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)

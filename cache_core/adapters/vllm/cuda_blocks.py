@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from cache_core import _native
-from cache_core.adapters.vllm.blocks import Slots
+from cache_core.adapters.vllm.blocks import Loaded, Slots
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.place import Addresses, Place
 from cache_core.tiers.memory import Memory
 from cache_core.transfer.codec import Codec
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices
-from cache_core.transfer.cuda import run_lengths as runs_of
 from cache_core.transfer.gpu import GpuWays
 from cache_core.transfer.planner import Planner, load_costs
+from cache_core.transfer.streams import current_stream
+
+if TYPE_CHECKING:
+    from cache_core import _cuda
 
 logger = logging.getLogger("lmcache")
 
@@ -52,14 +56,13 @@ class CudaBlocks:
     """Tensors ``[blocks, heads, tokens, content]`` of any strides but the last, which is 1.
 
     A chunk is ``[layers][tokens][heads][content]``, as of ``TensorBlocks``. Each direction has a
-    stream of its own; calls return when the bytes are there.
+    stream of its own; moves return when the bytes are there.
     """
 
     def __init__(self, caches: Sequence[torch.Tensor], chunk_tokens: int, planner: Planner) -> None:
         blocks, heads, tokens, content = caches[0].shape
         self._caches = list(caches)  # keeps the memory alive
         self._device = caches[0].device.index or 0
-        self._planner = planner
         self.layers = len(caches)
         item = caches[0].element_size()
         self._item, self._dtype = item, str(caches[0].dtype).removeprefix("torch.")
@@ -69,12 +72,7 @@ class CudaBlocks:
         self.layer_bytes = chunk_tokens * heads * content * item
         self.chunk_bytes = self.layers * self.layer_bytes
         self._all = self._paged(range(self.layers), heads, content)
-        self._ways = GpuWays(self._device)
-        # Bytes of a run are contiguous where all heads of a token are, and its tokens.
-        token_bytes = heads * content * item
-        self._whole = self._strides[1] == content * item and self._strides[2] == token_bytes
-        self._touching = self._strides[0] == tokens * self._strides[2]
-        self._piece = (token_bytes if self._whole else content * item, 1 if self._whole else heads)
+        self._ways = GpuWays(self._device, planner)
 
     def memory(self) -> Memory:
         return PinnedMemory(self._device)
@@ -82,12 +80,19 @@ class CudaBlocks:
     def place(self, slots: Slots, layers: range | None = None) -> Place:
         return CudaPlace(self, slots, layers or range(self.layers))
 
-    def fence(self) -> Callable[[], None]:
-        streams: Any = torch.cuda
-        event = streams.Event()
-        event.record()
-        stream = streams.ExternalStream(self._ways.stream("out"), device=self._caches[0].device)
-        return lambda: stream.wait_event(event)
+    def fence(self, loading: bool = False) -> Callable[[], None]:
+        mark = self._ways.mark(current_stream(self._caches[0].device))
+        return partial(mark.hold, self._ways.stream("in" if loading else "out"))
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: Loaded) -> None:
+        with self._ways.way("in") as transfer:
+            for layer in range(self.layers):
+                self._queue(transfer, slots, range(layer, layer + 1), addresses, "in")
+                loaded(layer + 1, partial(self._hold, self._ways.mark(transfer.stream)))
+
+    def _hold(self, mark: _cuda.Mark) -> None:
+        """The engine, in whose thread this is called, goes on behind the mark."""
+        mark.hold(current_stream(self._caches[0].device))
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
         whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)
@@ -95,18 +100,19 @@ class CudaBlocks:
 
     def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
         """``out``: engine -> host."""
+        way = "out" if out else "in"
+        with self._ways.way(way) as transfer:
+            self._queue(transfer, slots, layers, addresses, way)
+
+    def _queue(
+        self, transfer: _cuda.Transfer, slots: Slots, layers: range, addresses: Addresses, way: str
+    ) -> None:
         every = len(layers) == self.layers
         paged = self._all if every else self._paged(layers, *self._shape[1:])
         there = addresses + np.uint64(layers.start * self.layer_bytes)
-        runs, tokens = runs_of(slots, self._touching, self._tokens)
-        piece, heads = self._piece
-        # Whole runs are one copy each; else each token's heads are copies of their own.
-        copies = (runs if self._whole else tokens * heads) * len(layers)
-        size = piece * (tokens // max(runs, 1) if self._whole else 1)
-        dma = self._planner.choose("d2h" if out else "h2d", copies, size) == "dma"
-        name = ("gather" if out else "scatter") + ("_dma" if dma else "")
-        with self._ways.way("out" if out else "in") as transfer:
-            getattr(transfer, name)(paged, slots, there, "NHD")
+        dma = self._ways.choose(way, paged, slots, "NHD") == "dma"
+        name = ("gather" if way == "out" else "scatter") + ("_dma" if dma else "")
+        getattr(transfer, name)(paged, slots, there, "NHD")
 
     def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
         """Of all layers. False where the codec's rows are no parts of a head."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.adapters.vllm.blocks import EngineBlocks
+from cache_core.adapters.vllm.blocks import EngineBlocks, Loaded
 from cache_core.place import Addresses
 
 _PATIENCE_S = 120.0
@@ -21,22 +21,23 @@ class LayerGates:
     def __init__(self, names: Sequence[str]) -> None:
         self._index = {name: i for i, name in enumerate(names)}
         self._changed = threading.Condition()
-        self._loaded: list[int] = []  # of each load of this step: layers that are there
+        # Of each load of this step: how the engine waits for each layer that is on its way.
+        self._loaded: list[list[Callable[[], None]]] = []
         self._computed = len(names)
         self._fence: Callable[[], None] = _nothing
         self.loads: list[Future[None]] = []
         self.saving = False
         """Whether this step's saves were started before its forward pass."""
 
-    def open(self) -> Callable[[int], None]:
-        """One more load; call the result with the number of its layers that are there."""
+    def open(self) -> Loaded:
+        """One more load; it tells the result of each of its layers in turn."""
+        layers: list[Callable[[], None]] = []
         with self._changed:
-            number = len(self._loaded)
-            self._loaded.append(0)
+            self._loaded.append(layers)
 
-        def loaded(layers: int) -> None:
+        def loaded(_: int, hold: Callable[[], None]) -> None:
             with self._changed:
-                self._loaded[number] = layers
+                layers.append(hold)
                 self._changed.notify_all()
 
         return loaded
@@ -48,18 +49,22 @@ class LayerGates:
             self.saving = True
 
     def wait_loaded(self, name: str) -> None:
-        """Returns when all loads of this step have the layer, or have ended."""
+        """Returns when all loads of this step have the layer on its way, or have ended; what this
+        thread queues on the engine's stream afterwards finds it there."""
         layer = self._index.get(name, len(self._index))
         loads = self.loads
 
-        def there() -> bool:
+        def queued() -> bool:
             pairs = zip(self._loaded, loads, strict=False)
-            return all(have > layer or load.done() for have, load in pairs)
+            return all(len(layers) > layer or load.done() for layers, load in pairs)
 
         with self._changed:
-            while not there():
+            while not queued():
                 # A load that fails ends without saying so here: look again now and then.
                 self._changed.wait(0.01)
+            holds = [layers[layer] for layers in self._loaded if len(layers) > layer]
+        for hold in holds:
+            hold()
 
     def computed(self, name: str, fence: Callable[[], None]) -> None:
         """The forward pass has the layer's KV behind ``fence``."""
@@ -97,18 +102,18 @@ class LayerGates:
 
 
 class LayeredPlace:
-    """Chunks that are moved layer by layer: ``before`` is called ahead of each layer, ``after``
-    with the number of layers that are done."""
+    """Chunks that are moved layer by layer: ``before`` is called ahead of each layer of a save,
+    ``loaded`` hears of each layer of a load."""
 
     def __init__(
         self,
         blocks: EngineBlocks,
         slots: NDArray[np.int64],
-        after: Callable[[int], None] | None = None,
+        loaded: Loaded | None = None,
         before: Callable[[int], None] | None = None,
     ) -> None:
         self._blocks, self._slots = blocks, slots
-        self._after, self._before = after or _ignore, before or _ignore
+        self._loaded, self._before = loaded, before
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -116,28 +121,24 @@ class LayeredPlace:
     def pick(self, rows: Sequence[int]) -> LayeredPlace:
         chosen = self._slots[np.asarray(rows, dtype=np.intp)]
         # A part of a load says nothing about the whole: the forward pass waits for its end.
-        after = self._after if len(rows) == len(self._slots) else None
-        return LayeredPlace(self._blocks, chosen, after, self._before)
+        loaded = self._loaded if len(rows) == len(self._slots) else None
+        return LayeredPlace(self._blocks, chosen, loaded, self._before)
 
     def flat(self) -> Addresses | None:
         return None
 
     def copy_to(self, addresses: Addresses) -> None:
         for layer in range(self._blocks.layers):
-            self._before(layer)
+            if self._before is not None:
+                self._before(layer)
             self._blocks.place(self._slots, range(layer, layer + 1)).copy_to(addresses)
-            self._after(layer + 1)
 
     def copy_from(self, addresses: Addresses) -> None:
-        for layer in range(self._blocks.layers):
-            self._before(layer)
-            self._blocks.place(self._slots, range(layer, layer + 1)).copy_from(addresses)
-            self._after(layer + 1)
+        if self._loaded is None:
+            self._blocks.place(self._slots).copy_from(addresses)
+        else:
+            self._blocks.load_layers(self._slots, addresses, self._loaded)
 
 
 def _nothing() -> None:
     """Nothing to wait for."""
-
-
-def _ignore(layer: int) -> None:
-    """Nobody asks."""

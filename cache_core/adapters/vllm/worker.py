@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cache_core.adapters.vllm.blender import Blender, TurnedPlace
-from cache_core.adapters.vllm.blocks import EngineBlocks, Slots, slots_of
+from cache_core.adapters.vllm.blocks import EngineBlocks, Loaded, Slots, slots_of
 from cache_core.adapters.vllm.layers import LayeredPlace, LayerGates
 from cache_core.adapters.vllm.messages import (
     BlockIds,
@@ -94,13 +94,16 @@ class WorkerHalf:
 
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets the rest begin."""
+        # Steps that are still under way may use the blocks that vLLM has given to these requests.
+        fence = self.blocks.fence(loading=True) if meta.loads else _nothing
         for load in meta.loads:
             if not load.in_step:
-                self._loads[load.request] = self._loader.submit(self._load, load, None)
+                self._loads[load.request] = self._loader.submit(self._load, load, fence, None)
             elif self._gates is None:
-                self._load(load, None)
+                self._load(load, fence, None)
             else:
-                self._gates.loads.append(self._loader.submit(self._load, load, self._gates.open()))
+                loaded = self._gates.open()
+                self._gates.loads.append(self._loader.submit(self._load, load, fence, loaded))
         if self._blender is not None:
             if self._gates is not None:
                 self._gates.wait_loads()
@@ -190,14 +193,14 @@ class WorkerHalf:
             job = self._saver.submit(self._save, save, fence)
             self._saves.setdefault(save.request, set()).add(job)
 
-    def _load(self, load: Load, opened: Callable[[int], None] | None) -> None:
+    def _load(self, load: Load, fence: Callable[[], None], loaded: Loaded | None) -> None:
         began = self._clock()
         pieces = load.blend.pieces if load.blend is not None else ()
         exact = len(load.hit) - sum(len(piece.hit) for piece in pieces)
         table = self._table(load.blocks, load.first, exact, load.start, load.end)
         target: Place = self.blocks.place(table)
-        if opened is not None:
-            target = LayeredPlace(self.blocks, table, opened)
+        if loaded is not None:
+            target = LayeredPlace(self.blocks, table, loaded)
         parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
         for piece in pieces:
             table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
@@ -210,6 +213,7 @@ class WorkerHalf:
         for hit, first, place in parts:
             got = 0
             try:
+                fence()
                 for run in fetch(self.tiers, hit, place, self._clock):
                     self._count_tier("read", run.tier, run.read, run.seconds)
                     got += run.usable
@@ -289,6 +293,10 @@ class WorkerHalf:
             for what, amount in (("bytes", chunks * self.blocks.chunk_bytes), ("seconds", seconds)):
                 key = f"{verb}_{what}:{name}"
                 self.counts[key] = self.counts.get(key, 0.0) + amount
+
+
+def _nothing() -> None:
+    """There is nothing to wait for."""
 
 
 def _shifted(move: Move, by: int) -> Move:
