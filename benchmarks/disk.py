@@ -33,8 +33,8 @@ from rich.table import Table
 from cache_core import _native
 from cache_core.place import Addresses, FlatPlace
 from cache_core.tiers import DiskTier
+from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import BLOCK, SegmentHeader, pack_table, spend
-from cache_core.tiers.disk.lock import DirectoryLock
 
 INSTALL = "fio is missing, so there is nothing to compare with: apt-get install fio"
 
@@ -152,7 +152,7 @@ def rate(chunks: Chunks, call: Callable[[], None]) -> float:
 def lay_out(directory: Path, cap_bytes: int, chunk_bytes: int) -> int:
     """A directory as full as a cap allows, without a payload. Returns its chunks."""
     sizes = spend(cap_bytes, chunk_bytes, None, 0, 0)
-    DirectoryLock(directory).release()
+    Directory(directory).close()
     rng = np.random.default_rng(0)
     left = sizes.capacity
     for number in range(-(-left // sizes.slots)):

@@ -162,9 +162,7 @@ class Simulation:
 
     def reset(self) -> None:
         """All caches are emptied, the connector's too; running requests begin anew."""
-        done = self.scheduler.reset_prefix_cache(
-            reset_running_requests=True, reset_connector=True
-        )
+        done = self.scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
         self.result.counts[f"reset {done}"] += 1
 
     def update_weights(self) -> None:

@@ -12,9 +12,10 @@ from contextlib import suppress
 
 from cache_core.place import Place
 from cache_core.tiers.tier import Read, Tier
+from cache_core.tiers.wrapper import Wrapper
 
 
-class Chaos:
+class Chaos(Wrapper):
     """``tier`` with faults, drawn per chunk and call from ``seed``.
 
     ``failed_reads`` and ``failed_writes`` are probabilities that a chunk's I/O fails this time
@@ -37,11 +38,8 @@ class Chaos:
         for share in (failed_reads, failed_writes, lost, slow):
             if not 0 <= share <= 1:
                 raise ValueError(f"{share} is no probability")
-        self.name = tier.name
-        self.capacity = tier.capacity
-        self.shared = bool(getattr(tier, "shared", False))
+        super().__init__(tier)
         self.injected: Counter[str] = Counter()
-        self._tier = tier
         self._shares = {
             "failed reads": failed_reads,
             "failed writes": failed_writes,
@@ -53,9 +51,6 @@ class Chaos:
         self._random = random.Random(seed)
         self._gone: set[bytes] = set()
         self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._tier)
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         self._dawdle()
@@ -90,12 +85,6 @@ class Chaos:
         self._tier.discard(keys)
         with self._lock:
             self._gone.difference_update(keys)
-
-    def place(self, keys: Sequence[bytes]) -> Place | None:
-        return self._tier.place(keys)
-
-    def close(self) -> None:
-        self._tier.close()
 
     def _readable(self, key: bytes) -> Read:
         if self._draw("lost"):

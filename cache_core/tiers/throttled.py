@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from cache_core.place import Place
 from cache_core.tiers.tier import Read, Tier
+from cache_core.tiers.wrapper import Wrapper
 
 
-class Throttled:
+class Throttled(Wrapper):
     """``tier`` with the bandwidth and latency of one device that all callers share.
 
     A call takes ``latency_s`` and the time of its chunks at the given bytes per second (None: as
@@ -32,23 +33,17 @@ class Throttled:
         for rate in (read_bytes_per_s, write_bytes_per_s):
             if rate is not None and rate <= 0:
                 raise ValueError(f"{rate} bytes per second would take for ever")
-        self.name = tier.name
-        self.capacity = tier.capacity
-        self.shared = bool(getattr(tier, "shared", False))
-        self._tier = tier
+        super().__init__(tier)
         self._clock = clock
         self._sleep = sleep
         self._latency_s = latency_s
         self._reads = _Wire(chunk_bytes, read_bytes_per_s)
         self._writes = _Wire(chunk_bytes, write_bytes_per_s)
 
-    def __len__(self) -> int:
-        return len(self._tier)
-
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         began = self._clock()
         found = self._tier.contains(keys)
-        if self.shared:  # it asks over the network
+        if getattr(self._tier, "shared", False):  # it asks over the network
             self._until(began + self._latency_s)
         return found
 
@@ -64,9 +59,6 @@ class Throttled:
         self._until(self._writes.end(began, sum(stored)) + self._latency_s)
         return stored
 
-    def discard(self, keys: Sequence[bytes]) -> None:
-        self._tier.discard(keys)
-
     def place(self, keys: Sequence[bytes]) -> Place | None:
         """Chunks are asked for where they lie in order to be read from there."""
         began = self._clock()
@@ -74,9 +66,6 @@ class Throttled:
         if place is not None:
             self._until(self._reads.end(began, len(keys)) + self._latency_s)
         return place
-
-    def close(self) -> None:
-        self._tier.close()
 
     def _until(self, end: float) -> None:
         left = end - self._clock()

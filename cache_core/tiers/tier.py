@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from cache_core.place import Place
 
@@ -44,7 +44,8 @@ class Tier(Protocol):
     All take lists and answer per key: a failure of one chunk is a False, never an exception.
 
     A tier that other processes fill too has an attribute ``shared`` that is true: its ``contains``
-    answers for all of them, and may take a round trip.
+    answers for all of them, and may take a round trip. One whose chunks outlive the process has a
+    method ``recovered()``: the keys that are held, least recently stored first.
 
     Callers guard against calls that never come back (a hung mount, somebody's own tier) with
     threads and memory of their own. A tier whose calls always do, within a time that it keeps
@@ -79,17 +80,12 @@ class Tier(Protocol):
         """Frees everything of this process. A closed tier answers nothing any more."""
 
 
-@runtime_checkable
-class Lasting(Protocol):
-    """A tier whose chunks outlive the process."""
-
-    def recovered(self) -> list[bytes]:
-        """Keys that are held, least recently stored first."""
-
-
 def recovered(tier: Tier) -> list[bytes]:
-    """What the tier holds from an earlier process: nothing, unless it is :class:`Lasting`."""
-    return tier.recovered() if isinstance(tier, Lasting) else []
+    """What the tier holds from an earlier process, least recently stored first: nothing, unless its
+    chunks outlive one."""
+    # Asked for by name and not by type: a wrapper has what the tier within has.
+    ask = getattr(tier, "recovered", None)
+    return list(ask()) if ask is not None else []
 
 
 class TierInUse(TierError):

@@ -43,13 +43,13 @@ class Disk:
             fsync(fd)
             self._note(fd)
 
-        def remove(path: Path, **_: object) -> None:
-            self._keep(path)
-            unlink(path)
+        def remove(name: str, *, dir_fd: int) -> None:
+            self._keep(directory / name)
+            unlink(name, dir_fd=dir_fd)
 
-        def move(old: Path, new: Path) -> None:
-            self._keep(new)
-            rename(old, new)
+        def move(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+            self._keep(directory / new)
+            rename(old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
         patch.setattr(os, "fdatasync", sync)
         patch.setattr(os, "fsync", sync_all)
@@ -92,7 +92,7 @@ class Disk:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
         if path == self.directory:
             self.names = self._now()
-        else:
+        elif not path.is_dir():  # the directories above are not modelled
             self.safe[os.fstat(fd).st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
 
     def _keep(self, path: Path) -> None:

@@ -1,14 +1,21 @@
-"""Throttled keeps its time to the digit, Chaos keeps its odds and its seed."""
+"""Throttled keeps its time to the digit, Chaos its odds and its seed; all let through the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
 
 import pytest
 
+from cache_core.adapters.vllm.tiers import RankTier
 from cache_core.cache import TieredCache
-from cache_core.tiers import Chaos, MemoryTier, NullTier, Throttled
-from cache_core.tiers.tier import Read
+from cache_core.tiers import Chaos, DiskTier, MemoryTier, NullTier, Throttled, Tier
+from cache_core.tiers.coded import CodedTier
+from cache_core.tiers.tier import Read, recovered
+from cache_core.tiers.wrapper import Wrapper
+from cache_core.transfer.codec import Codec
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
 CHUNK = LAYOUT.chunk_bytes
@@ -161,3 +168,98 @@ def test_an_eio_is_a_miss_for_the_cache() -> None:
     assert cache.counters["disk"].failures == 3
     cache.check()
     cache.close()
+
+
+FP8 = cast(Codec, Codec.of_layout("fp8", LAYOUT))
+WRAPPERS: dict[str, Callable[[Tier], Wrapper]] = {
+    "throttled": lambda tier: Throttled(tier, CHUNK),
+    "chaos": lambda tier: Chaos(tier, seed=0),
+    "coded": lambda tier: CodedTier(tier, FP8),
+    "rank": lambda tier: RankTier(tier, 3),
+    "two": lambda tier: CodedTier(Throttled(tier, CHUNK), FP8),
+}
+every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+
+
+def on_disk(folder: Path, wrap: Callable[[Tier], Wrapper]) -> Wrapper:
+    size = FP8.coded_bytes if isinstance(wrap(NullTier("x", 1)), CodedTier) else CHUNK
+    return wrap(DiskTier("disk", folder / "tier", 4 << 20, size))
+
+
+@every_wrapper
+def test_what_a_disk_tier_kept_is_hit_through_a_wrapper(
+    wrap: Callable[[Tier], Wrapper], tmp_path: Path
+) -> None:
+    """As by --tier-latency."""
+    keys = [key(n) for n in range(3)]
+    engine = MemoryEngine(LAYOUT, 3)
+    cache = TieredCache(LAYOUT, [on_disk(tmp_path, wrap)])
+    engine.fill([1, 2, 3])
+    cache.store(keys, engine.place(0, 3)).result()
+    cache.close()
+    again = on_disk(tmp_path, wrap)
+    assert recovered(again) == keys
+    cache = TieredCache(LAYOUT, [again])
+    assert cache.load(cache.acquire(keys), engine.place(0, 3)).chunks == 3
+    cache.check()
+    cache.close()
+
+
+@every_wrapper
+def test_what_only_some_tiers_have_is_let_through(
+    wrap: Callable[[Tier], Wrapper], tmp_path: Path
+) -> None:
+    tier = on_disk(tmp_path, wrap)
+    assert tier.counters.syncs == 0 and tier.sync() is True
+    assert tier.counters.syncs == 1
+    assert tier.direct in (True, False)
+    assert getattr(tier, "shared", False) is False
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = tier.nonsense
+    tier.close()
+
+
+class Shared(NullTier):
+    """Counts as a remote tier does: a copy each time."""
+
+    shared = True
+    asked = 0
+
+    @property
+    def counters(self) -> int:
+        return self.asked
+
+    def recovered(self) -> list[bytes]:
+        return [key(1)]
+
+
+@every_wrapper
+def test_a_shared_tier_is_one_through_a_wrapper(wrap: Callable[[Tier], Wrapper]) -> None:
+    within = Shared("remote", None)
+    tier = wrap(within)
+    assert tier.shared is True
+    within.asked = 7
+    assert tier.counters == 7
+    # Of one rank's names others' can't be told.
+    assert recovered(tier) == ([] if isinstance(tier, RankTier) else [key(1)])
+
+
+@every_wrapper
+def test_a_tier_that_keeps_nothing_recovers_nothing(wrap: Callable[[Tier], Wrapper]) -> None:
+    assert recovered(wrap(NullTier("x", 4))) == []
+
+
+def test_ranks_do_not_meet_in_one_tier() -> None:
+    within = NullTier("x", None)
+    ranks = [RankTier(within, rank) for rank in range(3)]
+    assert ranks[0].write([key(1)], None) == [True]
+    assert [rank.contains([key(1)]) for rank in ranks] == [[True], [False], [False]]
+    ranks[1].discard([key(1)])
+    assert ranks[0].read([key(1)], None) == [Read.HERE]
+
+
+def test_a_wrapper_without_its_tier_has_no_attributes() -> None:
+    """As while it is unpickled: no endless search for the tier within."""
+    with pytest.raises(AttributeError, match="_tier"):
+        _ = Wrapper.__new__(Wrapper).counters
+    assert len(pickle.loads(pickle.dumps(Wrapper(NullTier("x", 4))))) == 0

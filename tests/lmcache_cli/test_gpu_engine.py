@@ -4,7 +4,6 @@ are, what is waited for, and what is never made."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +13,11 @@ import torch
 import transformers
 
 from cache_core.blend.rope import Rope
-from cache_core.blend.selection import KV, Choice, Reused, SELECTIONS, make_selection
-from lmcache_cli.engines import attention, transformers as engine_module
-from lmcache_cli.engines.arena import Arena
+from cache_core.blend.selection import KV, SELECTIONS, Choice, Reused, make_selection
+from lmcache_cli.engines import attention
 from lmcache_cli.engines.blend import forward as blend_module
-from lmcache_cli.engines.blend.forward import Blended, blend
+from lmcache_cli.engines.blend.forward import blend
 from lmcache_cli.engines.blend.runner import LayerRunner
-from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.models import LoadedModel
 from lmcache_cli.engines.transformers import TransformersEngine
 from tests.fake_cuda import CUDA, Recorded, fake_cuda
@@ -115,19 +112,31 @@ def test_x(world: tuple[Fake, Recorded]) -> None:
     logits = fake.engine.forward(arena, ids(300), CONTEXT - 300)
     print(sorted({n for n, _ in recorded.calls}), recorded.largest, recorded.uploads)
 
+
 def test_y(world: tuple[Fake, Recorded], monkeypatch) -> None:
     fake, recorded = world
     runner = LayerRunner(fake.loaded)
     arena = fake.engine.arena().tensor
     for name, selection in SELECTED.items():
+
         def on_host(chosen):
             assert chosen.device == CUDA and chosen.dtype == torch.bool
-            c = np.zeros(len(chosen), dtype=bool); c[::7] = True
+            c = np.zeros(len(chosen), dtype=bool)
+            c[::7] = True
             return c
+
         monkeypatch.setattr(blend_module, "on_host", on_host)
-        prompt = Reused(torch.zeros(PROMPT, dtype=torch.int64, device=CUDA), (0, EXACT, QUESTION), EXACT, CHUNKS,
-           KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2)))
-        recorded.clear(); fake.waits = 0
+        prompt = Reused(
+            torch.zeros(PROMPT, dtype=torch.int64, device=CUDA),
+            (0, EXACT, QUESTION),
+            EXACT,
+            CHUNKS,
+            KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2)),
+        )
+        recorded.clear()
+        fake.waits = 0
         done = blend(runner, prompt, arena, FRESH, selection)
-        print(name, done.recomputed, done.token_layers, fake.waits, recorded.largest, recorded.uploads)
+        print(
+            name, done.recomputed, done.token_layers, fake.waits, recorded.largest, recorded.uploads
+        )
     print(sorted({n for n, _ in recorded.calls}))

@@ -14,7 +14,8 @@ from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote_url import open_remote
-from cache_core.tiers.tier import Read
+from cache_core.tiers.tier import Read, recovered
+from cache_core.tiers.wrapper import Wrapper
 from cache_core.transfer.codec import Codec
 
 logger = logging.getLogger("vllm.lmcache")
@@ -85,17 +86,14 @@ def open_remote_tier(options: ConnectorOptions, chunk_bytes: int, rank: int, ran
     return tier if ranks == 1 else RankTier(tier, rank)
 
 
-class RankTier:
-    """A shared tier as one rank sees it: the same keys, under other names."""
+class RankTier(Wrapper):
+    """A shared tier as one rank sees it: the same keys, under other names. A name gives its key
+    back, for a tier that tells what it holds from an earlier process."""
 
     def __init__(self, tier: Tier, rank: int) -> None:
-        self.name, self.capacity = tier.name, tier.capacity
-        self.shared = getattr(tier, "shared", False)
-        self.keeps_time = getattr(tier, "keeps_time", False)
-        self._tier, self._salt = tier, rank.to_bytes(16, "little")
-
-    def __len__(self) -> int:
-        return len(self._tier)
+        super().__init__(tier)
+        digest = hashlib.blake2b(rank.to_bytes(16, "little"), digest_size=32).digest()
+        self._mask = int.from_bytes(digest, "little")
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return self._tier.contains(self._own(keys))
@@ -112,8 +110,14 @@ class RankTier:
     def place(self, keys: Sequence[bytes]) -> Place | None:
         return self._tier.place(self._own(keys))
 
-    def close(self) -> None:
-        self._tier.close()
+    def recovered(self) -> list[bytes]:
+        """Keys from an earlier process, least recently stored first. None of a shared tier: other
+        ranks' would be among them, and it is asked for what it has in any case."""
+        shared = getattr(self._tier, "shared", False)
+        return [] if shared else self._own(recovered(self._tier))
 
     def _own(self, keys: Sequence[bytes]) -> list[bytes]:
-        return [hashlib.blake2b(key, digest_size=32, salt=self._salt).digest() for key in keys]
+        return [
+            (int.from_bytes(key, "little") ^ self._mask).to_bytes(len(key), "little")
+            for key in keys
+        ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from cache_core.tiers.disk.directory import LOCK_NAME, Directory
 from cache_core.tiers.disk.format import (
     FORMAT_NAME,
     SEGMENT_NAME,
@@ -23,8 +24,18 @@ from cache_core.tiers.disk.segment import Segment
 logger = logging.getLogger("lmcache")
 
 # Ours, and of a size that the cap has in mind.
-_KNOWN = {"LOCK", FORMAT_NAME, "deaths", "lost+found"}
+_KNOWN = {LOCK_NAME, FORMAT_NAME, "deaths", "lost+found"}
 _LEFTOVERS = {FORMAT_NAME + ".new", "deaths.new", "probe"}
+# Trouble that is one file's: the others are served. Of other trouble (no more descriptors, a mount
+# that is away) each file would have its share, and all would be given up.
+_OF_ONE_FILE = (
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.EUCLEAN,
+    errno.EBADMSG,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,7 @@ class Stranger:
     """A segment whose chunks are not served: of another namespace or chunk length, or damaged
     beyond reading. It is kept until its room is needed."""
 
-    path: Path
+    name: str
     bytes: int
     sequences: Sequences
 
@@ -40,74 +51,87 @@ class Stranger:
 @dataclass(slots=True)
 class Catalog:
     """``segments`` and ``strangers`` oldest first. ``untouched_bytes`` are in files that are not
-    ours: they stay as they are and count against the cap."""
+    ours, or can't be read now: they stay as they are and count against the cap. ``unknown`` says
+    that there may be records of ours among them."""
 
     segments: list[Segment] = field(default_factory=list)
     strangers: list[Stranger] = field(default_factory=list)
     untouched_bytes: int = 0
+    unknown: bool = False
     last_number: int = -1
 
 
 def survey(
-    directory: Path, payload_bytes: int, namespace: bytes, direct: bool, depth: int
+    directory: Directory, payload_bytes: int, namespace: bytes, direct: bool, depth: int
 ) -> Catalog:
     """Reads every segment's header and table, and all records of those that have no table: they
     were being written when their process ended. Those get their table here.
 
     Leftovers of ours are removed; each file that is not ours, or is damaged, is named in one line
-    of the log. Raises ``OSError`` if the directory can't be read.
+    of the log. Raises ``OSError``, and has lost nothing, if the directory can't be read, or a file
+    for a reason that is not the file's.
     """
     catalog = Catalog()
-    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
-        path = Path(entry.path)
+    for entry in directory.scan():
         if entry.name in _LEFTOVERS or UNFINISHED_NAME.fullmatch(entry.name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                directory.unlink(entry.name)
         elif entry.name in _KNOWN:
             continue
         elif not SEGMENT_NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            path = directory.path / entry.name
             logger.warning("%s is not the disk tier's; it is left alone", path)
             catalog.untouched_bytes += _on_disk(entry)
         else:
-            catalog.last_number = max(catalog.last_number, int(path.stem, 16))
-            _take(catalog, path, _on_disk(entry), payload_bytes, namespace, direct, depth)
+            number = int(entry.name.partition(".")[0], 16)
+            catalog.last_number = max(catalog.last_number, number)
+            _take(catalog, directory, entry, payload_bytes, namespace, direct, depth)
     return catalog
 
 
 def _take(
     catalog: Catalog,
-    path: Path,
-    nbytes: int,
+    directory: Directory,
+    entry: os.DirEntry[str],
     payload_bytes: int,
     namespace: bytes,
     direct: bool,
     depth: int,
 ) -> None:
+    path, nbytes = directory.path / entry.name, _on_disk(entry)
     try:
-        segment, trouble = Segment.load(path)
+        segment, trouble = Segment.load(directory, entry.name)
+        if trouble is not None:
+            logger.warning("%s is damaged: %s", path, trouble)
+        if not segment.sealed and (torn := segment.scan(direct, depth)):
+            logger.warning("%s has %d records that are not whole; they are lost", path, torn)
     except Foreign as foreign:
         logger.warning("%s %s; it is left alone", path, foreign)
         catalog.untouched_bytes += nbytes
+        catalog.unknown = True
         return
-    except (Damaged, OSError) as damage:
+    except Damaged as damage:
         logger.warning("%s is damaged: %s; its chunks are lost", path, damage)
-        catalog.strangers.append(Stranger(path, nbytes, np.empty(0, dtype=np.uint64)))
+        catalog.strangers.append(Stranger(entry.name, nbytes, np.empty(0, dtype=np.uint64)))
         return
-    if trouble is not None:
-        logger.warning("%s is damaged: %s", path, trouble)
+    except OSError as error:
+        if error.errno not in _OF_ONE_FILE:
+            raise
+        logger.warning("%s can't be read now: %s; it is left alone", path, error.strerror)
+        catalog.untouched_bytes += nbytes
+        catalog.unknown = True
+        return
     try:
-        if not segment.sealed and (torn := segment.scan(direct, depth)):
-            logger.warning("%s has %d records that are not whole; they are lost", path, torn)
         if (not segment.sealed or trouble is not None) and segment.sequences.any():
             segment.seal()
     except OSError as error:
-        logger.warning("%s can't be read or mended: %s", path, error.strerror)
+        logger.warning("%s can't be mended: %s", path, error.strerror)
     # One without a record has nothing to serve and goes when it is looked at for its room.
     segment.sealed = True
     if (segment.header.payload_bytes, segment.header.namespace) == (payload_bytes, namespace):
         catalog.segments.append(segment)
     else:
-        catalog.strangers.append(Stranger(path, segment.bytes, segment.sequences))
+        catalog.strangers.append(Stranger(entry.name, segment.bytes, segment.sequences))
 
 
 def _on_disk(entry: os.DirEntry[str]) -> int:

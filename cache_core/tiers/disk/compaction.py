@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from cache_core import _native
+from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import Sizes
-from cache_core.tiers.disk.lock import sync_directory
 from cache_core.tiers.disk.segment import Segment
 
 # A segment is copied only if that gives back so much of what is copied. Less than the part of the
 # cap that is kept free of live chunks, so that there is always one that is worth it.
 _LEAST_GAIN = 1 / 64
+_NO_FILE = -1
 
 
 def choose(segments: Iterable[Segment], sizes: Sizes, room: int, wanted: int) -> list[Segment]:
@@ -44,23 +45,28 @@ def choose(segments: Iterable[Segment], sizes: Sizes, room: int, wanted: int) ->
 
 
 def move_live(
-    directory: Path,
+    directory: Directory,
     number: int,
     records: Sequence[tuple[Segment, int]],
     direct: bool,
     depth: int,
 ) -> tuple[Segment, list[bool]]:
     """A new, sealed, durable segment with copies of the records as they are, in their order; and
-    for each whether it could be read. Raises ``OSError`` if the copy can't be written; then
-    nothing has changed."""
+    for each whether it could be read: False is for ever. Raises ``OSError`` if the copy can't be
+    written, or a record can't be read for a reason that may pass; then nothing has changed."""
     first = records[0][0].header
     target = Segment.create(directory, number, len(records), first.payload_bytes, first.namespace)
     try:
         with contextlib.ExitStack() as stack:
             fds: dict[Segment, int] = {}
             for segment in [*dict.fromkeys(segment for segment, _ in records), target]:
-                fds[segment] = segment.open(direct, write=segment is target)
-                stack.callback(os.close, fds[segment])
+                try:
+                    fds[segment] = segment.open(direct, write=segment is target)
+                except FileNotFoundError:
+                    directory.check()
+                    fds[segment] = _NO_FILE  # somebody has removed this one
+                else:
+                    stack.callback(os.close, fds[segment])
             sources = [fds[segment] for segment, _ in records]
             offsets = [segment.header.offset(slot) for segment, slot in records]
             statuses = _native.copy_records(
@@ -73,16 +79,18 @@ def move_live(
                 depth,
             )
             readable = [status == 0 for status in statuses.tolist()]
-            for row, good in enumerate(readable):
-                if not good and _can_read(sources[row], offsets[row], target, direct):
-                    raise OSError(max(0, int(statuses[row])), os.strerror(int(statuses[row])))
+            for row, status in enumerate(statuses.tolist()):
+                if status <= 0 or fds[records[row][0]] == _NO_FILE:
+                    continue
+                if not _is_lost(records[row][0], sources[row], offsets[row], direct):
+                    raise OSError(status, os.strerror(status))
         for slot, (segment, source) in enumerate(records):
             if readable[slot]:
                 target.keys[slot] = segment.keys[source]
                 target.sequences[slot] = segment.sequences[source]
         target.filled = len(records)
         target.seal()
-        sync_directory(directory)
+        directory.sync()
     except BaseException:
         with contextlib.suppress(OSError):
             target.unlink()
@@ -90,15 +98,15 @@ def move_live(
     return target, readable
 
 
-def _can_read(fd: int, offset: int, like: Segment, direct: bool) -> bool:
-    """Whether the file gives the record's bytes, right or wrong: a copy that failed does not say
-    which side did."""
+def _is_lost(segment: Segment, fd: int, offset: int, direct: bool) -> bool:
+    """Whether a record that could not be copied is not on its disk any more. A copy that failed
+    does not say which side did, nor for how long."""
     statuses, _, _ = _native.scan_records(
         np.array([fd], dtype=np.int32),
         np.array([offset], dtype=np.int64),
-        like.header.namespace,
-        like.header.payload_bytes,
+        segment.header.namespace,
+        segment.header.payload_bytes,
         direct,
         1,
     )
-    return int(statuses[0]) in (0, -1, -2, -3, -5)
+    return int(statuses[0]) == errno.EIO and segment.has_lost_a_block(direct)

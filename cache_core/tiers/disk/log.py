@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,9 @@ from cache_core.tiers.disk.compaction import choose, move_live
 from cache_core.tiers.disk.complaints import Complaints
 from cache_core.tiers.disk.counters import DiskCounters
 from cache_core.tiers.disk.deaths import Deaths
+from cache_core.tiers.disk.directory import Directory, Lost
 from cache_core.tiers.disk.format import Sequences, Sizes, spend
 from cache_core.tiers.disk.index import Index
-from cache_core.tiers.disk.lock import sync_directory
 from cache_core.tiers.disk.segment import Segment, Spot
 from cache_core.tiers.disk.space import Space
 from cache_core.tiers.tier import TierError
@@ -26,12 +25,14 @@ logger = logging.getLogger("lmcache")
 
 
 class Log:
-    """Index and room. :meth:`room`, :meth:`publish`, :meth:`discard` are for one thread, the
-    writer; :meth:`find`, :meth:`drop` and :meth:`sync` for any."""
+    """Index and room. :meth:`room`, :meth:`publish`, :meth:`discard` and :meth:`tidy` are for one
+    thread at a time, the writer; :meth:`find`, :meth:`drop` and :meth:`sync` for any. No lock is
+    held while a disk works but by what waits for disks itself: :meth:`room`, :meth:`tidy`,
+    :meth:`drop`, :meth:`sync` and :meth:`close`."""
 
     def __init__(
         self,
-        directory: Path,
+        directory: Directory,
         cap_bytes: int,
         payload_bytes: int,
         namespace: bytes,
@@ -41,7 +42,7 @@ class Log:
         counters: DiskCounters,
         complaints: Complaints,
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._direct = direct
         self._depth = depth
         self._counters = counters
@@ -65,8 +66,17 @@ class Log:
         theirs = [stranger.sequences for stranger in catalog.strangers]
         numbers = np.concatenate([self._deaths.found, *ours, *theirs])
         self._next_sequence = int(numbers.max(initial=0)) + 1
+        # Not in our segments: of others, or of files that can't be read now.
+        mine = np.concatenate([np.empty(0, dtype=np.uint64), *ours])
         strange = np.concatenate([np.empty(0, dtype=np.uint64), *theirs])
-        self._strange_deaths = np.intersect1d(self._deaths.found, strange)
+        self._strange_deaths = (
+            np.setdiff1d(self._deaths.found, mine)
+            if catalog.unknown
+            else np.intersect1d(self._deaths.found, strange)
+        )
+        if catalog.unknown:
+            # Records that nobody has counted have numbers too; they are far fewer than this.
+            self._next_sequence += 1 << 40
         self._restore()
 
     def __len__(self) -> int:
@@ -99,6 +109,7 @@ class Log:
             if head is None:
                 return None
             with self._lock:
+                self._space.segments[head.number] = head
                 self._head = head
                 self._names_changed = True
         count = min(wanted, head.header.slots - head.filled)
@@ -113,20 +124,36 @@ class Log:
     def publish(
         self, segment: Segment, slots: NDArray[np.int64], sequences: Sequences, keys: list[bytes]
     ) -> None:
-        """These records are whole."""
+        """These records are whole. Like :meth:`discard` it leaves the rest to :meth:`tidy`."""
         with self._lock:
             for slot, sequence, key in zip(slots.tolist(), sequences.tolist(), keys, strict=True):
                 segment.keys[slot] = np.frombuffer(key, dtype=np.uint8)
                 segment.sequences[slot] = sequence
                 self._overwritten += self._index.put(key, Spot(segment, slot, sequence))
             segment.unsynced = True
-        self._give_back(self._index.emptied)
 
     def discard(self, keys: Iterable[bytes]) -> None:
-        """Frees chunks; a segment with none left is given back at once."""
+        """Frees chunks."""
         with self._lock:
-            dead = [sequence for key in keys for sequence in self._index.remove(key)]
-        self._bury(dead)
+            self._deaths.queue([n for key in keys for n in self._index.remove(key)])
+
+    @property
+    def untidy(self) -> bool:
+        """Whether :meth:`tidy` has something to do."""
+        return bool(self._index.emptied) or self._deaths.waiting
+
+    def tidy(self) -> None:
+        """Writes deaths down, then gives back the segments that have nothing else. Raises
+        :class:`Lost`."""
+        self._deaths.flush()
+        if self._deaths.long:
+            try:
+                self._shorten_deaths()
+            except Lost:
+                raise
+            except OSError as error:
+                logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
+        self._give_back(self._index.emptied)
 
     # -- any thread's --
 
@@ -134,7 +161,8 @@ class Log:
         """The record could not be served."""
         with self._lock:
             dead = self._index.remove(key) if self._index.get(key) is spot else []
-        self._deaths.add(dead)
+        if self.directory.ours:
+            self._deaths.add(dead)
 
     def sync(self) -> bool:
         """Makes everything published so far durable, and writes the tables of full segments."""
@@ -155,14 +183,14 @@ class Log:
                     elif segment in unsynced:
                         segment.sync()
                 except FileNotFoundError:
-                    continue  # nothing in it was alive any more
+                    continue  # nothing in it was alive any more, or somebody has removed it
                 except OSError as error:
                     self._complaints.about("sync", f"can't make durable: {error.strerror}")
                     segment.unsynced = True
                     good = False
             try:
                 if names:
-                    sync_directory(self._directory)
+                    self.directory.sync()
             except OSError as error:
                 self._complaints.about("sync", f"can't make durable: {error.strerror}")
                 self._names_changed = True
@@ -206,9 +234,11 @@ class Log:
             index.remove(key)
         try:
             self._shorten_deaths()
+        except Lost:
+            raise
         except OSError as error:
-            path = self._deaths.path
-            raise TierError(f"{path} can't be written: {error.strerror}") from error
+            # What is there can be served, and perhaps there is room again later.
+            logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
         self._give_back(index.emptied)
 
     def _retire(self) -> None:
@@ -217,28 +247,23 @@ class Log:
             head, self._head = self._head, None
         self._give_back([head] if head is not None else [])
 
-    def _bury(self, dead: list[int]) -> None:
-        """Writes deaths down, then gives back the segments that have nothing else."""
-        if dead:
-            self._deaths.add(dead)
-        if self._deaths.long:
-            try:
-                self._shorten_deaths()
-            except OSError as error:
-                logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
-        self._give_back(self._index.emptied)
-
     def _give_back(self, segments: Iterable[Segment]) -> None:
+        """Removes those that have no live chunk. Raises :class:`Lost`."""
+        with self._lock:
+            segments = list(segments)
         if not segments:
             return
         if self._overwritten:
             # They may hold newer records, dead by now, of keys whose older ones are elsewhere.
             self.sync()
-        with self._lock:
-            for segment in list(segments):
+        for segment in segments:
+            with self._lock:
                 self._index.emptied.pop(segment, None)
-                if segment.live == 0 and segment is not self._head:
-                    self._space.give_back(segment)
+                if segment.live > 0 or segment is self._head:
+                    continue
+            if self._space.remove(segment):
+                with self._lock:
+                    self._space.segments.pop(segment.number, None)
 
     def _compact(self) -> bool:
         """Moves live chunks together. Whether that gave room back."""
@@ -254,8 +279,10 @@ class Log:
         try:
             if moving:
                 self._move(moving)
+        except Lost:
+            raise
         except OSError as error:
-            logger.info("no room can be got back in %s: %s", self._directory, error.strerror)
+            logger.info("no room can be got back in %s: %s", self.directory.path, error.strerror)
             return False
         self._give_back(chosen)
         return self._space.free > before
@@ -264,7 +291,7 @@ class Log:
         records = [(spot.segment, spot.slot) for _, spot in moving if spot.segment is not None]
         self._space.settle()
         target, readable = move_live(
-            self._directory, self._space.next_number(), records, self._direct, self._depth
+            self.directory, self._space.next_number(), records, self._direct, self._depth
         )
         with self._lock:
             self._space.segments[target.number] = target
@@ -283,6 +310,6 @@ class Log:
             live = self._index.sequences()
             live = np.concatenate([live, np.array([0, *self._overwritten], dtype=np.uint64)])
         # Or a segment could be back after a power cut, and what was dead in it alive.
-        sync_directory(self._directory)
+        self.directory.sync()
         self._deaths.rewrite(np.union1d(np.setdiff1d(there, live), self._strange_deaths).tolist())
         self._names_changed = True

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from pathlib import Path
 
+from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import BLOCK
 
+_NAME = "probe"
 
-def does_direct(directory: Path) -> bool:
+
+def does_direct(directory: Directory) -> bool:
     """Writes and reads a block by O_DIRECT; tmpfs and some network file systems refuse, others
     want larger units."""
-    path = directory / "probe"
     with contextlib.suppress(OSError):
-        path.unlink()
+        directory.unlink(_NAME)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DIRECT, 0o600)
+        fd = directory.open(_NAME, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
     except OSError:
         return False
     try:
@@ -31,4 +32,4 @@ def does_direct(directory: Path) -> bool:
     finally:
         os.close(fd)
         with contextlib.suppress(OSError):
-            path.unlink()
+            directory.unlink(_NAME)

@@ -32,6 +32,7 @@ _DAMAGE = {
 _GONE = -4
 # Files that one call has open at once, and chunks that it asks csrc for at once.
 _BATCH = 128
+_NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class Reader:
@@ -54,23 +55,27 @@ class Reader:
         self._complaints = complaints
 
     def fetch(self, keys: Sequence[bytes], addresses: Addresses) -> list[Read]:
-        """Reads chunks to memory; a damaged one is reported and dropped."""
+        """Reads chunks to memory; a damaged one is reported and dropped. Raises :class:`Lost`."""
         good: list[Read] = []
-        for first in range(0, len(keys), _BATCH):
-            batch = list(keys[first : first + _BATCH])
-            good += self._fetch_batch(batch, addresses[first : first + _BATCH])
+        while len(good) < len(keys):
+            batch = slice(len(good), len(good) + _BATCH)
+            good += self._fetch_batch(list(keys[batch]), addresses[batch])
         return good
 
     def _fetch_batch(self, keys: list[bytes], addresses: Addresses) -> list[Read]:
-        good = [Read.GONE] * len(keys)
+        """Answers for leading chunks: as many as there are descriptors for, and one at least."""
+        good: list[Read] = []
         with ExitStack() as stack:
             opened: dict[Segment, int] = {}
             rows: list[tuple[int, Spot, int]] = []
             for row, key in enumerate(keys):
                 found = self._open(key, opened, stack)
+                if found is None:
+                    break
                 if isinstance(found, Read):
-                    good[row] = found
+                    good.append(found)
                 else:
+                    good.append(Read.GONE)
                     rows.append((row, *found))
             if not rows:
                 return good
@@ -93,8 +98,9 @@ class Reader:
 
     def _open(
         self, key: bytes, opened: dict[Segment, int], stack: ExitStack
-    ) -> tuple[Spot, int] | Read:
-        """Where the key's record is, in a file that stays open: it may be given up meanwhile."""
+    ) -> tuple[Spot, int] | Read | None:
+        """Where the key's record is, in a file that stays open: it may be given up meanwhile. None
+        if those that are open must be closed first."""
         spot = None
         for _ in range(3):
             spot = self._log.find(key)
@@ -107,8 +113,12 @@ class Reader:
             try:
                 fd = spot.segment.open(self._direct)
             except FileNotFoundError:
-                continue  # its chunks have just moved, or someone has removed the file
+                # Its chunks have just moved, or somebody has removed the file.
+                self._log.directory.check()
+                continue
             except OSError as error:
+                if opened and error.errno in _NO_MORE_FILES:
+                    return None
                 self._counters.unreadable += 1
                 self._complaints.about("read", f"can't read: {error.strerror}")
                 return Read.LATER
@@ -119,7 +129,10 @@ class Reader:
 
     def _report(self, key: bytes, spot: Spot, status: int) -> Read:
         """A record can't be served. Damage stays: the chunk is dropped. Other trouble may pass."""
-        if status not in _DAMAGE:
+        away = status == errno.EIO and spot.segment is not None
+        if away and spot.segment is not None:
+            away = not spot.segment.has_lost_a_block(self._direct)
+        if away or status not in _DAMAGE:
             self._counters.unreadable += 1
             self._complaints.about("read", f"can't read: {os.strerror(status)}")
             return Read.LATER

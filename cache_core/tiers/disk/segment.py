@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
+from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import (
     ALLOWANCE,
     BLOCK,
@@ -38,8 +41,9 @@ class Segment:
     0 is no record.
     """
 
-    def __init__(self, path: Path, header: SegmentHeader) -> None:
-        self.path = path
+    def __init__(self, directory: Directory, name: str, header: SegmentHeader) -> None:
+        self.directory = directory
+        self.name = name
         self.header = header
         self.keys: Keys = np.zeros((header.slots, KEY_BYTES), dtype=np.uint8)
         self.sequences: Sequences = np.zeros(header.slots, dtype=np.uint64)
@@ -52,7 +56,12 @@ class Segment:
     @property
     def number(self) -> int:
         """Its file's name: what the header says is of no interest if a file was renamed."""
-        return int(self.path.stem, 16)
+        return int(self.name.partition(".")[0], 16)
+
+    @property
+    def path(self) -> Path:
+        """For messages."""
+        return self.directory.path / self.name
 
     @property
     def most_bytes(self) -> int:
@@ -70,38 +79,37 @@ class Segment:
 
     @classmethod
     def create(
-        cls, directory: Path, number: int, slots: int, payload_bytes: int, namespace: bytes
+        cls, directory: Directory, number: int, slots: int, payload_bytes: int, namespace: bytes
     ) -> Segment:
         """Takes all its room on disk. Raises ``OSError``; then nothing is left behind."""
         header = SegmentHeader(number, slots, payload_bytes, namespace)
-        path = directory / f"{number:016x}.seg"
-        new = path.with_suffix(".new")
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        name, new = f"{number:016x}.seg", f"{number:016x}.new"
+        fd = directory.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             os.posix_fallocate(fd, 0, header.file_bytes)
             _pwrite(fd, header.pack(), 0)
-            os.rename(new, path)
+            directory.rename(new, name)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(new)
+                directory.unlink(new)
             raise
         finally:
             os.close(fd)
-        segment = cls(path, header)
+        segment = cls(directory, name, header)
         segment.bytes = segment.most_bytes
         return segment
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Segment, str | None]:
+    def load(cls, directory: Directory, name: str) -> tuple[Segment, str | None]:
         """What is on disk, by one read if it has a table: (segment, what is wrong with its table).
         Without a table, ``sealed`` is False and the records must be found by :meth:`scan`.
 
         Raises ``Damaged``, ``Foreign`` or ``OSError``.
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = directory.open(name, os.O_RDONLY)
         try:
             front = os.pread(fd, _FRONT, 0)
-            segment = cls(path, SegmentHeader.unpack(front[:BLOCK]))
+            segment = cls(directory, name, SegmentHeader.unpack(front[:BLOCK]))
             header = segment.header
             if header.data_offset > os.fstat(fd).st_size:
                 raise Damaged("it ends before its first record")
@@ -122,7 +130,7 @@ class Segment:
 
     def drop_cut_off(self) -> str | None:
         """Forgets records behind the file's end; says so if there are any."""
-        room = os.stat(self.path).st_size - self.header.data_offset
+        room = self.directory.stat(self.name).st_size - self.header.data_offset
         left = min(self.filled, max(0, room // self.header.slot_bytes))
         cut = int(np.count_nonzero(self.sequences[left : self.filled]))
         self.sequences[left:] = 0
@@ -136,7 +144,8 @@ class Segment:
 
     def scan(self, direct: bool, depth: int) -> int:
         """Finds records by reading all of them, payloads too. Returns how many slots have
-        something that is no whole record. Raises ``OSError`` if the file can't be opened."""
+        something that is no whole record. Raises ``OSError`` if one can't be read for a reason that
+        may pass; then nothing is known."""
         header = self.header
         fd = self.open(direct)
         try:
@@ -150,6 +159,11 @@ class Segment:
             )
         finally:
             os.close(fd)
+        troubles = set(statuses[statuses > 0].tolist())
+        if errno.EIO in troubles and self.has_lost_a_block(direct):
+            troubles.remove(errno.EIO)
+        for trouble in troubles:
+            raise OSError(trouble, os.strerror(trouble))
         good = statuses == 0
         self.keys[good] = keys[good]
         self.sequences[:] = np.where(good, sequences, 0)
@@ -163,12 +177,29 @@ class Segment:
 
     def open(self, direct: bool, write: bool = False) -> int:
         """A descriptor, the caller's to close. Raises ``OSError``."""
-        flags = os.O_CLOEXEC | (os.O_RDWR if write else os.O_RDONLY)
-        return os.open(self.path, flags | (os.O_DIRECT if direct else 0))
+        flags = os.O_RDWR if write else os.O_RDONLY
+        return self.directory.open(self.name, flags | (os.O_DIRECT if direct else 0))
+
+    def has_lost_a_block(self, direct: bool) -> bool:
+        """After an input/output error: whether the file's first block can be read none the less.
+        Then the record's are lost for good; else the whole disk may be away for a while."""
+        try:
+            fd = self.open(direct)
+        except OSError:
+            return False
+        try:
+            if not direct:  # what the kernel remembers says nothing about the disk
+                os.posix_fadvise(fd, 0, BLOCK, os.POSIX_FADV_DONTNEED)
+            with mmap.mmap(-1, BLOCK) as block:
+                return os.preadv(fd, [block], 0) == BLOCK
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
 
     def sync(self) -> None:
         """Makes its records durable. Raises ``OSError``."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        fd = self.directory.open(self.name, os.O_RDWR)
         try:
             os.fdatasync(fd)
         finally:
@@ -177,7 +208,7 @@ class Segment:
     def seal(self) -> None:
         """Makes the records durable, then the table, and gives back the room that no record
         used. Raises ``OSError``."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        fd = self.directory.open(self.name, os.O_RDWR)
         try:
             if self.filled < self.header.slots:
                 os.ftruncate(fd, self.header.offset(self.filled))
@@ -193,8 +224,7 @@ class Segment:
 
     def unlink(self) -> None:
         """Gives the room back; a file that is gone already is no trouble. Raises ``OSError``."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+        self.directory.unlink(self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from cache_core.tiers.disk.catalog import Catalog, Stranger
+from cache_core.tiers.disk.directory import FULL, Directory, Lost
 from cache_core.tiers.disk.format import Sizes
-from cache_core.tiers.disk.lock import sync_directory
 from cache_core.tiers.disk.segment import Segment
 
 logger = logging.getLogger("lmcache")
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Space:
     """Segments, and strangers that are dropped first when room is needed. Not thread-safe but for
     what says so; the sum of its files stays within ``sizes.budget``."""
 
-    def __init__(self, directory: Path, sizes: Sizes, namespace: bytes, catalog: Catalog) -> None:
+    def __init__(
+        self, directory: Directory, sizes: Sizes, namespace: bytes, catalog: Catalog
+    ) -> None:
         self.directory = directory
         self.sizes = sizes
         self.segments = {segment.number: segment for segment in catalog.segments}
@@ -51,7 +49,7 @@ class Space:
         """Before room is given out that files had: makes their removal durable, or a power cut
         could leave both, and what is over the cap would be dropped. Raises ``OSError``."""
         if self._removed:
-            sync_directory(self.directory)
+            self.directory.sync()
             self._removed = False
 
     def next_number(self) -> int:
@@ -64,20 +62,24 @@ class Space:
         while self._strangers:
             stranger = self._strangers.pop(0)
             try:
-                stranger.path.unlink(missing_ok=True)
+                self.directory.unlink(stranger.name)
+            except Lost:
+                raise
             except OSError as error:
-                logger.warning("%s can't be removed: %s", stranger.path, error.strerror)
+                logger.warning(
+                    "%s can't be removed: %s", self.directory.path / stranger.name, error.strerror
+                )
                 self._stuck += stranger.bytes
                 continue
             self._removed = True
-            logger.info("%s was removed to make room", stranger.path)
+            logger.info("%s was removed to make room", self.directory.path / stranger.name)
             return True
         return False
 
     def new_segment(self, make_room: Callable[[], bool]) -> Segment | None:
         """A segment that is as large as may be: None if not one slot fits. On a file system that
-        is full, ``make_room`` is called for as long as it says that it helped. Raises
-        ``OSError``."""
+        is full, ``make_room`` is called for as long as it says that it helped. The caller's to put
+        into ``segments``. Raises ``OSError``."""
         slots = self.sizes.fit(self.spare)
         while slots > 0:
             try:
@@ -90,7 +92,7 @@ class Space:
                     self._namespace,
                 )
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise
                 if self.drop_stranger() or make_room():
                     continue
@@ -98,16 +100,18 @@ class Space:
                     raise
                 slots = max(1, slots // 4)
             else:
-                self.segments[segment.number] = segment
                 return segment
         return None
 
-    def give_back(self, segment: Segment) -> None:
-        """Removes a segment's file."""
+    def remove(self, segment: Segment) -> bool:
+        """Removes a segment's file; the caller takes it out of ``segments`` if that went well.
+        Raises :class:`Lost`."""
         try:
             segment.unlink()
+        except Lost:
+            raise
         except OSError as error:
             logger.warning("%s can't be removed: %s", segment.path, error.strerror)
-            return
+            return False
         self._removed = True
-        self.segments.pop(segment.number, None)
+        return True

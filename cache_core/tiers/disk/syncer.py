@@ -32,10 +32,14 @@ class Syncer:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread; what is not durable yet is the caller's to sync."""
+        """The thread ends once what it does now is done; what is not durable yet is the caller's
+        to sync."""
         with self._changed:
             self._ended = True
             self._changed.notify()
+
+    def join(self) -> None:
+        """Waits for the thread to end, after :meth:`close`."""
         if self._thread is not None:
             self._thread.join()
 

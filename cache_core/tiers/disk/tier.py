@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.place import Addresses, Place
+from cache_core.place import Place
 from cache_core.tiers.disk.complaints import Complaints
 from cache_core.tiers.disk.counters import DiskCounters
-from cache_core.tiers.disk.format import KEY_BYTES, key_array, slot_bytes
-from cache_core.tiers.disk.lock import DirectoryLock
+from cache_core.tiers.disk.crew import Crew, Hung
+from cache_core.tiers.disk.directory import Directory, Lost
+from cache_core.tiers.disk.format import KEY_BYTES, Sequences, key_array, slot_bytes
 from cache_core.tiers.disk.log import Log
 from cache_core.tiers.disk.place import DiskPlace
 from cache_core.tiers.disk.probe import does_direct
 from cache_core.tiers.disk.reader import Reader
-from cache_core.tiers.disk.staging import Staging
+from cache_core.tiers.disk.segment import Segment
+from cache_core.tiers.disk.staging import Buffer, Staging
 from cache_core.tiers.disk.syncer import Syncer
 from cache_core.tiers.tier import Read, TierError
 
 logger = logging.getLogger("lmcache")
 
-_BATCH = 128  # chunks
+T = TypeVar("T")
+# How long a call of a disk may take: much longer than a slow one needs for 64 MiB.
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Records that were tried together, and csrc's answer for each."""
+
+    segment: Segment
+    slots: NDArray[np.int64]
+    sequences: Sequences
+    statuses: NDArray[np.int32]
 
 
 class DiskTier:
@@ -43,9 +61,16 @@ class DiskTier:
     ``depth`` reads or writes are under way at once. ``direct`` goes around the page cache; None
     asks the file system whether it can.
 
+    A disk that does not answer for ``timeout_s`` seconds (None: for ever) is not waited for: what
+    it was asked for is ``LATER`` or not stored, and until it has answered each call ends at once.
+    Chunks go through memory of the tier's own, so that a disk that comes back late touches none of
+    the caller's. Trouble that may pass (no more descriptors, no memory, a mount that is away)
+    deletes nothing, here and when the directory is opened. The directory may be moved; once it is
+    removed, or has another process's ``LOCK`` in it, the tier keeps nothing and changes nothing.
+
     Raises :class:`TierError`, and changes nothing, if another process has the directory, if it
-    can't be written to, if its contents are not a disk tier's or a later version's, or if
-    not one chunk fits into the cap.
+    can't be read or written to (one that is full can), if its contents are not a disk tier's or a
+    later version's, or if not one chunk fits into the cap.
     """
 
     def __init__(
@@ -61,6 +86,7 @@ class DiskTier:
         direct: bool | None = None,
         sync_bytes: int = 64 << 20,
         sync_s: float = 1.0,
+        timeout_s: float | None = TIMEOUT_S,
     ) -> None:
         if len(namespace) != KEY_BYTES:
             raise ValueError(f"namespace has {len(namespace)} bytes; it must have {KEY_BYTES}")
@@ -70,11 +96,11 @@ class DiskTier:
         self._namespace = namespace
         self._depth = depth
         self._complaints = Complaints(name)
-        self._lock = DirectoryLock(Path(directory))
+        self._directory = Directory(Path(directory))
         try:
-            self.direct = does_direct(Path(directory)) if direct is None else direct
+            self.direct = does_direct(self._directory) if direct is None else direct
             self._log = Log(
-                Path(directory),
+                self._directory,
                 cap_bytes,
                 chunk_bytes,
                 namespace,
@@ -85,99 +111,170 @@ class DiskTier:
                 self._complaints,
             )
         except OSError as error:
-            self._lock.release()
-            raise TierError(f"{directory} can't be opened: {error.strerror or error}") from error
+            self._directory.close()
+            raise TierError(
+                f"{directory} can't be opened: {error.strerror or error}; nothing in it is lost"
+            ) from error
         except BaseException:
-            self._lock.release()
+            self._directory.close()
             raise
         self.capacity: int | None = self._log.sizes.capacity
         self._reader = Reader(
             self._log, namespace, self.direct, depth, self.counters, self._complaints
         )
         self._staging = Staging(chunk_bytes, depth)
-        self._syncer = Syncer(self.sync, sync_bytes, sync_s)
+        self._crew = Crew(name, timeout_s)
+        self._syncer = Syncer(self._sync, sync_bytes, sync_s)
+        self._over = False  # closed, or the directory is lost
 
     def __len__(self) -> int:
-        return len(self._log)
+        return 0 if self._over else len(self._log)
 
     def recovered(self) -> list[bytes]:
         """Keys that are held, least recently written first: at most ``capacity``."""
-        return self._log.keys()
+        return [] if self._over else self._log.keys()
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        return [key in self._log for key in keys]
+        return [not self._over and key in self._log for key in keys]
 
     def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
-        good = Read.of(self.contains(keys))
-        rows = [row for row, held in enumerate(good) if held]
+        answers = Read.of(self.contains(keys))
+        rows = [row for row, held in enumerate(answers) if held]
         if place is None or not rows:
-            return good
-        flat = place.flat()
-        if flat is not None:
-            fetched = self._reader.fetch([keys[row] for row in rows], flat[rows])
-            for row, ok in zip(rows, fetched, strict=True):
-                good[row] = ok
-            return good
+            return answers
+        left = list(rows)
         try:
-            with self._staging.borrow() as memory:
+            self._crew.check()
+            with self._staging.borrow() as buffer:
                 for batch in _batches(rows, self._staging.chunks):
-                    fetched = self._reader.fetch([keys[row] for row in batch], memory[: len(batch)])
-                    whole = [i for i, ok in enumerate(fetched) if ok]
+                    found = self._fetch([keys[row] for row in batch], buffer)
+                    whole = [i for i, ok in enumerate(found) if ok]
                     if whole:
-                        place.pick([batch[i] for i in whole]).copy_from(memory[whole])
-                    for row, ok in zip(batch, fetched, strict=True):
-                        good[row] = ok
-        except MemoryError as error:
-            self._complaints.about("memory", f"reading needs memory: {error}")
-            return [Read.LATER if held else Read.GONE for held in self.contains(keys)]
-        return good
+                        target = place.pick([batch[i] for i in whole])
+                        target.copy_from(buffer.addresses[whole])
+                    for row, answer in zip(batch, found, strict=True):
+                        answers[row] = answer
+                    del left[: len(batch)]
+            if all(answers[row] for row in rows):
+                self._complaints.over("read")
+        except (Hung, MemoryError, OSError) as trouble:
+            self._say("read", trouble)
+            for row in left:
+                answers[row] = Read.GONE if self._over else Read.LATER
+            self.counters.unreadable += len(left)
+        return answers
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
         if place is None:
             raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
         stored = [False] * len(keys)
-        if not self._lock.ours:
+        if self._over or not self._directory.ours:
             return stored
         rows = self._admitted(keys)
-        flat = place.flat()
-        if flat is not None:
-            for batch in _batches(rows, _BATCH):
-                self._put(keys, batch, flat[batch], stored)
-        elif rows:
-            try:
-                with self._staging.borrow() as memory:
+        try:
+            self._crew.check()
+            if rows:
+                with self._staging.borrow() as buffer:
                     for batch in _batches(rows, self._staging.chunks):
-                        place.pick(batch).copy_to(memory[: len(batch)])
-                        self._put(keys, batch, memory[: len(batch)], stored)
-            except MemoryError as error:
-                self._complaints.about("memory", f"writing needs memory: {error}")
+                        place.pick(batch).copy_to(buffer.addresses[: len(batch)])
+                        self._put(keys, batch, buffer, stored)
+            self._tidy()
+        except (Hung, MemoryError, OSError) as trouble:
+            self._say("write", trouble)
+        except BaseException:
+            # The place's: who gave it counts none of this call's chunks as stored.
+            self._log.discard([keys[row] for row in rows if stored[row]])
+            raise
+        self.counters.unwritten += len(rows) - sum(stored)
         return stored
 
     def discard(self, keys: Sequence[bytes]) -> None:
-        if self._lock.ours:
-            self._log.discard(keys)
+        if self._over or not self._directory.ours:
+            return
+        self._log.discard(keys)
+        try:
+            self._tidy()
+        except (Hung, OSError) as trouble:
+            self._say("discard", trouble)
 
     def place(self, keys: Sequence[bytes]) -> Place | None:
-        return DiskPlace(keys, self._reader.fetch)
+        return DiskPlace(keys, self.read, self._chunk_bytes)
 
     def sync(self) -> bool:
         """Waits until everything written so far survives a power cut. False if it may not; the
         log says why, and the next sync tries again."""
-        if not self._lock.ours:
+        if self._over:
+            return False
+        try:
+            return self._crew.call(self._sync)
+        except (Hung, OSError) as trouble:
+            self._say("sync", trouble)
+            return False
+
+    def close(self) -> None:
+        """Makes everything durable and lets the directory go; the chunks stay in it. A disk that
+        hangs keeps it until it has answered, or the process ends."""
+        if not self._directory.ours:
+            return
+        over, self._over = self._over, True
+        if over and self._crew.hung:
+            return  # what is left behind closes it
+        self._syncer.close()
+        try:
+            self._crew.close(self._shut)
+        except (Hung, OSError) as trouble:
+            self._say("close", trouble)
+        self._staging.release()
+
+    def _fetch(self, keys: list[bytes], buffer: Buffer) -> list[Read]:
+        return self._ask(lambda: self._reader.fetch(keys, buffer.addresses[: len(keys)]))
+
+    def _tidy(self) -> None:
+        if self._log.untidy:
+            self._ask(self._log.tidy)
+
+    def _ask(self, work: Callable[[], T]) -> T:
+        """Raises :class:`Hung` or ``OSError``."""
+        try:
+            answer = self._crew.call(work)
+        except Lost:
+            self._over = True
+            raise
+        self._complaints.over("hung")
+        return answer
+
+    def _sync(self) -> bool:
+        if self._over or not self._directory.ours:
+            return False
+        try:
+            self._directory.check()
+        except OSError as trouble:
+            self._over = self._over or isinstance(trouble, Lost)
+            self._say("sync", trouble)
             return False
         good = self._log.sync()
         self.counters.syncs += 1
         self.counters.failed_syncs += not good
         return good
 
-    def close(self) -> None:
-        """Makes everything durable and lets the directory go; the chunks stay in it."""
-        if not self._lock.ours:
-            return
-        self._syncer.close()
-        self._log.close()
-        self._staging.release()
-        self._lock.release()
+    def _shut(self) -> None:
+        self._syncer.join()
+        try:
+            self._directory.check()
+            self._log.close()
+        finally:
+            self._directory.close()
+
+    def _say(self, verb: str, trouble: Exception) -> None:
+        """One line for each kind of trouble."""
+        if isinstance(trouble, Hung):
+            self._complaints.about("hung", f"{self._directory.path} hangs: {trouble}")
+        elif isinstance(trouble, Lost):
+            self._complaints.about("lost", f"{trouble.strerror}; it keeps nothing any more")
+        elif isinstance(trouble, MemoryError):
+            self._complaints.about("memory", f"can't {verb}, it needs memory: {trouble}")
+        elif isinstance(trouble, OSError):
+            self._complaints.about(verb, f"can't {verb}: {trouble.strerror or trouble}")
 
     def _admitted(self, keys: Sequence[bytes]) -> list[int]:
         """Rows that the capacity has room for; held keys always."""
@@ -193,51 +290,64 @@ class DiskTier:
         return rows
 
     def _put(
-        self, keys: Sequence[bytes], rows: list[int], addresses: Addresses, stored: list[bool]
+        self, keys: Sequence[bytes], rows: list[int], buffer: Buffer, stored: list[bool]
     ) -> None:
         """Writes rows' chunks, segment by segment, and notes in ``stored`` which are whole."""
         done = 0
         while done < len(rows):
+            rest = [keys[row] for row in rows[done:]]
             try:
-                given = self._log.room(len(rows) - done)
-                if given is None:
-                    self._refuse("room", "has no room", len(rows) - done)
-                    return
-                segment, slots, sequences = given
-                batch = [keys[row] for row in rows[done : done + len(slots)]]
-                fd = segment.open(self.direct, write=True)
+                written = self._ask(partial(self._append, rest, buffer, done))
+            except Lost:
+                raise
             except OSError as error:
-                self._refuse("write", f"can't write: {error.strerror or error}", len(rows) - done)
+                self._say("write", error)
                 return
-            try:
-                statuses = _native.write_records(
-                    np.full(len(slots), fd, dtype=np.int32),
-                    segment.offsets(slots),
-                    addresses[done : done + len(slots)],
-                    key_array(batch),
-                    sequences,
-                    self._namespace,
-                    self._chunk_bytes,
-                    self.direct,
-                    self._depth,
-                )
-            finally:
-                os.close(fd)
-            good = np.flatnonzero(statuses == 0)
-            self._log.publish(segment, slots[good], sequences[good], [batch[i] for i in good])
+            if written is None:
+                self._complaints.about("room", "has no room")
+                return
+            count = len(written.slots)
+            good = np.flatnonzero(written.statuses == 0)
+            self._log.publish(
+                written.segment,
+                written.slots[good],
+                written.sequences[good],
+                [rest[i] for i in good],
+            )
             for i in good:
                 stored[rows[done + int(i)]] = True
-            if len(good) < len(slots):
-                worst = int(statuses[statuses != 0][0])
-                self._refuse("write", f"can't write: {os.strerror(worst)}", len(slots) - len(good))
+            if len(good) < count:
+                worst = int(written.statuses[written.statuses != 0][0])
+                self._complaints.about("write", f"can't write: {os.strerror(worst)}")
             else:
                 self._complaints.over("write", "room")
-            self._syncer.wrote(len(slots) * slot_bytes(self._chunk_bytes))
-            done += len(slots)
+            self._syncer.wrote(count * slot_bytes(self._chunk_bytes))
+            done += count
 
-    def _refuse(self, kind: str, text: str, chunks: int) -> None:
-        self.counters.unwritten += chunks
-        self._complaints.about(kind, text)
+    def _append(self, keys: list[bytes], buffer: Buffer, first: int) -> _Written | None:
+        """Writes leading ones of the keys, whose chunks are in the buffer from ``first`` on, to
+        fresh slots of one segment; None if there is no room. Raises ``OSError``."""
+        self._directory.check()
+        given = self._log.room(len(keys))
+        if given is None:
+            return None
+        segment, slots, sequences = given
+        fd = segment.open(self.direct, write=True)
+        try:
+            statuses = _native.write_records(
+                np.full(len(slots), fd, dtype=np.int32),
+                segment.offsets(slots),
+                buffer.addresses[first : first + len(slots)],
+                key_array(keys[: len(slots)]),
+                sequences,
+                self._namespace,
+                self._chunk_bytes,
+                self.direct,
+                self._depth,
+            )
+        finally:
+            os.close(fd)
+        return _Written(segment, slots, sequences, statuses)
 
 
 def _batches(rows: list[int], size: int) -> list[list[int]]:
