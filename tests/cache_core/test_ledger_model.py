@@ -121,9 +121,9 @@ class Pair:
             ledger.unpin(hit)
             model.pins.remove(frozenset(hit.keys))
         elif verb in ("store", "fail") and self.moves:
-            moves = self.moves.pop(number % len(self.moves))
-            ledger.settle(moves, stored=verb == "store")
-            model.settle(moves, stored=verb == "store")
+            done = self.moves.pop(number % len(self.moves))
+            ledger.settle(done, stored=verb == "store")
+            model.settle(done, stored=verb == "store")
         elif verb == "forget":
             hits = self.hits or [ledger.lookup(keys)]
             for lost, tier in zip(hits[0].keys[-1:], hits[0].tiers[-1:], strict=True):
