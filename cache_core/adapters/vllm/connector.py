@@ -186,13 +186,15 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._half.arrived(request)
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        # Of a reset that does not name connectors vLLM tells them nothing.
         reset = gpu_block_pool.reset_prefix_cache
 
-        def told() -> Any:
-            self._half.prefix_cache_reset()
-            return reset()
+        def told() -> bool:
+            self._half.reset(ours=False)
+            done = bool(reset())
+            self._half.stale = not done
+            return done
 
-        # Of a reset that does not name connectors vLLM tells them nothing.
         gpu_block_pool.reset_prefix_cache = told
         if self._half.blending is not None:
             self._half.blending.bind(gpu_block_pool)

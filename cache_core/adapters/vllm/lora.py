@@ -20,10 +20,12 @@ _MOST_SEEN = 4096
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """``digest`` is empty without one. ``unknown`` says why it can't be told what an adapter is:
-    then the digest is random, and nothing of it may be shared."""
+    then the digest is random, and nothing of it may be shared. ``renamed`` says that its name and
+    path were another's before: vLLM's own prefix cache takes one for the other."""
 
     digest: str = ""
     unknown: str = ""
+    renamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Adapters:
     def __init__(self, digests: FileDigests | None = None) -> None:
         self._digests = digests or FileDigests(shared=None)
         self._seen: dict[int, _Seen] = {}
+        self._named: dict[tuple[str, str], str | None] = {}  # None: more than one
 
     def of(self, lora: Any) -> Adapter:
         """What one of vLLM's ``LoRARequest`` is now; None is no adapter."""
@@ -73,7 +76,12 @@ class Adapters:
             return _unknown("adapter_changed")
         if not digest:
             return _unknown("adapter_just_written")
-        return Adapter(f"{digest} {getattr(lora, 'is_3d_lora_weight', False)}")
+        name = lora.lora_name, lora.lora_path
+        self._named[name] = digest if self._named.pop(name, digest) == digest else None
+        if len(self._named) > _MOST_SEEN:
+            del self._named[next(iter(self._named))]
+        text = f"{digest} {getattr(lora, 'is_3d_lora_weight', False)}"
+        return Adapter(text, renamed=self._named[name] is None)
 
 
 def _unknown(why: str) -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -85,6 +85,14 @@ class ConnectorOptions:
         """The tiers in use, fastest first."""
         given = (("cpu", self.cpu_size), ("disk", self.disk_size), ("remote", self.remote))
         return tuple(name for name, value in given if value)
+
+    def between_steps(self, tiers: Container[str], busy: bool) -> bool:
+        """Whether a hit in these tiers is loaded between steps; ``busy`` if others are running."""
+        if self.load != "auto":
+            return self.load == "async"
+        # A load inside a step holds up everyone in it; one between steps costs a step more. And
+        # a server may take its time: who comes meanwhile must not wait for it.
+        return busy or "remote" in tiers
 
     @property
     def lasting(self) -> bool:

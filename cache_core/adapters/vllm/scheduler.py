@@ -71,6 +71,7 @@ class SchedulerHalf:
         self._running: set[str] = set()
         self._savings = Savings()
         self._uncached: set[str] = set()
+        self.stale = False  # whether vLLM's own prefix cache may be of other weights
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
@@ -101,7 +102,8 @@ class SchedulerHalf:
         if tracked is None or ledger is None:
             return 0, False
         if request.num_computed_tokens == 0:
-            tracked.mixed = False  # it has no KV yet, or none any more
+            # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
+            tracked.mixed = computed > 0 and (self.stale or tracked.adapter.renamed)
         tracked.computed = computed
         if tracked.epoch:
             # What could not be read now may fail again at once, and again.
@@ -221,6 +223,7 @@ class SchedulerHalf:
             self._saved(save)
         if report.outdated >= self._meta.generation:
             self.renew("weights changed in memory")
+            self.stale = True
         saved = self._savings.take()
         if saved:
             self._count("prefill_seconds_saved", saved)
@@ -241,17 +244,13 @@ class SchedulerHalf:
             self._awaited.add(request.request_id)
         return bool(tracked.jobs)
 
-    def reset(self) -> None:
-        """Forgets every chunk. Unless weights are promised to be fixed they may be others now."""
+    def reset(self, ours: bool = True) -> None:
+        """Forgets every chunk: weights may be others now. If they are promised to be fixed, only
+        where the reset is of ``ours``, not of vLLM's own prefix cache alone."""
         if self.options.weights == "watched":
             self.renew("the cache was reset")
-        elif self._ledger is not None:
+        elif ours and self._ledger is not None:
             self._free(Plan(tuple(self._ledger.clear())))
-
-    def prefix_cache_reset(self) -> None:
-        """vLLM empties its own prefix cache, as it is told to after a change of weights."""
-        if self.options.weights == "watched":
-            self.renew("vLLM's prefix cache was reset")
 
     def renew(self, why: str) -> None:
         """Begins a new generation of keys: nothing that was kept until now is found again."""
@@ -317,12 +316,8 @@ class SchedulerHalf:
         return new is not None
 
     def _between_steps(self, tiers: Sequence[int]) -> bool:
-        if self.options.load != "auto":
-            return self.options.load == "async"
-        # A load inside a step holds up everyone in it; one between steps costs a step more. And
-        # a server may take its time: who comes meanwhile must not wait for it.
-        far = any(self.options.tier_names[tier] == "remote" for tier in tiers)
-        return far or bool(self._running)
+        names = {self.options.tier_names[tier] for tier in tiers}
+        return self.options.between_steps(names, bool(self._running))
 
     def _save(
         self, tracked: Tracked, chunks: int, blocks_of: Callable[[str], Sequence[int]]

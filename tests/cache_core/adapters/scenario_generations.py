@@ -31,9 +31,10 @@ class Named(Adapters):
     """Adapters that the scenario names."""
 
     digest = ""
+    renamed = False
 
     def of(self, lora: Any) -> Adapter:
-        return Adapter(self.digest, "adapter_unknown" if lora == "unknown" else "")
+        return Adapter(self.digest, "adapter_unknown" if lora == "unknown" else "", self.renamed)
 
 
 class World:
@@ -69,9 +70,10 @@ class World:
         self.half.arrived(request)
         return request
 
-    def begin(self, request: Any) -> int:
-        """Looks the request up and gives it blocks; returns the tokens that are loaded."""
-        external, _ = self.half.matched(request, 0)
+    def begin(self, request: Any, computed: int = 0) -> int:
+        """Looks the request up and gives it blocks; returns the tokens that are loaded.
+        ``computed`` tokens are in vLLM's own prefix cache."""
+        external, _ = self.half.matched(request, computed)
         assert external is not None
         self.half.allocated(request, range(8), external)
         request.num_computed_tokens = external
@@ -114,11 +116,11 @@ class World:
         return len(self.tier)
 
 
-def resets(act: str) -> dict[str, Any]:
+def resets(ours: bool) -> dict[str, Any]:
     """What one kind of reset leaves, with nothing under way."""
     world = World()
     before = [world.serve(), world.serve()]
-    getattr(world.half, act)()
+    world.half.reset(ours)
     world.half.reported(world.work(world.schedule()))
     return {"before": before, "held": world.held(), "after": [world.serve(), world.serve()]}
 
@@ -126,7 +128,7 @@ def resets(act: str) -> dict[str, Any]:
 def fixed() -> dict[str, Any]:
     world = World(weights="fixed")
     world.serve()
-    world.half.prefix_cache_reset()
+    world.half.reset(ours=False)
     plain = world.serve()
     world.half.reset()
     world.half.reported(world.work(world.schedule()))
@@ -223,6 +225,28 @@ def refused_save() -> dict[str, Any]:
     return {"good": report.saves[0].good, "stored": stored, "after": [world.serve() for _ in "ab"]}
 
 
+def own_cache() -> dict[str, Any]:
+    """What vLLM's own prefix cache gives is saved, unless it may be of other weights."""
+    world = World()
+    saves = []
+
+    def ask(lora: Any = None) -> None:
+        request = world.ask(lora)
+        world.begin(request, 2 * SIZE)
+        meta = world.schedule(request)
+        saves.append(len(meta.saves))
+        world.half.reported(world.work(meta))
+        world.end(request)
+
+    world.half.reported(WorkerReport(0, outdated=0))
+    ask()
+    world.half.stale = False  # as the connector says behind a reset of vLLM's that succeeded
+    ask()
+    world.adapters.renamed, world.adapters.digest = True, "other"
+    ask("one")
+    return {"saves": saves}
+
+
 def ranks_disagree() -> list[int]:
     """The latest generation that any rank found outdated counts."""
     reports = [WorkerReport(3), WorkerReport(3, outdated=1), WorkerReport(3, outdated=0)]
@@ -311,14 +335,15 @@ def beside() -> dict[str, Any]:
 
 def main() -> None:
     found = {
-        "reset": resets("reset"),
-        "prefix_cache_reset": resets("prefix_cache_reset"),
+        "reset": resets(ours=True),
+        "plain reset": resets(ours=False),
         "fixed": fixed(),
         "pending save": pending_save(),
         "pinned load": pinned_load(),
         "running": running(),
         "seen by worker": seen_by_worker(),
         "refused save": refused_save(),
+        "own cache": own_cache(),
         "ranks": ranks_disagree(),
         "unwatched": unwatched(),
         "adapters": adapters(),

@@ -15,7 +15,7 @@ def found(scenario: Scenario) -> dict[str, Any]:
     return outcome
 
 
-@pytest.mark.parametrize("act", ["reset", "prefix_cache_reset"])
+@pytest.mark.parametrize("act", ["reset", "plain reset"])
 def test_any_reset_frees_everything_and_begins_anew(found: dict[str, Any], act: str) -> None:
     assert found[act] == {"before": [0, 12], "held": 0, "after": [0, 12]}
 
@@ -52,6 +52,13 @@ def test_a_worker_that_sees_other_weights_refuses_the_step(found: dict[str, Any]
 def test_nothing_that_a_refused_step_computed_is_stored(found: dict[str, Any]) -> None:
     expected = {"good": [False] * 3, "stored": 0, "after": [0, 12]}
     assert found["refused save"] == expected
+
+
+def test_what_vllms_own_cache_gives_is_saved_unless_it_may_be_of_other_weights(
+    found: dict[str, Any],
+) -> None:
+    # After a change that nobody told, after a reset, and of an adapter that has another's name.
+    assert found["own cache"] == {"saves": [0, 1, 0]}
 
 
 def test_one_rank_that_sees_it_is_enough(found: dict[str, Any]) -> None:

@@ -248,6 +248,18 @@ def test_files_that_changed_under_a_loaded_adapter_leave_it_uncached(tmp_path: P
     assert adapters.of(adapter("a", 1, path)) == before
 
 
+def test_a_name_that_was_anothers_is_told_whatever_its_id(tmp_path: Path) -> None:
+    adapters = Adapters()
+    path = folder(tmp_path / "a")
+    assert not adapters.of(adapter("a", 1, path)).renamed
+    folder(path, b"B")
+    # Unloaded and loaded again, an adapter has a new id; vLLM's prefix cache knows the name.
+    assert adapters.of(adapter("a", 2, path)).renamed
+    assert not adapters.of(adapter("b", 3, path)).renamed
+    folder(path)
+    assert adapters.of(adapter("a", 4, path)).renamed
+
+
 @pytest.mark.parametrize("path", ["in-memory", "no/adapter", "/nowhere", "not an id: ?"])
 def test_an_adapter_without_files_shares_nothing(hashers: Hashers, path: str) -> None:
     asked = request(None, adapter("1", 1, path))
