@@ -172,6 +172,13 @@ def test_a_stage_leaves_later_ones_their_least(world: World) -> None:
     assert limits[3] == 5.0
 
 
+def test_no_stage_is_begun_with_less_than_its_least(world: World) -> None:
+    """Though those behind it would need the rest."""
+    stages = world.stage("a", limit_s=100.0), world.stage("b", limit_s=100.0, least_s=25.0)
+    world.run(*stages, budget_s=30.0)
+    assert world.outcome("a").limit_s == 10.0
+
+
 def test_one_over_its_limit_is_ended_and_the_next_runs(world: World) -> None:
     slow = world.stage("a", "sleep 1000", limit_s=0.5)
     assert world.run(slow, world.stage("b")) == 1
