@@ -130,9 +130,12 @@ def test_what_only_serves_runs_for_others(world: World) -> None:
     model.unlink()
     assert world.run(base, first, second) == 0
     assert [world.times(name) for name in ("base", "first", "second")] == [1, 1, 1]
-    # One more that needs it, and it is made again.
-    assert world.run(base, first, world.stage("third", needs=("base",))) == 0
+    # One more that needs it, and it is made again; the next finds it.
+    third, fourth = world.stage("third", needs=("base",)), world.stage("fourth", needs=("base",))
+    assert world.run(base, first, third) == 0
     assert world.times("base") == 2
+    assert world.run(base, first, third, fourth) == 0
+    assert [world.times(name) for name in ("base", "third", "fourth")] == [2, 1, 1]
 
 
 def test_a_missing_tool_is_no_failure(world: World) -> None:
@@ -172,6 +175,13 @@ def test_a_stage_leaves_later_ones_their_least(world: World) -> None:
     assert limits[3] == 5.0
 
 
+def test_no_stage_is_begun_with_less_than_its_least(world: World) -> None:
+    """Though those behind it would need the rest."""
+    stages = world.stage("a", limit_s=100.0), world.stage("b", limit_s=100.0, least_s=25.0)
+    world.run(*stages, budget_s=30.0)
+    assert world.outcome("a").limit_s == 10.0
+
+
 def test_one_over_its_limit_is_ended_and_the_next_runs(world: World) -> None:
     slow = world.stage("a", "sleep 1000", limit_s=0.5)
     assert world.run(slow, world.stage("b")) == 1
@@ -192,6 +202,20 @@ def test_beside(world: World) -> None:
     )
     assert world.run(*stages) == 0
     assert [o.name for o in world.runner.outcomes()] == ["side", "a", "b"]
+
+
+def test_one_beside_is_waited_for_by_what_needs_it(world: World) -> None:
+    stages = (
+        world.stage("side", "sleep 0.1", beside=True, serves=True),
+        world.stage("a", needs=("side",)),
+    )
+    assert world.run(*stages) == 0
+
+
+def test_one_beside_takes_no_time_from_others(world: World) -> None:
+    stages = world.stage("a", limit_s=50.0), world.stage("b", beside=True, least_s=90.0)
+    world.run(*stages, budget_s=100.0)
+    assert world.outcome("a").limit_s == 50.0
 
 
 def test_nobody_waits_for_the_last_one_beside_in_vain(world: World) -> None:

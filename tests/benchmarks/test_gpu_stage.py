@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -86,6 +87,17 @@ def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
     outcome = run(shell(f"sleep 1000 >/dev/null 2>&1 & echo $! > '{file}'"), tmp_path)
     assert outcome.status == "passed"
     assert not is_alive(int(file.read_text()))
+
+
+def test_what_only_waits_to_be_reaped_does_not_run() -> None:
+    """By a parent that may never do it."""
+    process = subprocess.Popen(["sh", "-c", "read line"], start_new_session=True,
+                               stdin=subprocess.PIPE)  # fmt: skip
+    assert stage_module._group_runs(process.pid)
+    process.stdin.close()  # type: ignore[union-attr]
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not stage_module._group_runs(process.pid)
+    process.wait()
 
 
 def test_what_ended_before_anybody_looked_took_no_longer(
