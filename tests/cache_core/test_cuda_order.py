@@ -180,7 +180,7 @@ def test_the_engine_waits_for_a_layer_without_the_host(
 
                 where: list[np.ndarray[Any, Any]] = []
                 place = SimpleNamespace(copy_from=where.append)
-                engine.tier.read([KEY], place)  # type: ignore[arg-type]
+                engine.tier.read([KEY], place)
                 engine.blocks.load_layers(SLOTS, where[0], loaded)
                 assert told == [1, 2, 3]
                 # The load has ended: its chunk may go.
@@ -200,7 +200,7 @@ def test_no_layer_is_waited_for_on_the_host(
         queued: list[int] = []
         where: list[np.ndarray[Any, Any]] = []
         place = SimpleNamespace(copy_from=where.append)
-        engine.tier.read([KEY], place)  # type: ignore[arg-type]
+        engine.tier.read([KEY], place)
         engine.blocks.load_layers(SLOTS, where[0], lambda *_: queued.append(emulation.pending))
         assert queued == sorted(queued)
         assert queued[0] > 0
@@ -216,7 +216,7 @@ def test_chunks_stay_until_their_layers_are_there(
         with engine_of(emulation, seed, "kernel", monkeypatch) as engine:
             where: list[np.ndarray[Any, Any]] = []
             place = SimpleNamespace(copy_from=where.append)
-            engine.tier.read([KEY], place)  # type: ignore[arg-type]
+            engine.tier.read([KEY], place)
             engine.blocks.load_layers(SLOTS, where[0], lambda *_: None)
             ctypes.memset(int(where[0][0]), 0, engine.blocks.chunk_bytes)
             moved = tokens_of(engine.tensors.read(), SLOTS)
@@ -263,7 +263,7 @@ def test_the_embedded_engine_is_waited_for(
 class OnGpu(torch.Tensor):
     """Claims to be a GPU's: `TensorBlocks` then orders its stream."""
 
-    is_cuda = True  # type: ignore[assignment]
+    is_cuda = True
 
 
 class Streams:
