@@ -68,11 +68,11 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch, flash: bool) -> Iterator[list[s
         nothing = torch.empty(0)
         return out.transpose(1, 2).contiguous().transpose(1, 2), padded, nothing, nothing
 
-    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901
+    library = torch.library.Library("aten", "IMPL")
     library.impl("_scaled_dot_product_flash_attention", fused, "CPU")
     library.impl("_scaled_dot_product_efficient_attention", efficient, "CPU")
     with monkeypatch.context() as patched:
-        patched.setattr(attention, "_on_cpu", lambda _: False)
+        patched.setattr(attention, "on_cpu", lambda _: False)
         patched.setattr(attention, "_has_flash", lambda *_: flash)
         try:
             yield ran
