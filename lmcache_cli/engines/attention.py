@@ -42,7 +42,7 @@ def attend(
     new, total = query.shape[2], key.shape[2]
     if dropout:
         raise ValueError("this attention is for inference: it has no dropout")
-    if new == total:
+    if new == total or (new == 1 and on_cpu(query)):
         out = _whole(query, key, value, scaling)
     elif _flash_runs(query):
         # Asked for by name: torch would prefer cuDNN's, which is compiled for every new length of
@@ -51,7 +51,7 @@ def attend(
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         out = flash(query, key, value, 0.0, True, scale=scaling)[0]
     elif new == 1:
-        out = _whole(query, key, value, scaling)
+        out, _ = attend_all(query, key, value, scaling)
     else:
         past = total - new
         own = attend_own(query, key[:, :, past:], value[:, :, past:], scaling)
@@ -69,7 +69,7 @@ def attend_all(
     which :func:`merged` joins attentions to other keys.
     """
     heads, new = query.shape[1:3]
-    if _on_cpu(query):
+    if on_cpu(query):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         if mask is not None:
             out, lse = flash(query, key, value, 0.0, False, attn_mask=mask[None, None], scale=scale)
@@ -91,7 +91,7 @@ def attend_own(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`attend_all`, of as many rows as keys, each of which sees those up to its own; there
     may be several independent ones, ``[batch, heads, n, d]``."""
-    if _on_cpu(query):
+    if on_cpu(query):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = flash(query, key, value, 0.0, True, scale=scale)
         return out, lse
@@ -109,6 +109,11 @@ def empty_mask(rows: int, keys: int, like: Tensor) -> Tensor:
     return torch.zeros(rows, width, dtype=like.dtype, device=like.device)[:, :keys]
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether a CPU's ways are taken."""
+    return tensor.device.type == "cpu"
+
+
 def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
     """The attention to the keys of both, each an output ``[..., d]`` with its log-sum-exp, as
     FlashAttention merges blocks (Dao et al. 2022, section 3.1)."""
@@ -118,7 +123,7 @@ def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
 
 def _whole(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     causal = query.shape[2] > 1
-    if _on_cpu(query) or _flash_runs(query):
+    if on_cpu(query) or _flash_runs(query):
         return scaled_dot_product_attention(
             query, key, value, scale=scale, is_causal=causal, enable_gqa=True
         )
@@ -156,12 +161,8 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
     return rows, k, v
 
 
-def _on_cpu(query: Tensor) -> bool:
-    return query.device.type == "cpu"
-
-
 def _flash_runs(query: Tensor) -> bool:
-    return not _on_cpu(query) and _has_flash(query.dtype, query.shape[-1], query.device)
+    return not on_cpu(query) and _has_flash(query.dtype, query.shape[-1], query.device)
 
 
 @cache

@@ -72,7 +72,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch, flash: bool) -> Iterator[list[s
     library.impl("_scaled_dot_product_flash_attention", fused, "CPU")
     library.impl("_scaled_dot_product_efficient_attention", efficient, "CPU")
     with monkeypatch.context() as patched:
-        patched.setattr(attention, "_on_cpu", lambda _: False)
+        patched.setattr(attention, "on_cpu", lambda _: False)
         patched.setattr(attention, "_has_flash", lambda *_: flash)
         try:
             yield ran

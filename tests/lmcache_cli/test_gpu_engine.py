@@ -17,13 +17,15 @@ from cache_core.blend.selection import KV, SELECTIONS, Choice, Reused, make_sele
 from lmcache_cli.engines import attention
 from lmcache_cli.engines.blend import forward as blend_module
 from lmcache_cli.engines.blend.forward import blend
-from lmcache_cli.engines.blend.runner import LayerRunner
+from lmcache_cli.engines.blend.quality import forced_logits
 from lmcache_cli.engines.models import LoadedModel
 from lmcache_cli.engines.transformers import TransformersEngine
 from tests.fake_cuda import CUDA, Recorded, fake_cuda
 
 LAYERS, HEADS, KV_HEADS, DIM = 3, 8, 2, 64
 CONTEXT, WIDTH, WORDS = 25_000, HEADS * DIM, 32_000
+INNER = 2 * WIDTH
+FLASH = "_scaled_dot_product_flash_attention"
 
 
 class Fake:
@@ -35,9 +37,9 @@ class Fake:
         monkeypatch.setattr("lmcache_cli.engines.device.torch.cuda.current_stream", self._stream)
         frequencies = Rope(1e4 ** (-np.arange(DIM // 2) / (DIM // 2)))
         monkeypatch.setattr("lmcache_cli.engines.blend.runner._rope_of", lambda _: frequencies)
-        self.waits = 0
+        self.flash, self.waits = flash, 0
         config = transformers.LlamaConfig(
-            vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
+            vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=INNER,
             num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
             head_dim=DIM, max_position_embeddings=32_768,
         )  # fmt: skip
@@ -63,6 +65,10 @@ class Fake:
         return Stream()
 
 
+def outputs(recorded: Recorded, kernel: str) -> list[tuple[int, ...]]:
+    return [shape for shape in recorded.named(kernel) if len(shape) == 4]
+
+
 def ids(count: int) -> np.ndarray:
     return np.zeros(count, dtype=np.int32)
 
@@ -73,8 +79,7 @@ def world(
 ) -> Iterator[tuple[Fake, Recorded]]:
     with fake_cuda() as recorded:
         fake = Fake(monkeypatch, *request.param)
-        recorded.calls.clear()
-        recorded.uploads = 0
+        recorded.clear()
         yield fake, recorded
 
 
@@ -103,40 +108,122 @@ class Chosen:
 SELECTED = {name: Chosen(name) for name in SELECTIONS}
 
 
-def test_x(world: tuple[Fake, Recorded]) -> None:
-    fake, recorded = world
-    arena = fake.engine.arena()
-    logits = fake.engine.forward(arena, ids(CONTEXT), 0)
-    print(logits.shape, recorded.uploads, recorded.largest)
-    recorded.clear()
-    logits = fake.engine.forward(arena, ids(300), CONTEXT - 300)
-    print(sorted({n for n, _ in recorded.calls}), recorded.largest, recorded.uploads)
+def reused(arena: torch.Tensor) -> Reused:
+    kv = KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2))
+    tokens = torch.zeros(PROMPT, dtype=torch.int64, device=CUDA)
+    return Reused(tokens, (0, EXACT, QUESTION), EXACT, CHUNKS, kv)
 
 
-def test_y(world: tuple[Fake, Recorded], monkeypatch) -> None:
+def test_a_cold_prompt_makes_no_mask_and_no_logits_of_all_its_tokens(
+    world: tuple[Fake, Recorded],
+) -> None:
     fake, recorded = world
-    runner = LayerRunner(fake.loaded)
+    logits = fake.engine.forward(fake.engine.arena(), ids(CONTEXT), 0)
+    assert logits.shape == (WORDS,) and logits.device == CUDA
+    assert recorded.largest == CONTEXT * INNER, "the inside of an MLP"
+    assert recorded.named("scaled_dot_product_attention")[0][-2:] == (CONTEXT, DIM)
+    assert recorded.uploads == 1, "the tokens"
+
+
+@pytest.mark.parametrize("rows", [2, 300])
+def test_a_hit_makes_nothing_of_the_contexts_length(
+    rows: int, world: tuple[Fake, Recorded]
+) -> None:
+    fake, recorded = world
+    fake.engine.forward(fake.engine.arena(), ids(rows), CONTEXT - rows)
+    assert recorded.largest == max(rows * INNER, WORDS), "no mask, no copy of K and V"
+    assert recorded.uploads == 1 and fake.waits == 0
+    if fake.flash:
+        assert outputs(recorded, FLASH) == [(1, HEADS, rows, DIM)] * LAYERS
+
+
+def test_transformers_own_attention_would(world: tuple[Fake, Recorded]) -> None:
+    """What the test before is there for."""
+    fake, recorded = world
+    fake.loaded.model.set_attn_implementation("sdpa")
+    fake.engine.forward(fake.engine.arena(), ids(300), CONTEXT - 300)
+    assert recorded.largest == HEADS * CONTEXT * DIM, "K for every query head"
+    assert (1, 1, 300, CONTEXT) in recorded.named("expand", "where", "bitwise_and", "__and__", "le")
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_blend_runs_on_the_device_and_waits_for_selections_alone(
+    name: str, world: tuple[Fake, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, recorded = world
+    looked: list[int] = []
+
+    def on_host(chosen: torch.Tensor) -> np.ndarray:
+        assert chosen.device == CUDA and chosen.dtype == torch.bool
+        looked.append(len(chosen))
+        keep = np.zeros(len(chosen), dtype=bool)
+        keep[::7] = True
+        return keep
+
+    monkeypatch.setattr(blend_module, "on_host", on_host)
     arena = fake.engine.arena().tensor
-    for name, selection in SELECTED.items():
+    done = blend(fake.engine.layers(), reused(arena), arena, FRESH, SELECTED[name])
+    assert done.logits.shape == (WORDS,) and done.logits.device == CUDA
+    narrowing = 2 if name in ("hkvd", "query") else 0
+    assert fake.waits == len(looked) == narrowing
+    assert len(set(looked)) == narrowing
+    assert recorded.uploads <= 20, "positions and rows of masks, not per layer"
+    repeated = HEADS * PROMPT * DIM
+    assert recorded.largest < (2 * repeated if narrowing or name == "full" else repeated)
 
-        def on_host(chosen):
-            assert chosen.device == CUDA and chosen.dtype == torch.bool
-            c = np.zeros(len(chosen), dtype=bool)
-            c[::7] = True
-            return c
 
-        monkeypatch.setattr(blend_module, "on_host", on_host)
-        prompt = Reused(
-            torch.zeros(PROMPT, dtype=torch.int64, device=CUDA),
-            (0, EXACT, QUESTION),
-            EXACT,
-            CHUNKS,
-            KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2)),
-        )
+@pytest.mark.parametrize("name", ["full", "none", "hkvd"])
+def test_rows_that_follow_one_another_take_the_causal_kernel(
+    name: str, world: tuple[Fake, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, recorded = world
+    monkeypatch.setattr(blend_module, "on_host", lambda chosen: np.ones(len(chosen), dtype=bool))
+    arena = fake.engine.arena().tensor
+    blend(fake.engine.layers(), reused(arena), arena, FRESH, SELECTED[name])
+    assert not recorded.named("masked_fill_")
+    if fake.flash:
+        assert not recorded.named("_scaled_dot_product_efficient_attention")
+        runs = [100, 100] if name == "none" else [PROMPT - EXACT]
+        assert outputs(recorded, FLASH) == [(1, HEADS, rows, DIM) for rows in runs] * LAYERS
+
+
+def test_chunks_are_turned_encoded_and_judged_on_the_device(world: tuple[Fake, Recorded]) -> None:
+    fake, recorded = world
+    runner, arena = fake.engine.layers(), fake.engine.arena().tensor
+    with torch.inference_mode():
+        for start in (256, 512, 768):
+            runner.rope.rotate(arena[:, 0, :, start : start + 256], start, in_place=True)
+        assert recorded.uploads == 1, "frequencies, once"
         recorded.clear()
-        fake.waits = 0
-        done = blend(runner, prompt, arena, FRESH, selection)
-        print(
-            name, done.recomputed, done.token_layers, fake.waits, recorded.largest, recorded.uploads
-        )
-    print(sorted({n for n, _ in recorded.calls}))
+        lead, chunks = (torch.zeros(n, dtype=torch.int64, device=CUDA) for n in (100, 12 * 256))
+        hidden = runner.behind(lead, arena, 0)
+        assert hidden.shape == (100, WIDTH)
+        runner.apart(chunks.view(12, 256), arena, 100)
+        assert recorded.largest < WORDS * 100, "no logits of tokens whose KV is all that is wanted"
+        forced = forced_logits(runner, runner.logits(hidden[-1:])[0], lead[:5], arena, 100)
+        assert forced.shape == (5, WORDS) and forced.device == CUDA
+    assert recorded.uploads == 0
+    if fake.flash:
+        apart = [shape for shape in outputs(recorded, FLASH) if shape[0] == 12]
+        assert apart == [(12, HEADS, 256, DIM)] * LAYERS, "all chunks in one call"
+
+
+@pytest.mark.parametrize(("device", "longest"), [("cpu", 512), ("cuda", CONTEXT)])
+def test_a_gpu_is_warmed_up_by_a_prompt_of_the_runs_own_length(
+    device: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = object.__new__(TransformersEngine)
+    config = SimpleNamespace(vocab_size=WORDS)
+    monkeypatch.setattr(LoadedModel, "config", config)
+    engine.loaded = LoadedModel("m", None, None, "", torch.device(device), "bfloat16", "")
+    ran: list[tuple[int, int]] = []
+
+    def forward(arena: Any, tokens: np.ndarray, past: int) -> torch.Tensor:
+        ran.append((len(tokens), past))
+        return torch.zeros(WORDS)
+
+    monkeypatch.setattr(engine, "forward", forward)
+    monkeypatch.setattr(engine, "arena", lambda: None)
+    monkeypatch.setattr(engine, "reserve", lambda tokens: ran.append((tokens, -1)))
+    engine.warm_up(CONTEXT)
+    assert ran == [(CONTEXT + 1, -1), (longest, 0), (256, longest - 256), (1, longest)]

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmcache_cli.engines import attention
 from lmcache_cli.engines.attention import attend, attend_all, attend_own, empty_mask, merged
 
 # Rows per masked block: more of them see more masked keys, fewer are less of a product.
@@ -103,13 +104,20 @@ def attend_apart(query: Tensor, key: Tensor, value: Tensor, lead: int, scale: fl
     keys that all see, and their own chunk, causally. ``key`` and ``value`` are
     ``[kv_heads, lead + chunks * size, d]``. Returns ``[chunks * size, heads * d]``."""
     chunks, heads, size, dim = query.shape
+    if attention.on_cpu(query):  # one by one: what a chunk sees then stays in a core's cache
+        rows, out = following(lead, lead + size), query.new_empty(chunks, size, heads * dim)
+        for i in range(chunks):
+            start = lead + i * size
+            own = [torch.cat([x[:, :lead], x[:, start : start + size]], 1) for x in (key, value)]
+            out[i] = attend_rows(query[i], own[0], own[1], rows, scale)
+        return out.reshape(chunks * size, -1)
     shape = (len(key), chunks, size, dim)
     k, v = (x[:, lead:].view(shape).transpose(0, 1) for x in (key, value))
-    own = attend_own(query, k, v, scale)
-    mixed = own[0]
+    alone = attend_own(query, k, v, scale)
+    mixed = alone[0]
     if lead:
-        rows = query.transpose(0, 1).reshape(1, heads, chunks * size, dim)
-        out, lse = attend_all(rows, key[None, :, :lead], value[None, :, :lead], scale)
-        before = out.view(heads, chunks, size, dim), lse.view(heads, chunks, size)
-        mixed = merged(own, (before[0].transpose(0, 1), before[1].transpose(0, 1)))
+        every = query.transpose(0, 1).reshape(1, heads, chunks * size, dim)
+        seen, lse = attend_all(every, key[None, :, :lead], value[None, :, :lead], scale)
+        seen, lse = seen.view(heads, chunks, size, dim), lse.view(heads, chunks, size)
+        mixed = merged(alone, (seen.transpose(0, 1), lse.transpose(0, 1)))
     return mixed.transpose(1, 2).reshape(chunks * size, -1)
