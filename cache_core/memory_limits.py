@@ -45,9 +45,14 @@ def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
     return found
 
 
+def tightest_limit(root: Path = Path("/")) -> MemoryLimit:
+    """The one that leaves least."""
+    return min(memory_limits(root), key=lambda limit: limit.free)
+
+
 def require_memory(nbytes: int, purpose: str, root: Path = Path("/")) -> None:
     """Raises ``MemoryError``, in one line, if ``nbytes`` more are not to be had. Takes none."""
-    tightest = min(memory_limits(root), key=lambda limit: limit.free)
+    tightest = tightest_limit(root)
     if nbytes > tightest.free:
         raise MemoryError(
             f"{purpose} needs {_mib(nbytes)}, and {tightest.name} of {_mib(tightest.bytes)} has"
