@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cache_core import _native
+from cache_core.memory_limits import require_memory
 from cache_core.place import Addresses, FlatPlace, Place
 from cache_core.tiers.tier import Read
 
@@ -36,7 +37,8 @@ class Slab(Protocol):
 
 class SlabMemory:
     """Slabs of up to 1 GiB, mapped and faulted in once: writing to a fresh page costs several
-    times what writing to a warm one does."""
+    times what writing to a warm one does. What does not fit into what the process may still take
+    (the machine, a container's limit, its own) is refused before the first of them."""
 
     def __init__(self) -> None:
         self._slabs: list[Slab] = []
@@ -45,15 +47,21 @@ class SlabMemory:
         return _native.Slab(nbytes)
 
     def addresses(self, chunks: int, stride: int) -> Addresses:
+        require_memory(chunks * stride, "a tier in memory")
         per_slab = max(1, SLAB_BYTES // stride)
         parts: list[Addresses] = []
-        while chunks > 0:
-            count = min(chunks, per_slab)
-            slab = self._slab(count * stride)
-            self._slabs.append(slab)
-            steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
-            parts.append(np.uint64(slab.address) + steps)
-            chunks -= count
+        before = len(self._slabs)
+        try:
+            while chunks > 0:
+                count = min(chunks, per_slab)
+                slab = self._slab(count * stride)
+                self._slabs.append(slab)
+                steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
+                parts.append(np.uint64(slab.address) + steps)
+                chunks -= count
+        except BaseException:
+            del self._slabs[before:]
+            raise
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
     def release(self) -> None:

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from cache_core.memory_limits import require_memory
 from cache_core.tiers import TierError
 from cache_core.tiers.plugin import find_plugin
 from cache_core.tiers.remote_url import open_remote
@@ -33,6 +34,7 @@ def check_places(plan: Plan) -> None:
                 f"--disk-path: {options.disk_path} can't be used: {error.strerror or error}"
             ) from error
     _check_room(plan)
+    _check_memory(plan)
     if options.remote:
         _check_remote(options.remote)
 
@@ -50,6 +52,18 @@ def _check_room(plan: Plan) -> None:
                 f"--disk-size: {bytes_text(wanted)} do not fit in {there}, which has"
                 f" {bytes_text(room)}; lower it or name another --disk-path"
             )
+
+
+def _check_memory(plan: Plan) -> None:
+    """A cell's tiers in memory fit beside what is taken; that a model takes more is found later."""
+    on_host = ("device", "cpu") if plan.options.device == "cpu" else ("cpu",)
+    for cell in plan.cells:
+        sizes = {name: cell.spec.tiers.get(name, 0) for name in on_host}
+        largest = max(sizes, key=lambda name: sizes[name])
+        try:
+            require_memory(sum(sizes.values()), f"--{largest}-size: what is kept in memory")
+        except MemoryError as error:
+            raise UserError(str(error)) from error
 
 
 def _taken(folder: Path) -> int:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
+from cache_core.memory_limits import tightest_limit
 from lmcache_cli.bench.cells import Cell, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure
 from lmcache_cli.bench.places import check_places
@@ -183,7 +183,7 @@ def _measure_all(
         cells = [cell for cell in cells if cell not in refusals]
         if not cells:
             continue
-        room = int(psutil.virtual_memory().available * _TIER_SHARE)
+        room = int(tightest_limit().free * _TIER_SHARE)
         if engine.name == "simulated":
             room = sys.maxsize
         if earlier is None:

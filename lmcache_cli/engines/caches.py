@@ -97,7 +97,10 @@ def _open(
             raise UserError(f"--device-size: {str(error).splitlines()[0]}") from error
     if name in ("device", "cpu"):
         # On a CPU the engine's own memory is host memory: both tiers are slabs.
-        return MemoryTier(name, chunks or 0, size, _memory(device))
+        try:
+            return MemoryTier(name, chunks or 0, size, _memory(device))
+        except MemoryError as error:
+            raise UserError(f"--{name}-size: {error}") from error
     try:
         if name == "disk":
             if spec.folder is None:

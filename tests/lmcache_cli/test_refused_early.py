@@ -32,6 +32,7 @@ REAL = ("bench", "rag", "--model", "no/such-model")
         ((*REAL, "--cache-name", "q", "--disk-path", "kv"), "add --disk-size"),
         ((*REAL, "--admission", "second-touch"), "--admission is the disk tier's"),
         ((*REAL, "--disk-size", "9000TiB"), "--disk-size: 9000 TiB do not fit"),
+        ((*REAL, "--cpu-size", "9000TiB"), "--cpu-size: what is kept in memory needs 9,4"),
         ((*REAL, "--json", "nowhere/a.json"), "--json: nowhere/a.json can't be written"),
         ((*REAL, "--csv", "."), "--csv: . can't be written: Is a directory"),
         ((*REAL, "--json", "-", "--csv", "-"), "would both take stdout"),

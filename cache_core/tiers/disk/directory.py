@@ -32,7 +32,7 @@ class Directory:
 
     It may be moved: its descriptor, not its path, says where files are. What changes names in it
     looks first whether ``LOCK`` is still ours and raises :class:`Lost` if it isn't, so that nothing
-    of another process is touched; ``path`` is for messages.
+    of another process is touched. ``fd`` is the descriptor, ``path`` is for messages.
 
     Raises :class:`TierError` if another process has it (naming that one), if it has other things
     in it or another format, or if it can't be written to. Nothing in it is changed then.
@@ -40,10 +40,10 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = self._lock = -1
+        self.fd = self._lock = -1
         try:
             made = make_directories(path)
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fresh = self._is_fresh()
             self._lock = self._open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
             self._take()
@@ -87,33 +87,33 @@ class Directory:
     def rename(self, old: str, new: str) -> None:
         """Raises ``OSError``."""
         self.check()
-        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
         """A file that is gone already is no trouble. Raises ``OSError``."""
         self.check()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._fd)
+            os.unlink(name, dir_fd=self.fd)
 
     def stat(self, name: str) -> os.stat_result:
         """Of the name itself, should it be a link. Raises ``OSError``."""
-        return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
     def scan(self) -> list[os.DirEntry[str]]:
         """What is in it, by name. Raises ``OSError``."""
-        with os.scandir(self._fd) as entries:
+        with os.scandir(self.fd) as entries:
             return sorted(entries, key=lambda entry: entry.name)
 
     def sync(self) -> None:
         """Makes the names in it durable. Raises ``OSError``."""
-        os.fsync(self._fd)
+        os.fsync(self.fd)
 
     def close(self) -> None:
         """Lets the directory go. Idempotent."""
-        for fd in (self._lock, self._fd):
+        for fd in (self._lock, self.fd):
             if fd >= 0:
                 os.close(fd)
-        self._lock = self._fd = -1
+        self._lock = self.fd = -1
 
     def let_go(self) -> None:
         """In a forked child, which may go on reading: it shares the parent's lock by its
@@ -123,7 +123,7 @@ class Directory:
             self._lock = -1
 
     def _open(self, name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_CLOEXEC, 0o644, dir_fd=self._fd)
+        return os.open(name, flags | os.O_CLOEXEC, 0o644, dir_fd=self.fd)
 
     def _take(self) -> None:
         try:

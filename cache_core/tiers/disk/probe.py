@@ -5,20 +5,28 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from pathlib import Path
 
-from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import BLOCK
 
 _NAME = "probe"
 
 
-def does_direct(directory: Directory) -> bool:
-    """Writes and reads a block by O_DIRECT; tmpfs and some network file systems refuse, others
-    want larger units."""
+def does_direct(directory: Path | int) -> bool:
+    """Writes and reads a block by O_DIRECT in a directory, or in that of a descriptor; tmpfs and
+    some network file systems refuse, others want larger units, and a full one has no room to ask
+    in."""
+    if isinstance(directory, Path):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return does_direct(fd)
+        finally:
+            os.close(fd)
     with contextlib.suppress(OSError):
-        directory.unlink(_NAME)
+        os.unlink(_NAME, dir_fd=directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DIRECT
     try:
-        fd = directory.open(_NAME, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        fd = os.open(_NAME, flags, 0o600, dir_fd=directory)
     except OSError:
         return False
     try:
@@ -32,4 +40,4 @@ def does_direct(directory: Directory) -> bool:
     finally:
         os.close(fd)
         with contextlib.suppress(OSError):
-            directory.unlink(_NAME)
+            os.unlink(_NAME, dir_fd=directory)

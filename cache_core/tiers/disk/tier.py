@@ -98,7 +98,7 @@ class DiskTier:
         self._complaints = Complaints(name)
         self._directory = Directory(Path(directory))
         try:
-            self.direct = does_direct(self._directory) if direct is None else direct
+            self.direct = does_direct(self._directory.fd) if direct is None else direct
             self._log = Log(
                 self._directory,
                 cap_bytes,
