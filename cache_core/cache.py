@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 
 from cache_core.admission import Admission
 from cache_core.carry import carry, fetch
@@ -15,14 +14,17 @@ from cache_core.layout import KVLayout
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.place import Place
 from cache_core.policy import LRU, PolicyMaker
-from cache_core.tiers.tier import Tier, recovered
+from cache_core.residency import Residency, remembered
+from cache_core.tiers.tier import Read, Tier, recovered
 
 
 @dataclass(slots=True)
 class TierCounters:
     """What one tier has done since the cache was made or :meth:`TieredCache.reset_counters`.
-    Times are of the calls, in seconds."""
+    Times are of the calls, in seconds. ``promised_chunks`` were the tier's part of loaded hits, of
+    which it gave ``read_chunks``."""
 
+    promised_chunks: int = 0
     read_chunks: int = 0
     read_s: float = 0.0
     written_chunks: int = 0
@@ -74,15 +76,21 @@ class TieredCache:
         self.layout = layout
         self.tiers = tuple(tiers)
         self.counters = {tier.name: TierCounters() for tier in self.tiers}
+        shared = [i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False)]
+        self._shared: int | None = shared[0] if shared else None
+        capacities = [tier.capacity for tier in self.tiers]
+        if self._shared is not None:
+            capacities[self._shared] = remembered(capacities[self._shared])
         self._ledger = Ledger(
-            [tier.capacity for tier in self.tiers],
+            capacities,
             policy,
             placement,
             [(admission or {}).get(tier.name) for tier in self.tiers],
         )
         self._evicted = [0] * len(self.tiers)
-        shared = (i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False))
-        self._shared: int | None = next(shared, None)
+        self._residency: Residency | None = None
+        if self._shared is not None:
+            self._residency = Residency(self._ledger, self._shared, clock=clock)
         for index, tier in enumerate(self.tiers):
             tier.discard(self._ledger.restore(index, recovered(tier)))
         self._clock = clock
@@ -108,27 +116,34 @@ class TieredCache:
 
         Waits up to ``wait_s`` seconds for chunks that are being stored right now: recomputing
         them would take longer. A tier that other processes fill too is asked for the chunks behind
-        the hit: one round trip.
+        the hit, and again for those of the hit that it was not asked for lately: one round trip.
         """
         self._wait(keys, wait_s)
         with self._lock:
             hit = self._ledger.pin(self._ledger.lookup(keys))
-        if self._shared is None or len(hit) == len(keys):
-            return hit
-        return self._extend(hit, keys, self._shared)
+            if self._residency is None:
+                return hit
+            asked = [*self._residency.unsure(hit), *keys[len(hit) :]]
+        return self._extend(hit, keys, asked, self._residency) if asked else hit
 
     def acquire_any(self, keys: Sequence[bytes], wait_s: float = 0.0) -> tuple[Hit, list[int]]:
         """As :meth:`acquire`, without the prefix: pins those of the keys that are held, wherever
         they stand among the others. Returns them, in order, with their indices in ``keys``."""
         missing = self._wait(keys, wait_s)
-        if self._shared is not None and missing:
-            found = self.tiers[self._shared].contains(missing)
+        residency = self._residency
+        if residency is not None:
+            with self._lock:
+                asked = [*missing, *residency.unsure(self._ledger.held(keys))]
+            answers = self._ask(asked)
             with self._lock:
                 if not self._closed:
-                    new = [key for key, ok in zip(missing, found, strict=True) if ok]
-                    self._adopt(new, self._shared)
+                    here = residency.heard(asked, answers)
+                    self._carry_away(residency.adopt(missing, here))
         with self._lock:
-            hit = self._ledger.pin(self._ledger.held(keys))
+            hit = self._ledger.held(keys)
+            if residency is not None:
+                hit = residency.sure(hit, prefix=False)
+            hit = self._ledger.pin(hit)
         standing = set(hit.keys)
         return hit, [row for row, key in enumerate(keys) if key in standing]
 
@@ -153,6 +168,9 @@ class TieredCache:
         start = self._clock()
         by_tier: dict[str, int] = {}
         done = 0
+        with self._lock:
+            for tier in hit.tiers:
+                self.counters[self.tiers[tier].name].promised_chunks += 1
         try:
             for run in fetch(self.tiers, hit, place, self._clock):
                 name = self.tiers[run.tier].name
@@ -161,6 +179,8 @@ class TieredCache:
                     self.counters[name].read_chunks += run.read
                     self.counters[name].failures += len(run.keys) - run.read
                     self._forget(run.gone, run.tier)
+                    if self._residency is not None and run.tier == self._shared:
+                        self._residency.heard(run.keys, run.answers)
                 if run.usable:
                     by_tier[name] = by_tier.get(name, 0) + run.usable
                 done += run.usable
@@ -179,6 +199,8 @@ class TieredCache:
             if self._closed:
                 raise RuntimeError("the cache is closed")
             plan = self._ledger.admit(keys)
+            if self._residency is not None:
+                plan = self._residency.without_forgotten(plan, keys)
             self._count_evictions()
             return self._submit(plan, place)
 
@@ -236,27 +258,29 @@ class TieredCache:
         for tier in self.tiers:
             tier.close()
 
-    def _extend(self, hit: Hit, keys: Sequence[bytes], shared: int) -> Hit:
-        """The pinned hit and what the shared tier has behind it, pinned. Asks without the lock."""
-        rest = keys[len(hit) :]
+    def _extend(
+        self, hit: Hit, keys: Sequence[bytes], asked: Sequence[bytes], residency: Residency
+    ) -> Hit:
+        """What the shared tier has of the pinned hit and behind it, pinned, instead of the hit.
+        Asks without the lock."""
         try:
-            found = self.tiers[shared].contains(rest)
+            answers = self._ask(asked)
         except BaseException:
             self.release(hit)
             raise
         with self._lock:
-            ledger = self._ledger
-            # Behind a gap nothing can be used; what another tier holds is no gap.
-            held = takewhile(
-                lambda pair: pair[1] or pair[0] in ledger, zip(rest, found, strict=True)
-            )
-            new = [key for key, ok in held if ok]
-            if not new or self._closed:
-                return hit
-            self._adopt(new, shared)
-            whole = ledger.pin(ledger.lookup(keys))
-            ledger.unpin(hit)
+            here = residency.heard(asked, answers)
+            if not self._closed:
+                self._carry_away(residency.adopt_run(keys[len(hit) :], here))
+            whole = self._ledger.pin(residency.sure(self._ledger.lookup(keys)))
+            self._ledger.unpin(hit)
             return whole
+
+    def _ask(self, keys: Sequence[bytes]) -> list[Read]:
+        """What the shared tier has: one round trip."""
+        if not keys or self._shared is None:
+            return []
+        return [Read(answer) for answer in self.tiers[self._shared].read(keys, None)]
 
     def _wait(self, keys: Sequence[bytes], wait_s: float) -> list[bytes]:
         """Waits for those of the keys that are being stored; returns those that aren't held."""
@@ -268,9 +292,8 @@ class TieredCache:
                     break
             return [key for key in keys if key not in self._ledger]
 
-    def _adopt(self, keys: Sequence[bytes], shared: int) -> None:
-        """The shared tier was found to hold these; the caller holds the lock."""
-        plan = self._ledger.adopt(keys, shared)
+    def _carry_away(self, plan: Plan) -> None:
+        """What left the shared tier for others' chunks; the caller holds the lock."""
         self._count_evictions()
         if plan.moves:
             self._submit(plan, None)
