@@ -4,6 +4,11 @@ Starts a redis-server on the loopback interface if it is given no URL. Where the
 is installed, its client takes turns with ours:
 
     python benchmarks/remote.py [--url redis://host:port ...] [--mib 256] [--repeats 5]
+
+``--evicting`` instead: on a Redis with ``maxmemory-policy allkeys-lru`` and a quarter of the room
+that its chunks would need, how many are promised and how many are there:
+
+    python benchmarks/remote.py --evicting [--mib 64] [--repeats 5]
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_core import _native
+from cache_core.cache import TieredCache
+from cache_core.layout import KVLayout
 from cache_core.place import FlatPlace
 from cache_core.tiers.remote_url import open_remote, redacted
 from cache_core.tiers.tier import TierError
@@ -33,7 +40,7 @@ Rates = dict[str, list[float]]
 
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[str]:
+def redis_server(*options: str) -> Iterator[str]:
     """The URL of a server without persistence. Raises ``FileNotFoundError`` if there is none."""
     binary = shutil.which("redis-server")
     if binary is None:
@@ -42,7 +49,7 @@ def redis_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly"]
-    process = subprocess.Popen([*command, "no"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "no", *options], stdout=subprocess.DEVNULL)
     try:
         for _ in range(500):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -123,6 +130,62 @@ def measure(url: str, size: int, mib: int, repeats: int) -> Rates:
     return rates
 
 
+def promises(url: str, size: int, mib: int) -> dict[str, tuple[int, int]]:
+    """Chunks promised and delivered: to the process that stored them, a minute later, and to one
+    that has just started. Prompts of eight chunks, the oldest first."""
+    tokens, count = 256, 4 * (mib << 20) // size // 8
+    layout = KVLayout(1, 1, size // tokens // 2, "int8", tokens)
+    slab = _native.Slab(8 * size)
+    slab.view()[:] = np.random.default_rng(0).integers(0, 256, 8 * size, dtype=np.uint8)
+    place = FlatPlace(
+        np.uint64(slab.address) + np.arange(8, dtype=np.uint64) * np.uint64(size), size
+    )
+    prompts = [[os.urandom(32) for _ in range(8)] for _ in range(count)]
+    later = [0.0]
+
+    def opened() -> TieredCache:
+        tier = open_remote(url, layout.chunk_bytes)
+        return TieredCache(layout, [tier], clock=lambda: time.monotonic() + later[0])
+
+    def serve(cache: TieredCache) -> tuple[int, int]:
+        promised = delivered = 0
+        for keys in prompts:
+            hit = cache.acquire(keys)
+            promised += len(hit)
+            delivered += cache.load(hit, place.pick(list(range(len(hit))))).chunks
+        return promised, delivered
+
+    old = opened()
+    for keys in prompts:
+        old.store(keys, place).result()
+    new = opened()
+    found = {"just started": serve(new)}
+    later[0] = 60.0
+    found = {"stored them": serve(old)} | found
+    old.close()
+    new.close()
+    return found
+
+
+def evicting(mib: int, repeats: int) -> Table:
+    table = Table(title=f"Redis of {mib} MiB that evicts (allkeys-lru), n={repeats}, median")
+    for name in ("chunk", "asked by the process that", "promised", "delivered", "share"):
+        table.add_column(name, justify="left" if name.startswith("asked") else "right")
+    room = ("--maxmemory", f"{mib}mb", "--maxmemory-policy", "allkeys-lru")
+    for size in SIZES:
+        rounds = []
+        for _ in range(repeats):
+            with redis_server(*room) as url:
+                rounds.append(promises(url, size, mib))
+        for who in rounds[0]:
+            promised = median(found[who][0] for found in rounds)
+            delivered = median(found[who][1] for found in rounds)
+            share = f"{delivered / promised:.2f}" if promised else "-"
+            row = (f"{size >> 20} MiB", who, f"{promised:.0f}", f"{delivered:.0f}", share)
+            table.add_row(*row)
+    return table
+
+
 def all_true(answers: Sequence[int]) -> None:
     assert all(answers), "the server did not keep what it was given"
 
@@ -130,18 +193,23 @@ def all_true(answers: Sequence[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", action="append", default=[])
-    parser.add_argument("--mib", type=int, default=256)
+    parser.add_argument("--evicting", action="store_true")
+    parser.add_argument("--mib", type=int)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    mib = args.mib or (64 if args.evicting else 256)
     with contextlib.ExitStack() as stack:
         try:
+            if args.evicting:
+                Console().print(evicting(mib, args.repeats))
+                return
             urls = args.url or [stack.enter_context(redis_server())]
             for url in urls:
                 table = Table(title=f"remote tier on {redacted(url)}, n={args.repeats}")
                 for name in ("chunk", "call", "median", "min", "max"):
                     table.add_column(name, justify="left" if name == "call" else "right")
                 for size in SIZES:
-                    for call, values in measure(url, size, args.mib, args.repeats).items():
+                    for call, values in measure(url, size, mib, args.repeats).items():
                         unit = "us" if call.startswith("look") else "GB/s"
                         figures = (median(values), min(values), max(values))
                         row = (f"{x:.0f} us" if unit == "us" else f"{x:.2f} GB/s" for x in figures)

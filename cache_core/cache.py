@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import takewhile
 
 from cache_core.admission import Admission
 from cache_core.carrier import QUEUE_BYTES, TIMEOUT_S, Carrier
@@ -18,8 +17,9 @@ from cache_core.layout import KVLayout
 from cache_core.ledger import NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.place import Place
 from cache_core.policy import LRU, PolicyMaker
+from cache_core.residency import Residency, remembered
 from cache_core.suspensions import Suspensions
-from cache_core.tiers.tier import Tier, recovered
+from cache_core.tiers.tier import Read, Tier, recovered
 
 logger = logging.getLogger("lmcache")
 
@@ -27,10 +27,12 @@ logger = logging.getLogger("lmcache")
 @dataclass(slots=True)
 class TierCounters:
     """What one tier has done since the cache was made or :meth:`TieredCache.reset_counters`.
-    Times are of the calls, in seconds. ``dropped_chunks`` were not written because too much was
-    queued for the tier or it did not come back; ``suspensions`` count how often it was left out of
+    Times are of the calls, in seconds. ``promised_chunks`` were the tier's part of loaded hits, of
+    which it gave ``read_chunks``. ``dropped_chunks`` were not written because too much was queued
+    for the tier or it did not come back; ``suspensions`` count how often it was left out of
     look-ups for a while because it could not be read."""
 
+    promised_chunks: int = 0
     read_chunks: int = 0
     read_s: float = 0.0
     written_chunks: int = 0
@@ -97,15 +99,21 @@ class TieredCache:
         self.layout = layout
         self.tiers = tuple(tiers)
         self.counters = {tier.name: TierCounters() for tier in self.tiers}
+        shared = [i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False)]
+        self._shared: int | None = shared[0] if shared else None
+        capacities = [tier.capacity for tier in self.tiers]
+        if self._shared is not None:
+            capacities[self._shared] = remembered(capacities[self._shared])
         self._ledger = Ledger(
-            [tier.capacity for tier in self.tiers],
+            capacities,
             policy,
             placement,
             [(admission or {}).get(tier.name) for tier in self.tiers],
         )
         self._evicted = [0] * len(self.tiers)
-        shared = (i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False))
-        self._shared: int | None = next(shared, None)
+        self._residency: Residency | None = None
+        if self._shared is not None:
+            self._residency = Residency(self._ledger, self._shared, clock=clock)
         for index, tier in enumerate(self.tiers):
             tier.discard(self._ledger.restore(index, recovered(tier)))
         self._clock = clock
@@ -145,16 +153,18 @@ class TieredCache:
 
         Waits up to ``wait_s`` seconds for chunks that are being stored right now, if they continue
         what is held: recomputing them would take longer. A tier that other processes fill too is
-        asked for the chunks behind the hit: one round trip.
+        asked for the chunks behind the hit, and again for those of the hit that it was not asked
+        for lately: one round trip.
         """
         if self._elsewhere():
             return _NOTHING
         self._wait(lambda: keys[len(self._ledger.lookup(keys)) :][:1], wait_s)
         with self._lock:
             hit = self._pin(self._ledger.lookup(keys))
-        if self._shared is None or len(hit) == len(keys):
-            return hit
-        return self._extend(hit, keys, self._shared)
+            if self._residency is None:
+                return hit
+            asked = [*self._residency.unsure(hit), *keys[len(hit) :]]
+        return self._extend(hit, keys, asked, self._residency) if asked else hit
 
     def acquire_any(self, keys: Sequence[bytes], wait_s: float = 0.0) -> tuple[Hit, list[int]]:
         """As :meth:`acquire`, without the prefix: pins those of the keys that are held, wherever
@@ -162,16 +172,21 @@ class TieredCache:
         if self._elsewhere():
             return _NOTHING, []
         self._wait(lambda: keys, wait_s)
-        if self._shared is not None:
+        residency = self._residency
+        if residency is not None:
             with self._lock:
                 missing = [key for key in keys if key not in self._ledger]
-            found = self._carrier.contains(self._shared, missing) if missing else []
+                asked = [*missing, *residency.unsure(self._ledger.held(keys))]
+            answers = self._ask(asked)
             with self._lock:
                 if not self._closed:
-                    new = [key for key, ok in zip(missing, found, strict=True) if ok]
-                    self._adopt(new, self._shared)
+                    here = residency.heard(asked, answers)
+                    self._carry_away(residency.adopt(missing, here))
         with self._lock:
-            hit = self._pin(self._ledger.held(keys), prefix=False)
+            hit = self._ledger.held(keys)
+            if residency is not None:
+                hit = residency.sure(hit, prefix=False)
+            hit = self._pin(hit, prefix=False)
         standing = set(hit.keys)
         return hit, [row for row, key in enumerate(keys) if key in standing]
 
@@ -203,6 +218,9 @@ class TieredCache:
             return Loaded(0, {}, 0, 0.0)
         by_tier: dict[str, int] = {}
         done = 0
+        with self._lock:
+            for tier in hit.tiers:
+                self.counters[self.tiers[tier].name].promised_chunks += 1
         try:
             for run in fetch(self._carrier.read, hit, place, self._clock):
                 name = self.tiers[run.tier].name
@@ -213,6 +231,8 @@ class TieredCache:
                     if not self._closed:
                         self.counters[name].suspensions += self._suspensions.saw(run)
                     self._forget(run.gone, run.tier)
+                    if self._residency is not None and run.tier == self._shared:
+                        self._residency.heard(run.keys, run.answers)
                 if run.usable:
                     by_tier[name] = by_tier.get(name, 0) + run.usable
                 done += run.usable
@@ -244,6 +264,8 @@ class TieredCache:
             if self._closed:
                 raise RuntimeError("the cache is closed")
             plan = self._ledger.admit(keys)
+            if self._residency is not None:
+                plan = self._residency.without_forgotten(plan, keys)
             self._count_evictions()
             self._carrier.submit(plan, place, finished)
         return future
@@ -332,25 +354,36 @@ class TieredCache:
         keys = self._ledger.pin(hit).keys
         return Hit(keys, hit.tiers[: len(keys)])
 
-    def _extend(self, hit: Hit, keys: Sequence[bytes], shared: int) -> Hit:
-        """The pinned hit and what the shared tier has behind it, pinned. Asks without the lock."""
-        rest = keys[len(hit) :]
-        found = self._carrier.contains(shared, rest)
+    def _extend(
+        self, hit: Hit, keys: Sequence[bytes], asked: Sequence[bytes], residency: Residency
+    ) -> Hit:
+        """What the shared tier has of the pinned hit and behind it, pinned, instead of the hit.
+        Asks without the lock."""
+        try:
+            answers = self._ask(asked)
+        except BaseException:
+            self.release(hit)
+            raise
         with self._lock:
-            ledger = self._ledger
-            # Behind a gap nothing can be used; what another tier holds is no gap.
-            held = takewhile(
-                lambda pair: pair[1] or pair[0] in ledger, zip(rest, found, strict=True)
-            )
-            new = [key for key, ok in held if ok]
-            if not new or self._closed:
-                return hit
-            self._adopt(new, shared)
-            whole = self._pin(ledger.lookup(keys))
-            if len(whole) < len(hit):  # a suspended tier lets one hit through, not two
-                hit, whole = whole, hit
-            ledger.unpin(hit)
+            here = residency.heard(asked, answers)
+            if not self._closed:
+                self._carry_away(residency.adopt_run(keys[len(hit) :], here))
+            sure = residency.sure(self._ledger.lookup(keys))
+            whole = self._pin(sure)
+            if len(whole) < min(len(hit), len(sure)):
+                hit, whole = whole, hit  # a suspended tier lets one hit through, not two
+            self._ledger.unpin(hit)
             return whole
+
+    def _ask(self, keys: Sequence[bytes]) -> list[Read]:
+        """What the shared tier has: one round trip."""
+        if not keys or self._shared is None:
+            return []
+        try:
+            return self._carrier.read(self._shared, keys, None)
+        except Exception:  # it costs hits, never a request
+            logger.exception("asking for %d chunks failed", len(keys))
+            return [Read.LATER] * len(keys)
 
     def _wait(self, wanted: Callable[[], Sequence[bytes]], wait_s: float) -> None:
         """Waits while any of the wanted chunks is being stored."""
@@ -361,9 +394,8 @@ class TieredCache:
                 if left <= 0 or not self._settled.wait(left):
                     break
 
-    def _adopt(self, keys: Sequence[bytes], shared: int) -> None:
-        """The shared tier was found to hold these; the caller holds the lock."""
-        plan = self._ledger.adopt(keys, shared)
+    def _carry_away(self, plan: Plan) -> None:
+        """What left the shared tier for others' chunks; the caller holds the lock."""
         self._count_evictions()
         if plan.moves:
             self._carrier.submit(plan, None)

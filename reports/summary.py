@@ -15,9 +15,12 @@ from reports.spread import Spread
 
 
 class TierWork(TypedDict):
-    """What one tier did in a cell: bytes, the seconds of the calls that moved them, chunks evicted,
-    chunks that failed, and what the tier itself counts of trouble."""
+    """What one tier did in a cell: chunks that loads were promised and that it gave, bytes, the
+    seconds of the calls that moved them, chunks evicted, chunks that failed, and what the tier
+    itself counts of trouble."""
 
+    promised_chunks: int
+    delivered_chunks: int
     read_bytes: int
     read_s: float
     written_bytes: int

@@ -260,6 +260,8 @@ def _tier_work(measured: Measured, cell: int) -> dict[str, TierWork]:
     size = measured.chunk_bytes.get(cell, 0)
     return {
         name: TierWork(
+            promised_chunks=work.promised_chunks,
+            delivered_chunks=work.read_chunks,
             read_bytes=work.read_chunks * size,
             read_s=work.read_s,
             written_bytes=work.written_chunks * size,

@@ -117,6 +117,14 @@ def written(tier: RemoteTier, engine: MemoryEngine, numbers: list[int]) -> list[
     return keys
 
 
+def stored(server: Server, engine: MemoryEngine, numbers: list[int]) -> list[bytes]:
+    """Written by another tier, with patience."""
+    tier = open_tier(server)
+    keys = written(tier, engine, numbers)
+    tier.close()
+    return keys
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -161,7 +169,7 @@ def test_a_hanging_store_is_left_behind_and_touches_nothing_later(
 ) -> None:
     """The hang ends only after every call has come back: it would be waited for otherwise."""
     tier = open_tier(server, timeout_s=0.1)
-    keys = written(tier, engine, [1, 2])
+    keys = stored(server, engine, [1, 2])
     gate = threading.Event()
     server.trouble = lambda: assert_true(gate.wait(60))
     assert tier.read(keys, engine.place(0, 2)) == [Read.LATER] * 2
@@ -187,7 +195,7 @@ def assert_true(value: bool) -> None:
 def test_lanes_come_back_when_a_hang_ends(server: Server, engine: MemoryEngine) -> None:
     clock = Clock()
     tier = open_tier(server, clock, timeout_s=0.1)
-    keys = written(tier, engine, [1, 2])
+    keys = stored(server, engine, [1, 2])
     gate = threading.Event()
     server.trouble = lambda: assert_true(gate.wait(60))
     while tier.counters.opened == 0:
@@ -362,9 +370,9 @@ def test_memory_that_a_hanging_store_may_write_to_stays_until_it_ends(
     server: Server, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_core._native.Slab", CountedSlab)
+    keys = stored(server, engine, [1])
     before = CountedSlab.alive
     tier = open_tier(server, timeout_s=0.1)
-    keys = written(tier, engine, [1])
     gate = threading.Event()
     server.trouble = lambda: assert_true(gate.wait(60))
     assert tier.read(keys, engine.place(0, 1)) == [Read.LATER]

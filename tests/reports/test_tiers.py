@@ -11,6 +11,8 @@ from tests.reports.conftest import MakeMeta, MakeSample
 
 def work(read: int = 0, failed: int = 0, **troubles: int) -> TierWork:
     return TierWork(
+        promised_chunks=9,
+        delivered_chunks=9 - failed,
         read_bytes=read,
         read_s=0.5,
         written_bytes=3 << 20,

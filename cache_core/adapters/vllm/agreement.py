@@ -8,17 +8,22 @@ from cache_core.adapters.vllm.messages import TiersOpened
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.ledger import Hit, Ledger
 from cache_core.policy import POLICIES
+from cache_core.residency import remembered
 
 
 def agreed(
-    ranks: Sequence[TiersOpened], options: ConnectorOptions
+    ranks: Sequence[TiersOpened], options: ConnectorOptions, shared: bool
 ) -> tuple[Ledger, list[tuple[bytes, int]]]:
     """A Ledger of what every rank holds from earlier processes, and chunks (key, tier) that are to
-    be discarded: those that only some have, or that don't fit."""
+    be discarded: those that only some have, or that don't fit. ``shared``: others fill the remote
+    tier too."""
     capacities: list[int | None] = []
-    for rooms in zip(*(rank.capacities for rank in ranks), strict=True):
+    tiers = zip(*(rank.capacities for rank in ranks), strict=True)
+    for name, rooms in zip(options.tier_names, tiers, strict=True):
         bounded = [room for room in rooms if room is not None]
         capacities.append(min(bounded) if bounded else None)
+        if name == "remote" and shared:
+            capacities[-1] = remembered(capacities[-1])
     ledger = Ledger(capacities, POLICIES[options.policy], options.placement)
     surplus: list[tuple[bytes, int]] = []
     for tier in range(len(capacities)):

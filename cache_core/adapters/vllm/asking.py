@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import takewhile
 
+from cache_core.plan import Plan
+from cache_core.residency import Residency
 from cache_core.tiers import Tier
+from cache_core.tiers.tier import Read
 
 logger = logging.getLogger("lmcache")
 
 
 class Asking:
-    """Questions by request; each request asks once. ``tier`` is a connection of its own."""
+    """Questions by request. ``tier`` is a connection of its own."""
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
         self._pool = ThreadPoolExecutor(2, "lmcache-ask")
-        self._open: dict[str, tuple[Sequence[bytes], Future[list[bool]]] | None] = {}
+        self._open: dict[str, tuple[Sequence[bytes], Future[list[Read]]]] = {}
+        self._asked: set[str] = set()
+        self._unheard: set[str] = set()
 
-    def answer(
-        self, request: str, rest: Sequence[bytes], held: Callable[[bytes], bool]
-    ) -> list[bytes] | None:
-        """Chunks of ``rest`` that the tier has and that can be used; None: not known yet. ``held``
-        says what other tiers have: that is no gap. Empty from the second answer on."""
+    def plan(self, request: str, keys: Sequence[bytes], residency: Residency) -> Plan | None:
+        """What leaves the tier for what it was found to have of the request's chunks, which are
+        adopted; None: not known yet. One round trip for what nobody here knows of, asked for once,
+        and for what was not heard of for long; again if that is so once more, unless the tier did
+        not answer."""
+        hit = residency.lookup(keys)
+        rest = keys[len(hit) :]
         if request not in self._open:
-            if not rest:
-                return []
-            self._open[request] = (rest, self._pool.submit(self._tier.contains, rest))
-        asked = self._open[request]
-        if asked is None:
-            return []
-        keys, future = asked
+            unsure = [] if request in self._unheard else residency.unsure(hit)
+            asked = unsure if request in self._asked else [*unsure, *rest]
+            if not asked:
+                return Plan(())
+            self._asked.add(request)
+            self._open[request] = (asked, self._pool.submit(self._tier.read, asked, None))
+        question, future = self._open[request]
         if not future.done():
             return None
-        self._open[request] = None
+        del self._open[request]
         try:
-            found = future.result()
+            answers = [Read(answer) for answer in future.result()]
         except Exception:  # a tier of a third party may raise: it costs hits, never a request
-            logger.exception("asking for %d chunks failed", len(keys))
-            return []
-        pairs = zip(keys, found, strict=True)
-        return [key for key, ok in takewhile(lambda p: p[1] or held(p[0]), pairs) if ok]
+            logger.exception("asking for %d chunks failed", len(question))
+            answers = [Read.LATER] * len(question)
+        if Read.LATER in answers:
+            self._unheard.add(request)
+        return residency.adopt_run(rest, residency.heard(question, answers))
 
     def forget(self, request: str) -> None:
         """The request has ended."""
         self._open.pop(request, None)
+        self._asked.discard(request)
+        self._unheard.discard(request)
 
     def forget_all(self) -> None:
         """What was asked is not wanted any more: each request may ask again."""

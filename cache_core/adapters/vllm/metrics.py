@@ -12,6 +12,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 _BY_TIER = {
     "hit_tokens": "Prompt tokens whose KV a tier had; device is vLLM's own prefix cache.",
+    "promised_chunks": "Chunks that a tier was to give to requests.",
+    "delivered_chunks": "Chunks of those that it gave, to all ranks.",
     "read_bytes": "Bytes loaded from a tier.",
     "read_seconds": "Seconds spent loading from a tier.",
     "write_bytes": "Bytes stored in a tier.",

@@ -29,6 +29,7 @@ from cache_core.adapters.vllm.transfers import Transfers
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.prefill import Savings
 from cache_core.recording import TraceWriter
+from cache_core.residency import Residency
 from cache_core.tiers import Tier
 
 logger = logging.getLogger("lmcache")
@@ -63,6 +64,7 @@ class SchedulerHalf:
         self._asking = Asking(remote) if remote is not None else None
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
+        self._residency: Residency | None = None
         self._requests: dict[str, Tracked] = {}
         self._meta = StepMeta(0)
         self._awaited: set[str] = set()
@@ -76,7 +78,10 @@ class SchedulerHalf:
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
-        self._ledger, surplus = agreed(ranks, self.options)
+        self._ledger, surplus = agreed(ranks, self.options, self._asking is not None)
+        if self._asking is not None:
+            shared = self.options.tier_names.index("remote")
+            self._residency = Residency(self._ledger, shared, clock=self._clock)
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
@@ -112,6 +117,8 @@ class SchedulerHalf:
         if self._must_wait(tracked, ledger, keys):
             return None, False
         hit = ledger.lookup(keys)
+        if self._residency is not None:
+            hit = self._residency.sure(hit)
         if self.blending is not None and tracked.blend is not None:
             exact = max(computed, min(len(hit) * self._size, request.num_tokens - 1))
             end = self.blending.plan(tracked, ledger, exact)
@@ -154,6 +161,8 @@ class SchedulerHalf:
         between = blend is None and self._between_steps(wanted.tiers)
         number = self._transfers.number()
         pinned = ledger.pin(wanted)
+        for tier in pinned.tiers:
+            self._count(f"promised_chunks:{self.options.tier_names[tier]}", 1)
         self._transfers.load(number, pinned, request.request_id, start, whole_end)
         self._meta.loads.append(
             Load(
@@ -295,7 +304,7 @@ class SchedulerHalf:
         return self._requests[name]
 
     def _must_wait(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
-        coming = ledger.pending(keys) or not self._asked(tracked, ledger, keys)
+        coming = ledger.pending(keys) or not self._asked(tracked, keys)
         now = self._clock()
         if not coming:
             tracked.waiting_since = None
@@ -304,16 +313,14 @@ class SchedulerHalf:
             tracked.waiting_since = now
         return now - tracked.waiting_since < self.options.wait_s
 
-    def _asked(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
+    def _asked(self, tracked: Tracked, keys: list[bytes]) -> bool:
         """Whether the remote's answer is in (or none is needed); adopts what it has."""
-        if self._asking is None:
+        if self._asking is None or self._residency is None:
             return True
-        rest = keys[len(ledger.lookup(keys)) :]
-        new = self._asking.answer(tracked.request.request_id, rest, ledger.__contains__)
-        if new:
-            plan = ledger.adopt(new, self.options.tier_names.index("remote"))
+        plan = self._asking.plan(tracked.request.request_id, keys, self._residency)
+        if plan is not None and plan.moves:
             self._meta.plans.append(plan)
-        return new is not None
+        return plan is not None
 
     def _between_steps(self, tiers: Sequence[int]) -> bool:
         names = {self.options.tier_names[tier] for tier in tiers}
@@ -335,6 +342,8 @@ class SchedulerHalf:
             return
         keys = tracked.upto(chunks * self._size)
         plan = ledger.admit(keys, tracked.used)
+        if self._residency is not None:
+            plan = self._residency.without_forgotten(plan, keys)
         tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
         if not plan.moves:
             return
@@ -360,12 +369,16 @@ class SchedulerHalf:
         assert ledger is not None
         loading = self._transfers.loaded(done)
         for key, tier in done.gone:
+            if self._residency is not None:
+                self._residency.lost(key, tier)
             if ledger.forget(key, tier):
                 self._discard([(key, tier)])
         if loading is None:
             return
         ledger.unpin(loading.hit)
         self._free(self._generations.ended(done.id, loading.hit.keys, ledger))
+        for tier in loading.hit.tiers[: loading.chunks]:
+            self._count(f"delivered_chunks:{self.options.tier_names[tier]}", 1)
         if loading.whole:
             self._savings.loaded(loading.end - loading.start, loading.start, loading.seconds)
             return

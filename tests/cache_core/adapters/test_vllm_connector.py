@@ -84,6 +84,8 @@ def test_the_trouble_was_there(trouble: dict[str, dict[str, Any]]) -> None:
     for name in ("server", "full"):
         assert trouble[name]["counts"]["failed_saves"] > 0, name
     assert trouble["server"]["remote"] > 0
+    lost = trouble["lost, sync"]["counts"]
+    assert lost["promised_chunks:remote"] > lost["delivered_chunks:remote"] > 0
     assert trouble["full"]["written"] > 0
 
 

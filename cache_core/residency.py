@@ -1,0 +1,104 @@
+"""What is believed of a tier that other processes fill too, and empty, and for how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from cache_core.ledger import NOWHERE, Ledger
+from cache_core.plan import Hit, Plan
+from cache_core.recent import Recent
+from cache_core.tiers.tier import Read
+
+MOST_REMEMBERED = 1 << 20
+FRESH_S = 10.0
+
+
+def remembered(capacity: int | None) -> int:
+    """Chunks that a Ledger may keep in mind of a shared tier: an unbounded one's fill no memory
+    without end."""
+    return MOST_REMEMBERED if capacity is None else capacity
+
+
+class Residency:
+    """A Ledger's picture of its shared tier number ``tier``.
+
+    A server evicts without a word. What was last heard of more than ``fresh_s`` seconds ago is not
+    promised before the tier was asked again, together with what the Ledger doesn't know: one round
+    trip for both. What it answers ``LATER`` is not promised either, and stays remembered. Not
+    thread-safe: who guards the Ledger guards this. ``clock`` in seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        tier: int,
+        fresh_s: float = FRESH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._tier = tier
+        self._heard = Recent(fresh_s, MOST_REMEMBERED, clock)
+
+    def lookup(self, keys: Sequence[bytes]) -> Hit:
+        """What the Ledger believes: the longest held run from the first key on."""
+        return self._ledger.lookup(keys)
+
+    def unsure(self, hit: Hit) -> list[bytes]:
+        """Chunks of the hit that would come from the tier, and that were not heard of lately."""
+        pairs = zip(hit.keys, hit.tiers, strict=True)
+        return [key for key, tier in pairs if tier == self._tier and key not in self._heard]
+
+    def heard(self, keys: Iterable[bytes], answers: Iterable[Read]) -> set[bytes]:
+        """The tier was asked for chunks, or gave them: forgets what is gone. Returns what it
+        has."""
+        found: dict[Read, list[bytes]] = {answer: [] for answer in Read}
+        for key, answer in zip(keys, answers, strict=True):
+            found[Read(answer)].append(key)
+        self._heard.add(found[Read.HERE])
+        self._heard.discard(found[Read.GONE])
+        for key in found[Read.GONE]:
+            self._ledger.forget(key, self._tier)
+        return set(found[Read.HERE])
+
+    def lost(self, key: bytes, tier: int) -> None:
+        """A tier, perhaps this one, could not give the chunk."""
+        if tier == self._tier:
+            self._heard.discard([key])
+
+    def adopt(self, keys: Iterable[bytes], here: set[bytes]) -> Plan:
+        """Those of the keys that the tier has can be served from now on. Returns what the tier's
+        capacity lets go for them."""
+        new = [key for key in keys if key in here and not self._ledger.holds(key, self._tier)]
+        return self.without_forgotten(self._ledger.adopt(new, self._tier)) if new else Plan(())
+
+    def adopt_run(self, keys: Sequence[bytes], here: set[bytes]) -> Plan:
+        """As :meth:`adopt`, up to the first gap: what is behind it can't be used. What another
+        tier holds is no gap."""
+        gaps = (n for n, key in enumerate(keys) if key not in here and key not in self._ledger)
+        return self.adopt(keys[: next(gaps, len(keys))], here)
+
+    def sure(self, hit: Hit, *, prefix: bool = True) -> Hit:
+        """What of the hit can be promised: its leading chunks, or with ``prefix`` False all those
+        that are not unsure."""
+        unsure = set(self.unsure(hit))
+        if not unsure:
+            return hit
+        rows = [row for row, key in enumerate(hit.keys) if key not in unsure]
+        if prefix:
+            rows = [row for place, row in enumerate(rows) if place == row]
+        return Hit(tuple(hit.keys[row] for row in rows), tuple(hit.tiers[row] for row in rows))
+
+    def without_forgotten(self, plan: Plan, used: Iterable[bytes] = ()) -> Plan:
+        """The plan of an admission of the ``used`` chunks without what left the tier only because
+        no more is kept in mind: the server has that, and it may be anybody's."""
+        if self._ledger.capacities[self._tier] != MOST_REMEMBERED:
+            return plan
+        spared = set(used)
+        return Plan(
+            tuple(
+                move
+                for move in plan.moves
+                if (move.source, move.target) != (self._tier, NOWHERE) or move.key in spared
+            )
+        )
