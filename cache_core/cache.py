@@ -138,7 +138,8 @@ class TieredCache:
         if self._elsewhere():
             return _NOTHING
         with self._lock:
-            return self._suspensions.without(self._ledger, self._ledger.lookup(keys))
+            hit = self._ledger.lookup(keys)
+            return self._suspensions.without(self._ledger, hit, self._suspensions.out(hit.tiers))
 
     def acquire(self, keys: Sequence[bytes], wait_s: float = 0.0) -> Hit:
         """Looks up and pins: until :meth:`load` or :meth:`release` no chunk of the hit is evicted.
@@ -211,7 +212,9 @@ class TieredCache:
                     self.counters[name].read_chunks += run.read
                     self.counters[name].failures += len(run.keys) - run.read
                     if not self._closed:
-                        self.counters[name].suspensions += self._suspensions.saw(run)
+                        self.counters[name].suspensions += self._suspensions.saw(
+                            run.tier, run.later
+                        )
                     self._forget(run.gone, run.tier)
                 if run.usable:
                     by_tier[name] = by_tier.get(name, 0) + run.usable
@@ -328,7 +331,8 @@ class TieredCache:
 
     def _pin(self, hit: Hit, prefix: bool = True) -> Hit:
         """Pins what tiers that are not suspended hold; the caller holds the lock."""
-        hit = self._suspensions.without(self._ledger, hit, prefix=prefix, probe=True)
+        out = self._suspensions.out(hit.tiers, probe=True)
+        hit = self._suspensions.without(self._ledger, hit, out, prefix)
         keys = self._ledger.pin(hit).keys
         return Hit(keys, hit.tiers[: len(keys)])
 

@@ -31,6 +31,8 @@ class Tracked:
     hits: dict[str, int] | None = None
     """Prompt tokens by tier, at the request's first scheduling."""
     waiting_since: float | None = None
+    out: frozenset[int] = frozenset()
+    """Tiers that the latest look-up left out."""
     blend: Blended | None = None
 
     def upto(self, tokens: int) -> list[bytes]:
