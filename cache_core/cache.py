@@ -106,8 +106,11 @@ class TieredCache:
         self._evicted = [0] * len(self.tiers)
         shared = (i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False))
         self._shared: int | None = next(shared, None)
-        for index, tier in enumerate(self.tiers):
-            tier.discard(self._ledger.restore(index, recovered(tier)))
+        surplus = [
+            Move(key, index, NOWHERE, -1)
+            for index, tier in enumerate(self.tiers)
+            for key in self._ledger.restore(index, recovered(tier))
+        ]
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()
@@ -125,6 +128,9 @@ class TieredCache:
         self._closed = False
         self._process = os.getpid()
         self._said = False
+        if surplus:
+            self._carrier.submit(Plan(tuple(surplus)), None)
+            self._carrier.flush()
 
     def __len__(self) -> int:
         """Distinct chunks that can be served."""
