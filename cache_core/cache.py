@@ -114,8 +114,11 @@ class TieredCache:
         self._residency: Residency | None = None
         if self._shared is not None:
             self._residency = Residency(self._ledger, self._shared, clock=clock)
-        for index, tier in enumerate(self.tiers):
-            tier.discard(self._ledger.restore(index, recovered(tier)))
+        surplus = [
+            Move(key, index, NOWHERE, -1)
+            for index, tier in enumerate(self.tiers)
+            for key in self._ledger.restore(index, recovered(tier))
+        ]
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()
@@ -133,6 +136,9 @@ class TieredCache:
         self._closed = False
         self._process = os.getpid()
         self._said = False
+        if surplus:
+            self._carrier.submit(Plan(tuple(surplus)), None)
+            self._carrier.flush()
 
     def __len__(self) -> int:
         """Distinct chunks that can be served."""
@@ -146,7 +152,8 @@ class TieredCache:
         if self._elsewhere():
             return _NOTHING
         with self._lock:
-            return self._suspensions.without(self._ledger, self._ledger.lookup(keys))
+            hit = self._ledger.lookup(keys)
+            return self._suspensions.without(self._ledger, hit, self._suspensions.out(hit.tiers))
 
     def acquire(self, keys: Sequence[bytes], wait_s: float = 0.0) -> Hit:
         """Looks up and pins: until :meth:`load` or :meth:`release` no chunk of the hit is evicted.
@@ -229,7 +236,9 @@ class TieredCache:
                     self.counters[name].read_chunks += run.read
                     self.counters[name].failures += len(run.keys) - run.read
                     if not self._closed:
-                        self.counters[name].suspensions += self._suspensions.saw(run)
+                        self.counters[name].suspensions += self._suspensions.saw(
+                            run.tier, run.later
+                        )
                     self._forget(run.gone, run.tier)
                     if self._residency is not None and run.tier == self._shared:
                         self._residency.heard(run.keys, run.answers)
@@ -350,7 +359,8 @@ class TieredCache:
 
     def _pin(self, hit: Hit, prefix: bool = True) -> Hit:
         """Pins what tiers that are not suspended hold; the caller holds the lock."""
-        hit = self._suspensions.without(self._ledger, hit, prefix=prefix, probe=True)
+        out = self._suspensions.out(hit.tiers, probe=True)
+        hit = self._suspensions.without(self._ledger, hit, out, prefix)
         keys = self._ledger.pin(hit).keys
         return Hit(keys, hit.tiers[: len(keys)])
 

@@ -27,8 +27,9 @@ TIMEOUT_S = 30.0
 class Carrier:
     """Moves chunks as plans say. Every change to a tier happens on that tier's own thread.
 
-    A tier's queue takes ``queue_bytes``, or one plan whatever its length; what comes on top is
-    dropped there and nowhere else, so that no tier waits for a slower one. A chunk that goes to
+    A tier's queue takes ``queue_bytes`` (of a slow one below memory at most half the chunks that
+    fit there), or one plan whatever its length; what comes on top is dropped there and nowhere
+    else, so that no tier waits for a slower one. A chunk that goes to
     several tiers is given from one in memory to those behind it, so that the engine's memory is
     needed until the fastest tier has read it: until then no one may evict the chunk there (the
     Ledger spares what is pending anywhere). A demoted chunk is copied out, and leaves, whatever
@@ -58,16 +59,17 @@ class Carrier:
         self.changed = threading.Condition()
         self._carried = carried
         self._errands: set[Errand] = set()
-        self.lanes: Sequence[Lane] = [
-            Lane(
-                index,
-                tier,
-                max(1, queue_bytes // chunk_bytes),
-                bool(getattr(tier, "in_memory", False)),
-                not threads or bool(getattr(tier, "keeps_time", False)),
-            )
-            for index, tier in enumerate(self.tiers)
-        ]
+        lanes: list[Lane] = []
+        for index, tier in enumerate(self.tiers):
+            most = queue_bytes // chunk_bytes
+            memory = bool(getattr(tier, "in_memory", False))
+            for faster in lanes if not memory else ():
+                if faster.in_memory and faster.tier.capacity is not None:
+                    # What waits for a slower tier can't be evicted there meanwhile.
+                    most = min(most, faster.tier.capacity // 2)
+            timely = not threads or bool(getattr(tier, "keeps_time", False))
+            lanes.append(Lane(index, tier, max(1, most), memory, timely))
+        self.lanes: Sequence[Lane] = lanes
         self._reads = {
             lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
         }
@@ -118,12 +120,13 @@ class Carrier:
         self.end(errand, True)
 
     def wait_for_room(self) -> None:
-        """Waits while the fastest tier's queue is full, if that tier is memory: a burst of stores
-        is held up for as long as copying it takes, and dropped by nobody."""
-        first = self.lanes[0] if self.lanes else None
-        if first is not None and first.in_memory:
-            with self.changed:
-                self.changed.wait_for(lambda: first.queued < first.most or first.closing)
+        """Waits while the queue of a tier in memory is full: a burst of stores is held up for as
+        long as copying it takes, and not dropped there."""
+        memory = [lane for lane in self.lanes if lane.in_memory]
+        with self.changed:
+            self.changed.wait_for(
+                lambda: all(lane.queued < lane.most or lane.closing for lane in memory)
+            )
 
     def read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         """As the tier's; ``LATER`` for what it does not answer in time, and once it is closed."""

@@ -78,6 +78,8 @@ class LaneThread(threading.Thread):
 
     def _write(self, batch: Batch) -> None:
         lane = self._lane
+        if lane.again:
+            self._discard(())  # it may be what there is no room for
         # Whatever may take its time reads from memory of our own.
         direct = lane.in_memory or batch.memory is not None
         direct |= lane.keeps_time and batch.from_engine
@@ -180,6 +182,8 @@ class LaneThread(threading.Thread):
             lane.again.update(keys)
             ready = [key for key in lane.again if key not in lane.late]
             lane.again.difference_update(ready)
+        if not ready:
+            return
         done = self._timed(lambda: discard(lane.tier, ready))
         with self._changed:
             if done is False:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from cache_core.carry import Fetched
 from cache_core.plan import Hit
 from cache_core.tiers.breaker import CircuitBreaker
 
@@ -25,31 +24,36 @@ class Suspensions:
     def __init__(self, tiers: int, pause_s: float, clock: Callable[[], float]) -> None:
         self._breakers = [CircuitBreaker(1, pause_s, _LONGEST_PAUSE_S, clock) for _ in range(tiers)]
 
-    def saw(self, run: Fetched) -> bool:
-        """A tier was read. Returns whether that suspended it."""
-        breaker = self._breakers[run.tier]
-        if run.later:
+    def saw(self, tier: int, later: bool) -> bool:
+        """The tier was read; ``later``: it could not give a chunk. Returns whether that suspended
+        it."""
+        breaker = self._breakers[tier]
+        if later:
             return breaker.failed()
         breaker.succeeded()
         return False
 
-    def without(self, holder: Holder, hit: Hit, *, prefix: bool = True, probe: bool = False) -> Hit:
-        """What of a hit is left without suspended tiers: chunks that another tier has come from
-        there. A ``prefix`` ends at the first one that none has. With ``probe``, a tier whose pause
-        is over may be tried by this hit."""
-        involved = {tier for tier in set(hit.tiers) if not self._breakers[tier].closed}
-        out = {tier for tier in involved if not (probe and self._breakers[tier].allow())}
+    def out(self, tiers: Iterable[int], probe: bool = False) -> frozenset[int]:
+        """Those of the tiers that are suspended. With ``probe``, one whose pause is over may be
+        tried by the caller, and is not."""
+        involved = {tier for tier in set(tiers) if not self._breakers[tier].closed}
+        return frozenset(t for t in involved if not (probe and self._breakers[t].allow()))
+
+    def without(self, holder: Holder, hit: Hit, out: frozenset[int], prefix: bool = True) -> Hit:
+        """What of a hit is left without some tiers: chunks that another one has come from there.
+        A ``prefix`` ends at the first one that none has."""
         if not out:
             return hit
         found: list[tuple[bytes, int]] = []
-        others = [tier for tier in range(len(self._breakers)) if self._breakers[tier].closed]
+        others = [
+            t for t in range(len(self._breakers)) if t not in out and self._breakers[t].closed
+        ]
         for key, tier in zip(hit.keys, hit.tiers, strict=True):
+            here = tier
             if tier in out:
-                here = next((other for other in others if holder.holds(key, other)), None)
-                if here is None:
-                    if prefix:
-                        break
-                    continue
-                tier = here
-            found.append((key, tier))
+                here = next((other for other in others if holder.holds(key, other)), -1)
+            if here >= 0:
+                found.append((key, here))
+            elif prefix:
+                break
         return Hit(tuple(key for key, _ in found), tuple(tier for _, tier in found))

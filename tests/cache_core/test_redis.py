@@ -240,7 +240,8 @@ def test_a_full_server_refuses_chunks_and_stays_in_use(start: Start, engine: Mem
 def test_a_server_killed_and_restarted_costs_hits_only(
     own: RedisProcess, engine: MemoryEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = TieredCache(LAYOUT, [MemoryTier("cpu", 1, CHUNK), tier_on(own.port, "&pause=0.001")])
+    tiers = [MemoryTier("cpu", 1, CHUNK), tier_on(own.port, "&pause=0.001")]
+    cache = TieredCache(LAYOUT, tiers, pause_s=0.0)
     keys = hasher("killed").keys(prompt(4)).prefix
     assert serve(cache, engine, keys) == 0
     assert serve(cache, engine, keys) == 4

@@ -95,26 +95,31 @@ class StepMeta(KVConnectorMetadata):
 
 @dataclass(frozen=True, slots=True)
 class LoadDone:
-    """``chunks`` leading ones are in place. ``gone`` will never be read there: (key, tier)."""
+    """``chunks`` leading ones are in place. ``gone`` will never be read there: (key, tier).
+    ``asked`` says of each tier that was read whether it could not give a chunk now."""
 
     id: int
     chunks: int
     gone: tuple[tuple[bytes, int], ...]
     seconds: float
+    asked: tuple[tuple[int, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SaveDone:
-    """Whether each of the plan's writing moves (those with a target) succeeded, in its order."""
+    """A part of a save has ended: of its plan's writing moves (those with a target, by their order
+    there) the ``settled`` ones, and whether they succeeded; ``free``: it needs vLLM's blocks no
+    more. Each is reported once, in any order: tiers take their time, each its own."""
 
     id: int
-    good: tuple[bool, ...]
+    settled: tuple[tuple[int, bool], ...]
+    free: bool = False
 
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """Workers to scheduler. Every rank reports every load and save, not all in the same step.
-    ``outdated`` is the latest generation whose weights are known to be gone."""
+    """Workers to scheduler. Every rank reports every load, and every part of every save, not all in
+    the same step. ``outdated`` is the latest generation whose weights are known to be gone."""
 
     step: int
     outdated: int = -1

@@ -18,6 +18,10 @@ _BY_TIER = {
     "read_seconds": "Seconds spent loading from a tier.",
     "write_bytes": "Bytes stored in a tier.",
     "write_seconds": "Seconds spent storing in a tier.",
+    "dropped_chunks": "Chunks that a tier did not take because too much was queued for it, or"
+    " because it did not come back.",
+    "suspensions": "Times that a tier was left out of look-ups for a while because it could not be"
+    " read.",
 }
 _BY_REASON = {
     "uncached_requests": "Requests that are neither looked up nor saved, by reason.",

@@ -30,9 +30,13 @@ from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.prefill import Savings
 from cache_core.recording import TraceWriter
 from cache_core.residency import Residency
+from cache_core.suspensions import Suspensions
 from cache_core.tiers import Tier
 
 logger = logging.getLogger("lmcache")
+
+
+_PAUSE_S = 1.0
 
 
 class SchedulerHalf:
@@ -75,6 +79,7 @@ class SchedulerHalf:
         self._uncached: set[str] = set()
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
+        self._suspensions = Suspensions(len(options.tier_names), _PAUSE_S, clock)
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
@@ -119,6 +124,8 @@ class SchedulerHalf:
         hit = ledger.lookup(keys)
         if self._residency is not None:
             hit = self._residency.sure(hit)
+        tracked.out = self._suspensions.out(hit.tiers, probe=True)
+        hit = self._suspensions.without(ledger, hit, tracked.out)
         if self.blending is not None and tracked.blend is not None:
             exact = max(computed, min(len(hit) * self._size, request.num_tokens - 1))
             end = self.blending.plan(tracked, ledger, exact)
@@ -147,7 +154,7 @@ class SchedulerHalf:
         if self.blending is not None and tracked.blend is not None and tracked.blend.spans:
             blend, end = self.blending.message(tracked), tracked.blend.exact
         first, last = start // self._size, -(-end // self._size)
-        hit = ledger.lookup(tracked.upto(request.num_tokens))
+        hit = self._hit(tracked, ledger)
         wanted = Hit(hit.keys[first:last], hit.tiers[first:last])
         split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
         if blend is not None:
@@ -189,7 +196,7 @@ class SchedulerHalf:
         if tracked is None or self._ledger is None:
             return {}
         start = tracked.computed
-        hit = self._ledger.lookup(tracked.upto(request.num_tokens))
+        hit = self._hit(tracked, self._ledger)
         first = start // self._size
         part = Hit(hit.keys[first:], hit.tiers[first:])
         return by_tier(self.options, part, start, start + external, first * self._size)
@@ -303,8 +310,15 @@ class SchedulerHalf:
             self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
 
+    def _hit(self, tracked: Tracked, ledger: Ledger) -> Hit:
+        """As at the latest look-up."""
+        hit = ledger.lookup(tracked.upto(tracked.request.num_tokens))
+        return self._suspensions.without(ledger, hit, tracked.out)
+
     def _must_wait(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
-        coming = ledger.pending(keys) or not self._asked(tracked, keys)
+        # What is stored behind a gap makes no prefix longer.
+        coming = ledger.pending(keys[len(ledger.lookup(keys)) :][:1])
+        coming = coming or not self._asked(tracked, keys)
         now = self._clock()
         if not coming:
             tracked.waiting_since = None
@@ -373,6 +387,9 @@ class SchedulerHalf:
                 self._residency.lost(key, tier)
             if ledger.forget(key, tier):
                 self._discard([(key, tier)])
+        for tier, later in done.asked:
+            if self._suspensions.saw(tier, later):
+                self._count(f"suspensions:{self.options.tier_names[tier]}", 1)
         if loading is None:
             return
         ledger.unpin(loading.hit)
@@ -389,25 +406,24 @@ class SchedulerHalf:
             tracked.saved = 0
 
     def _saved(self, done: SaveDone) -> None:
-        saving = self._transfers.saved(done)
-        if saving is None:
-            return
-        if self.blending is not None:
-            self.blending.encoded(done.id)
+        saved = self._transfers.saved(done)
         ledger = self._ledger
         assert ledger is not None
-        for move, good in zip(saving.moves, saving.good, strict=True):
+        for move, good in zip(saved.moves, saved.good, strict=True):
             ledger.settle([move], good)
-        self._free(self._generations.ended(done.id, (move.key for move in saving.moves), ledger))
-        failed = saving.good.count(False)
+        self._free(self._generations.ended(done.id, (move.key for move in saved.moves), ledger))
+        failed = saved.good.count(False)
         if failed:
             self._count("failed_saves", failed)
             if self._ranks > 1:  # some rank may have it
-                bad = zip(saving.moves, saving.good, strict=True)
+                bad = zip(saved.moves, saved.good, strict=True)
                 self._discard((move.key, move.target) for move, good in bad if not good)
-        tracked = self._requests.get(saving.request)
-        if tracked is not None:
-            tracked.jobs.discard(done.id)
+        if saved.free:
+            if self.blending is not None:
+                self.blending.encoded(done.id)
+            tracked = self._requests.get(saved.request)
+            if tracked is not None:
+                tracked.jobs.discard(done.id)
 
     def _discard(self, chunks: Iterable[tuple[bytes, int]]) -> None:
         self._free(Plan(tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)))

@@ -37,6 +37,8 @@ class Tracked:
     hits: dict[str, int] | None = None
     """Prompt tokens by tier, at the request's first scheduling."""
     waiting_since: float | None = None
+    out: frozenset[int] = frozenset()
+    """Tiers that the latest look-up left out."""
     blend: Blended | None = None
     mixed: bool = False
     """Whether its KV was computed by more than one generation of weights: not to be saved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cache_core.adapters.vllm.messages import LoadDone, SaveDone
-from cache_core.ledger import NOWHERE, Hit, Move, Plan
+from cache_core.ledger import ENGINE, NOWHERE, Hit, Move, Plan
 
 
 @dataclass(slots=True)
@@ -28,12 +28,35 @@ class Loading:
 
 @dataclass(slots=True)
 class Saving:
-    """Moves on their way, and which of them succeeded on every rank."""
+    """Moves on their way: how many ranks have not settled each, and whether it succeeded on all
+    that have; ``held`` ranks still need vLLM's blocks."""
 
     moves: tuple[Move, ...]
     request: str
-    waits: int
+    waits: list[int]
     good: list[bool]
+    held: int
+
+    @property
+    def chunks(self) -> int:
+        """Those that come from vLLM's blocks."""
+        return len({move.key for move in self.moves if move.source == ENGINE})
+
+    @property
+    def over(self) -> bool:
+        """Whether all ranks have reported all of it."""
+        return not self.held and not any(self.waits)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a report brought to an end on every rank: moves that ``good`` says to have succeeded,
+    and whether vLLM's blocks are ``free``."""
+
+    moves: tuple[Move, ...]
+    good: tuple[bool, ...]
+    request: str
+    free: bool
 
 
 class Transfers:
@@ -46,7 +69,7 @@ class Transfers:
         self.last = 0
         """The latest number given."""
         self.pending = 0
-        """Chunks on their way into tiers."""
+        """Chunks on their way out of vLLM's blocks."""
 
     def number(self) -> int:
         """The next one."""
@@ -64,8 +87,10 @@ class Transfers:
     def save(self, number: int, request: str, plan: Plan) -> None:
         """A plan that writes begins."""
         moves = tuple(move for move in plan.moves if move.target != NOWHERE)
-        self._saving[number] = Saving(moves, request, self._ranks, [True] * len(moves))
-        self.pending += len(moves)
+        ranks, count = self._ranks, len(moves)
+        saving = Saving(moves, request, [ranks] * count, [True] * count, ranks)
+        self._saving[number] = saving
+        self.pending += saving.chunks
 
     def loaded(self, done: LoadDone) -> Loading | None:
         """One rank's report; the load, if that was the last."""
@@ -75,12 +100,20 @@ class Transfers:
         loading.seconds = max(loading.seconds, done.seconds)
         return None if loading.waits else self._loading.pop(done.id)
 
-    def saved(self, done: SaveDone) -> Saving | None:
-        """One rank's report; the save, if that was the last."""
+    def saved(self, done: SaveDone) -> Saved:
+        """One rank's report of a part of a save: what has ended with it."""
         saving = self._saving[done.id]
-        saving.waits -= 1
-        saving.good = [a and b for a, b in zip(saving.good, done.good, strict=True)]
-        if saving.waits:
-            return None
-        self.pending -= len(saving.moves)
-        return self._saving.pop(done.id)
+        ended: list[int] = []
+        for row, good in done.settled:
+            saving.waits[row] -= 1
+            saving.good[row] &= good
+            if not saving.waits[row]:
+                ended.append(row)
+        saving.held -= done.free
+        free = done.free and not saving.held
+        if free:
+            self.pending -= saving.chunks
+        if saving.over:
+            del self._saving[done.id]
+        moves = tuple(saving.moves[row] for row in ended)
+        return Saved(moves, tuple(saving.good[row] for row in ended), saving.request, free)

@@ -24,7 +24,8 @@ from cache_core.adapters.vllm.messages import (
     TiersOpened,
     WorkerReport,
 )
-from cache_core.carry import carry, fetch
+from cache_core.carrier import TIMEOUT_S, Carrier
+from cache_core.carry import Carried, fetch
 from cache_core.place import Place
 from cache_core.plan import NOWHERE, Hit, Move, Plan
 from cache_core.tiers import Tier
@@ -36,8 +37,11 @@ logger = logging.getLogger("lmcache")
 class WorkerHalf:
     """Loads and saves what the scheduler's half decided, and reports it.
 
-    Plans and saves are carried out by one thread in their order, loads between steps by another;
-    a load inside a step by the caller. ``block_tokens`` is vLLM's.
+    Plans and saves are handed to the tiers' threads in their order
+    (:class:`~cache_core.carrier.Carrier`), by one that waits for what they need of the engine.
+    Loads between steps have a thread for each tier, which serves those whose slowest chunk it has:
+    none waits for a slower tier than its own. A load inside a step is the caller's.
+    ``block_tokens`` is vLLM's.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class WorkerHalf:
         self._blender = blender
         self._block_tokens, self._size, self._clock = block_tokens, chunk_tokens, clock
         self._saver = ThreadPoolExecutor(1, "lmcache-save")
-        self._loader = ThreadPoolExecutor(1, "lmcache-load")
+        self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
+        self._carrier = Carrier(self.tiers, blocks.chunk_bytes, self._carried, clock=clock)
+        self._writing: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._report = WorkerReport(-1)
         self._saves: dict[str, set[Future[None]]] = {}
@@ -98,12 +104,12 @@ class WorkerHalf:
         fence = self.blocks.fence(loading=True) if meta.loads else _nothing
         for load in meta.loads:
             if not load.in_step:
-                self._loads[load.request] = self._loader.submit(self._load, load, fence, None)
+                self._loads[load.request] = self._loader(load).submit(self._load, load, fence, None)
             elif self._gates is None:
                 self._load(load, fence, None)
             else:
-                loaded = self._gates.open()
-                self._gates.loads.append(self._loader.submit(self._load, load, fence, loaded))
+                job = self._loader(load).submit(self._load, load, fence, self._gates.open())
+                self._gates.loads.append(job)
         if self._blender is not None:
             if self._gates is not None:
                 self._gates.wait_loads()
@@ -177,21 +183,25 @@ class WorkerHalf:
         return counts
 
     def close(self) -> None:
-        """Finishes saves and closes the tiers."""
+        """Finishes loads and saves and closes the tiers; leaves behind a tier that hangs."""
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
-        self._loader.shutdown(wait=True)
+        for loader in self._loaders:
+            loader.shutdown(wait=True)
         self._saver.shutdown(wait=True)
-        for tier in self.tiers:
-            tier.close()
+        self._carrier.close(TIMEOUT_S)
 
     def _start_saves(self, meta: StepMeta) -> None:
         fence = self.blocks.fence()
         for plan in meta.plans:
-            self._saver.submit(self._carry, plan)
+            self._saver.submit(self._carrier.submit, plan, None)
         for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
-            job = self._saver.submit(self._save, save, fence)
+            job: Future[None] = Future()
             self._saves.setdefault(save.request, set()).add(job)
+            self._saver.submit(self._save, save, fence, job)
+
+    def _loader(self, load: Load) -> ThreadPoolExecutor:
+        return self._loaders[max(load.hit.tiers, default=0)]
 
     def _load(self, load: Load, fence: Callable[[], None], loaded: Loaded | None) -> None:
         began = self._clock()
@@ -207,6 +217,7 @@ class WorkerHalf:
             turned = TurnedPlace(self.blocks, table, self._turn(piece.turn))
             parts.append((piece.hit, piece.first, turned))
         gone: list[tuple[bytes, int]] = []
+        asked: dict[int, bool] = {}
         done, good = 0, load.end
         if load.id in self._refused:
             parts, good = [], load.start
@@ -214,10 +225,11 @@ class WorkerHalf:
             got = 0
             try:
                 fence()
-                for run in fetch(self.tiers, hit, place, self._clock):
+                for run in fetch(self._carrier.read, hit, place, self._clock):
                     self._count_tier("read", run.tier, run.read, run.seconds)
                     got += run.usable
                     gone += [(key, run.tier) for key in run.gone]
+                    asked[run.tier] = asked.get(run.tier, False) or run.later
             except Exception:  # a broken tier costs hits, never a request
                 logger.exception("loading %d chunks failed", len(hit))
             done += got
@@ -230,7 +242,8 @@ class WorkerHalf:
                 self._bad_blocks.update(int(b) for b in load.blocks[first:last])
                 self._bad_epoch[load.request] = load.epoch
             taken = self._clock() - began
-            self._report.loads.append(LoadDone(load.id, done, tuple(gone), taken))
+            loaded = LoadDone(load.id, done, tuple(gone), taken, tuple(asked.items()))
+            self._report.loads.append(loaded)
 
     def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
         """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""
@@ -248,44 +261,66 @@ class WorkerHalf:
         assert blender is not None
         return lambda k, axis: blender.turn(k, delta, axis)
 
-    def _save(self, save: Save, fence: Callable[[], None]) -> None:
+    def _save(self, save: Save, fence: Callable[[], None], job: Future[None]) -> None:
         writes = [move for move in save.plan.moves if move.target != NOWHERE]
-        results: dict[tuple[bytes, int], bool] = {}
+        with self._lock:
+            for row, move in enumerate(writes):
+                self._writing[move.key, move.target] = save.id, row
+
+        def finished(chunks: int) -> None:
+            with self._lock:
+                self._report.saves.append(SaveDone(save.id, (), free=True))
+            job.set_result(None)
+
+        plan, place = _without_engine(save.plan), None
         try:
             fence()
-            indexes = [move.index for move in writes if move.index >= 0]
-            beside = self._gates is not None and self._gates.saving
-            if self._gates is not None and beside:
-                self._gates.wait_loads()
-            good = self._bad_epoch.get(save.request, -1) < save.epoch
-            place: Place | None = None
-            plan = save.plan
-            if indexes:
-                first, last = min(indexes), max(indexes) + 1
-                at = save.offset
-                tokens = range(at + first * self._size, at + last * self._size)
-                table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
-                place = self.blocks.place(table)
-                if self._gates is not None and beside:
-                    place = LayeredPlace(self.blocks, table, None, self._gates.wait_computed)
-                plan = Plan(tuple(_shifted(move, first) for move in plan.moves))
-            if not good:
-                # Computed on top of a load that failed. What leaves tiers still has to.
-                plan = Plan(tuple(move for move in plan.moves if move.index < 0))
-            results = self._carry(plan, place)
+            prepared, place = self._prepared(save)
+            plan = prepared
         except Exception:
             logger.exception("saving %d chunks failed", len(writes))
-        done = tuple(results.get((move.key, move.target), False) for move in writes)
-        with self._lock:
-            self._report.saves.append(SaveDone(save.id, done))
+        tried = {(move.key, move.target) for move in plan.moves}
+        self._settled((m, False) for m in writes if (m.key, m.target) not in tried)
+        self._carrier.wait_for_room()
+        self._carrier.submit(plan, place, finished)
 
-    def _carry(self, plan: Plan, place: Place | None = None) -> dict[tuple[bytes, int], bool]:
-        results: dict[tuple[bytes, int], bool] = {}
-        for done in carry(self.tiers, plan, place, self._clock):
-            self._count_tier("write", done.target, sum(done.good), done.seconds)
-            for move, ok in zip(done.moves, done.good, strict=True):
-                results[move.key, move.target] = ok
-        return results
+    def _prepared(self, save: Save) -> tuple[Plan, Place | None]:
+        """What of the plan can be carried out, and where its chunks are."""
+        indexes = [m.index for m in save.plan.moves if m.target != NOWHERE and m.index >= 0]
+        beside = self._gates is not None and self._gates.saving
+        if self._gates is not None and beside:
+            self._gates.wait_loads()
+        if self._bad_epoch.get(save.request, -1) >= save.epoch:
+            # Computed on top of a load that failed. What leaves tiers still has to.
+            return _without_engine(save.plan), None
+        if not indexes:
+            return save.plan, None
+        first, last = min(indexes), max(indexes) + 1
+        at = save.offset
+        tokens = range(at + first * self._size, at + last * self._size)
+        table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
+        place: Place = self.blocks.place(table)
+        if self._gates is not None and beside:
+            place = LayeredPlace(self.blocks, table, None, self._gates.wait_computed)
+        return Plan(tuple(_shifted(move, first) for move in save.plan.moves)), place
+
+    def _carried(self, done: Carried) -> None:
+        self._count_tier("write", done.target, sum(done.good), done.seconds)
+        if done.dropped:
+            name = f"dropped_chunks:{self.tiers[done.target].name}"
+            with self._lock:
+                self.counts[name] = self.counts.get(name, 0.0) + len(done.moves)
+        self._settled(zip(done.moves, done.good, strict=True))
+
+    def _settled(self, moves: Iterable[tuple[Move, bool]]) -> None:
+        """Reports moves that have ended, save by save."""
+        with self._lock:
+            saves: dict[int, list[tuple[int, bool]]] = {}
+            for move, good in moves:
+                number, row = self._writing.pop((move.key, move.target))
+                saves.setdefault(number, []).append((row, good))
+            for number, settled in saves.items():
+                self._report.saves.append(SaveDone(number, tuple(settled)))
 
     def _count_tier(self, verb: str, tier: int, chunks: int, seconds: float) -> None:
         name = self.tiers[tier].name
@@ -301,3 +336,7 @@ def _nothing() -> None:
 
 def _shifted(move: Move, by: int) -> Move:
     return Move(move.key, move.source, move.target, move.index - by) if move.index >= 0 else move
+
+
+def _without_engine(plan: Plan) -> Plan:
+    return Plan(tuple(move for move in plan.moves if move.index < 0))

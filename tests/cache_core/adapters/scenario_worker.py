@@ -56,7 +56,7 @@ def main() -> None:
     worker.end_step(end)
     worker.finished({"bad"})  # aborted, while the save is still waiting for the one before it
     tier.go.set()
-    worker._saver.submit(lambda: None).result()
+    worker._saver.submit(worker._carrier.flush).result()
     held = tier.contains([OTHER, KEY])
     worker.finished(set())
     left = [sorted(worker._gone), sorted(worker._bad_epoch)]
