@@ -119,10 +119,6 @@ class Ledger:
         """Whether any of the keys is on its way into a tier and can't be served by one yet."""
         return self._books.pending(keys)
 
-    def protected(self) -> tuple[int, int]:
-        """Chunks that are pinned, and chunks that are pending."""
-        return len(self._pins), len(self._pending)
-
     def pin(self, hit: Hit) -> Hit:
         """Protects what still stands of ``hit`` from eviction until :meth:`unpin`. Returns that
         part: a hit that was looked up earlier may have lost its tail since. A chunk that stands in

@@ -22,6 +22,19 @@ class Job(Future[Any]):
         return super().result(timeout=5)
 
 
+class Told(Future[Any]):
+    """Whoever waits for it has all lanes run until somebody has told its result."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        super().__init__()
+        self._jobs = jobs
+
+    def result(self, timeout: float | None = None) -> Any:
+        while not self.done() and any([lane.run() for lane in self._jobs.lanes]):
+            pass
+        return super().result(timeout=5)
+
+
 class Lane:
     """Stands in for a ``ThreadPoolExecutor`` of one thread."""
 
@@ -63,6 +76,10 @@ class Jobs:
     def executor(self, *_: Any, **__: Any) -> Lane:
         """In place of the class ``ThreadPoolExecutor``."""
         return Lane(self)
+
+    def future(self) -> Told:
+        """In place of the class ``Future``."""
+        return Told(self)
 
     def tick(self) -> None:
         """A moment passes: each lane runs what it gets to."""

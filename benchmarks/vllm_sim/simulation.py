@@ -10,6 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -205,14 +206,19 @@ class Simulation:
     def settle(self) -> None:
         """What is under way ends; counts what is still held."""
         for _ in range(6):
-            for lane in self.jobs.lanes:
-                lane.shutdown()
+            while any([lane.run() for lane in self.jobs.lanes]):
+                pass
             self.step()
         while self._started:
             self._finish_one()
         self.half.check()
         pool = self.scheduler.kv_cache_manager.block_pool
-        held = dict(self.half.held())
+        half, ledger = self.half, self.half._ledger
+        held = {"requests": len(half._requests), "awaited": len(half._awaited)}
+        held["on their way"] = half._transfers.pending
+        # What clearing leaves is pinned or pending.
+        ledger.clear()
+        held["protected"] = sum(ledger.count(tier) for tier in range(len(ledger.capacities)))
         # One block is vLLM's own: the null block.
         held["blocks"] = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
         self.result.leaks = {name: count for name, count in held.items() if count}
@@ -310,13 +316,19 @@ class Simulation:
         from vllm.v1.structured_output import StructuredOutputManager
 
         from cache_core.adapters.vllm.connector import TieredKVConnector
+        from cache_core.carrier import Carrier
 
         settings = self.settings
         config, kv_config = self._configs()
         init_none_hash(sha256)
         self._block_hasher = get_request_block_hasher(settings.block_tokens, sha256)
-        executor = "cache_core.adapters.vllm.worker.ThreadPoolExecutor"
-        self._stack.enter_context(mock.patch(executor, self.jobs.executor))
+        module = "cache_core.adapters.vllm.worker"
+        for name, stand_in in (
+            ("ThreadPoolExecutor", self.jobs.executor),
+            ("Future", self.jobs.future),
+            ("Carrier", partial(Carrier, threads=False)),
+        ):
+            self._stack.enter_context(mock.patch(f"{module}.{name}", stand_in))
         self._kv = FakeKV(settings.blocks, settings.block_tokens)
         self.worker = TieredKVConnector(config, KVConnectorRole.WORKER, kv_config)
         self.worker.register_kv_caches({"layer": self._kv.tensor})

@@ -292,15 +292,6 @@ class SchedulerHalf:
         if self._ledger is not None:
             self._ledger.check()
 
-    def held(self) -> dict[str, int]:
-        """What is held for requests and transfers: all zero when there are none."""
-        ledger = self._ledger
-        held = {"requests": len(self._requests), "chunks on their way": self._transfers.pending}
-        held["awaited requests"] = len(self._awaited)
-        if ledger is not None:
-            held["pinned chunks"], held["pending chunks"] = ledger.protected()
-        return held
-
     def _track(self, request: Any) -> Tracked | None:
         name = request.request_id
         if name in self._uncached:

@@ -242,8 +242,8 @@ class WorkerHalf:
                 self._bad_blocks.update(int(b) for b in load.blocks[first:last])
                 self._bad_epoch[load.request] = load.epoch
             taken = self._clock() - began
-            loaded = LoadDone(load.id, done, tuple(gone), taken, tuple(asked.items()))
-            self._report.loads.append(loaded)
+            told = LoadDone(load.id, done, tuple(gone), taken, tuple(asked.items()))
+            self._report.loads.append(told)
 
     def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
         """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""
