@@ -177,9 +177,7 @@ def test_the_benchmark_runs(emulation: Emulation, monkeypatch: pytest.MonkeyPatc
     matrix = transfer_rows.Matrix(tuple(shapes), (16,), (256, 512), (2, 3), 1 << 16, 1)
     best = transfer_rows.peaks(matrix.peak_bytes, matrix.repeats)
     rows = [
-        row
-        for case in matrix.cases()
-        for row in transfer_rows.measured(case, matrix, best, None)
+        row for case in matrix.cases() for row in transfer_rows.measured(case, matrix, best, None)
     ]
     # Chunks that go both ways at once are two at least.
     assert len(rows) == 2 * 2 * (7 + 10)
