@@ -183,12 +183,14 @@ std::vector<Move> Ledger::clear() {
   std::vector<Move> moves;
   Call call(table_);
   for (std::size_t tier = 0; tier < tiers_.size(); ++tier) {
-    for (const Slot slot : tiers_[tier].order->listed()) {
-      if (table_.spared(slot)) continue;
-      tiers_[tier].order->drop(call.keep(slot));
-      give_up(slot, tier);
+    std::vector<Slot> gone = tiers_[tier].order->listed();
+    std::erase_if(gone, [&](Slot slot) { return table_.spared(slot); });
+    for (const Slot slot : gone) {
+      give_up(call.keep(slot), tier);
       moves.push_back(move(slot, static_cast<int>(tier), kNowhere));
     }
+    // From the end: what is next to go is what a heap has most work to part with.
+    for (auto slot = gone.rbegin(); slot != gone.rend(); ++slot) tiers_[tier].order->drop(*slot);
   }
   return moves;
 }
