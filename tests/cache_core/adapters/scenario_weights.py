@@ -54,6 +54,7 @@ class Play:
         # As trainers do, through .data, and told to nobody.
         self.llm.collective_rpc(scale, args=(1.5,))
         found["told to nobody"] = self.compare(warm_first=True)
+        found["new weights"] = self.compare()
         found["new weights again"] = self.compare()
         self.llm.collective_rpc(scale, args=(1.25,))
         self.llm.reset_prefix_cache()
