@@ -160,13 +160,14 @@ LMCACHE_HD void move_rows(const Rows& rows, std::uint32_t chunk, std::uint32_t f
     std::uint64_t from[kRowsTogether], to[kRowsTogether];
     bool there[kRowsTogether];
     LMCACHE_UNROLL for (int k = 0; k < kRowsTogether; ++k) {
-      // What lies behind the end is not moved, but looked for at the last row: no branch, so that the
-      // four look at once.
-      const std::uint64_t number = r + std::uint64_t{step} * k, last = rows.per_chunk - 1;
-      const auto clamped = static_cast<std::uint32_t>(number < last ? number : last);
-      const Row row = row_at(rows, chunk, clamped);
-      const std::uint64_t chunk_row = row.chunk + std::uint64_t{clamped} * rows.row_bytes;
-      there[k] = row.there && number <= last;
+      // What lies behind the end is not moved, but looked for at the first of the four: no branch,
+      // so that they look at once.
+      const std::uint64_t ahead = std::uint64_t{step} * k;
+      const bool inside = ahead < rows.per_chunk - r;
+      const auto number = static_cast<std::uint32_t>(inside ? r + ahead : r);
+      const Row row = row_at(rows, chunk, number);
+      const std::uint64_t chunk_row = row.chunk + std::uint64_t{number} * rows.row_bytes;
+      there[k] = row.there && inside;
       from[k] = Gather ? row.engine : chunk_row;
       to[k] = Gather ? chunk_row : row.engine;
     }
