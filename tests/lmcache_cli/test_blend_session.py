@@ -191,11 +191,18 @@ def test_the_clock_waits_for_what_was_turned(
     request = warm(session, parts())
     done: list[str] = []
     rotate, now = session.runner.rope.rotate, engine.now
-    monkeypatch.setattr(
-        session.runner.rope, "rotate", lambda *a, **k: (done.append("turned"), rotate(*a, **k))
-    )
+
+    def turn(k: torch.Tensor, delta: int, *, in_place: bool) -> torch.Tensor:
+        done.append("turned")
+        return rotate(k, delta, in_place=in_place)
+
+    def clock() -> float:
+        done.append("clock")
+        return now()
+
+    monkeypatch.setattr(session.runner.rope, "rotate", turn)
     monkeypatch.setattr(session_module, "wait_for", lambda device: done.append("waited"))
-    monkeypatch.setattr(engine, "now", lambda: (done.append("clock"), now())[1])
+    monkeypatch.setattr(engine, "now", clock)
     serve(session, request)
     turned = len(done) - 1 - done[::-1].index("turned")
     assert done[turned + 1 : turned + 3] == ["waited", "clock"]
