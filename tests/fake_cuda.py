@@ -23,11 +23,11 @@ _CUDA, _META = 1, 14
 """Numbers of c10::DeviceType."""
 
 
-class Recorded(TorchDispatchMode):
+class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What ran on the device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         """Names of operators with the shape of each tensor that they made there."""
         self.largest = 0

@@ -51,7 +51,7 @@ def attend(
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         out = flash(query, key, value, 0.0, True, scale=scaling)[0]
     elif new == 1:
-        out, _ = attend_all(query, key, value, scaling)
+        out = attend_all(query, key, value, scaling)[0]
     else:
         past = total - new
         own = attend_own(query, key[:, :, past:], value[:, :, past:], scaling)

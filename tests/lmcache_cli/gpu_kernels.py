@@ -68,7 +68,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch, flash: bool) -> Iterator[list[s
         nothing = torch.empty(0)
         return out.transpose(1, 2).contiguous().transpose(1, 2), padded, nothing, nothing
 
-    library = torch.library.Library("aten", "IMPL")
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     library.impl("_scaled_dot_product_flash_attention", fused, "CPU")
     library.impl("_scaled_dot_product_efficient_attention", efficient, "CPU")
     with monkeypatch.context() as patched:

@@ -23,6 +23,7 @@ from tests.lmcache_cli.blend_world import (
     small_engine,
     warm,
 )
+from tests.lmcache_cli.gpu_kernels import gpu_kernels
 
 MODELS = [(family, rope) for family in ("llama", "qwen2", "qwen3") for rope in ROPES]
 MODELS.append(("mistral", "default"))
@@ -88,6 +89,15 @@ def naive(
     )
     arena.tensor[..., :end, :] = stored[..., :end, :]
     return engine.forward(arena, ids[end:], end)
+
+
+@pytest.mark.parametrize("flash", [True, False])
+def test_the_gates_hold_on_a_gpus_kernels(
+    flash: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gpu_kernels(monkeypatch, flash) as ran:
+        test_the_gates("llama", "default", tmp_path)
+    assert set(ran) == {"flash", "efficient"} if flash else {"efficient"}
 
 
 @pytest.mark.parametrize(("family", "rope"), MODELS)

@@ -11,6 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from lmcache_cli.bench.content_oracle import ContentOracle
+from lmcache_cli.engines.blend import session as session_module
+from lmcache_cli.engines.blend.session import BlendSession
 from lmcache_cli.engines.engine import CacheSpec
 from lmcache_cli.engines.transformers import TransformersEngine
 from lmcache_cli.errors import UserError
@@ -146,3 +148,78 @@ def test_unknown_families_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_check_layer_beyond_the_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 4, from 0 on"):
         blend_session(small_engine(tmp_path), check_layer=4)
+
+
+@pytest.mark.parametrize("selection", ["hkvd", "random"])
+def test_a_rehearsal_changes_nothing(selection: str, tmp_path: Path) -> None:
+    engine = small_engine(tmp_path)
+    found = []
+    for rehearsed in (False, True):
+        session = blend_session(engine, ratio=0.3, selection=selection)
+        if rehearsed:
+            session.rehearse()
+            assert session.held_chunks() == 0
+        request = warm(session, parts())
+        sample = serve(session, request)
+        found.append((sample.hit_tokens, sample.output_ids, session.logits.tolist()))
+        session.close()
+    assert found[0] == found[1]
+
+
+def test_a_session_on_a_gpu_rehearses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = small_engine(tmp_path)
+    rehearsed: list[str] = []
+    monkeypatch.setattr(BlendSession, "rehearse", lambda self: rehearsed.append("once"))
+    session = blend_session(engine)
+    session.ready()
+    assert not rehearsed
+    session.close()
+    monkeypatch.setattr(engine.layers(), "device", torch.device("cuda"))
+    session = blend_session(engine)
+    session.ready()
+    session.ready()
+    assert rehearsed == ["once"]
+    session.close()
+
+
+def test_the_clock_waits_for_what_was_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a call returns before its work is done."""
+    engine = small_engine(tmp_path)
+    session = blend_session(engine, ratio=0.3)
+    request = warm(session, parts())
+    done: list[str] = []
+    rotate, now = session.runner.rope.rotate, engine.now
+
+    def turn(k: torch.Tensor, delta: int, *, in_place: bool) -> torch.Tensor:
+        done.append("turned")
+        return rotate(k, delta, in_place=in_place)
+
+    def clock() -> float:
+        done.append("clock")
+        return now()
+
+    monkeypatch.setattr(session.runner.rope, "rotate", turn)
+    monkeypatch.setattr(session_module, "wait_for", lambda device: done.append("waited"))
+    monkeypatch.setattr(engine, "now", clock)
+    serve(session, request)
+    turned = len(done) - 1 - done[::-1].index("turned")
+    assert done[turned + 1 : turned + 3] == ["waited", "clock"]
+    session.close()
+
+
+def test_any_device_memory_has_chunks_at_any_place(tmp_path: Path) -> None:
+    """Where a GPU has no kernels of ours, torch moves the chunks: the same answer."""
+    engine = small_engine(tmp_path)
+    found = []
+    for own in (True, False):
+        session = blend_session(engine, ratio=0.3)
+        for arena in engine._arenas:
+            arena._paged = arena._paged if own else None
+        request = warm(session, parts())
+        sample = serve(session, request)
+        assert sample.hits == 10 + 6 * CHUNK
+        found.append((sample.output_ids, session.logits.tolist()))
+        session.close()
+    assert found[0] == found[1]

@@ -26,6 +26,7 @@ from workloads.request import Request
 if TYPE_CHECKING:
     from lmcache_cli.engines.transformers import TransformersEngine
 
+_REHEARSED_QUESTION = 64
 _WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
@@ -49,6 +50,7 @@ class BlendSession(TransformersSession):
         self.choose(spec)
         self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
         self._last: tuple[Arena, torch.Tensor] | None = None
+        self._rehearsed = self.runner.device.type == "cpu"
 
     def choose(self, spec: CacheSpec) -> None:
         """Takes ratio, selection, check layer and narrowing from ``spec`` for what comes; chunks
@@ -60,8 +62,30 @@ class BlendSession(TransformersSession):
             )
         choice = Choice(spec.ratio, spec.check_layer, spec.narrow_layers)
         self._naive = spec.selection == "none" or spec.ratio == 0
-        self.selection = make_selection("none" if self._naive else spec.selection, choice)
+        self._chosen = "none" if self._naive else spec.selection, choice
+        self.selection = make_selection(*self._chosen)
         self._full = spec.full_prefill
+
+    def ready(self) -> None:
+        if not self._rehearsed:
+            self._rehearsed = True
+            self.rehearse()
+
+    def rehearse(self) -> None:
+        """Blends a prompt of no meaning, as long as an arena: a GPU loads a kernel when it first
+        runs, for which the first request would pay. Leaves nothing but an arena's contents."""
+        arena = self.engine.arena()
+        n = arena.capacity - 1
+        question = max(1, n - _REHEARSED_QUESTION)
+        tokens = torch.zeros(n, dtype=torch.int64, device=self.runner.device)
+        kv = KV(arena.tensor[:, 0].transpose(1, 2), arena.tensor[:, 1].transpose(1, 2))
+        prompt = Reused(tokens, (0, question), 0, ((0, question),), kv)
+        selection = make_selection(*self._chosen)  # its own state is for the requests
+        with torch.inference_mode():
+            size = min(question, self.spec.chunk_tokens)
+            self.runner.rope.rotate(arena.tensor[:, 0, :, :size], 1, in_place=True)
+            blend(self.runner, prompt, arena.tensor, np.arange(question, n), selection)
+        wait_for(self.runner.device)
 
     def settle(self) -> None:
         self._encode()
