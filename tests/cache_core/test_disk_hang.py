@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from cache_core import _native
 from cache_core.cache import TieredCache
+from cache_core.place import FlatPlace
 from cache_core.tiers import DiskTier, MemoryTier, TierError
 from cache_core.tiers.disk.crew import Crew, Hung
 from cache_core.tiers.tier import Read
@@ -142,6 +143,7 @@ def test_a_late_read_does_not_write_to_memory_that_others_use(
 
 def test_a_file_that_hangs_at_its_opening(tier: DiskTier, folder: Path) -> None:
     """A real one: the kernel does not return from open(2)."""
+    patient(tier)
     tier.close()
     tier = opened(folder, direct=False)
     (segment,) = folder.glob("*.seg")
@@ -157,6 +159,72 @@ def test_a_file_that_hangs_at_its_opening(tier: DiskTier, folder: Path) -> None:
     aside.rename(segment)
     assert WORLD.get(tier, NUMBERS) == NUMBERS
     tier.close()
+
+
+def test_the_second_of_two_batches_hangs(tier: DiskTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first one brought is in place, and is said to be."""
+    patient(tier)
+    numbers = list(range(100, 100 + 60))
+    assert all(WORLD.put(tier, numbers))
+    plain = _native.read_records
+    released, first = threading.Event(), threading.Event()
+    calls: list[None] = []
+
+    def read(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) != 2:
+            answer = plain(*arguments)
+            first.set()
+            return answer
+        assert first.wait(LIMIT_S)
+        tier._crew.timeout_s = 1.0
+        assert released.wait(LIMIT_S)
+        return plain(*arguments)
+
+    monkeypatch.setattr(_native, "read_records", read)
+    WORLD.rows[:] = 7
+    answers = tier.read([key(n) for n in numbers], WORLD.place(len(numbers)))
+    done = answers.count(Read.HERE)
+    assert 0 < done < len(numbers)
+    assert answers == [Read.HERE] * done + [Read.LATER] * (len(numbers) - done)
+    released.set()
+    until_it_answers(tier)
+    for row, number in enumerate(numbers):
+        expected = WORLD.content(number) if row < done else 7
+        assert (WORLD.rows[row] == expected).all()
+    assert len(tier._staging._free) <= 1, "a buffer that a disk may write to was kept"
+
+
+def test_a_place_that_fails_while_the_next_batch_is_read(
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its buffer is given to nobody before that read has ended."""
+    patient(tier)
+    numbers = list(range(100, 100 + 60))
+    assert all(WORLD.put(tier, numbers))
+    plain = _native.read_records
+    entered, ended = threading.Event(), threading.Event()
+    calls: list[None] = []
+
+    def read(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) != 2:
+            return plain(*arguments)
+        entered.set()
+        answer = plain(*arguments)
+        ended.set()
+        return answer
+
+    class Failing(FlatPlace):
+        def pick(self, rows: Sequence[int]) -> FlatPlace:
+            assert entered.wait(LIMIT_S)
+            raise RuntimeError("the engine is out of order")
+
+    monkeypatch.setattr(_native, "read_records", read)
+    with pytest.raises(RuntimeError, match="out of order"):
+        tier.read([key(n) for n in numbers], Failing(WORLD.addresses[:60], CHUNK_BYTES))
+    assert ended.is_set() and not tier._crew.hung
+    assert WORLD.get(tier, numbers) == numbers
 
 
 def test_a_write_that_hangs_stores_nothing_that_nobody_counts(

@@ -20,7 +20,9 @@ class Hung(Exception):
     """The disk did not answer in time, or has not answered an earlier call yet."""
 
 
-class _Task(Generic[T]):
+class Task(Generic[T]):
+    """A call that is under way; see :meth:`Crew.start`."""
+
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._result: list[T] = []
@@ -54,9 +56,9 @@ class Crew:
         self._name = name
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._idle: list[queue.SimpleQueue[_Task[object] | None]] = []
+        self._idle: list[queue.SimpleQueue[Task[object] | None]] = []
         self._behind = 0  # calls that were left behind and have not ended
-        self._last: _Task[object] | None = None
+        self._last: Task[object] | None = None
 
     @property
     def hung(self) -> bool:
@@ -71,14 +73,31 @@ class Crew:
     def call(self, work: Callable[[], T]) -> T:
         """What ``work`` returns or raises. Raises :class:`Hung`, and ``OSError`` if no thread is
         to be had."""
+        return self.wait(self.start(work))
+
+    def start(self, work: Callable[[], T]) -> Task[T]:
+        """Begins a call, to be waited for by :meth:`wait`. Raises as :meth:`call`."""
+        task = Task(work)
         if self.timeout_s is None or os.getpid() != self._pid:
-            return work()
-        task = _Task(work)
+            task.run()
+            task.ended.set()
+            return task
         with self._lock:
             self.check()
             tasks = self._idle.pop() if self._idle else None
         self._hand(task, tasks)
-        return self._wait(task)
+        return task
+
+    def wait(self, task: Task[T]) -> T:
+        """The rest of :meth:`call`. The call is left behind if it has not ended afterwards."""
+        try:
+            ended = task.ended.wait(self.timeout_s)
+        except BaseException:
+            self.leave(task)  # a person at the keyboard does not wait either
+            raise
+        if not ended and self.leave(task):
+            raise self._hung()
+        return task.result()
 
     def close(self, work: Callable[[], object]) -> None:
         """As :meth:`call` for the last time: ``work`` runs once nothing else does, even if that is
@@ -86,7 +105,7 @@ class Crew:
         if self.timeout_s is None or os.getpid() != self._pid:
             work()
             return
-        task = _Task(work)
+        task = Task(work)
         with self._lock:
             idle, self._idle = self._idle, []
             if self._behind:
@@ -95,13 +114,13 @@ class Crew:
             tasks.put(None)
         if self._last is None:
             self._hand(task, None)
-            self._wait(task)
+            self.wait(task)
         elif task.ended.wait(self.timeout_s):
             task.result()
         else:
             raise self._hung()
 
-    def _hand(self, task: _Task[T], tasks: queue.SimpleQueue[_Task[object] | None] | None) -> None:
+    def _hand(self, task: Task[T], tasks: queue.SimpleQueue[Task[object] | None] | None) -> None:
         if tasks is None:
             tasks = queue.SimpleQueue()
             thread = threading.Thread(
@@ -113,29 +132,19 @@ class Crew:
                 raise OSError(errno.EAGAIN, f"no thread for the disk: {error}") from error
         tasks.put(task)  # type: ignore[arg-type]
 
-    def _wait(self, task: _Task[T]) -> T:
-        try:
-            ended = task.ended.wait(self.timeout_s)
-        except BaseException:
-            self._leave(task)  # a person at the keyboard does not wait either
-            raise
-        if not ended and self._leave(task):
-            raise self._hung()
-        return task.result()
-
-    def _leave(self, task: _Task[T]) -> bool:
-        """False if it has just ended."""
+    def leave(self, task: Task[T]) -> bool:
+        """Leaves a call behind; False if it has ended."""
         with self._lock:
             if task.ended.is_set():
                 return False
+            self._behind += not task.abandoned
             task.abandoned = True
-            self._behind += 1
             return True
 
     def _hung(self) -> Hung:
         return Hung(f"no answer within {self.timeout_s:g} s")
 
-    def _serve(self, tasks: queue.SimpleQueue[_Task[object] | None]) -> None:
+    def _serve(self, tasks: queue.SimpleQueue[Task[object] | None]) -> None:
         while (task := tasks.get()) is not None:
             task.run()
             last = None

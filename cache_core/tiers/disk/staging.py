@@ -11,19 +11,20 @@ import numpy as np
 
 from cache_core import _native
 from cache_core.place import Addresses
-from cache_core.tiers.disk.crew import Hung
 from cache_core.tiers.disk.format import rounded
 
 _BYTES = 64 << 20
 _KEPT = 2  # slabs: one for the writer, one for a reader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Buffer:
-    """Room for chunks, for as long as somebody has this object."""
+    """Room for chunks, for as long as somebody has this object. ``left`` says that a call that was
+    left behind may still use it: nobody else may then."""
 
     slab: _native.Slab
     addresses: Addresses
+    left: bool = False
 
 
 class Staging:
@@ -39,27 +40,20 @@ class Staging:
 
     @contextmanager
     def borrow(self) -> Iterator[Buffer]:
-        """Room for ``chunks`` chunks, the caller's for as long as the context is open. One that
-        is left by :class:`Hung`, or by Ctrl-C, is not used again: the disk may still write to it.
-        Raises ``MemoryError``."""
+        """Room for ``chunks`` chunks, the caller's for as long as the context is open. Raises
+        ``MemoryError``."""
         with self._lock:
             slab = self._free.pop() if self._free else None
         slab = slab or _native.Slab(self._nbytes)
+        buffer = Buffer(slab, np.uint64(slab.address) + self._steps)
         try:
-            yield Buffer(slab, np.uint64(slab.address) + self._steps)
-        except Exception as error:
-            if not isinstance(error, Hung):
-                self._give(slab)
-            raise
-        else:
-            self._give(slab)
+            yield buffer
+        finally:
+            with self._lock:
+                if not buffer.left and len(self._free) < _KEPT:
+                    self._free.append(slab)
 
     def release(self) -> None:
         """Gives the memory back."""
         with self._lock:
             self._free.clear()
-
-    def _give(self, slab: _native.Slab) -> None:
-        with self._lock:
-            if len(self._free) < _KEPT:
-                self._free.append(slab)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.place import Place
+from cache_core.place import Addresses, Place
 from cache_core.tiers.disk.complaints import Complaints
 from cache_core.tiers.disk.counters import DiskCounters
-from cache_core.tiers.disk.crew import Crew, Hung
+from cache_core.tiers.disk.crew import Crew, Hung, Task
 from cache_core.tiers.disk.directory import Directory, Lost
 from cache_core.tiers.disk.format import KEY_BYTES, Sequences, key_array, slot_bytes
 from cache_core.tiers.disk.log import Log
@@ -145,13 +147,14 @@ class DiskTier:
         left = list(rows)
         try:
             self._crew.check()
-            with self._staging.borrow() as buffer:
-                for batch in _batches(rows, self._staging.chunks):
-                    found = self._fetch([keys[row] for row in batch], buffer)
+            with (
+                self._staging.borrow() as buffer,
+                closing(self._fetched(keys, rows, buffer)) as arriving,
+            ):
+                for batch, found, memory in arriving:
                     whole = [i for i, ok in enumerate(found) if ok]
                     if whole:
-                        target = place.pick([batch[i] for i in whole])
-                        target.copy_from(buffer.addresses[whole])
+                        place.pick([batch[i] for i in whole]).copy_from(memory[whole])
                     for row, answer in zip(batch, found, strict=True):
                         answers[row] = answer
                     del left[: len(batch)]
@@ -226,8 +229,37 @@ class DiskTier:
             self._say("close", trouble)
         self._staging.release()
 
-    def _fetch(self, keys: list[bytes], buffer: Buffer) -> list[Read]:
-        return self._ask(lambda: self._reader.fetch(keys, buffer.addresses[: len(keys)]))
+    def _fetched(
+        self, keys: Sequence[bytes], rows: list[int], buffer: Buffer
+    ) -> Generator[tuple[list[int], list[Read], Addresses]]:
+        """Rows, what became of them, and where they are until the next is asked for: that one is
+        being read meanwhile."""
+        room = len(buffer.addresses) // 2
+        size = max(1, min(room, max(self._depth, room // 4)))
+        ahead: deque[tuple[list[int], Addresses, Task[list[Read]]]] = deque()
+        try:
+            for number, batch in enumerate(_batches(rows, size)):
+                memory = buffer.addresses[number % 2 * size :][: len(batch)]
+                wanted = [keys[row] for row in batch]
+                work = partial(_with, buffer, partial(self._reader.fetch, wanted, memory))
+                ahead.append((batch, memory, self._crew.start(work)))
+                if len(ahead) == 2:
+                    yield self._arrived(*ahead[0])
+                    ahead.popleft()
+            while ahead:
+                yield self._arrived(*ahead[0])
+                ahead.popleft()
+        finally:
+            for _, _, task in ahead:
+                # The place has failed, or the disk: only the latter has been waited for.
+                if not self._crew.hung:
+                    task.ended.wait(self._crew.timeout_s)
+                buffer.left = self._crew.leave(task) or buffer.left
+
+    def _arrived(
+        self, batch: list[int], memory: Addresses, task: Task[list[Read]]
+    ) -> tuple[list[int], list[Read], Addresses]:
+        return batch, self._answer(task), memory
 
     def _tidy(self) -> None:
         if self._log.untidy:
@@ -235,8 +267,12 @@ class DiskTier:
 
     def _ask(self, work: Callable[[], T]) -> T:
         """Raises :class:`Hung` or ``OSError``."""
+        return self._answer(self._crew.start(work))
+
+    def _answer(self, task: Task[T]) -> T:
+        """Likewise."""
         try:
-            answer = self._crew.call(work)
+            answer = self._crew.wait(task)
         except Lost:
             self._over = True
             raise
@@ -297,7 +333,11 @@ class DiskTier:
         while done < len(rows):
             rest = [keys[row] for row in rows[done:]]
             try:
-                written = self._ask(partial(self._append, rest, buffer, done))
+                task = self._crew.start(partial(self._append, rest, buffer, done))
+                try:
+                    written = self._answer(task)
+                finally:
+                    buffer.left = buffer.left or not task.ended.is_set()
             except Lost:
                 raise
             except OSError as error:
@@ -348,6 +388,11 @@ class DiskTier:
         finally:
             os.close(fd)
         return _Written(segment, slots, sequences, statuses)
+
+
+def _with(_: object, work: Callable[[], T]) -> T:
+    """The work, which keeps an object alive."""
+    return work()
 
 
 def _batches(rows: list[int], size: int) -> list[list[int]]:
