@@ -160,55 +160,6 @@ def test_a_frozen_server_loses_nothing_of_anybody(own: RedisProcess, engine: Mem
     second.close()
 
 
-RIGHTS = ("exists", "get", "mset", "unlink")
-
-
-def user(port: int, name: str, *rights: str) -> str:
-    """A user who may do that and nothing else; returns the start of a URL."""
-    grants = [f"+{right}".encode() for right in rights]
-    command(port, b"ACL", b"SETUSER", name.encode(), b"on", b">pw", b"~lmcache:*", *grants)
-    return f"redis://{name}:pw@127.0.0.1:{port}"
-
-
-def test_four_rights_are_enough(own: RedisProcess, engine: MemoryEngine) -> None:
-    tier = open_remote(f"{user(own.port, 'cache', *RIGHTS)}?part={PART}", CHUNK)
-    tier.ping()
-    engine.fill([1])
-    assert tier.write([bytes(32)], engine.place(0, 1)) == [True]
-    assert tier.read([bytes(32)], engine.place(0, 1)) == [Read.HERE]
-    tier.discard([bytes(32)])
-    assert command(own.port, b"DBSIZE") == 0
-    assert tier.counters.errors == 0
-    tier.close()
-
-
-@pytest.mark.parametrize("lacking", [*RIGHTS, "select"])
-def test_a_missing_right_is_named(own: RedisProcess, engine: MemoryEngine, lacking: str) -> None:
-    login = user(own.port, "cache", *(right for right in RIGHTS if right != lacking))
-    tier = open_remote(login + ("/2" if lacking == "select" else ""), CHUNK)
-    with pytest.raises(TierError, match=f"the user cache may not {lacking.upper()}; it needs"):
-        tier.ping()
-    tier.close()
-
-
-def test_a_user_who_may_only_read_reads(
-    own: RedisProcess, engine: MemoryEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    writer = tier_on(own.port)
-    keys = hasher("reader").keys(prompt(3)).prefix
-    engine.fill([0, 1, 2])
-    assert all(writer.write(keys, engine.place(0, 3)))
-    reader = open_remote(f"{user(own.port, 'reader', 'exists', 'get')}?part={PART}", CHUNK)
-    for _ in range(5):
-        assert reader.write(keys, engine.place(0, 3)) == [False] * 3
-        assert reader.read(keys, engine.place(0, 3)) == [Read.HERE] * 3
-    assert reader.counters.opened == 0 and reader.counters.rejected == 15
-    [warning] = [record.getMessage() for record in caplog.records]
-    assert "reader may not MSET" in warning
-    writer.close()
-    reader.close()
-
-
 def test_a_value_that_lost_a_part_is_not_promised(redis_port: int, engine: MemoryEngine) -> None:
     tier = tier_on(redis_port)
     keys = hasher("promise").keys(prompt(4)).prefix

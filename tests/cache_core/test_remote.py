@@ -2,89 +2,31 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core import _native
 from cache_core.cache import TieredCache
 from cache_core.place import PagedPlace
 from cache_core.tiers import MemoryTier, TierError
-from cache_core.tiers.breaker import CircuitBreaker
 from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
 from cache_core.tiers.remote import RemoteTier
-from cache_core.tiers.store import Bytes, StoreError
 from cache_core.tiers.tier import Read
+from tests.cache_core.dict_store import (
+    CHUNK,
+    Clock,
+    Server,
+    assert_true,
+    open_tier,
+    refuse,
+    stored,
+    written,
+)
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
-from tests.cache_core.servers import eventually
-
-CHUNK = LAYOUT.chunk_bytes
-
-
-class Server:
-    """What all connections to it see. ``trouble`` runs at the start of every call."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, bytes] = {}
-        self.calls: list[str] = []
-        self.trouble: Callable[[], None] = lambda: None
-
-    def store(self) -> DictStore:
-        return DictStore(self)
-
-
-class DictStore:
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def connect(self, buffer: Bytes, timeout_s: float) -> None:
-        self._call("connect")
-
-    def exists(self, names: Sequence[str]) -> list[bool]:
-        self._call("exists")
-        return [name in self._server.values for name in names]
-
-    def put(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
-        self._call("put")
-        self._server.values |= {n: v.tobytes() for n, v in zip(names, values, strict=True)}
-        return [True] * len(names)
-
-    def get_into(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
-        self._call("get")
-        found = [self._server.values.get(name, b"") for name in names]
-        for data, room in zip(found, values, strict=True):
-            if len(data) == len(room):
-                room[:] = np.frombuffer(data, dtype=np.uint8)
-        return [len(data) == len(room) for data, room in zip(found, values, strict=True)]
-
-    def remove(self, names: Sequence[str]) -> None:
-        self._call("remove")
-        for name in names:
-            self._server.values.pop(name, None)
-
-    def close(self) -> None:
-        pass
-
-    def _call(self, verb: str) -> None:
-        self._server.calls.append(verb)
-        self._server.trouble()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def refuse() -> None:
-    raise StoreError("nobody is there")
 
 
 @pytest.fixture
@@ -95,34 +37,6 @@ def server() -> Server:
 @pytest.fixture
 def engine() -> MemoryEngine:
     return MemoryEngine(LAYOUT, 8)
-
-
-def open_tier(server: Server, clock: Clock | None = None, **options: float) -> RemoteTier:
-    return RemoteTier(
-        "remote",
-        None,
-        CHUNK,
-        server.store,
-        lanes=2,
-        timeout_s=options.get("timeout_s", 30.0),
-        breaker=CircuitBreaker(3, 10.0, clock=clock or Clock()),
-    )
-
-
-def written(tier: RemoteTier, engine: MemoryEngine, numbers: list[int]) -> list[bytes]:
-    keys = [key(n) for n in numbers]
-    engine.fill(numbers)
-    assert all(tier.write(keys, engine.place(0, len(keys))))
-    engine.wipe()
-    return keys
-
-
-def stored(server: Server, engine: MemoryEngine, numbers: list[int]) -> list[bytes]:
-    """Written by another tier, with patience."""
-    tier = open_tier(server)
-    keys = written(tier, engine, numbers)
-    tier.close()
-    return keys
 
 
 @pytest.mark.parametrize(
@@ -186,10 +100,6 @@ def test_a_hanging_store_is_left_behind_and_touches_nothing_later(
     gate.set()
     tier.close()
     assert not engine.kv.any(), "late bytes reached the engine"
-
-
-def assert_true(value: bool) -> None:
-    assert value
 
 
 def test_lanes_come_back_when_a_hang_ends(server: Server, engine: MemoryEngine) -> None:
@@ -320,66 +230,6 @@ def test_a_damaged_value_is_left_to_whoever_writes_it(server: Server, engine: Me
     written(tier, engine, [1])
     assert tier.contains(keys) == [True]
     tier.close()
-
-
-Slab = _native.Slab
-
-
-class CountedSlab:
-    """A slab whose end can be seen."""
-
-    alive = 0
-
-    def __init__(self, nbytes: int) -> None:
-        self._slab = Slab(nbytes)
-        self.address = self._slab.address
-        CountedSlab.alive += 1
-
-    def view(self) -> Bytes:
-        view: Bytes = self._slab.view()
-        return view
-
-    def __del__(self) -> None:
-        CountedSlab.alive -= 1
-
-
-@pytest.mark.parametrize("trouble", [lambda: None, refuse], ids=["healthy", "failing"])
-def test_a_closed_tier_has_given_its_memory_back(
-    server: Server,
-    engine: MemoryEngine,
-    trouble: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("cache_core._native.Slab", CountedSlab)
-    gc.collect()
-    gc.disable()
-    try:
-        before = CountedSlab.alive
-        tier = open_tier(server)
-        keys = written(tier, engine, [1, 2])
-        server.trouble = trouble
-        tier.read(keys, engine.place(0, 2))
-        assert CountedSlab.alive == before + 2
-        tier.close()
-        assert CountedSlab.alive == before, "memory waits for a collection"
-    finally:
-        gc.enable()
-
-
-def test_memory_that_a_hanging_store_may_write_to_stays_until_it_ends(
-    server: Server, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cache_core._native.Slab", CountedSlab)
-    keys = stored(server, engine, [1])
-    before = CountedSlab.alive
-    tier = open_tier(server, timeout_s=0.1)
-    gate = threading.Event()
-    server.trouble = lambda: assert_true(gate.wait(60))
-    assert tier.read(keys, engine.place(0, 1)) == [Read.LATER]
-    tier.close()
-    assert CountedSlab.alive > before
-    gate.set()
-    eventually(lambda: CountedSlab.alive == before)
 
 
 def test_a_place_that_fails_gives_the_lanes_back(server: Server, engine: MemoryEngine) -> None:
