@@ -1,6 +1,7 @@
-"""A load fails, its request is aborted, and a save of what was computed on top is still queued.
+"""The worker's half alone, with tiers that wait until they are told to go on.
 
-Prints one JSON object: what the save reported, and whether a tier has its chunk.
+A load fails, its request is aborted, and a save of what was computed on top is still queued; then
+a slow tier beside a fast one. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +20,27 @@ from cache_core.adapters.vllm.worker import WorkerHalf
 from cache_core.place import Place
 from cache_core.plan import ENGINE, Hit, Move, Plan
 from cache_core.tiers import MemoryTier
+from cache_core.tiers.tier import Read
 
 CHUNK = 4
 LOST, OTHER, KEY = (bytes([n]) * 32 for n in range(3))
 
 
 class Slow(MemoryTier):
-    """Its first write waits."""
+    """Waits before each read and write until it may go."""
 
     def __init__(self, chunk_bytes: int) -> None:
         super().__init__("cpu", 8, chunk_bytes)
         self.go = threading.Event()
 
     def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
-        self.go.wait(30)
+        self.go.wait(60)
         return super().write(keys, place)
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        if not self.in_memory:
+            self.go.wait(60)
+        return super().read(keys, place)
 
 
 def save(number: int, request: str, key: bytes) -> Save:
@@ -40,7 +48,8 @@ def save(number: int, request: str, key: bytes) -> Save:
     return Save(number, request, 0, plan, np.arange(4, dtype=np.int32))
 
 
-def main() -> None:
+def aborted() -> dict[str, Any]:
+    """What the save reported, and whether a tier has its chunk."""
     blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
     tier = Slow(blocks.chunk_bytes)
     worker = WorkerHalf([tier], blocks, CHUNK, CHUNK)
@@ -61,7 +70,40 @@ def main() -> None:
     worker.finished(set())
     left = [sorted(worker._gone), sorted(worker._bad_epoch)]
     worker.close()
-    print(json.dumps({"bad_blocks": failed, "held": held, "left": left}))
+    return {"bad_blocks": failed, "held": held, "left": left}
+
+
+def lanes() -> dict[str, Any]:
+    """A save to cpu and disk, and loads from both, while the disk does nothing."""
+    blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
+    cpu = MemoryTier("cpu", 8, blocks.chunk_bytes)
+    disk = Slow(blocks.chunk_bytes)
+    disk.name, disk.in_memory, disk.keeps_time = "disk", False, False
+    worker = WorkerHalf([cpu, disk], blocks, CHUNK, CHUNK)
+    ids = np.arange(4, dtype=np.int32)
+    plan = Plan((Move(KEY, ENGINE, 0, 0), Move(KEY, ENGINE, 1, 0)))
+    step = StepMeta(0, saves=[Save(1, "one", 0, plan, ids)], awaited=frozenset({"one"}))
+    worker.start_loads(step)
+    worker.end_step(step)
+    (job,) = worker._saves["one"]
+    job.result(60)
+    free = sorted(worker.finished({"one"})[0])
+    early = [(part.id, part.settled, part.free) for part in worker.report(0).saves]
+    far = Load(2, "far", 0, Hit((LOST,), (1,)), 0, 0, CHUNK, ids, False)
+    near = Load(3, "near", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, ids, False)
+    worker.start_loads(StepMeta(1, loads=[far, near]))
+    worker._loads["near"].result(60)
+    loaded = sorted(worker.finished(set())[1])
+    disk.go.set()
+    worker._carrier.flush()
+    late = [(part.id, part.settled, part.free) for part in worker.report(1).saves]
+    held = [cpu.contains([KEY]), disk.contains([KEY])]
+    worker.close()
+    return {"free": free, "early": early, "loaded": loaded, "late": late, "held": held}
+
+
+def main() -> None:
+    print(json.dumps({"aborted": aborted(), "lanes": lanes()}))
 
 
 if __name__ == "__main__":
