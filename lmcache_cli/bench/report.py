@@ -73,6 +73,8 @@ def run_and_report(
     kept = len(measured.samples)
 
     def say(text: str) -> None:
+        if text in measured.warnings:
+            return
         measured.warn(text)
         if len(refusals.found) < len(plan.cells):  # of the last one the command's error tells
             talk.print(text, style="yellow", highlight=False)
