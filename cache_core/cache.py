@@ -106,11 +106,10 @@ class TieredCache:
         self._evicted = [0] * len(self.tiers)
         shared = (i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False))
         self._shared: int | None = next(shared, None)
-        surplus = [
-            Move(key, index, NOWHERE, -1)
-            for index, tier in enumerate(self.tiers)
-            for key in self._ledger.restore(index, recovered(tier))
-        ]
+        surplus: list[Move] = []
+        for index, tier in enumerate(self.tiers):
+            gone = self._ledger.restore(index, recovered(tier))
+            surplus += [Move(key, index, NOWHERE, -1) for key in gone]
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()
@@ -327,12 +326,8 @@ class TieredCache:
             return False
         if not self._said:
             self._said = True
-            logger.warning(
-                "the cache belongs to process %d; in process %d, forked from it, nothing is cached:"
-                " make a cache there",
-                self._process,
-                os.getpid(),
-            )
+            text = "a process forked from %d can't use its cache: make one behind the fork"
+            logger.warning(text, self._process)
         return True
 
     def _pin(self, hit: Hit, prefix: bool = True) -> Hit:
