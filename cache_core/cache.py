@@ -114,11 +114,10 @@ class TieredCache:
         self._residency: Residency | None = None
         if self._shared is not None:
             self._residency = Residency(self._ledger, self._shared, clock=clock)
-        surplus = [
-            Move(key, index, NOWHERE, -1)
-            for index, tier in enumerate(self.tiers)
-            for key in self._ledger.restore(index, recovered(tier))
-        ]
+        surplus: list[Move] = []
+        for index, tier in enumerate(self.tiers):
+            gone = self._ledger.restore(index, recovered(tier))
+            surplus += [Move(key, index, NOWHERE, -1) for key in gone]
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.
         self._lock = threading.RLock()
@@ -349,12 +348,8 @@ class TieredCache:
             return False
         if not self._said:
             self._said = True
-            logger.warning(
-                "the cache belongs to process %d; in process %d, forked from it, nothing is cached:"
-                " make a cache there",
-                self._process,
-                os.getpid(),
-            )
+            text = "a process forked from %d can't use its cache: make one behind the fork"
+            logger.warning(text, self._process)
         return True
 
     def _pin(self, hit: Hit, prefix: bool = True) -> Hit:

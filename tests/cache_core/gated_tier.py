@@ -1,14 +1,17 @@
-"""A tier that does nothing until it is told to: a slow disk, a mount that hangs."""
+"""A tier that does nothing until it is told to (a slow disk, a mount that hangs), and what to do
+with a cache above it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
+from cache_core.cache import Stored, TieredCache
 from cache_core.place import Place
 from cache_core.tiers import MemoryTier
 from cache_core.tiers.tier import Read
-from tests.cache_core.memory_engine import LAYOUT
+from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
 PATIENCE_S = 60
 """How long a test waits for what must come: a defect fails it, and never hangs it."""
@@ -68,3 +71,24 @@ class GatedMemory(GatedTier):
     """The same as memory: it is called without a guard, and copied from directly."""
 
     in_memory = keeps_time = True
+
+
+def memory(capacity: int) -> MemoryTier:
+    """The cpu tier."""
+    return MemoryTier("cpu", capacity, LAYOUT.chunk_bytes)
+
+
+def put(cache: TieredCache, engine: MemoryEngine, numbers: Sequence[int]) -> Future[Stored]:
+    """Computes chunks and stores them."""
+    engine.fill(list(numbers))
+    return cache.store([key(n) for n in numbers], engine.place(0, len(numbers)))
+
+
+def served(cache: TieredCache, engine: MemoryEngine, numbers: Sequence[int]) -> int:
+    """Chunks that are hit; proves their bytes."""
+    engine.wipe()
+    hit = cache.acquire([key(n) for n in numbers])
+    loaded = cache.load(hit, engine.place(0, len(hit)))
+    for row in range(loaded.chunks):
+        assert engine.holds(row, numbers[row]), "a wrong byte was served"
+    return loaded.chunks

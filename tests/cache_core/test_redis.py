@@ -15,7 +15,7 @@ import pytest
 
 from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher, Namespace
-from cache_core.tiers import MemoryTier, TierError
+from cache_core.tiers import MemoryTier, Tier, TierError
 from cache_core.tiers.redis_store import PREFIX
 from cache_core.tiers.remote import RemoteTier
 from cache_core.tiers.remote_url import open_remote
@@ -191,7 +191,7 @@ def test_a_full_server_refuses_chunks_and_stays_in_use(start: Start, engine: Mem
 def test_a_server_killed_and_restarted_costs_hits_only(
     own: RedisProcess, engine: MemoryEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiers = [MemoryTier("cpu", 1, CHUNK), tier_on(own.port, "&pause=0.001")]
+    tiers: list[Tier] = [MemoryTier("cpu", 1, CHUNK), tier_on(own.port, "&pause=0.001")]
     cache = TieredCache(LAYOUT, tiers, pause_s=0.0)
     keys = hasher("killed").keys(prompt(4)).prefix
     assert serve(cache, engine, keys) == 0
