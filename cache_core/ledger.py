@@ -40,7 +40,7 @@ class Ledger:
     ``policy``; a policy that never evicts makes every tier unbounded. ``admission``, if given, has
     for each tier what decides which new chunks may enter it (None: all).
 
-    A chunk takes 64 bytes, and in each tier 16 to 44, by the policy. No call's time grows with the
+    A chunk takes 64 bytes, and in each tier 16 to 40, by the policy. No call's time grows with the
     chunks that are held, pinned or on their way, but for those that are about all of them. Keys are
     of 32 bytes; a ``ValueError`` says so.
     """
