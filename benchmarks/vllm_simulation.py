@@ -1,6 +1,6 @@
 """Random histories through vLLM's own scheduler and the connector, without a model.
 
-    python benchmarks/vllm_simulation.py --seeds 0:200
+    python -m benchmarks.vllm_simulation --seeds 0:200
 
 Each seed draws its settings (tiers, policies, slow and failing reads, async scheduling, preemption,
 speculation, resets, new weights, aborts) and its traffic. Every token of KV that attention would
@@ -14,8 +14,6 @@ import argparse
 import sys
 import time
 import traceback
-
-sys.path[:0] = [str(__import__("pathlib").Path(__file__).parents[1])]
 
 from benchmarks.vllm_sim.settings import Settings
 from benchmarks.vllm_sim.simulation import Simulation, set_environment
@@ -40,7 +38,7 @@ def main() -> int:
                 result = simulation.run()
             finally:
                 simulation.close()
-        except Exception:  # a history that ends the engine is the worst that can happen
+        except Exception:  # noqa: BLE001 - a history that ends the engine is the worst that can happen
             wrong += 1
             print(f"seed {seed}: {settings}", traceback.format_exc(), sep="\n", flush=True)
             continue

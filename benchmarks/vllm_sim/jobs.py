@@ -30,7 +30,7 @@ class Told(Future[Any]):
         self._jobs = jobs
 
     def result(self, timeout: float | None = None) -> Any:
-        while not self.done() and any([lane.run() for lane in self._jobs.lanes]):
+        while not self.done() and self._jobs.run_one_each():
             pass
         return super().result(timeout=5)
 
@@ -80,6 +80,11 @@ class Jobs:
     def future(self) -> Told:
         """In place of the class ``Future``."""
         return Told(self)
+
+    def run_one_each(self) -> bool:
+        """Each lane runs its oldest job. Returns whether there was any."""
+        ran = [lane.run() for lane in self.lanes]
+        return any(ran)
 
     def tick(self) -> None:
         """A moment passes: each lane runs what it gets to."""

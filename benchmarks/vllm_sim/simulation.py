@@ -206,7 +206,7 @@ class Simulation:
     def settle(self) -> None:
         """What is under way ends; counts what is still held."""
         for _ in range(6):
-            while any([lane.run() for lane in self.jobs.lanes]):
+            while self.jobs.run_one_each():
                 pass
             self.step()
         while self._started:
@@ -351,7 +351,7 @@ class Simulation:
         if settings.unread:
             size = worker.blocks.chunk_bytes
             worker.tiers = tuple(
-                Unreliable(tier, settings.seed + place, settings.unread, size)  # type: ignore[misc]
+                Unreliable(tier, settings.seed + place, settings.unread, size)
                 for place, tier in enumerate(worker.tiers)
             )
         self.runner = FakeRunner(self.worker, self._kv)
@@ -388,7 +388,7 @@ class Simulation:
             max_num_batched_tokens=settings.budget,
             max_num_seqs=8,
             scheduling_policy="priority" if settings.priorities else "fcfs",
-            kv_transfer_config={  # type: ignore[arg-type]
+            kv_transfer_config={
                 "kv_connector": "TieredKVConnector",
                 "kv_connector_module_path": "cache_core.adapters.vllm",
                 "kv_role": "kv_both",

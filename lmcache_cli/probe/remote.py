@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ def probe_remote(url: str, repeats: int) -> RemoteProbe:
     run_id = os.urandom(16)
     keys = [hashlib.sha256(run_id + bytes([i])).digest() for i in range(COUNT)]
 
-    def need(done: list[bool], what: str) -> int:
+    def need(done: Sequence[int], what: str) -> int:
         if not all(done):
             raise ProbeError(f"remote probe failed: {redacted(url)}: {what} of a chunk failed")
         return COUNT * CHUNK

@@ -18,6 +18,7 @@ from cache_core.adapters.vllm import cuda_blocks
 from cache_core.adapters.vllm.blocks import TensorBlocks
 from cache_core.adapters.vllm.cuda_blocks import CudaBlocks
 from cache_core.tiers.memory import MemoryTier
+from cache_core.tiers.tier import Read
 from cache_core.transfer.cuda import PinnedMemory
 from cache_core.transfer.gpu import GpuPlace, GpuWays
 from cache_core.transfer.planner import Planner
@@ -85,7 +86,7 @@ def engine_of(
     engine = Engine(emulation, PLANS[way])
     monkeypatch.setattr(cuda_blocks, "current_stream", lambda device: engine.stream)
     engine.tensors.write(numbers(1))
-    assert engine.tier.write([KEY], engine.blocks.place(SLOTS)) == [True]
+    assert engine.tier.write([KEY], engine.blocks.place(SLOTS)) == [Read.HERE]
     engine.tensors.write(np.zeros_like(numbers(1)))
     try:
         yield engine
@@ -105,7 +106,7 @@ def test_a_load_comes_behind_the_steps_that_may_use_its_blocks(
                 engine.computes(2)
                 if fenced:
                     engine.blocks.fence(loading=True)()
-                assert engine.tier.read([KEY], engine.blocks.place(SLOTS)) == [True]
+                assert engine.tier.read([KEY], engine.blocks.place(SLOTS)) == [Read.HERE]
                 emulation.synchronize()
                 same = np.array_equal(
                     tokens_of(engine.tensors.read(), SLOTS), tokens_of(numbers(1), SLOTS)
@@ -127,7 +128,7 @@ def test_a_save_comes_behind_the_step_that_computes_it(
                 engine.computes(2)
                 if fenced:
                     engine.blocks.fence()()
-                assert engine.tier.write([other], engine.blocks.place(SLOTS)) == [True]
+                assert engine.tier.write([other], engine.blocks.place(SLOTS)) == [Read.HERE]
                 emulation.synchronize()
                 engine.tensors.write(np.zeros_like(numbers(1)))
                 engine.tier.read([other], engine.blocks.place(SLOTS))

@@ -222,7 +222,8 @@ def refused_save() -> dict[str, Any]:
     stored = len(world.tier)
     world.half.reported(report)
     world.end(request)
-    return {"good": report.saves[0].good, "stored": stored, "after": [world.serve() for _ in "ab"]}
+    good = [ok for _, ok in report.saves[0].settled]
+    return {"good": good, "stored": stored, "after": [world.serve() for _ in "ab"]}
 
 
 def own_cache() -> dict[str, Any]:
