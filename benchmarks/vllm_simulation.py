@@ -15,8 +15,9 @@ import sys
 import time
 import traceback
 
+from benchmarks.vllm_sim.engine_config import set_environment
 from benchmarks.vllm_sim.settings import Settings
-from benchmarks.vllm_sim.simulation import Simulation, set_environment
+from benchmarks.vllm_sim.simulation import Simulation
 
 
 def main() -> int:

@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from cache_core.admission import Admission
 from cache_core.carrier import QUEUE_BYTES, TIMEOUT_S, Carrier
 from cache_core.carry import Carried, fetch
 from cache_core.layout import KVLayout
 from cache_core.ledger import NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
+from cache_core.outcomes import Loaded, Stored, TierCounters
 from cache_core.place import Place
 from cache_core.policy import LRU, PolicyMaker
 from cache_core.residency import Residency, remembered
@@ -22,44 +22,6 @@ from cache_core.suspensions import Suspensions
 from cache_core.tiers.tier import Read, Tier, recovered
 
 logger = logging.getLogger("lmcache")
-
-
-@dataclass(slots=True)
-class TierCounters:
-    """What one tier has done since the cache was made or :meth:`TieredCache.reset_counters`.
-    Times are of the calls, in seconds. ``promised_chunks`` were the tier's part of loaded hits, of
-    which it gave ``read_chunks``. ``dropped_chunks`` were not written because too much was queued
-    for the tier or it did not come back; ``suspensions`` count how often it was left out of
-    look-ups for a while because it could not be read."""
-
-    promised_chunks: int = 0
-    read_chunks: int = 0
-    read_s: float = 0.0
-    written_chunks: int = 0
-    write_s: float = 0.0
-    evicted_chunks: int = 0
-    failures: int = 0
-    dropped_chunks: int = 0
-    suspensions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Outcome of a load. ``chunks`` leading chunks are in place; ``by_tier`` splits them."""
-
-    chunks: int
-    by_tier: dict[str, int]
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Outcome of a store: chunks and bytes that the engine gave to any tier, and seconds spent."""
-
-    chunks: int
-    bytes: int
-    seconds: float
 
 
 _NOTHING = Hit((), ())
@@ -214,7 +176,7 @@ class TieredCache:
     def load(self, hit: Hit, place: Place | None) -> Loaded:
         """Copies an acquired hit's chunks to ``place`` and releases the hit, also on error.
 
-        The load ends before the first chunk that can't be read: what :class:`Loaded` counts is in
+        The load ends before the first chunk that can't be read: what the outcome counts is in
         place and right, the rest must be recomputed. A chunk that is gone or damaged is forgotten;
         one that can't be read now stays held. What a tier does not give in time is not waited for,
         and never touches ``place`` afterwards. A cache that is closed gives nothing.

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cache_core.cache import TierCounters
+from cache_core.outcomes import TierCounters
 from lmcache_cli.bench.cells import Cell, Scenario
 from lmcache_cli.bench.content_oracle import ContentOracle
 from lmcache_cli.bench.oracle import HitOracle, SharedOracle

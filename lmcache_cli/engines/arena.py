@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from cache_core import _native
-from cache_core.cache import Stored
 from cache_core.layout import KVLayout
+from cache_core.outcomes import Stored
 from cache_core.place import PagedPlace, Place
 from cache_core.tiers.tensor import TensorPlace
 from cache_core.transfer.gpu import GpuPlace

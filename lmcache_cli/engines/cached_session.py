@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cache_core.cache import TierCounters, TieredCache
+from cache_core.cache import TieredCache
+from cache_core.outcomes import TierCounters
 
 
 class CachedSession:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from cache_core.blend.passport import Subject
-from cache_core.cache import TierCounters
 from cache_core.ledger import Placement
+from cache_core.outcomes import TierCounters
 from reports.quality import Quality
 from reports.sample import Sample
 from workloads.request import Request

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from cache_core.cache import TierCounters
+from cache_core.outcomes import TierCounters
 from lmcache_cli.engines.completions import Answer
 from lmcache_cli.engines.endpoint import Endpoint
 from lmcache_cli.engines.engine import CacheSpec, Load

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cache_core.cache import Loaded, TieredCache
+from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher
+from cache_core.outcomes import Loaded
 from lmcache_cli.engines.arena import Arena
 from lmcache_cli.engines.cached_session import CachedSession
 from lmcache_cli.engines.caches import tier_troubles

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from cache_core.cache import Stored, TieredCache
+from cache_core.cache import TieredCache
+from cache_core.outcomes import Stored
 from cache_core.place import Place
 from cache_core.tiers import MemoryTier
 from cache_core.tiers.tier import Read

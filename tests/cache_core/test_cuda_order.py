@@ -86,7 +86,7 @@ def engine_of(
     engine = Engine(emulation, PLANS[way])
     monkeypatch.setattr(cuda_blocks, "current_stream", lambda device: engine.stream)
     engine.tensors.write(numbers(1))
-    assert engine.tier.write([KEY], engine.blocks.place(SLOTS)) == [Read.HERE]
+    assert engine.tier.write([KEY], engine.blocks.place(SLOTS)) == [True]
     engine.tensors.write(np.zeros_like(numbers(1)))
     try:
         yield engine
@@ -128,7 +128,7 @@ def test_a_save_comes_behind_the_step_that_computes_it(
                 engine.computes(2)
                 if fenced:
                     engine.blocks.fence()()
-                assert engine.tier.write([other], engine.blocks.place(SLOTS)) == [Read.HERE]
+                assert engine.tier.write([other], engine.blocks.place(SLOTS)) == [True]
                 emulation.synchronize()
                 engine.tensors.write(np.zeros_like(numbers(1)))
                 engine.tier.read([other], engine.blocks.place(SLOTS))

@@ -14,6 +14,7 @@ from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.generations import Generations
 from cache_core.adapters.vllm.identity import Hashers
+from cache_core.adapters.vllm.lookup import Lookup
 from cache_core.adapters.vllm.messages import (
     Load,
     LoadDone,
@@ -29,14 +30,9 @@ from cache_core.adapters.vllm.transfers import Transfers
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.prefill import Savings
 from cache_core.recording import TraceWriter
-from cache_core.residency import Residency
-from cache_core.suspensions import Suspensions
 from cache_core.tiers import Tier
 
 logger = logging.getLogger("lmcache")
-
-
-_PAUSE_S = 1.0
 
 
 class SchedulerHalf:
@@ -68,7 +64,7 @@ class SchedulerHalf:
         self._asking = Asking(remote) if remote is not None else None
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
-        self._residency: Residency | None = None
+        self._lookup: Lookup | None = None
         self._requests: dict[str, Tracked] = {}
         self._meta = StepMeta(0)
         self._awaited: set[str] = set()
@@ -79,14 +75,11 @@ class SchedulerHalf:
         self._uncached: set[str] = set()
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
-        self._suspensions = Suspensions(len(options.tier_names), _PAUSE_S, clock)
 
     def opened(self, ranks: Sequence[TiersOpened]) -> None:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
         self._ledger, surplus = agreed(ranks, self.options, self._asking is not None)
-        if self._asking is not None:
-            shared = self.options.tier_names.index("remote")
-            self._residency = Residency(self._ledger, shared, clock=self._clock)
+        self._lookup = Lookup(self.options, self._ledger, self._asking, self._free, self._clock)
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
@@ -108,8 +101,8 @@ class SchedulerHalf:
         """Tokens beyond ``computed`` that can be loaded (None: ask again), and whether between
         steps."""
         tracked = self._track(request)
-        ledger = self._ledger
-        if tracked is None or ledger is None:
+        ledger, lookup = self._ledger, self._lookup
+        if tracked is None or ledger is None or lookup is None:
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
@@ -119,13 +112,9 @@ class SchedulerHalf:
             # What could not be read now may fail again at once, and again.
             return 0, False
         keys = tracked.upto(request.num_tokens)
-        if self._must_wait(tracked, ledger, keys):
+        if lookup.must_wait(tracked, keys):
             return None, False
-        hit = ledger.lookup(keys)
-        if self._residency is not None:
-            hit = self._residency.sure(hit)
-        tracked.out = self._suspensions.out(hit.tiers, probe=True)
-        hit = self._suspensions.without(ledger, hit, tracked.out)
+        hit = lookup.hit(tracked, keys)
         if self.blending is not None and tracked.blend is not None:
             exact = max(computed, min(len(hit) * self._size, request.num_tokens - 1))
             end = self.blending.plan(tracked, ledger, exact)
@@ -140,8 +129,8 @@ class SchedulerHalf:
     def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
         """vLLM has the blocks for ``external`` tokens, the first of the request from token 0 on."""
         tracked = self._requests.get(request.request_id)
-        ledger = self._ledger
-        if tracked is None or ledger is None:
+        ledger, lookup = self._ledger, self._lookup
+        if tracked is None or ledger is None or lookup is None:
             return
         start, end = tracked.computed, tracked.computed + external
         if tracked.hits is None:
@@ -154,7 +143,7 @@ class SchedulerHalf:
         if self.blending is not None and tracked.blend is not None and tracked.blend.spans:
             blend, end = self.blending.message(tracked), tracked.blend.exact
         first, last = start // self._size, -(-end // self._size)
-        hit = self._hit(tracked, ledger)
+        hit = lookup.again(tracked)
         wanted = Hit(hit.keys[first:last], hit.tiers[first:last])
         split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
         if blend is not None:
@@ -193,10 +182,10 @@ class SchedulerHalf:
     def sources(self, request: Any, external: int) -> dict[str, int]:
         """The latest look-up's external tokens by tier."""
         tracked = self._requests.get(request.request_id)
-        if tracked is None or self._ledger is None:
+        if tracked is None or self._lookup is None:
             return {}
         start = tracked.computed
-        hit = self._hit(tracked, self._ledger)
+        hit = self._lookup.again(tracked)
         first = start // self._size
         part = Hit(hit.keys[first:], hit.tiers[first:])
         return by_tier(self.options, part, start, start + external, first * self._size)
@@ -301,32 +290,6 @@ class SchedulerHalf:
             self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
 
-    def _hit(self, tracked: Tracked, ledger: Ledger) -> Hit:
-        """As at the latest look-up."""
-        hit = ledger.lookup(tracked.upto(tracked.request.num_tokens))
-        return self._suspensions.without(ledger, hit, tracked.out)
-
-    def _must_wait(self, tracked: Tracked, ledger: Ledger, keys: list[bytes]) -> bool:
-        # What is stored behind a gap makes no prefix longer.
-        coming = ledger.pending(keys[len(ledger.lookup(keys)) :][:1])
-        coming = coming or not self._asked(tracked, keys)
-        now = self._clock()
-        if not coming:
-            tracked.waiting_since = None
-            return False
-        if tracked.waiting_since is None:
-            tracked.waiting_since = now
-        return now - tracked.waiting_since < self.options.wait_s
-
-    def _asked(self, tracked: Tracked, keys: list[bytes]) -> bool:
-        """Whether the remote's answer is in (or none is needed); adopts what it has."""
-        if self._asking is None or self._residency is None:
-            return True
-        plan = self._asking.plan(tracked.request.request_id, keys, self._residency)
-        if plan is not None and plan.moves:
-            self._meta.plans.append(plan)
-        return plan is not None
-
     def _between_steps(self, tiers: Sequence[int]) -> bool:
         names = {self.options.tier_names[tier] for tier in tiers}
         return self.options.between_steps(names, bool(self._running))
@@ -334,8 +297,8 @@ class SchedulerHalf:
     def _save(
         self, tracked: Tracked, chunks: int, blocks_of: Callable[[str], Sequence[int]]
     ) -> None:
-        ledger = self._ledger
-        if ledger is None or chunks <= tracked.saved:
+        ledger, lookup = self._ledger, self._lookup
+        if ledger is None or lookup is None or chunks <= tracked.saved:
             return
         if tracked.mixed or (tracked.blend is not None and tracked.blend.used):
             return
@@ -347,8 +310,7 @@ class SchedulerHalf:
             return
         keys = tracked.upto(chunks * self._size)
         plan = ledger.admit(keys, tracked.used)
-        if self._residency is not None:
-            plan = self._residency.without_forgotten(plan, keys)
+        plan = lookup.remembered(plan, keys)
         tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
         if not plan.moves:
             return
@@ -370,17 +332,15 @@ class SchedulerHalf:
             self._meta.encodes.append(encode)
 
     def _loaded(self, done: LoadDone) -> None:
-        ledger = self._ledger
-        assert ledger is not None
+        ledger, lookup = self._ledger, self._lookup
+        assert ledger is not None and lookup is not None
         loading = self._transfers.loaded(done)
         for key, tier in done.gone:
-            if self._residency is not None:
-                self._residency.lost(key, tier)
+            lookup.lost(key, tier)
             if ledger.forget(key, tier):
                 self._discard([(key, tier)])
-        for tier, later in done.asked:
-            if self._suspensions.saw(tier, later):
-                self._count(f"suspensions:{self.options.tier_names[tier]}", 1)
+        for tier in lookup.suspended(done):
+            self._count(f"suspensions:{self.options.tier_names[tier]}", 1)
         if loading is None:
             return
         ledger.unpin(loading.hit)

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cache_core.cache import Loaded
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
+from cache_core.outcomes import Loaded
 from lmcache_cli.engines.arena import Arena
 from lmcache_cli.engines.caches import open_cache
 from lmcache_cli.engines.engine import CacheSpec

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cache_core.cache import Loaded
 from cache_core.keys import ChunkHasher
+from cache_core.outcomes import Loaded
 from lmcache_cli.engines.arena import Arena
 from lmcache_cli.engines.between.forward import Computed, prefill, prefill_over
 from lmcache_cli.engines.between.hidden import HiddenStates, hidden_layout, split_tiers

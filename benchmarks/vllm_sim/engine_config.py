@@ -1,0 +1,100 @@
+"""A configuration of vLLM that is all that a simulation needs of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.vllm_sim.runner import HEAD_DIM, VOCABULARY
+from benchmarks.vllm_sim.settings import Settings
+
+
+def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
+    """vLLM's configuration with the connector, and that of one group of full attention. Tiers keep
+    their files in ``scratch``."""
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.kv_cache_interface import (
+        FullAttentionSpec,
+        KVCacheConfig,
+        KVCacheGroupSpec,
+    )
+
+    options = dict(settings.options)
+    if "disk_size" in options:
+        options["disk_path"] = str(scratch / "disk")
+    more: dict[str, Any] = {}
+    if settings.drafts:
+        more["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": settings.drafts,
+            "prompt_lookup_max": 3,
+            "prompt_lookup_min": 1,
+        }
+    config = EngineArgs(
+        model=str(_model_folder(scratch)),
+        dtype="float32",
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        max_model_len=2048,
+        block_size=settings.block_tokens,
+        enable_prefix_caching=settings.prefix_caching,
+        max_num_batched_tokens=settings.budget,
+        max_num_seqs=8,
+        scheduling_policy="priority" if settings.priorities else "fcfs",
+        kv_transfer_config={
+            "kv_connector": "TieredKVConnector",
+            "kv_connector_module_path": "cache_core.adapters.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": options,
+        },
+        enforce_eager=True,
+        **more,
+    ).create_engine_config()
+    config.scheduler_config.async_scheduling = settings.asynchronous
+    config.cache_config.num_gpu_blocks = settings.blocks
+    spec = FullAttentionSpec(
+        block_size=settings.block_tokens,
+        num_kv_heads=1,
+        head_size=HEAD_DIM,
+        dtype=torch.float32,
+    )
+    groups = [KVCacheGroupSpec(["layer"], spec)]
+    return config, KVCacheConfig(settings.blocks, [], groups)
+
+
+def _model_folder(scratch: Path) -> Path:
+    """A configuration, which is all that is needed of a model."""
+    folder = scratch / "model"
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": HEAD_DIM,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def set_environment() -> None:
+    """What vLLM reads when it is imported: call it first."""
+    os.environ.update(
+        {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+    )
