@@ -262,6 +262,8 @@ def test_few_blocks_move_to_the_host_and_more_within_the_gpu(emulation: Emulatio
     tier = GpuTier("device", 24, LAYOUT.chunk_bytes, arena.ways)
     tier.write([bytes([i]) * 32 for i in range(24)], arena.place)
     assert 12 < blocks() <= 32
+    arena.place.copy_to(there)
+    assert blocks() <= 8  # what was within the GPU before is so no more
     tier.close()
     memory.release()
 
