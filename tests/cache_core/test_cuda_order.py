@@ -261,6 +261,43 @@ def test_the_embedded_engine_is_waited_for(
     assert False in found[False]
 
 
+def test_a_mark_refuses_a_stream_that_captures_a_graph(emulation: Emulation) -> None:
+    """It would pull the other one into the graph."""
+    stream, other = emulation.stream(), emulation.stream()
+    mark = emulation.cuda.Mark(0, stream)
+    emulation.calls.emulation_captures(ctypes.c_void_p(other), 1)
+    with pytest.raises(ValueError, match="captures a CUDA graph"):
+        mark.hold(other)
+    with pytest.raises(ValueError, match="captures a CUDA graph"):
+        emulation.cuda.Mark(0, other)
+    del mark
+    for one in (stream, other):
+        emulation.end_stream(one)
+
+
+def test_a_mark_makes_no_context_on_another_gpu(emulation: Emulation) -> None:
+    transfer = emulation.cuda.Transfer(1)
+    mark = emulation.cuda.Mark(1, transfer.stream)
+    mark.hold(transfer.stream)
+    del mark
+    assert [emulation.has_context(i) for i in (0, 1)] == [False, True]
+
+
+def test_a_mark_of_a_lost_gpu_leaves_no_error(emulation: Emulation) -> None:
+    transfer, memory = emulation.cuda.Transfer(0), PinnedMemory()
+    mark = emulation.cuda.Mark(0, transfer.stream)
+    [at] = memory.addresses(1, 64)
+    emulation.fail_work(1)
+    size = np.array([32], dtype=np.uint64)
+    transfer.copy(np.array([at]), np.array([at + np.uint64(32)]), size)
+    with pytest.raises(emulation.cuda.CudaError, match="context is lost"):
+        transfer.synchronize()
+    del mark
+    assert emulation.unread_error() == 0
+    with pytest.raises(emulation.cuda.CudaError, match="unpinning"):
+        memory.release()
+
+
 class OnGpu(torch.Tensor):
     """Claims to be a GPU's: `TensorBlocks` then orders its stream."""
 
