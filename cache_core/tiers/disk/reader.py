@@ -114,9 +114,12 @@ class Reader:
                 return self._report(key, spot, errno.EIO)
             if spot.segment in opened:
                 return spot, opened[spot.segment]
-            ended = self._ended
+            first = not opened
+            with self._files:
+                ended = self._ended
+                self._holding += first
             try:
-                fd = spot.segment.open(self._direct)
+                fd = self._counted(spot.segment, first)
             except FileNotFoundError:
                 # Its chunks have just moved, or somebody has removed the file.
                 self._log.directory.check()
@@ -130,14 +133,22 @@ class Reader:
                 self._counters.unreadable += 1
                 self._complaints.about("read", f"can't read: {error.strerror}")
                 return Read.LATER
-            if not opened:
-                with self._files:
-                    self._holding += 1
+            if first:
                 stack.callback(self._let_go)
             opened[spot.segment] = fd
             stack.callback(os.close, fd)
             return spot, fd
         return Read.GONE if spot is None else self._report(key, spot, _GONE)
+
+    def _counted(self, segment: Segment, first: bool) -> int:
+        """Opens it. It counts before it is there: nobody finds no descriptor and no holder."""
+        try:
+            return segment.open(self._direct)
+        except BaseException:
+            with self._files:
+                self._holding -= first
+                self._files.notify_all()
+            raise
 
     def _let_go(self) -> None:
         with self._files:
