@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -53,6 +54,9 @@ class Reader:
         self._depth = depth
         self._counters = counters
         self._complaints = complaints
+        self._files = threading.Condition()
+        self._holding = 0  # calls that have files open
+        self._ended = 0
 
     def fetch(self, keys: Sequence[bytes], addresses: Addresses) -> list[Read]:
         """Reads chunks to memory; a damaged one is reported and dropped. Raises :class:`Lost`."""
@@ -110,22 +114,53 @@ class Reader:
                 return self._report(key, spot, errno.EIO)
             if spot.segment in opened:
                 return spot, opened[spot.segment]
+            first = not opened
+            with self._files:
+                ended = self._ended
+                self._holding += first
             try:
-                fd = spot.segment.open(self._direct)
+                fd = self._counted(spot.segment, first)
             except FileNotFoundError:
                 # Its chunks have just moved, or somebody has removed the file.
                 self._log.directory.check()
                 continue
             except OSError as error:
-                if opened and error.errno in _NO_MORE_FILES:
-                    return None
+                if error.errno in _NO_MORE_FILES:
+                    if opened:
+                        return None
+                    if self._wait_for_another(ended):
+                        return self._open(key, opened, stack)
                 self._counters.unreadable += 1
                 self._complaints.about("read", f"can't read: {error.strerror}")
                 return Read.LATER
+            if first:
+                stack.callback(self._let_go)
             opened[spot.segment] = fd
             stack.callback(os.close, fd)
             return spot, fd
         return Read.GONE if spot is None else self._report(key, spot, _GONE)
+
+    def _counted(self, segment: Segment, first: bool) -> int:
+        """Opens it. It counts before it is there: nobody finds no descriptor and no holder."""
+        try:
+            return segment.open(self._direct)
+        except BaseException:
+            with self._files:
+                self._holding -= first
+                self._files.notify_all()
+            raise
+
+    def _let_go(self) -> None:
+        with self._files:
+            self._holding -= 1
+            self._ended += 1
+            self._files.notify_all()
+
+    def _wait_for_another(self, ended: int) -> bool:
+        """Until more calls than ``ended`` have closed their files; False if none has any open."""
+        with self._files:
+            self._files.wait_for(lambda: self._ended != ended or self._holding == 0)
+            return self._ended != ended
 
     def _report(self, key: bytes, spot: Spot, status: int) -> Read:
         """A record can't be served. Damage stays: the chunk is dropped. Other trouble may pass."""
