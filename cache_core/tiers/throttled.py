@@ -51,7 +51,7 @@ class Throttled(Wrapper):
         began = self._clock()
         found = self._tier.read(keys, place)
         # Who asks a shared tier without a place wants to know what it has.
-        moved = 0 if self.shared and place is None else found.count(Read.HERE)
+        moved = 0 if getattr(self, "shared", False) and place is None else found.count(Read.HERE)
         self._until(self._reads.end(began, moved) + self._latency_s)
         return found
 

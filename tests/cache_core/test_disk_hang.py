@@ -323,11 +323,12 @@ def test_a_cache_serves_and_closes_over_a_disk_that_hangs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = DiskTier("disk", folder, 4 << 20, LAYOUT.chunk_bytes, timeout_s=LIMIT_S)
-    cache = TieredCache(LAYOUT, [MemoryTier("cpu", 2, LAYOUT.chunk_bytes), disk])
+    cache = TieredCache(LAYOUT, [MemoryTier("cpu", 2, LAYOUT.chunk_bytes), disk], pause_s=0)
     engine = MemoryEngine(LAYOUT, 4)
     keys = [key(n) for n in (1, 2, 3, 4)]
     engine.fill([1, 2, 3, 4])
-    cache.store(keys, engine.place(0, 4)).result()
+    cache.store(keys, engine.place(0, 4))
+    cache.flush()
     disk._crew.timeout_s = 0.05
     with monkeypatch.context() as patch:
         hanging = Hanging(patch, "read_records")

@@ -338,7 +338,8 @@ def serve_all(cache: TieredCache, world: World) -> int:
             assert engine.holds(row, numbers[row])
         hits += loaded.chunks
         engine.fill(numbers)
-        cache.store(keys, world.place(len(keys))).result()
+        cache.store(keys, world.place(len(keys)))
+        cache.flush()
     return hits
 
 
@@ -348,7 +349,8 @@ def test_in_a_storm_no_wrong_byte_and_no_failed_request(
     world: World, placement: Placement, seed: int
 ) -> None:
     storm = Chaos(world.tier, seed, failed_reads=0.2, failed_writes=0.2, lost=0.1, slow=0.2)
-    cache = TieredCache(LAYOUT, [MemoryTier("top", 2, CHUNK), storm], placement=placement)
+    tiers = [MemoryTier("top", 2, CHUNK), storm]
+    cache = TieredCache(LAYOUT, tiers, placement=placement, pause_s=0)
     serve_all(cache, world)
     assert storm.injected["failed writes"] > 0 and storm.injected["slow"] > 0
     assert cache.counters["x"].failures > 0
