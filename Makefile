@@ -61,9 +61,12 @@ gate: all ## Judge ourselves: counters against tests/gate/counters.json, and roo
 gate-baseline: all ## Make tests/gate/counters.json anew, for a change that is meant to change counters
 	$(BIN)/lmcache bench $(GATE) --reuse prefix --quiet --json tests/gate/counters.json > /dev/null
 
+# These want a model, vLLM or a time, as their --help says.
+NEED_MORE := $(addprefix benchmarks/,between_models.py soak.py vllm_blend.py vllm_hits.py vllm_simulation.py)
+
 .PHONY: benchmarks
 benchmarks: all ## Measure the cache's own parts, each script of benchmarks/ in turn
-	@set -e; for script in benchmarks/[a-z]*.py; do \
+	@set -e; for script in $(filter-out $(NEED_MORE),$(wildcard benchmarks/[a-z]*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; \
 	done
 
@@ -82,7 +85,7 @@ clean: ## Remove what was built and what the tools left; runs/ stays
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 # .venv/created, .venv/installed and .venv/built are stamps: what is newer than one is done again.
 

@@ -21,8 +21,8 @@ inline const char* remedy(cudaError_t error) {
     case cudaErrorInsufficientDriver:
     case cudaErrorSystemDriverMismatch:
     case cudaErrorStubLibrary:
-      return "install an NVIDIA driver of CUDA 13 or later, or rebuild with the CUDA toolkit that "
-             "the driver has";
+      return "there is no NVIDIA driver, or one older than this build's CUDA (see nvidia-smi): "
+             "install a newer one, or rebuild with the CUDA toolkit that the driver has";
     case cudaErrorInitializationError:
       return "start this process by spawn if it was forked, since CUDA does not survive a fork; else "
              "see what nvidia-smi says";

@@ -16,8 +16,9 @@ from reports.spread import Spread
 
 class TierWork(TypedDict):
     """What one tier did in a cell: chunks that loads were promised and that it gave, bytes, the
-    seconds of the calls that moved them, chunks evicted, chunks that failed, and what the tier
-    itself counts of trouble."""
+    seconds of the calls that moved them, chunks evicted, chunks that failed, chunks that were not
+    written because too much was queued, how often the tier was left out of look-ups for a while,
+    and what the tier itself counts of trouble."""
 
     promised_chunks: int
     delivered_chunks: int
@@ -27,6 +28,8 @@ class TierWork(TypedDict):
     write_s: float
     evicted_chunks: int
     failed_chunks: int
+    dropped_chunks: int
+    suspensions: int
     troubles: Mapping[str, int]
 
 

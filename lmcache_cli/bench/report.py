@@ -270,6 +270,8 @@ def _tier_work(measured: Measured, cell: int) -> dict[str, TierWork]:
             write_s=work.write_s,
             evicted_chunks=work.evicted_chunks,
             failed_chunks=work.failures,
+            dropped_chunks=work.dropped_chunks,
+            suspensions=work.suspensions,
             troubles=measured.troubles.get(cell, {}).get(name, {}),
         )
         for name, work in measured.counters.get(cell, {}).items()

@@ -47,7 +47,9 @@ def start_engine(
     except RuntimeError as error:
         raise UserError(f"--device: {device!r} is not a device; use cpu or cuda") from error
     if not usable:
-        raise UserError(f"--device: {device!r} can't be used here; torch finds no such GPU")
+        raise MissingError(
+            f"--device {device} needs a GPU, and torch finds none; see nvidia-smi, or use cpu"
+        )
     return TransformersEngine(model, device, dtype)
 
 

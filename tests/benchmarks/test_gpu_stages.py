@@ -84,7 +84,7 @@ def test_lmcache_takes_the_flags(name: str) -> None:
         assert context.params["transfer"]
 
 
-def test_what_the_issue_is_about() -> None:
+def test_sizes_are_those_of_the_docs() -> None:
     long, rag = " ".join(commands("long")), " ".join(commands("rag"))
     assert "--context-tokens 25000" in long
     assert "--device-size 0,8GiB" in long

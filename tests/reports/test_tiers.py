@@ -19,6 +19,8 @@ def work(read: int = 0, failed: int = 0, **troubles: int) -> TierWork:
         write_s=0.1,
         evicted_chunks=7,
         failed_chunks=failed,
+        dropped_chunks=0,
+        suspensions=0,
         troubles=troubles,
     )
 
