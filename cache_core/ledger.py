@@ -172,8 +172,9 @@ class Ledger:
         self._books.settle(moves, stored)
 
     def forget(self, key: bytes, tier: int) -> bool:
-        """The tier could not serve the key: takes it out, unless another request has pinned it
-        (its bytes may be being read: the last one to fail takes it out). Returns whether it did."""
+        """The tier could not serve the key: takes it out, unless another request has pinned it or
+        it is on its way into another tier (its bytes may be being read: the last one to fail takes
+        it out). Returns whether it did."""
         return self._books.forget(key, tier)
 
     def clear(self) -> list[Move]:

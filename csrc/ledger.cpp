@@ -172,7 +172,9 @@ void Ledger::settle(const Digest& key, std::size_t target, bool stored) {
 
 bool Ledger::forget(const Digest& key, std::size_t tier) {
   const Slot slot = table_.find(key);
-  if (slot == kNoSlot || !has(slot, tier) || table_[slot].pins > 1) return false;
+  if (slot == kNoSlot || !has(slot, tier)) return false;
+  // What is on its way into a slower tier may be being copied from this one.
+  if (table_[slot].pins > 1 || table_[slot].pending != 0) return false;
   Call call(table_);
   tiers_[tier].order->drop(call.keep(slot));
   give_up(slot, tier);

@@ -132,6 +132,8 @@ class LedgerModel:
     def forget(self, key: bytes, tier: int) -> bool:
         if (key, tier) not in self.held or sum(key in pin for pin in self.pins) > 1:
             return False
+        if any(pending == key for pending, _ in self.pending):
+            return False
         self.orders[tier].drop(key)
         self.held.remove((key, tier))
         self.forget_uses()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cache_core import _native
 from cache_core.layout import KVLayout
 from cache_core.tiers.memory import MemoryTier
+from cache_core.tiers.tier import Read
 from cache_core.transfer import cuda as cuda_finder
 from cache_core.transfer.codec import Codec, CodedPlace
 from cache_core.transfer.cuda import PinnedMemory
@@ -315,7 +316,7 @@ def test_long_runs_of_the_embedded_engine_go_by_copy_engines(
     keys = [bytes([i]) * 32 for i in range(2)]
     before = emulation.counts()
     tier.write(keys, arena.place)
-    assert tier.read([keys[0], b"x" * 32], arena.place) == [True, False]  # it picks rows
+    assert tier.read([keys[0], b"x" * 32], arena.place) == Read.of([True, False])  # it picks rows
     after = emulation.counts()
     assert (after.batches, after.written > before.written) == (before.batches, True)
     tier.close()

@@ -297,3 +297,16 @@ def test_records_of_what_left_are_used_again() -> None:
     for n in range(300):
         ledger.settle(ledger.admit([key(5 * n + i) for i in range(5)]).moves, stored=True)
     assert ledger._books.records <= 10 + 2 * 10 + 5  # held, ghosts, the parent of each
+
+
+def test_what_is_being_copied_on_is_not_forgotten() -> None:
+    """A slower tier may be reading the faster one's copy: its room must not be given away."""
+    ledger = Ledger([4, 4])
+    moves = ledger.admit([key(1)]).moves
+    fast, slow = (move for move in moves)
+    ledger.settle([fast], True)
+    assert not ledger.forget(key(1), 0)
+    assert ledger.holds(key(1), 0)
+    ledger.settle([slow], True)
+    assert ledger.forget(key(1), 0)
+    ledger.check()

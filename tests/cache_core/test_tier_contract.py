@@ -349,7 +349,7 @@ def test_in_a_storm_no_wrong_byte_and_no_failed_request(
     world: World, placement: Placement, seed: int
 ) -> None:
     storm = Chaos(world.tier, seed, failed_reads=0.2, failed_writes=0.2, lost=0.1, slow=0.2)
-    tiers = [MemoryTier("top", 2, CHUNK), storm]
+    tiers: list[Tier] = [MemoryTier("top", 2, CHUNK), storm]
     cache = TieredCache(LAYOUT, tiers, placement=placement, pause_s=0)
     serve_all(cache, world)
     assert storm.injected["failed writes"] > 0 and storm.injected["slow"] > 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cache_core.adapters.vllm.asking import Asking
-from cache_core.adapters.vllm.messages import LoadDone
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.ledger import Hit, Ledger, Plan
 from cache_core.residency import Residency
 from cache_core.suspensions import Suspensions
+
+if TYPE_CHECKING:
+    from cache_core.adapters.vllm.messages import LoadDone
 
 _PAUSE_S = 1.0
 
@@ -41,7 +44,10 @@ class Lookup:
         hit = self._ledger.lookup(keys)
         if self._residency is not None:
             hit = self._residency.sure(hit)
-        tracked.out = self._suspensions.out(hit.tiers, probe=True)
+        # Asked again, for want of blocks, say, a request keeps the try that it was given.
+        suspended = self._suspensions.out(hit.tiers) - tracked.tried
+        tracked.out = self._suspensions.out(set(hit.tiers) - tracked.tried, probe=True)
+        tracked.tried |= suspended - tracked.out
         return self._suspensions.without(self._ledger, hit, tracked.out)
 
     def again(self, tracked: Tracked) -> Hit:

@@ -335,14 +335,15 @@ class SchedulerHalf:
         ledger, lookup = self._ledger, self._lookup
         assert ledger is not None and lookup is not None
         loading = self._transfers.loaded(done)
-        for key, tier in done.gone:
-            lookup.lost(key, tier)
-            if ledger.forget(key, tier):
-                self._discard([(key, tier)])
         for tier in lookup.suspended(done):
             self._count(f"suspensions:{self.options.tier_names[tier]}", 1)
         if loading is None:
             return
+        # Not before every rank is through: what is forgotten may be overwritten.
+        for key, tier in dict.fromkeys(loading.gone):
+            lookup.lost(key, tier)
+            if ledger.forget(key, tier):
+                self._discard([(key, tier)])
         ledger.unpin(loading.hit)
         self._free(self._generations.ended(done.id, loading.hit.keys, ledger))
         for tier in loading.hit.tiers[: loading.chunks]:

@@ -39,6 +39,8 @@ class Tracked:
     waiting_since: float | None = None
     out: frozenset[int] = frozenset()
     """Tiers that the latest look-up left out."""
+    tried: frozenset[int] = frozenset()
+    """Suspended tiers that the request may try."""
     blend: Blended | None = None
     mixed: bool = False
     """Whether its KV was computed by more than one generation of weights: not to be saved."""

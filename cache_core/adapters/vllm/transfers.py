@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_core.adapters.vllm.messages import LoadDone, SaveDone
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Move, Plan
@@ -19,6 +19,8 @@ class Loading:
     waits: int
     chunks: int
     seconds: float = 0.0
+    gone: list[tuple[bytes, int]] = field(default_factory=list)
+    """Chunks that some rank's tier will never give: (key, tier)."""
 
     @property
     def whole(self) -> bool:
@@ -98,6 +100,7 @@ class Transfers:
         loading.waits -= 1
         loading.chunks = min(loading.chunks, done.chunks)
         loading.seconds = max(loading.seconds, done.seconds)
+        loading.gone += done.gone
         return None if loading.waits else self._loading.pop(done.id)
 
     def saved(self, done: SaveDone) -> Saved:
