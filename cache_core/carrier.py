@@ -21,6 +21,8 @@ from cache_core.timed_reads import TimedReads
 logger = logging.getLogger("lmcache")
 
 QUEUE_BYTES = 256 << 20
+# Below a small tier in memory a queue may still take this much, most of it from the engine.
+_LEAST_BYTES = 64 << 20
 TIMEOUT_S = 30.0
 
 
@@ -28,7 +30,7 @@ class Carrier:
     """Moves chunks as plans say. Every change to a tier happens on that tier's own thread.
 
     A tier's queue takes ``queue_bytes`` (of a slow one below memory at most half the chunks that
-    fit there), or one plan whatever its length; what comes on top is dropped there and nowhere
+    fit there, but 64 MiB), or one plan whatever its length; what comes on top is dropped there and nowhere
     else, so that no tier waits for a slower one. A chunk that goes to
     several tiers is given from one in memory to those behind it, so that the engine's memory is
     needed until the fastest tier has read it: until then no one may evict the chunk there (the
@@ -66,7 +68,8 @@ class Carrier:
             for faster in lanes if not memory else ():
                 if faster.in_memory and faster.tier.capacity is not None:
                     # What waits for a slower tier can't be evicted there meanwhile.
-                    most = min(most, faster.tier.capacity // 2)
+                    half = faster.tier.capacity // 2
+                    most = min(most, max(half, _LEAST_BYTES // chunk_bytes))
             timely = not threads or bool(getattr(tier, "keeps_time", False))
             lanes.append(Lane(index, tier, max(1, most), memory, timely))
         self.lanes: Sequence[Lane] = lanes

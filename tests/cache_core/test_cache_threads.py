@@ -78,7 +78,7 @@ def test_the_engine_is_free_when_the_fastest_tier_has_its_chunks() -> None:
 def test_bytes_that_wait_for_the_disk_are_those_that_were_stored() -> None:
     disk = GatedTier()
     engine = MemoryEngine(LAYOUT, 4)
-    cache = TieredCache(LAYOUT, [memory(4), disk])
+    cache = TieredCache(LAYOUT, [memory(4), disk], queue_bytes=2 * CHUNK)
     disk.writes.shut()
     put(cache, engine, [1, 2]).result(PATIENCE_S)
     for numbers in ([3, 4], [5, 6], [7, 8]):  # the two that are left of the cpu tier go round
