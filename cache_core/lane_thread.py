@@ -80,6 +80,8 @@ class LaneThread(threading.Thread):
         lane = self._lane
         if lane.again:
             self._discard(())  # it may be what there is no room for
+            if self._given_up():
+                return  # the engine's memory has other chunks now
         # Whatever may take its time reads from memory of our own.
         direct = lane.in_memory or batch.memory is not None
         direct |= lane.keeps_time and batch.from_engine
@@ -115,6 +117,11 @@ class LaneThread(threading.Thread):
                 self._desk.feed(here, batch.onward, lane.index, batch)
                 self._desk.feed(rest, batch.onward, batch.source, batch)
         self._desk.end_batch(batch)
+
+    def _given_up(self) -> bool:
+        """Whether the batch in hand is settled already, and what it reads from given back."""
+        with self._changed:
+            return self._lane.writing is None
 
     def _bytes_of(self, batch: Batch, first: int, last: int, direct: bool) -> Place | None:
         """Where the tier can read the chunks for as long as it likes; or, if memory, at once."""
