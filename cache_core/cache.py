@@ -223,6 +223,7 @@ class TieredCache:
         if self._elsewhere():
             future.set_result(Stored(0, 0, 0.0))
             return future
+        future.set_running_or_notify_cancel()  # what is under way can't be cancelled
         start = self._clock()
 
         def finished(chunks: int) -> None:

@@ -249,7 +249,10 @@ class Carrier:
             errand.reading -= reading
             free = reading and not errand.reading
         if free:
-            errand.finished(len(errand.taken))
+            try:
+                errand.finished(len(errand.taken))
+            except Exception:  # the thread has the tier's other work to do
+                logger.exception("telling that %d chunks are taken failed", len(errand.taken))
         with self.changed:
             errand.left -= 1
             if not errand.left:

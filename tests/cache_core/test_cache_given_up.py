@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from cache_core.cache import TieredCache
-from tests.cache_core.gated_tier import PATIENCE_S, GatedTier, put, served
+from cache_core.carrier import Carrier
+from cache_core.carry import Carried
+from cache_core.plan import ENGINE, Move, Plan
+from tests.cache_core.gated_tier import PATIENCE_S, GatedMemory, GatedTier, memory, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
 CHUNK = LAYOUT.chunk_bytes
@@ -33,3 +38,34 @@ def test_what_is_given_up_in_a_clean_up_is_not_written_from_memory_of_others() -
     assert served(cache, engine, [3]) == 1 and len(disk) == 1
     cache.check()
     cache.close()
+
+
+def test_a_store_that_somebody_cancels_goes_on() -> None:
+    cpu = GatedMemory("cpu")
+    cpu.writes.shut()
+    engine = MemoryEngine(LAYOUT, 1)
+    cache = TieredCache(LAYOUT, [cpu])
+    stored = put(cache, engine, [1])
+    assert not stored.cancel()
+    cpu.writes.open()
+    assert stored.result(PATIENCE_S).chunks == 1
+    assert put(cache, engine, [2]).result(PATIENCE_S).chunks == 1
+    cache.close()
+
+
+def test_a_caller_that_raises_when_it_is_told_does_not_end_the_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def finished(_: int) -> None:
+        raise LookupError("who?")
+
+    settled: list[Carried] = []
+    carrier = Carrier([memory(2)], CHUNK, settled.append)
+    engine = MemoryEngine(LAYOUT, 1)
+    for n in range(2):
+        engine.fill([n])
+        carrier.submit(Plan((Move(key(n), ENGINE, 0, 0),)), engine.place(0, 1), finished)
+        carrier.flush()
+    assert [list(done.good) for done in settled] == [[True], [True]]
+    assert "telling that 1 chunks are taken failed" in caplog.text
+    carrier.close(PATIENCE_S)
