@@ -29,7 +29,8 @@ class Carrier:
 
     A tier's queue takes ``queue_bytes`` (of a slow one below memory at most half the chunks that
     fit there), or one plan whatever its length; what comes on top is dropped there and nowhere
-    else, so that no tier waits for a slower one. A chunk that goes to
+    else, so that no tier waits for a slower one. One in memory drops nothing: callers wait for room
+    (:meth:`wait_for_room`). A chunk that goes to
     several tiers is given from one in memory to those behind it, so that the engine's memory is
     needed until the fastest tier has read it: until then no one may evict the chunk there (the
     Ledger spares what is pending anywhere). A demoted chunk is copied out, and leaves, whatever

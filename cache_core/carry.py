@@ -88,9 +88,15 @@ def carry(
         yield Carried(moves, good, clock() - began)
 
 
-def write(tier: Tier, keys: Sequence[bytes], place: Callable[[], Place | None]) -> list[bool]:
+def write(
+    tier: Tier,
+    keys: Sequence[bytes],
+    place: Callable[[], Place | None],
+    stuck: set[bytes] | None = None,
+) -> list[bool]:
     """Writes chunks; which ones the tier has now. If it, or ``place``, raises, it has none: what
-    it had taken until then is discarded, since nobody would count it."""
+    it had taken until then is discarded, since nobody would count it; if that raises too, the chunks
+    are added to ``stuck``."""
     try:
         good = [bool(ok) for ok in tier.write(keys, place())]
         if len(good) == len(keys):
@@ -98,7 +104,8 @@ def write(tier: Tier, keys: Sequence[bytes], place: Callable[[], Place | None]) 
         logger.error("the %s tier answered %d of %d writes", tier.name, len(good), len(keys))
     except Exception:  # a broken tier costs hits, never a request
         logger.exception("writing %d chunks to %s failed", len(keys), tier.name)
-    discard(tier, keys)
+    if not discard(tier, keys) and stuck is not None:
+        stuck.update(keys)
     return [False] * len(keys)
 
 

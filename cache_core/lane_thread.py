@@ -90,13 +90,13 @@ class LaneThread(threading.Thread):
             moves = batch.moves[at : at + step]
             keys = [move.key for move in moves]
             began = self._desk.clock()
-            good = [False] * len(keys)
+            good, stuck = [False] * len(keys), set[bytes]()
             try:
                 place = self._bytes_of(batch, at, at + len(moves), direct)
             except Exception:  # the engine's memory, or that of the tier that it is in
                 logger.exception("copying %d chunks for %s failed", len(keys), lane.tier.name)
             else:
-                written = self._timed(lambda: write(lane.tier, keys, lambda: place))  # noqa: B023
+                written = self._timed(lambda: write(lane.tier, keys, lambda: place, stuck))  # noqa: B023
                 if written is None:
                     # Given up, and everybody knows. If it did write, nobody may find it.
                     self._discard(keys)
@@ -108,6 +108,8 @@ class LaneThread(threading.Thread):
                 lane.queued -= len(moves)
                 lane.going -= there
                 lane.again -= there
+                lane.going |= stuck
+                lane.again |= stuck
                 if batch.from_engine:
                     batch.errand.taken |= there
             self._desk.tell(Carried(moves, good, self._desk.clock() - began))

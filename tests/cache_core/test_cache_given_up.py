@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from cache_core.cache import TieredCache
 from cache_core.carrier import Carrier
 from cache_core.carry import Carried
+from cache_core.place import Place
 from cache_core.plan import ENGINE, Move, Plan
 from tests.cache_core.gated_tier import PATIENCE_S, GatedMemory, GatedTier, memory, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
@@ -16,25 +18,41 @@ from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 CHUNK = LAYOUT.chunk_bytes
 
 
+class Sticky(GatedTier):
+    """Keeps what it is told to free, while it is bad."""
+
+    def __init__(self, *, bad: bool, capacity: int = 64) -> None:
+        super().__init__(capacity=capacity)
+        self.bad, self.written = bad, list[bytes]()
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        self.written += keys
+        return super().write(keys, place)
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        super().discard([] if self.bad else keys)
+        if self.bad:
+            raise OSError("it sticks")
+
+
 def test_what_is_given_up_in_a_clean_up_is_not_written_from_memory_of_others() -> None:
-    disk = GatedTier()
-    written: list[bytes] = []
-    write = disk.write
+    disk = Sticky(bad=False)
     engine = MemoryEngine(LAYOUT, 1)
     cache = TieredCache(LAYOUT, [disk], timeout_s=0.05)
     put(cache, engine, [1]).result(PATIENCE_S)
     lane = cache._carrier.lanes[0]
-    with cache._carrier.changed:
-        lane.again.add(key(1))
+    disk.bad = True
+    cache.clear()
+    assert lane.again == {key(1)}
+    disk.bad = False
     disk.discards.shut()
-    disk.write = lambda keys, place: written.extend(keys) or write(keys, place)  # type: ignore[method-assign, func-returns-value]
     assert put(cache, engine, [2]).result(PATIENCE_S).chunks == 0, "given up"
     engine.fill([99])
     disk.discards.open()
     while lane.stuck:
         threading.Event().wait(0.001)
     put(cache, engine, [3]).result(PATIENCE_S)  # behind whatever the thread did with the first
-    assert written == [key(3)]
+    assert disk.written == [key(1), key(3)]
     assert served(cache, engine, [3]) == 1 and len(disk) == 1
     cache.check()
     cache.close()
@@ -69,3 +87,39 @@ def test_a_caller_that_raises_when_it_is_told_does_not_end_the_thread(
     assert [list(done.good) for done in settled] == [[True], [True]]
     assert "telling that 1 chunks are taken failed" in caplog.text
     carrier.close(PATIENCE_S)
+
+
+def test_memory_drops_nothing_of_a_store_that_is_longer_than_what_is_left_of_its_queue() -> None:
+    cpu = GatedMemory("cpu")
+    cpu.writes.shut()
+    engines = MemoryEngine(LAYOUT, 2), MemoryEngine(LAYOUT, 4)
+    cache = TieredCache(LAYOUT, [cpu], queue_bytes=3 * CHUNK)
+    stored = put(cache, engines[0], [1, 2]), put(cache, engines[1], [3, 4, 5, 6])
+    cpu.writes.open()
+    assert [future.result(PATIENCE_S).chunks for future in stored] == [2, 4]
+    assert cache.counters["cpu"].dropped_chunks == 0
+    cache.close()
+
+
+class Torn(Sticky):
+    """While it is bad a write raises, and leaves what it has written."""
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        good = super().write(keys, place)
+        if self.bad:
+            raise OSError("torn")
+        return good
+
+
+def test_what_a_failed_clean_up_leaves_is_cleaned_up_with_the_next_write() -> None:
+    disk = Torn(bad=True, capacity=2)
+    engine = MemoryEngine(LAYOUT, 2)
+    cache = TieredCache(LAYOUT, [disk])
+    assert put(cache, engine, [1, 2]).result(PATIENCE_S).chunks == 0
+    cache.flush()
+    assert len(disk) == 2 and len(cache) == 0
+    disk.bad = False
+    assert put(cache, engine, [3, 4]).result(PATIENCE_S).chunks == 2
+    assert served(cache, engine, [3, 4]) == 2
+    cache.check()
+    cache.close()
