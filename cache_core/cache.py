@@ -329,19 +329,17 @@ class TieredCache:
         Asks without the lock."""
         try:
             answers = self._ask(asked)
-        except BaseException:
+            with self._lock:
+                here = residency.heard(asked, answers)
+                if not self._closed:
+                    self._carry_away(residency.adopt_run(keys[len(hit) :], here))
+                sure = residency.sure(self._ledger.lookup(keys))
+                whole = self._pin(sure)
+                if len(whole) < min(len(hit), len(sure)):
+                    hit, whole = whole, hit  # a suspended tier lets one hit through, not two
+                return whole
+        finally:
             self.release(hit)
-            raise
-        with self._lock:
-            here = residency.heard(asked, answers)
-            if not self._closed:
-                self._carry_away(residency.adopt_run(keys[len(hit) :], here))
-            sure = residency.sure(self._ledger.lookup(keys))
-            whole = self._pin(sure)
-            if len(whole) < min(len(hit), len(sure)):
-                hit, whole = whole, hit  # a suspended tier lets one hit through, not two
-            self._ledger.unpin(hit)
-            return whole
 
     def _ask(self, keys: Sequence[bytes]) -> list[Read]:
         """What the shared tier has: one round trip."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 
-from cache_core.carry import Carried, carry
+from cache_core.carry import Carried, carry, read
 from cache_core.lane import Batch, Errand, Lane, Parting
 from cache_core.lane_thread import LaneThread, close
 from cache_core.place import Place
@@ -130,14 +130,18 @@ class Carrier:
             )
 
     def read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
-        """As the tier's; ``LATER`` for what it does not answer in time, and once it is closed."""
+        """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and once
+        it is closed."""
         lane = self.lanes[tier]
         if tier in self._reads and not lane.closing:
             return self._reads[tier].read(keys, place)
         if not self._enter(lane):
             return [Read.LATER] * len(keys)
         try:
-            return [Read(answer) for answer in lane.tier.read(keys, place)]
+            return read(lane.tier, keys, place)
+        except Exception:  # a broken tier costs hits, never a request
+            logger.exception("reading %d chunks from %s failed", len(keys), lane.tier.name)
+            return [Read.LATER] * len(keys)
         finally:
             self._leave(lane)
 

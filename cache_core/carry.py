@@ -109,6 +109,14 @@ def write(
     return [False] * len(keys)
 
 
+def read(tier: Tier, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    """As the tier's. Raises ``ValueError`` if it gave another number of answers than asked for."""
+    answers = [Read(answer) for answer in tier.read(keys, place)]
+    if len(answers) != len(keys):
+        raise ValueError(f"the {tier.name} tier answered {len(answers)} of {len(keys)} reads")
+    return answers
+
+
 def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
     """Frees chunks. False if the tier raised: it may have them still."""
     try:
@@ -120,7 +128,7 @@ def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
 
 
 def fetch(
-    read: Reader, hit: Hit, place: Place | None, clock: Callable[[], float]
+    reader: Reader, hit: Hit, place: Place | None, clock: Callable[[], float]
 ) -> Iterator[Fetched]:
     """Reads a pinned hit to ``place``, run by run of one tier, and ends behind the first run that
     is not whole: what would follow can't be used."""
@@ -130,7 +138,7 @@ def fetch(
         whole = len(rows) == len(hit)
         target = place if place is None or whole else place.pick(rows)
         began = clock()
-        answers = read(tier, keys, target)
+        answers = reader(tier, keys, target)
         yield Fetched(tier, keys, answers, clock() - began)
         if not all(answers):
             return

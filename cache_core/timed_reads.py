@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from typing import TypeVar
 
+from cache_core import carry
 from cache_core.lane import STAGED_BYTES, stride_of
 from cache_core.place import Place
 from cache_core.staged import Staged
@@ -144,8 +145,8 @@ class TimedReads:
             target = buffer.place(len(rows))
 
         def work() -> list[Read]:
-            found = self._inside(lambda: self._tier.read(wanted, target))
-            return [Read.LATER] * len(wanted) if found is None else [Read(a) for a in found]
+            found = self._inside(lambda: carry.read(self._tier, wanted, target))
+            return [Read.LATER] * len(wanted) if found is None else found
 
         return _Part(rows, buffer, self._pool.submit(work))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -12,6 +12,7 @@ from cache_core.carrier import Carrier
 from cache_core.carry import Carried
 from cache_core.place import Place
 from cache_core.plan import ENGINE, Move, Plan
+from cache_core.tiers.tier import Read
 from tests.cache_core.gated_tier import PATIENCE_S, GatedMemory, GatedTier, memory, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
@@ -122,4 +123,74 @@ def test_what_a_failed_clean_up_leaves_is_cleaned_up_with_the_next_write() -> No
     assert put(cache, engine, [3, 4]).result(PATIENCE_S).chunks == 2
     assert served(cache, engine, [3, 4]) == 2
     cache.check()
+    cache.close()
+
+
+class Odd(GatedTier):
+    """Reads as ``change`` makes of what is there."""
+
+    def __init__(self, change: Callable[[list[Read]], list[Read]], *, timely: bool = False) -> None:
+        super().__init__()
+        self.change, self.keeps_time = change, timely  # type: ignore[misc]
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        return self.change(super().read(keys, place))
+
+
+def raises(_: list[Read]) -> list[Read]:
+    raise OSError("damaged")
+
+
+@pytest.mark.parametrize("timely", [False, True])
+@pytest.mark.parametrize("change", [lambda a: a[:-1], lambda a: [*a, Read.HERE], raises])
+def test_a_tier_that_reads_wrongly_costs_its_hits_and_nothing_else(
+    change: Callable[[list[Read]], list[Read]], timely: bool
+) -> None:
+    disk = Odd(change, timely=timely)
+    engine = MemoryEngine(LAYOUT, 2)
+    cache = TieredCache(LAYOUT, [disk])
+    put(cache, engine, [1, 2]).result(PATIENCE_S)
+    assert served(cache, engine, [1, 2]) == 0
+    assert cache.counters["disk"].failures == 2 and cache.counters["disk"].suspensions == 1
+    assert len(cache) == 2, "they stay"
+    cache.clear()
+    assert len(cache) == 0, "a pin was left"
+    cache.close()
+
+
+class Shared(Odd):
+    shared = True
+
+
+@pytest.mark.parametrize("timely", [False, True])
+@pytest.mark.parametrize("change", [lambda a: a[:-1], lambda a: [*a, Read.HERE], raises])
+def test_a_shared_tier_that_answers_wrongly_costs_its_hits_and_nothing_else(
+    change: Callable[[list[Read]], list[Read]], timely: bool
+) -> None:
+    engine = MemoryEngine(LAYOUT, 2)
+    cache = TieredCache(LAYOUT, [memory(4), Shared(change, timely=timely)])
+    put(cache, engine, [1, 2]).result(PATIENCE_S)
+    cache.flush()
+    hit = cache.acquire([key(n) for n in range(1, 5)])
+    assert hit.tiers == (0, 0)
+    cache.release(hit)
+    assert cache.acquire_any([key(5)])[1] == []
+    cache.clear()
+    assert len(cache) == 0, "a pin was left"
+    cache.close()
+
+
+def test_an_acquire_that_is_interrupted_leaves_no_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def heard(*_: object) -> set[bytes]:
+        raise KeyboardInterrupt
+
+    engine = MemoryEngine(LAYOUT, 1)
+    cache = TieredCache(LAYOUT, [memory(4), Shared(list)])
+    put(cache, engine, [1]).result(PATIENCE_S)
+    cache.flush()
+    monkeypatch.setattr(cache._residency, "heard", heard)
+    with pytest.raises(KeyboardInterrupt):
+        cache.acquire([key(1), key(2)])
+    cache.clear()
+    assert len(cache) == 0
     cache.close()
