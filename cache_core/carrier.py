@@ -133,7 +133,7 @@ class Carrier:
         """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and once
         it is closed."""
         lane = self.lanes[tier]
-        if tier in self._reads and not lane.closing:
+        if tier in self._reads:
             return self._reads[tier].read(keys, place)
         if not self._enter(lane):
             return [Read.LATER] * len(keys)
@@ -149,7 +149,7 @@ class Carrier:
         """As the tier's; False for all of them if it does not answer, fails or is closed."""
         lane = self.lanes[tier]
         try:
-            if tier in self._reads and not lane.closing:
+            if tier in self._reads:
                 return self._reads[tier].contains(keys)
             if self._enter(lane):
                 try:
@@ -196,14 +196,14 @@ class Carrier:
             with self.changed:
                 lane.closing = True
                 self.changed.notify_all()
-            if lane.index in self._reads:
-                self._reads[lane.index].close()
         for lane in self.lanes:
             if not self._threads and waited(partial(_is_empty, lane)):
                 close(lane, self.changed)
             if not waited(partial(_is_closed, lane)):
                 logger.warning("the %s tier is still busy: it is left behind", lane.tier.name)
                 self._give_up(lane)
+            if lane.index in self._reads:
+                self._reads[lane.index].close()  # not before: loads that had begun are finished
 
     def feed(
         self, moves: Sequence[Move], targets: tuple[int, ...], source: int, batch: Batch
@@ -277,6 +277,7 @@ class Carrier:
             self.chunk_bytes,
             self.timeout_s,
             partial(self._enter, lane),
+            partial(self._stay, lane),
             partial(self._leave, lane),
             late,
         )
@@ -285,6 +286,10 @@ class Carrier:
         with self.changed:
             lane.users += not lane.closing
             return not lane.closing
+
+    def _stay(self, lane: Lane) -> None:
+        with self.changed:
+            lane.users += 1
 
     def _leave(self, lane: Lane) -> None:
         with self.changed:
