@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 
+from cache_core.at_exit import at_exit
 from cache_core.carry import Carried, carry, read
 from cache_core.lane import Batch, Errand, Lane, Parting
 from cache_core.lane_thread import LaneThread, close
@@ -41,7 +42,8 @@ class Carrier:
     the engine's memory is neither read nor written to by it any more.
 
     ``carried`` is told of each group of moves that is settled, by the tier's thread or by the
-    caller. Without ``threads`` everything happens in the caller, and may take its time.
+    caller. What is queued when the interpreter ends has a few seconds more. Without ``threads``
+    everything happens in the caller, and may take its time.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Carrier:
             lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
         }
         self._threads = [LaneThread(lane, self) for lane in self.lanes] if threads else []
+        self._forget_exit = at_exit(self) if threads else None
         for thread in self._threads:
             thread.start()
         if self._reads:
@@ -185,6 +188,8 @@ class Carrier:
         closes the tiers, all within ``timeout_s``. A tier that is still busy then is closed by the
         last one who comes out of it."""
         end = time.monotonic() + timeout_s
+        if self._forget_exit is not None:
+            self._forget_exit()
 
         def waited(until: Callable[[], bool]) -> bool:
             with self.changed:
