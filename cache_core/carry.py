@@ -95,8 +95,8 @@ def write(
     stuck: set[bytes] | None = None,
 ) -> list[bool]:
     """Writes chunks; which ones the tier has now. If it, or ``place``, raises, it has none: what
-    it had taken until then is discarded, since nobody would count it; if that raises too, the chunks
-    are added to ``stuck``."""
+    it had taken until then is discarded, since nobody would count it; if that raises too, the
+    chunks are added to ``stuck``."""
     try:
         good = [bool(ok) for ok in tier.write(keys, place())]
         if len(good) == len(keys):

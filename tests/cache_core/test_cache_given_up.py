@@ -129,9 +129,15 @@ def test_what_a_failed_clean_up_leaves_is_cleaned_up_with_the_next_write() -> No
 class Odd(GatedTier):
     """Reads as ``change`` makes of what is there."""
 
-    def __init__(self, change: Callable[[list[Read]], list[Read]], *, timely: bool = False) -> None:
-        super().__init__()
-        self.change, self.keeps_time = change, timely  # type: ignore[misc]
+    def __init__(
+        self,
+        change: Callable[[list[Read]], list[Read]],
+        *,
+        timely: bool = False,
+        name: str = "disk",
+    ) -> None:
+        super().__init__(name)
+        self.change, self.keeps_time = change, timely
 
     def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         return self.change(super().read(keys, place))
@@ -193,4 +199,62 @@ def test_an_acquire_that_is_interrupted_leaves_no_pin(monkeypatch: pytest.Monkey
         cache.acquire([key(1), key(2)])
     cache.clear()
     assert len(cache) == 0
+    cache.close()
+
+
+def test_a_hit_that_is_released_gives_its_probe_back() -> None:
+    now = [0.0]
+    disk = Odd(raises)
+    engine = MemoryEngine(LAYOUT, 1)
+    cache = TieredCache(LAYOUT, [disk], clock=lambda: now[0], pause_s=1.0)
+    put(cache, engine, [1]).result(PATIENCE_S)
+    assert served(cache, engine, [1]) == 0
+    for tenth in range(10, 40):
+        now[0] = tenth / 10
+        hit = cache.acquire([key(1)])
+        assert len(hit) == 1 and len(cache.acquire([key(1)])) == 0, "one at a time"
+        cache.release(hit)
+    assert served(cache, engine, [1]) == 0, "tried, and in vain"
+    assert len(cache.acquire([key(1)])) == 0
+    now[0] += 2.0
+    disk.change = list
+    assert served(cache, engine, [1]) == 1
+    cache.close()
+
+
+def test_a_probe_that_a_load_does_not_come_to_is_given_back() -> None:
+    now = [0.0]
+    disk, remote = Odd(raises), Odd(raises, name="remote")
+    engine = MemoryEngine(LAYOUT, 2)
+    cache = TieredCache(LAYOUT, [disk, remote], clock=lambda: now[0], pause_s=1.0)
+    put(cache, engine, [1, 2]).result(PATIENCE_S)
+    cache.flush()
+    cache._ledger.forget(key(1), 1)
+    cache._ledger.forget(key(2), 0)
+    for n in (1, 2):  # each tier is suspended
+        assert served(cache, engine, [n]) == 0
+    now[0] = 1.0
+    hit = cache.acquire([key(1), key(2)])
+    assert hit.tiers == (0, 1) and hit.probes == {0, 1}
+    assert cache.load(hit, engine.place(0, 2)).chunks == 0, "the first tier ends it"
+    assert len(cache.acquire([key(1)])) == 0
+    assert len(cache.acquire([key(2)])) == 1
+    cache.close()
+
+
+def test_a_probe_of_a_chunk_behind_a_gap_is_given_back() -> None:
+    now = [0.0]
+    disk, remote = Odd(raises), Odd(raises, name="remote")
+    engine = MemoryEngine(LAYOUT, 2)
+    cache = TieredCache(LAYOUT, [disk, remote], clock=lambda: now[0], pause_s=1.0)
+    put(cache, engine, [1, 2]).result(PATIENCE_S)
+    cache.flush()
+    cache._ledger.forget(key(1), 1)
+    cache._ledger.forget(key(2), 0)
+    assert served(cache, engine, [2]) == 0
+    now[0] = 0.5
+    assert served(cache, engine, [1]) == 0
+    now[0] = 1.0
+    assert len(cache.acquire([key(1), key(2)])) == 0, "the disk is out still"
+    assert len(cache.acquire([key(2)])) == 1
     cache.close()
