@@ -133,8 +133,8 @@ class Carrier:
             )
 
     def read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
-        """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and once
-        it is closed."""
+        """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and
+        once it is closed."""
         lane = self.lanes[tier]
         if tier in self._reads:
             return self._reads[tier].read(keys, place)

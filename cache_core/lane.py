@@ -87,7 +87,7 @@ class Lane:
     going: set[bytes] = field(default_factory=set)
     """Chunks that the tier may still hold, but not for long."""
     again: set[bytes] = field(default_factory=set)
-    """Chunks whose discard failed, behind a write too, or must wait for a read that was given up."""
+    """Chunks whose discard or clean-up failed, or must wait for a read that was given up."""
     late: Counter[bytes] = field(default_factory=Counter)
     """Chunks that a read which was given up may still be reading."""
     writing: tuple[Batch, int] | None = None
