@@ -171,6 +171,7 @@ class TieredCache:
         if self._elsewhere():
             return
         with self._lock:
+            self._suspensions.unused(hit.probes)
             self._ledger.unpin(hit)
 
     def load(self, hit: Hit, place: Place | None) -> Loaded:
@@ -223,6 +224,7 @@ class TieredCache:
         if self._elsewhere():
             future.set_result(Stored(0, 0, 0.0))
             return future
+        future.set_running_or_notify_cancel()  # what is under way can't be cancelled
         start = self._clock()
 
         def finished(chunks: int) -> None:
@@ -317,9 +319,12 @@ class TieredCache:
     def _pin(self, hit: Hit, prefix: bool = True) -> Hit:
         """Pins what tiers that are not suspended hold; the caller holds the lock."""
         out = self._suspensions.out(hit.tiers, probe=True)
+        probes = self._suspensions.probes(hit.tiers, out)
         hit = self._suspensions.without(self._ledger, hit, out, prefix)
         keys = self._ledger.pin(hit).keys
-        return Hit(keys, hit.tiers[: len(keys)])
+        tiers = hit.tiers[: len(keys)]
+        self._suspensions.unused(probes.difference(tiers))
+        return Hit(keys, tiers, probes.intersection(tiers))
 
     def _extend(
         self, hit: Hit, keys: Sequence[bytes], asked: Sequence[bytes], residency: Residency
@@ -328,19 +333,17 @@ class TieredCache:
         Asks without the lock."""
         try:
             answers = self._ask(asked)
+            with self._lock:
+                here = residency.heard(asked, answers)
+                if not self._closed:
+                    self._carry_away(residency.adopt_run(keys[len(hit) :], here))
+                self._suspensions.unused(hit.probes)  # the hit that takes its place has them
+                hit, was = self._pin(residency.sure(self._ledger.lookup(keys))), hit
+                self._ledger.unpin(was)
+                return hit
         except BaseException:
             self.release(hit)
             raise
-        with self._lock:
-            here = residency.heard(asked, answers)
-            if not self._closed:
-                self._carry_away(residency.adopt_run(keys[len(hit) :], here))
-            sure = residency.sure(self._ledger.lookup(keys))
-            whole = self._pin(sure)
-            if len(whole) < min(len(hit), len(sure)):
-                hit, whole = whole, hit  # a suspended tier lets one hit through, not two
-            self._ledger.unpin(hit)
-            return whole
 
     def _ask(self, keys: Sequence[bytes]) -> list[Read]:
         """What the shared tier has: one round trip."""

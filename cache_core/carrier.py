@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 
-from cache_core.carry import Carried, carry
+from cache_core.at_exit import at_exit
+from cache_core.carry import Carried, carry, read
 from cache_core.lane import Batch, Errand, Lane, Parting
 from cache_core.lane_thread import LaneThread, close
 from cache_core.place import Place
@@ -30,8 +31,9 @@ class Carrier:
     """Moves chunks as plans say. Every change to a tier happens on that tier's own thread.
 
     A tier's queue takes ``queue_bytes`` (of a slow one below memory at most half the chunks that
-    fit there, but 64 MiB), or one plan whatever its length; what comes on top is dropped there and nowhere
-    else, so that no tier waits for a slower one. A chunk that goes to
+    fit there, but 64 MiB), or one plan whatever its length; what comes on top is dropped there and
+    nowhere else, so that no tier waits for a slower one. One in memory drops nothing: callers wait
+    for room (:meth:`wait_for_room`). A chunk that goes to
     several tiers is given from one in memory to those behind it, so that the engine's memory is
     needed until the fastest tier has read it: until then no one may evict the chunk there (the
     Ledger spares what is pending anywhere). A demoted chunk is copied out, and leaves, whatever
@@ -42,7 +44,8 @@ class Carrier:
     the engine's memory is neither read nor written to by it any more.
 
     ``carried`` is told of each group of moves that is settled, by the tier's thread or by the
-    caller. Without ``threads`` everything happens in the caller, and may take its time.
+    caller. What is queued when the interpreter ends has a few seconds more. Without ``threads``
+    everything happens in the caller, and may take its time.
     """
 
     def __init__(
@@ -77,10 +80,13 @@ class Carrier:
             lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
         }
         self._threads = [LaneThread(lane, self) for lane in self.lanes] if threads else []
-        for thread in self._threads:
-            thread.start()
+        self._forget_exit = at_exit(self) if threads else None
+        self._all_threads: list[threading.Thread] = [*self._threads]
         if self._reads:
-            threading.Thread(target=self._watch, name="lmcache-watch", daemon=True).start()
+            watch = threading.Thread(target=self._watch, name="lmcache-watch", daemon=True)
+            self._all_threads.append(watch)
+        for thread in self._all_threads:
+            thread.start()
 
     def submit(
         self, plan: Plan, place: Place | None, finished: Callable[[int], None] = lambda _: None
@@ -132,14 +138,18 @@ class Carrier:
             )
 
     def read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
-        """As the tier's; ``LATER`` for what it does not answer in time, and once it is closed."""
+        """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and
+        once it is closed."""
         lane = self.lanes[tier]
-        if tier in self._reads and not lane.closing:
+        if tier in self._reads:
             return self._reads[tier].read(keys, place)
         if not self._enter(lane):
             return [Read.LATER] * len(keys)
         try:
-            return [Read(answer) for answer in lane.tier.read(keys, place)]
+            return read(lane.tier, keys, place)
+        except Exception:  # a broken tier costs hits, never a request
+            logger.exception("reading %d chunks from %s failed", len(keys), lane.tier.name)
+            return [Read.LATER] * len(keys)
         finally:
             self._leave(lane)
 
@@ -147,7 +157,7 @@ class Carrier:
         """As the tier's; False for all of them if it does not answer, fails or is closed."""
         lane = self.lanes[tier]
         try:
-            if tier in self._reads and not lane.closing:
+            if tier in self._reads:
                 return self._reads[tier].contains(keys)
             if self._enter(lane):
                 try:
@@ -183,6 +193,8 @@ class Carrier:
         closes the tiers, all within ``timeout_s``. A tier that is still busy then is closed by the
         last one who comes out of it."""
         end = time.monotonic() + timeout_s
+        if self._forget_exit is not None:
+            self._forget_exit()
 
         def waited(until: Callable[[], bool]) -> bool:
             with self.changed:
@@ -194,14 +206,21 @@ class Carrier:
             with self.changed:
                 lane.closing = True
                 self.changed.notify_all()
-            if lane.index in self._reads:
-                self._reads[lane.index].close()
         for lane in self.lanes:
             if not self._threads and waited(partial(_is_empty, lane)):
                 close(lane, self.changed)
             if not waited(partial(_is_closed, lane)):
                 logger.warning("the %s tier is still busy: it is left behind", lane.tier.name)
                 self._give_up(lane)
+            if lane.index in self._reads:
+                self._reads[lane.index].close()  # not before: loads that had begun are finished
+        with self.changed:
+            self.changed.notify_all()
+        if all(lane.closed for lane in self.lanes):
+            # What they have in hand, memory of the tiers and of the engine, goes with them.
+            for thread in self._all_threads:
+                if thread is not threading.current_thread():
+                    thread.join(max(0.0, end - time.monotonic()))
 
     def feed(
         self, moves: Sequence[Move], targets: tuple[int, ...], source: int, batch: Batch
@@ -252,7 +271,10 @@ class Carrier:
             errand.reading -= reading
             free = reading and not errand.reading
         if free:
-            errand.finished(len(errand.taken))
+            try:
+                errand.finished(len(errand.taken))
+            except Exception:  # the thread has the tier's other work to do
+                logger.exception("telling that %d chunks are taken failed", len(errand.taken))
         with self.changed:
             errand.left -= 1
             if not errand.left:
@@ -272,6 +294,7 @@ class Carrier:
             self.chunk_bytes,
             self.timeout_s,
             partial(self._enter, lane),
+            partial(self._stay, lane),
             partial(self._leave, lane),
             late,
         )
@@ -280,6 +303,10 @@ class Carrier:
         with self.changed:
             lane.users += not lane.closing
             return not lane.closing
+
+    def _stay(self, lane: Lane) -> None:
+        with self.changed:
+            lane.users += 1
 
     def _leave(self, lane: Lane) -> None:
         with self.changed:

@@ -88,9 +88,15 @@ def carry(
         yield Carried(moves, good, clock() - began)
 
 
-def write(tier: Tier, keys: Sequence[bytes], place: Callable[[], Place | None]) -> list[bool]:
+def write(
+    tier: Tier,
+    keys: Sequence[bytes],
+    place: Callable[[], Place | None],
+    stuck: set[bytes] | None = None,
+) -> list[bool]:
     """Writes chunks; which ones the tier has now. If it, or ``place``, raises, it has none: what
-    it had taken until then is discarded, since nobody would count it."""
+    it had taken until then is discarded, since nobody would count it; if that raises too, the
+    chunks are added to ``stuck``."""
     try:
         good = [bool(ok) for ok in tier.write(keys, place())]
         if len(good) == len(keys):
@@ -98,8 +104,17 @@ def write(tier: Tier, keys: Sequence[bytes], place: Callable[[], Place | None]) 
         logger.error("the %s tier answered %d of %d writes", tier.name, len(good), len(keys))
     except Exception:  # a broken tier costs hits, never a request
         logger.exception("writing %d chunks to %s failed", len(keys), tier.name)
-    discard(tier, keys)
+    if not discard(tier, keys) and stuck is not None:
+        stuck.update(keys)
     return [False] * len(keys)
+
+
+def read(tier: Tier, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    """As the tier's. Raises ``ValueError`` if it gave another number of answers than asked for."""
+    answers = [Read(answer) for answer in tier.read(keys, place)]
+    if len(answers) != len(keys):
+        raise ValueError(f"the {tier.name} tier answered {len(answers)} of {len(keys)} reads")
+    return answers
 
 
 def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
@@ -113,7 +128,7 @@ def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
 
 
 def fetch(
-    read: Reader, hit: Hit, place: Place | None, clock: Callable[[], float]
+    reader: Reader, hit: Hit, place: Place | None, clock: Callable[[], float]
 ) -> Iterator[Fetched]:
     """Reads a pinned hit to ``place``, run by run of one tier, and ends behind the first run that
     is not whole: what would follow can't be used."""
@@ -123,7 +138,7 @@ def fetch(
         whole = len(rows) == len(hit)
         target = place if place is None or whole else place.pick(rows)
         began = clock()
-        answers = read(tier, keys, target)
+        answers = reader(tier, keys, target)
         yield Fetched(tier, keys, answers, clock() - began)
         if not all(answers):
             return

@@ -87,7 +87,7 @@ class Lane:
     going: set[bytes] = field(default_factory=set)
     """Chunks that the tier may still hold, but not for long."""
     again: set[bytes] = field(default_factory=set)
-    """Chunks whose discard failed, or must wait for a read that was given up."""
+    """Chunks whose discard or clean-up failed, or must wait for a read that was given up."""
     late: Counter[bytes] = field(default_factory=Counter)
     """Chunks that a read which was given up may still be reading."""
     writing: tuple[Batch, int] | None = None
@@ -108,9 +108,12 @@ class Lane:
 
     def room(self, chunks: int) -> int:
         """How many of so many chunks the queue takes: none of a tier that is stuck or closes, and
-        a whole batch, whatever its length, if nothing else is queued."""
+        a whole batch, whatever its length, if nothing else is queued or the tier is memory, whose
+        callers have waited (:meth:`Carrier.wait_for_room`)."""
         if self.stuck or self.closing:
             return 0
+        if self.in_memory:
+            return chunks
         return min(chunks, max(self.most - self.queued, 0 if self.queued else chunks))
 
     def queue(self, batch: Batch, source: Lane | None = None) -> None:

@@ -80,6 +80,8 @@ class LaneThread(threading.Thread):
         lane = self._lane
         if lane.again:
             self._discard(())  # it may be what there is no room for
+            if self._given_up():
+                return  # the engine's memory has other chunks now
         # Whatever may take its time reads from memory of our own.
         direct = lane.in_memory or batch.memory is not None
         direct |= lane.keeps_time and batch.from_engine
@@ -88,13 +90,13 @@ class LaneThread(threading.Thread):
             moves = batch.moves[at : at + step]
             keys = [move.key for move in moves]
             began = self._desk.clock()
-            good = [False] * len(keys)
+            good, stuck = [False] * len(keys), set[bytes]()
             try:
                 place = self._bytes_of(batch, at, at + len(moves), direct)
             except Exception:  # the engine's memory, or that of the tier that it is in
                 logger.exception("copying %d chunks for %s failed", len(keys), lane.tier.name)
             else:
-                written = self._timed(lambda: write(lane.tier, keys, lambda: place))  # noqa: B023
+                written = self._timed(lambda: write(lane.tier, keys, lambda: place, stuck))  # noqa: B023
                 if written is None:
                     # Given up, and everybody knows. If it did write, nobody may find it.
                     self._discard(keys)
@@ -106,6 +108,8 @@ class LaneThread(threading.Thread):
                 lane.queued -= len(moves)
                 lane.going -= there
                 lane.again -= there
+                lane.going |= stuck
+                lane.again |= stuck
                 if batch.from_engine:
                     batch.errand.taken |= there
             self._desk.tell(Carried(moves, good, self._desk.clock() - began))
@@ -115,6 +119,11 @@ class LaneThread(threading.Thread):
                 self._desk.feed(here, batch.onward, lane.index, batch)
                 self._desk.feed(rest, batch.onward, batch.source, batch)
         self._desk.end_batch(batch)
+
+    def _given_up(self) -> bool:
+        """Whether the batch in hand is settled already, and what it reads from given back."""
+        with self._changed:
+            return self._lane.writing is None
 
     def _bytes_of(self, batch: Batch, first: int, last: int, direct: bool) -> Place | None:
         """Where the tier can read the chunks for as long as it likes; or, if memory, at once."""

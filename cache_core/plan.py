@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Placement = Literal["write_on_insertion", "write_on_eviction"]
@@ -14,10 +14,12 @@ NOWHERE = -1
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A prompt's leading chunks that are held, and the fastest tier of each."""
+    """A prompt's leading chunks that are held, and the fastest tier of each. ``probes`` are tiers
+    out of order that this hit alone may try."""
 
     keys: tuple[bytes, ...]
     tiers: tuple[int, ...]
+    probes: frozenset[int] = field(default=frozenset(), compare=False)
 
     def __len__(self) -> int:
         return len(self.keys)

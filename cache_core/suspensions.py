@@ -39,6 +39,16 @@ class Suspensions:
         involved = {tier for tier in set(tiers) if not self._breakers[tier].closed}
         return frozenset(t for t in involved if not (probe and self._breakers[t].allow()))
 
+    def unused(self, probes: Iterable[int]) -> None:
+        """Tiers that a hit might have tried and did not: another one may, unless their outcome is
+        known."""
+        for tier in probes:
+            self._breakers[tier].unused()
+
+    def probes(self, tiers: Iterable[int], out: frozenset[int]) -> frozenset[int]:
+        """Those of the tiers that are open and were let through all the same."""
+        return frozenset(t for t in set(tiers) if t not in out and not self._breakers[t].closed)
+
     def without(self, holder: Holder, hit: Hit, out: frozenset[int], prefix: bool = True) -> Hit:
         """What of a hit is left without some tiers: chunks that another one has come from there.
         A ``prefix`` ends at the first one that none has."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
+from cache_core import carry
 from cache_core.lane import STAGED_BYTES, stride_of
 from cache_core.place import Place
 from cache_core.staged import Staged
@@ -20,66 +21,136 @@ logger = logging.getLogger("lmcache")
 
 T = TypeVar("T")
 _THREADS = 8
+_SPARE = 8  # more, for those that hang
 _KEPT = 2  # buffers, for the next reader
 _AHEAD = 2  # batches of one read: one arrives while the other is copied
 
 
+class Unavailable(Exception):
+    """No thread is left to run a task: all hang, or the pool is closed."""
+
+
+class Task(Generic[T]):
+    """Work of a :class:`DaemonPool`, whose lock guards it."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.future: Future[T] = Future()
+        self.began: float | None = None
+        self.abandoned = False
+
+    def run(self) -> None:
+        """Runs it, for the one who waits."""
+        try:
+            result = self._work()
+        except BaseException as error:  # noqa: BLE001 - the one who waits gets it
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
 class DaemonPool:
     """Up to ``most`` threads, started when they are needed. Unlike those of
-    ``concurrent.futures``, one that hangs holds up no end of the process."""
+    ``concurrent.futures``, one that hangs holds up no end of the process; when its task is
+    abandoned another may take its place, for up to ``spare`` that hang."""
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
-        self._lock = threading.Lock()
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads = self._waiting = 0
+    def __init__(self, most: int, spare: int, name: str) -> None:
+        self._most, self._spare, self._name = most, spare, name
+        self._changed = threading.Condition()
+        self._queue: deque[Task[Any]] = deque()
+        self._threads = self._running = self._hanging = 0
+        self._closed = False
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Runs ``work`` on one of the threads."""
-        future: Future[T] = Future()
+    def submit(self, work: Callable[[], T]) -> Task[T]:
+        """Runs ``work`` on one of the threads. Fails with :class:`Unavailable` at once if none is
+        left that may ever do it."""
+        task = Task(work)
+        with self._changed:
+            well = self._threads - self._hanging
+            start = well < self._most and self._threads < self._most + self._spare
+            start &= len(self._queue) + self._running - self._hanging >= well and not self._closed
+            self._queue.append(task)
+            if start:
+                self._start()
+            if self._closed or self._threads == self._hanging:
+                self._refuse()
+            self._changed.notify_all()
+        return task
 
-        def task() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - the one who waits gets it
-                future.set_exception(error)
+    def result(self, task: Task[T], timeout_s: float) -> T:
+        """What the task returns or raises. Raises ``TimeoutError`` if it runs for longer than
+        ``timeout_s``; the time that it waits for a thread does not count."""
+        with self._changed:
+            self._changed.wait_for(lambda: task.began is not None or task.future.done())
+        left = 0.0 if task.began is None else task.began + timeout_s - time.monotonic()
+        return task.future.result(max(0.0, left))
 
-        with self._lock:
-            self._waiting += 1
-            start = self._waiting > self._threads and self._threads < self._most
-            self._threads += start
-        self._tasks.put(task)
-        if start:
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
-        return future
+    def abandon(self, task: Task[T]) -> bool:
+        """Nobody waits for it any more. Returns whether it is still running. If all threads hang
+        now, what is queued fails."""
+        with self._changed:
+            if task.future.cancel() or task.future.done():
+                return False
+            task.abandoned = True
+            self._hanging += 1
+            if self._hanging == self._threads:
+                self._refuse()
+            return True
 
     def close(self) -> None:
-        """Ends the threads when the work in hand is done; waits for nothing."""
-        with self._lock:
-            for _ in range(self._threads):
-                self._tasks.put(None)
+        """Refuses what is queued and what comes, and ends the threads when the work in hand is
+        done; waits for nothing."""
+        with self._changed:
+            self._closed = True
+            self._refuse()
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            self._threads += 1
+        except RuntimeError:  # a limit of the system, or the process ends
+            logger.exception("starting a thread failed")
+
+    def _refuse(self) -> None:
+        while self._queue:
+            future = self._queue.popleft().future
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Unavailable())
+        self._changed.notify_all()
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            task()
-            with self._lock:
-                self._waiting -= 1
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                # Some that hung may be back, and others have taken their places.
+                if not self._queue or self._threads - self._hanging > self._most:
+                    self._threads -= 1
+                    return
+                task = self._queue.popleft()
+                if not task.future.set_running_or_notify_cancel():
+                    continue
+                task.began = time.monotonic()
+                self._running += 1
+                self._changed.notify_all()
+            task.run()
+            with self._changed:
+                self._running -= 1
+                self._hanging -= task.abandoned
 
 
 class _Part:
     """Rows of a read that are under way."""
 
-    def __init__(self, rows: range, buffer: Staged | None, future: Future[list[Read]]) -> None:
-        self.rows, self.buffer, self.future = rows, buffer, future
+    def __init__(self, rows: range, buffer: Staged | None, task: Task[list[Read]]) -> None:
+        self.rows, self.buffer, self.task = rows, buffer, task
 
 
 class TimedReads:
     """Reads ``tier``; what takes longer than ``timeout_s`` is ``LATER``, and is left behind: its
     thread keeps its buffer and never touches the caller's memory. ``late`` is told the chunks of
     such a read, and again, with False, when it did come back. ``entered`` and ``left`` are told of
-    each call inside the tier; a False of ``entered`` refuses it.
+    each read or look-up, from its beginning until no thread is inside the tier for it; a False of
+    ``entered`` refuses it. One that is inside ``stays`` there once more for each of its parts.
     """
 
     def __init__(
@@ -88,30 +159,39 @@ class TimedReads:
         chunk_bytes: int,
         timeout_s: float,
         entered: Callable[[], bool],
+        stays: Callable[[], None],
         left: Callable[[], None],
         late: Callable[[Sequence[bytes], bool], None],
     ) -> None:
         self._tier, self._timeout_s = tier, timeout_s
-        self._entered, self._left, self._late = entered, left, late
+        self._entered, self._stays, self._left, self._late = entered, stays, left, late
         self._chunk_bytes = chunk_bytes
         self._step = max(1, STAGED_BYTES // stride_of(chunk_bytes))
-        self._pool = DaemonPool(_THREADS, f"lmcache-read-{tier.name}")
+        self._pool = DaemonPool(_THREADS, _SPARE, f"lmcache-read-{tier.name}")
         self._lock = threading.Lock()
         self._free: list[Staged] = []
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         """As the tier's; all False if it does not answer in time."""
-        future = self._pool.submit(lambda: self._inside(lambda: self._tier.contains(keys)))
+        if not self._entered():
+            return [False] * len(keys)
+        task = self._submit(lambda: self._tier.contains(keys))
         try:
-            return future.result(self._timeout_s) or [False] * len(keys)
+            return self._pool.result(task, self._timeout_s)
+        except Unavailable:
+            return [False] * len(keys)
         except WaitTimeout:
-            future.cancel()
             self._complain("a look-up")
             return [False] * len(keys)
+        finally:
+            self._pool.abandon(task)
+            self._left()
 
     def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         """As the tier's. An error of the tier is ``LATER``; one of ``place`` is raised."""
         answers = [Read.LATER] * len(keys)
+        if not self._entered():
+            return answers
         step = len(keys) if place is None else self._step
         waiting = iter(
             [range(at, min(at + step, len(keys))) for at in range(0, len(keys), max(1, step))]
@@ -129,6 +209,7 @@ class TimedReads:
         finally:
             for part in running:
                 self._abandon(part, keys)
+            self._left()
 
     def close(self) -> None:
         """Ends the threads that are idle."""
@@ -143,18 +224,18 @@ class TimedReads:
         if buffer is not None:
             target = buffer.place(len(rows))
 
-        def work() -> list[Read]:
-            found = self._inside(lambda: self._tier.read(wanted, target))
-            return [Read.LATER] * len(wanted) if found is None else [Read(a) for a in found]
-
-        return _Part(rows, buffer, self._pool.submit(work))
+        task = self._submit(lambda: carry.read(self._tier, wanted, target))
+        return _Part(rows, buffer, task)
 
     def _finish(
         self, part: _Part, keys: Sequence[bytes], place: Place | None, answers: list[Read]
     ) -> bool:
         """Waits for a part and copies what came. Returns whether the tier answered."""
         try:
-            found = part.future.result(self._timeout_s)
+            found = self._pool.result(part.task, self._timeout_s)
+        except Unavailable:
+            self._give(part.buffer)
+            return False
         except WaitTimeout:
             self._abandon(part, keys)
             self._complain(f"a read of {len(part.rows)} chunks")
@@ -175,7 +256,7 @@ class TimedReads:
         return True
 
     def _abandon(self, part: _Part, keys: Sequence[bytes]) -> None:
-        if part.future.cancel() or part.future.done():
+        if not self._pool.abandon(part.task):
             self._give(part.buffer)
             return
         behind = [keys[row] for row in part.rows]
@@ -185,15 +266,13 @@ class TimedReads:
             self._give(part.buffer)
             self._late(behind, False)
 
-        part.future.add_done_callback(back)
+        part.task.future.add_done_callback(back)
 
-    def _inside(self, call: Callable[[], T]) -> T | None:
-        if not self._entered():
-            return None
-        try:
-            return call()
-        finally:
-            self._left()
+    def _submit(self, call: Callable[[], T]) -> Task[T]:
+        self._stays()
+        task = self._pool.submit(call)
+        task.future.add_done_callback(lambda _: self._left())
+        return task
 
     def _take(self, chunks: int) -> Staged:
         with self._lock:

@@ -32,6 +32,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._in_a_row = 0
         self._retry_at: float | None = None  # None: closed
+        self._before_probe: tuple[float, float] | None = None
 
     @property
     def closed(self) -> bool:
@@ -47,13 +48,22 @@ class CircuitBreaker:
             now = self._clock()
             if now < self._retry_at:
                 return False
+            self._before_probe = self._pause_s, self._retry_at
             self._pause_s = min(2 * self._pause_s, self._longest_pause_s)
             self._retry_at = now + self._pause_s
             return True
 
+    def unused(self) -> None:
+        """The last probe was not made, unless its outcome is known: another may go instead."""
+        with self._lock:
+            if self._before_probe is not None:
+                self._pause_s, self._retry_at = self._before_probe
+                self._before_probe = None
+
     def succeeded(self) -> bool:
         """A call came through. Returns whether that closed the breaker."""
         with self._lock:
+            self._before_probe = None
             self._in_a_row = 0
             self._pause_s = self._first_pause_s
             was_open, self._retry_at = self._retry_at is not None, None
@@ -62,6 +72,7 @@ class CircuitBreaker:
     def failed(self) -> bool:
         """A call failed. Returns whether that opened a closed breaker."""
         with self._lock:
+            self._before_probe = None
             self._in_a_row += 1
             if self._retry_at is not None:
                 return False

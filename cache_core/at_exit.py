@@ -1,0 +1,32 @@
+"""Closes at the end of the process what nobody has closed."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+EXIT_TIMEOUT_S = 5.0
+
+
+class Closable(Protocol):
+    """What ends in time."""
+
+    def close(self, timeout_s: float) -> None: ...
+
+
+def at_exit(thing: Closable) -> Callable[[], None]:
+    """Has ``thing``, if it still exists then, closed within ``EXIT_TIMEOUT_S`` seconds when the
+    interpreter ends, but not by a forked child. Returns what calls that off."""
+    call = partial(_close, weakref.ref(thing), os.getpid())
+    atexit.register(call)
+    return partial(atexit.unregister, call)
+
+
+def _close(thing: weakref.ref[Closable], process: int) -> None:
+    here = thing()
+    if here is not None and process == os.getpid():
+        here.close(EXIT_TIMEOUT_S)
