@@ -93,6 +93,7 @@ class World:
         self.worker.start_loads(meta)
         self.worker.end_step(meta)
         self.worker._saver.submit(lambda: None).result()
+        self.worker._carrier.flush()
         self.worker.finished(set())
         return self.worker.report(meta.step)
 
