@@ -16,7 +16,7 @@ class Settings:
     seed: int
     requests: int = 60
     at_once: int = 10
-    blocks: int = 60
+    kv_tokens: int = 1920
     block_tokens: int = 32
     budget: int = 256
     asynchronous: bool = False
@@ -29,6 +29,11 @@ class Settings:
     updates: float = 0.0
     aborts: float = 0.2
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> int:
+        """Of KV, vLLM's null block counted: more than the longest request needs."""
+        return self.kv_tokens // self.block_tokens + 1
 
     @classmethod
     def drawn(cls, seed: int) -> Settings:
@@ -47,7 +52,7 @@ class Settings:
             seed,
             requests=r.choice([30, 60, 90]),
             at_once=r.choice([1, 4, 10, 20]),
-            blocks=r.choice([40, 60, 120, 400]),
+            kv_tokens=r.choice([1024, 1920, 3840, 12_800]),
             block_tokens=r.choice([16, 32]) if options["chunk_tokens"] > 16 else 16,
             budget=r.choice([64, 256, 1024]),
             asynchronous=asynchronous,
