@@ -349,11 +349,7 @@ class TieredCache:
         """What the shared tier has: one round trip."""
         if not keys or self._shared is None:
             return []
-        try:
-            return self._carrier.read(self._shared, keys, None)
-        except Exception:  # it costs hits, never a request
-            logger.exception("asking for %d chunks failed", len(keys))
-            return [Read.LATER] * len(keys)
+        return self._carrier.read(self._shared, keys, None)
 
     def _wait(self, wanted: Callable[[], Sequence[bytes]], wait_s: float) -> None:
         """Waits while any of the wanted chunks is being stored."""

@@ -153,21 +153,6 @@ class Carrier:
         finally:
             self._leave(lane)
 
-    def contains(self, tier: int, keys: Sequence[bytes]) -> list[bool]:
-        """As the tier's; False for all of them if it does not answer, fails or is closed."""
-        lane = self.lanes[tier]
-        try:
-            if tier in self._reads:
-                return self._reads[tier].contains(keys)
-            if self._enter(lane):
-                try:
-                    return lane.tier.contains(keys)
-                finally:
-                    self._leave(lane)
-        except Exception:  # it costs hits, never a request
-            logger.exception("asking %s for %d chunks failed", lane.tier.name, len(keys))
-        return [False] * len(keys)
-
     def flush(self) -> None:
         """Waits until everything that was submitted so far is in its tiers, or was dropped or
         given up."""

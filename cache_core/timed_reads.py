@@ -149,7 +149,7 @@ class TimedReads:
     """Reads ``tier``; what takes longer than ``timeout_s`` is ``LATER``, and is left behind: its
     thread keeps its buffer and never touches the caller's memory. ``late`` is told the chunks of
     such a read, and again, with False, when it did come back. ``entered`` and ``left`` are told of
-    each read or look-up, from its beginning until no thread is inside the tier for it; a False of
+    each read, from its beginning until no thread is inside the tier for it; a False of
     ``entered`` refuses it. One that is inside ``stays`` there once more for each of its parts.
     """
 
@@ -170,22 +170,6 @@ class TimedReads:
         self._pool = DaemonPool(_THREADS, _SPARE, f"lmcache-read-{tier.name}")
         self._lock = threading.Lock()
         self._free: list[Staged] = []
-
-    def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        """As the tier's; all False if it does not answer in time."""
-        if not self._entered():
-            return [False] * len(keys)
-        task = self._submit(lambda: self._tier.contains(keys))
-        try:
-            return self._pool.result(task, self._timeout_s)
-        except Unavailable:
-            return [False] * len(keys)
-        except WaitTimeout:
-            self._complain("a look-up")
-            return [False] * len(keys)
-        finally:
-            self._pool.abandon(task)
-            self._left()
 
     def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
         """As the tier's. An error of the tier is ``LATER``; one of ``place`` is raised."""
