@@ -12,10 +12,10 @@ from itertools import groupby
 
 from cache_core.at_exit import at_exit
 from cache_core.carry import Carried, carry, read
-from cache_core.lane import Batch, Errand, Lane, Parting
-from cache_core.lane_thread import LaneThread, close
 from cache_core.place import Place
 from cache_core.plan import ENGINE, NOWHERE, Move, Plan
+from cache_core.tier_lane import Batch, Errand, Parting, TierLane
+from cache_core.tier_thread import TierThread, close
 from cache_core.tiers.tier import Read, Tier
 from cache_core.timed_reads import TimedReads
 
@@ -64,7 +64,7 @@ class Carrier:
         self.changed = threading.Condition()
         self._carried = carried
         self._errands: set[Errand] = set()
-        lanes: list[Lane] = []
+        lanes: list[TierLane] = []
         for index, tier in enumerate(self.tiers):
             most = queue_bytes // chunk_bytes
             memory = bool(getattr(tier, "in_memory", False))
@@ -74,12 +74,12 @@ class Carrier:
                     half = faster.tier.capacity // 2
                     most = min(most, max(half, _LEAST_BYTES // chunk_bytes))
             timely = not threads or bool(getattr(tier, "keeps_time", False))
-            lanes.append(Lane(index, tier, max(1, most), memory, timely))
-        self.lanes: Sequence[Lane] = lanes
+            lanes.append(TierLane(index, tier, max(1, most), memory, timely))
+        self.lanes: Sequence[TierLane] = lanes
         self._reads = {
             lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
         }
-        self._threads = [LaneThread(lane, self) for lane in self.lanes] if threads else []
+        self._threads = [TierThread(lane, self) for lane in self.lanes] if threads else []
         self._forget_exit = at_exit(self) if threads else None
         self._all_threads: list[threading.Thread] = [*self._threads]
         if self._reads:
@@ -266,7 +266,7 @@ class Carrier:
                 self._errands.discard(errand)
                 self.changed.notify_all()
 
-    def _timed_reads(self, lane: Lane) -> TimedReads:
+    def _timed_reads(self, lane: TierLane) -> TimedReads:
         def late(keys: Sequence[bytes], reading: bool) -> None:
             with self.changed:
                 if reading:
@@ -284,16 +284,16 @@ class Carrier:
             late,
         )
 
-    def _enter(self, lane: Lane) -> bool:
+    def _enter(self, lane: TierLane) -> bool:
         with self.changed:
             lane.users += not lane.closing
             return not lane.closing
 
-    def _stay(self, lane: Lane) -> None:
+    def _stay(self, lane: TierLane) -> None:
         with self.changed:
             lane.users += 1
 
-    def _leave(self, lane: Lane) -> None:
+    def _leave(self, lane: TierLane) -> None:
         with self.changed:
             lane.users -= 1
             self.changed.notify_all()
@@ -341,7 +341,7 @@ class Carrier:
                 )
                 self._give_up(lane)
 
-    def _give_up(self, lane: Lane) -> None:
+    def _give_up(self, lane: TierLane) -> None:
         with self.changed:
             batches, partings = lane.give_up()
             self.changed.notify_all()
@@ -353,13 +353,13 @@ class Carrier:
             self.end(parting.errand, False)
 
 
-def _is_idle(lane: Lane) -> bool:
+def _is_idle(lane: TierLane) -> bool:
     return not lane.busy
 
 
-def _is_empty(lane: Lane) -> bool:
+def _is_empty(lane: TierLane) -> bool:
     return not lane.users
 
 
-def _is_closed(lane: Lane) -> bool:
+def _is_closed(lane: TierLane) -> bool:
     return lane.closed

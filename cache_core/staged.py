@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from cache_core import _native
-from cache_core.lane import stride_of
 from cache_core.place import Addresses, FlatPlace, Place
 from cache_core.transfer.codec import DecodedPlace
+
+_BYTES = 64 << 20
+_PAGE = 4096
+
+
+def staged_chunks(chunk_bytes: int) -> int:
+    """How many chunks are staged at a time, between a tier and what they come from or go to."""
+    return max(1, _BYTES // _stride(chunk_bytes))
 
 
 class Staged:
@@ -15,7 +22,7 @@ class Staged:
     ``MemoryError``."""
 
     def __init__(self, chunks: int, chunk_bytes: int) -> None:
-        stride = stride_of(chunk_bytes)
+        stride = _stride(chunk_bytes)
         self._slab = _native.Slab(chunks * stride)
         self._chunk_bytes, self._stride = chunk_bytes, stride
         self.chunks = chunks
@@ -35,3 +42,8 @@ class Staged:
     def place(self, chunks: int) -> Place:
         """The first chunks of the room."""
         return FlatPlace(self.addresses[:chunks], self._chunk_bytes)
+
+
+def _stride(chunk_bytes: int) -> int:
+    """Bytes from one staged chunk to the next, page by page."""
+    return -(-chunk_bytes // _PAGE) * _PAGE

@@ -12,9 +12,8 @@ from concurrent.futures import TimeoutError as WaitTimeout
 from typing import Any, Generic, TypeVar
 
 from cache_core import carry
-from cache_core.lane import STAGED_BYTES, stride_of
 from cache_core.place import Place
-from cache_core.staged import Staged
+from cache_core.staged import Staged, staged_chunks
 from cache_core.tiers.tier import Read, Tier
 
 logger = logging.getLogger("lmcache")
@@ -166,7 +165,7 @@ class TimedReads:
         self._tier, self._timeout_s = tier, timeout_s
         self._entered, self._stays, self._left, self._late = entered, stays, left, late
         self._chunk_bytes = chunk_bytes
-        self._step = max(1, STAGED_BYTES // stride_of(chunk_bytes))
+        self._step = staged_chunks(chunk_bytes)
         self._pool = DaemonPool(_THREADS, _SPARE, f"lmcache-read-{tier.name}")
         self._lock = threading.Lock()
         self._free: list[Staged] = []
@@ -222,7 +221,13 @@ class TimedReads:
             return False
         except WaitTimeout:
             self._abandon(part, keys)
-            self._complain(f"a read of {len(part.rows)} chunks")
+            logger.warning(
+                "the %s tier did not answer a read of %d chunks within %g s: its chunks are misses"
+                " for a while",
+                self._tier.name,
+                len(part.rows),
+                self._timeout_s,
+            )
             return False
         except Exception:  # a broken tier costs hits, never a request
             logger.exception("reading %d chunks from %s failed", len(part.rows), self._tier.name)
@@ -269,11 +274,3 @@ class TimedReads:
             if buffer is not None and len(self._free) < _KEPT:
                 self._free.append(buffer)
                 self._free.sort(key=lambda kept: kept.chunks)
-
-    def _complain(self, what: str) -> None:
-        logger.warning(
-            "the %s tier did not answer %s within %g s: its chunks are misses for a while",
-            self._tier.name,
-            what,
-            self._timeout_s,
-        )

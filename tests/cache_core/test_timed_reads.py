@@ -109,7 +109,7 @@ def test_a_tier_that_is_well_again_is_readable_though_all_threads_hang(
 
 
 def test_a_load_that_has_begun_is_finished_by_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timed_reads, "STAGED_BYTES", 1)  # every chunk is a part
+    monkeypatch.setattr(timed_reads, "staged_chunks", lambda _: 1)  # every chunk is a part
     disk = GatedTier()
     engine = MemoryEngine(LAYOUT, 6)
     cache = TieredCache(LAYOUT, [disk])

@@ -28,10 +28,15 @@ from cache_core.carrier import TIMEOUT_S, Carrier
 from cache_core.carry import Carried, fetch
 from cache_core.place import Place
 from cache_core.plan import NOWHERE, Hit, Move, Plan
+from cache_core.suspensions import Suspensions
 from cache_core.tiers import Tier
-from cache_core.tiers.tier import recovered
+from cache_core.tiers.tier import Read, recovered
 
 logger = logging.getLogger("lmcache")
+
+# A tier that could not be read after so long is not asked again for so long, at first.
+_LONG_S = 1.0
+_PAUSE_S = 5.0
 
 
 class WorkerHalf:
@@ -63,6 +68,7 @@ class WorkerHalf:
         self._saver = ThreadPoolExecutor(1, "lmcache-save")
         self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
         self._carrier = Carrier(self.tiers, blocks.chunk_bytes, self._carried, clock=clock)
+        self._suspensions = Suspensions(len(self.tiers), _PAUSE_S, clock)
         self._writing: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._report = WorkerReport(-1)
@@ -225,7 +231,7 @@ class WorkerHalf:
             got = 0
             try:
                 fence()
-                for run in fetch(self._carrier.read, hit, place, self._clock):
+                for run in fetch(self._read, hit, place, self._clock):
                     self._count_tier("read", run.tier, run.read, run.seconds)
                     got += run.usable
                     gone += [(key, run.tier) for key in run.gone]
@@ -244,6 +250,17 @@ class WorkerHalf:
             taken = self._clock() - began
             told = LoadDone(load.id, done, tuple(gone), taken, tuple(asked.items()))
             self._report.loads.append(told)
+
+    def _read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        """As the tier's. One that has just kept a load waiting in vain keeps no other one: a step
+        may have many, and the scheduler hears of it only afterwards."""
+        if self._suspensions.out([tier], probe=True):
+            return [Read.LATER] * len(keys)
+        began = self._clock()
+        answers = self._carrier.read(tier, keys, place)
+        late = Read.LATER in answers and self._clock() - began >= _LONG_S
+        self._suspensions.saw(tier, late)
+        return answers
 
     def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
         """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""

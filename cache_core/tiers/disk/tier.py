@@ -7,28 +7,25 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cache_core import _native
 from cache_core.place import Addresses, Place
 from cache_core.tiers.disk.complaints import Complaints
 from cache_core.tiers.disk.counters import DiskCounters
 from cache_core.tiers.disk.crew import Crew, Hung, Task
 from cache_core.tiers.disk.directory import Directory, Lost
-from cache_core.tiers.disk.format import KEY_BYTES, Sequences, key_array, slot_bytes
+from cache_core.tiers.disk.format import KEY_BYTES, slot_bytes
 from cache_core.tiers.disk.log import Log
 from cache_core.tiers.disk.place import DiskPlace
 from cache_core.tiers.disk.probe import does_direct
 from cache_core.tiers.disk.reader import Reader
-from cache_core.tiers.disk.segment import Segment
 from cache_core.tiers.disk.staging import Buffer, Staging
 from cache_core.tiers.disk.syncer import Syncer
+from cache_core.tiers.disk.writer import Writer
 from cache_core.tiers.tier import Read, TierError
 
 logger = logging.getLogger("lmcache")
@@ -36,16 +33,6 @@ logger = logging.getLogger("lmcache")
 T = TypeVar("T")
 # How long a call of a disk may take: much longer than a slow one needs for 64 MiB.
 TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """Records that were tried together, and csrc's answer for each."""
-
-    segment: Segment
-    slots: NDArray[np.int64]
-    sequences: Sequences
-    statuses: NDArray[np.int32]
 
 
 class DiskTier:
@@ -95,7 +82,6 @@ class DiskTier:
         self.name = name
         self.counters = DiskCounters()
         self._chunk_bytes = chunk_bytes
-        self._namespace = namespace
         self._depth = depth
         self._complaints = Complaints(name)
         self._directory = Directory(Path(directory))
@@ -124,10 +110,16 @@ class DiskTier:
         self._reader = Reader(
             self._log, namespace, self.direct, depth, self.counters, self._complaints
         )
+        self._writer = Writer(self._log, namespace, self.direct, depth)
         self._staging = Staging(chunk_bytes, depth)
         self._crew = Crew(name, timeout_s)
         self._syncer = Syncer(self._sync, sync_bytes, sync_s)
         self._over = False  # closed, or the directory is lost
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether its calls always come back, and late ones touch no memory of the caller's."""
+        return self._crew.timeout_s is not None
 
     def __len__(self) -> int:
         return 0 if self._over else len(self._log)
@@ -333,7 +325,7 @@ class DiskTier:
         while done < len(rows):
             rest = [keys[row] for row in rows[done:]]
             try:
-                task = self._crew.start(partial(self._append, rest, buffer, done))
+                task = self._crew.start(partial(self._writer.append, rest, buffer, done))
                 try:
                     written = self._answer(task)
                 finally:
@@ -363,31 +355,6 @@ class DiskTier:
                 self._complaints.over("write", "room")
             self._syncer.wrote(count * slot_bytes(self._chunk_bytes))
             done += count
-
-    def _append(self, keys: list[bytes], buffer: Buffer, first: int) -> _Written | None:
-        """Writes leading ones of the keys, whose chunks are in the buffer from ``first`` on, to
-        fresh slots of one segment; None if there is no room. Raises ``OSError``."""
-        self._directory.check()
-        given = self._log.room(len(keys))
-        if given is None:
-            return None
-        segment, slots, sequences = given
-        fd = segment.open(self.direct, write=True)
-        try:
-            statuses = _native.write_records(
-                np.full(len(slots), fd, dtype=np.int32),
-                segment.offsets(slots),
-                buffer.addresses[first : first + len(slots)],
-                key_array(keys[: len(slots)]),
-                sequences,
-                self._namespace,
-                self._chunk_bytes,
-                self.direct,
-                self._depth,
-            )
-        finally:
-            os.close(fd)
-        return _Written(segment, slots, sequences, statuses)
 
 
 def _with(_: object, work: Callable[[], T]) -> T:

@@ -102,8 +102,46 @@ def lanes() -> dict[str, Any]:
     return {"free": free, "early": early, "loaded": loaded, "late": late, "held": held}
 
 
+class Away(MemoryTier):
+    """Can't be read, and takes half a minute of the clock to say so, until it is ``well``."""
+
+    def __init__(self, chunk_bytes: int) -> None:
+        super().__init__("cpu", 8, chunk_bytes)
+        self.now, self.reads, self.well = 0.0, 0, False
+
+    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+        self.reads += 1
+        if self.well:
+            return super().read(keys, place)
+        self.now += 30
+        return [Read.LATER] * len(keys)
+
+
+def away() -> dict[str, Any]:
+    """Many loads of one step from a tier that does not answer, and one when it is well again."""
+    blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
+    tier = Away(blocks.chunk_bytes)
+    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK, clock=lambda: tier.now)
+    ids = np.arange(4, dtype=np.int32)
+    plan = Plan((Move(KEY, ENGINE, 0, 0),))
+    worker.end_step(StepMeta(0, saves=[Save(9, "saver", 0, plan, ids)]))
+    worker._saver.submit(worker._carrier.flush).result()
+
+    def loads(*numbers: int) -> list[int]:
+        hit = Hit((KEY,), (0,))
+        step = [Load(n, f"r{n}", 0, hit, 0, 0, CHUNK, ids, True) for n in numbers]
+        worker.start_loads(StepMeta(1, loads=step))
+        return [load.chunks for load in worker.report(1).loads]
+
+    first, reads = loads(1, 2, 3, 4, 5, 6), tier.reads
+    tier.now, tier.well = tier.now + 60, True
+    found = {"first": first, "reads": reads, "seconds": 30 * reads, "then": loads(7, 8)}
+    worker.close()
+    return found
+
+
 def main() -> None:
-    print(json.dumps({"aborted": aborted(), "lanes": lanes()}))
+    print(json.dumps({"aborted": aborted(), "lanes": lanes(), "away": away()}))
 
 
 if __name__ == "__main__":

@@ -129,3 +129,11 @@ def test_a_slow_tier_holds_up_neither_blocks_nor_loads_of_a_fast_one(scenario: S
     assert found["loaded"] == ["near"], "a load from memory waited for the disk"
     assert found["late"] == [[1, [[1, True]], False]]
     assert found["held"] == [[True], [True]]
+
+
+def test_a_tier_that_is_away_keeps_one_load_of_a_step_waiting_and_not_all(
+    scenario: Scenario,
+) -> None:
+    found = scenario("worker")["away"]
+    assert found["first"] == [0] * 6 and found["reads"] == 1
+    assert found["then"] == [1, 1], "well again, it is read again"

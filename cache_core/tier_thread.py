@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from cache_core.carry import Carried, discard, write
-from cache_core.lane import STAGED_BYTES, Batch, Errand, Lane, Parting, stride_of
 from cache_core.place import Place
 from cache_core.plan import ENGINE, Move
-from cache_core.staged import Staged
+from cache_core.staged import Staged, staged_chunks
+from cache_core.tier_lane import Batch, Errand, Parting, TierLane
 
 logger = logging.getLogger("lmcache")
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Desk(Protocol):
     """What the threads of all tiers have in common."""
 
-    lanes: Sequence[Lane]
+    lanes: Sequence[TierLane]
     changed: threading.Condition
     chunk_bytes: int
     timeout_s: float
@@ -43,14 +43,14 @@ class Desk(Protocol):
         """A part of an errand has ended; ``reading``: it needed the engine's memory."""
 
 
-class LaneThread(threading.Thread):
+class TierThread(threading.Thread):
     """Works off a lane: first what leaves, then what comes. A daemon: a tier that hangs must not
     hold up the end of the process."""
 
-    def __init__(self, lane: Lane, desk: Desk) -> None:
+    def __init__(self, lane: TierLane, desk: Desk) -> None:
         super().__init__(name=f"lmcache-{lane.tier.name}", daemon=True)
         self._lane, self._desk, self._changed = lane, desk, desk.changed
-        self._step = max(1, STAGED_BYTES // stride_of(desk.chunk_bytes))
+        self._step = staged_chunks(desk.chunk_bytes)
         self._room: Staged | None = None
 
     def run(self) -> None:
@@ -82,10 +82,9 @@ class LaneThread(threading.Thread):
             self._discard(())  # it may be what there is no room for
             if self._given_up():
                 return  # the engine's memory has other chunks now
-        # Whatever may take its time reads from memory of our own.
-        direct = lane.in_memory or batch.memory is not None
-        direct |= lane.keeps_time and batch.from_engine
-        step = len(batch.moves) if direct else self._step
+        # Whatever may never come back reads from memory of our own.
+        direct = lane.keeps_time or lane.in_memory or batch.memory is not None
+        step = len(batch.moves) if lane.in_memory else self._step
         for at in range(0, len(batch.moves), step):
             moves = batch.moves[at : at + step]
             keys = [move.key for move in moves]
@@ -223,7 +222,7 @@ class LaneThread(threading.Thread):
             self._desk.tell(Carried(moves, [False] * len(moves), 0.0, dropped=True))
 
 
-def close(lane: Lane, changed: threading.Condition) -> None:
+def close(lane: TierLane, changed: threading.Condition) -> None:
     """Closes the tier of a lane that nobody uses any more."""
     try:
         lane.tier.close()

@@ -11,10 +11,6 @@ from cache_core.place import Place
 from cache_core.plan import ENGINE, Move
 from cache_core.tiers.tier import Tier
 
-STAGED_BYTES = 64 << 20
-"""Bytes that are staged at a time between a tier and what its chunks come from or go to."""
-_PAGE = 4096
-
 
 @dataclass(slots=True, eq=False)
 class Errand:
@@ -67,7 +63,7 @@ class Parting:
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class TierLane:
     """The state of one tier; its Carrier's lock guards it.
 
     ``most`` chunks may be queued at once. ``deadline`` is set while a call is in the tier that may
@@ -116,7 +112,7 @@ class Lane:
             return chunks
         return min(chunks, max(self.most - self.queued, 0 if self.queued else chunks))
 
-    def queue(self, batch: Batch, source: Lane | None = None) -> None:
+    def queue(self, batch: Batch, source: TierLane | None = None) -> None:
         """One more batch to write; ``source`` is the lane of the tier that it reads from."""
         if source is not None:
             source.users += 1
@@ -145,8 +141,3 @@ class Lane:
         for parting in partings:
             parting.unsettled, parting.errand = (), None
         return batches, given_up
-
-
-def stride_of(chunk_bytes: int) -> int:
-    """Bytes from one staged chunk to the next, page by page."""
-    return -(-chunk_bytes // _PAGE) * _PAGE
