@@ -10,40 +10,27 @@ from typing import Any
 
 
 class Job(Future[Any]):
-    """Whoever waits for it has it run, and what was submitted before it."""
+    """Whoever waits for it has ``run_more`` jobs run until it is done, or none is left."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, run_more: Callable[[], bool]) -> None:
         super().__init__()
-        self._lane = lane
+        self._run_more = run_more
 
     def result(self, timeout: float | None = None) -> Any:
-        while not self.done() and self._lane.run():
+        while not self.done() and self._run_more():
             pass
         return super().result(timeout=5)
 
 
-class Told(Future[Any]):
-    """Whoever waits for it has all lanes run until somebody has told its result."""
-
-    def __init__(self, jobs: Jobs) -> None:
-        super().__init__()
-        self._jobs = jobs
-
-    def result(self, timeout: float | None = None) -> Any:
-        while not self.done() and self._jobs.run_one_each():
-            pass
-        return super().result(timeout=5)
-
-
-class Lane:
+class JobQueue:
     """Stands in for a ``ThreadPoolExecutor`` of one thread."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._waiting: deque[tuple[Job, Callable[..., Any], tuple[Any, ...]]] = deque()
-        jobs.lanes.append(self)
+        jobs.queues.append(self)
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Job:
-        job = Job(self)
+        job = Job(self.run)
         self._waiting.append((job, work, arguments))
         return job
 
@@ -65,29 +52,29 @@ class Lane:
 
 
 class Jobs:
-    """All lanes of a simulation. ``idle`` is the probability that a lane does nothing when it could
-    run: how slow tiers are, in steps of the scheduler."""
+    """All queues of a simulation. ``idle`` is the probability that a queue which could run does
+    nothing: how slow tiers are, in steps of the scheduler."""
 
     def __init__(self, seed: int, idle: float) -> None:
-        self.lanes: list[Lane] = []
+        self.queues: list[JobQueue] = []
         self._random = random.Random(seed)
         self._idle = idle
 
-    def executor(self, *_: Any, **__: Any) -> Lane:
+    def executor(self, *_: Any, **__: Any) -> JobQueue:
         """In place of the class ``ThreadPoolExecutor``."""
-        return Lane(self)
+        return JobQueue(self)
 
-    def future(self) -> Told:
+    def future(self) -> Job:
         """In place of the class ``Future``."""
-        return Told(self)
+        return Job(self.run_one_each)
 
     def run_one_each(self) -> bool:
-        """Each lane runs its oldest job. Returns whether there was any."""
-        ran = [lane.run() for lane in self.lanes]
+        """Each queue runs its oldest job. Returns whether there was any."""
+        ran = [each.run() for each in self.queues]
         return any(ran)
 
     def tick(self) -> None:
-        """A moment passes: each lane runs what it gets to."""
-        for lane in self.lanes:
-            while self._random.random() >= self._idle and lane.run():
+        """A moment passes: each queue runs what it gets to."""
+        for each in self.queues:
+            while self._random.random() >= self._idle and each.run():
                 pass

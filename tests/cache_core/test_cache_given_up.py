@@ -222,15 +222,21 @@ def test_a_hit_that_is_released_gives_its_probe_back() -> None:
     cache.close()
 
 
-def test_a_probe_that_a_load_does_not_come_to_is_given_back() -> None:
-    now = [0.0]
-    disk, remote = Odd(raises), Odd(raises, name="remote")
+def one_chunk_in_each_of_two_that_fail(now: list[float]) -> tuple[TieredCache, MemoryEngine]:
+    """Chunk 1 is in the first tier alone, chunk 2 in the second; both raise when they are read."""
     engine = MemoryEngine(LAYOUT, 2)
-    cache = TieredCache(LAYOUT, [disk, remote], clock=lambda: now[0], pause_s=1.0)
+    tiers = [Odd(raises), Odd(raises, name="remote")]
+    cache = TieredCache(LAYOUT, tiers, clock=lambda: now[0], pause_s=1.0)
     put(cache, engine, [1, 2]).result(PATIENCE_S)
     cache.flush()
     cache._ledger.forget(key(1), 1)
     cache._ledger.forget(key(2), 0)
+    return cache, engine
+
+
+def test_a_probe_that_a_load_does_not_come_to_is_given_back() -> None:
+    now = [0.0]
+    cache, engine = one_chunk_in_each_of_two_that_fail(now)
     for n in (1, 2):  # each tier is suspended
         assert served(cache, engine, [n]) == 0
     now[0] = 1.0
@@ -244,13 +250,7 @@ def test_a_probe_that_a_load_does_not_come_to_is_given_back() -> None:
 
 def test_a_probe_of_a_chunk_behind_a_gap_is_given_back() -> None:
     now = [0.0]
-    disk, remote = Odd(raises), Odd(raises, name="remote")
-    engine = MemoryEngine(LAYOUT, 2)
-    cache = TieredCache(LAYOUT, [disk, remote], clock=lambda: now[0], pause_s=1.0)
-    put(cache, engine, [1, 2]).result(PATIENCE_S)
-    cache.flush()
-    cache._ledger.forget(key(1), 1)
-    cache._ledger.forget(key(2), 0)
+    cache, engine = one_chunk_in_each_of_two_that_fail(now)
     assert served(cache, engine, [2]) == 0
     now[0] = 0.5
     assert served(cache, engine, [1]) == 0

@@ -147,12 +147,7 @@ class Log:
         :class:`Lost`."""
         self._deaths.flush()
         if self._deaths.long:
-            try:
-                self._shorten_deaths()
-            except Lost:
-                raise
-            except OSError as error:
-                logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
+            self._try_to_shorten_deaths()
         self._give_back(self._index.emptied)
 
     # -- any thread's --
@@ -232,13 +227,7 @@ class Log:
                 raise TierError(f"{oldest.path} can't be removed, and the cap is passed")
         for key in index.keys()[: max(0, len(index) - self.sizes.capacity)]:
             index.remove(key)
-        try:
-            self._shorten_deaths()
-        except Lost:
-            raise
-        except OSError as error:
-            # What is there can be served, and perhaps there is room again later.
-            logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
+        self._try_to_shorten_deaths()
         self._give_back(index.emptied)
 
     def _retire(self) -> None:
@@ -301,6 +290,16 @@ class Log:
                 if self._index.get(key) is spot:
                     to = target if readable[slot] else None
                     self._index.put(key, Spot(to, slot, spot.sequence))
+
+    def _try_to_shorten_deaths(self) -> None:
+        """Raises :class:`Lost`. Without room for it, the list of the dead stays as long as it is:
+        what is there can be served, and perhaps there is room again later."""
+        try:
+            self._shorten_deaths()
+        except Lost:
+            raise
+        except OSError as error:
+            logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
 
     def _shorten_deaths(self) -> None:
         """Leaves out records that are gone with their segments. Raises ``OSError``."""
