@@ -149,6 +149,13 @@ def test_what_is_absent_is_false_and_the_rest_is_served(world: World) -> None:
     assert len(world.tier) == 2
 
 
+def test_what_was_never_there_is_gone_and_not_for_later(world: World) -> None:
+    """LATER would be asked for again and again, and remembered meanwhile."""
+    assert world.write(fresh(1), [1]) == [True]
+    assert world.tier.read(fresh(2), world.place(2)) == [Read.GONE] * 2
+    assert world.tier.read(fresh(2), None) == [Read.GONE] * 2
+
+
 def test_nothing_in_nothing_out(world: World) -> None:
     assert world.tier.contains([]) == []
     assert world.tier.read([], world.place(0)) == []

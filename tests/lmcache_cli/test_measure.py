@@ -164,3 +164,16 @@ def test_lists_drop_duplicates_and_refuse_nothing_at_all() -> None:
     assert parse_list("16, 64,16", "--x", parse_count) == [16, 64]
     with pytest.raises(UserError, match="--x: no value"):
         parse_list(" ,", "--x", parse_count)
+
+
+def test_the_engine_is_warmed_up_by_the_longest_prompt() -> None:
+    """A GPU's first run of a length is not like its others."""
+    warmed: list[int] = []
+
+    class Warmed(SimulatedEngine):
+        def warm_up(self, tokens: int) -> None:
+            warmed.append(tokens)
+
+    engine = Warmed()
+    run(engine, Load(1), Measured(), cells(cpu=[1 << 30]))
+    assert warmed == [max(len(request.token_ids) for request in requests(engine))]
