@@ -142,10 +142,13 @@ def test_what_others_have_in_scratch_stays(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 def test_make_hands_on_its_variables() -> None:
     words = ("DRY=1", "GPU_WHEELS=w", "GPU_MODULES=m", "GPU_ARGS=--budget 9")
-    # As on a machine with no .venv, and with its own Python.
+    # As on a machine with no .venv, and with its own Python; and not as a part of `make test`.
+    flags = ["--dry-run", "--no-print-directory", "--file", str(ROOT / "Makefile")]
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
     done = subprocess.run(
-        ["make", "--dry-run", "--file", str(ROOT / "Makefile"), "gpu", "PYTHON=python9", *words],
+        ["make", *flags, "gpu", "PYTHON=python9", *words],
         cwd=ROOT / "docs", capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name not in outer},
     )  # fmt: skip
     line = " ".join(done.stdout.replace("\\\n", " ").split())
     assert line == (

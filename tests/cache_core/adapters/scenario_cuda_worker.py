@@ -39,9 +39,7 @@ def loads(engine: Engine, in_step: bool, layerwise: bool) -> bool:
     worker.end_step(step)
     engine.emulation.synchronize()
     assert not worker.bad_blocks()
-    for loader in worker._loaders:
-        loader.shutdown()
-    worker._saver.shutdown()
+    worker.close()
     return bool(np.array_equal(tokens_of(engine.read(), HERE), tokens_of(numbers(1), SLOTS)))
 
 
