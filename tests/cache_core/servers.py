@@ -134,9 +134,9 @@ def silent_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def eventually(check: Callable[[], bool]) -> None:
-    """Waits for what must happen sooner or later; a minute is never."""
-    end = time.monotonic() + 60
+def eventually(check: Callable[[], bool], never_s: float = 60) -> None:
+    """Waits for what must happen sooner or later; a minute is never, but where vLLM starts."""
+    end = time.monotonic() + never_s
     while not check():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.01)

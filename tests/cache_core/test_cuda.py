@@ -48,8 +48,9 @@ def test_without_a_gpu_each_entry_says_what_to_do() -> None:
         lambda: cuda.Mark(0, 0),
         lambda: cuda.PinnedSlab(4096, 0),
     ]
+    what_to_do = r"\(cudaError\w+\); .*(install|run|restart|memory)"
     for call in calls:
-        with pytest.raises(cuda.CudaError, match=r"\(cudaError\w+\); .*(install|run|restart|memory)"):
+        with pytest.raises(cuda.CudaError, match=what_to_do):
             call()
     bad_calls: list[Any] = [lambda: cuda.Transfer(-1), lambda: cuda.pin(4096, 0)]
     for bad in bad_calls:

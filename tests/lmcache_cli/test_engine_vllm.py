@@ -25,7 +25,7 @@ from lmcache_cli.engines.vllm_server import VllmServer, vllm_command
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from tests.cache_core.servers import eventually
-from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, need_vllm, tiny_model
+from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, need_vllm, tiny_model
 
 ROOT = Path(__file__).parents[2]
 WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
@@ -70,6 +70,14 @@ def servers_of(model: Path) -> list[psutil.Process]:
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
     return found
+
+
+def end_unless_ended(process: subprocess.Popen[str], model: Path) -> None:
+    """After a test that failed half-way: servers that it leaves would fail the next one too."""
+    if process.poll() is None:
+        process.kill()
+        for server in servers_of(model):
+            server.kill()
 
 
 def test_off_and_vllms_own_cache_side_by_side(model: Path, tmp_path: Path) -> None:
@@ -117,12 +125,12 @@ def test_a_server_that_is_killed_gives_failed_samples(model: Path, tmp_path: Pat
     )
     try:
         [log] = _logs(tmp_path, process)
-        eventually(lambda: log.read_text().count("POST /v1/completions") > 10)
+        eventually(lambda: log.read_text().count("POST /v1/completions") > 10, START_S)
         for server in servers_of(model):
             server.kill()
         _, err = process.communicate(timeout=120)
     finally:
-        process.kill()
+        end_unless_ended(process, model)
     assert process.returncode == 0, err
     assert "vllm serve ended by signal 9" in err and str(log.name) in err
     assert "Traceback" not in err
@@ -143,12 +151,12 @@ def test_interruption_leaves_no_server(model: Path, tmp_path: Path) -> None:
     )
     try:
         [log] = _logs(tmp_path, process)
-        eventually(lambda: "EngineCore" in log.read_text())
+        eventually(lambda: "EngineCore" in log.read_text(), START_S)
         assert servers_of(model)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     finally:
-        process.kill()
+        end_unless_ended(process, model)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert not servers_of(model)
