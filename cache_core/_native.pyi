@@ -382,3 +382,10 @@ def Ledger(
 ) -> Books:
     """``future`` is for the policy ``"belady"`` alone; ``move`` is the class of what is answered, a
     tuple of four. Raises ``ValueError`` for more than 8 tiers and unknown policies."""
+
+def pack_moves(moves: tuple[Move, ...]) -> bytes:
+    """Moves as bytes, for other processes of the same build. Raises ``TypeError`` or ``ValueError``
+    for what is no move."""
+
+def unpack_moves(packed: bytes, move: type[Move]) -> list[Move]:
+    """What :func:`pack_moves` packed. Raises ``ValueError`` for what it did not."""

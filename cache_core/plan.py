@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from cache_core import _native
 
 Placement = Literal["write_on_insertion", "write_on_eviction"]
 PLACEMENTS: tuple[Placement, ...] = ("write_on_insertion", "write_on_eviction")
@@ -42,7 +45,16 @@ class Plan:
 
     moves: tuple[Move, ...]
 
+    def __reduce__(self) -> tuple[Callable[[bytes], Plan], tuple[bytes]]:
+        # It goes to other processes, with a million moves when everything is forgotten: as so many
+        # tuples it would take half a minute.
+        return _unpacked, (_native.pack_moves(self.moves),)
+
     @property
     def from_engine(self) -> bool:
         """Whether anything is read from the engine's memory."""
         return any(m.source == ENGINE and m.target != NOWHERE for m in self.moves)
+
+
+def _unpacked(packed: bytes) -> Plan:
+    return Plan(tuple(_native.unpack_moves(packed, Move)))

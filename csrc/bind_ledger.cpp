@@ -6,9 +6,12 @@
 #include <nanobind/stl/string_view.h>
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -80,27 +83,55 @@ class PythonGate final : public Ledger::Gate {
   const nb::list& admissions_;
 };
 
+// Instances of `move`, a subclass of tuple.
+nb::object to_moves(const std::vector<Move>& plan, nb::handle move) {
+  if (!PyType_Check(move.ptr()) ||
+      !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(move.ptr()), &PyTuple_Type)) {
+    throw nb::type_error("move must be a subclass of tuple");
+  }
+  auto* type = reinterpret_cast<PyTypeObject*>(move.ptr());
+  return to_list(plan, [type](const Move& move) {
+    // As tuple.__new__ makes an instance of a subclass; a call of the class takes ten times as
+    // long.
+    nb::object made = nb::steal(type->tp_alloc(type, 4));
+    if (!made.is_valid()) throw nb::python_error();
+    PyTuple_SET_ITEM(made.ptr(), 0, to_bytes(move.key).release().ptr());
+    PyTuple_SET_ITEM(made.ptr(), 1, nb::int_(move.source).release().ptr());
+    PyTuple_SET_ITEM(made.ptr(), 2, nb::int_(move.target).release().ptr());
+    PyTuple_SET_ITEM(made.ptr(), 3, nb::int_(move.index).release().ptr());
+    // It can be in no cycle, so the garbage collector needs not walk a million of them.
+    PyObject_GC_UnTrack(made.ptr());
+    return made;
+  });
+}
+
+static_assert(std::is_trivially_copyable_v<Move>);
+
+// Moves as bytes, for other processes of the same build.
+nb::bytes pack_moves(const nb::tuple& moves) {
+  std::vector<Move> packed;
+  packed.reserve(moves.size());
+  for (nb::handle item : moves) {
+    const auto move = nb::cast<nb::tuple>(item);
+    packed.push_back({key_of(move[0]), nb::cast<int>(move[1]), nb::cast<int>(move[2]),
+                      nb::cast<std::int64_t>(move[3])});
+  }
+  return nb::bytes(reinterpret_cast<const char*>(packed.data()), packed.size() * sizeof(Move));
+}
+
+nb::object unpack_moves(const nb::bytes& packed, nb::handle move) {
+  if (packed.size() % sizeof(Move)) throw std::invalid_argument("these are no packed moves");
+  std::vector<Move> moves(packed.size() / sizeof(Move));
+  std::memcpy(static_cast<void*>(moves.data()), packed.c_str(), packed.size());
+  return to_moves(moves, move);
+}
+
 // The Ledger, and the class of the moves that it answers: a tuple of four.
 struct Bound {
   Ledger ledger;
   nb::object move;
 
-  nb::object moves(const std::vector<Move>& plan) const {
-    auto* type = reinterpret_cast<PyTypeObject*>(move.ptr());
-    return to_list(plan, [type](const Move& move) {
-      // As tuple.__new__ makes an instance of a subclass; a call of the class takes ten times as
-      // long.
-      nb::object made = nb::steal(type->tp_alloc(type, 4));
-      if (!made.is_valid()) throw nb::python_error();
-      PyTuple_SET_ITEM(made.ptr(), 0, to_bytes(move.key).release().ptr());
-      PyTuple_SET_ITEM(made.ptr(), 1, nb::int_(move.source).release().ptr());
-      PyTuple_SET_ITEM(made.ptr(), 2, nb::int_(move.target).release().ptr());
-      PyTuple_SET_ITEM(made.ptr(), 3, nb::int_(move.index).release().ptr());
-      // It can be in no cycle, so the garbage collector needs not walk a million of them.
-      PyObject_GC_UnTrack(made.ptr());
-      return made;
-    });
-  }
+  nb::object moves(const std::vector<Move>& plan) const { return to_moves(plan, move); }
 };
 
 std::size_t to_tier(const Bound& self, std::int64_t tier) {
@@ -117,10 +148,7 @@ void make(Bound* self, const nb::sequence& capacities, std::string_view policy,
   for (nb::handle capacity : capacities) {
     bounds.push_back(nb::cast<std::optional<std::size_t>>(capacity));
   }
-  if (!PyType_Check(move.ptr()) ||
-      !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(move.ptr()), &PyTuple_Type)) {
-    throw nb::type_error("move must be a subclass of tuple");
-  }
+  to_moves({}, move);  // throws if it is no such class
   new (self) Bound{Ledger(bounds, policy, std::move(future), exclusive), move};
 }
 
@@ -163,6 +191,8 @@ nb::list counts(const Bound& self) {
 }  // namespace
 
 void bind_ledger(nanobind::module_& m) {
+  m.def("pack_moves", pack_moves, "moves"_a);
+  m.def("unpack_moves", unpack_moves, "packed"_a, "move"_a);
   nb::class_<Future>(m, "Future").def(nb::new_([](const nb::sequence& requests) {
     auto future = std::make_shared<Future>();
     std::uint32_t turn = 0;

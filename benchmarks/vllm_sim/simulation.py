@@ -212,7 +212,7 @@ class Simulation:
         self.half.check()
         pool = self.scheduler.kv_cache_manager.block_pool
         half, ledger = self.half, self.half._ledger
-        held = {"requests": len(half._requests), "awaited": len(half._awaited)}
+        held = {"requests": len(half._requests), "fenced": len(half._saver._reading)}
         held["on their way"] = half._transfers.pending
         # What clearing leaves is pinned or pending.
         ledger.clear()
@@ -320,13 +320,15 @@ class Simulation:
         config, kv_config = engine_config(settings, self._scratch)
         init_none_hash(sha256)
         self._block_hasher = get_request_block_hasher(settings.block_tokens, sha256)
-        module = "cache_core.adapters.vllm.worker"
         for name, stand_in in (
-            ("ThreadPoolExecutor", self.jobs.executor),
-            ("Future", self.jobs.future),
-            ("Carrier", partial(Carrier, threads=False)),
+            ("worker.ThreadPoolExecutor", self.jobs.executor),
+            ("worker.Future", self.jobs.future),
+            ("worker.Carrier", partial(Carrier, threads=False)),
+            ("hashing.ThreadPoolExecutor", self.jobs.executor),
+            ("hashing.wait", self.jobs.wait),
         ):
-            self._stack.enter_context(mock.patch(f"{module}.{name}", stand_in))
+            patch = mock.patch(f"cache_core.adapters.vllm.{name}", stand_in)
+            self._stack.enter_context(patch)
         self._kv = FakeKV(settings.blocks, settings.block_tokens)
         self.worker = TieredKVConnector(config, KVConnectorRole.WORKER, kv_config)
         self.worker.register_kv_caches({"layer": self._kv.tensor})

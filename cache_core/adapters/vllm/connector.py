@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from cache_core.adapters.vllm.identity import (
     require_passport,
     unproven,
 )
-from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport
+from cache_core.adapters.vllm.messages import Grown, StepMeta, TiersOpened, WorkerReport
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
-from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.adapters.vllm.options import ConnectorOptions, runs_ahead
 from cache_core.adapters.vllm.scheduler import SchedulerHalf
 from cache_core.adapters.vllm.tiers import of_replica, open_remote_tier, open_tiers
 from cache_core.adapters.vllm.watch import WeightsWatch, model_in_use
@@ -64,6 +64,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         self._options = ConnectorOptions.parse(transfer.kv_connector_extra_config or {})
+        self._runs_ahead = runs_ahead(vllm_config, self._options)
         self._shape = kv_shape(vllm_config, kv_cache_config, self._options.chunk_tokens)
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
@@ -166,8 +167,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         if self.worker is None:
             return None, None
-        saved, loaded = self.worker.finished(finished_req_ids)
-        return saved or None, loaded or None
+        return None, self.worker.finished(finished_req_ids) or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return set() if self.worker is None else self.worker.bad_blocks()
@@ -217,16 +217,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return found
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMeta:
-        state = scheduler_output.kv_connector_block_state
-
-        def blocks_of(request: str) -> Any:
-            return state.get_block_ids(request)[0]
-
-        return self._half.step(
-            scheduler_output.num_scheduled_tokens,
-            blocks_of,
-            scheduler_output.preempted_req_ids or (),
-        )
+        return self._half.step(scheduler_output.num_scheduled_tokens, _grown(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
         report = connector_output.kv_connector_worker_meta
@@ -236,12 +227,13 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished(
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self._half.finished(request), None
+        self._half.finished(request)
+        return False, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self._half.finished(request), None
+        return self.request_finished(request, block_ids[0])
 
     def reset_cache(self) -> bool | None:
         self._half.reset()
@@ -330,6 +322,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             remote=remote,
             recorder=recorder,
             blending=self._blending(),
+            block_tokens=self._shape.block_tokens,
+            always_between=self._runs_ahead,
         )
 
     def _codec_of(self, chunk_bytes: int) -> Codec | None:
@@ -356,6 +350,18 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return Blending(self._options, start, self._shape.block_tokens)
+
+
+def _grown(output: Any) -> Iterator[Grown]:
+    """Requests that a ``SchedulerOutput`` gives blocks."""
+    for new in output.scheduled_new_reqs:
+        yield new.req_id, new.block_ids[0], new.num_computed_tokens, True
+    cached = output.scheduled_cached_reqs
+    for row, blocks in enumerate(cached.new_block_ids):
+        if blocks is not None:
+            name = cached.req_ids[row]
+            anew = name in cached.resumed_req_ids
+            yield name, blocks[0], cached.num_computed_tokens[row], anew
 
 
 def _engine_blocks(

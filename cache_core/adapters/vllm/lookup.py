@@ -39,35 +39,32 @@ class Lookup:
             shared = options.tier_names.index("remote")
             self._residency = Residency(ledger, shared, clock=clock)
 
-    def hit(self, tracked: Tracked, keys: Sequence[bytes]) -> Hit:
-        """What can be loaded of the request's chunks. A tier whose pause is over may be tried."""
+    def find(self, tracked: Tracked, computed: int) -> bool:
+        """Looks for the request's chunks behind those that ``computed`` tokens cover, which vLLM
+        has: ``tracked.found`` is what can be loaded. A tier whose pause is over may be tried.
+        Returns False while the request has to wait, for what continues its hit and is being stored
+        or asked for right now, and has not waited for that for too long."""
+        if tracked.awaited and self._ledger.pending([tracked.awaited]) and self._may_wait(tracked):
+            return False
+        first = computed // tracked.hasher.chunk_tokens
+        keys = tracked.keys[first:]
+        known = self._asked(tracked, keys)
         hit = self._ledger.lookup(keys)
+        # What is stored behind a gap makes no prefix longer.
+        rest = keys[len(hit) : len(hit) + 1]
+        tracked.awaited = rest[0] if rest and self._ledger.pending(rest) else b""
+        if known and not tracked.awaited:
+            tracked.waiting_since = None
+        elif self._may_wait(tracked):
+            return False
         if self._residency is not None:
             hit = self._residency.sure(hit)
         # Asked again, for want of blocks, say, a request keeps the try that it was given.
         suspended = self._suspensions.out(hit.tiers) - tracked.tried
-        tracked.out = self._suspensions.out(set(hit.tiers) - tracked.tried, probe=True)
-        tracked.tried |= suspended - tracked.out
-        return self._suspensions.without(self._ledger, hit, tracked.out)
-
-    def again(self, tracked: Tracked) -> Hit:
-        """As at the latest :meth:`hit`."""
-        hit = self._ledger.lookup(tracked.upto(tracked.request.num_tokens))
-        return self._suspensions.without(self._ledger, hit, tracked.out)
-
-    def must_wait(self, tracked: Tracked, keys: Sequence[bytes]) -> bool:
-        """Whether what continues the request's hit is being stored or asked for right now, and the
-        request has not waited for that for too long."""
-        # What is stored behind a gap makes no prefix longer.
-        coming = self._ledger.pending(keys[len(self._ledger.lookup(keys)) :][:1])
-        coming = coming or not self._asked(tracked, keys)
-        now = self._clock()
-        if not coming:
-            tracked.waiting_since = None
-            return False
-        if tracked.waiting_since is None:
-            tracked.waiting_since = now
-        return now - tracked.waiting_since < self._options.wait_s
+        out = self._suspensions.out(set(hit.tiers) - tracked.tried, probe=True)
+        tracked.tried |= suspended - out
+        tracked.found = self._suspensions.without(self._ledger, hit, out)
+        return True
 
     def remembered(self, plan: Plan, keys: Sequence[bytes]) -> Plan:
         """The plan of an admission of ``keys`` without what only leaves our memory: the remote tier
@@ -84,6 +81,12 @@ class Lookup:
     def suspended(self, done: LoadDone) -> list[int]:
         """A load was carried out: tiers that are left out of look-ups for a while from now on."""
         return [tier for tier, later in done.asked if self._suspensions.saw(tier, later)]
+
+    def _may_wait(self, tracked: Tracked) -> bool:
+        now = self._clock()
+        if tracked.waiting_since is None:
+            tracked.waiting_since = now
+        return now - tracked.waiting_since < self._options.wait_s
 
     def _asked(self, tracked: Tracked, keys: Sequence[bytes]) -> bool:
         """Whether the remote's answer is in (or none is needed); adopts what it has."""

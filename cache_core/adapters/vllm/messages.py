@@ -16,6 +16,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from cache_core.plan import Hit, Plan
 
 BlockIds = NDArray[np.int32]
+Grown = tuple[str, Sequence[int], int, bool]
+"""A request that was given blocks, the blocks, tokens of it that are computed, and whether these are
+all of its blocks, from token 0 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Blend:
 @dataclass(frozen=True, slots=True)
 class Load:
     """A pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its first chunk
-    begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0 on."""
+    begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0 on. Saves
+    ``after`` which it comes still read some of them."""
 
     id: int
     request: str
@@ -54,12 +58,14 @@ class Load:
     blocks: BlockIds
     in_step: bool
     blend: Blend | None = None
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
     """A plan to carry out behind the step's forward pass. Move ``index`` counts the request's
-    chunks from token ``offset`` on."""
+    chunks, the first of which begins at token ``offset`` of those that ``blocks`` have room for:
+    before them, if only later ones are given."""
 
     id: int
     request: str
@@ -79,9 +85,9 @@ class Encode:
 
 @dataclass(slots=True)
 class StepMeta(KVConnectorMetadata):
-    """Scheduler to workers, once per step. ``plans`` need nothing of the engine. ``awaited`` are
-    finished requests whose blocks vLLM keeps until their saves are done. Keys are of weights of
-    that ``generation``."""
+    """Scheduler to workers, once per step. ``plans`` need nothing of the engine. Saves ``after``
+    which it comes still read blocks that it writes to. Keys are of weights of that
+    ``generation``."""
 
     step: int
     generation: int = 0
@@ -89,8 +95,7 @@ class StepMeta(KVConnectorMetadata):
     saves: list[Save] = field(default_factory=list)
     encodes: list[Encode] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
-    preempted: frozenset[str] = frozenset()
-    awaited: frozenset[str] = frozenset()
+    after: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

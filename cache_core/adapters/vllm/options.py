@@ -24,7 +24,8 @@ class ConnectorOptions:
     """Sizes are in bytes and of each worker: with tensor parallelism every rank has its own.
 
     ``load``: ``sync`` loads inside the step that needs the KV, ``async`` between steps while other
-    requests run, ``auto`` chooses. ``layerwise`` loads and saves layer by layer beside the forward
+    requests run, ``auto`` chooses (between steps wherever vLLM runs ahead, see
+    :func:`runs_ahead`). ``layerwise`` loads and saves layer by layer beside the forward
     pass. A hit shorter than ``min_load_tokens`` is recomputed. ``trace`` is a file to record
     requests in (see :mod:`cache_core.recording`). ``salt`` separates caches, like a tenant's.
     ``weights`` are ``watched``, or promised to be ``fixed`` as long as the process lives.
@@ -103,6 +104,23 @@ class ConnectorOptions:
     def folder(self) -> Path:
         """The disk tier's folder; a worker's own lies below it."""
         return Path(self.disk_path).expanduser()
+
+
+def runs_ahead(vllm_config: Any, options: ConnectorOptions) -> bool:
+    """Whether vLLM schedules steps before it knows how the last one went. Then it can't take back
+    what was computed on top of a load inside a step that failed: raises ``ValueError`` for options
+    that want such loads."""
+    config = vllm_config.scheduler_config
+    why = ""
+    if config.async_scheduling:
+        why = "async scheduling (--no-async-scheduling turns it off)"
+    elif vllm_config.use_v2_model_runner:
+        why = "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 turns it off)"
+    if why and options.load == "sync":
+        raise _wrong("load", f'is "sync", which gives wrong tokens with {why}; use "auto"')
+    if why and options.blend:
+        raise _wrong("blend", f"loads inside a step, which gives wrong tokens with {why}")
+    return bool(why)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -13,18 +13,20 @@ from cache_core.adapters.vllm.agreement import agreed, by_tier
 from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.generations import Generations
+from cache_core.adapters.vllm.hashing import Hashing
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.lookup import Lookup
 from cache_core.adapters.vllm.messages import (
+    Grown,
     Load,
     LoadDone,
-    Save,
     SaveDone,
     StepMeta,
     TiersOpened,
     WorkerReport,
 )
 from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.adapters.vllm.saver import Saver
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.adapters.vllm.transfers import Transfers
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
@@ -39,7 +41,9 @@ class SchedulerHalf:
     """Follows vLLM's calls in their order: look-up, allocation, step, report, end.
 
     ``remote`` is a connection of its own to a tier that other processes fill too, to ask only.
-    ``most_pending`` chunks may be on their way into tiers at once; behind that, saving waits.
+    ``most_pending`` chunks may be on their way out of vLLM's blocks, of ``block_tokens``, at once;
+    behind that, saving waits. ``always_between``: vLLM can't take back what it computed on top of a
+    load inside a step that failed.
     """
 
     def __init__(
@@ -53,11 +57,15 @@ class SchedulerHalf:
         recorder: TraceWriter | None = None,
         blending: Blending | None = None,
         clock: Callable[[], float] = time.monotonic,
+        block_tokens: int = 16,
+        always_between: bool = False,
     ) -> None:
         self.options = options
         self.counts: dict[str, float] = {}
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
-        self._most_pending = most_pending
+        self._block_tokens, self._most_pending = block_tokens, most_pending
+        self._always_between = always_between
+        self._hashing = Hashing(clock)
         self._transfers = Transfers(ranks)
         self._recorder = recorder
         self.blending = blending
@@ -65,12 +73,12 @@ class SchedulerHalf:
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
         self._lookup: Lookup | None = None
+        self._saver: Saver | None = None
         self._requests: dict[str, Tracked] = {}
         self._meta = StepMeta(0)
-        self._awaited: set[str] = set()
         self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
         self._last_report = 0.0
-        self._running: set[str] = set()
+        self._busy = False
         self._savings = Savings()
         self._uncached: set[str] = set()
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
@@ -80,6 +88,15 @@ class SchedulerHalf:
         """Every worker's tiers are open: what all of them hold can be hit from now on."""
         self._ledger, surplus = agreed(ranks, self.options, self._asking is not None)
         self._lookup = Lookup(self.options, self._ledger, self._asking, self._free, self._clock)
+        self._saver = Saver(
+            self._ledger,
+            self._lookup,
+            self._hashers,
+            self._transfers,
+            self._block_tokens,
+            self._most_pending,
+            self._count,
+        )
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
@@ -90,12 +107,14 @@ class SchedulerHalf:
         """vLLM has a new request, and has not looked for it anywhere."""
         reason = self._hashers.adapter(request).unknown
         if reason:
-            self._uncached.add(request.request_id)
-            self._count(f"uncached_requests:{reason}", 1)
+            self._leave_uncached(request, reason)
+        tracked = self._track(request)
+        if tracked is None:
+            return
+        if tracked.hits is None:
+            self._hashing.begin(tracked)
         if self.blending is not None:
-            tracked = self._track(request)
-            if tracked is not None:
-                self.blending.prepare(tracked)
+            self.blending.prepare(tracked)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Tokens beyond ``computed`` that can be loaded (None: ask again), and whether between
@@ -107,30 +126,38 @@ class SchedulerHalf:
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
             tracked.mixed = computed > 0 and (self.stale or tracked.adapter.renamed)
-        tracked.computed = computed
+        if computed != tracked.computed:
+            tracked.computed, tracked.awaited = computed, b""
         if tracked.epoch:
             # What could not be read now may fail again at once, and again.
             return 0, False
-        keys = tracked.upto(request.num_tokens)
-        if lookup.must_wait(tracked, keys):
+        try:
+            if not self._hashing.ready(tracked):
+                return None, False
+            tracked.hash_upto(request.num_tokens)
+        except Exception:  # whatever its prompt is made of: it costs hits, never the engine
+            logger.exception("request %s is not cached", request.request_id)
+            self._leave_uncached(request, "unhashable")
+            return 0, False
+        if not lookup.find(tracked, computed):
             return None, False
-        hit = lookup.hit(tracked, keys)
+        hit, size = tracked.found, self._size
+        held = min((computed // size + len(hit)) * size, request.num_tokens - 1)
         if self.blending is not None and tracked.blend is not None:
-            exact = max(computed, min(len(hit) * self._size, request.num_tokens - 1))
-            end = self.blending.plan(tracked, ledger, exact)
+            end = self.blending.plan(tracked, ledger, max(computed, held))
             if end is not None:
                 return end - computed, False
         # The last token is always computed: its logits are wanted.
-        external = min(len(hit) * self._size, request.num_tokens - 1) - computed
+        external = held - computed
         if external < self.options.min_load_tokens:
             return 0, False
-        return external, self._between_steps(hit.tiers[computed // self._size :])
+        return external, self._between_steps(hit.tiers)
 
     def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
         """vLLM has the blocks for ``external`` tokens, the first of the request from token 0 on."""
         tracked = self._requests.get(request.request_id)
-        ledger, lookup = self._ledger, self._lookup
-        if tracked is None or ledger is None or lookup is None:
+        ledger, saver = self._ledger, self._saver
+        if tracked is None or ledger is None or saver is None:
             return
         start, end = tracked.computed, tracked.computed + external
         if tracked.hits is None:
@@ -143,8 +170,8 @@ class SchedulerHalf:
         if self.blending is not None and tracked.blend is not None and tracked.blend.spans:
             blend, end = self.blending.message(tracked), tracked.blend.exact
         first, last = start // self._size, -(-end // self._size)
-        hit = lookup.again(tracked)
-        wanted = Hit(hit.keys[first:last], hit.tiers[first:last])
+        hit, count = tracked.found, last - first
+        wanted = Hit(hit.keys[:count], hit.tiers[:count])
         split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
         if blend is not None:
             for piece in blend.pieces:
@@ -160,6 +187,7 @@ class SchedulerHalf:
         for tier in pinned.tiers:
             self._count(f"promised_chunks:{self.options.tier_names[tier]}", 1)
         self._transfers.load(number, pinned, request.request_id, start, whole_end)
+        written = blocks[start // self._block_tokens : -(-whole_end // self._block_tokens)]
         self._meta.loads.append(
             Load(
                 number,
@@ -172,6 +200,7 @@ class SchedulerHalf:
                 np.array(blocks, dtype=np.int32),
                 not between,
                 blend,
+                tuple(saver.before_writing(written)),
             )
         )
         for name, tokens in split.items():
@@ -182,36 +211,42 @@ class SchedulerHalf:
     def sources(self, request: Any, external: int) -> dict[str, int]:
         """The latest look-up's external tokens by tier."""
         tracked = self._requests.get(request.request_id)
-        if tracked is None or self._lookup is None:
+        if tracked is None:
             return {}
         start = tracked.computed
-        hit = self._lookup.again(tracked)
-        first = start // self._size
-        part = Hit(hit.keys[first:], hit.tiers[first:])
-        return by_tier(self.options, part, start, start + external, first * self._size)
+        first = start // self._size * self._size
+        return by_tier(self.options, tracked.found, start, start + external, first)
 
-    def step(
-        self,
-        scheduled: Mapping[str, int],
-        blocks_of: Callable[[str], Sequence[int]],
-        preempted: Iterable[str],
-    ) -> StepMeta:
+    def step(self, scheduled: Mapping[str, int], grown: Iterable[Grown]) -> StepMeta:
         """Ends a scheduling step: what workers shall do in it. ``scheduled`` maps requests to the
-        tokens that this step computes."""
-        meta = self._meta
-        meta.preempted = frozenset(preempted)
-        meta.awaited, self._awaited = frozenset(self._awaited), set()
-        parts: list[tuple[int, int]] = []
-        for name, tokens in scheduled.items():
+        tokens that this step computes, in blocks of which it has ``grown`` some."""
+        meta, saver = self._meta, self._saver
+        for name, blocks, computed, anew in grown:
             tracked = self._requests.get(name)
+            if saver is not None:
+                begin = computed // self._block_tokens if anew else 0
+                meta.after |= saver.before_writing(blocks[begin:])
+            if tracked is not None and anew:
+                tracked.blocks = list(blocks)
+            elif tracked is not None:
+                tracked.blocks += blocks
+        parts: list[tuple[int, int]] = []
+        requests, size = self._requests, self._size
+        for name, tokens in scheduled.items():
+            tracked = requests.get(name)
             if tracked is None:
                 continue
             request = tracked.request
-            parts.append((tokens, request.num_computed_tokens))
-            # Token ids of what runs ahead of the sampler are not known yet.
-            known = min(request.num_computed_tokens + tokens, request.num_tokens)
-            self._save(tracked, known // self._size, blocks_of)
-        self._running = set(scheduled)
+            computed = request.num_computed_tokens
+            parts.append((tokens, computed))
+            if (computed + tokens) // size > tracked.saved and saver is not None:
+                # Token ids of what runs ahead of the sampler are not known yet.
+                known = min(computed + tokens, request.num_tokens)
+                save = saver.save(tracked, known // size)
+                if save is not None:
+                    meta.saves.append(save)
+        self._busy = bool(scheduled)
+        self._hashing.next_pass(self._busy)
         self._steps[meta.step] = (self._clock(), parts)
         self._meta = StepMeta(meta.step + 1, meta.generation)
         return meta
@@ -233,21 +268,21 @@ class SchedulerHalf:
         if saved:
             self._count("prefill_seconds_saved", saved)
 
-    def finished(self, request: Any) -> bool:
-        """Whether vLLM must keep the request's blocks until its saves are done."""
-        self._running.discard(request.request_id)
+    def finished(self, request: Any) -> None:
+        """The request has ended. vLLM may have its blocks back at once: see
+        :class:`~cache_core.adapters.vllm.saver.Saver`."""
         self._uncached.discard(request.request_id)
         if self._asking is not None:
             self._asking.forget(request.request_id)
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
-            return False
+            return
+        self._hashing.ended(tracked)
         if self._recorder is not None:
             self._recorder.write(tracked.served())
+        if self._saver is not None:
+            self._saver.order(tracked)
         self._encode(tracked)
-        if tracked.jobs:
-            self._awaited.add(request.request_id)
-        return bool(tracked.jobs)
 
     def reset(self, ours: bool = True) -> None:
         """Forgets every chunk: weights may be others now. If they are promised to be fixed, only
@@ -261,6 +296,9 @@ class SchedulerHalf:
         """Begins a new generation of keys: nothing that was kept until now is found again."""
         self._free(self._generations.renew(why, self._requests.values(), self._ledger))
         self._meta.generation = self._generations.number
+        for tracked in self._requests.values():
+            if tracked.hits is None:
+                self._hashing.begin(tracked)
         if self._asking is not None:
             self._asking.forget_all()
 
@@ -271,6 +309,7 @@ class SchedulerHalf:
 
     def close(self) -> None:
         """Ends look-ups and the recording."""
+        self._hashing.close()
         if self._asking is not None:
             self._asking.close()
         if self._recorder is not None:
@@ -290,36 +329,16 @@ class SchedulerHalf:
             self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
 
-    def _between_steps(self, tiers: Sequence[int]) -> bool:
-        names = {self.options.tier_names[tier] for tier in tiers}
-        return self.options.between_steps(names, bool(self._running))
+    def _leave_uncached(self, request: Any, reason: str) -> None:
+        self._requests.pop(request.request_id, None)
+        self._uncached.add(request.request_id)
+        self._count(f"uncached_requests:{reason}", 1)
 
-    def _save(
-        self, tracked: Tracked, chunks: int, blocks_of: Callable[[str], Sequence[int]]
-    ) -> None:
-        ledger, lookup = self._ledger, self._lookup
-        if ledger is None or lookup is None or chunks <= tracked.saved:
-            return
-        if tracked.mixed or (tracked.blend is not None and tracked.blend.used):
-            return
-        if self._hashers.adapter(tracked.request) != tracked.adapter:
-            tracked.mixed = True  # loaded again from other files, while this request ran
-            return
-        if self._transfers.pending >= self._most_pending:
-            self._count("saves_deferred", 1)
-            return
-        keys = tracked.upto(chunks * self._size)
-        plan = ledger.admit(keys, tracked.used)
-        plan = lookup.remembered(plan, keys)
-        tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
-        if not plan.moves:
-            return
-        name = tracked.request.request_id
-        number = self._transfers.number()
-        self._transfers.save(number, name, plan)
-        tracked.jobs.add(number)
-        blocks = np.array(blocks_of(name), dtype=np.int32)
-        self._meta.saves.append(Save(number, name, tracked.epoch, plan, blocks))
+    def _between_steps(self, tiers: Sequence[int]) -> bool:
+        # Of several that come into an idle engine, none is to wait for another one's load.
+        busy = self._busy or bool(self._meta.loads)
+        names = {self.options.tier_names[tier] for tier in tiers}
+        return self._always_between or self.options.between_steps(names, busy)
 
     def _encode(self, tracked: Tracked) -> None:
         if self.blending is None or self._ledger is None:
@@ -328,7 +347,6 @@ class SchedulerHalf:
         for encode, plan in self.blending.encode(tracked, self._ledger, last + 1):
             number = self._transfers.number()
             self._transfers.save(number, encode.save.request, plan)
-            tracked.jobs.add(number)
             self._meta.encodes.append(encode)
 
     def _loaded(self, done: LoadDone) -> None:
@@ -355,12 +373,12 @@ class SchedulerHalf:
         tracked = self._requests.get(loading.request)
         if tracked is not None:
             tracked.epoch += 1
-            tracked.saved = 0
+            tracked.saved = tracked.ordered = 0
 
     def _saved(self, done: SaveDone) -> None:
         saved = self._transfers.saved(done)
-        ledger = self._ledger
-        assert ledger is not None
+        ledger, saver = self._ledger, self._saver
+        assert ledger is not None and saver is not None
         for move, good in zip(saved.moves, saved.good, strict=True):
             ledger.settle([move], good)
         self._free(self._generations.ended(done.id, (move.key for move in saved.moves), ledger))
@@ -371,11 +389,9 @@ class SchedulerHalf:
                 bad = zip(saved.moves, saved.good, strict=True)
                 self._discard((move.key, move.target) for move, good in bad if not good)
         if saved.free:
+            saver.free(done.id)
             if self.blending is not None:
                 self.blending.encoded(done.id)
-            tracked = self._requests.get(saved.request)
-            if tracked is not None:
-                tracked.jobs.discard(done.id)
 
     def _discard(self, chunks: Iterable[tuple[bytes, int]]) -> None:
         self._free(Plan(tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)))

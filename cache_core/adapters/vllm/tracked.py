@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from cache_core.adapters.vllm.lora import Adapter
 from cache_core.keys import ChunkHasher
+from cache_core.plan import Hit
 from cache_core.recording import Served
 
 if TYPE_CHECKING:
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Tracked:
-    """``request`` is vLLM's own object, which grows as tokens are generated. ``saved`` counts its
-    leading chunks that were given to the Ledger since the last failed load, ``used`` since it
-    came. ``epoch`` counts failed loads: what was computed on top of one is not saved. ``salt`` is
-    the tenant's: blend gives requests another."""
+    """``request`` is vLLM's own object, which grows as tokens are generated. ``keys`` are those of
+    its leading chunks, as far as they are hashed. ``saved`` counts its leading chunks that were
+    given to the Ledger since the last failed load, ``used`` since it came, ``ordered`` those that
+    were put in order since. ``epoch`` counts failed loads: what was computed on top of one is not
+    saved. ``salt`` is the tenant's: blend gives requests another."""
 
     request: Any
     hasher: ChunkHasher
@@ -30,15 +33,21 @@ class Tracked:
     keys: list[bytes] = field(default_factory=list)
     saved: int = 0
     used: int = 0
+    ordered: int = 0
     epoch: int = 0
-    jobs: set[int] = field(default_factory=set)
+    blocks: list[int] = field(default_factory=list)
+    """vLLM's, from token 0 on."""
+    hashing: Future[list[bytes]] | None = None
+    """Keys of the prompt, on their way (see :class:`~cache_core.adapters.vllm.hashing.Hashing`)."""
     computed: int = 0
     """Tokens that vLLM's own prefix cache had at the latest look-up."""
+    found: Hit = field(default_factory=lambda: Hit((), ()))
+    """What the latest look-up found behind the chunks that ``computed`` covers."""
+    awaited: bytes = b""
+    """The chunk that it waits for, which is being stored."""
     hits: dict[str, int] | None = None
     """Prompt tokens by tier, at the request's first scheduling."""
     waiting_since: float | None = None
-    out: frozenset[int] = frozenset()
-    """Tiers that the latest look-up left out."""
     tried: frozenset[int] = frozenset()
     """Suspended tiers that the request may try."""
     blend: Blended | None = None
@@ -47,27 +56,39 @@ class Tracked:
 
     def renew(self, hasher: ChunkHasher) -> None:
         """Its keys are others from here on, and what it has computed belongs to the old ones."""
-        self.hasher, self.keys = hasher, []
-        self.saved = self.used = 0
+        self.hasher, self.keys, self.hashing, self.awaited = hasher, [], None, b""
+        self.saved = self.used = self.ordered = 0
         if self.hits is not None:  # it was scheduled
             self.epoch += 1
             self.mixed = True
         if self.blend is not None:
             self.blend.segments, self.blend.spans = [], []
 
-    def upto(self, tokens: int) -> list[bytes]:
-        """Prefix keys of the full chunks of the first ``tokens`` tokens."""
-        size = self.hasher.chunk_tokens
-        have, want = len(self.keys), tokens // size
+    def hash_upto(self, tokens: int) -> None:
+        """Hashes on, to the last full chunk of the first ``tokens`` tokens."""
+        self.keys += self.hashed(self.keys[-1:], len(self.keys), tokens)
+
+    def hashed(self, last: Sequence[bytes], have: int, tokens: int) -> list[bytes]:
+        """Prefix keys of the full chunks from number ``have`` on of the first ``tokens`` tokens;
+        the one before has the key ``last``. Changes nothing: any thread may ask."""
+        size, hasher = self.hasher.chunk_tokens, self.hasher
+        want = tokens // size
+        keys: list[bytes] = []
         if want > have:
             new = np.array(self.request.all_token_ids[have * size : want * size], dtype=np.int32)
-            for first, last, beside in self._runs(have, want):
-                after = self.keys[-1] if self.keys else None
+            after = last[0] if last else None
+            for first, end, beside in self._runs(have, want):
                 if beside:
-                    after = self.hasher.beside(after, beside)
-                part = new[(first - have) * size : (last - have) * size]
-                self.keys += self.hasher.keys(part, after=after).prefix
-        return self.keys[:want]
+                    after = hasher.beside(after, beside)
+                part = new[(first - have) * size : (end - have) * size]
+                keys += hasher.keys(part, after=after).prefix
+                after = keys[-1]
+        return keys
+
+    def upto(self, tokens: int) -> list[bytes]:
+        """Prefix keys of the full chunks of the first ``tokens`` tokens."""
+        self.hash_upto(tokens)
+        return self.keys[: tokens // self.hasher.chunk_tokens]
 
     def served(self) -> Served:
         """What a recording keeps of it."""

@@ -72,8 +72,7 @@ class WorkerHalf:
         self._writing: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._report = WorkerReport(-1)
-        self._saves: dict[str, set[Future[None]]] = {}
-        self._awaited: set[str] = set()
+        self._saves: dict[int, tuple[str, Future[None]]] = {}
         self._loads: dict[str, Future[None]] = {}
         self._bad_blocks: set[int] = set()
         self._bad_epoch: dict[str, int] = {}
@@ -90,10 +89,8 @@ class WorkerHalf:
         )
 
     def before_overwriting(self, meta: StepMeta) -> None:
-        """Waits for the saves that read blocks which vLLM has taken from their requests."""
-        for request in meta.preempted:
-            for save in list(self._saves.get(request, ())):
-                save.result()
+        """Waits for the saves that read blocks which the step writes to."""
+        self._wait_for(meta.after)
 
     def refuse(self, meta: StepMeta) -> None:
         """Weights are others than those that the step's keys name: before :meth:`start_loads`, has
@@ -147,27 +144,24 @@ class WorkerHalf:
             self._start_saves(meta)
         if self._gates is not None:
             self._gates.saving = False
-        self._awaited |= meta.awaited
 
-    def finished(self, gone: Iterable[str]) -> tuple[set[str], set[str]]:
-        """Requests whose awaited saves are done, and whose loads between steps are. ``gone`` are
-        requests that vLLM has finished."""
+    def finished(self, gone: Iterable[str]) -> set[str]:
+        """Requests whose loads between steps are done. ``gone`` are requests that vLLM has
+        finished."""
         self._gone.update(gone)
-        self._saves = {
-            request: left
-            for request, jobs in self._saves.items()
-            if (left := {job for job in jobs if not job.done()})
-        }
-        # A save that is still queued has to know that it is of a failed load.
-        for request in [name for name in self._gone if name not in self._saves]:
-            self._gone.discard(request)
-            self._bad_epoch.pop(request, None)
-        saved = {request for request in self._awaited if request not in self._saves}
-        self._awaited -= saved
+        for number in [number for number, (_, job) in self._saves.items() if job.done()]:
+            with self._lock:
+                del self._saves[number]
+        if self._gone:
+            # A save that is still queued has to know that it is of a failed load.
+            over = self._gone - {request for request, _ in self._saves.values()}
+            self._gone -= over
+            for request in over:
+                self._bad_epoch.pop(request, None)
         loaded = {request for request, job in self._loads.items() if job.done()}
         for request in loaded:
             self._loads.pop(request).result()
-        return saved, loaded
+        return loaded
 
     def bad_blocks(self) -> set[int]:
         """vLLM's blocks that a load left without KV, since the last call."""
@@ -203,13 +197,22 @@ class WorkerHalf:
             self._saver.submit(self._carrier.submit, plan, None)
         for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
             job: Future[None] = Future()
-            self._saves.setdefault(save.request, set()).add(job)
+            with self._lock:
+                self._saves[save.id] = save.request, job
             self._saver.submit(self._save, save, fence, job)
+
+    def _wait_for(self, saves: Iterable[int]) -> None:
+        for number in saves:
+            with self._lock:
+                _, job = self._saves.get(number, ("", None))
+            if job is not None:
+                job.result()
 
     def _loader(self, load: Load) -> ThreadPoolExecutor:
         return self._loaders[max(load.hit.tiers, default=0)]
 
     def _load(self, load: Load, fence: Callable[[], None], loaded: Loaded | None) -> None:
+        self._wait_for(load.after)
         began = self._clock()
         pieces = load.blend.pieces if load.blend is not None else ()
         exact = len(load.hit) - sum(len(piece.hit) for piece in pieces)

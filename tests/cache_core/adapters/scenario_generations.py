@@ -82,7 +82,7 @@ class World:
     def schedule(self, *requests: Any) -> StepMeta:
         """A step that computes the rest of the requests."""
         tokens = {one.request_id: TOKENS - one.num_computed_tokens for one in requests}
-        meta = self.half.step(tokens, lambda name: range(8), ())
+        meta = self.half.step(tokens, [(n, range(8), 0, True) for n in tokens])
         for one in requests:
             one.num_computed_tokens = TOKENS
         return meta

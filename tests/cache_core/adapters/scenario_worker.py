@@ -82,18 +82,17 @@ def lanes() -> dict[str, Any]:
     worker = WorkerHalf([cpu, disk], blocks, CHUNK, CHUNK)
     ids = np.arange(4, dtype=np.int32)
     plan = Plan((Move(KEY, ENGINE, 0, 0), Move(KEY, ENGINE, 1, 0)))
-    step = StepMeta(0, saves=[Save(1, "one", 0, plan, ids)], awaited=frozenset({"one"}))
+    step = StepMeta(0, saves=[Save(1, "one", 0, plan, ids)])
     worker.start_loads(step)
     worker.end_step(step)
-    (job,) = worker._saves["one"]
-    job.result(60)
-    free = sorted(worker.finished({"one"})[0])
+    worker.before_overwriting(StepMeta(1, after={1}))
+    free = not disk.go.is_set()
     early = [(part.id, part.settled, part.free) for part in worker.report(0).saves]
     far = Load(2, "far", 0, Hit((LOST,), (1,)), 0, 0, CHUNK, ids, False)
     near = Load(3, "near", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, ids, False)
     worker.start_loads(StepMeta(1, loads=[far, near]))
     worker._loads["near"].result(60)
-    loaded = sorted(worker.finished(set())[1])
+    loaded = sorted(worker.finished(set()))
     disk.go.set()
     worker._carrier.flush()
     late = [(part.id, part.settled, part.free) for part in worker.report(1).saves]

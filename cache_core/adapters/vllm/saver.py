@@ -1,0 +1,114 @@
+"""What of requests' KV is saved, and which of vLLM's blocks are still being read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from cache_core.adapters.vllm.identity import Hashers
+from cache_core.adapters.vllm.lookup import Lookup
+from cache_core.adapters.vllm.messages import Save
+from cache_core.adapters.vllm.tracked import Tracked
+from cache_core.adapters.vllm.transfers import Transfers
+from cache_core.ledger import Ledger
+
+# A request's chunks are put in order again when so many have come since, and such a share.
+_REORDER, _REORDER_SHARE = 64, 4
+
+
+class Saver:
+    """Admits what requests have computed to ``ledger``, each chunk once.
+
+    vLLM frees blocks without waiting for what is being saved from them. So it is told here what
+    they are (:meth:`reads`), and whoever writes to a block first waits for the saves that
+    :meth:`before_writing` names. ``most_pending`` chunks may be on their way out of blocks at once;
+    behind that, saving waits. ``block_tokens`` is vLLM's.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lookup: Lookup,
+        hashers: Hashers,
+        transfers: Transfers,
+        block_tokens: int,
+        most_pending: int,
+        count: Callable[[str, float], None],
+    ) -> None:
+        self._ledger, self._lookup, self._hashers = ledger, lookup, hashers
+        self._transfers, self._block_tokens = transfers, block_tokens
+        self._most_pending, self._count = most_pending, count
+        self._reading: dict[int, tuple[int, ...]] = {}
+        self._blocks: dict[int, Sequence[int]] = {}
+
+    def save(self, tracked: Tracked, chunks: int) -> Save | None:
+        """What is to be saved now that the request's first ``chunks`` chunks are, or are about to
+        be, computed; for as much work as those that are new."""
+        first = tracked.saved
+        if chunks <= first or tracked.mixed:
+            return None
+        if tracked.blend is not None and tracked.blend.used:
+            return None
+        if self._hashers.adapter(tracked.request) != tracked.adapter:
+            tracked.mixed = True  # loaded again from other files, while this request ran
+            return None
+        if self._transfers.pending >= self._most_pending:
+            self._count("saves_deferred", 1)
+            return None
+        size = tracked.hasher.chunk_tokens
+        tracked.hash_upto(chunks * size)
+        keys = tracked.keys[first:chunks]
+        parent = tracked.keys[first - 1] if first else None
+        used = max(0, tracked.used - first)
+        plan = self._ledger.admit(keys, used, parent=parent, depth=first)
+        plan = self._lookup.remembered(plan, keys)
+        tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
+        if not first:
+            tracked.ordered = chunks
+        elif chunks - tracked.ordered > max(_REORDER, tracked.ordered // _REORDER_SHARE):
+            self.order(tracked)
+        if not plan.moves:
+            return None
+        number = self._transfers.number()
+        self._transfers.save(number, tracked.request.request_id, plan)
+        begin = first * size // self._block_tokens
+        blocks = tracked.blocks[begin : -(-chunks * size // self._block_tokens)]
+        self.reads(number, blocks)
+        return Save(
+            number,
+            tracked.request.request_id,
+            tracked.epoch,
+            plan,
+            np.array(blocks, dtype=np.int32),
+            -begin * self._block_tokens,
+        )
+
+    def order(self, tracked: Tracked) -> None:
+        """The head of a prefix is to outlive its tail: what was saved in parts is put in the order
+        of one use."""
+        if tracked.saved > tracked.ordered and not tracked.mixed:
+            self._ledger.touch(tracked.keys[: tracked.saved], tracked.saved)
+            tracked.ordered = tracked.saved
+
+    def reads(self, number: int, blocks: Sequence[int]) -> None:
+        """The save reads these blocks until :meth:`free`."""
+        self._blocks[number] = blocks
+        for block in blocks:
+            self._reading[block] = (*self._reading.get(block, ()), number)
+
+    def free(self, number: int) -> None:
+        """The save has read its blocks, on all ranks."""
+        for block in self._blocks.pop(number, ()):
+            left = tuple(other for other in self._reading[block] if other != number)
+            if left:
+                self._reading[block] = left
+            else:
+                del self._reading[block]
+
+    def before_writing(self, blocks: Iterable[int]) -> set[int]:
+        """Saves that have to be through with these blocks first."""
+        if not self._reading:
+            return set()
+        found = self._reading.keys() & blocks
+        return {number for block in found for number in self._reading[block]}
