@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from cache_core.adapters.vllm.messages import TiersOpened
 from cache_core.adapters.vllm.options import ConnectorOptions
@@ -42,11 +43,13 @@ def by_tier(
 ) -> dict[str, int]:
     """Tokens ``start`` .. ``end`` of a hit whose first chunk begins at token ``first``, by tier."""
     found: dict[str, int] = {}
-    size = options.chunk_tokens
-    for number, tier in enumerate(hit.tiers):
-        at = first + number * size
-        tokens = min(at + size, end) - max(at, start)
+    size, at = options.chunk_tokens, first
+    # In runs: a hit of thousands of chunks has a few.
+    for tier, run in groupby(hit.tiers):
+        past = at + size * sum(1 for _ in run)
+        tokens = min(past, end) - max(at, start)
         if tokens > 0:
             name = options.tier_names[tier]
             found[name] = found.get(name, 0) + tokens
+        at = past
     return found

@@ -318,11 +318,11 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             options,
             hashers,
             ranks=self._ranks,
+            block_tokens=self._shape.block_tokens,
             most_pending=max(8, tiers * tokens // (_PENDING_SHARE * options.chunk_tokens)),
             remote=remote,
             recorder=recorder,
             blending=self._blending(),
-            block_tokens=self._shape.block_tokens,
             always_between=self._runs_ahead,
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.tracked import Tracked
-from cache_core.ledger import Hit, Ledger, Plan
+from cache_core.ledger import Ledger, Plan
 from cache_core.residency import Residency
 from cache_core.suspensions import Suspensions
 
@@ -44,6 +44,8 @@ class Lookup:
         has: ``tracked.found`` is what can be loaded. A tier whose pause is over may be tried.
         Returns False while the request has to wait, for what continues its hit and is being stored
         or asked for right now, and has not waited for that for too long."""
+        if computed != tracked.computed:
+            tracked.computed, tracked.awaited = computed, b""
         if tracked.awaited and self._ledger.pending([tracked.awaited]) and self._may_wait(tracked):
             return False
         first = computed // tracked.hasher.chunk_tokens

@@ -17,8 +17,8 @@ from cache_core.plan import Hit, Plan
 
 BlockIds = NDArray[np.int32]
 Grown = tuple[str, Sequence[int], int, bool]
-"""A request that was given blocks, the blocks, tokens of it that are computed, and whether these are
-all of its blocks, from token 0 on."""
+"""A request that was given blocks, these, its computed tokens, and whether these are all that it
+has, from token 0 on."""
 
 
 @dataclass(frozen=True, slots=True)

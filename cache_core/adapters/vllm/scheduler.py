@@ -52,13 +52,13 @@ class SchedulerHalf:
         hashers: Hashers,
         *,
         ranks: int,
+        block_tokens: int,
         most_pending: int,
         remote: Tier | None = None,
         recorder: TraceWriter | None = None,
         blending: Blending | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        block_tokens: int = 16,
         always_between: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
         self.counts: dict[str, float] = {}
@@ -126,10 +126,9 @@ class SchedulerHalf:
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
             tracked.mixed = computed > 0 and (self.stale or tracked.adapter.renamed)
-        if computed != tracked.computed:
-            tracked.computed, tracked.awaited = computed, b""
         if tracked.epoch:
             # What could not be read now may fail again at once, and again.
+            tracked.computed = computed
             return 0, False
         try:
             if not self._hashing.ready(tracked):

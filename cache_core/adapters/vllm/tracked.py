@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cache_core.adapters.vllm.blending import Blended
 
 
+# The interpreter lock is held while so many are made an array.
+_SLICE_TOKENS = 4096
+
+
 @dataclass(slots=True)
 class Tracked:
     """``request`` is vLLM's own object, which grows as tokens are generated. ``keys`` are those of
@@ -71,16 +75,18 @@ class Tracked:
     def hashed(self, last: Sequence[bytes], have: int, tokens: int) -> list[bytes]:
         """Prefix keys of the full chunks from number ``have`` on of the first ``tokens`` tokens;
         the one before has the key ``last``. Changes nothing: any thread may ask."""
-        size, hasher = self.hasher.chunk_tokens, self.hasher
+        size, hasher, ids = self.hasher.chunk_tokens, self.hasher, self.request.all_token_ids
         want = tokens // size
+        step = max(1, _SLICE_TOKENS // size)
         keys: list[bytes] = []
-        if want > have:
-            new = np.array(self.request.all_token_ids[have * size : want * size], dtype=np.int32)
-            after = last[0] if last else None
-            for first, end, beside in self._runs(have, want):
+        after = last[0] if last else None
+        for begin in range(have, want, step):
+            stop = min(begin + step, want)
+            new = np.array(ids[begin * size : stop * size], dtype=np.int32)
+            for first, end, beside in self._runs(begin, stop):
                 if beside:
                     after = hasher.beside(after, beside)
-                part = new[(first - have) * size : (end - have) * size]
+                part = new[(first - begin) * size : (end - begin) * size]
                 keys += hasher.keys(part, after=after).prefix
                 after = keys[-1]
         return keys

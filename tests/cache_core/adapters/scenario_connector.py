@@ -38,6 +38,8 @@ def config(
     return SimpleNamespace(
         device_config=SimpleNamespace(device_type="cuda"),
         parallel_config=SimpleNamespace(**parallel, data_parallel_index=replica),
+        scheduler_config=SimpleNamespace(async_scheduling=False),
+        use_v2_model_runner=False,
         cache_config=SimpleNamespace(cache_dtype="auto"),
         load_config=SimpleNamespace(load_format=load_format),
         model_config=SimpleNamespace(**model),
@@ -139,6 +141,24 @@ def watched(weights: str) -> dict[str, Any]:
     return {"watched": opened.watched, "refused": refused}
 
 
+def ahead() -> dict[str, Any]:
+    """What becomes of each kind of load where vLLM runs ahead of its steps' outcome."""
+    found = {}
+    for name in ("neither", "async scheduling", "runner V2"):
+        for kind in ({"load": "auto"}, {"load": "sync"}, {"blend": True, "blend_unverified": True}):
+            given = config({"cpu_size": "1MiB", **kind})
+            given.scheduler_config.async_scheduling = name == "async scheduling"
+            given.use_v2_model_runner = name == "runner V2"
+            given.parallel_config.worker_cls = "blend's own"
+            try:
+                half = connector(KVConnectorRole.SCHEDULER, given)._half
+                said = "between steps" if half._between_steps([0]) else "in the step"
+            except ValueError as error:
+                said = str(error)
+            found[f"{name}, {next(iter(kind.values()))}"] = said
+    return found
+
+
 def main() -> None:
     scratch = Path(sys.argv[2]) / "connector"
     scratch.mkdir()
@@ -146,7 +166,9 @@ def main() -> None:
     found = {"replicas": replicas(scratch), "generations": generations(scratch)}
     print(
         json.dumps(
-            found | {"pool": pool()} | {kind: watched(kind) for kind in ("watched", "fixed")}
+            found
+            | {"pool": pool(), "ahead": ahead()}
+            | {kind: watched(kind) for kind in ("watched", "fixed")}
         )
     )
 

@@ -45,7 +45,7 @@ class World:
         options = ConnectorOptions.parse({"chunk_tokens": SIZE, "load": "sync", **given})
         self.adapters = Named()
         hashers = Hashers(Namespace(KVLayout(1, 1, 8, "float32", SIZE), "m"), self.adapters)
-        self.half = SchedulerHalf(options, hashers, ranks=1, most_pending=100)
+        self.half = SchedulerHalf(options, hashers, ranks=1, block_tokens=SIZE, most_pending=100)
         self.tier = MemoryTier("cpu", 16, blocks.chunk_bytes)
         tiers = [self.tier] if len(options.tier_names) == 1 else [self.tier, self.second(blocks)]
         self.worker = WorkerHalf(tiers, blocks, SIZE, SIZE)
@@ -73,8 +73,10 @@ class World:
     def begin(self, request: Any, computed: int = 0) -> int:
         """Looks the request up and gives it blocks; returns the tokens that are loaded.
         ``computed`` tokens are in vLLM's own prefix cache."""
-        external, _ = self.half.matched(request, computed)
-        assert external is not None
+        external = None
+        while external is None:  # its prompt is being hashed
+            external, _ = self.half.matched(request, computed)
+            self.half._hashing.next_pass(False)
         self.half.allocated(request, range(8), external)
         request.num_computed_tokens = external
         return external

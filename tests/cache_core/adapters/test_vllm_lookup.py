@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 from cache_core.adapters.vllm.lookup import Lookup
 from cache_core.adapters.vllm.options import ConnectorOptions
@@ -12,20 +13,27 @@ from cache_core.ledger import Ledger
 from tests.cache_core.memory_engine import key
 
 KEYS = [key(n) for n in range(3)]
+SIZE = 16
 
 
 class World:
-    """A disk tier that holds three chunks, and a clock."""
+    """A disk tier that holds chunks, while more are on their way there, and a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: int = 3, pending: int = 0) -> None:
         self.now = 0.0
         self.ledger = Ledger([8])
-        self.ledger.settle(self.ledger.admit(KEYS).moves, True)
+        self.ledger.settle(self.ledger.admit(KEYS[:held]).moves, True)
+        self.moves = self.ledger.admit(KEYS[: held + pending]).moves
         options = ConnectorOptions.parse({"cpu_size": 0, "disk_size": 1 << 20, "disk_path": "x"})
         self.lookup = Lookup(options, self.ledger, None, lambda plan: None, lambda: self.now)
 
     def request(self) -> Tracked:
-        return Tracked(cast(Any, None), cast(Any, None), cast(Any, None), "")
+        ask = SimpleNamespace(request_id=str(object()))
+        return Tracked(ask, cast(Any, SimpleNamespace(chunk_tokens=SIZE)), keys=list(KEYS))
+
+    def found(self, request: Tracked, computed: int = 0) -> int | None:
+        """Chunks that can be loaded; None if the request has to wait."""
+        return len(request.found) if self.lookup.find(request, computed) else None
 
     def loads(self, later: bool) -> list[int]:
         """The disk was read; ``later``: in vain."""
@@ -34,15 +42,15 @@ class World:
 
 def test_a_suspended_tier_is_not_promised_until_its_pause_is_over() -> None:
     world = World()
-    assert len(world.lookup.hit(world.request(), KEYS)) == 3
+    assert world.found(world.request()) == 3
     assert world.loads(later=True) == [0]
-    assert len(world.lookup.hit(world.request(), KEYS)) == 0
+    assert world.found(world.request()) == 0
     world.now += 2
     first, second = world.request(), world.request()
-    assert len(world.lookup.hit(first, KEYS)) == 3
-    assert len(world.lookup.hit(second, KEYS)) == 0, "one request tries it, not all"
+    assert world.found(first) == 3
+    assert world.found(second) == 0, "one request tries it, not all"
     assert world.loads(later=False) == []
-    assert len(world.lookup.hit(second, KEYS)) == 3
+    assert world.found(second) == 3
 
 
 def test_a_request_that_is_asked_for_again_keeps_its_try() -> None:
@@ -52,4 +60,49 @@ def test_a_request_that_is_asked_for_again_keeps_its_try() -> None:
     world.now += 2
     request = world.request()
     for _ in range(5):
-        assert len(world.lookup.hit(request, KEYS)) == 3
+        assert world.found(request) == 3
+
+
+def test_a_request_waits_for_what_continues_its_hit_and_no_longer_than_it_may() -> None:
+    world = World(held=1, pending=1)
+    request = world.request()
+    assert world.found(request) is None
+    world.now += 0.9
+    assert world.found(request) is None
+    world.now += 0.2
+    assert world.found(request) == 1, "it has waited for long enough"
+    assert world.found(request) == 1
+
+
+def test_what_is_stored_ends_the_wait() -> None:
+    world = World(held=1, pending=1)
+    request = world.request()
+    assert world.found(request) is None
+    world.ledger.settle(world.moves, True)
+    assert world.found(request) == 2
+    assert request.waiting_since is None
+
+
+def test_nobody_waits_for_what_vllm_has_itself() -> None:
+    world = World(held=0, pending=2)
+    request = world.request()
+    assert world.found(request) is None
+    assert world.found(request, computed=2 * SIZE) == 0
+    # Half a chunk is none.
+    assert world.found(world.request(), computed=2 * SIZE - 1) is None
+
+
+def test_what_is_behind_vllms_own_prefix_needs_no_prefix_of_ours() -> None:
+    world = World(held=0)
+    world.ledger.settle(world.ledger.admit(KEYS[1:]).moves, True)
+    assert world.found(world.request()) == 0
+    assert world.found(world.request(), computed=SIZE) == 2
+
+
+def test_asked_again_a_waiting_request_costs_one_look() -> None:
+    """Of a thousand that wait, each is asked for in each pass of the scheduler."""
+    world = World(held=2, pending=1)
+    request = world.request()
+    assert world.found(request) is None
+    with mock.patch.object(world.ledger, "lookup", side_effect=AssertionError):
+        assert world.found(request) is None

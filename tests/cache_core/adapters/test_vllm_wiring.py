@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -41,3 +42,13 @@ def test_steps_of_outdated_keys_are_refused(found: dict[str, Any]) -> None:
 
 def test_fixed_weights_are_not_looked_at(found: dict[str, Any]) -> None:
     assert found["fixed"] == {"watched": False, "refused": [[], [], [], [], []]}
+
+
+def test_no_load_is_inside_a_step_where_vllm_runs_ahead(found: dict[str, Any]) -> None:
+    """What was computed on top of one that failed could not be taken back."""
+    ahead = found["ahead"]
+    assert {ahead[f"neither, {kind}"] for kind in ("auto", "sync", "True")} == {"in the step"}
+    for name, how in (("async scheduling", "--no-async"), ("runner V2", "VLLM_USE_V2_MODEL")):
+        assert ahead[f"{name}, auto"] == "between steps"
+        assert re.search(f'load is "sync".*{how}.*use "auto"', ahead[f"{name}, sync"])
+        assert re.search(f"blend loads inside a step.*{how}", ahead[f"{name}, True"])
