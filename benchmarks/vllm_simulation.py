@@ -11,46 +11,51 @@ leaks N``; exit code 1 unless both are 0.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
 import sys
 import time
 import traceback
 
 from benchmarks.vllm_sim.engine_config import set_environment
 from benchmarks.vllm_sim.settings import Settings
-from benchmarks.vllm_sim.simulation import Simulation
+from benchmarks.vllm_sim.simulation import Result, Simulation, import_all
+
+
+def simulated(seed: int) -> tuple[Settings, Result]:
+    """One seed's history. What ends the engine counts as wrong."""
+    settings = Settings.drawn(seed)
+    try:
+        with contextlib.closing(Simulation(settings)) as simulation:
+            return settings, simulation.run()
+    except Exception:  # noqa: BLE001 - a history that ends the engine is the worst that can happen
+        return settings, Result(wrong=[traceback.format_exc()])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0:200", metavar="A:B", help="from A up to B")
+    parser.add_argument("--processes", type=int, default=min(8, len(os.sched_getaffinity(0))))
     parser.add_argument("--verbose", action="store_true", help="a line for each seed")
     given = parser.parse_args()
     first, _, last = given.seeds.partition(":")
     seeds = range(int(first), int(last or int(first) + 1))
-    set_environment()
-    steps = wrong = leaks = compared = 0
     began = time.monotonic()
-    for seed in seeds:
-        settings = Settings.drawn(seed)
-        bad = ""
-        try:
-            simulation = Simulation(settings)
-            try:
-                result = simulation.run()
-            finally:
-                simulation.close()
-        except Exception:  # noqa: BLE001 - a history that ends the engine is the worst that can happen
-            wrong += 1
-            print(f"seed {seed}: {settings}", traceback.format_exc(), sep="\n", flush=True)
-            continue
-        steps, compared = steps + result.steps, compared + result.compared
-        wrong += len(result.wrong) + len(result.stuck)
-        leaks += sum(result.leaks.values())
-        if not result.good:
-            bad = f" WRONG {result.wrong} STUCK {result.stuck} LEAKS {result.leaks}"
-        if bad or given.verbose:
-            print(f"seed {seed}: {result.steps} steps, {dict(result.counts)}{bad}", flush=True)
-            if bad:
+    set_environment()
+    import_all()
+    steps = wrong = leaks = compared = 0
+    # Importing vLLM takes longer than thousands of steps: once, before the processes part.
+    with multiprocessing.get_context("fork").Pool(given.processes) as pool:
+        for settings, result in pool.imap(simulated, seeds):
+            steps, compared = steps + result.steps, compared + result.compared
+            wrong += len(result.wrong) + len(result.stuck)
+            leaks += sum(result.leaks.values())
+            said = f"seed {settings.seed}: {result.steps} steps, {dict(result.counts)}"
+            if given.verbose or not result.good:
+                print(said, flush=True)
+            if not result.good:
+                print(f"  STUCK {result.stuck} LEAKS {result.leaks} WRONG", *result.wrong)
                 print(f"  {settings}", flush=True)
     print(f"{compared} answers compared in {time.monotonic() - began:.0f} s")
     print(f"seeds {len(seeds)}, steps {steps}, wrong {wrong}, leaks {leaks}")

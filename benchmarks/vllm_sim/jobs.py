@@ -25,7 +25,8 @@ class Job(Future[Any]):
 class JobQueue:
     """Stands in for a ``ThreadPoolExecutor`` of one thread."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, name: str = "") -> None:
+        self.name = name
         self._waiting: deque[tuple[Job, Callable[..., Any], tuple[Any, ...]]] = deque()
         jobs.queues.append(self)
 
@@ -58,13 +59,15 @@ class Jobs:
     nothing: how slow tiers are, in steps of the scheduler."""
 
     def __init__(self, seed: int, idle: float) -> None:
+        self.held: set[str] = set()
+        """Names of queues that do nothing unless somebody waits for one of their jobs."""
         self.queues: list[JobQueue] = []
         self._random = random.Random(seed)
         self._idle = idle
 
-    def executor(self, *_: Any, **__: Any) -> JobQueue:
+    def executor(self, threads: int, name: str) -> JobQueue:
         """In place of the class ``ThreadPoolExecutor``."""
-        return JobQueue(self)
+        return JobQueue(self, name)
 
     def future(self) -> Job:
         """In place of the class ``Future``."""
@@ -83,5 +86,5 @@ class Jobs:
     def tick(self) -> None:
         """A moment passes: each queue runs what it gets to."""
         for each in self.queues:
-            while self._random.random() >= self._idle and each.run():
+            while each.name not in self.held and self._random.random() >= self._idle and each.run():
                 pass

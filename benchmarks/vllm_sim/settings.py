@@ -10,8 +10,9 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Settings:
     """``idle`` is how slow tiers are (see :class:`~benchmarks.vllm_sim.jobs.Jobs`), ``unread`` the
-    probability that a read of a chunk fails, leaving garbage; ``resets`` and ``updates`` those that
-    a step begins with a reset of all caches, and with new weights."""
+    probability that a read of a chunk fails, leaving garbage, ``unwritten`` that a write does;
+    ``resets``, ``updates`` and ``pauses`` those that a step begins with a reset of all caches, with
+    new weights, and with an end of all requests and a reset, as before sleep."""
 
     seed: int
     requests: int = 60
@@ -27,6 +28,8 @@ class Settings:
     unread: float = 0.0
     resets: float = 0.0
     updates: float = 0.0
+    unwritten: float = 0.0
+    pauses: float = 0.0
     aborts: float = 0.2
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -40,7 +43,7 @@ class Settings:
         """Anything that a user may set, in any combination."""
         r = random.Random(seed)
         asynchronous = r.random() < 0.5
-        options: dict[str, Any] = {"cpu_size": r.choice(["256KiB", "1MiB", "64MiB"])}
+        options: dict[str, Any] = {"cpu_size": r.choice(["256KiB", "2MiB", "64MiB", "64MiB"])}
         options["policy"] = r.choice(["lru", "lfu-aging", "gdsf", "s3-fifo", "arc"])
         options["placement"] = r.choice(["write_on_insertion", "write_on_eviction"])
         options["wait_s"] = r.choice([0, 0.01, 1])
@@ -51,18 +54,20 @@ class Settings:
         return cls(
             seed,
             requests=r.choice([30, 60, 90]),
-            at_once=r.choice([1, 4, 10, 20]),
+            at_once=r.choice([1, 1, 4, 10, 20]),
             kv_tokens=r.choice([1024, 1920, 3840, 12_800]),
             block_tokens=r.choice([16, 32]) if options["chunk_tokens"] > 16 else 16,
             budget=r.choice([64, 256, 1024]),
             asynchronous=asynchronous,
             drafts=0 if asynchronous else r.choice([0, 0, 0, 3]),
-            prefix_caching=r.random() < 0.7,
+            prefix_caching=r.random() < 0.4,
             priorities=r.random() < 0.5,
             idle=r.choice([0.0, 0.3, 0.7, 0.9]),
             unread=r.choice([0.0, 0.0, 0.05, 0.2]),
             resets=r.choice([0.0, 0.0, 0.02]),
             updates=r.choice([0.0, 0.0, 0.01]),
             aborts=r.choice([0.0, 0.2]),
+            unwritten=r.choice([0.0, 0.0, 0.1]),
+            pauses=r.choice([0.0, 0.0, 0.01]),
             options=options,
         )

@@ -57,11 +57,13 @@ class Result:
 
 
 class Unreliable:
-    """``tier``, some of whose reads fail and leave garbage where the chunk should be."""
+    """``tier``, some of whose reads fail and leave garbage where the chunk should be, and some of
+    whose writes do."""
 
-    def __init__(self, tier: Tier, seed: int, share: float, chunk_bytes: int) -> None:
-        self._tier, self._share = tier, share
+    def __init__(self, tier: Tier, seed: int, settings: Settings, chunk_bytes: int) -> None:
+        self._tier, self._share, self._unwritten = tier, settings.unread, settings.unwritten
         self._random = random.Random(seed)
+        self.lost = 0
         self._garbage = np.full(chunk_bytes // 4, 777, dtype=np.float32)
 
     def __getattr__(self, name: str) -> Any:
@@ -74,11 +76,31 @@ class Unreliable:
         answers = list(self._tier.read(keys, place))
         for row in range(len(answers)):
             if answers[row] and self._random.random() < self._share:
-                answers[row] = self._random.choice([Read.LATER, Read.GONE])
+                self.lost += 1
+                answers[row] = Read.GONE if self._random.random() < 0.8 else Read.LATER
                 if place is not None:
                     address = np.array([self._garbage.ctypes.data], dtype=np.uint64)
                     place.pick([row]).copy_from(address)
         return answers
+
+    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        rows = [row for row in range(len(keys)) if self._random.random() >= self._unwritten]
+        good = [False] * len(keys)
+        if place is not None and rows:
+            written = self._tier.write([keys[row] for row in rows], place.pick(rows))
+            for row, ok in zip(rows, written, strict=True):
+                good[row] = ok
+        # Written or not, what is not held may not be what it was before.
+        self._tier.discard([key for key, ok in zip(keys, good, strict=True) if not ok])
+        return good
+
+
+def import_all() -> None:
+    """What every simulation needs."""
+    import vllm.v1.core.sched.async_scheduler
+    import vllm.v1.structured_output  # noqa: F401
+
+    import cache_core.adapters.vllm.connector  # noqa: F401
 
 
 class Simulation:
@@ -136,7 +158,7 @@ class Simulation:
         """Schedules and executes once, and takes what an earlier step brought. Returns what was
         scheduled."""
         self.result.steps += 1
-        self.now += 0.002
+        self.now += 0.05
         self.jobs.tick()
         step = self.scheduler.schedule()
         for new in step.scheduled_new_reqs:
@@ -176,6 +198,17 @@ class Simulation:
         self.reset()
         self.result.counts["updates"] += 1
 
+    def pause(self) -> None:
+        """As an engine goes to sleep: all requests are ended, and all caches emptied."""
+        from vllm.v1.request import RequestStatus
+
+        while self._started:
+            self._finish_one()
+        self.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+        self.live.clear()
+        self.reset()
+        self.result.counts["pauses"] += 1
+
     def run(self) -> Result:
         """Serves the traffic of the settings."""
         made, idle = 0, 0
@@ -190,6 +223,8 @@ class Simulation:
                 self._try(self.reset)
             if r.random() < settings.updates:
                 self._try(self.update_weights)
+            if r.random() < settings.pauses:
+                self._try(self.pause)
             idle = 0 if self.step().total_num_scheduled_tokens else idle + 1
             if idle > _STUCK:
                 self.result.stuck += [*self.live]
@@ -221,6 +256,10 @@ class Simulation:
         held["blocks"] = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
         self.result.leaks = {name: count for name, count in held.items() if count}
         self.result.reads_wrong = self.runner.reads_wrong
+
+    def lost_reads(self) -> int:
+        """Reads that failed."""
+        return sum(getattr(tier, "lost", 0) for tier in self.worker_half.tiers)
 
     def _try(self, act: Any) -> None:
         try:
@@ -313,6 +352,7 @@ class Simulation:
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.structured_output import StructuredOutputManager
 
+        import cache_core.adapters.vllm.worker  # noqa: F401  # names in it are patched
         from cache_core.adapters.vllm.connector import TieredKVConnector
         from cache_core.carrier import Carrier
 
@@ -329,6 +369,8 @@ class Simulation:
         ):
             patch = mock.patch(f"cache_core.adapters.vllm.{name}", stand_in)
             self._stack.enter_context(patch)
+        module = "cache_core.adapters.vllm.connector.open_tiers"
+        self._stack.enter_context(mock.patch(module, self._open_tiers))
         self._kv = FakeKV(settings.blocks, settings.block_tokens)
         self.worker = TieredKVConnector(config, KVConnectorRole.WORKER, kv_config)
         self.worker.register_kv_caches({"layer": self._kv.tensor})
@@ -341,17 +383,23 @@ class Simulation:
             log_stats=True,
         )
         connector = self.scheduler.connector
+        self.half = connector.scheduler
+        self.half._clock = self.half._hashing._clock = lambda: self.now
         handshake = self.worker.get_handshake_metadata()
         connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
-        self.half = connector.scheduler
-        self.half._clock = lambda: self.now
         worker = self.worker.worker
         assert worker is not None
         self.worker_half = worker
-        if settings.unread:
-            size = worker.blocks.chunk_bytes
-            worker.tiers = tuple(
-                Unreliable(tier, settings.seed + place, settings.unread, size)
-                for place, tier in enumerate(worker.tiers)
-            )
         self.runner = FakeRunner(self.worker, self._kv)
+
+    def _open_tiers(self, options: Any, chunk_bytes: int, *more: Any) -> Any:
+        from cache_core.adapters.vllm.tiers import open_tiers
+
+        settings = self.settings
+        tiers = open_tiers(options, chunk_bytes, *more)
+        if not settings.unread and not settings.unwritten:
+            return tiers
+        return [
+            Unreliable(tier, settings.seed + place, settings, chunk_bytes)
+            for place, tier in enumerate(tiers)
+        ]

@@ -1,0 +1,240 @@
+"""Histories through vLLM's scheduler and the connector that once went wrong, each with its outcome.
+
+Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from benchmarks.vllm_sim.engine_config import set_environment
+from benchmarks.vllm_sim.runner import VOCABULARY
+from benchmarks.vllm_sim.settings import Settings
+from benchmarks.vllm_sim.simulation import Simulation
+
+QUIET = Settings(
+    seed=1,
+    idle=0.0,
+    aborts=0.0,
+    kv_tokens=12_800,
+    budget=1024,
+    prefix_caching=False,
+    options={"cpu_size": "64MiB", "chunk_tokens": 32, "wait_s": 10},
+)
+SAVING = "lmcache-save"
+
+
+@contextlib.contextmanager
+def simulation(**changes: Any) -> Iterator[Simulation]:
+    with contextlib.closing(Simulation(replace(QUIET, **changes))) as made:
+        yield made
+
+
+def prompt(tokens: int, seed: int = 5) -> list[int]:
+    r = random.Random(seed)
+    return [r.randrange(3, VOCABULARY) for _ in range(tokens)]
+
+
+def serve(sim: Simulation, name: str, tokens: list[int], count: int = 4) -> int:
+    """Serves one request alone; returns the tokens that it was spared."""
+    sim.add(name, tokens, count)
+    sim.drain()
+    return sim.first_computed[name]
+
+
+def settled(sim: Simulation) -> None:
+    for _ in range(4):
+        sim.jobs.run_one_each()
+        sim.step()
+
+
+def failed_loads(asynchronous: bool) -> dict[str, Any]:
+    """One request after the other in an idle engine, from a tier that loses what it took."""
+    with simulation(asynchronous=asynchronous, unread=0.3, requests=0) as sim:
+        for n in range(60):
+            serve(sim, f"r{n}", prompt(300 + n, seed=n % 4), 6)
+            settled(sim)
+        sim.settle()
+        return {
+            "wrong": sim.result.wrong,
+            "compared": sim.result.compared,
+            "failed": sim.lost_reads(),
+            "leaks": sim.result.leaks,
+        }
+
+
+def reset(how: str, asynchronous: bool) -> dict[str, Any]:
+    """Right behind a request, whose KV no tier has taken yet; then new weights."""
+    with simulation(asynchronous=asynchronous, prefix_caching=True) as sim:
+        sim.jobs.held.add(SAVING)
+        serve(sim, "before", prompt(320))
+        pending = sim.half._transfers.pending
+        if how == "pause":
+            sim.pause()
+        else:
+            sim.reset()
+        sim.runner.version += 1
+        sim.jobs.held.clear()
+        found = [serve(sim, f"after {n}", prompt(320)) for n in range(2)]
+        settled(sim)
+        sim.settle()
+        return {
+            "pending": pending,
+            "done": sim.result.counts["reset True"],
+            "spared": found[0],
+            "wrong": sim.result.wrong,
+            "leaks": sim.result.leaks,
+        }
+
+
+def overwritten() -> dict[str, Any]:
+    """vLLM gives blocks to another request while they are still being saved."""
+    with simulation(kv_tokens=512, budget=512) as sim:
+        sim.jobs.held.add(SAVING)
+        serve(sim, "a", prompt(400))
+        free = sim.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        serve(sim, "b", prompt(400, seed=6))
+        sim.jobs.held.clear()
+        settled(sim)
+        spared = serve(sim, "c", prompt(400))
+        sim.settle()
+        return {
+            "free": free,
+            "blocks": sim.settings.blocks,
+            "spared": spared,
+            "wrong": sim.result.wrong,
+            "leaks": sim.result.leaks,
+        }
+
+
+def own_prefix() -> dict[str, Any]:
+    """vLLM has in its own cache what no tier has taken yet."""
+    with simulation(prefix_caching=True) as sim:
+        sim.jobs.held.add(SAVING)
+        serve(sim, "a", prompt(320))
+        before = sim.result.steps
+        sim.add("b", prompt(320) + prompt(30, seed=6), 1)
+        while "b" not in sim.first_computed and sim.result.steps < before + 50:
+            sim.step()
+        steps, spared = sim.result.steps - before, sim.first_computed.get("b")
+        sim.drain()
+        sim.jobs.held.clear()
+        return {"steps": steps, "spared": spared}
+
+
+def burst() -> dict[str, Any]:
+    """Sixteen hits at once in an idle engine: how many are loaded inside the step."""
+    with simulation(kv_tokens=12_800) as sim:
+        for n in range(16):
+            serve(sim, f"w{n}", prompt(320, seed=n), 1)
+        settled(sim)
+        for n in range(16):
+            sim.add(f"x{n}", prompt(320, seed=n), 4)
+        step = sim.step()
+        loads = step.kv_connector_metadata.loads
+        sim.drain()
+        return {
+            "in step": sum(load.in_step for load in loads),
+            "loads": len(loads),
+            "wrong": sim.result.wrong,
+        }
+
+
+def decoding() -> dict[str, Any]:
+    """What is given to the Ledger while a request with a long prompt decodes, and at its end."""
+    with simulation() as sim:
+        ledger = sim.half._ledger
+        assert ledger is not None
+        admitted: list[int] = []
+        touched: list[int] = []
+        admit, touch = ledger.admit, ledger.touch
+
+        def admits(keys: Any, *rest: Any, **more: Any) -> Any:
+            admitted.append(len(keys))
+            return admit(keys, *rest, **more)
+
+        def touches(keys: Any, *rest: Any) -> None:
+            touched.append(len(keys))
+            touch(keys, *rest)
+
+        with (
+            mock.patch.object(ledger, "admit", admits),
+            mock.patch.object(ledger, "touch", touches),
+        ):
+            sim.add("long", prompt(1024), 320)
+            sizes = []
+            while sim.live:
+                sizes += [len(save.blocks) for save in sim.step().kv_connector_metadata.saves]
+        order = ledger.keys(0)
+        keys = sim.half._hashers.of(SimpleNamespace(cache_salt=None, lora_request=None)).keys(
+            prompt(1024)
+        )
+        places = [order.index(key) for key in keys.prefix]
+        return {
+            "first": admitted[0],
+            "then": sorted(set(admitted[1:])),
+            "times": len(admitted),
+            "touched": touched,
+            "blocks of a save": sorted(set(sizes[1:])),
+            "head outlives tail": places == sorted(places, reverse=True),
+        }
+
+
+def hashing() -> dict[str, Any]:
+    """A thousand long prompts come at once: none is hashed by the scheduler's own thread."""
+    with simulation(kv_tokens=12_800) as sim:
+        sim.jobs.held.add("lmcache-hash")
+        for n in range(30):
+            sim.add(f"q{n}", prompt(600, seed=n), 1)
+        with mock.patch("cache_core.adapters.vllm.hashing.wait"):
+            step = sim.step()
+        waiting = len(step.num_scheduled_tokens)
+        sim.jobs.held.clear()
+        sim.drain()
+        sim.settle()
+        return {"scheduled": waiting, "wrong": sim.result.wrong, "leaks": sim.result.leaks}
+
+
+def unhashable() -> dict[str, Any]:
+    """Whatever a prompt is made of, the scheduler goes on."""
+    with simulation() as sim:
+        counts: Counter[str] = Counter()
+        count = sim.half._count
+        sim.half._count = lambda name, amount: (counts.update({name: amount}), count(name, amount))
+        with mock.patch("cache_core.keys.ChunkHasher.keys", side_effect=TypeError("no")):
+            spared = serve(sim, "odd", prompt(320))
+        again = [serve(sim, f"plain {n}", prompt(320)) for n in range(2)]
+        settled(sim)
+        again.append(serve(sim, "plain", prompt(320)))
+        sim.settle()
+        return {
+            "spared": spared,
+            "reasons": {k: v for k, v in counts.items() if k.startswith("uncached")},
+            "again": again[-1],
+            "leaks": sim.result.leaks,
+        }
+
+
+def main() -> None:
+    set_environment()
+    both = {False: "", True: ", async"}
+    found: dict[str, Any] = {}
+    for asynchronous, name in both.items():
+        found[f"failed loads{name}"] = failed_loads(asynchronous)
+        for how in ("reset", "pause"):
+            found[how + name] = reset(how, asynchronous)
+    for history in (overwritten, own_prefix, burst, decoding, hashing, unhashable):
+        found[history.__name__] = history()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The connector under vLLM's own scheduler: what once went wrong, and random histories."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str) -> str:
+    if find_spec("vllm") is None:
+        if "vllm" in os.environ.get("LMCACHE_REQUIRE", ""):
+            pytest.fail("vLLM is not installed, and LMCACHE_REQUIRE says that it is: `make vllm`")
+        pytest.skip("vLLM is not installed; `make vllm` installs it")
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    outcome: dict[str, Any] = json.loads(
+        run("tests/benchmarks/scenario_scheduling.py").splitlines()[-1]
+    )
+    return outcome
+
+
+@pytest.mark.parametrize("kind", ["", ", async"])
+def test_loads_that_fail_change_no_token(found: dict[str, Any], kind: str) -> None:
+    history = found[f"failed loads{kind}"]
+    assert history["failed"] > 20, "nothing was tried"
+    assert history["compared"] == 60
+    assert history["wrong"] == []
+    assert history["leaks"] == {}
+
+
+@pytest.mark.parametrize("how", ["reset", "pause", "reset, async", "pause, async"])
+def test_a_reset_right_behind_a_request_succeeds_and_nothing_old_is_found(
+    found: dict[str, Any], how: str
+) -> None:
+    history = found[how]
+    assert history["pending"] == 10, "the saves are to be under way"
+    assert history["done"] == 1
+    assert history["spared"] == 0
+    assert history["wrong"] == []
+    assert history["leaks"] == {}
+
+
+def test_blocks_are_free_at_once_and_saved_before_they_are_overwritten(
+    found: dict[str, Any],
+) -> None:
+    history = found["overwritten"]
+    assert history["free"] == history["blocks"] - 1  # one is vLLM's own
+    assert history["spared"] == 384, "all that was saved is right"
+    assert history["wrong"] == []
+    assert history["leaks"] == {}
+
+
+def test_nobody_waits_for_a_tier_to_take_what_vllm_has(found: dict[str, Any]) -> None:
+    assert found["own_prefix"] == {"steps": 1, "spared": 320}
+
+
+def test_hits_in_an_idle_engine_are_not_loaded_one_after_the_other(found: dict[str, Any]) -> None:
+    assert found["burst"] == {"in step": 1, "loads": 16, "wrong": []}
+
+
+def test_decoding_costs_what_is_new(found: dict[str, Any]) -> None:
+    history = found["decoding"]
+    assert history["first"] == 32  # the prompt, in one
+    assert history["then"] == [1]
+    assert history["times"] == 1 + 9  # 320 tokens and no block for the last
+    assert history["blocks of a save"] == [1]
+    # Once, at the end: the order of one use.
+    assert history["touched"] == [41]
+    assert history["head outlives tail"] is True
+
+
+def test_prompts_are_not_hashed_by_the_scheduler(found: dict[str, Any]) -> None:
+    assert found["hashing"] == {"scheduled": 0, "wrong": [], "leaks": {}}
+
+
+def test_what_can_not_be_hashed_is_computed_and_counted(found: dict[str, Any]) -> None:
+    history = found["unhashable"]
+    assert history["spared"] == 0
+    assert history["reasons"] == {"uncached_requests:unhashable": 1}
+    assert history["again"] == 319
+    assert history["leaks"] == {}
+
+
+def test_random_histories() -> None:
+    """As many as take a minute on two cores."""
+    last = run("-m", "benchmarks.vllm_simulation", "--seeds", "0:200").splitlines()[-1]
+    assert last.startswith("seeds 200, steps ") and last.endswith(", wrong 0, leaks 0")
