@@ -18,7 +18,7 @@ from benchmarks.vllm_sim.runner import HEAD_DIM, VOCABULARY
 
 BLOCK_TOKENS, CHUNK_TOKENS = 16, 32
 _FIRST = 3  # what comes before it is special
-_BUDGET = 16384
+BUDGET = 16384  # tokens of a step
 _PAGE = 4096
 
 
@@ -159,7 +159,7 @@ def _configured(setup: Setup, scratch: Path) -> tuple[Any, Any]:
         max_model_len=setup.longest,
         block_size=BLOCK_TOKENS,
         enable_prefix_caching=setup.prefix_caching,
-        max_num_batched_tokens=_BUDGET,
+        max_num_batched_tokens=BUDGET,
         max_num_seqs=setup.sequences,
         kv_transfer_config=transfer,
         enforce_eager=True,

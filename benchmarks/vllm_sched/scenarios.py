@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.vllm_sched.engine import CHUNK_TOKENS, Engine, Setup, tokens
+from benchmarks.vllm_sched.engine import BUDGET, CHUNK_TOKENS, Engine, Setup, tokens
 from benchmarks.vllm_sched.timing import Spent
 
 Figures = dict[str, float]
@@ -29,7 +29,9 @@ class Decode:
     Figures are in microseconds per running request and step."""
 
     def __init__(self, connector: str, held: int, context: int, running: int, repeats: int) -> None:
-        longest = context + (repeats + 2) * _DECODED
+        # Those that are through with their prompts decode while others' are computed.
+        meanwhile = running * context // (BUDGET - running) + 2
+        longest = context + meanwhile + (repeats + 2) * _DECODED
         room = running * (context // CHUNK_TOKENS)
         setup = Setup(connector, held, room, running * longest, longest, running)
         self.engine = Engine(setup)
