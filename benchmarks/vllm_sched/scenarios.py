@@ -12,7 +12,7 @@ from benchmarks.vllm_sched.engine import BUDGET, CHUNK_TOKENS, Engine, Setup, to
 from benchmarks.vllm_sched.timing import Spent
 
 Figures = dict[str, float]
-COLLECTIONS = "collections of garbage in its calls"
+COLLECTIONS = "collections of garbage, number"
 _DECODED = 2 * CHUNK_TOKENS  # steps of one repeat
 _DOCUMENTS = 16
 _ADDED = 2 * CHUNK_TOKENS  # tokens that a document grows by
