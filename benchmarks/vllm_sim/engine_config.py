@@ -34,7 +34,7 @@ def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
             "prompt_lookup_min": 1,
         }
     config = EngineArgs(
-        model=str(_model_folder(scratch)),
+        model=str(model_folder(scratch)),
         dtype="float32",
         load_format="dummy",
         skip_tokenizer_init=True,
@@ -66,8 +66,8 @@ def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
     return config, KVCacheConfig(settings.blocks, [], groups)
 
 
-def _model_folder(scratch: Path) -> Path:
-    """A configuration, which is all that is needed of a model."""
+def model_folder(scratch: Path, positions: int = 4096) -> Path:
+    """A configuration, which is all that is needed of a model that reads so many tokens."""
     folder = scratch / "model"
     folder.mkdir()
     config = {
@@ -79,7 +79,7 @@ def _model_folder(scratch: Path) -> Path:
         "num_hidden_layers": 1,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": positions,
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
