@@ -42,7 +42,6 @@ class TieredWorker:
         self._connector = connector
         self.saved = self.loaded = 0
         self._done: list[Any] = []
-        self._awaited: set[str] = set()
 
     def fill(self, held: int, capacity: int) -> None:
         from cache_core.adapters.vllm.messages import TiersOpened
@@ -67,10 +66,8 @@ class TieredWorker:
             self.saved += writes
             settled = tuple((row, True) for row in range(writes))
             self._done.append(SaveDone(save.id, settled, free=True))
-        self._awaited |= step.awaited
         if not withhold:
             report.saves, self._done = self._done, []
-            told.sent, self._awaited = self._awaited, set()
         return told
 
 
