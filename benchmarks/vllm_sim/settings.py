@@ -28,6 +28,7 @@ class Settings:
     resets: float = 0.0
     updates: float = 0.0
     aborts: float = 0.2
+    kv_events: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

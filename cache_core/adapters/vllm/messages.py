@@ -134,7 +134,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
 
 @dataclass(frozen=True, slots=True)
 class TiersOpened(KVConnectorHandshakeMetadata):
-    """One rank's tiers: room in chunks (None: unbounded), and what each holds from before.
+    """One rank's tiers: what a chunk takes in them, room in chunks (None: unbounded), and what each
+    holds from before.
     ``watched`` says whether the rank would notice a change of its weights."""
 
     chunk_bytes: int

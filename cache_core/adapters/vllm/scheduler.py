@@ -12,6 +12,7 @@ import numpy as np
 from cache_core.adapters.vllm.agreement import agreed, by_tier
 from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.blending import Blending
+from cache_core.adapters.vllm.events import Events
 from cache_core.adapters.vllm.generations import Generations
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.lookup import Lookup
@@ -56,6 +57,7 @@ class SchedulerHalf:
     ) -> None:
         self.options = options
         self.counts: dict[str, float] = {}
+        self.events: Events | None = None
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
         self._most_pending = most_pending
         self._transfers = Transfers(ranks)
@@ -76,8 +78,9 @@ class SchedulerHalf:
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
 
-    def opened(self, ranks: Sequence[TiersOpened]) -> None:
-        """Every worker's tiers are open: what all of them hold can be hit from now on."""
+    def opened(self, ranks: Sequence[TiersOpened]) -> Ledger:
+        """Every worker's tiers are open: what all of them hold can be hit from now on. Returns the
+        books of it."""
         self._ledger, surplus = agreed(ranks, self.options, self._asking is not None)
         self._lookup = Lookup(self.options, self._ledger, self._asking, self._free, self._clock)
         self._discard(surplus)
@@ -85,6 +88,7 @@ class SchedulerHalf:
         if unseen and self.options.lasting:
             self.renew("weights can't be watched")
             logger.warning('no restart finds this engine\'s KV; see "weights" in the docs')
+        return self._ledger
 
     def arrived(self, request: Any) -> None:
         """vLLM has a new request, and has not looked for it anywhere."""
@@ -144,6 +148,8 @@ class SchedulerHalf:
             blend, end = self.blending.message(tracked), tracked.blend.exact
         first, last = start // self._size, -(-end // self._size)
         hit = lookup.again(tracked)
+        if self.events is not None:
+            self.events.found(tracked, hit)
         wanted = Hit(hit.keys[first:last], hit.tiers[first:last])
         split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
         if blend is not None:
@@ -310,6 +316,8 @@ class SchedulerHalf:
             return
         keys = tracked.upto(chunks * self._size)
         plan = ledger.admit(keys, tracked.used)
+        if self.events is not None:
+            self.events.saving(tracked, plan)
         plan = lookup.remembered(plan, keys)
         tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
         if not plan.moves:
