@@ -1,4 +1,4 @@
-"""Where this program keeps files of its own: converted weights, what was verified."""
+"""Where this program keeps files of its own: converted weights, what was verified, digests."""
 
 from __future__ import annotations
 
