@@ -16,8 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from cache_core.home import cache_home
-
 # Weights, what says how they are used, and code that a model may bring with it.
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".tensors")
 _SUFFIXES = frozenset({*_WEIGHTS, ".json", ".yaml", ".yml", ".py"})
@@ -177,7 +175,7 @@ def _written(path: Path) -> int:
 def _shared() -> Path | None:
     """Where processes of a user leave digests for each other; None for one without a home."""
     try:
-        return cache_home() / "digests"
+        return Path.home() / ".cache" / "lmcache-bench" / "digests"
     except RuntimeError:
         return None
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from cache_core.blend.passport import Passport, PassportError, Subject, checked_passport
-from cache_core.home import cache_home
 from lmcache_cli.errors import CellMissingError
+from lmcache_cli.home import cache_home
 
 _NAME_LENGTH = 60
 

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 
 import transformers
 
-from cache_core.home import cache_home
+from lmcache_cli.home import cache_home
 
 
 def converted(folder: Path, gguf: str, digest: str) -> tuple[str, dict[str, str]]:

@@ -151,7 +151,7 @@ def test_a_scheduler_and_its_workers_read_each_byte_once(tmp_path: Path) -> None
         (tmp_path / "m" / f"{number}.safetensors").write_bytes(data)
         size += len(data)
     command = [sys.executable, "-c", READER, str(tmp_path / "m")]
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env = os.environ | {"HOME": str(tmp_path / "home")}
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         for _ in range(3)
@@ -262,7 +262,6 @@ def test_without_a_home_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> No
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
     assert weights._shared() is None
 

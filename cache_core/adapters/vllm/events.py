@@ -35,11 +35,12 @@ _GROUP, _KIND = 0, "full_attention"
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """One of vLLM's blocks, number ``index`` of its prompt. ``chains`` are the runs of chunks any
-    of which its KV can be loaded from, by their last chunk; ``told`` the tiers that it was
-    announced in, as bits."""
+    """One of vLLM's blocks, number ``index`` of its prompt; routers know it as ``name``. ``chains``
+    are the runs of chunks any of which its KV can be loaded from, by their last chunk; ``told``
+    the tiers that it was announced in, as bits."""
 
     hash: bytes
+    name: Any
     parent: bytes | None
     index: int
     tokens: array[int]
@@ -74,13 +75,11 @@ class Events:
         """The plan stores chunks of this request, whose keys and tokens are known."""
         if tracked.blend is not None:
             return  # vLLM knows its blocks by a salt that no other request has
-        for move in plan.moves:
-            if move.target == NOWHERE or move.index < 0:
-                continue
-            for block in range(
-                move.index * self._chunk // self._block,
-                (move.index + 1) * self._chunk // self._block,
-            ):
+        stored = {move.index for move in plan.moves if move.target != NOWHERE and move.index >= 0}
+        for chunk in stored:
+            first, last = chunk * self._chunk, (chunk + 1) * self._chunk
+            # Those that end in it: whoever saves it has what they begin in.
+            for block in range(first // self._block, last // self._block):
                 self._describe(tracked, block)
 
     def found(self, tracked: Tracked, hit: Hit) -> None:
@@ -135,6 +134,7 @@ class Events:
             extra, _ = generate_block_hash_extra_keys(request, start, stop, 0)
             block = _Block(
                 hashes[number],
+                maybe_convert_block_hash(hashes[number]),
                 hashes[number - 1] if number else None,
                 number,
                 array("i", request.all_token_ids[start:stop]),
@@ -186,7 +186,7 @@ class Events:
         medium, locality = self._media[tier]
         first, lora = run[0], run[0].lora
         return BlockStored(
-            block_hashes=[maybe_convert_block_hash(block.hash) for block in run],
+            block_hashes=[block.name for block in run],
             parent_block_hash=first.parent and maybe_convert_block_hash(first.parent),
             token_ids=[token for block in run for token in block.tokens],
             block_size=self._block,
@@ -201,8 +201,9 @@ class Events:
 
     def _removed(self, tier: int, blocks: Sequence[_Block]) -> BlockRemoved:
         medium, locality = self._media[tier]
-        hashes = [maybe_convert_block_hash(block.hash) for block in blocks]
-        return BlockRemoved(hashes, medium, group_idx=_GROUP, locality=locality)
+        return BlockRemoved(
+            [block.name for block in blocks], medium, group_idx=_GROUP, locality=locality
+        )
 
 
 def _servable(held: Sequence[int]) -> int:

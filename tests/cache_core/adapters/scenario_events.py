@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -224,6 +224,62 @@ def recovered() -> dict[str, Any]:
     return found | {"blocks": len(before["CPU"])} | world.close()
 
 
+def alone() -> dict[str, Any]:
+    """Of one request, without an engine: what is told of an adapter's, of one that is blended, and
+    of one without hashes."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    from cache_core.adapters.vllm.blending import Blended
+    from cache_core.adapters.vllm.events import Events
+    from cache_core.adapters.vllm.tracked import Tracked
+    from cache_core.keys import ChunkHasher, Namespace
+    from cache_core.layout import KVLayout
+    from cache_core.ledger import Ledger
+
+    init_none_hash(sha256)
+    hasher = ChunkHasher(Namespace(KVLayout(1, 1, 64, "float32", 64), "m"))
+
+    def told(change: Callable[[Tracked], None], tiers: tuple[str, ...]) -> list[Any]:
+        request = Request(
+            "r",
+            list(range(100, 200)),
+            SamplingParams(max_tokens=1),
+            None,
+            block_hasher=get_request_block_hasher(32, sha256),
+            lora_request=LoRARequest("adapter", 7, "path"),
+        )
+        tracked = Tracked(request, hasher)
+        keys = tracked.upto(64)
+        ledger = Ledger([None] * len(tiers))
+        events = Events(ledger, tiers, 64, 32)
+        change(tracked)
+        plan = ledger.admit(keys)
+        events.saving(tracked, plan)
+        ledger.settle(plan.moves, True)
+        events.found(tracked, ledger.lookup(keys))
+        assert all(block_hash in request.block_hashes for block_hash in events._blocks)
+        return [
+            [e.medium, e.locality, e.lora_id, e.lora_name, len(e.token_ids), e.extra_keys]
+            for e in events.take()
+        ]
+
+    def blended(tracked: Tracked) -> None:
+        tracked.blend = Blended([], 0.1)
+
+    def unhashed(tracked: Tracked) -> None:
+        tracked.request.block_hashes.clear()
+
+    return {
+        "adapter": told(lambda tracked: None, ("cpu", "disk", "remote")),
+        "blended": told(blended, ("cpu",)),
+        "unhashed": told(unhashed, ("cpu",)),
+    }
+
+
 def off() -> dict[str, Any]:
     """Without KV events nothing is remembered."""
     sim = Simulation(Settings(1))
@@ -251,7 +307,17 @@ def mixes() -> Iterable[tuple[str, Settings]]:
 
 def main() -> None:
     found: dict[str, Any] = {name: traffic(settings) for name, settings in mixes()}
-    print(json.dumps({"traffic": found, "fixed": fixed(), "recovered": recovered(), "off": off()}))
+    print(
+        json.dumps(
+            {
+                "traffic": found,
+                "fixed": fixed(),
+                "recovered": recovered(),
+                "off": off(),
+                "alone": alone(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

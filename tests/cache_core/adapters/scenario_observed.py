@@ -86,6 +86,22 @@ def traffic() -> dict[str, Any]:
     return found
 
 
+def coded() -> list[float]:
+    """Bytes of one held chunk: the engine's, the tier's by the gauge, and by the memory it took."""
+    sim = Simulation(Settings(1, options={"cpu_size": "1MiB", "codec": "int8"}))
+    shown = Shown(sim)
+    sim.add("a", list(range(100, 140)), 1)
+    sim.drain()
+    for _ in range(3):
+        while sim.jobs.run_one_each():
+            pass
+        sim.step()
+    found = [sim.worker_half.blocks.chunk_bytes, shown.gauges["held_bytes:cpu"]]
+    found.append(sim.worker_half.tiers[0].codec.coded_bytes)
+    sim.close()
+    return found
+
+
 def waits() -> dict[str, Any]:
     """Times by a clock that the test moves."""
     from cache_core.adapters.vllm.observed import Observed
@@ -120,7 +136,7 @@ def waits() -> dict[str, Any]:
 
 
 def main() -> None:
-    print(json.dumps({"traffic": traffic(), "waits": waits()}))
+    print(json.dumps({"traffic": traffic(), "waits": waits(), "coded": coded()}))
 
 
 if __name__ == "__main__":

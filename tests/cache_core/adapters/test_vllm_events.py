@@ -55,3 +55,17 @@ def test_what_an_earlier_process_stored_is_told_when_it_is_loaded(found: dict[st
 
 def test_without_kv_events_nothing_is_kept(found: dict[str, Any]) -> None:
     assert found["off"] == {"events": None, "taken": [], "changed": 0}
+
+
+def test_media_and_adapters_are_named_as_vllm_names_them(found: dict[str, Any]) -> None:
+    rest = [7, "adapter", 64, [["adapter"], ["adapter"]]]
+    assert found["alone"]["adapter"] == [
+        ["CPU", None, *rest],
+        ["STORAGE", "LOCAL", *rest],
+        ["STORAGE", "REMOTE", *rest],
+    ]
+
+
+@pytest.mark.parametrize("what", ["blended", "unhashed"])
+def test_what_no_router_could_match_is_not_told(found: dict[str, Any], what: str) -> None:
+    assert found["alone"][what] == []

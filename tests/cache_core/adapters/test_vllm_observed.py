@@ -34,6 +34,10 @@ def test_each_lookup_and_wait_is_observed(found: dict[str, Any]) -> None:
     assert case["log"]["lmcache_lookup_seconds_count"] == case["looked"] > 60
     assert 0 < case["log"]["lmcache_wait_seconds_count"] <= case["deferred"]
     assert case["waiting"] == 0
+    for tier in ("cpu", "disk"):
+        assert case["log"][f"lmcache_load_seconds_{tier}_count"] > 0
+        summed = case["log"][f"lmcache_load_seconds_{tier}_sum"]
+        assert summed == pytest.approx(case["log"][f"lmcache_read_seconds_{tier}"], abs=1e-3)
 
 
 def test_a_step_in_which_nothing_changes_sends_nothing(found: dict[str, Any]) -> None:
@@ -54,3 +58,8 @@ def test_a_wait_is_from_the_first_deferral_to_the_answer_or_the_end(found: dict[
     assert case["came"]["wait_seconds/11s"] == pytest.approx(2.0006)
     assert case["gone"]["wait_seconds/7"] == 1
     assert case["gone"]["wait_seconds/7s"] == pytest.approx(0.02)
+
+
+def test_bytes_are_those_that_the_tier_keeps(found: dict[str, Any]) -> None:
+    raw, shown, coded = found["coded"]
+    assert shown == coded < raw

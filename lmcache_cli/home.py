@@ -1,4 +1,4 @@
-"""Where this program keeps files of its own: converted weights, what was verified, digests."""
+"""Where this program keeps files of its own: converted weights, what was verified."""
 
 from __future__ import annotations
 
