@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -215,18 +215,10 @@ def test_who_waits_takes_what_is_left_at_once(
 
 def lock_of(path: Path, shared: Path) -> IO[bytes]:
     """The lock of who reads the file now."""
-    names: list[str] = []
-    digests = FileDigests(shared)
-    alone = digests._alone
-
-    def spy(name: str, size: int) -> AbstractContextManager[None]:
-        names.append(name)
-        return alone(name, size)
-
-    digests._alone = spy  # type: ignore[method-assign]
-    digests.of([path], path.parent)
-    (shared / names[0]).unlink()
-    lock = (shared / f"{names[0]}.lock").open("ab")
+    FileDigests(shared).of([path], path.parent)
+    (note,) = shared.iterdir()
+    note.unlink()
+    lock = (shared / f"{note.name}.lock").open("ab")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
 

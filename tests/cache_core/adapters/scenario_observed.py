@@ -16,11 +16,12 @@ class Shown:
     """What Prometheus would show: stats as vLLM puts them together, step by step."""
 
     def __init__(self, sim: Simulation) -> None:
-        self.total: Any = None
         self.gauges: dict[str, float] = {}
         self.sent: list[dict[str, float]] = []
         self._sim = sim
         connector = sim.scheduler.connector
+        made = type(connector).build_kv_connector_stats
+        self.total, self.read = made(), made()
         taken = connector.get_kv_connector_stats
 
         def spied() -> Any:
@@ -29,11 +30,18 @@ class Shown:
             self.gauges |= {n: v for n, v in self.sent[-1].items() if "_chunks:" in n or "_by" in n}
             if "pinned_chunks" in self.sent[-1]:
                 self.gauges["pinned_chunks"] = self.sent[-1]["pinned_chunks"]
-            self.total = stats if self.total is None else self.total.aggregate(stats or spare)
+            self.total.aggregate(made(self.sent[-1]))
             return stats
 
-        spare = type(connector).build_kv_connector_stats()
         connector.get_kv_connector_stats = spied
+        worker = sim.worker.get_kv_connector_stats
+
+        def workers() -> Any:
+            stats = worker()
+            self.read.aggregate(stats or made())
+            return stats
+
+        sim.worker.get_kv_connector_stats = workers
 
     def differ(self) -> list[str]:
         """Gauges that are not what the Ledger says, counted anew."""
@@ -53,7 +61,10 @@ class Shown:
 
 def traffic() -> dict[str, Any]:
     options = {"cpu_size": "256KiB", "disk_size": "1MiB", "chunk_tokens": 32, "wait_s": 0.05}
-    sim = Simulation(Settings(3, requests=60, idle=0.8, unread=0.05, options=options))
+    settings = Settings(3, requests=60, idle=0.8, prefix_caching=False, options=options)
+    sim = Simulation(settings)
+    # No request waits longer because the machine is busy.
+    sim.half._lookup._clock = lambda: sim.now
     shown = Shown(sim)
     differ: list[str] = []
     peak: dict[str, float] = {}
@@ -67,15 +78,21 @@ def traffic() -> dict[str, Any]:
         return done
 
     sim.scheduler.update_from_output = updated
-    looked = []
+    looked: list[tuple[int | None, bool]] = []
     matched = sim.half.matched
-    sim.half.matched = lambda *given: looked.append(matched(*given)) or looked[-1]
+
+    def look(*given: Any) -> Any:
+        looked.append(matched(*given))
+        return looked[-1]
+
+    sim.half.matched = look
     result = sim.run()
     found: dict[str, Any] = {"good": result.good, "differ": sorted(set(differ)), "peak": peak}
     observed = sim.scheduler.connector._observed
     found["waiting"] = len(observed._waiting)
     found["looked"], found["deferred"] = len(looked), sum(n is None for n, _ in looked)
     found["log"] = shown.total.reduce()
+    found["read"] = shown.read.reduce()
     found["evictions"] = dict(zip(("cpu", "disk"), sim.half._ledger.evictions, strict=True))
     shown.sent.clear()
     sim.settle()
@@ -97,7 +114,8 @@ def coded() -> list[float]:
             pass
         sim.step()
     found = [sim.worker_half.blocks.chunk_bytes, shown.gauges["held_bytes:cpu"]]
-    found.append(sim.worker_half.tiers[0].codec.coded_bytes)
+    tier: Any = sim.worker_half.tiers[0]
+    found.append(tier.codec.coded_bytes)
     sim.close()
     return found
 
