@@ -34,14 +34,15 @@ class Shown:
             return stats
 
         connector.get_kv_connector_stats = spied
-        worker = sim.worker.get_kv_connector_stats
+        role: Any = sim.worker
+        worker = role.get_kv_connector_stats
 
         def workers() -> Any:
             stats = worker()
             self.read.aggregate(stats or made())
             return stats
 
-        sim.worker.get_kv_connector_stats = workers
+        role.get_kv_connector_stats = workers
 
     def differ(self) -> list[str]:
         """Gauges that are not what the Ledger says, counted anew."""
