@@ -62,8 +62,8 @@ gate-baseline: all ## Make tests/gate/counters.json anew, for a change that is m
 	$(BIN)/lmcache bench $(GATE) --reuse prefix --quiet --json tests/gate/counters.json > /dev/null
 
 # These want a model, vLLM or a time, as their --help says.
-NEED_MORE := $(addprefix benchmarks/,between_models.py soak.py vllm_blend.py vllm_hits.py \
-	vllm_scheduler.py vllm_simulation.py)
+NEED_MORE := $(addprefix benchmarks/,between_models.py kv_events.py soak.py vllm_blend.py \
+	vllm_hits.py vllm_scheduler.py vllm_simulation.py)
 
 .PHONY: benchmarks
 benchmarks: all ## Measure the cache's own parts, each script of benchmarks/ in turn

@@ -82,6 +82,16 @@ class Ledger:
         return self._books.refusals
 
     @property
+    def arriving(self) -> list[int]:
+        """Chunks that are on their way into each tier, which has reserved room for them."""
+        return self._books.arriving
+
+    @property
+    def pinned(self) -> int:
+        """Chunks that requests have pinned, each counted once."""
+        return self._books.pinned
+
+    @property
     def steps(self) -> int:
         """Steps that searches for victims took so far: their cost, whatever the machine."""
         return self._books.steps
@@ -97,6 +107,20 @@ class Ledger:
     def holds(self, key: bytes, tier: int) -> bool:
         """Whether ``tier`` can serve the key now."""
         return self._books.holds(key, tier)
+
+    def where(self, keys: Iterable[bytes]) -> list[tuple[int, int]]:
+        """For each key the tiers that can serve it now and those that it is on its way into, as
+        bits: tier 0 is 1, tier 1 is 2, and so on."""
+        return self._books.where(keys)
+
+    def follow(self) -> None:
+        """From here on :meth:`changed` tells what has changed."""
+        self._books.follow()
+
+    def changed(self) -> list[bytes]:
+        """Chunks that a tier got, lost or failed to get since the last call, in that order; one may
+        stand there twice. Empty without :meth:`follow`, which makes it grow until it is called."""
+        return self._books.changed()
 
     def lookup(self, keys: Sequence[bytes]) -> Hit:
         """The longest held run from the first key on. Changes nothing."""

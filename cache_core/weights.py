@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 # Weights, what says how they are used, and code that a model may bring with it.
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".tensors")
@@ -27,8 +28,11 @@ _SAMPLES = 64
 # As long as the clock that stamps files may not have moved on, a change may leave a stamp as it is.
 _SETTLED_NS = 2_000_000_000
 _MOST_KNOWN = 4096
-SHARED = Path("~/.cache/lmcache-bench/digests")
-"""Where processes leave digests for each other."""
+# How long a process waits for one that reads a file. No process reads this slowly for ever, unless
+# it is stopped or its disk hangs: then the next one reads too.
+_PATIENCE_S = 5.0
+_SLOWEST_BYTES_S = 50e6
+_POLL_S = 0.02
 
 Identity = tuple[int, int, int, int, int]
 
@@ -68,8 +72,8 @@ class FileDigests:
     written there costs time, never an error.
     """
 
-    def __init__(self, shared: Path | None = SHARED) -> None:
-        self._shared = shared.expanduser() if shared is not None else None
+    def __init__(self, shared: Path | None) -> None:
+        self._shared = shared
         self._known: dict[str, str] = {}
 
     def of(self, files: Sequence[Path], root: Path) -> str:
@@ -95,7 +99,7 @@ class FileDigests:
             return found
         if not settled([identity]):
             return _digest(path, identity[2], full)
-        with self._alone():
+        with self._alone(name, min(identity[2], full)):
             value = self._recall(name) or _digest(path, identity[2], full)
             if file_identity(path) == identity:
                 if len(self._known) >= _MOST_KNOWN:
@@ -105,16 +109,32 @@ class FileDigests:
         return value
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Of processes that start together, as an engine's workers do, one reads; the others wait
-        for what it leaves."""
+    def _alone(self, name: str, size: int) -> Iterator[None]:
+        """Of processes that start together, as an engine's workers do, one reads ``size`` bytes;
+        the others wait for what it leaves, though not for ever."""
         with ExitStack() as stack:
             if self._shared is not None:
+                path = self._shared / f"{name}.lock"
                 with suppress(OSError):
                     self._shared.mkdir(parents=True, exist_ok=True)
-                    lock = stack.enter_context((self._shared / "LOCK").open("ab"))
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    lock = stack.enter_context(path.open("ab"))
+                    if self._locked(lock, name, size):
+                        stack.callback(_remove, path)
             yield
+
+    def _locked(self, lock: IO[bytes], name: str, size: int) -> bool:
+        """Whether nobody else reads now, or will before the lock is closed; False once there is a
+        digest, or waiting for it has taken too long."""
+        end = time.monotonic() + _PATIENCE_S + size / _SLOWEST_BYTES_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._recall(name) or time.monotonic() > end:
+                    return False
+                time.sleep(_POLL_S)
+            else:
+                return True
 
     def _recall(self, name: str) -> str:
         if self._shared is None:
@@ -129,20 +149,38 @@ class FileDigests:
         """Beside, and renamed: another process sees all of it or nothing."""
         if self._shared is None:
             return
-        try:
-            notes = [path for path in self._shared.iterdir() if path.name != "LOCK"]
-            kept = sorted(notes, key=lambda path: path.stat().st_mtime_ns)
-            for old in kept[: max(0, len(kept) - _MOST_KNOWN + 1)]:
-                old.unlink(missing_ok=True)
+        with suppress(OSError):
             handle, beside = tempfile.mkstemp(dir=self._shared)
             with os.fdopen(handle, "w") as file:
                 file.write(value)
             os.replace(beside, self._shared / name)
-        except OSError:
-            return
+            notes = sorted(self._shared.iterdir(), key=_written)
+            for old in notes[: max(0, len(notes) - _MOST_KNOWN)]:
+                _remove(old)
 
 
-_DIGESTS = FileDigests()
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> int:
+    """When; another process may have removed it."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _shared() -> Path | None:
+    """Where processes of a user leave digests for each other; None for one without a home."""
+    try:
+        return Path.home() / ".cache" / "lmcache-bench" / "digests"
+    except RuntimeError:
+        return None
+
+
+_DIGESTS = FileDigests(_shared())
 
 
 def model_digest(path: Path) -> str:

@@ -205,6 +205,8 @@ void bind_ledger(nanobind::module_& m) {
       .def_prop_ro("evictions", counts<&Ledger::Tier::evictions>)
       .def_prop_ro("refusals", counts<&Ledger::Tier::refusals>)
       .def_prop_ro("records", [](const Bound& self) { return self.ledger.records(); })
+      .def_prop_ro("arriving", counts<&Ledger::Tier::pending>)
+      .def_prop_ro("pinned", [](const Bound& self) { return self.ledger.pinned(); })
       .def_prop_ro("steps", [](const Bound& self) { return self.ledger.steps(); })
       .def("count",
            [](const Bound& self, std::int64_t tier) {
@@ -221,6 +223,16 @@ void bind_ledger(nanobind::module_& m) {
              return self.ledger.holds(key_of(key), to_tier(self, tier));
            },
            "key"_a, "tier"_a)
+      .def("where",
+           [](const Bound& self, nb::handle keys) {
+             return to_list(keys_of(keys), [&self](const Digest& key) {
+               const auto [held, pending] = self.ledger.where(key);
+               return nb::object(nb::make_tuple(held, pending));
+             });
+           },
+           "keys"_a)
+      .def("follow", [](Bound& self) { self.ledger.follow(); })
+      .def("changed", [](Bound& self) { return to_list(self.ledger.changed()); })
       .def("fastest", fastest, "keys"_a, "run"_a)
       .def("pending", [](const Bound& self, nb::handle keys) {
         return self.ledger.pending(keys_of(keys)); }, "keys"_a)

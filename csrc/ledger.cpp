@@ -56,7 +56,9 @@ std::size_t Ledger::pin(Keys keys) {
   std::size_t run = 0;
   while (run < keys.size() && fastest(keys[run]) != kNone) ++run;
   Call call(table_);
-  for (const Place& place : call.places(keys.first(run), 0)) ++table_[place.slot].pins;
+  for (const Place& place : call.places(keys.first(run), 0)) {
+    pinned_ += table_[place.slot].pins++ == 0;
+  }
   return run;
 }
 
@@ -69,7 +71,7 @@ void Ledger::unpin(Keys keys) {
   }
   Call call(table_);
   for (const Place& place : call.places(keys, 0)) {
-    --table_[place.slot].pins;
+    pinned_ -= --table_[place.slot].pins == 0;
     released(place.slot);
   }
 }
@@ -80,14 +82,28 @@ void Ledger::released(Slot slot) {
   for (Tier& tier : tiers_) tier.order->release(slot);
 }
 
+std::pair<std::uint8_t, std::uint8_t> Ledger::where(const Digest& key) const {
+  const Slot slot = table_.find(key);
+  if (slot == kNoSlot) return {0, 0};
+  return {table_[slot].held, table_[slot].pending};
+}
+
+// Room for a chunk that is on its way into the tier.
+void Ledger::reserve(Slot slot, std::size_t tier) {
+  table_[slot].pending |= bit(tier);
+  ++tiers_[tier].pending;
+}
+
 void Ledger::hold(Slot slot, std::size_t tier) {
   held_ += table_[slot].held == 0;
   table_[slot].held |= bit(tier);
+  note(table_[slot].key);
 }
 
 void Ledger::give_up(Slot slot, std::size_t tier) {
   table_[slot].held &= static_cast<std::uint8_t>(~bit(tier));
   held_ -= table_[slot].held == 0;
+  note(table_[slot].key);
 }
 
 // The one tier of an exclusive stack that has the chunk, held or on its way; kNone.
@@ -160,12 +176,14 @@ void Ledger::settle(const Digest& key, std::size_t target, bool stored) {
     throw std::invalid_argument("a move was settled that is not under way");
   }
   table_[slot].pending &= static_cast<std::uint8_t>(~bit(target));
+  --tiers_[target].pending;
   Call call(table_);
   call.keep(slot);
   if (stored) {
     hold(slot, target);
   } else {
     tiers_[target].order->drop(slot);
+    note(key);
   }
   released(slot);
 }
@@ -204,13 +222,14 @@ void Ledger::spoil(const Digest& key, std::uint8_t held, std::uint8_t pending) {
 }
 
 std::optional<std::string> Ledger::broken() {
-  std::vector<std::size_t> owned(tiers_.size());
-  std::size_t held = 0;
+  std::vector<std::size_t> owned(tiers_.size()), pending(tiers_.size());
+  std::size_t held = 0, pinned = 0;
   for (Slot slot = 0; slot < table_.slots(); ++slot) {
     const Chunk& chunk = table_[slot];
     const std::string name = "chunk " + std::to_string(slot);
     const unsigned both = chunk.held | chunk.pending;
     held += chunk.held != 0;
+    pinned += chunk.pins != 0;
     if ((chunk.held & chunk.pending) != 0) {
       return name + " is both held by a tier and being written to it";
     }
@@ -219,10 +238,17 @@ std::optional<std::string> Ledger::broken() {
       return "uses are kept of other chunks than the held and pending ones";
     }
     if (chunk.arriving != kNotNew || chunk.seen) return name + " belongs to a call that has ended";
-    for (std::size_t tier = 0; tier < tiers_.size(); ++tier) owned[tier] += both >> tier & 1;
+    for (std::size_t tier = 0; tier < tiers_.size(); ++tier) {
+      owned[tier] += both >> tier & 1;
+      pending[tier] += chunk.pending >> tier & 1;
+    }
   }
   if (held != held_) {
     return std::to_string(held) + " chunks are held, " + std::to_string(held_) + " are counted";
+  }
+  if (pinned != pinned_) {
+    return std::to_string(pinned) + " chunks are pinned, " + std::to_string(pinned_) +
+           " are counted";
   }
   for (std::size_t tier = 0; tier < tiers_.size(); ++tier) {
     const std::string name = "tier " + std::to_string(tier);
@@ -242,6 +268,10 @@ std::optional<std::string> Ledger::broken() {
     if (tiers_[tier].capacity && listed.size() > *tiers_[tier].capacity) {
       return name + ": " + std::to_string(listed.size()) + " chunks over capacity " +
              std::to_string(*tiers_[tier].capacity);
+    }
+    if (pending[tier] != tiers_[tier].pending) {
+      return name + ": " + std::to_string(pending[tier]) + " chunks on their way, " +
+             std::to_string(tiers_[tier].pending) + " counted";
     }
   }
   return std::nullopt;

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "chunk_table.h"
@@ -43,6 +44,7 @@ class Ledger {
     std::optional<std::size_t> capacity;  // none: without a bound
     std::unique_ptr<Order> order;
     std::uint64_t evictions = 0, refusals = 0;
+    std::size_t pending = 0;  // chunks on their way into it
   };
 
   // A policy's name and capacity of each tier, fastest first. An unbounded policy's capacity must
@@ -62,6 +64,14 @@ class Ledger {
   int fastest(const Digest& key) const;
   bool holds(const Digest& key, std::size_t tier) const;
   bool pending(Keys keys) const;
+  // Bits of the tiers that can serve a chunk, and of those that it is on its way into.
+  std::pair<std::uint8_t, std::uint8_t> where(const Digest& key) const;
+  std::size_t pinned() const { return pinned_; }
+
+  // From here on notes each chunk that a tier gets, loses or fails to get.
+  void follow() { followed_ = true; }
+  // What was noted since the last call; a chunk may stand there twice.
+  std::vector<Digest> changed() { return std::exchange(changed_, {}); }
 
   // Chunks of the leading run that is held, now pinned once each.
   std::size_t pin(Keys keys);
@@ -99,9 +109,13 @@ class Ledger {
   void record(const Places& places, std::size_t counted, Slot parent);
   bool has(Slot slot, std::size_t tier) const;
   int only_tier(Slot slot) const;
+  void reserve(Slot slot, std::size_t tier);
   void hold(Slot slot, std::size_t tier);
   void give_up(Slot slot, std::size_t tier);
   void released(Slot slot);
+  void note(const Digest& key) {
+    if (followed_) changed_.push_back(key);
+  }
   Move move(Slot slot, int source, int target, std::int64_t index = -1) const {
     return {table_[slot].key, source, target, index};
   }
@@ -109,7 +123,9 @@ class Ledger {
   ChunkTable table_;
   std::vector<Tier> tiers_;
   const bool exclusive_;
-  std::size_t held_ = 0;  // chunks
+  std::size_t held_ = 0, pinned_ = 0;  // chunks
+  bool followed_ = false;
+  std::vector<Digest> changed_;
   std::uint32_t turn_ = 0;
 };
 

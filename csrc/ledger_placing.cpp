@@ -138,7 +138,7 @@ std::vector<Move> Ledger::insert(Call& call, const Places& tail_first, Gate& gat
   }
   // Only now: a chunk that one tier cancelled must not look pending to the next.
   for (const auto& [place, tier] : coming) {
-    table_[place.slot].pending |= bit(static_cast<std::size_t>(tier));
+    reserve(place.slot, static_cast<std::size_t>(tier));
     leaving.push_back(move(place.slot, kEngine, tier, static_cast<std::int64_t>(place.index)));
   }
   return leaving;
@@ -218,7 +218,7 @@ std::vector<Move> Ledger::cascade(Call& call, const Places& tail_first, Gate& ga
   std::stable_sort(coming.begin(), coming.end(), [](const Move& a, const Move& b) {
     return std::pair(a.target, a.index) < std::pair(b.target, b.index);
   });
-  for (const auto& [slot, tier] : reserved) table_[slot].pending |= bit(tier);
+  for (const auto& [slot, tier] : reserved) reserve(slot, tier);
   gone.insert(gone.end(), demoted.begin(), demoted.end());
   gone.insert(gone.end(), coming.begin(), coming.end());
   return gone;

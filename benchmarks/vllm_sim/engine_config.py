@@ -15,6 +15,7 @@ def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
     """vLLM's configuration with the connector, and that of one group of full attention. Tiers keep
     their files in ``scratch``."""
     import torch
+    from vllm.config.kv_events import KVEventsConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.kv_cache_interface import (
         FullAttentionSpec,
@@ -33,6 +34,8 @@ def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
             "prompt_lookup_max": 3,
             "prompt_lookup_min": 1,
         }
+    if settings.kv_events:
+        more["kv_events_config"] = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
     config = EngineArgs(
         model=str(model_folder(scratch)),
         dtype="float32",

@@ -31,6 +31,7 @@ class Settings:
     unwritten: float = 0.0
     pauses: float = 0.0
     aborts: float = 0.2
+    kv_events: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -187,15 +187,16 @@ class Simulation:
         self.result.counts[f"reset {done}"] += 1
 
     def update_weights(self) -> None:
-        """New weights, and then a reset, as reinforcement learning does it. What is running then
-        has no right answer any more."""
+        """New weights, and then a reset, as reinforcement learning does it, again until vLLM does
+        it. What is running then has no right answer any more."""
         while self._started:
             self._finish_one()
         self.runner.version += 1
         for name in self.live:
             prompt, count, _ = self._asked[name]
             self._asked[name] = (prompt, count, -1)
-        self.reset()
+        while not self._try(self.reset):
+            self.step()
         self.result.counts["updates"] += 1
 
     def pause(self) -> None:
@@ -261,7 +262,8 @@ class Simulation:
         """Reads that failed."""
         return sum(getattr(tier, "lost", 0) for tier in self.worker_half.tiers)
 
-    def _try(self, act: Any) -> None:
+    def _try(self, act: Any) -> bool:
+        """Whether vLLM did it."""
         try:
             act()
         except RuntimeError as error:
@@ -269,6 +271,8 @@ class Simulation:
             if "Failed to reset KV cache" not in str(error):
                 raise
             self.result.counts["reset raised"] += 1
+            return False
+        return True
 
     def _finish_one(self) -> None:
         step, output = self._started.popleft()

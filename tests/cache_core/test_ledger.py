@@ -310,3 +310,38 @@ def test_what_is_being_copied_on_is_not_forgotten() -> None:
     ledger.settle([slow], True)
     assert ledger.forget(key(1), 0)
     ledger.check()
+
+
+def test_counts_what_is_pinned_and_on_its_way() -> None:
+    ledger = Ledger([2, None])
+    plan = ledger.admit([key(0), key(1)])
+    assert (ledger.arriving, ledger.pinned) == ([2, 2], 0)
+    assert ledger.where([key(0), key(5)]) == [(0, 0b11), (0, 0)]
+    ledger.settle(plan.moves[:3], stored=True)
+    ledger.settle(plan.moves[3:], stored=False)
+    assert ledger.arriving == [0, 0]
+    assert ledger.where([key(0), key(1)]) == [(0b11, 0), (0b01, 0)]
+    hits = [ledger.pin(ledger.lookup([key(0), key(1)])), ledger.pin(ledger.lookup([key(0)]))]
+    assert ledger.pinned == 2
+    ledger.unpin(hits[1])
+    assert ledger.pinned == 2
+    ledger.unpin(hits[0])
+    assert ledger.pinned == 0
+
+
+def test_tells_what_changed_to_who_follows_it() -> None:
+    ledger = Ledger([1, None])
+    first = ledger.admit([key(0)])
+    ledger.settle(first.moves, stored=True)
+    assert ledger.changed() == []  # nobody follows it
+    ledger.follow()
+    second = ledger.admit([key(1)])
+    assert ledger.changed() == [key(0)]  # evicted
+    writes = [move for move in second.moves if move.target != NOWHERE]
+    ledger.settle(writes[:1], stored=True)
+    ledger.settle(writes[1:], stored=False)
+    assert ledger.changed() == [key(1), key(1)]
+    assert ledger.forget(key(1), 0)
+    ledger.clear()
+    assert ledger.changed() == [key(1), key(0)]
+    assert ledger.changed() == []

@@ -80,6 +80,9 @@ class Pair:
         exclusive = placement == "write_on_eviction"
         orders = [order(capacity) for capacity in bounds]
         self.model = LedgerModel(bounds, orders, exclusive, admissions())
+        self.ledger.follow()
+        self.held: set[tuple[bytes, int]] = set()
+        self.pending: set[tuple[bytes, int]] = set()
         self.hits: list[Hit] = []
         self.moves: list[Sequence[Move]] = []
 
@@ -140,3 +143,14 @@ class Pair:
             assert ledger.count(tier) == len(list(order))
         assert ledger.evictions == model.evictions
         assert ledger.refusals == model.refusals
+        pending = [tier for _, tier in model.pending]
+        assert ledger.arriving == [pending.count(tier) for tier in range(len(model.orders))]
+        assert ledger.pinned == len({key for pin in model.pins for key in pin})
+        noted = set(ledger.changed())
+        ended = self.pending - model.pending
+        assert noted >= {key for key, _ in (model.held ^ self.held) | ended}
+        self.held, self.pending = set(model.held), set(model.pending)
+        keys = sorted(noted | {key for key, _ in model.held | model.pending})
+        owned = (model.held, model.pending)
+        bits = [tuple(sum(1 << t for t in model.tiers_of(k, of)) for of in owned) for k in keys]
+        assert ledger.where(keys) == bits

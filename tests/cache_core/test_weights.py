@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -96,7 +100,7 @@ def test_a_file_is_read_once_by_all_processes(tmp_path: Path, reads: list[Path])
     assert len(values) == 1
     assert reads == made
     # Nothing unfinished is left.
-    assert [path.name for path in shared.iterdir() if len(path.name) != 64] == ["LOCK"]
+    assert [path.name for path in shared.iterdir() if len(path.name) != 64] == []
 
 
 @pytest.mark.usefixtures("later")
@@ -121,6 +125,137 @@ def test_of_processes_that_start_together_one_reads(
     with ThreadPoolExecutor(2) as pool:
         values = set(pool.map(ask, range(2)))
     assert len(values) == len(reads) == 1
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from cache_core.weights import model_digest
+now = time.time_ns
+time.time_ns = lambda: now() + 3_600_000_000_000  # an hour has passed since the files were written
+def read():
+    return int(Path("/proc/self/io").read_text().split()[1])
+print("ready", flush=True)
+sys.stdin.readline()
+before = read()
+digest = model_digest(Path(sys.argv[1]))
+print(digest, read() - before)
+"""
+
+
+def test_a_scheduler_and_its_workers_read_each_byte_once(tmp_path: Path) -> None:
+    size = 0
+    for number in range(3):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        data = number.to_bytes(1) * (16 << 20)
+        (tmp_path / "m" / f"{number}.safetensors").write_bytes(data)
+        size += len(data)
+    command = [sys.executable, "-c", READER, str(tmp_path / "m")]
+    env = os.environ | {"HOME": str(tmp_path / "home")}
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        for _ in range(3)
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in started:  # all at once
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        told = [process.communicate(timeout=60)[0].split() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert len({digest for digest, _ in told}) == 1
+    # Notes and modules are read besides, but far less than a file.
+    assert size <= sum(int(read) for _, read in told) < size + (4 << 20)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_process_that_reads_for_ever_is_not_waited_for(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = files(tmp_path, "a.bin")
+    held = lock_of(path, tmp_path / "shared")
+    reads.clear()
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
+    value = FileDigests(tmp_path / "shared").of([path], tmp_path)
+    assert value == FileDigests(None).of([path], tmp_path)
+    assert 5 <= now < 6 and len(reads) == 2
+    assert held.name in [str(file) for file in (tmp_path / "shared").iterdir()]  # not ours
+    held.close()
+
+
+@pytest.mark.usefixtures("later")
+def test_who_waits_takes_what_is_left_at_once(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = files(tmp_path, "a.bin")
+    shared = tmp_path / "shared"
+    held = lock_of(path, shared)
+    reads.clear()
+
+    def sleep(seconds: float) -> None:
+        (shared / Path(held.name).stem).write_text("a" * 64)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    FileDigests(shared).of([path], tmp_path)
+    assert reads == []
+    held.close()
+
+
+def lock_of(path: Path, shared: Path) -> IO[bytes]:
+    """The lock of who reads the file now."""
+    FileDigests(shared).of([path], path.parent)
+    (note,) = shared.iterdir()
+    note.unlink()
+    lock = (shared / f"{note.name}.lock").open("ab")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+@pytest.mark.usefixtures("later")
+def test_writers_do_not_lose_each_others_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = files(tmp_path / "m", "a.bin", "b.bin")
+    shared = tmp_path / "shared"
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        # What another process writes beside is there in one moment, and gone in the next.
+        yield from [*listed(folder), folder / "tmp-of-another"]
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    FileDigests(shared).of(made, tmp_path / "m")
+    assert len(list(listed(shared))) == len(made)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_file_of_one_model_does_not_hold_up_another(tmp_path: Path, reads: list[Path]) -> None:
+    one, two = files(tmp_path, "a.bin", "b.bin")
+    held = lock_of(one, tmp_path / "shared")
+    reads.clear()
+    FileDigests(tmp_path / "shared").of([two], tmp_path)
+    assert reads == [two]
+    held.close()
+
+
+def test_without_a_home_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert weights._shared() is None
 
 
 @pytest.mark.usefixtures("later")
@@ -153,7 +288,7 @@ def test_a_damaged_note_is_read_anew(tmp_path: Path, reads: list[Path], text: st
     shared = tmp_path / "shared"
     (path,) = files(tmp_path, "a.bin")
     value = FileDigests(shared).of([path], tmp_path)
-    (note,) = (path for path in shared.iterdir() if path.name != "LOCK")
+    (note,) = shared.iterdir()
     note.write_bytes(text.encode("latin1"))
     assert FileDigests(shared).of([path], tmp_path) == value
     assert len(reads) == 2
@@ -175,7 +310,7 @@ def test_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     made = files(tmp_path / "m", *(f"{i}.bin" for i in range(9)))
     digests = FileDigests(shared)
     digests.of(made, tmp_path / "m")
-    assert len(list(shared.iterdir())) == 4 + 1  # and LOCK
+    assert len(list(shared.iterdir())) in (3, 4)  # the latest lock counts, while it is there
     assert len(digests._known) <= 4
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorRole,
@@ -21,6 +22,7 @@ from cache_core.adapters.vllm.blender import Blender
 from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.blocks import EngineBlocks, HostBlocks, TensorBlocks, WholeBlocks
 from cache_core.adapters.vllm.cuda_blocks import cuda_blocks
+from cache_core.adapters.vllm.events import Events
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
@@ -29,8 +31,9 @@ from cache_core.adapters.vllm.identity import (
     require_passport,
     unproven,
 )
-from cache_core.adapters.vllm.messages import Grown, StepMeta, TiersOpened, WorkerReport
+from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport, grown
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
+from cache_core.adapters.vllm.observed import Observed
 from cache_core.adapters.vllm.options import ConnectorOptions, runs_ahead
 from cache_core.adapters.vllm.scheduler import SchedulerHalf
 from cache_core.adapters.vllm.tiers import of_replica, open_remote_tier, open_tiers
@@ -84,6 +87,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self.worker: WorkerHalf | None = None
         self._watch: WeightsWatch | None = None
         self._outdated = -1
+        self._observed: Observed | None = None
         if role == KVConnectorRole.SCHEDULER:
             if transfer.kv_load_failure_policy != "recompute":
                 logger.warning(
@@ -132,7 +136,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_handshake_metadata(self) -> TiersOpened | None:
         if self.worker is None:
             return None
-        return replace(self.worker.opened(), watched=bool(self._watch))
+        opened = self.worker.opened()
+        codec = self._codec_of(opened.chunk_bytes)
+        size = opened.chunk_bytes if codec is None else codec.coded_bytes
+        return replace(opened, watched=bool(self._watch), chunk_bytes=size)
 
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         if self.worker is not None:
@@ -180,7 +187,13 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: Mapping[tuple[int, int], TiersOpened]
     ) -> None:
-        self._half.opened([metadata[rank] for rank in sorted(metadata)])
+        half, ranks = self._half, [metadata[rank] for rank in sorted(metadata)]
+        ledger = half.opened(ranks)
+        tiers, size = self._options.tier_names, self._options.chunk_tokens
+        self._observed = Observed(ledger, tiers, sum(rank.chunk_bytes for rank in ranks))
+        told = self._vllm_config.kv_events_config
+        if told is not None and told.enable_kv_cache_events:
+            half.events = Events(ledger, tiers, size, self._shape.block_tokens)
 
     def on_new_request(self, request: Any) -> None:
         self._half.arrived(request)
@@ -193,6 +206,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._half.reset(ours=False)
             done = bool(reset())
             self._half.stale = not done
+            if done and self._half.events is not None:
+                self._half.events.cleared()
             return done
 
         gpu_block_pool.reset_prefix_cache = told
@@ -202,7 +217,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        return self._half.matched(request, num_computed_tokens)
+        def look() -> tuple[int | None, bool]:
+            return self._half.matched(request, num_computed_tokens)
+
+        return look() if self._observed is None else self._observed.lookup(request.request_id, look)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         ids = blocks.get_block_ids()[0] if num_external_tokens > 0 else ()
@@ -217,7 +235,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return found
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMeta:
-        return self._half.step(scheduler_output.num_scheduled_tokens, _grown(scheduler_output))
+        return self._half.step(scheduler_output.num_scheduled_tokens, grown(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
         report = connector_output.kv_connector_worker_meta
@@ -227,13 +245,19 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished(
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
+        if self._observed is not None:
+            self._observed.ended(request.request_id)
         self._half.finished(request)
         return False, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self.request_finished(request, block_ids[0])
+        return self.request_finished(request, [])
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        events = self._half.events
+        return events.take() if events is not None else ()
 
     def reset_cache(self) -> bool | None:
         self._half.reset()
@@ -244,6 +268,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_kv_connector_stats(self) -> ConnectorStats | None:
         half = self.worker or self.scheduler
         counts = half.take_counts() if half is not None else {}
+        if self._observed is not None:
+            counts |= self._observed.take()
         return ConnectorStats(data=counts) if counts else None
 
     def shutdown(self) -> None:
@@ -350,18 +376,6 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return Blending(self._options, start, self._shape.block_tokens)
-
-
-def _grown(output: Any) -> Iterator[Grown]:
-    """Requests that a ``SchedulerOutput`` gives blocks."""
-    for new in output.scheduled_new_reqs:
-        yield new.req_id, new.block_ids[0], new.num_computed_tokens, True
-    cached = output.scheduled_cached_reqs
-    for row, blocks in enumerate(cached.new_block_ids):
-        if blocks is not None:
-            name = cached.req_ids[row]
-            anew = name in cached.resumed_req_ids
-            yield name, blocks[0], cached.num_computed_tokens[row], anew
 
 
 def _engine_blocks(

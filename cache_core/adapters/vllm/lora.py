@@ -40,7 +40,7 @@ class Adapters:
     computes with."""
 
     def __init__(self, digests: FileDigests | None = None) -> None:
-        self._digests = digests or FileDigests(shared=None)
+        self._digests = digests or FileDigests(None)
         self._seen: dict[int, _Seen] = {}
         self._named: dict[tuple[str, str], str | None] = {}  # None: more than one
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,10 +140,23 @@ class WorkerReport(KVConnectorWorkerMetadata):
 
 @dataclass(frozen=True, slots=True)
 class TiersOpened(KVConnectorHandshakeMetadata):
-    """One rank's tiers: room in chunks (None: unbounded), and what each holds from before.
+    """One rank's tiers: what a chunk takes in them, room in chunks (None: unbounded), and what each
+    holds from before.
     ``watched`` says whether the rank would notice a change of its weights."""
 
     chunk_bytes: int
     capacities: Sequence[int | None]
     recovered: Sequence[Sequence[bytes]]
     watched: bool = False
+
+
+def grown(output: Any) -> Iterator[Grown]:
+    """Requests that a ``SchedulerOutput`` gives blocks."""
+    for new in output.scheduled_new_reqs:
+        yield new.req_id, new.block_ids[0], new.num_computed_tokens, True
+    cached = output.scheduled_cached_reqs
+    for row, blocks in enumerate(cached.new_block_ids):
+        if blocks is not None:
+            name = cached.req_ids[row]
+            anew = name in cached.resumed_req_ids
+            yield name, blocks[0], cached.num_computed_tokens[row], anew

@@ -1,10 +1,12 @@
-"""The connector's counters, in vLLM's log and beside vLLM's own at /metrics."""
+"""The connector's counters, gauges and histograms, in vLLM's log and beside its own at /metrics."""
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from typing import Any
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge, Histogram
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorPromMetrics,
     KVConnectorStats,
@@ -20,6 +22,8 @@ _BY_TIER = {
     "write_seconds": "Seconds spent storing in a tier.",
     "dropped_chunks": "Chunks that a tier did not take because too much was queued for it, or"
     " because it did not come back.",
+    "evictions": "Chunks that left a tier to make room for others; of a tier that others fill too,"
+    " chunks that are no longer kept in mind.",
     "suspensions": "Times that a tier was left out of look-ups for a while because it could not be"
     " read.",
 }
@@ -36,44 +40,109 @@ _PLAIN = {
     "failed_saves": "Chunks that a tier did not take.",
     "saves_deferred": "Steps whose saving was put off because too much was on its way.",
 }
+_GAUGES_BY_TIER = {
+    "held_chunks": "Chunks that a tier can give now, on every rank.",
+    "held_bytes": "Bytes of those, on all ranks together.",
+    "pending_chunks": "Chunks on their way into a tier, which has reserved room for them.",
+    "capacity_chunks": "Chunks that a tier has room for; missing for one without a bound.",
+}
+_GAUGES = {
+    "pinned_chunks": "Chunks that loads under way protect from eviction, each counted once.",
+}
+_SECONDS_BY_TIER = {
+    "load_seconds": "Seconds that a rank took to read a load's chunks from a tier.",
+}
+_SECONDS = {
+    "lookup_seconds": "Seconds that the scheduler took to look a request up once.",
+    "wait_seconds": "Seconds that a request waited for chunks that were being stored or asked for.",
+}
+BOUNDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Upper bounds of the histograms' buckets, in seconds; one more is for what lies above."""
+
+
+def observe(counts: dict[str, float], name: str, seconds: float) -> None:
+    """Counts one observation of a histogram, ``name`` or ``name:tier``: in its bucket, two numbers
+    that add up however many observations there are."""
+    bucket = f"{name}/{bisect_left(BOUNDS, seconds)}"
+    counts[bucket] = counts.get(bucket, 0.0) + 1
+    counts[f"{bucket}s"] = counts.get(f"{bucket}s", 0.0) + seconds
 
 
 class ConnectorStats(KVConnectorStats):
-    """Counters by name, or by ``name:tier`` or ``name:reason``; they add up."""
+    """Numbers by name, or by ``name:tier`` or ``name:reason``, and for each bucket B of a histogram
+    ``.../B`` (observations) and ``.../Bs`` (their seconds). All add up, over ranks and over time,
+    but for gauges: the scheduler alone knows them, and the latest counts."""
 
     def reset(self) -> None:
         self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> ConnectorStats:
         for name, amount in other.data.items():
-            self.data[name] = self.data.get(name, 0.0) + amount
+            if name.partition(":")[0] in _GAUGES | _GAUGES_BY_TIER:
+                self.data[name] = amount
+            else:
+                self.data[name] = self.data.get(name, 0.0) + amount
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        """For vLLM's log: one figure for each counter."""
-        return {f"lmcache_{n.replace(':', '_')}": round(v, 4) for n, v in self.data.items()}
+        """For vLLM's log: one figure for each counter and gauge, and two for each histogram."""
+        found: dict[str, int | float] = {}
+        for full, amount in self.data.items():
+            series, _, bucket = full.partition("/")
+            name = f"lmcache_{series.replace(':', '_')}"
+            if bucket:
+                name += "_sum" if bucket.endswith("s") else "_count"
+            found[name] = found.get(name, 0) + amount
+        return {name: round(amount, 4) for name, amount in found.items()}
 
     def is_empty(self) -> bool:
         return not self.data
 
 
 class ConnectorMetrics(KVConnectorPromMetrics):
-    """The counters as Prometheus has them, ``lmcache:NAME``."""
+    """The same as Prometheus has them, ``lmcache:NAME``."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         labels = list(self._labelnames)
-        self._counters: dict[str, Counter] = {}
-        for kind, own in ((_BY_TIER, ["tier"]), (_BY_REASON, ["reason"]), (_PLAIN, [])):
-            for name, text in kind.items():
-                self._counters[name] = self._counter_cls(
-                    name=f"lmcache:{name}", documentation=text, labelnames=[*labels, *own]
-                )
+        tier = [*labels, "tier"]
+
+        def made(make: Any, kind: dict[str, str], labels: list[str], **more: Any) -> dict[str, Any]:
+            return {
+                name: make(name=f"lmcache:{name}", documentation=text, labelnames=labels, **more)
+                for name, text in kind.items()
+            }
+
+        count, gauge, seconds = self._counter_cls, self._gauge_cls, self._histogram_cls
+        self._counters: dict[str, Counter] = made(count, _BY_TIER, tier)
+        self._counters |= made(count, _BY_REASON, [*labels, "reason"])
+        self._counters |= made(count, _PLAIN, labels)
+        # Of several API servers, each is told of some of the steps.
+        latest = {"multiprocess_mode": "mostrecent"}
+        self._gauges: dict[str, Gauge] = made(gauge, _GAUGES_BY_TIER, tier, **latest)
+        self._gauges |= made(gauge, _GAUGES, labels, **latest)
+        buckets = {"buckets": list(BOUNDS)}
+        self._histograms: dict[str, Histogram] = made(seconds, _SECONDS_BY_TIER, tier, **buckets)
+        self._histograms |= made(seconds, _SECONDS, labels, **buckets)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         values = self.per_engine_labelvalues[engine_idx]
         for full, amount in transfer_stats_data.items():
-            name, _, which = full.partition(":")
-            if name in self._counters and amount > 0:
-                labels = [*values, which] if which else values
+            series, _, bucket = full.partition("/")
+            name, _, which = series.partition(":")
+            labels = [*values, which] if which else values
+            if name in self._gauges:
+                self._gauges[name].labels(*labels).set(amount)
+            elif name in self._counters and amount > 0:
                 self._counters[name].labels(*labels).inc(amount)
+            elif name in self._histograms and bucket.isdigit():
+                mean = _within(int(bucket), transfer_stats_data[f"{full}s"] / amount)
+                for _ in range(round(amount)):
+                    self._histograms[name].labels(*labels).observe(mean)
+
+
+def _within(bucket: int, seconds: float) -> float:
+    """The mean of a bucket's observations, which lies in it, whatever rounding made of it."""
+    low = BOUNDS[bucket - 1] if bucket else 0.0
+    high = BOUNDS[bucket] if bucket < len(BOUNDS) else math.inf
+    return min(max(seconds, math.nextafter(low, math.inf)), high)

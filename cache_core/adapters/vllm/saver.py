@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.lookup import Lookup
-from cache_core.adapters.vllm.messages import Save
+from cache_core.adapters.vllm.messages import Grown, Save
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.adapters.vllm.transfers import Transfers
-from cache_core.ledger import Ledger
+from cache_core.ledger import Ledger, Plan
 
 # A request's chunks are put in order again when so many have come since, and such a share.
 _REORDER, _REORDER_SHARE = 64, 4
@@ -34,11 +34,14 @@ class Saver:
         transfers: Transfers,
         block_tokens: int,
         most_pending: int,
-        count: Callable[[str, float], None],
     ) -> None:
         self._ledger, self._lookup, self._hashers = ledger, lookup, hashers
         self._transfers, self._block_tokens = transfers, block_tokens
-        self._most_pending, self._count = most_pending, count
+        self._most_pending = most_pending
+        self.count: Callable[[str, float], None] = lambda name, amount: None
+        """Told of what is counted, by name."""
+        self.saving: Callable[[Tracked, Plan], None] = lambda tracked, plan: None
+        """Told of each plan."""
         self._reading: dict[int, tuple[int, ...]] = {}
         self._blocks: dict[int, Sequence[int]] = {}
 
@@ -54,7 +57,7 @@ class Saver:
             tracked.mixed = True  # loaded again from other files, while this request ran
             return None
         if self._transfers.pending >= self._most_pending:
-            self._count("saves_deferred", 1)
+            self.count("saves_deferred", 1)
             return None
         size = tracked.hasher.chunk_tokens
         tracked.hash_upto(chunks * size)
@@ -62,6 +65,7 @@ class Saver:
         parent = tracked.keys[first - 1] if first else None
         used = max(0, tracked.used - first)
         plan = self._ledger.admit(keys, used, parent=parent, depth=first)
+        self.saving(tracked, plan)
         plan = self._lookup.remembered(plan, keys)
         tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
         if not first:
@@ -105,6 +109,20 @@ class Saver:
                 self._reading[block] = left
             else:
                 del self._reading[block]
+
+    def grown(self, grown: Iterable[Grown], requests: Mapping[str, Tracked]) -> set[int]:
+        """Requests were given blocks. Returns the saves that have to be through with them before
+        the step that writes to them."""
+        after: set[int] = set()
+        for name, blocks, computed, anew in grown:
+            begin = computed // self._block_tokens if anew else 0
+            after |= self.before_writing(blocks[begin:])
+            tracked = requests.get(name)
+            if tracked is not None and anew:
+                tracked.blocks = list(blocks)
+            elif tracked is not None:
+                tracked.blocks += blocks
+        return after
 
     def before_writing(self, blocks: Iterable[int]) -> set[int]:
         """Saves that have to be through with these blocks first."""

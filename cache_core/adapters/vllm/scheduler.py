@@ -12,6 +12,7 @@ import numpy as np
 from cache_core.adapters.vllm.agreement import agreed, by_tier
 from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.blending import Blending
+from cache_core.adapters.vllm.events import Events
 from cache_core.adapters.vllm.generations import Generations
 from cache_core.adapters.vllm.hashing import Hashing
 from cache_core.adapters.vllm.identity import Hashers
@@ -62,6 +63,7 @@ class SchedulerHalf:
     ) -> None:
         self.options = options
         self.counts: dict[str, float] = {}
+        self.events: Events | None = None
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
         self._block_tokens, self._most_pending = block_tokens, most_pending
         self._always_between = always_between
@@ -84,24 +86,20 @@ class SchedulerHalf:
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
 
-    def opened(self, ranks: Sequence[TiersOpened]) -> None:
-        """Every worker's tiers are open: what all of them hold can be hit from now on."""
+    def opened(self, ranks: Sequence[TiersOpened]) -> Ledger:
+        """Every worker's tiers are open: what all of them hold can be hit from now on. Returns the
+        books of it."""
         self._ledger, surplus = agreed(ranks, self.options, self._asking is not None)
         self._lookup = Lookup(self.options, self._ledger, self._asking, self._free, self._clock)
-        self._saver = Saver(
-            self._ledger,
-            self._lookup,
-            self._hashers,
-            self._transfers,
-            self._block_tokens,
-            self._most_pending,
-            self._count,
-        )
+        books = self._ledger, self._lookup, self._hashers, self._transfers
+        self._saver = Saver(*books, self._block_tokens, self._most_pending)
+        self._saver.count, self._saver.saving = self._count, self._saving
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
             self.renew("weights can't be watched")
             logger.warning('no restart finds this engine\'s KV; see "weights" in the docs')
+        return self._ledger
 
     def arrived(self, request: Any) -> None:
         """vLLM has a new request, and has not looked for it anywhere."""
@@ -170,6 +168,8 @@ class SchedulerHalf:
             blend, end = self.blending.message(tracked), tracked.blend.exact
         first, last = start // self._size, -(-end // self._size)
         hit, count = tracked.found, last - first
+        if self.events is not None:
+            self.events.found(tracked, first, hit)
         wanted = Hit(hit.keys[:count], hit.tiers[:count])
         split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
         if blend is not None:
@@ -220,15 +220,8 @@ class SchedulerHalf:
         """Ends a scheduling step: what workers shall do in it. ``scheduled`` maps requests to the
         tokens that this step computes, in blocks of which it has ``grown`` some."""
         meta, saver = self._meta, self._saver
-        for name, blocks, computed, anew in grown:
-            tracked = self._requests.get(name)
-            if saver is not None:
-                begin = computed // self._block_tokens if anew else 0
-                meta.after |= saver.before_writing(blocks[begin:])
-            if tracked is not None and anew:
-                tracked.blocks = list(blocks)
-            elif tracked is not None:
-                tracked.blocks += blocks
+        if saver is not None:
+            meta.after = saver.grown(grown, self._requests)
         parts: list[tuple[int, int]] = []
         requests, size = self._requests, self._size
         for name, tokens in scheduled.items():
@@ -327,6 +320,10 @@ class SchedulerHalf:
             adapter, salt = self._hashers.adapter(request), request.cache_salt or ""
             self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
+
+    def _saving(self, tracked: Tracked, plan: Plan) -> None:
+        if self.events is not None:
+            self.events.saving(tracked, plan)
 
     def _leave_uncached(self, request: Any, reason: str) -> None:
         self._requests.pop(request.request_id, None)

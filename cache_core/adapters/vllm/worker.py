@@ -24,6 +24,7 @@ from cache_core.adapters.vllm.messages import (
     TiersOpened,
     WorkerReport,
 )
+from cache_core.adapters.vllm.metrics import observe
 from cache_core.carrier import TIMEOUT_S, Carrier
 from cache_core.carry import Carried, fetch
 from cache_core.place import Place
@@ -348,6 +349,8 @@ class WorkerHalf:
             for what, amount in (("bytes", chunks * self.blocks.chunk_bytes), ("seconds", seconds)):
                 key = f"{verb}_{what}:{name}"
                 self.counts[key] = self.counts.get(key, 0.0) + amount
+            if verb == "read":
+                observe(self.counts, f"load_seconds:{name}", seconds)
 
 
 def _nothing() -> None:

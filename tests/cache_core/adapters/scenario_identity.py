@@ -28,7 +28,7 @@ from cache_core.adapters.vllm.identity import (
     namespace,
     require_passport,
 )
-from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
+from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, observe
 from cache_core.blend.passport import Passport
 
 FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
@@ -87,7 +87,32 @@ def exposed() -> str:
     metrics.observe(stats.aggregate(ConnectorStats(data={"hit_tokens:cpu": 6.0})).data)
     metrics.observe({"hit_tokens:cpu": 30.0, "read_bytes:disk": 5.0})
     metrics.observe({"uncached_requests:adapter_unknown": 2.0})
+    metrics.observe(histories()["together"])
     return str(generate_latest(registry).decode())
+
+
+def histories() -> dict[str, Any]:
+    """Two ranks and the scheduler over two steps, as vLLM puts their figures together."""
+
+    def step(*parts: dict[str, float]) -> ConnectorStats:
+        first, *more = (ConnectorStats(data=dict(part)) for part in parts)
+        for other in more:
+            first = first.aggregate(other)
+        return first
+
+    ranks: list[dict[str, float]] = [{}, {}]
+    for rank, seconds in enumerate(([0.02, 0.02, 0.1, 0.1, 0.1], [0.02, 99.0])):
+        for each in seconds:
+            observe(ranks[rank], "load_seconds:disk", each)
+    scheduler: dict[str, float] = {"held_chunks:disk": 7.0, "pinned_chunks": 3.0}
+    observe(scheduler, "lookup_seconds", 1e-5)
+    one = step(*ranks, scheduler)
+    two = step({}, {"held_chunks:disk": 4.0, "evictions:disk": 2.0})
+    many: dict[str, float] = {}
+    for number in range(100_000):
+        observe(many, "load_seconds:disk", 10 ** (number / 12_500 - 6))
+    both = step(one.data, two.data)
+    return {"together": both.data, "log": both.reduce(), "carried": len(many)}
 
 
 def passports(model: Path, scratch: Path) -> dict[str, str]:
@@ -158,6 +183,7 @@ def main() -> None:
                 "context": refusal(groups(full), decode_context_parallel_size=2),
                 "keys": [*keys, other],
                 "metrics": exposed(),
+                "histories": histories(),
                 "passports": passports(model, scratch),
             }
         )

@@ -64,3 +64,29 @@ def test_counters_are_exposed(found: dict[str, Any]) -> None:
     assert 'lmcache:read_bytes_total{engine="0",tier="disk"} 5.0' in lines
     assert 'lmcache:uncached_requests_total{engine="0",reason="adapter_unknown"} 2.0' in lines
     assert 'lmcache:prefill_seconds_saved_total{engine="0"} 1.5' in lines
+
+
+def test_the_latest_gauge_counts_and_is_no_sum(found: dict[str, Any]) -> None:
+    lines = found["metrics"].splitlines()
+    assert 'lmcache:held_chunks{engine="0",tier="disk"} 4.0' in lines
+    assert 'lmcache:pinned_chunks{engine="0"} 3.0' in lines
+    assert 'lmcache:evictions_total{engine="0",tier="disk"} 2.0' in lines
+
+
+def test_histograms_lose_no_observation_of_any_rank(found: dict[str, Any]) -> None:
+    lines = found["metrics"].splitlines()
+    bucket = 'lmcache:load_seconds_bucket{engine="0",le="%s",tier="disk"} %s'
+    for bound, count in (("0.01", 0.0), ("0.03", 3.0), ("0.1", 6.0), ("30.0", 6.0), ("+Inf", 7.0)):
+        assert bucket % (bound, count) in lines
+    sums = [line for line in lines if line.startswith("lmcache:load_seconds_sum")]
+    assert float(sums[0].split()[-1]) == pytest.approx(99.36)
+    # On the bound itself, which belongs to the bucket.
+    assert 'lmcache:lookup_seconds_bucket{engine="0",le="1e-05"} 1.0' in lines
+    log = found["histories"]["log"]
+    assert log["lmcache_load_seconds_disk_count"] == 7
+    assert log["lmcache_load_seconds_disk_sum"] == pytest.approx(99.36)
+    assert log["lmcache_held_chunks_disk"] == 4
+
+
+def test_what_a_step_carries_of_a_histogram_is_bounded(found: dict[str, Any]) -> None:
+    assert found["histories"]["carried"] == 2 * 15
