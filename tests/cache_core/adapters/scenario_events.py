@@ -260,7 +260,7 @@ def alone() -> dict[str, Any]:
         plan = ledger.admit(keys)
         events.saving(tracked, plan)
         ledger.settle(plan.moves, True)
-        events.found(tracked, ledger.lookup(keys))
+        events.found(tracked, 0, ledger.lookup(keys))
         assert all(block_hash in request.block_hashes for block_hash in events._blocks)
         return [
             [e.medium, e.locality, e.lora_id, e.lora_name, len(e.token_ids), e.extra_keys]
