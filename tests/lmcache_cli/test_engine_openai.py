@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -23,26 +21,19 @@ from lmcache_cli.engines.serving import Serving, server_root
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from reports.sample import Sample
+from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.odd_servers import Handler, bad, odd_server, strict, well
 from tests.lmcache_cli.small_model import save_model
 from tests.lmcache_cli.vllm_world import VllmAddress
 from workloads.request import Request, Segment
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
 KEY = "sk-test-1234567890abcdef"
 
 
-def lmcache(cwd: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmcache_cli.main", *args]
-    kept = {k: v for k, v in os.environ.items() if not k.endswith("API_KEY")}
-    env = kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"} | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
-
-
-def bench(cwd: Path, url: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bench(cwd: Path, url: str, *args: str, **environment: str) -> CompletedProcess[str]:
     flags = ["bench", "long-context", "--engine", "openai", "--url", url, *SMALL, *args]
-    return lmcache(cwd, *flags, **environment)
+    return lmcache(*flags, cwd=cwd, **environment)
 
 
 def requests(count: int, every_s: float = 0.0, length: int = 32) -> list[Request]:
@@ -298,7 +289,7 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
     ],
 )
 def test_flags_that_do_not_go_together(flags: list[str], words: str, tmp_path: Path) -> None:
-    done = lmcache(tmp_path, "bench", *flags)
+    done = lmcache("bench", *flags, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.lmcache_cli.command_line import lmcache_process
 from tests.lmcache_cli.vllm_world import ARGS, QUIET, VllmAddress, need_vllm, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -34,14 +32,7 @@ def run(words: list[str], cwd: Path, *more: str) -> None:
     given = [(f, v) for f, v in zip(more[::2], more[1::2], strict=True) if f not in words]
     flags = [text for pair in given for text in pair]
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-m", "lmcache_cli.main", *words[1:], *flags],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
-            timeout=560,
-        )
+        done = lmcache_process(*words[1:], *flags, cwd=cwd, timeout_s=900, **QUIET)
         # Beside other tests a run may be void, as it says: requests left too late.
         if "ms late (p90)" not in done.stderr:
             break
