@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cache_core.adapters.vllm.asking import Asking
 from cache_core.adapters.vllm.options import ConnectorOptions
 from cache_core.adapters.vllm.tracked import Tracked
-from cache_core.ledger import Hit, Ledger, Plan
+from cache_core.ledger import Ledger, Plan
 from cache_core.residency import Residency
 from cache_core.suspensions import Suspensions
 

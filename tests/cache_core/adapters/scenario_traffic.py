@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ TROUBLED, WRITTEN = 30, 20
 def main() -> None:
     model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     cases: dict[str, dict[str, Any]] = json.loads(sys.argv[3])
-    asks, steady = mixed(REQUESTS), mixed(TROUBLED, aborts=False)
+    # Answers of more than a block: those that run take blocks until none is left.
+    asks = [replace(ask, output=3 * ask.output) for ask in mixed(REQUESTS)]
+    steady = mixed(TROUBLED, aborts=False)
     with engine(model, None) as (llm, _):
         plain, expected = drive(llm, asks, AT_ONCE), drive(llm, steady, 4)
     found = {

@@ -9,13 +9,15 @@ import pytest
 
 from tests.cache_core.adapters.conftest import Scenario
 
+pytestmark = pytest.mark.xdist_group("vllm engines")
+
 SMALL_TIERS = {"chunk_tokens": 48, "cpu_size": "3MiB", "disk_size": "60MiB"}
 # Blocks for two or three requests of eight: vLLM has to wait, evict and preempt.
 CRAMPED = {
     "enable_prefix_caching": True,
     "block_size": 64,
-    "num_gpu_blocks_override": 40,
-    "max_model_len": 2048,
+    "num_gpu_blocks_override": 26,
+    "max_model_len": 1100,
     "max_num_batched_tokens": 256,
 }
 CASES: dict[str, dict[str, Any]] = {
