@@ -1,10 +1,13 @@
-"""What holds for every test: no network, no colours, and no verdict from the clock."""
+"""What holds for every test: no network, no colours, no verdict from the clock, and which tests of
+several processes run in one of them, and when."""
 
 from __future__ import annotations
 
 import os
 import signal
+from operator import itemgetter
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Before anything imports transformers: a test that asks a hub is a test that fails elsewhere.
@@ -26,3 +29,35 @@ settings.register_profile(
     "lmcache", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("lmcache")
+
+# Groups of tests that start models and servers take minutes; what comes last should be short.
+LONGEST_FIRST = (
+    "vllm engines",
+    "vllm servers",
+    "tests/lmcache_cli/test_check_command.py",
+    "tests/cache_core/test_kernels.py",
+    "tests/lmcache_cli/test_bench_tiers.py",
+    "tests/lmcache_cli/test_verify_between.py",
+    "tests/lmcache_cli/test_engine_pages.py",
+    "tests/lmcache_cli/test_resume.py",
+    "tests/cache_core/adapters/test_vllm_generations.py",
+    "tests/cache_core/adapters/test_vllm_identity.py",
+    "tests/cache_core/adapters/test_vllm_wiring.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: the tests of a file stay together, as they share what is slow to
+    make, but for groups of tests of several files. The longest come first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    places = []
+    for item in items:
+        marker = item.get_closest_marker("xdist_group")
+        name = str(marker.args[0]) if marker else item.nodeid.partition("::")[0]
+        if marker is None:
+            item.add_marker(pytest.mark.xdist_group(name))
+        places.append(place.get(name, len(place)))
+    items[:] = [item for _, item in sorted(zip(places, items, strict=True), key=itemgetter(0))]

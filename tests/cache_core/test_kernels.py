@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -82,10 +83,18 @@ def test_wide_verbs_read_and_write_16_bytes_of_items(verb: str) -> None:
         assert any(access.startswith("v4.") for access in items), name
 
 
+@cache
+def cubin(architecture: str) -> tuple[str, bytes]:
+    """What ptxas says of the kernels of an architecture, and their ELF file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernels.cubin"
+        done = nvcc(f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v", "-o", str(file))
+        return done.stdout + done.stderr, file.read_bytes()
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_spills_and_few_registers(architecture: str, tmp_path: Path) -> None:
-    done = nvcc(f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v", "-o", f"{tmp_path}/k.cubin")
-    text = done.stdout + done.stderr
+def test_no_spills_and_few_registers(architecture: str) -> None:
+    text, _ = cubin(architecture)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", text)
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
     assert len(registers) == len(spills) == KERNELS
@@ -93,16 +102,16 @@ def test_no_spills_and_few_registers(architecture: str, tmp_path: Path) -> None:
     assert max(registers) <= MOST_REGISTERS
 
 
-def instructions(cubin: bytes) -> dict[str, int]:
+def instructions(elf: bytes) -> dict[str, int]:
     """Of each kernel: 16 bytes each, in a section of the ELF file that is named after it."""
-    (table,) = struct.unpack_from("<Q", cubin, 40)
-    size, count, names = struct.unpack_from("<HHH", cubin, 58)
-    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
-    texts = cubin[headers[names][4] :]
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, count, names = struct.unpack_from("<HHH", elf, 58)
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + i * size) for i in range(count)]
+    texts = elf[headers[names][4] :]
     found = {}
     for name, _, _, _, offset, nbytes in headers:
         kernel = texts[name : texts.index(b"\0", name)].decode().removeprefix(".text.")
-        words = [cubin[at : at + 2] for at in range(offset, offset + nbytes, 16)]
+        words = [elf[at : at + 2] for at in range(offset, offset + nbytes, 16)]
         while words and int.from_bytes(words[-1], "little") & 0xFFF == 0x918:  # NOP, to fill up
             words.pop()
         found[kernel] = len(words)
@@ -110,10 +119,9 @@ def instructions(cubin: bytes) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_moves_have_few_instructions(architecture: str, tmp_path: Path) -> None:
-    cubin = tmp_path / "k.cubin"
-    nvcc(f"-arch=sm_{architecture}", "-cubin", "-o", str(cubin))
-    moves = {n: c for n, c in instructions(cubin.read_bytes()).items() if "move_kernel" in n}
+def test_moves_have_few_instructions(architecture: str) -> None:
+    _, elf = cubin(architecture)
+    moves = {n: c for n, c in instructions(elf).items() if "move_kernel" in n}
     moves = {n: c for n, c in moves.items() if n.startswith("_ZN")}
     assert len(moves) == 10
     assert max(moves.values()) <= MOST_INSTRUCTIONS, moves

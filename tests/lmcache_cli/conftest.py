@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lmcache_cli.engines import saturation
 from tests.lmcache_cli.vllm_world import VllmAddress, running_vllm
 
 
@@ -14,3 +15,9 @@ def vllm_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmAddre
     """One vLLM for the whole session: it takes half a minute to start."""
     with running_vllm(tmp_path_factory.mktemp("vllm")) as address:
         yield address
+
+
+@pytest.fixture
+def patient_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the client kept up is no matter: a busy machine delays a thread by anything."""
+    monkeypatch.setattr(saturation, "FLOOR_S", 3600.0)

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
+import numpy as np
+
+from workloads.request import Request, Segment
+
 Write = Callable[[str], None]
 Behaviour = Callable[["Handler", dict[str, Any], int], None]
 
@@ -190,3 +194,18 @@ def odd_server(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def requests(count: int, every_s: float = 0.0, length: int = 32) -> list[Request]:
+    """What to ask them: no two begin alike."""
+    return [
+        Request(
+            f"r{i}",
+            "s",
+            i * every_s,
+            np.arange(i, i + length, dtype=np.int32),
+            (Segment(0, length, "question"),),
+            3,
+        )
+        for i in range(count)
+    ]

@@ -10,28 +10,26 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from urllib.parse import urlsplit
 
 from tests.cache_core.servers import eventually
+from tests.lmcache_cli.command_line import COMMAND, ROOT, lmcache
 
-ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
 
 
 def command(out: Path, url: str, *options: str) -> list[str]:
-    record = [sys.executable, "-m", "lmcache_cli.main", "trace", "record", str(out), "--url", url]
+    record = [*COMMAND, "trace", "record", str(out), "--url", url]
     return [*record, *(() if "--listen" in options else ("--listen", "127.0.0.1:0")), *options]
 
 
-def run(out: Path, url: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run(out: Path, url: str, *options: str) -> CompletedProcess[str]:
     """For starts that fail."""
-    done = subprocess.run(
-        command(out, url, *options), capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    done = lmcache(*command(out, url, *options)[len(COMMAND) :], cwd=ROOT)
     assert "Traceback" not in done.stderr
     return done
 

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from cache_core.policy import POLICIES
 from reports.run_file import read_run
+from tests.lmcache_cli.command_line import lmcache, lmcache_process, running, until_said
 
 SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
 
 
-def lmcache(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmcache_cli.main", *args]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
-
-
-def bench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def bench(*args: str, cwd: Path) -> CompletedProcess[str]:
     return lmcache("bench", "--engine", "simulated", *args, cwd=cwd)
 
 
 def test_json_is_the_contract(tmp_path: Path) -> None:
-    done = bench("long-context", "rag", *SMALL, "--json", "-", "--quiet", cwd=tmp_path)
+    flags = ["--engine", "simulated", *SMALL, "--json", "-", "--quiet"]
+    done = lmcache_process("bench", "long-context", "rag", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == "lmcache.bench/1"
@@ -184,24 +178,12 @@ def test_unknown_workload_and_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
     """The simulator is fast, so it has much to do."""
-    command = [sys.executable, "-m", "lmcache_cli.main", "bench", "chat", "--engine", "simulated"]
-    process = subprocess.Popen(
-        [*command, "--sessions", "20", "--repeat", "100000"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    while "warming up" not in process.stderr.readline():
-        assert process.poll() is None, "it ended before it could be interrupted"
-    time.sleep(1)
-    process.send_signal(stop)
-    try:
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    flags = ["--engine", "simulated", "--sessions", "20", "--repeat", "100000"]
+    with running("bench", "chat", *flags, cwd=tmp_path) as process:
+        until_said(process, "warming up")
+        time.sleep(1)
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     [path] = (tmp_path / "runs").glob("*.parquet")
     samples, meta = read_run(path)

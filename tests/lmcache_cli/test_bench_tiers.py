@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cache_core.servers import RedisProcess
+from tests.cache_core.servers import RedisProcess, eventually
+from tests.lmcache_cli.command_line import lmcache, lmcache_process, running
 from tests.lmcache_cli.small_model import save_model
 
 FLAGS = ["--context-tokens", "160", "--documents", "3", "--questions", "2", "--output-tokens", "4"]
@@ -25,14 +23,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def command(model: str, *flags: str) -> list[str]:
-    start = [sys.executable, "-m", "lmcache_cli.main", "bench", "long-context", "--model", model]
-    return [*start, *FLAGS, *flags]
+    return ["bench", "long-context", "--model", model, *FLAGS, *flags]
 
 
 def bench(model: str, cwd: Path, *flags: str) -> dict[str, Any]:
-    done = subprocess.run(
-        command(model, *flags, "--json", "-"), cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    done = lmcache(*command(model, *flags, "--json", "-"), cwd=cwd)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -54,7 +49,11 @@ def test_disk_below_a_cpu_tier_that_is_too_small(model: str, tmp_path: Path) -> 
 def test_a_restart_keeps_the_hits_of_a_named_cache(model: str, tmp_path: Path) -> None:
     flags = ["--cpu-size", "0", "--disk-size", "16MiB", "--disk-path", str(tmp_path / "kv")]
     first = bench(model, tmp_path, *flags, "--cache-name", "mine")["cells"][1]
-    again = bench(model, tmp_path, *flags, "--cache-name", "mine")["cells"][1]
+    process = lmcache_process(
+        *command(model, *flags, "--cache-name", "mine", "--json", "-"), cwd=tmp_path
+    )
+    assert process.returncode == 0, process.stderr
+    again = json.loads(process.stdout)["cells"][1]
     other = bench(model, tmp_path, *flags, "--cache-name", "yours")["cells"][1]
     assert first["hit_tokens"]["disk"] == other["hit_tokens"]["disk"] == 3 * 160
     # Every request of the second process hits, also each document's first question.
@@ -77,9 +76,7 @@ def test_a_restart_keeps_the_hits_of_a_named_cache(model: str, tmp_path: Path) -
 def test_bad_tiers_are_one_clear_line(
     flags: list[str], code: int, words: str, model: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        command(model, *flags), cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = lmcache(*command(model, *flags), cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -94,9 +91,7 @@ def test_bad_tiers_are_one_clear_line(
     ],
 )
 def test_places_are_looked_at_before_a_model_is_loaded(flags: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("no/such-model", *flags), cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = lmcache(*command("no/such-model", *flags), cwd=tmp_path)
     assert done.returncode in (2, 4) and flags[-2] in done.stderr
     assert "no/such-model" not in done.stderr
 
@@ -121,21 +116,18 @@ def test_two_processes_share_a_remote_and_survive_its_death(model: str, tmp_path
         assert second["hit_tokens"]["remote"] > first["hit_tokens"]["remote"]
         assert second["identical_outputs"] is True
         before = commands_served(server.port)
-        process = subprocess.Popen(
-            command(model, *flags, "--repeat", "20", "--json", "out.json"),
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 200
-        # Past what opening takes; to ask is a command too.
-        while commands_served(server.port) < (before := before + 1) + 60:
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "the bench never came to its requests"
-            time.sleep(0.2)
-        server.kill()
-        _, err = process.communicate(timeout=300)
+        more = ["--repeat", "20", "--json", "out.json"]
+        with running(*command(model, *flags, *more), cwd=tmp_path) as process:
+            # Past what opening takes; to ask is a command too.
+            def served_some() -> bool:
+                nonlocal before
+                assert process.poll() is None
+                before += 1
+                return commands_served(server.port) >= before + 60
+
+            eventually(served_some, 600)
+            server.kill()
+            _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
     finally:
         server.kill()

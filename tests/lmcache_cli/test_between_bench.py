@@ -9,7 +9,7 @@ import pytest
 
 from reports.run_file import read_run
 from tests.lmcache_cli.between_world import base_model, fine_tune_of
-from tests.lmcache_cli.test_bench_command import lmcache
+from tests.lmcache_cli.command_line import lmcache
 
 SMALL = ["--passages", "2", "--passage-tokens", "32", "--question-tokens", "24"]
 SMALL += ["--system-tokens", "20", "--corpus-passages", "4", "--requests", "5"]

@@ -10,8 +10,8 @@ import pytest
 
 from cache_core.blend.passport import read_passport
 from reports.run_file import read_run
+from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
-from tests.lmcache_cli.test_bench_command import lmcache
 
 SMALL = ["--passages", "2", "--passage-tokens", "32", "--question-tokens", "24"]
 SMALL += ["--system-tokens", "20", "--corpus-passages", "4", "--requests", "5"]

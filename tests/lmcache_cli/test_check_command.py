@@ -4,13 +4,12 @@ asked for, so nothing here depends on how fast this machine is."""
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess, TimeoutExpired
 from typing import Any
 
 import pytest
@@ -19,25 +18,17 @@ from junitparser import Error, Failure, JUnitXml
 from lmcache_cli.bench.plan import BenchOptions
 from lmcache_cli.check.in_process import engine_differences
 from reports.run_file import read_run
+from tests.lmcache_cli.command_line import ROOT, lmcache, lmcache_process, running, until_said
 from tests.lmcache_cli.small_model import save_model
 
-ROOT = str(Path(__file__).parents[2])
 QUIET = "long-context --engine simulated --documents 3 --questions 4 --context-tokens 400"
 NOISY = f"{QUIET} --jitter 0.05"
 # A hit reads its chunks in two calls of 5 ms: 10 ms more than about 170 ms is 6 %; see SLOWER.
 SLOWER = "--tier-latency 0.01"
 
 
-def check(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmcache_cli.main", "check", *args]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": ROOT, "COLUMNS": "120", "OMP_NUM_THREADS": "1"} | env,
-        timeout=180,
-    )
+def check(*args: str, cwd: Path, **env: str) -> CompletedProcess[str]:
+    return lmcache("check", *args, cwd=cwd, **env)
 
 
 def document(*args: str, cwd: Path) -> tuple[dict[str, Any], int]:
@@ -70,7 +61,7 @@ def test_no_change_passes_before_the_budget_is_spent(tmp_path: Path) -> None:
 
 
 def test_the_rehearsal_of_the_docs_fails_as_they_say(tmp_path: Path) -> None:
-    page = (Path(ROOT) / "docs" / "check.md").read_text()
+    page = (ROOT / "docs" / "check.md").read_text()
     [line] = [one for one in page.splitlines() if one.startswith("$") and "--jitter" in one]
     words = shlex.split(line.removeprefix("$ lmcache check "))
     found, code = document(*words, cwd=tmp_path)
@@ -78,7 +69,8 @@ def test_the_rehearsal_of_the_docs_fails_as_they_say(tmp_path: Path) -> None:
 
 
 def test_a_moved_counter_fails_at_once(tmp_path: Path) -> None:
-    done = check("--bench", NOISY, "--candidate", "--chunk-tokens 48", "--quiet", cwd=tmp_path)
+    flags = ["--bench", NOISY, "--candidate", "--chunk-tokens 48", "--quiet"]
+    done = lmcache_process("check", *flags, cwd=tmp_path)
     assert done.returncode == 1
     assert "bytes_stored" in done.stdout and "2 rounds" in done.stdout
     assert "FAIL" in done.stdout.splitlines()[-1]
@@ -178,15 +170,8 @@ def test_what_one_engine_cannot_serve_is_named() -> None:
 
 
 def test_a_stored_baseline_warns_of_drift(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lmcache_cli.main", "bench", *NOISY.split(), "--quiet"]
-    subprocess.run(
-        [*command, "--repeat", "8", "--reuse", "prefix"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": ROOT},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    flags = ["--quiet", "--repeat", "8", "--reuse", "prefix"]
+    assert lmcache("bench", *NOISY.split(), *flags, cwd=tmp_path).returncode == 0
     [path] = (tmp_path / "runs").glob("bench-*.parquet")
     done = check("--baseline", str(path), "--candidate", NOISY, "--json", "-", cwd=tmp_path)
     found = json.loads(done.stdout)
@@ -202,15 +187,8 @@ def test_a_stored_baseline_warns_of_drift(tmp_path: Path) -> None:
 
 
 def test_a_stored_baseline_of_other_hardware_is_for_counters_only(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lmcache_cli.main", "bench", *QUIET.split(), "--quiet"]
-    subprocess.run(
-        [*command, "--reuse", "prefix", "--json", "base.json"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": ROOT},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    flags = ["--quiet", "--reuse", "prefix", "--json", "base.json"]
+    assert lmcache("bench", *QUIET.split(), *flags, cwd=tmp_path).returncode == 0
     path = tmp_path / "base.json"
     stored = json.loads(path.read_text())
     stored["machine"]["fingerprint"] = "elsewhere"
@@ -250,39 +228,18 @@ def test_calibrate_says_why_it_can_tell_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lmcache_cli.main", "check", "--bench", NOISY]
     # Both sides are equal, and so the limit is where the truth is: whatever its level, an interval
     # excludes it by chance only. Rules that share the level with it make that one check in 1,600.
     rules = ["ttft.p50>0.0001%", *(f"e2e.p{share}>900%" for share in range(10, 91))]
-    process = subprocess.Popen(
-        [
-            *command,
-            "--candidate",
-            "--policy gdsf",
-            *(word for rule in rules for word in ("--fail-on", rule)),
-            "--max-rounds",
-            "100000",
-            "--json",
-            "out.json",
-            "--junit",
-            "out.xml",
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": ROOT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        while "warming up" not in process.stderr.readline():
-            assert process.poll() is None, "it ended before it could be interrupted"
-        with pytest.raises(subprocess.TimeoutExpired):
+    flags = ["--bench", NOISY, "--candidate", "--policy gdsf", "--max-rounds", "100000"]
+    flags += [word for rule in rules for word in ("--fail-on", rule)]
+    flags += ["--json", "out.json", "--junit", "out.xml"]
+    with running("check", *flags, cwd=tmp_path) as process:
+        until_said(process, "warming up")
+        with pytest.raises(TimeoutExpired):
             process.wait(2)
         process.send_signal(stop)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "INCONCLUSIVE" in out and "interrupted" in err
     found = json.loads((tmp_path / "out.json").read_text())

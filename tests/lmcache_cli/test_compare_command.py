@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,11 @@ from lmcache_cli.compare.stored import read_stored
 from lmcache_cli.errors import UserError
 from reports.change_points import change_points
 from reports.run_file import write_run
+from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.foreign_runs import TOOLS, write
 
 ROOT = str(Path(__file__).parents[2])
 BENCH = "long-context --engine simulated --documents 3 --questions 4 --context-tokens 400"
-
-
-def lmcache(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", *args],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": ROOT, "COLUMNS": "120", "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
 
 
 def bench(cwd: Path, out: str, *flags: str) -> None:

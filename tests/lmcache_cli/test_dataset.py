@@ -11,8 +11,8 @@ import pytest
 from lmcache_cli.bench.dataset import read_dataset
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
+from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
-from tests.lmcache_cli.test_bench_command import lmcache
 from workloads import Example
 
 HERE = Path(__file__).parent / "datasets"

@@ -21,6 +21,7 @@ from rich.console import Console
 from lmcache_cli import doctor, embedded
 from lmcache_cli.doctor import Check, check_remote, gather, is_ready, report
 from lmcache_cli.errors import UserError
+from tests.lmcache_cli.command_line import lmcache_process
 
 ROOT = Path(__file__).parents[2]
 GOOD = Check("a", "ok", "here", "all", required=True)
@@ -54,14 +55,7 @@ def test_gathering_imports_no_engine_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_json_alone(tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", "doctor", "--json", "-"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=env,
-    )
+    done = lmcache_process("doctor", "--json", "-", cwd=tmp_path)
     document = json.loads(done.stdout)
     assert list(document) == ["schema", "ready", "machine", "versions", "checks"]
     assert document["schema"] == "lmcache.doctor/1"

@@ -3,60 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lmcache_cli.bench.modes import reuse_modes
 from lmcache_cli.engines.engine import CacheSpec, Load
 from lmcache_cli.engines.openai import SALT_TOKENS, OpenAIEngine
-from lmcache_cli.engines.saturation import SaturatedError, refuse_saturated
 from lmcache_cli.engines.serving import Serving, server_root
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from reports.sample import Sample
-from tests.lmcache_cli.odd_servers import Handler, bad, odd_server, strict, well
+from tests.lmcache_cli.command_line import lmcache
+from tests.lmcache_cli.odd_servers import Handler, bad, odd_server, requests, strict, well
 from tests.lmcache_cli.small_model import save_model
 from tests.lmcache_cli.vllm_world import VllmAddress
-from workloads.request import Request, Segment
+from workloads.request import Request
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("patient_client")
+
 SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
 KEY = "sk-test-1234567890abcdef"
 
 
-def lmcache(cwd: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmcache_cli.main", *args]
-    kept = {k: v for k, v in os.environ.items() if not k.endswith("API_KEY")}
-    env = kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"} | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
-
-
-def bench(cwd: Path, url: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bench(cwd: Path, url: str, *args: str, **environment: str) -> CompletedProcess[str]:
     flags = ["bench", "long-context", "--engine", "openai", "--url", url, *SMALL, *args]
-    return lmcache(cwd, *flags, **environment)
-
-
-def requests(count: int, every_s: float = 0.0, length: int = 32) -> list[Request]:
-    return [
-        Request(
-            f"r{i}",
-            "s",
-            i * every_s,
-            np.arange(i, i + length, dtype=np.int32),
-            (Segment(0, length, "question"),),
-            3,
-        )
-        for i in range(count)
-    ]
+    return lmcache(*flags, cwd=cwd, **environment)
 
 
 def serve(url: str, asked: list[Request], load: Load, silence_s: float = 60) -> list[Sample]:
@@ -220,50 +197,6 @@ def test_each_cold_start_has_other_first_tokens_and_the_same_rest() -> None:
     assert {tuple(p[SALT_TOKENS:]) for p in prompts} == {tuple(range(32))}
 
 
-def test_a_client_that_is_late_voids_the_run() -> None:
-    """Something else holds the event loop for a second, amid an open loop."""
-    with odd_server() as server:
-        engine = OpenAIEngine(None, Serving(server.url))
-        session = engine.open(CacheSpec(64, mode="server"), 64)
-        timer = threading.Timer(0.1, engine.endpoint.clients.run, (block(1.0),))
-        timer.start()
-        samples: list[Sample] = []
-        served = session.serve(requests(40, every_s=0.01), Load(None))
-        with pytest.raises(SaturatedError, match="could not keep up"):
-            samples.extend(iter(lambda: next(served), None))
-        engine.close()
-    assert len(samples) == 40, "what was measured is kept"
-
-
-async def block(seconds: float) -> None:
-    """What no coroutine should do."""
-    time.sleep(seconds)
-
-
-def sample(late_s: float, ttft_s: float) -> Sample:
-    return Sample(
-        request_id="r",
-        session="s",
-        prompt_tokens=1,
-        output_tokens=1,
-        scheduled_s=0.0,
-        sent_s=late_s,
-        first_token_s=late_s + ttft_s,
-        finished_s=late_s + ttft_s,
-    )
-
-
-def test_what_late_is() -> None:
-    refuse_saturated([], [1.0] * 99, open_loop=True)
-    refuse_saturated([sample(0.09, 1.0)] * 9, [], open_loop=True)
-    refuse_saturated([sample(9.0, 1.0)] * 9, [0.09] * 99, open_loop=False)
-    refuse_saturated([sample(0.0, 1.0)] * 9, [9.0], open_loop=False)
-    with pytest.raises(SaturatedError, match="requests were sent"):
-        refuse_saturated([sample(0.2, 1.0)] * 9, [], open_loop=True)
-    with pytest.raises(SaturatedError, match="event loop"):
-        refuse_saturated([sample(0.0, 0.01)] * 9, [0.02] * 99, open_loop=False)
-
-
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -298,7 +231,7 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
     ],
 )
 def test_flags_that_do_not_go_together(flags: list[str], words: str, tmp_path: Path) -> None:
-    done = lmcache(tmp_path, "bench", *flags)
+    done = lmcache("bench", *flags, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -337,6 +270,7 @@ def test_nobody_there_no_model_no_tokenizer() -> None:
         OpenAIEngine(None, Serving(server.url))
 
 
+@pytest.mark.xdist_group("vllm servers")
 def test_a_real_vllm(vllm_address: VllmAddress, tmp_path: Path) -> None:
     """It hits what its prefix cache has, and a second run is as cold as the first."""
     hits = []

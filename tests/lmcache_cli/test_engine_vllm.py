@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import psutil
@@ -25,36 +24,25 @@ from lmcache_cli.engines.vllm_server import VllmServer, vllm_command
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from tests.cache_core.servers import eventually
+from tests.lmcache_cli.command_line import lmcache, running
+from tests.lmcache_cli.pages import commands
 from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, need_vllm, tiny_model
 
-ROOT = Path(__file__).parents[2]
 WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
 
 
-@pytest.fixture(scope="session")
+pytestmark = [pytest.mark.xdist_group("vllm servers"), pytest.mark.usefixtures("patient_client")]
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_vllm()
     return tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def command(model: Path, *flags: str, args: str = "") -> list[str]:
-    line = [sys.executable, "-m", "lmcache_cli.main", "bench", "long-context", "--engine", "vllm"]
-    return [*line, "--model", str(model), *WORK, "--vllm-args", f"{' '.join(ARGS)} {args}", *flags]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | QUIET | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-
-
-def bench(cwd: Path, model: Path, *flags: str, args: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(model, *flags, args=args),
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment(),
-        timeout=560,
-    )
+def bench(cwd: Path, model: Path, *flags: str, args: str = "") -> CompletedProcess[str]:
+    words = ["bench", "long-context", "--engine", "vllm", "--model", str(model), *WORK, *flags]
+    return lmcache(*words, "--vllm-args", f"{' '.join(ARGS)} {args}", cwd=cwd, **QUIET)
 
 
 def servers_of(model: Path) -> list[psutil.Process]:
@@ -72,65 +60,47 @@ def servers_of(model: Path) -> list[psutil.Process]:
     return found
 
 
-def end_unless_ended(process: subprocess.Popen[str], model: Path) -> None:
-    """After a test that failed half-way: servers that it leaves would fail the next one too."""
-    if process.poll() is None:
-        process.kill()
-        for server in servers_of(model):
-            server.kill()
-
-
-def test_off_and_vllms_own_cache_side_by_side(model: Path, tmp_path: Path) -> None:
-    done = bench(tmp_path, model, "--reuse", "off,vllm", "--json", "-")
+def test_all_modes_side_by_side(model: Path, tmp_path: Path) -> None:
+    """The first command of the page, with what it leaves to defaults: off, vllm and prefix."""
+    assert commands("vllm.md")[0] == ["lmcache", "bench", "long-context", "--engine", "vllm"]
+    done = bench(tmp_path, model, "--repeat", "2", "--json", "-")
     assert done.returncode == 0, done.stderr
-    off, own = json.loads(done.stdout)["cells"]
-    assert (off["reuse"], own["reuse"]) == ("off", "vllm")
-    assert off["failed"] == own["failed"] == 0 and off["n"] == own["n"] == 4
+    off, own, ours = cells = json.loads(done.stdout)["cells"]
+    assert [cell["reuse"] for cell in cells] == ["off", "vllm", "prefix"]
+    assert all(cell["failed"] == 0 and cell["n"] == 2 * 4 for cell in cells)
     assert sum(off["hit_tokens"].values()) == 0
-    # Of each document the second question hits it; questions may start alike.
-    least = (400 + SALT_TOKENS) // BLOCK_TOKENS * BLOCK_TOKENS
-    assert 2 * least <= own["hit_tokens"]["device"] < 2 * (least + 64)
-    assert own["identical_outputs"] is True
+    # Of each document the second question hits it, in both repeats; questions may start alike.
+    least = 4 * ((400 + SALT_TOKENS) // BLOCK_TOKENS * BLOCK_TOKENS)
+    assert least <= own["hit_tokens"]["device"] < least + 4 * 64
+    least = 4 * ((400 + SALT_TOKENS) // 64 * 64)
+    assert least <= ours["hit_tokens"]["cpu"] < least + 4 * 64
+    assert ours["hit_tokens"]["device"] == 0
+    assert own["identical_outputs"] is True and ours["identical_outputs"] is True
     assert own["chunk_tokens"] is None and own["speedup_ttft"] is not None
     assert "starting vLLM for off (log: runs/vllm-" in done.stderr
-    assert len(list((tmp_path / "runs").glob("vllm-*.log"))) == 2
+    assert len(list((tmp_path / "runs").glob("vllm-*.log"))) == 3
     assert not servers_of(model)
     [path] = (tmp_path / "runs").glob("*.parquet")
     _, meta = read_run(path)
     assert meta["complete"] and meta["engine"]["kv_bytes_per_token"] == 4 * 2 * 2 * 64 * 4
 
 
-def test_our_cache_hits_and_says_where(model: Path, tmp_path: Path) -> None:
-    flags = ["--reuse", "off,prefix", "--repeat", "2", "--json", "-"]
-    done = bench(tmp_path, model, *flags)
-    assert done.returncode == 0, done.stderr
-    off, ours = json.loads(done.stdout)["cells"]
-    assert off["failed"] == ours["failed"] == 0 and ours["n"] == 8
-    least = 2 * 2 * ((400 + SALT_TOKENS) // 64 * 64)
-    assert least <= ours["hit_tokens"]["cpu"] < least + 2 * 2 * 64
-    assert ours["hit_tokens"]["device"] == 0
-    assert ours["identical_outputs"] is True
-    assert not servers_of(model)
-
-
 def test_a_server_that_is_killed_gives_failed_samples(model: Path, tmp_path: Path) -> None:
-    flags = ["--reuse", "off", "--questions", "200"]
-    process = subprocess.Popen(
-        command(model, *flags),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """The second command of the page, with more to do than its server lives to see."""
+    words = commands("vllm.md")[1][1:]
+    place = words.index("--vllm-args") + 1
+    words[place] += " --enforce-eager"
+    flags = [*WORK, "--questions", "200", "--model", str(model)]
     try:
-        [log] = _logs(tmp_path, process)
-        eventually(lambda: log.read_text().count("POST /v1/completions") > 10, START_S)
+        with running(*words, *flags, cwd=tmp_path, **QUIET) as process:
+            [log] = _logs(tmp_path, process)
+            eventually(lambda: log.read_text().count("POST /v1/completions") > 10, START_S)
+            for server in servers_of(model):
+                server.kill()
+            _, err = process.communicate(timeout=START_S)
+    finally:
         for server in servers_of(model):
             server.kill()
-        _, err = process.communicate(timeout=120)
-    finally:
-        end_unless_ended(process, model)
     assert process.returncode == 0, err
     assert "vllm serve ended by signal 9" in err and str(log.name) in err
     assert "Traceback" not in err
@@ -141,24 +111,23 @@ def test_a_server_that_is_killed_gives_failed_samples(model: Path, tmp_path: Pat
     assert 0 < len(failed) < 400 and "not sent" in str(failed[-1].error)
 
 
-def test_interruption_leaves_no_server(model: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(model, "--reuse", "vllm"),
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
+def test_interruption_leaves_no_server(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the server starts; its child heeds no SIGTERM."""
+    child = f"trap '' TERM; echo $$ > {tmp_path}/child; exec sleep 300"
+    vllm = tmp_path / "vllm"
+    vllm.write_text(
+        f'#!/bin/sh\nsh -c "{child}" &\n'.replace("$$", "\\$\\$")
+        + f"until [ -s {tmp_path}/child ]; do :; done\nkill -INT $PPID\nwait\n"
     )
-    try:
-        [log] = _logs(tmp_path, process)
-        eventually(lambda: "EngineCore" in log.read_text(), START_S)
-        assert servers_of(model)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
-    finally:
-        end_unless_ended(process, model)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
+    vllm.chmod(0o755)
+    monkeypatch.setattr("lmcache_cli.engines.vllm.vllm_command", lambda: str(vllm))
+    done = bench(tmp_path, model, "--reuse", "vllm")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    pid = int((tmp_path / "child").read_text())
+    eventually(lambda: not psutil.pid_exists(pid))
     assert not servers_of(model)
 
 
@@ -234,7 +203,7 @@ def test_lmcaches_chunks_are_whole_blocks() -> None:
 
 def test_shared_memory_of_the_group_goes_with_the_server(tmp_path: Path) -> None:
     """LMCache names its segments so; the other is of a group that is not ours to clean."""
-    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    child = Popen(["sleep", "60"], start_new_session=True)
     names = [f"/dev/shm/lmcache_kv_{pid}_test" for pid in (child.pid, os.getpid())]
     ours, other = map(Path, names)
     server = LMCacheServer(CacheSpec(64, {"cpu": 1}, mode="lmcache"), {}, tmp_path / "log")
@@ -316,10 +285,10 @@ def test_hits_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert record.find(one, 5) == {}
 
 
-def _logs(folder: Path, process: subprocess.Popen[str]) -> list[Path]:
+def _logs(folder: Path, process: Popen[str]) -> list[Path]:
     def there() -> bool:
         assert process.poll() is None, process.communicate()
         return bool(list((folder / "runs").glob("vllm-*.log")))
 
-    eventually(there)
+    eventually(there, START_S)
     return list((folder / "runs").glob("vllm-*.log"))

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.lmcache_cli.command_line import ROOT, lmcache
+
 COMMANDS = ("bench", "tune", "probe", "check", "compare", "verify", "report", "trace", "doctor")
 OF_TRACE = ("record", "info", "convert", "synth")
 WRITTEN_DEFAULT = re.compile(r"\[default: ([^]]+)\]")
 
 
 def shown(*args: str, columns: int = 80) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", *args],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": str(columns)},
-        timeout=60,
-        check=True,
-    )
-    assert done.stderr == ""
+    done = lmcache(*args, cwd=ROOT, COLUMNS=str(columns))
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 

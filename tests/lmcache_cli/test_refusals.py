@@ -17,8 +17,8 @@ from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import CellError, CellMissingError, MissingError, UserError
 from reports.run_file import read_run
 from reports.sample import Sample
+from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
-from tests.lmcache_cli.test_bench_command import lmcache
 from tests.lmcache_cli.test_measure import SETTINGS, requests
 from workloads import Request
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def lmcache(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", *words],
-        cwd=cwd, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
+from tests.lmcache_cli.command_line import lmcache
 
 # No such model: where it is named in the answer, it was looked for first.
 REAL = ("bench", "rag", "--model", "no/such-model")
@@ -44,7 +32,7 @@ REAL = ("bench", "rag", "--model", "no/such-model")
     ],
 )
 def test_before_a_model_is_loaded(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    done = lmcache(tmp_path, *words)
+    done = lmcache(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr and "no/such-model" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
@@ -54,7 +42,7 @@ def test_a_mooncake_that_does_not_listen(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         port = taken.getsockname()[1]
-        done = lmcache(tmp_path, *REAL, "--remote", f"mooncake://127.0.0.1:{port}")
+        done = lmcache(*REAL, "--remote", f"mooncake://127.0.0.1:{port}", cwd=tmp_path)
     if "not installed" not in done.stderr:
         assert f"127.0.0.1:{port} does not answer" in done.stderr
     assert done.returncode in (2, 4) and len(done.stderr.strip().splitlines()) == 1
@@ -63,8 +51,10 @@ def test_a_mooncake_that_does_not_listen(tmp_path: Path) -> None:
 def test_a_check_is_no_run_to_resume(tmp_path: Path) -> None:
     short = ("--documents", "1", "--questions", "2", "--context-tokens", "200")
     bench = " ".join(("long-context", "--engine", "simulated", *short))
-    done = lmcache(tmp_path, "check", "--bench", bench, "--candidate", "--policy gdsf", "--quiet")
+    done = lmcache(
+        "check", "--bench", bench, "--candidate", "--policy gdsf", "--quiet", cwd=tmp_path
+    )
     assert done.returncode in (0, 1, 3), done.stderr
     (kept,) = (tmp_path / "runs").glob("check-*.parquet")
-    done = lmcache(tmp_path, "bench", "--resume", str(kept))
+    done = lmcache("bench", "--resume", str(kept), cwd=tmp_path)
     assert done.returncode == 2 and "no run of `lmcache bench`" in done.stderr

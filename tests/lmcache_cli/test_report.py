@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from junitparser import JUnitXml
 
 from reports.run_file import read_run, write_run
+from tests.lmcache_cli.command_line import lmcache, lmcache_process
 
-ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
 BENCH = [
     *("bench", "long-context", "rag", "--engine", "simulated", "--requests", "6", "--quiet"),
     *("--documents", "2", "--questions", "3", "--context-tokens", "300"),
     *("--cpu-size", "8MiB,1GiB", "--chunk-tokens", "16,64"),
 ]
-
-
-def lmcache(
-    *args: str, cwd: Path, start: tuple[str, ...] = ("-m", "lmcache_cli.main")
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *start, *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENV, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("format", ["text", "json", "csv"])
 def test_says_what_bench_said(world: Path, format: str) -> None:
-    done = lmcache("report", "run.parquet", "--format", format, cwd=world)
+    done = lmcache_process("report", "run.parquet", "--format", format, cwd=world)
     assert done.returncode == 0, done.stderr
     said = (world / {"text": "bench.txt"}.get(format, f"bench.{format}")).read_text()
     if format == "text":
@@ -114,20 +106,21 @@ def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(world: Path) -
         assert "check-1.parquet: the samples of a `lmcache check`, no run" in line
 
 
-def test_without_the_extra_it_is_named(world: Path) -> None:
-    hide = (
-        "import importlib.metadata as m, sys; real = m.version\n"
-        "def version(name):\n"
-        "    if name.startswith('vl-'): raise m.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "m.version = version; sys.modules['vl_convert'] = None\n"
-        "from lmcache_cli.main import run; run()"
-    )
-    done = lmcache("report", "run.parquet", "--format", "html", cwd=world, start=("-c", hide))
+def test_without_the_extra_it_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name.startswith("vl-"):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    done = lmcache("report", "run.parquet", "--format", "html", cwd=world)
     assert done.returncode == 4
     assert "vl-convert-python" in done.stderr and "lmcache-bench[report]" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = lmcache("report", "run.parquet", "--format", "csv", cwd=world, start=("-c", hide))
+    done = lmcache("report", "run.parquet", "--format", "csv", cwd=world)
     assert done.returncode == 0, "the other formats don't need it"
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,8 @@ from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.resume import missing
 from lmcache_cli.engines.engine import CacheSpec
 from reports.run_file import read_run
+from tests.lmcache_cli.command_line import lmcache, running, until_said
 
-ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
-COMMAND = [sys.executable, "-m", "lmcache_cli.main"]
 REPEATS = 8
 # A sweep of two scenarios by four cells; with so many repeats it takes some seconds.
 SWEEP = [
@@ -29,35 +25,17 @@ SWEEP = [
 ]
 
 
-def lmcache(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *args], capture_output=True, text=True, cwd=cwd, env=ENV, timeout=300
-    )
-
-
 def cut_off(
     args: list[str], stop: signal.Signals, cwd: Path, after: str = "rag: warming up"
 ) -> Path:
     """Runs until it says ``after``, then a little longer, and stops it, twice in a row."""
-    process = subprocess.Popen(
-        [*COMMAND, *args],
-        cwd=cwd,
-        env=ENV,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        while after not in process.stderr.readline():
-            assert process.poll() is None, "it ended before it could be interrupted"
+    with running(*args, cwd=cwd) as process:
+        until_said(process, after)
         time.sleep(0.1)
         process.send_signal(stop)
         time.sleep(0.05)
         process.send_signal(stop)  # as an impatient person, or a supervisor, does
-        _, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     [path] = (cwd / "runs").glob("*.parquet")
     assert not list((cwd / "runs").glob(".*")), "nothing half written is left"

@@ -12,21 +12,22 @@ from typing import Any
 import pytest
 
 from tests.lmcache_cli.recording_process import Recording, ask, events, recording
-from tests.lmcache_cli.vllm_server import VllmServer
+from tests.lmcache_cli.vllm_world import VllmAddress
 
 WORDS = "zebra quux marzipan obelisk "
 SHARED = WORDS * 12
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    started = VllmServer(tmp_path_factory.mktemp("vllm"))
-    yield started
-    started.end()
+pytestmark = pytest.mark.xdist_group("vllm servers")
 
 
 @pytest.fixture
-def recorded(server: VllmServer, tmp_path: Path) -> Iterator[Recording]:
+def server(vllm_address: VllmAddress) -> VllmAddress:
+    return vllm_address
+
+
+@pytest.fixture
+def recorded(server: VllmAddress, tmp_path: Path) -> Iterator[Recording]:
     with recording(tmp_path / "trace.jsonl", server.url) as started:
         yield started
 
@@ -57,7 +58,7 @@ CASES = [
 @pytest.mark.parametrize(("path", "asked", "length"), CASES)
 @pytest.mark.parametrize("streamed", [None, "plain", "usage"])
 def test_lengths_times_and_chunks(
-    server: VllmServer,
+    server: VllmAddress,
     recorded: Recording,
     path: str,
     asked: dict[str, Any],
@@ -93,7 +94,7 @@ def _text(choices: list[list[dict[str, Any]]]) -> str:
 
 
 def test_a_shared_prefix_has_shared_names_in_this_recording_only(
-    server: VllmServer, recorded: Recording, tmp_path: Path
+    server: VllmAddress, recorded: Recording, tmp_path: Path
 ) -> None:
     prompts = [SHARED + "first question", SHARED + "second question", SHARED + "first question"]
     for prompt in prompts:
@@ -113,7 +114,7 @@ def test_a_shared_prefix_has_shared_names_in_this_recording_only(
 
 
 def test_server_and_local_tokenizer_agree_and_the_servers_cache_is_seen(
-    server: VllmServer, recorded: Recording
+    server: VllmAddress, recorded: Recording
 ) -> None:
     # More than a block of the server's prefix cache.
     prompt = "obelisk " * 100
@@ -199,7 +200,7 @@ def _output(body: bytes) -> str:
     return _text([choices or []])
 
 
-def test_it_ends_by_itself_after_so_many_requests(server: VllmServer, tmp_path: Path) -> None:
+def test_it_ends_by_itself_after_so_many_requests(server: VllmAddress, tmp_path: Path) -> None:
     with recording(tmp_path / "t.jsonl", server.url + "/v1/", "--requests", "2") as recorded:
         for _ in range(2):
             ask(recorded.url, "/v1/completions", completion("hello"))
@@ -207,7 +208,7 @@ def test_it_ends_by_itself_after_so_many_requests(server: VllmServer, tmp_path: 
         assert len(recorded.lines()) == 2
 
 
-def test_the_local_tokenizer_counts_as_the_server_does(server: VllmServer, tmp_path: Path) -> None:
+def test_the_local_tokenizer_counts_as_the_server_does(server: VllmAddress, tmp_path: Path) -> None:
     import asyncio
     import urllib.request
 

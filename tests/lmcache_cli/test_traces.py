@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-def lmcache(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmcache_cli.main", *map(str, args)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
+from tests.lmcache_cli.command_line import lmcache, lmcache_process
 
 
 @pytest.fixture
@@ -31,7 +24,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 def test_info(trace: Path, tmp_path: Path) -> None:
-    done = lmcache("trace", "info", trace, "--json", "-", cwd=tmp_path)
+    done = lmcache_process("trace", "info", trace, "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["schema"] == "lmcache.trace-info/1" and found["format"] == "mooncake"

@@ -12,7 +12,7 @@ from lmcache_cli.engines.between.layers import entries, layer_groups, layers_tex
 from lmcache_cli.engines.between.profile import SharedPrompt, profile
 from lmcache_cli.engines.transformers import TransformersEngine
 from tests.lmcache_cli.between_world import LAYERS, base_model, fine_tune_of, prompt
-from tests.lmcache_cli.test_bench_command import lmcache
+from tests.lmcache_cli.command_line import lmcache
 
 
 @pytest.fixture(scope="module")

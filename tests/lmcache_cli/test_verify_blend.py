@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from cache_core.blend.passport import read_passport
 from lmcache_cli.calibrate_blend import Trial, choose
 from tests.lmcache_cli.blend_world import ROPES
+from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
 
-ROOT = Path(__file__).parents[2]
 
-
-def verify(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", "verify", "--blend", "--quiet", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "XDG_CACHE_HOME": str(cwd / "cache")},
-        timeout=300,
-    )
+def verify(*arguments: str, cwd: Path) -> CompletedProcess[str]:
+    flags = ["--blend", "--quiet", *arguments]
+    return lmcache("verify", *flags, cwd=cwd, COLUMNS="100", XDG_CACHE_HOME=str(cwd / "cache"))
 
 
 @pytest.mark.parametrize("rope", ["llama3", "yarn"])

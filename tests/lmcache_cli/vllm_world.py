@@ -21,9 +21,16 @@ BLOCK_TOKENS = 32
 START_S = 300.0
 
 
+_TEMPLATE = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
 @dataclass(frozen=True)
 class VllmAddress:
-    """Where it is, and the tokens of a block of its prefix cache."""
+    """Where it is, the folder of the model that it serves as ``tiny``, and the tokens of a block of
+    its prefix cache."""
 
     url: str
     model: Path
@@ -52,13 +59,33 @@ def tiny_model(folder: Path) -> Path:
     )
 
 
+def chat_model(folder: Path) -> Path:
+    """:func:`tiny_model` that chats in printable ASCII: a token of greedy output is a character,
+    and every text has a length of its own."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import decoders
+    from transformers import AutoTokenizer
+
+    tiny_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = _TEMPLATE
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    # The alphabet is sorted: ids 0 to 93 are "!" to "~".
+    weights["lm_head.weight"][94:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @contextmanager
 def running_vllm(folder: Path) -> Iterator[VllmAddress]:
     """A server with its own prefix cache, until the block is left."""
     need_vllm()
-    model = tiny_model(folder / "model")
+    model = chat_model(folder / "model")
     flags, environment = platform(on_cpu(), "auto")
     flags += ["--enable-prefix-caching", "--enable-prompt-tokens-details", *ARGS]
+    flags += ["--served-model-name", "tiny"]
     server = VllmServer(
         [vllm_command(), "serve", str(model), *flags], environment | QUIET, folder / "vllm.log"
     )

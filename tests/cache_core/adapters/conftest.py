@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_alone
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
@@ -53,17 +55,11 @@ def scenario(vllm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Scen
     """Runs ``scenario_NAME.py MODEL SCRATCH ARGUMENTS`` and returns what it prints, from JSON."""
     scratch = tmp_path_factory.mktemp("scratch")
 
-    def run(name: str, *arguments: str, timeout_s: float = 300) -> Any:
+    def run(name: str, *arguments: str, timeout_s: float = 600) -> Any:
         command = [sys.executable, str(HERE / f"scenario_{name}.py")]
         command += [str(vllm_model), str(scratch), *arguments]
 
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
+        done = run_alone(command, timeout_s, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -26,9 +26,9 @@ def main() -> None:
     prompts = Prompts()
     first, told = prompts.make([0, 1, 2, 3])
     second, moved = prompts.make([3, 1, 0, 2], gap=5)
-    plain = serve(model, None, lambda ask: {"plain": ask(second)})
 
     def blended(ask: Any) -> dict[str, Any]:
+        plain = ask(second, salt="alone")
         ask(first, segments=told)
         # Segments are encoded after the answer; what asks for them must not be a later prefix.
         until, gap, cached = time.monotonic() + LONGEST_S, 50, 0
@@ -38,18 +38,16 @@ def main() -> None:
             cached = ask(tokens, segments=segments, ratio=0.9)["cached"]
         whole = ask(second, segments=moved, ratio=0.9999)
         naive = ask(second, segments=moved, ratio=0.0)
-        return {"whole": whole, "naive": naive, "after": ask(second)}
+        after = ask(second)
+        return {"plain": plain, "whole": whole, "naive": naive, "after": after}
 
     options = {"chunk_tokens": 32, "cpu_size": "64MiB", "blend": True, "blend_unverified": True}
-    print(json.dumps(plain | serve(model, options, blended)))
+    print(json.dumps(serve(model, options, blended)))
 
 
-def serve(model: Path, options: dict[str, Any] | None, run: Any) -> dict[str, Any]:
+def serve(model: Path, options: dict[str, Any], run: Any) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    settings: dict[str, Any] = {}
-    if options is not None:
-        settings = {"kv_transfer_config": connector(options), "worker_cls": WORKER}
     llm = LLM(
         model=str(model),
         dtype="float32",
@@ -58,15 +56,19 @@ def serve(model: Path, options: dict[str, Any] | None, run: Any) -> dict[str, An
         block_size=32,
         tensor_parallel_size=2,
         seed=0,
-        **settings,
+        worker_cls=WORKER,
+        kv_transfer_config=connector(options),
     )
 
-    def ask(tokens: list[int], **ours: Any) -> dict[str, Any]:
+    def ask(tokens: list[int], salt: str | None = None, **ours: Any) -> dict[str, Any]:
         extra = {"kv_transfer_params": {"lmcache": ours}} if ours else None
         wanted = SamplingParams(
             temperature=0, max_tokens=6, ignore_eos=True, extra_args=extra, logprobs=1
         )
-        (done,) = llm.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
+        prompt: Any = {"prompt_token_ids": tokens}
+        if salt is not None:
+            prompt["cache_salt"] = salt
+        (done,) = llm.generate([prompt], wanted, use_tqdm=False)
         return {
             "tokens": list(done.outputs[0].token_ids),
             "logprob": next(iter(done.outputs[0].logprobs[0].values())).logprob,

@@ -1,6 +1,7 @@
 """Two tensor-parallel workers in processes of their own, each with tiers of its own.
 
-Prints one JSON object: tokens without and with the connector, and cached tokens by request.
+Prints one JSON object: tokens and cached tokens by request, cold (each under a salt of its own, so
+that vLLM computes everything) and as anybody would ask.
 Arguments: model folder, scratch folder.
 """
 
@@ -19,12 +20,16 @@ from tests.cache_core.adapters.engine_in_process import connector
 del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
 
 
-def serve(model: Path, options: dict[str, Any] | None) -> tuple[list[list[int]], list[int]]:
+def main() -> None:
     from vllm import LLM, SamplingParams
 
-    settings: dict[str, Any] = {}
-    if options is not None:
-        settings["kv_transfer_config"] = connector(options)
+    model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+    options = {
+        "chunk_tokens": 64,
+        "cpu_size": "1MiB",
+        "disk_size": "200MiB",
+        "disk_path": str(scratch / "ranks"),
+    }
     llm = LLM(
         model=str(model),
         dtype="float32",
@@ -33,33 +38,24 @@ def serve(model: Path, options: dict[str, Any] | None) -> tuple[list[list[int]],
         tensor_parallel_size=2,
         enable_prefix_caching=False,
         seed=0,
-        **settings,
+        kv_transfer_config=connector(options),
     )
     rng = random.Random(1)
     document = [rng.randrange(3, 2048) for _ in range(600)]
     wanted = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-    tokens, cached = [], []
+    tokens: dict[str, list[list[int]]] = {"cold": [], "ours": []}
+    cached: dict[str, list[int]] = {"cold": [], "ours": []}
     for question in range(3):
-        prompt: Any = {"prompt_token_ids": [*document, 7 + question]}
-        (done,) = llm.generate([prompt], wanted, use_tqdm=False)
-        tokens.append(list(done.outputs[0].token_ids))
-        cached.append(done.num_cached_tokens or 0)
+        for kind in tokens:
+            prompt: Any = {"prompt_token_ids": [*document, 7 + question]}
+            if kind == "cold":
+                prompt["cache_salt"] = f"question {question}"
+            (done,) = llm.generate([prompt], wanted, use_tqdm=False)
+            tokens[kind].append(list(done.outputs[0].token_ids))
+            cached[kind].append(done.num_cached_tokens or 0)
     llm.llm_engine.engine_core.shutdown()
-    return tokens, cached
-
-
-def main() -> None:
-    model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-    alone, _ = serve(model, None)
-    options = {
-        "chunk_tokens": 64,
-        "cpu_size": "1MiB",
-        "disk_size": "200MiB",
-        "disk_path": str(scratch / "ranks"),
-    }
-    ours, cached = serve(model, options)
     folders = sorted(path.name for path in (scratch / "ranks").iterdir())
-    print(json.dumps({"alone": alone, "ours": ours, "cached": cached, "folders": folders}))
+    print(json.dumps({"tokens": tokens, "cached": cached, "folders": folders}))
 
 
 if __name__ == "__main__":

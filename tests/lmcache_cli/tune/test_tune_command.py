@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 from lmcache_cli.tune.candidates import Goal, Outcome, Stack, broken, front, recommend
+from tests.lmcache_cli.command_line import lmcache
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
 
 
-def tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lmcache_cli.main", "tune", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        timeout=120,
-    )
+def tune(*arguments: str, cwd: Path) -> CompletedProcess[str]:
+    return lmcache("tune", *arguments, cwd=cwd, COLUMNS="100")
 
 
 def mooncake(path: Path, shared: bool) -> Path:
