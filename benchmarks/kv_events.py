@@ -51,7 +51,7 @@ def serve(request: Any, chunk: int, block: int, told: bool) -> dict[str, float]:
     def look() -> Hit:
         hit = ledger.lookup(keys)
         if events is not None:
-            events.found(tracked, hit)
+            events.found(tracked, 0, hit)
         return hit
 
     def take() -> int:

@@ -302,7 +302,7 @@ def mixes() -> Iterable[tuple[str, Settings]]:
                 replace(settings, unread=0.05, asynchronous=chunk > 32),
             )
     options = {**small, "chunk_tokens": 32}
-    yield "resets", Settings(5, requests=40, resets=0.15, options=options)
+    yield "resets", Settings(5, requests=40, resets=0.05, options=options)
 
 
 def main() -> None:
