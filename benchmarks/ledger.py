@@ -13,6 +13,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import pickle
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.ledger import Ledger
+from cache_core.ledger import Ledger, Plan
 from cache_core.policy import POLICIES
 
 _CALLS = 2000
@@ -94,7 +95,12 @@ def holding(policy: str, chunks: int, length: int) -> list[Row]:
     add("look up", lookups)
     last = ledger.keys(1)
     add("check", [timed(ledger.check)], "ms")
-    add("clear", [timed(ledger.clear)], "ms")
+    freed: list[Plan] = []
+    packed: list[bytes] = []
+    add("clear", [timed(lambda: freed.append(Plan(tuple(ledger.clear()))))], "ms")
+    # As what was cleared goes to an engine's workers.
+    add("pack what is freed", [timed(lambda: packed.append(pickle.dumps(freed[0], -1)))], "ms")
+    add("unpack it", [timed(lambda: pickle.loads(packed[0]))], "ms")
     add("restore", [timed(lambda: ledger.restore(1, last))], "ms")
     return rows
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,26 @@ class Play:
         self.llm.collective_rpc(scale, args=(1 / 1.875,))
         self.llm.reset_prefix_cache(reset_connector=True)
         found["weights and both resets"] = self.compare()
+        found["ten times"] = {way: self.ten_times(change) for way, change in WAYS.items()}
         self.adapters()
         found["counts"] = self.counts
+
+    def ten_times(self, change: Any) -> dict[str, Any]:
+        """As a trainer does, update by update: told to nobody, or by either reset."""
+        points = []
+        for n in range(10):
+            self.llm.collective_rpc(change, args=(1.5 if n % 2 else 1 / 1.5,))
+            if n % 3 == 1:
+                self.llm.reset_prefix_cache()
+            elif n % 3 == 2:
+                self.llm.reset_prefix_cache(reset_connector=True)
+            points.append(self.compare(warm_first=n % 3 == 0))
+            points.append(self.compare())
+        return {
+            "same": [point["same"] for point in points],
+            "hits": [point["hits"] for point in points[1::2]],
+            "changed": [points[n]["cold"] != points[n + 2]["cold"] for n in range(0, 18, 2)],
+        }
 
     def adapters(self) -> None:
         from vllm.lora.request import LoRARequest
@@ -113,11 +132,32 @@ class Play:
         return sum(self.counts.get(name, 0.0) for name in names)
 
 
+def load(worker: Any, factor: float) -> None:
+    """As trainers that hand over tensors of a checkpoint do."""
+    model = worker.model_runner.model
+    model.load_weights(list(scaled(model, factor)))
+
+
+def reload(worker: Any, factor: float) -> None:
+    """As vLLM's own ``reload_weights`` does, and its weight transfer engines."""
+    new = list(scaled(worker.model_runner.model, factor))
+    worker.model_runner.reload_weights(weights_iterator=iter(new), is_checkpoint_format=False)
+
+
+def scaled(model: Any, factor: float) -> Iterator[tuple[str, Any]]:
+    for name, parameter in model.named_parameters():
+        if "input_layernorm" in name:
+            yield name, parameter.data * factor
+
+
 def scale(worker: Any, factor: float) -> None:
     """Other keys and values in every layer."""
     for name, parameter in worker.model_runner.model.named_parameters():
         if "input_layernorm" in name:  # others are packed away on a CPU
             parameter.data.mul_(factor)
+
+
+WAYS = {"written to": scale, "load_weights": load, "reload_weights": reload}
 
 
 def write_adapter(folder: Path, seed: int, alpha: int) -> None:

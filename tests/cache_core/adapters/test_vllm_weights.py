@@ -50,6 +50,17 @@ def test_what_is_outdated_is_not_hit(found: dict[str, Any], point: str) -> None:
     assert found[point]["hits"] == 0
 
 
+@pytest.mark.parametrize("way", ["written to", "load_weights", "reload_weights"])
+def test_ten_updates_in_a_row_are_each_served_by_themselves(
+    found: dict[str, Any], way: str
+) -> None:
+    """Told to nobody, or by a reset of either kind."""
+    play = found["ten times"][way]
+    assert play["same"] == [True] * 20
+    assert play["changed"] == [True] * 9
+    assert play["hits"].count(USABLE) >= 6, "what is right is to be hit in between"
+
+
 def test_a_change_that_nobody_told_fails_the_load_that_comes_next(found: dict[str, Any]) -> None:
     point = found["told to nobody"]
     assert (point["hits"], point["failed"]) == (USABLE, 1)  # promised, and taken back
