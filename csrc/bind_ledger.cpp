@@ -112,7 +112,10 @@ nb::bytes pack_moves(const nb::tuple& moves) {
   std::vector<Move> packed;
   packed.reserve(moves.size());
   for (nb::handle item : moves) {
-    const auto move = nb::cast<nb::tuple>(item);
+    if (!PyTuple_Check(item.ptr()) || PyTuple_GET_SIZE(item.ptr()) != 4) {
+      throw nb::type_error("a move must be a tuple of four");
+    }
+    const auto move = nb::borrow<nb::tuple>(item);
     packed.push_back({key_of(move[0]), nb::cast<int>(move[1]), nb::cast<int>(move[2]),
                       nb::cast<std::int64_t>(move[3])});
   }
