@@ -129,9 +129,9 @@ class Simulation:
 
     def drain(self, most: int = _STUCK) -> None:
         """Steps until no request is left."""
-        idle = 0
-        while self.live or self.scheduler.has_requests() or self._started:
-            if self._started and not self.live and not self.scheduler.has_requests():
+        idle, scheduler = 0, self.scheduler
+        while self.live or self._started or scheduler.has_unfinished_requests():
+            if self._started and not self.live and not scheduler.has_unfinished_requests():
                 self._finish_one()
                 continue
             idle = 0 if self.step().total_num_scheduled_tokens else idle + 1

@@ -71,6 +71,68 @@ def failed_loads(asynchronous: bool) -> dict[str, Any]:
         }
 
 
+def forgotten_by_vllm(sim: Simulation) -> None:
+    """Empties vLLM's own prefix cache, and no tier."""
+    pool = sim.scheduler.kv_cache_manager.block_pool
+    for block in pool.blocks:
+        if block.ref_cnt == 0:
+            pool._maybe_evict_cached_block(block)
+
+
+def neighbours() -> dict[str, Any]:
+    """Two requests share a beginning in one pass: one loads it inside the step, in vain, and the
+    other takes the same blocks from vLLM's own cache."""
+    wrong, lost = list[str](), 0
+    for seed in range(12):
+        with simulation(seed=seed, unread=0.1, requests=0, prefix_caching=True) as sim:
+            shared = prompt(320, seed)
+            serve(sim, "first", shared)
+            settled(sim)
+            forgotten_by_vllm(sim)
+            both = {name: shared + prompt(100, seed=n + seed) for n, name in ((50, "x"), (80, "y"))}
+            for name, tokens in both.items():
+                sim.add(name, tokens, 3)
+            sim.drain()
+            settled(sim)
+            lost += sim.lost_reads()
+            for tier in sim.worker_half.tiers:
+                tier._share = 0.0  # type: ignore[attr-defined]
+            for name, tokens in both.items():
+                forgotten_by_vllm(sim)
+                serve(sim, f"{name} again", [*tokens, 5], 3)
+            wrong += sim.result.wrong
+    return {"lost": lost, "wrong": wrong}
+
+
+def holes(how: str) -> dict[str, Any]:
+    """While a request runs, what it has stored is lost: by a write that fails, or by a reset."""
+    options = dict(QUIET.options) | ({"weights": "fixed"} if how == "reset" else {})
+    with simulation(options=options, unwritten=1.0 if how == "write" else 0.0) as sim:
+        sim.add("a", prompt(320), 200)
+        for _ in range(20):
+            sim.step()
+        settled(sim)
+        if how == "reset":
+            sim.reset()
+        for tier in sim.worker_half.tiers:
+            if how == "write":
+                tier._unwritten = 0.0  # type: ignore[attr-defined]
+        sim.drain()
+        settled(sim)
+        return {"spared": serve(sim, "b", [*prompt(320), 7]), "wrong": sim.result.wrong}
+
+
+def idle() -> dict[str, Any]:
+    """What keeps vLLM going on with steps when no request is left."""
+    with simulation() as sim:
+        sim.jobs.held.add(SAVING)
+        serve(sim, "a", prompt(320))
+        before = sim.scheduler.has_requests()
+        sim.jobs.held.clear()
+        settled(sim)
+        return {"saving": before, "saved": sim.scheduler.has_requests()}
+
+
 def reset(how: str, asynchronous: bool) -> dict[str, Any]:
     """Right behind a request, whose KV no tier has taken yet; then new weights."""
     with simulation(asynchronous=asynchronous, prefix_caching=True) as sim:
@@ -231,7 +293,18 @@ def main() -> None:
         found[f"failed loads{name}"] = failed_loads(asynchronous)
         for how in ("reset", "pause"):
             found[how + name] = reset(how, asynchronous)
-    for history in (overwritten, own_prefix, burst, decoding, hashing, unhashable):
+    for how in ("write", "reset"):
+        found[f"holes, {how}"] = holes(how)
+    for history in (
+        neighbours,
+        idle,
+        overwritten,
+        own_prefix,
+        burst,
+        decoding,
+        hashing,
+        unhashable,
+    ):
         found[history.__name__] = history()
     print(json.dumps(found))
 

@@ -67,6 +67,22 @@ def test_blocks_are_free_at_once_and_saved_before_they_are_overwritten(
     assert history["leaks"] == {}
 
 
+def test_what_a_failed_load_spoilt_is_saved_for_nobody(found: dict[str, Any]) -> None:
+    """Nor what requests computed on top of it that share its blocks."""
+    assert found["neighbours"]["lost"] > 5, "nothing was tried"
+    assert found["neighbours"]["wrong"] == []
+
+
+@pytest.mark.parametrize("how", ["write", "reset"])
+def test_what_tiers_lost_is_saved_again(found: dict[str, Any], how: str) -> None:
+    assert found[f"holes, {how}"] == {"spared": 320, "wrong": []}
+
+
+def test_vllm_goes_on_until_all_is_saved(found: dict[str, Any]) -> None:
+    """Before sleep, too, which takes the memory away."""
+    assert found["idle"] == {"saving": True, "saved": False}
+
+
 def test_nobody_waits_for_a_tier_to_take_what_vllm_has(found: dict[str, Any]) -> None:
     assert found["own_prefix"] == {"steps": 1, "spared": 320}
 

@@ -193,7 +193,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._observed = Observed(ledger, tiers, sum(rank.chunk_bytes for rank in ranks))
         told = self._vllm_config.kv_events_config
         if told is not None and told.enable_kv_cache_events:
-            half.events = Events(ledger, tiers, size, self._shape.block_tokens)
+            half.tell(Events(ledger, tiers, size, self._shape.block_tokens))
 
     def on_new_request(self, request: Any) -> None:
         self._half.arrived(request)
@@ -258,6 +258,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def take_events(self) -> Iterable[KVCacheEvent]:
         events = self._half.events
         return events.take() if events is not None else ()
+
+    def has_pending_push_work(self) -> bool:
+        # vLLM goes on with steps meanwhile: reports come with them, and jobs go.
+        return self._half.pending
 
     def reset_cache(self) -> bool | None:
         self._half.reset()

@@ -21,7 +21,8 @@ class Hashing:
         self._left = _IDLE_PASS_S
 
     def begin(self, tracked: Tracked) -> None:
-        """A request has come."""
+        """A request has come, or has other keys from now on."""
+        self.ended(tracked)
         tokens = tracked.request.num_prompt_tokens
         if tokens >= tracked.hasher.chunk_tokens:
             tracked.hashing = self._pool.submit(tracked.hashed, (), 0, tokens)

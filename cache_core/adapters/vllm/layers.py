@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,18 @@ from cache_core.place import Addresses
 _PATIENCE_S = 120.0
 
 
+@dataclass(eq=False, slots=True)
+class Pass:
+    """One step of the engine, for its saves: whether they follow the layers of its forward pass,
+    which is the ``number``-th that saves follow, its ``loads``, and whether any load inside it
+    ``failed``: what the step computed may be wrong then, of requests that share blocks too."""
+
+    beside: bool = False
+    number: int = 0
+    loads: Sequence[Future[None]] = ()
+    failed: bool = False
+
+
 class LayerGates:
     """Who waits for which layer: the forward pass for loads, saves for the forward pass."""
 
@@ -23,7 +36,7 @@ class LayerGates:
         self._changed = threading.Condition()
         # Of each load of this step: how the engine waits for each layer that is on its way.
         self._loaded: list[list[Callable[[], None]]] = []
-        self._computed = len(names)
+        self._computed, self._number = len(names), 0
         self._fence: Callable[[], None] = _nothing
         self.loads: list[Future[None]] = []
         self.saving = False
@@ -42,11 +55,13 @@ class LayerGates:
 
         return loaded
 
-    def expect_layers(self) -> None:
+    def expect_layers(self, now: Pass) -> None:
         """A forward pass is about to begin, and saves wait for its layers."""
         with self._changed:
             self._computed = 0
+            self._number += 1
             self.saving = True
+            now.beside, now.number, now.loads = True, self._number, tuple(self.loads)
 
     def wait_loaded(self, name: str) -> None:
         """Returns when all loads of this step have the layer on its way, or have ended; what this
@@ -80,11 +95,15 @@ class LayerGates:
             self._fence = fence
             self._changed.notify_all()
 
-    def wait_computed(self, layer: int) -> None:
-        """Returns when the forward pass has the layer. Raises ``TimeoutError`` if it never
-        comes."""
+    def wait_computed(self, number: int, layer: int) -> None:
+        """Returns when that forward pass has the layer, or is over. Raises ``TimeoutError`` if it
+        never comes."""
+
+        def there() -> bool:
+            return self._number > number or self._computed > layer
+
         with self._changed:
-            if not self._changed.wait_for(lambda: self._computed > layer, _PATIENCE_S):
+            if not self._changed.wait_for(there, _PATIENCE_S):
                 raise TimeoutError(f"layer {layer} was not computed in {_PATIENCE_S:.0f} s")
             fence = self._fence
         fence()

@@ -116,6 +116,8 @@ def runs_ahead(vllm_config: Any, options: ConnectorOptions) -> bool:
         why = "async scheduling (--no-async-scheduling turns it off)"
     elif vllm_config.use_v2_model_runner:
         why = "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 turns it off)"
+    elif vllm_config.max_concurrent_batches > 1:
+        why = "pipeline parallelism"
     if why and options.load == "sync":
         raise _wrong("load", f'is "sync", which gives wrong tokens with {why}; use "auto"')
     if why and options.blend:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from cache_core.adapters.vllm.blending import Blending
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.lookup import Lookup
-from cache_core.adapters.vllm.messages import Grown, Save
+from cache_core.adapters.vllm.messages import Grown, Save, StepMeta
 from cache_core.adapters.vllm.tracked import Tracked
 from cache_core.adapters.vllm.transfers import Transfers
-from cache_core.ledger import Ledger, Plan
+from cache_core.ledger import Ledger, Move, Plan
+
+logger = logging.getLogger("lmcache")
 
 # A request's chunks are put in order again when so many have come since, and such a share.
 _REORDER, _REORDER_SHARE = 64, 4
@@ -60,11 +64,15 @@ class Saver:
             self.count("saves_deferred", 1)
             return None
         size = tracked.hasher.chunk_tokens
-        tracked.hash_upto(chunks * size)
+        try:
+            tracked.hash_upto(chunks * size)
+        except Exception:  # whatever its tokens are: it costs hits, never the engine
+            logger.exception("request %s is not saved", tracked.request.request_id)
+            tracked.mixed = True
+            return None
         keys = tracked.keys[first:chunks]
         parent = tracked.keys[first - 1] if first else None
-        used = max(0, tracked.used - first)
-        plan = self._ledger.admit(keys, used, parent=parent, depth=first)
+        plan = self._ledger.admit(keys, tracked.used, parent=parent, depth=first)
         self.saving(tracked, plan)
         plan = self._lookup.remembered(plan, keys)
         tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
@@ -94,6 +102,20 @@ class Saver:
         if tracked.saved > tracked.ordered and not tracked.mixed:
             self._ledger.touch(tracked.keys[: tracked.saved], tracked.saved)
             tracked.ordered = tracked.saved
+
+    def failed(self, tracked: Tracked, moves: Iterable[Move]) -> None:
+        """No tier took these chunks of the request: they are saved again with what comes next,
+        which nobody could reach without them."""
+        lost = [m.index for m in moves if m.index >= 0 and m.key not in self._ledger]
+        tracked.saved = min([tracked.saved, *lost])
+        tracked.ordered = min(tracked.ordered, tracked.saved)
+
+    def encode(self, tracked: Tracked, blending: Blending, meta: StepMeta) -> None:
+        """Adds to ``meta`` what is to be encoded now that the request has ended."""
+        for encode, plan in blending.encode(tracked, self._ledger, self._transfers.last + 1):
+            self._transfers.save(self._transfers.number(), encode.save.request, plan)
+            meta.after |= self.before_writing(encode.save.blocks.tolist())
+            meta.encodes.append(encode)
 
     def reads(self, number: int, blocks: Sequence[int]) -> None:
         """The save reads these blocks until :meth:`free`."""

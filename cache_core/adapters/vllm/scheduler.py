@@ -93,13 +93,18 @@ class SchedulerHalf:
         self._lookup = Lookup(self.options, self._ledger, self._asking, self._free, self._clock)
         books = self._ledger, self._lookup, self._hashers, self._transfers
         self._saver = Saver(*books, self._block_tokens, self._most_pending)
-        self._saver.count, self._saver.saving = self._count, self._saving
+        self._saver.count = self._count
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
             self.renew("weights can't be watched")
             logger.warning('no restart finds this engine\'s KV; see "weights" in the docs')
         return self._ledger
+
+    def tell(self, events: Events) -> None:
+        """Events tell routers what tiers hold, from now on."""
+        assert self._saver is not None
+        self.events, self._saver.saving = events, events.saving
 
     def arrived(self, request: Any) -> None:
         """vLLM has a new request, and has not looked for it anywhere."""
@@ -210,18 +215,16 @@ class SchedulerHalf:
     def sources(self, request: Any, external: int) -> dict[str, int]:
         """The latest look-up's external tokens by tier."""
         tracked = self._requests.get(request.request_id)
-        if tracked is None:
-            return {}
-        start = tracked.computed
-        first = start // self._size * self._size
-        return by_tier(self.options, tracked.found, start, start + external, first)
+        start = tracked.computed if tracked is not None else 0
+        hit, first = tracked.found if tracked else Hit((), ()), start // self._size * self._size
+        return by_tier(self.options, hit, start, start + external, first)
 
     def step(self, scheduled: Mapping[str, int], grown: Iterable[Grown]) -> StepMeta:
         """Ends a scheduling step: what workers shall do in it. ``scheduled`` maps requests to the
         tokens that this step computes, in blocks of which it has ``grown`` some."""
         meta, saver = self._meta, self._saver
         if saver is not None:
-            meta.after = saver.grown(grown, self._requests)
+            meta.after |= saver.grown(grown, self._requests)
         parts: list[tuple[int, int]] = []
         requests, size = self._requests, self._size
         for name, tokens in scheduled.items():
@@ -274,7 +277,13 @@ class SchedulerHalf:
             self._recorder.write(tracked.served())
         if self._saver is not None:
             self._saver.order(tracked)
-        self._encode(tracked)
+            if self.blending is not None:
+                self._saver.encode(tracked, self.blending, self._meta)
+
+    @property
+    def pending(self) -> bool:
+        """Whether workers have something to do, or to report, though no request runs."""
+        return bool(self._meta.encodes or self._meta.plans) or self._transfers.saving
 
     def reset(self, ours: bool = True) -> None:
         """Forgets every chunk: weights may be others now. If they are promised to be fixed, only
@@ -283,6 +292,8 @@ class SchedulerHalf:
             self.renew("the cache was reset")
         elif ours and self._ledger is not None:
             self._free(Plan(tuple(self._ledger.clear())))
+            for tracked in self._requests.values():
+                tracked.saved = tracked.ordered = 0
 
     def renew(self, why: str) -> None:
         """Begins a new generation of keys: nothing that was kept until now is found again."""
@@ -321,10 +332,6 @@ class SchedulerHalf:
             self._requests[name] = Tracked(request, self._hashers.of(request), adapter, salt)
         return self._requests[name]
 
-    def _saving(self, tracked: Tracked, plan: Plan) -> None:
-        if self.events is not None:
-            self.events.saving(tracked, plan)
-
     def _leave_uncached(self, request: Any, reason: str) -> None:
         self._requests.pop(request.request_id, None)
         self._uncached.add(request.request_id)
@@ -335,15 +342,6 @@ class SchedulerHalf:
         busy = self._busy or bool(self._meta.loads)
         names = {self.options.tier_names[tier] for tier in tiers}
         return self._always_between or self.options.between_steps(names, busy)
-
-    def _encode(self, tracked: Tracked) -> None:
-        if self.blending is None or self._ledger is None:
-            return
-        last = self._transfers.last
-        for encode, plan in self.blending.encode(tracked, self._ledger, last + 1):
-            number = self._transfers.number()
-            self._transfers.save(number, encode.save.request, plan)
-            self._meta.encodes.append(encode)
 
     def _loaded(self, done: LoadDone) -> None:
         ledger, lookup = self._ledger, self._lookup
@@ -378,12 +376,13 @@ class SchedulerHalf:
         for move, good in zip(saved.moves, saved.good, strict=True):
             ledger.settle([move], good)
         self._free(self._generations.ended(done.id, (move.key for move in saved.moves), ledger))
-        failed = saved.good.count(False)
+        failed = [move for move, good in zip(saved.moves, saved.good, strict=True) if not good]
         if failed:
-            self._count("failed_saves", failed)
+            self._count("failed_saves", len(failed))
+            if saved.request in self._requests:
+                saver.failed(self._requests[saved.request], failed)
             if self._ranks > 1:  # some rank may have it
-                bad = zip(saved.moves, saved.good, strict=True)
-                self._discard((move.key, move.target) for move, good in bad if not good)
+                self._discard((move.key, move.target) for move in failed)
         if saved.free:
             saver.free(done.id)
             if self.blending is not None:

@@ -60,6 +60,8 @@ class Tracked:
 
     def renew(self, hasher: ChunkHasher) -> None:
         """Its keys are others from here on, and what it has computed belongs to the old ones."""
+        if self.hashing is not None:
+            self.hashing.cancel()
         self.hasher, self.keys, self.hashing, self.awaited = hasher, [], None, b""
         self.saved = self.used = self.ordered = 0
         if self.hits is not None:  # it was scheduled
@@ -100,12 +102,16 @@ class Tracked:
         """What a recording keeps of it."""
         request = self.request
         prompt = int(request.num_prompt_tokens)
+        try:
+            keys = self.upto(prompt)
+        except Exception:  # noqa: BLE001 - whatever its prompt is made of, it shares nothing
+            keys = []
         return Served(
             id=request.request_id,
             arrival_s=request.arrival_time,
             input_tokens=prompt,
             output_tokens=request.num_output_tokens,
-            keys=self.upto(prompt),
+            keys=keys,
             hits=self.hits or {},
         )
 

@@ -78,6 +78,11 @@ class Transfers:
         self.last += 1
         return self.last
 
+    @property
+    def saving(self) -> bool:
+        """Whether any save has not been reported whole."""
+        return bool(self._saving)
+
     def reading(self) -> set[bytes]:
         """Keys that loads under way may still read."""
         return {key for loading in self._loading.values() for key in loading.hit.keys}

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 
 from cache_core.adapters.vllm.blender import Blender, TurnedPlace
 from cache_core.adapters.vllm.blocks import EngineBlocks, Loaded, Slots, slots_of
-from cache_core.adapters.vllm.layers import LayeredPlace, LayerGates
+from cache_core.adapters.vllm.layers import LayeredPlace, LayerGates, Pass
 from cache_core.adapters.vllm.messages import (
     BlockIds,
     Load,
@@ -80,6 +81,7 @@ class WorkerHalf:
         self._gone: set[str] = set()
         self._refused: set[int] = set()
         self._gates = LayerGates(layer_names) if layerwise else None
+        self._pass = Pass()
 
     def opened(self) -> TiersOpened:
         """For the scheduler's half."""
@@ -106,13 +108,15 @@ class WorkerHalf:
         """Loads what this step needs; lets the rest begin."""
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
         fence = self.blocks.fence(loading=True) if meta.loads else _nothing
+        now = self._pass = Pass()
         for load in meta.loads:
+            given = (load, fence, now)
             if not load.in_step:
-                self._loads[load.request] = self._loader(load).submit(self._load, load, fence, None)
+                self._loads[load.request] = self._loader(load).submit(self._load, *given, None)
             elif self._gates is None:
-                self._load(load, fence, None)
+                self._load(*given, None)
             else:
-                job = self._loader(load).submit(self._load, load, fence, self._gates.open())
+                job = self._loader(load).submit(self._load, *given, self._gates.open())
                 self._gates.loads.append(job)
         if self._blender is not None:
             if self._gates is not None:
@@ -120,7 +124,7 @@ class WorkerHalf:
             self._blender.compute(meta.loads)
         if self._gates is not None and meta.saves:
             # They follow the forward pass, layer by layer, instead of coming behind it.
-            self._gates.expect_layers()
+            self._gates.expect_layers(now)
             self._start_saves(meta)
 
     def layer_needed(self, name: str) -> None:
@@ -200,7 +204,7 @@ class WorkerHalf:
             job: Future[None] = Future()
             with self._lock:
                 self._saves[save.id] = save.request, job
-            self._saver.submit(self._save, save, fence, job)
+            self._saver.submit(self._save, save, fence, job, self._pass)
 
     def _wait_for(self, saves: Iterable[int]) -> None:
         for number in saves:
@@ -212,7 +216,9 @@ class WorkerHalf:
     def _loader(self, load: Load) -> ThreadPoolExecutor:
         return self._loaders[max(load.hit.tiers, default=0)]
 
-    def _load(self, load: Load, fence: Callable[[], None], loaded: Loaded | None) -> None:
+    def _load(
+        self, load: Load, fence: Callable[[], None], now: Pass, loaded: Loaded | None
+    ) -> None:
         self._wait_for(load.after)
         began = self._clock()
         pieces = load.blend.pieces if load.blend is not None else ()
@@ -247,6 +253,7 @@ class WorkerHalf:
                 good = min(good, first + got * self._size)
         with self._lock:
             if good < load.end:
+                now.failed |= load.in_step
                 first = max(good, load.start) // self._block_tokens
                 last = -(-load.end // self._block_tokens)
                 self._bad_blocks.update(int(b) for b in load.blocks[first:last])
@@ -282,7 +289,7 @@ class WorkerHalf:
         assert blender is not None
         return lambda k, axis: blender.turn(k, delta, axis)
 
-    def _save(self, save: Save, fence: Callable[[], None], job: Future[None]) -> None:
+    def _save(self, save: Save, fence: Callable[[], None], job: Future[None], now: Pass) -> None:
         writes = [move for move in save.plan.moves if move.target != NOWHERE]
         with self._lock:
             for row, move in enumerate(writes):
@@ -296,7 +303,7 @@ class WorkerHalf:
         plan, place = _without_engine(save.plan), None
         try:
             fence()
-            prepared, place = self._prepared(save)
+            prepared, place = self._prepared(save, now)
             plan = prepared
         except Exception:
             logger.exception("saving %d chunks failed", len(writes))
@@ -305,13 +312,12 @@ class WorkerHalf:
         self._carrier.wait_for_room()
         self._carrier.submit(plan, place, finished)
 
-    def _prepared(self, save: Save) -> tuple[Plan, Place | None]:
+    def _prepared(self, save: Save, now: Pass) -> tuple[Plan, Place | None]:
         """What of the plan can be carried out, and where its chunks are."""
         indexes = [m.index for m in save.plan.moves if m.target != NOWHERE and m.index >= 0]
-        beside = self._gates is not None and self._gates.saving
-        if self._gates is not None and beside:
-            self._gates.wait_loads()
-        if self._bad_epoch.get(save.request, -1) >= save.epoch:
+        for load in now.loads:
+            load.result()
+        if now.failed or self._bad_epoch.get(save.request, -1) >= save.epoch:
             # Computed on top of a load that failed. What leaves tiers still has to.
             return _without_engine(save.plan), None
         if not indexes:
@@ -321,8 +327,9 @@ class WorkerHalf:
         tokens = range(at + first * self._size, at + last * self._size)
         table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
         place: Place = self.blocks.place(table)
-        if self._gates is not None and beside:
-            place = LayeredPlace(self.blocks, table, None, self._gates.wait_computed)
+        if self._gates is not None and now.beside:
+            wait = partial(self._gates.wait_computed, now.number)
+            place = LayeredPlace(self.blocks, table, None, wait)
         return Plan(tuple(_shifted(move, first) for move in save.plan.moves)), place
 
     def _carried(self, done: Carried) -> None:

@@ -40,6 +40,7 @@ def config(
         parallel_config=SimpleNamespace(**parallel, data_parallel_index=replica),
         scheduler_config=SimpleNamespace(async_scheduling=False),
         use_v2_model_runner=False,
+        max_concurrent_batches=1,
         cache_config=SimpleNamespace(cache_dtype="auto"),
         load_config=SimpleNamespace(load_format=load_format),
         model_config=SimpleNamespace(**model),

@@ -212,7 +212,7 @@ def recovered() -> dict[str, Any]:
     settle(world)
     before = {place[0]: set(blocks) for place, blocks in world.router.has.items()}
     half = sim.half
-    half.events = Events(half._ledger, ("cpu", "disk"), 64, 32)
+    half.tell(Events(half._ledger, ("cpu", "disk"), 64, 32))
     world.router.has.clear()
     sim.add("b", [7], 1)
     settle_unchecked(world)

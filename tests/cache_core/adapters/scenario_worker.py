@@ -73,6 +73,48 @@ def aborted() -> dict[str, Any]:
     return {"bad_blocks": failed, "held": held, "left": left}
 
 
+def layerwise() -> dict[str, Any]:
+    """A load inside a step goes to blocks that a save, begun beside an earlier step, still reads;
+    the step saves too."""
+    caches = [torch.randn(8, 2, CHUNK, 8) for _ in range(2)]
+    blocks = TensorBlocks(caches, CHUNK)
+    tier = Slow(blocks.chunk_bytes)
+    tier.go.set()
+    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK, ("first", "second"), True)
+    ids = np.arange(4, dtype=np.int32)
+
+    def forward(step: StepMeta) -> None:
+        worker.before_overwriting(step)
+        worker.start_loads(step)
+        for name in ("first", "second"):
+            worker.layer_needed(name)
+            worker.layer_done(name)
+        worker.end_step(step)
+
+    forward(StepMeta(0, saves=[save(1, "warm", OTHER)]))
+    worker._saver.submit(worker._carrier.flush).result()
+    tier.go.clear()
+    forward(StepMeta(1, saves=[save(2, "a", LOST)]))
+    # Only now may the save go on: while the load waits for it, and the step for the load.
+    waiting = worker._wait_for
+
+    def goes_on(saves: Any) -> None:
+        tier.go.set()
+        waiting(saves)
+
+    worker._wait_for = goes_on  # type: ignore[method-assign]
+    load = Load(3, "b", 0, Hit((OTHER,), (0,)), 0, 0, CHUNK, ids, True, None, (2,))
+    late = threading.Thread(
+        target=forward, args=[StepMeta(2, loads=[load], saves=[save(4, "b", KEY)])], daemon=True
+    )
+    late.start()
+    late.join(60)
+    ended = not late.is_alive()
+    if ended:
+        worker._saver.submit(worker._carrier.flush).result()
+    return {"ended": ended, "held": tier.contains([OTHER, LOST, KEY])}
+
+
 def lanes() -> dict[str, Any]:
     """A save to cpu and disk, and loads from both, while the disk does nothing."""
     blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
@@ -140,7 +182,11 @@ def away() -> dict[str, Any]:
 
 
 def main() -> None:
-    print(json.dumps({"aborted": aborted(), "lanes": lanes(), "away": away()}))
+    print(
+        json.dumps(
+            {"aborted": aborted(), "lanes": lanes(), "away": away(), "layerwise": layerwise()}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -123,3 +123,9 @@ def test_a_tier_that_is_away_keeps_one_load_of_a_step_waiting_and_not_all(
     found = worker["away"]
     assert found["first"] == [0] * 6 and found["reads"] == 1
     assert found["then"] == [1, 1], "well again, it is read again"
+
+
+def test_a_load_and_a_save_beside_steps_do_not_wait_for_each_other(
+    worker: dict[str, dict[str, Any]],
+) -> None:
+    assert worker["layerwise"] == {"ended": True, "held": [True, True, True]}
