@@ -154,7 +154,8 @@ class Simulation:
             prompt, count, _ = self._asked[name]
             self._asked[name] = (prompt, count, -1)
         while not self._try(self.reset):
-            self.step()
+            for _ in range(20):  # asked at every step, no request would get on
+                self.step()
         self.result.counts["updates"] += 1
 
     def pause(self) -> None:
