@@ -1,5 +1,5 @@
-"""What holds for every test: no network, no colours, no verdict from the clock, and which tests of
-several processes run in one of them, and when."""
+"""What holds for every test: no network, no colours, no verdict from the clock, and which files come
+first where several processes share them."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ LONGEST_FIRST = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: the tests of a file stay together, as they share what is slow to
-    make, but for groups of tests of several files. The longest come first."""
+    """For ``--dist loadfile --no-loadscope-reorder``: files that take minutes come first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     place = {name: number for number, name in enumerate(LONGEST_FIRST)}
@@ -57,7 +56,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("xdist_group")
         name = str(marker.args[0]) if marker else item.nodeid.partition("::")[0]
-        if marker is None:
-            item.add_marker(pytest.mark.xdist_group(name))
         places.append(place.get(name, len(place)))
     items[:] = [item for _, item in sorted(zip(places, items, strict=True), key=itemgetter(0))]
