@@ -140,8 +140,11 @@ def load(worker: Any, factor: float) -> None:
 
 def reload(worker: Any, factor: float) -> None:
     """As vLLM's own ``reload_weights`` does, and its weight transfer engines."""
+    import torch
+
     new = list(scaled(worker.model_runner.model, factor))
-    worker.model_runner.reload_weights(weights_iterator=iter(new), is_checkpoint_format=False)
+    with torch.no_grad():
+        worker.model_runner.reload_weights(weights_iterator=iter(new), is_checkpoint_format=False)
 
 
 def scaled(model: Any, factor: float) -> Iterator[tuple[str, Any]]:
