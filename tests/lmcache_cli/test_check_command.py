@@ -243,7 +243,7 @@ def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Pa
     assert process.returncode == 130, err
     assert "INCONCLUSIVE" in out and "interrupted" in err
     found = json.loads((tmp_path / "out.json").read_text())
-    assert found["complete"] is False and metric(found, "ttft.p50")["rounds"] > 5
+    assert found["complete"] is False and metric(found, "ttft.p50")["rounds"] > 0
     assert (tmp_path / "out.xml").exists()
     [path] = (tmp_path / "runs").glob("check-*.parquet")
     assert read_run(path)[1]["complete"] is False
