@@ -1,5 +1,5 @@
-"""What holds for every test: no network, no colours, no verdict from the clock, and which files come
-first where several processes share them."""
+"""What holds for every test: no network, no colours, no verdict from the clock, and which files
+come first where several processes share them."""
 
 from __future__ import annotations
 
