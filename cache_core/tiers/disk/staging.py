@@ -28,30 +28,35 @@ class Buffer:
 
 
 class Staging:
-    """Slabs of ``chunks`` aligned chunks, taken when first needed and kept for the next caller."""
+    """Slabs of aligned chunks, ``chunks`` at most, taken when needed. The largest two are kept for
+    the next callers; beside them each caller has what it needs: many may read at once."""
 
     def __init__(self, chunk_bytes: int, depth: int) -> None:
         stride = rounded(chunk_bytes)
         self.chunks = max(depth, min(16 * depth, _BYTES // stride))
         self._steps = np.arange(self.chunks, dtype=np.uint64) * np.uint64(stride)
-        self._nbytes = self.chunks * stride
+        self._stride = stride
         self._lock = threading.Lock()
         self._free: list[_native.Slab] = []
 
     @contextmanager
-    def borrow(self) -> Iterator[Buffer]:
-        """Room for ``chunks`` chunks, the caller's for as long as the context is open. Raises
-        ``MemoryError``."""
+    def borrow(self, chunks: int) -> Iterator[Buffer]:
+        """Room for so many chunks, or for the most that there is for one caller, for as long as the
+        context is open. Raises ``MemoryError``."""
+        chunks = min(chunks, self.chunks)
+        nbytes = chunks * self._stride
         with self._lock:
-            slab = self._free.pop() if self._free else None
-        slab = slab or _native.Slab(self._nbytes)
-        buffer = Buffer(slab, np.uint64(slab.address) + self._steps)
+            slab = next((kept for kept in self._free if kept.nbytes >= nbytes), None)
+            if slab is not None:
+                self._free.remove(slab)
+        slab = slab or _native.Slab(nbytes)
+        buffer = Buffer(slab, np.uint64(slab.address) + self._steps[:chunks])
         try:
             yield buffer
         finally:
             with self._lock:
-                if not buffer.left and len(self._free) < _KEPT:
-                    self._free.append(slab)
+                if not buffer.left:
+                    self._free = sorted([*self._free, slab], key=lambda kept: kept.nbytes)[-_KEPT:]
 
     def release(self) -> None:
         """Gives the memory back."""

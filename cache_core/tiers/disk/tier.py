@@ -140,7 +140,8 @@ class DiskTier:
         try:
             self._crew.check()
             with (
-                self._staging.borrow() as buffer,
+                # One half arrives while the other one is copied.
+                self._staging.borrow(2 * len(rows)) as buffer,
                 closing(self._fetched(keys, rows, buffer)) as arriving,
             ):
                 for batch, found, memory in arriving:
@@ -169,7 +170,7 @@ class DiskTier:
         try:
             self._crew.check()
             if rows:
-                with self._staging.borrow() as buffer:
+                with self._staging.borrow(len(rows)) as buffer:
                     for batch in _batches(rows, self._staging.chunks):
                         place.pick(batch).copy_to(buffer.addresses[: len(batch)])
                         self._put(keys, batch, buffer, stored)
