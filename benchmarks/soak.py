@@ -26,6 +26,7 @@ from concurrent.futures import TimeoutError as StillWaiting
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -56,7 +57,6 @@ LIMITS_S = {
     "store": FAILURES * REMOTE_S + DISK_S + SLACK_S,
 }
 GIVE_UP_S = 120.0
-_LONG_S, _QUEUED_BYTES = 300.0, 2 * (64 << 20)  # so much may be queued for two tiers
 _MORE = {"RSS": 32 << 20, "descriptors": 8, "threads": 4}  # that is no growth yet
 
 
@@ -257,26 +257,22 @@ class Levels:
             self.samples[name].append(value)
 
     def growth(self, name: str) -> tuple[int, int]:
-        """Floors (a tenth is below) of the second and of the last fifth, behind the warm-up. What
-        is queued comes and goes; a leak lifts the floor."""
+        """Medians of the second and of the last fifth: the first one is still warming up."""
         values = self.samples[name]
         fifth = max(1, len(values) // 5)
-        early, late = sorted(values[fifth : 2 * fifth] or values), sorted(values[-fifth:])
-        return early[len(early) // 10], late[len(late) // 10]
+        return int(median(values[fifth : 2 * fifth] or values)), int(median(values[-fifth:]))
 
-    def blame(self, findings: Findings, seconds: float) -> None:
-        # In a short run queues may be full for a whole fifth of it.
+    def blame(self, findings: Findings) -> None:
         for name, more in _MORE.items():
             before, after = self.growth(name)
-            if name == "RSS" and seconds < _LONG_S:
-                more += _QUEUED_BYTES
             if after > before * 1.1 + more:
                 findings.blame(f"{name} grew from {before} to {after}")
 
 
 def soak(folder: Path, minutes: float, threads: int, seed: int, tell: Callable[[str], None]) -> int:
     rng, findings, levels = random.Random(seed), Findings(), Levels()
-    faults, happened = dict[str, Callable[[Wait], None]](), Counter[str]()
+    faults: dict[str, Callable[[Wait], None]] = {}
+    happened: Counter[str] = Counter()
     with ExitStack() as stack:
         redis = None
         if shutil.which("redis-server") is not None:
@@ -330,7 +326,7 @@ def soak(folder: Path, minutes: float, threads: int, seed: int, tell: Callable[[
         kills.look()
         cache.flush()
         cache.close()
-    levels.blame(findings, 60 * minutes)
+    levels.blame(findings)
     Console(width=100).print(closing(findings, levels, happened, kills))
     for text, count in Counter(findings.wrong).most_common(20):
         print(f"violation, {count} times: {text}")

@@ -315,7 +315,6 @@ class Simulation:
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.structured_output import StructuredOutputManager
 
-        import cache_core.adapters.vllm.worker  # noqa: F401  # names in it are patched
         from cache_core.adapters.vllm.connector import TieredKVConnector
         from cache_core.carrier import Carrier
 

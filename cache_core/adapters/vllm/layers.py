@@ -39,8 +39,6 @@ class LayerGates:
         self._computed, self._number = len(names), 0
         self._fence: Callable[[], None] = _nothing
         self.loads: list[Future[None]] = []
-        self.saving = False
-        """Whether this step's saves were started before its forward pass."""
 
     def open(self) -> Loaded:
         """One more load; it tells the result of each of its layers in turn."""
@@ -60,7 +58,6 @@ class LayerGates:
         with self._changed:
             self._computed = 0
             self._number += 1
-            self.saving = True
             now.beside, now.number, now.loads = True, self._number, tuple(self.loads)
 
     def wait_loaded(self, name: str) -> None:

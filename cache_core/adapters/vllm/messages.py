@@ -65,8 +65,8 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Save:
     """A plan to carry out behind the step's forward pass. Move ``index`` counts the request's
-    chunks, the first of which begins at token ``offset`` of those that ``blocks`` have room for:
-    before them, if only later ones are given."""
+    chunks. ``offset`` is where the first of them begins, in tokens from the first of ``blocks`` on:
+    less than 0 where only blocks of later chunks are given."""
 
     id: int
     request: str
@@ -141,8 +141,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
 @dataclass(frozen=True, slots=True)
 class TiersOpened(KVConnectorHandshakeMetadata):
     """One rank's tiers: what a chunk takes in them, room in chunks (None: unbounded), and what each
-    holds from before.
-    ``watched`` says whether the rank would notice a change of its weights."""
+    holds from before. ``watched`` says whether the rank would notice a change of its weights."""
 
     chunk_bytes: int
     capacities: Sequence[int | None]

@@ -54,7 +54,8 @@ _SECONDS_BY_TIER = {
 }
 _SECONDS = {
     "lookup_seconds": "Seconds that the scheduler took to look a request up once.",
-    "wait_seconds": "Seconds that a request waited for chunks that were being stored or asked for.",
+    "wait_seconds": "Seconds that a request waited for chunks that were being stored or asked"
+    " for, or for its keys.",
 }
 BOUNDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Upper bounds of the histograms' buckets, in seconds; one more is for what lies above."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from cache_core.adapters.vllm.metrics import observe
 from cache_core.ledger import Ledger
-
-Answer = TypeVar("Answer")
 
 
 class Observed:

@@ -38,12 +38,11 @@ class Saver:
         transfers: Transfers,
         block_tokens: int,
         most_pending: int,
+        count: Callable[[str, float], None],
     ) -> None:
         self._ledger, self._lookup, self._hashers = ledger, lookup, hashers
         self._transfers, self._block_tokens = transfers, block_tokens
-        self._most_pending = most_pending
-        self.count: Callable[[str, float], None] = lambda name, amount: None
-        """Told of what is counted, by name."""
+        self._most_pending, self._count = most_pending, count
         self.saving: Callable[[Tracked, Plan], None] = lambda tracked, plan: None
         """Told of each plan."""
         self._reading: dict[int, tuple[int, ...]] = {}
@@ -61,7 +60,7 @@ class Saver:
             tracked.mixed = True  # loaded again from other files, while this request ran
             return None
         if self._transfers.pending >= self._most_pending:
-            self.count("saves_deferred", 1)
+            self._count("saves_deferred", 1)
             return None
         size = tracked.hasher.chunk_tokens
         try:

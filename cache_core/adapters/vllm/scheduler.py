@@ -92,8 +92,7 @@ class SchedulerHalf:
         self._ledger, surplus = agreed(ranks, self.options, self._asking is not None)
         self._lookup = Lookup(self.options, self._ledger, self._asking, self._free, self._clock)
         books = self._ledger, self._lookup, self._hashers, self._transfers
-        self._saver = Saver(*books, self._block_tokens, self._most_pending)
-        self._saver.count = self._count
+        self._saver = Saver(*books, self._block_tokens, self._most_pending, self._count)
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:

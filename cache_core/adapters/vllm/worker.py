@@ -125,7 +125,7 @@ class WorkerHalf:
         if self._gates is not None and meta.saves:
             # They follow the forward pass, layer by layer, instead of coming behind it.
             self._gates.expect_layers(now)
-            self._start_saves(meta)
+            self._start_saves(meta.saves, meta.plans)
 
     def layer_needed(self, name: str) -> None:
         """Waits until the layer's KV of the loads inside this step is there."""
@@ -145,10 +145,10 @@ class WorkerHalf:
             self._gates.all_computed(self.blocks.fence())
             for load in self._gates.take_loads():
                 load.result()
-        if self._gates is None or not meta.saves or not self._gates.saving:
-            self._start_saves(meta)
-        if self._gates is not None:
-            self._gates.saving = False
+        if not self._pass.beside:
+            self._start_saves(meta.saves, meta.plans)
+        # Never beside the forward pass: what they save is computed behind it.
+        self._start_saves([encode.save for encode in meta.encodes], ())
 
     def finished(self, gone: Iterable[str]) -> set[str]:
         """Requests whose loads between steps are done. ``gone`` are requests that vLLM has
@@ -196,11 +196,11 @@ class WorkerHalf:
         self._saver.shutdown(wait=True)
         self._carrier.close(TIMEOUT_S)
 
-    def _start_saves(self, meta: StepMeta) -> None:
+    def _start_saves(self, saves: Iterable[Save], plans: Iterable[Plan]) -> None:
         fence = self.blocks.fence()
-        for plan in meta.plans:
+        for plan in plans:
             self._saver.submit(self._carrier.submit, plan, None)
-        for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
+        for save in saves:
             job: Future[None] = Future()
             with self._lock:
                 self._saves[save.id] = save.request, job

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cache_core.adapters.vllm.blocks import TensorBlocks
-from cache_core.adapters.vllm.messages import Load, Save, StepMeta
+from cache_core.adapters.vllm.messages import Encode, Load, Save, StepMeta
 from cache_core.adapters.vllm.worker import WorkerHalf
 from cache_core.place import Place
 from cache_core.plan import ENGINE, Hit, Move, Plan
@@ -116,6 +116,49 @@ def layerwise() -> dict[str, Any]:
     return {"ended": ended, "held": tier.contains([OTHER, LOST, KEY])}
 
 
+class Encoder:
+    """In place of the model that blend computes with: writes to the blocks that it is given."""
+
+    def __init__(self, caches: list[torch.Tensor]) -> None:
+        self.caches = caches
+
+    def compute(self, loads: Any) -> None: ...
+
+    def encode(self, encodes: Any) -> None:
+        for encode in encodes:
+            for cache in self.caches:
+                cache[torch.from_numpy(encode.save.blocks).long()] = 7.0
+
+
+def encoded() -> dict[str, Any]:
+    """A segment is encoded behind a step whose own saves follow its layers."""
+    caches = [torch.zeros(8, 2, CHUNK, 8) for _ in range(2)]
+    blocks = TensorBlocks(caches, CHUNK)
+    tier = Slow(blocks.chunk_bytes)
+    tier.go.set()
+    blender: Any = Encoder(caches)
+    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK, ("first", "second"), True, blender)
+    plan = Plan((Move(KEY, ENGINE, 0, 0),))
+    lent = Save(2, "a", 0, plan, np.arange(4, 8, dtype=np.int32))
+    tokens = np.arange(CHUNK, dtype=np.int32)
+    step = StepMeta(0, saves=[save(1, "a", OTHER)], encodes=[Encode(lent, tokens)])
+    worker.start_loads(step)
+    for name in ("first", "second"):
+        worker.layer_done(name)
+    # Whatever follows the layers has all the time that it wants.
+    worker._saves[1][1].result(60)
+    worker._saver.submit(worker._carrier.flush).result()
+    worker.end_step(step)
+    worker._saver.submit(worker._carrier.flush).result()
+    for cache in caches:
+        cache.zero_()
+    whole = blocks.place(np.arange(CHUNK, dtype=np.int64).reshape(1, CHUNK))
+    read = tier.read([KEY], whole)
+    found = [float(cache[0].min()) for cache in caches]
+    worker.close()
+    return {"read": [bool(answer) for answer in read], "found": found}
+
+
 def lanes() -> dict[str, Any]:
     """A save to cpu and disk, and loads from both, while the disk does nothing."""
     blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
@@ -183,11 +226,8 @@ def away() -> dict[str, Any]:
 
 
 def main() -> None:
-    print(
-        json.dumps(
-            {"aborted": aborted(), "lanes": lanes(), "away": away(), "layerwise": layerwise()}
-        )
-    )
+    histories = (aborted, lanes, away, layerwise, encoded)
+    print(json.dumps({history.__name__: history() for history in histories}))
 
 
 if __name__ == "__main__":

@@ -129,3 +129,9 @@ def test_a_load_and_a_save_beside_steps_do_not_wait_for_each_other(
     worker: dict[str, dict[str, Any]],
 ) -> None:
     assert worker["layerwise"] == {"ended": True, "held": [True, True, True]}
+
+
+def test_what_is_encoded_behind_a_step_is_not_saved_beside_it(
+    worker: dict[str, dict[str, Any]],
+) -> None:
+    assert worker["encoded"] == {"read": [True], "found": [7.0, 7.0]}
