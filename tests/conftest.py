@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-from operator import itemgetter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,31 +29,28 @@ settings.register_profile(
 )
 settings.load_profile("lmcache")
 
-# Groups of tests that start models and servers take minutes; what comes last should be short.
+# Files whose tests start models and servers take minutes; what comes last should be short.
 LONGEST_FIRST = (
-    "vllm engines",
-    "vllm servers",
+    "tests/cache_core/adapters/test_vllm_connector.py",
+    "tests/lmcache_cli/test_engine_vllm.py",
+    "tests/benchmarks/test_vllm_simulation.py",
+    "tests/cache_core/adapters/test_vllm_weights.py",
+    "tests/cache_core/adapters/test_vllm_blend.py",
+    "tests/lmcache_cli/test_trace_record.py",
+    "tests/lmcache_cli/test_engine_openai.py",
     "tests/lmcache_cli/test_check_command.py",
     "tests/cache_core/test_kernels.py",
     "tests/lmcache_cli/test_bench_tiers.py",
     "tests/lmcache_cli/test_verify_between.py",
+    "tests/benchmarks/test_vllm_scheduler.py",
     "tests/lmcache_cli/test_engine_pages.py",
     "tests/lmcache_cli/test_resume.py",
-    "tests/cache_core/adapters/test_vllm_generations.py",
-    "tests/cache_core/adapters/test_vllm_identity.py",
-    "tests/cache_core/adapters/test_vllm_wiring.py",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For ``--dist loadfile --no-loadscope-reorder``: files that take minutes come first."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    places = []
-    for item in items:
-        marker = item.get_closest_marker("xdist_group")
-        name = str(marker.args[0]) if marker else item.nodeid.partition("::")[0]
-        places.append(place.get(name, len(place)))
-    items[:] = [item for _, item in sorted(zip(places, items, strict=True), key=itemgetter(0))]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))

@@ -128,7 +128,7 @@ def test_a_late_read_does_not_write_to_memory_that_others_use(
     assert tier.read([key(1)], WORLD.place(1)) == [Read.LATER]
     tier._crew._behind = 0  # as if it did not know that one is left
     patient(tier)
-    with tier._staging.borrow() as buffer:
+    with tier._staging.borrow(1) as buffer:
         held = WORLD.place(1)
         WORLD.rows[0] = WORLD.content(5)
         held.copy_to(buffer.addresses[:1])

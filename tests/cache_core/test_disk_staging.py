@@ -21,6 +21,10 @@ def test_each_caller_gets_what_it_needs_and_no_more_than_there_is() -> None:
             assert buffer.slab.nbytes == given * CHUNK
 
 
+def test_there_is_room_for_one_to_arrive_while_another_is_copied() -> None:
+    assert Staging(1 << 30, 1).chunks == 2
+
+
 def test_of_many_at_once_the_largest_two_are_kept() -> None:
     staging = Staging(CHUNK, DEPTH)
     with ExitStack() as stack:

@@ -270,7 +270,6 @@ def test_nobody_there_no_model_no_tokenizer() -> None:
         OpenAIEngine(None, Serving(server.url))
 
 
-@pytest.mark.xdist_group("vllm servers")
 def test_a_real_vllm(vllm_address: VllmAddress, tmp_path: Path) -> None:
     """It hits what its prefix cache has, and a second run is as cold as the first."""
     hits = []

@@ -25,7 +25,6 @@ def run(words: list[str], cwd: Path, *more: str) -> None:
     assert "failed" not in done.stderr
 
 
-@pytest.mark.xdist_group("vllm servers")
 @pytest.mark.parametrize("words", commands("openai.md"), ids=lambda words: words[2])
 def test_openai(words: list[str], vllm_address: VllmAddress, tmp_path: Path) -> None:
     here = [word.replace("http://127.0.0.1:8000", vllm_address.url) for word in words]

@@ -18,9 +18,6 @@ WORDS = "zebra quux marzipan obelisk "
 SHARED = WORDS * 12
 
 
-pytestmark = pytest.mark.xdist_group("vllm servers")
-
-
 @pytest.fixture
 def server(vllm_address: VllmAddress) -> VllmAddress:
     return vllm_address

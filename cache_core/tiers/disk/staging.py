@@ -33,7 +33,7 @@ class Staging:
 
     def __init__(self, chunk_bytes: int, depth: int) -> None:
         stride = rounded(chunk_bytes)
-        self.chunks = max(depth, min(16 * depth, _BYTES // stride))
+        self.chunks = max(2, depth, min(16 * depth, _BYTES // stride))
         self._steps = np.arange(self.chunks, dtype=np.uint64) * np.uint64(stride)
         self._stride = stride
         self._lock = threading.Lock()

@@ -112,6 +112,8 @@ class DiskTier:
         )
         self._writer = Writer(self._log, namespace, self.direct, depth)
         self._staging = Staging(chunk_bytes, depth)
+        room = self._staging.chunks // 2  # one batch arrives while another is copied
+        self._batch = min(room, max(depth, room // 4))
         self._crew = Crew(name, timeout_s)
         self._syncer = Syncer(self._sync, sync_bytes, sync_s)
         self._over = False  # closed, or the directory is lost
@@ -140,8 +142,7 @@ class DiskTier:
         try:
             self._crew.check()
             with (
-                # One half arrives while the other one is copied.
-                self._staging.borrow(2 * len(rows)) as buffer,
+                self._staging.borrow(min(len(rows), 2 * self._batch)) as buffer,
                 closing(self._fetched(keys, rows, buffer)) as arriving,
             ):
                 for batch, found, memory in arriving:
@@ -227,8 +228,7 @@ class DiskTier:
     ) -> Generator[tuple[list[int], list[Read], Addresses]]:
         """Rows, what became of them, and where they are until the next is asked for: that one is
         being read meanwhile."""
-        room = len(buffer.addresses) // 2
-        size = max(1, min(room, max(self._depth, room // 4)))
+        size = self._batch
         ahead: deque[tuple[list[int], Addresses, Task[list[Read]]]] = deque()
         try:
             for number, batch in enumerate(_batches(rows, size)):

@@ -8,8 +8,6 @@ import pytest
 
 from tests.cache_core.adapters.conftest import Scenario
 
-pytestmark = pytest.mark.xdist_group("vllm engines")
-
 USABLE = 192  # whole chunks of 32, of 200 tokens
 
 
