@@ -1,0 +1,95 @@
+"""The scheduler's saves beside a stand-in for vLLM's block pool. Prints one JSON object."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+from cache_core.adapters.vllm.blending import Blended, Blending
+from cache_core.adapters.vllm.lookup import Lookup
+from cache_core.adapters.vllm.messages import StepMeta
+from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.adapters.vllm.saver import Saver
+from cache_core.adapters.vllm.segments import Segment
+from cache_core.adapters.vllm.tracked import Tracked
+from cache_core.adapters.vllm.transfers import Transfers
+from cache_core.ledger import Ledger
+from tests.cache_core.memory_engine import key
+
+SIZE = BLOCK = 16
+OPTIONS = ConnectorOptions.parse({"cpu_size": "1GiB", "chunk_tokens": SIZE})
+
+
+class World:
+    """A saver of one request with ``chunks`` chunks, in blocks of as many tokens."""
+
+    def __init__(self, chunks: int) -> None:
+        self.ledger = Ledger([64])
+        self.transfers = Transfers(1)
+        tokens = list(range(chunks * SIZE))
+        request = SimpleNamespace(
+            request_id="first",
+            prompt_token_ids=tokens,
+            all_token_ids=tokens,
+            num_tokens=len(tokens),
+            status=SimpleNamespace(name="FINISHED_STOPPED"),
+        )
+        hasher = cast(Any, SimpleNamespace(chunk_tokens=SIZE))
+        self.tracked = Tracked(request, hasher, keys=[key(n) for n in range(chunks)])
+        self.tracked.blocks = list(range(1, chunks + 1))
+        hashers = cast(Any, SimpleNamespace(adapter=lambda request: self.tracked.adapter))
+        lookup = Lookup(OPTIONS, self.ledger, None, lambda plan: None, lambda: 0.0)
+        self.saver = Saver(
+            self.ledger, lookup, hashers, self.transfers, BLOCK, 1 << 20, lambda name, amount: None
+        )
+
+
+def lent_blocks() -> dict[str, Any]:
+    """vLLM lends blocks for encoding that a save still reads, and others."""
+    world = World(4)
+    save = world.saver.save(world.tracked, 4)
+    assert save is not None
+    free = [SimpleNamespace(block_id=number) for number in (2, 3, 9, 10, 11, 12)]
+    pool = SimpleNamespace(
+        get_num_free_blocks=lambda: len(free),
+        get_new_blocks=lambda count: [free.pop(0) for _ in range(count)],
+        free_blocks=free.extend,
+    )
+    blending = Blending(OPTIONS, (), BLOCK)
+    blending.bind(pool)
+    segments = [Segment(first * SIZE, (first + 1) * SIZE, (key(100 + first),)) for first in (0, 1)]
+    world.tracked.blend = Blended(segments, 0.1)
+    meta = StepMeta(1)
+    world.saver.encode(world.tracked, blending, meta)
+    first = sorted(meta.after)
+    world.saver.free(save.id)
+    world.tracked.blend = Blended([Segment(0, SIZE, (key(200),))], 0.1)
+    later = StepMeta(2)
+    world.saver.encode(world.tracked, blending, later)
+    blocks = [encode.save.blocks.tolist() for encode in meta.encodes]
+    return {"save": save.id, "after": first, "blocks": blocks, "freed": sorted(later.after)}
+
+
+def counted() -> dict[str, Any]:
+    """What each admission says that the request has used before: saved in parts, and once more
+    from the start, since a load failed."""
+    world = World(8)
+    said: list[tuple[int, int, int]] = []
+    admit = world.ledger.admit
+
+    def admits(keys: Any, counted: int = 0, **where: Any) -> Any:
+        said.append((where["depth"], len(keys), counted))
+        return admit(keys, counted, **where)
+
+    cast(Any, world.ledger).admit = admits
+    world.saver.save(world.tracked, 3)
+    world.saver.save(world.tracked, 5)
+    world.tracked.saved = world.tracked.ordered = 0
+    world.saver.save(world.tracked, 4)
+    world.saver.save(world.tracked, 8)
+    return {"said": said}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"lent": lent_blocks(), "counted": counted()}))
