@@ -17,11 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.blend.attention_guided import AttentionGuided
-from cache_core.blend.calibrate import calibrate, kl
-from cache_core.blend.known import Deviation, Rows, every, nothing, scattered
-from cache_core.blend.offline import Offline
-from cache_core.blend.reference import Reference, Reused, Selection
+from benchmarks.blend_rules.attention_guided import AttentionGuided
+from benchmarks.blend_rules.calibrate import calibrate, kl
+from benchmarks.blend_rules.known import Deviation, Rows, every, nothing, scattered
+from benchmarks.blend_rules.offline import Offline
+from benchmarks.blend_rules.reference import Reference, Reused, Selection
 from lmcache_cli.engines.models import load_model
 
 NAMES = ["Alice", "Bob", "Carol", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jack"]

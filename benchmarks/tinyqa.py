@@ -21,11 +21,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cache_core.blend.attention_guided import AttentionGuided
-from cache_core.blend.calibrate import calibrate
-from cache_core.blend.known import Deviation, Rows, every, first, nothing, scattered
-from cache_core.blend.offline import Offline, Profile
-from cache_core.blend.reference import Reference, Reused, Selection
+from benchmarks.blend_rules.attention_guided import AttentionGuided
+from benchmarks.blend_rules.calibrate import calibrate
+from benchmarks.blend_rules.known import Deviation, Rows, every, first, nothing, scattered
+from benchmarks.blend_rules.offline import Offline, Profile
+from benchmarks.blend_rules.reference import Reference, Reused, Selection
 from tests.models.tinyqa_task import BOS, ID, Question, questions
 
 FOLDER = Path(__file__).parents[1] / "tests" / "models" / "tinyqa"

@@ -176,7 +176,7 @@ def _serve_twice(
         session.clear()
     finally:
         session.close()
-    from cache_core.blend.calibrate import kl
+    from lmcache_cli.engines.blend.quality import compared
 
     spread = float(before.max() - before.min())
     return Verdict(
@@ -187,8 +187,7 @@ def _serve_twice(
         logit_error=float((after - before).abs().max()) / spread,
         tolerance=TOLERANCE[engine.loaded.dtype] if spec.codec == "none" else CODEC_TOLERANCE,
         tokens_identical=warm.output_ids == cold.output_ids,
-        # Rounding makes it negative where both are the same.
-        kl=max(0.0, kl(before.reshape(1, -1), after.reshape(1, -1))),
+        kl=compared(before.reshape(1, -1), after.reshape(1, -1)).kl,
         codec=spec.codec,
     )
 

@@ -1,6 +1,5 @@
 """Tiers: bounded maps from key to bytes. They move bytes and decide nothing."""
 
-from cache_core.tiers.chaos import Chaos
 from cache_core.tiers.disk import DiskTier
 from cache_core.tiers.memory import MemoryTier, SlabMemory
 from cache_core.tiers.null import NullTier
@@ -8,7 +7,6 @@ from cache_core.tiers.throttled import Throttled
 from cache_core.tiers.tier import Tier, TierError, TierInUse
 
 __all__ = [
-    "Chaos",
     "DiskTier",
     "MemoryTier",
     "NullTier",

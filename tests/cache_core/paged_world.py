@@ -11,7 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache_core import _native, _reference
+from cache_core import _native
+from tests.cache_core import reference as _reference
 
 Order = Literal["HND", "NHD"]
 

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core import _native, _reference, _reference_codecs
+from cache_core import _native
 from cache_core.transfer.cuda import PinnedMemory
+from tests.cache_core import reference as _reference
+from tests.cache_core import reference_codecs as _reference_codecs
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.paged_world import Order, large, random_bytes, u64, worlds
 from tests.cache_core.test_cuda import FiniteGpuWorld, GpuWorld, on_gpu_paged

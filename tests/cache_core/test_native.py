@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core import _native, _reference
+from cache_core import _native
+from tests.cache_core import reference as _reference
 from tests.cache_core.paged_world import Order, World, large, scattered, u64, worlds
 
 ZERO = bytes(32)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache_core import _native, _reference
-from cache_core import _reference_codecs as reference
+from cache_core import _native
+from tests.cache_core import reference as _reference
+from tests.cache_core import reference_codecs as reference
 from tests.cache_core.paged_world import Order, World, large, random_bytes, u64, worlds
 
 ORDERS = st.sampled_from(["HND", "NHD"])

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core import _native, _reference
+from cache_core import _native
+from tests.cache_core import reference as _reference
 from tests.cache_core.paged_world import random_bytes, u64
 
 

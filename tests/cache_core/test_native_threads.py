@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_core import _native, _reference
+from cache_core import _native
+from tests.cache_core import reference as _reference
 from tests.cache_core.paged_world import large, random_bytes, u64
 
 ROOT = Path(__file__).parents[2]

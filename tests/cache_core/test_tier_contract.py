@@ -20,13 +20,14 @@ from cache_core import _native
 from cache_core.cache import TieredCache
 from cache_core.ledger import PLACEMENTS, Placement
 from cache_core.place import FlatPlace, Place
-from cache_core.tiers import Chaos, DiskTier, MemoryTier, NullTier, Throttled, Tier, TierError
+from cache_core.tiers import DiskTier, MemoryTier, NullTier, Throttled, Tier, TierError
 from cache_core.tiers.disk.format import spend
 from cache_core.tiers.mooncake_store import MooncakeStore
 from cache_core.tiers.remote import RemoteTier
 from cache_core.tiers.remote_url import open_remote
 from cache_core.tiers.tensor import TensorPlace, TensorTier
 from cache_core.tiers.tier import Read
+from tests.cache_core.chaos import Chaos
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content
 
 CAPACITY = 6

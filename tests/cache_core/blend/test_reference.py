@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from cache_core.blend.known import Deviation, Rows, every, first, nothing, scattered
-from cache_core.blend.reference import KV, Reference, Reused
+from benchmarks.blend_rules.known import Deviation, Rows, every, first, nothing, scattered
+from benchmarks.blend_rules.reference import KV, Reference, Reused
 from tests.models.tinyqa_task import BOS, questions
 
 FOLDER = Path(__file__).parents[2] / "models" / "tinyqa"

@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from cache_core.blend.attention_guided import AttentionGuided
-from cache_core.blend.calibrate import Calibrated, calibrate
-from cache_core.blend.known import Deviation, Rows, every, first, nothing
-from cache_core.blend.offline import Calibration, Offline, Profile
-from cache_core.blend.reference import Reference, Reused, Selection
+from benchmarks.blend_rules.attention_guided import AttentionGuided
+from benchmarks.blend_rules.calibrate import Calibrated, calibrate
+from benchmarks.blend_rules.known import Deviation, Rows, every, first, nothing
+from benchmarks.blend_rules.offline import Calibration, Offline, Profile
+from benchmarks.blend_rules.reference import Reference, Reused, Selection
 from tests.models.tinyqa_task import BOS, questions
 
 FOLDER = Path(__file__).parents[2] / "models" / "tinyqa"

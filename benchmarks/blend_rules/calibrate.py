@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cache_core.blend.known import Rows, every
-from cache_core.blend.offline import Calibration, Offline, Profile
-from cache_core.blend.reference import Reference, Reused
+from benchmarks.blend_rules.known import Rows, every
+from benchmarks.blend_rules.offline import Calibration, Offline, Profile
+from benchmarks.blend_rules.reference import Reference, Reused
 
 
 @dataclass(frozen=True, slots=True)

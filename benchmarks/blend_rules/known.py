@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cache_core.blend.reference import KV, Reused
+from benchmarks.blend_rules.reference import KV, Reused
 
 
 class Rows:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cache_core.blend.reference import KV, Reused
+from benchmarks.blend_rules.reference import KV, Reused
 
 
 class AttentionGuided:

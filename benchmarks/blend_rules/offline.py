@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_core.blend.reference import KV, Reused
+from benchmarks.blend_rules.reference import KV, Reused
 
 # Turns K [n, kv heads, head dim] by positions [n]: `Reference.rotate`, or an engine's own.
 Rotate = Callable[[Tensor, Tensor], Tensor]

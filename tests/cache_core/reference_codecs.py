@@ -1,4 +1,4 @@
-"""What the verbs of ``_native`` that change KV on its way mean; see :mod:`cache_core._reference`.
+"""What the verbs of ``_native`` that change KV on its way mean, slowly; see ``reference.py``.
 
 Formats are told by their definitions, not by bit tricks: E4M3 by the table of its 256 values (OCP
 8-bit Floating Point Specification, section 5.1), rounding by the distance to both neighbours.
@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core._reference import Paged, Row, rows
+from tests.cache_core.reference import Paged, Row, rows
 
 Floats = NDArray[np.float32]
 
