@@ -23,10 +23,10 @@ from models.fine_tune import task
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.engines.between.forward import prefill_over
-from lmcache_cli.engines.between.layers import layer_groups
-from lmcache_cli.engines.between.profile import SharedPrompt
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.transformers.cross_model.forward import prefill_over
+from lmcache_cli.engines.transformers.cross_model.layers import layer_groups
+from lmcache_cli.engines.transformers.cross_model.quality_by_layer import SharedPrompt
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from reports.quality import Quality, pooled
 from workloads import Request
 

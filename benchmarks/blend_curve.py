@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from reports.quality import QualitySummary, quality_of
 from reports.sample import Sample
 from workloads import GeneratedCorpus, Request, Settings, generate, warming

@@ -22,7 +22,7 @@ from benchmarks.blend_rules.calibrate import calibrate, kl
 from benchmarks.blend_rules.known import Deviation, Rows, every, nothing, scattered
 from benchmarks.blend_rules.offline import Offline
 from benchmarks.blend_rules.reference import Reference, Reused, Selection
-from lmcache_cli.engines.models import load_model
+from lmcache_cli.engines.transformers.models import load_model
 
 NAMES = ["Alice", "Bob", "Carol", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jack"]
 SAID = {

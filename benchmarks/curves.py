@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.curves import TierCurves, curve_error, hit_curves
-from cache_core.references import References
-from cache_core.simulation import replay
+from cache_core.sizing.accesses import AccessTrace
+from cache_core.sizing.curves import TierCurves, curve_error, hit_curves
+from cache_core.sizing.replay import replay_ledger
 
 _BLOCK_TOKENS = 512
 _DOCUMENT_CHUNKS = 64
 
 
-def mooncake(folder: str | None) -> tuple[str, References]:
+def mooncake(folder: str | None) -> tuple[str, AccessTrace]:
     """The public trace, or documents that stand in for it."""
     import json
 
@@ -41,14 +41,14 @@ def mooncake(folder: str | None) -> tuple[str, References]:
     if not folder or not path.is_file():
         return "generated", documents(300_000)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return "mooncake conversation", References.of(
+    return "mooncake conversation", AccessTrace.of(
         [row["hash_ids"] for row in rows],
         _BLOCK_TOKENS,
         prompt_tokens=[row["input_length"] for row in rows],
     )
 
 
-def documents(references: int, seed: int = 0) -> References:
+def documents(references: int, seed: int = 0) -> AccessTrace:
     """Requests of a shared root chunk, a leading part of one of many documents (Zipf), and a new
     tail of one to eight chunks."""
     random = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def documents(references: int, seed: int = 0) -> References:
     own = np.arange(offsets[-1]) + (1 << 40)
     ids = np.where(place <= np.repeat(shared, lengths), within, own)
     ids[offsets[:-1]] = 0
-    return References(ids, offsets, _BLOCK_TOKENS)
+    return AccessTrace(ids, offsets, _BLOCK_TOKENS)
 
 
 def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -98,7 +98,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return read("VmHWM") - before
 
 
-def speed(title: str, references: References, repeats: int) -> Table:
+def speed(title: str, references: AccessTrace, repeats: int) -> Table:
     seconds, curves = timed(lambda: hit_curves(references, sample_above=1 << 62), repeats)
     peak = peak_bytes(lambda: hit_curves(references, sample_above=1 << 62))
     curve = curves["prefix"]
@@ -124,7 +124,7 @@ def speed(title: str, references: References, repeats: int) -> Table:
 
 
 def kvcache_simulator(
-    references: References, capacities: list[int], warm: int
+    references: AccessTrace, capacities: list[int], warm: int
 ) -> NDArray[np.int64]:
     """Tokens hit by requests from ``warm`` on; -1 where it does not answer because the cache was
     not full by then."""
@@ -168,7 +168,7 @@ def libcachesim(file: Path, uses: int, capacities: list[int]) -> NDArray[np.int6
     return np.array(hits, np.int64)
 
 
-def oracles(title: str, references: References, points: int, repeats: int) -> Table:
+def oracles(title: str, references: AccessTrace, points: int, repeats: int) -> Table:
     capacities = np.unique(np.geomspace(100, references.distinct * 0.9, points).astype(int))
     asked = capacities.tolist()
     table = Table(title=f"{title}: LRU at {len(asked)} capacities, {asked[0]:,} to {asked[-1]:,}")
@@ -193,7 +193,7 @@ def oracles(title: str, references: References, points: int, repeats: int) -> Ta
         same = int((theirs == tokens.sum(axis=1))[answered].sum())
         add(found, "tokens hit, second half", f"{same} of {answered.sum()}", its, ours)
     # No notion of requests: each chunk is one.
-    alone = References(references.ids, np.arange(len(references.ids) + 1, dtype=np.int64))
+    alone = AccessTrace(references.ids, np.arange(len(references.ids) + 1, dtype=np.int64))
     if found := installed("libcachesim"):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trace.bin"
@@ -207,7 +207,7 @@ def oracles(title: str, references: References, points: int, repeats: int) -> Ta
         add(found, "chunks hit, one per request", f"{same} of {len(asked)}", its, ours)
     few = asked[:: max(len(asked) // 3, 1)]
     ours, curves = timed(lambda: hit_curves(references, ["prefix"]), repeats)
-    its, rates = timed(lambda: [replay(references, [c]).hit_rate for c in few], 1)
+    its, rates = timed(lambda: [replay_ledger(references, [c]).hit_rate for c in few], 1)
     same = sum(curves["prefix"].hit_rate(c) == r for c, r in zip(few, rates, strict=True))
     its *= len(asked) / len(few)
     add("our Ledger (scaled up)", "hit rate", f"{same} of {len(few)}", its, ours)

@@ -31,10 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_core import _native
-from cache_core.place import Addresses, FlatPlace
+from cache_core.layout import Addresses
 from cache_core.tiers import DiskTier
 from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import BLOCK, SegmentHeader, pack_table, spend
+from cache_core.transfer.chunks import FlatBuffers
 
 INSTALL = "fio is missing, so there is nothing to compare with: apt-get install fio"
 
@@ -76,8 +77,8 @@ class Chunks:
         self.huge = huge
         self.keys = [number.to_bytes(32, "little") for number in range(count)]
 
-    def place(self, rows: list[int]) -> FlatPlace:
-        return FlatPlace(self.addresses[rows], self.chunk_bytes)
+    def place(self, rows: list[int]) -> FlatBuffers:
+        return FlatBuffers(self.addresses[rows], self.chunk_bytes)
 
 
 def fio(directory: Path, how: str, chunks: Chunks, depth: int, direct: bool, huge: bool) -> float:

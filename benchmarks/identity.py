@@ -24,9 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.adapters.vllm.identity import Hashers
-from cache_core.adapters.vllm.lora import Adapters
-from cache_core.adapters.vllm.watch import WeightsWatch
+from cache_core.adapters.vllm.identity import Adapters, Hashers
+from cache_core.adapters.vllm.worker.weights_watch import WeightsWatch
 from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.weights import FileDigests, adapter_files

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.place import FlatPlace
 from cache_core.tiers import DiskTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import FlatBuffers
 
 CHUNK_BYTES = 20_000
 CAP_BYTES = 4 << 20
@@ -67,17 +67,17 @@ class Chunks:
         steps = np.arange(BATCH, dtype=np.uint64) * np.uint64(stride)
         self._addresses = np.uint64(self._slab.address) + steps
 
-    def fill(self, numbers: list[int]) -> FlatPlace:
+    def fill(self, numbers: list[int]) -> FlatBuffers:
         for row, number in enumerate(numbers):
             self._rows[row] = content(number)
         return self._place(len(numbers))
 
-    def blank(self, count: int) -> FlatPlace:
+    def blank(self, count: int) -> FlatBuffers:
         self._rows[:] = 0
         return self._place(count)
 
-    def _place(self, count: int) -> FlatPlace:
-        return FlatPlace(self._addresses[:count], CHUNK_BYTES)
+    def _place(self, count: int) -> FlatBuffers:
+        return FlatBuffers(self._addresses[:count], CHUNK_BYTES)
 
     def holds(self, row: int, number: int) -> bool:
         return bool(np.array_equal(self._rows[row], content(number)))

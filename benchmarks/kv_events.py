@@ -26,11 +26,11 @@ TIERS = ("cpu", "disk")
 
 def serve(request: Any, chunk: int, block: int, told: bool) -> dict[str, float]:
     """Seconds of each step of a request whose chunks are new to both tiers."""
-    from cache_core.adapters.vllm.events import Events
-    from cache_core.adapters.vllm.tracked import Tracked
+    from cache_core.adapters.vllm.scheduler.events import Events
+    from cache_core.adapters.vllm.scheduler.request_state import RequestState
 
     hasher = ChunkHasher(Namespace(KVLayout(1, 1, 64, "float32", chunk), "m"))
-    tracked = Tracked(request, hasher)
+    tracked = RequestState(request, hasher)
     keys = tracked.upto(request.num_tokens)
     ledger = Ledger([None, None])
     events = Events(ledger, TIERS, chunk, block) if told else None

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_core.ledger import Ledger, Plan
-from cache_core.policy import POLICIES
+from cache_core.policies import POLICIES
 
 _CALLS = 2000
 _NEW = 500  # chunks that are admitted past the pinned ones

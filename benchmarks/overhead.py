@@ -17,8 +17,9 @@ from uuid import uuid4
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from workloads import GeneratedCorpus, Settings, generate
 
 

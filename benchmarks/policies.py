@@ -20,11 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.admission import Admission, BytesPerDay, SecondTouch
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.ledger import Ledger
-from cache_core.policy import POLICIES, PolicyMaker, belady
+from cache_core.policies import POLICIES, Admission, BytesPerDay, PolicyMaker, SecondTouch, belady
 from lmcache_cli.engines.simulated import encode_words
 from workloads import GeneratedCorpus, Settings, generate
 

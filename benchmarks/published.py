@@ -19,9 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.tune.architectures import find_architecture
-from lmcache_cli.tune.cost import EFFICIENCY_RANGE, Cost, catalogue_cost
-from lmcache_cli.tune.hardware import find_hardware
+from lmcache_cli.tune.catalogue import find_architecture, find_hardware
+from lmcache_cli.tune.cost import EFFICIENCY_RANGE, RequestCost, catalogue_cost
 
 MODEL, HARDWARE = "llama-2-70b", "a40"
 DEVICES = (1, 2, 4)
@@ -63,7 +62,7 @@ class Row:
     published_bytes_s: float | None
 
 
-def cost_of(devices: int, efficiency: float) -> Cost:
+def cost_of(devices: int, efficiency: float) -> RequestCost:
     return catalogue_cost(
         find_hardware(HARDWARE), find_architecture(MODEL), devices=devices, efficiency=efficiency
     )

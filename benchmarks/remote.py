@@ -31,9 +31,9 @@ from rich.table import Table
 from cache_core import _native
 from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
-from cache_core.place import FlatPlace
-from cache_core.tiers.remote_url import open_remote, redacted
+from cache_core.tiers.remote.url import open_remote, redacted
 from cache_core.tiers.tier import TierError
+from cache_core.transfer.chunks import FlatBuffers
 
 SIZES = (1 << 20, 3 << 20, 8 << 20)
 Rates = dict[str, list[float]]
@@ -109,7 +109,7 @@ def measure(url: str, size: int, mib: int, repeats: int) -> Rates:
     view = slab.view()
     view[:] = np.random.default_rng(0).integers(0, 256, view.size, dtype=np.uint8)
     steps = np.arange(count, dtype=np.uint64) * np.uint64(size)
-    place = FlatPlace(np.uint64(slab.address) + steps, size)
+    place = FlatBuffers(np.uint64(slab.address) + steps, size)
     keys = [os.urandom(32) for _ in range(count)]
     other = other_client(url, keys, view[:size].tobytes()) if url.startswith("redis") else None
     tier = open_remote(url, size)
@@ -137,7 +137,7 @@ def promises(url: str, size: int, mib: int) -> dict[str, tuple[int, int]]:
     layout = KVLayout(1, 1, size // tokens // 2, "int8", tokens)
     slab = _native.Slab(8 * size)
     slab.view()[:] = np.random.default_rng(0).integers(0, 256, 8 * size, dtype=np.uint8)
-    place = FlatPlace(
+    place = FlatBuffers(
         np.uint64(slab.address) + np.arange(8, dtype=np.uint64) * np.uint64(size), size
     )
     prompts = [[os.urandom(32) for _ in range(8)] for _ in range(count)]

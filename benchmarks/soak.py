@@ -36,9 +36,9 @@ from rich.table import Table
 
 from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
-from cache_core.place import FlatPlace
 from cache_core.tiers import DiskTier, MemoryTier, Tier
-from cache_core.tiers.remote_url import open_remote
+from cache_core.tiers.remote.url import open_remote
+from cache_core.transfer.chunks import FlatBuffers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -136,8 +136,8 @@ class Engine:
             findings.by_tier.update(loaded.by_tier)
         return loaded.chunks
 
-    def _place(self, count: int) -> FlatPlace:
-        return FlatPlace(self._addresses[:count], CHUNK)
+    def _place(self, count: int) -> FlatBuffers:
+        return FlatBuffers(self._addresses[:count], CHUNK)
 
 
 def prompt(rng: random.Random) -> list[int]:

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
-from cache_core.place import FlatPlace
 from cache_core.tiers import DiskTier, MemoryTier
-from cache_core.tiers.throttled import Throttled
+from cache_core.tiers.wrappers import Throttled
+from cache_core.transfer.chunks import FlatBuffers
 
 LAYOUT = KVLayout(layers=8, kv_heads=4, head_dim=64, dtype="float16", chunk_tokens=32)  # 256 KiB
 PROMPT = 8
@@ -75,9 +75,9 @@ def once(mb_per_s: float, stores: int) -> dict[str, float]:
     }
 
 
-def place(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> FlatPlace:
+def place(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> FlatBuffers:
     steps = np.arange(len(rows), dtype=np.uint64) * np.uint64(LAYOUT.chunk_bytes)
-    return FlatPlace(np.uint64(rows.ctypes.data) + steps, LAYOUT.chunk_bytes)
+    return FlatBuffers(np.uint64(rows.ctypes.data) + steps, LAYOUT.chunk_bytes)
 
 
 def elsewhere(folder: Path, mb_per_s: float, stores: int) -> dict[str, float]:

@@ -23,23 +23,18 @@ from typing import Any
 
 from rich.console import Console
 
-from lmcache_cli.bench.plan import BenchOptions
-from lmcache_cli.engines.probed import probed_engine
+from lmcache_cli.engines.measured_costs import probed_engine
 from lmcache_cli.engines.start import start_engine
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.probe.engine import probe_engine
-from lmcache_cli.probe.engine_table import engine_tables
-from lmcache_cli.tune.candidates import Prices, Stack
+from lmcache_cli.probe.report import engine_tables
+from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.cost import probed_cost
 from lmcache_cli.tune.options import TuneOptions
-from lmcache_cli.tune.source import Source, made_source
+from lmcache_cli.tune.report_sections import drift_text, point_row, point_table, validation_json
+from lmcache_cli.tune.source import RequestSource, made_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, Validation, validate
-from lmcache_cli.tune.validation_report import (
-    drift_text,
-    point_row,
-    point_table,
-    validation_json,
-)
 
 WORKLOADS = ("long-context", "rag", "chat")
 SHARES = (("1/4", 4), ("1/2", 2), ("all", 1))
@@ -67,12 +62,17 @@ def bench_options(workload: str, quick: bool, requests: int, seed: int) -> Bench
     )
 
 
-def stacks(study: Study, source: Source, disk: bool) -> list[tuple[str, Stack]]:
+def stacks(study: Study, source: RequestSource, disk: bool) -> list[tuple[str, TierConfiguration]]:
     """Shares of the distinct chunks that the requests use; with ``disk``, all of them below."""
     used = study.references(_CHUNK).distinct * study.chunk_bytes(_CHUNK)
     below = (("disk", max(4 * used, _DISK_FLOOR)),) if disk else ()
     return [
-        (name, Stack((("cpu", max(study.chunk_bytes(_CHUNK), used // share)), *below), _CHUNK))
+        (
+            name,
+            TierConfiguration(
+                (("cpu", max(study.chunk_bytes(_CHUNK), used // share)), *below), _CHUNK
+            ),
+        )
         for name, share in SHARES
     ]
 

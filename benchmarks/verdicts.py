@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from reports.verdict import judge
-from reports.verdict_round import Round
-from reports.verdict_rule import parse_rule
+from reports.verdict.judge import judge
+from reports.verdict.round import Round
+from reports.verdict.rule import parse_rule
 
 BUDGET = 60
 RUNS = 5

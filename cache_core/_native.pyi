@@ -14,7 +14,7 @@ from typing import Final, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.books import Books
+from cache_core.ledger import Books
 from cache_core.plan import Move
 
 Order = Literal["HND", "NHD"]

@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-from cache_core.admission import Admission
-from cache_core.carrier import QUEUE_BYTES, TIMEOUT_S, Carrier
-from cache_core.carry import Carried, fetch
+from cache_core.carrier import QUEUE_BYTES, TIMEOUT_S, PlanExecutor
+from cache_core.execute import Executed, fetch
 from cache_core.layout import KVLayout
 from cache_core.ledger import NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
-from cache_core.outcomes import Loaded, Stored, TierCounters
-from cache_core.place import Place
-from cache_core.policy import LRU, PolicyMaker
+from cache_core.plan import LoadOutcome, StoreOutcome, TierCounters
+from cache_core.policies import LRU, Admission, PolicyMaker
 from cache_core.residency import Residency, remembered
-from cache_core.suspensions import Suspensions
+from cache_core.tiers.suspensions import Suspensions
 from cache_core.tiers.tier import Read, Tier, recovered
+from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
 
@@ -31,11 +30,11 @@ class TieredCache:
     """KV chunks over a stack of tiers, fastest first.
 
     Safe for any number of threads. Stores are carried out beside the engine, with a queue and a
-    thread for each tier (:class:`~cache_core.carrier.Carrier`): every change to a tier happens on
-    its own thread, which is why a tier never needs more room than its capacity; what is behind
-    ``queue_bytes`` of a tier's queue is not stored there. ``synchronous`` runs them in the caller
-    (the simulator). ``admission`` decides by tier name which new chunks may enter it. What a tier
-    holds from an earlier process can be hit from the start.
+    thread for each tier (:class:`.PlanExecutor`): every change to a tier happens on its own thread,
+    which is why a tier never needs more room than its capacity; what is behind ``queue_bytes`` of a
+    tier's queue is not stored there. ``synchronous`` runs them in the caller (the simulator).
+    ``admission`` decides by tier name which new chunks may enter it. What a tier holds from an
+    earlier process can be hit from the start.
 
     A tier that does not come back within ``timeout_s`` seconds holds up nobody for longer. One that
     could not be read is left out of look-ups for ``pause_s`` seconds, and for twice as long each
@@ -85,7 +84,7 @@ class TieredCache:
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._suspensions = Suspensions(len(self.tiers), pause_s, clock)
-        self._carrier = Carrier(
+        self._carrier = PlanExecutor(
             self.tiers,
             layout.chunk_bytes,
             self._settle,
@@ -174,7 +173,7 @@ class TieredCache:
             self._suspensions.unused(hit.probes)
             self._ledger.unpin(hit)
 
-    def load(self, hit: Hit, place: Place | None) -> Loaded:
+    def load(self, hit: Hit, place: ChunkBuffers | None) -> LoadOutcome:
         """Copies an acquired hit's chunks to ``place`` and releases the hit, also on error.
 
         The load ends before the first chunk that can't be read: what the outcome counts is in
@@ -184,7 +183,7 @@ class TieredCache:
         """
         start = self._clock()
         if self._elsewhere():
-            return Loaded(0, {}, 0, 0.0)
+            return LoadOutcome(0, {}, 0, 0.0)
         by_tier: dict[str, int] = {}
         done = 0
         with self._lock:
@@ -209,9 +208,9 @@ class TieredCache:
                 done += run.usable
         finally:
             self.release(hit)
-        return Loaded(done, by_tier, done * self.layout.chunk_bytes, self._clock() - start)
+        return LoadOutcome(done, by_tier, done * self.layout.chunk_bytes, self._clock() - start)
 
-    def store(self, keys: Sequence[bytes], place: Place | None) -> Future[Stored]:
+    def store(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> Future[StoreOutcome]:
         """Admits one request's chunks, hits and misses alike, in prompt order; ``place`` has the
         KV of all. Returns at once; the engine must leave that KV alone until the future is done:
         the fastest tier has it then, and slower ones get it from there.
@@ -220,16 +219,16 @@ class TieredCache:
         are whole. A failed write, and one too many for a slow tier, is counted and the chunk stays
         a miss there; the future does not fail.
         """
-        future: Future[Stored] = Future()
+        future: Future[StoreOutcome] = Future()
         if self._elsewhere():
-            future.set_result(Stored(0, 0, 0.0))
+            future.set_result(StoreOutcome(0, 0, 0.0))
             return future
         future.set_running_or_notify_cancel()  # what is under way can't be cancelled
         start = self._clock()
 
         def finished(chunks: int) -> None:
             taken = self._clock() - start
-            future.set_result(Stored(chunks, chunks * self.layout.chunk_bytes, taken))
+            future.set_result(StoreOutcome(chunks, chunks * self.layout.chunk_bytes, taken))
 
         self._carrier.wait_for_room()
         with self._lock:
@@ -372,7 +371,7 @@ class TieredCache:
             self.counters[tier.name].evicted_chunks += after - before
         self._evicted = now
 
-    def _settle(self, done: Carried) -> None:
+    def _settle(self, done: Executed) -> None:
         counters = self.counters[self.tiers[done.target].name]
         stored = sum(done.good)
         with self._lock:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 
-from cache_core.at_exit import at_exit
-from cache_core.carry import Carried, carry, read
-from cache_core.place import Place
+from cache_core.execute import Executed, execute, read
+from cache_core.io.at_exit import at_exit
+from cache_core.io.tier_worker import Batch, Errand, Parting, TierQueue, TierWorker, close
+from cache_core.io.timed_reads import TimedReads
 from cache_core.plan import ENGINE, NOWHERE, Move, Plan
-from cache_core.tier_lane import Batch, Errand, Parting, TierLane
-from cache_core.tier_thread import TierThread, close
 from cache_core.tiers.tier import Read, Tier
-from cache_core.timed_reads import TimedReads
+from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
 
@@ -27,7 +26,7 @@ _LEAST_BYTES = 64 << 20
 TIMEOUT_S = 30.0
 
 
-class Carrier:
+class PlanExecutor:
     """Moves chunks as plans say. Every change to a tier happens on that tier's own thread.
 
     A tier's queue takes ``queue_bytes`` (of a slow one below memory at most half the chunks that
@@ -52,7 +51,7 @@ class Carrier:
         self,
         tiers: Sequence[Tier],
         chunk_bytes: int,
-        carried: Callable[[Carried], None],
+        carried: Callable[[Executed], None],
         *,
         clock: Callable[[], float] = time.perf_counter,
         threads: bool = True,
@@ -64,7 +63,7 @@ class Carrier:
         self.changed = threading.Condition()
         self._carried = carried
         self._errands: set[Errand] = set()
-        lanes: list[TierLane] = []
+        lanes: list[TierQueue] = []
         for index, tier in enumerate(self.tiers):
             most = queue_bytes // chunk_bytes
             memory = bool(getattr(tier, "in_memory", False))
@@ -74,12 +73,12 @@ class Carrier:
                     half = faster.tier.capacity // 2
                     most = min(most, max(half, _LEAST_BYTES // chunk_bytes))
             timely = not threads or bool(getattr(tier, "keeps_time", False))
-            lanes.append(TierLane(index, tier, max(1, most), memory, timely))
-        self.lanes: Sequence[TierLane] = lanes
+            lanes.append(TierQueue(index, tier, max(1, most), memory, timely))
+        self.lanes: Sequence[TierQueue] = lanes
         self._reads = {
             lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
         }
-        self._threads = [TierThread(lane, self) for lane in self.lanes] if threads else []
+        self._threads = [TierWorker(lane, self) for lane in self.lanes] if threads else []
         self._forget_exit = at_exit(self) if threads else None
         self._all_threads: list[threading.Thread] = [*self._threads]
         if self._reads:
@@ -89,7 +88,10 @@ class Carrier:
             thread.start()
 
     def submit(
-        self, plan: Plan, place: Place | None, finished: Callable[[int], None] = lambda _: None
+        self,
+        plan: Plan,
+        place: ChunkBuffers | None,
+        finished: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Queues a plan; plans must come in the order in which they were made. ``place`` has the
         admitted chunks in the engine's memory, which must be left alone until ``finished`` is
@@ -137,7 +139,7 @@ class Carrier:
                 lambda: all(lane.queued < lane.most or lane.closing for lane in memory)
             )
 
-    def read(self, tier: int, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, tier: int, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and
         once it is closed."""
         lane = self.lanes[tier]
@@ -233,7 +235,7 @@ class Carrier:
                 self.feed(refused, onward, source, batch)
                 return
 
-    def tell(self, done: Carried) -> None:
+    def tell(self, done: Executed) -> None:
         """Moves are settled."""
         try:
             self._carried(done)
@@ -266,7 +268,7 @@ class Carrier:
                 self._errands.discard(errand)
                 self.changed.notify_all()
 
-    def _timed_reads(self, lane: TierLane) -> TimedReads:
+    def _timed_reads(self, lane: TierQueue) -> TimedReads:
         def late(keys: Sequence[bytes], reading: bool) -> None:
             with self.changed:
                 if reading:
@@ -284,23 +286,25 @@ class Carrier:
             late,
         )
 
-    def _enter(self, lane: TierLane) -> bool:
+    def _enter(self, lane: TierQueue) -> bool:
         with self.changed:
             lane.users += not lane.closing
             return not lane.closing
 
-    def _stay(self, lane: TierLane) -> None:
+    def _stay(self, lane: TierQueue) -> None:
         with self.changed:
             lane.users += 1
 
-    def _leave(self, lane: TierLane) -> None:
+    def _leave(self, lane: TierQueue) -> None:
         with self.changed:
             lane.users -= 1
             self.changed.notify_all()
 
-    def _carry_out(self, plan: Plan, place: Place | None, finished: Callable[[int], None]) -> None:
+    def _carry_out(
+        self, plan: Plan, place: ChunkBuffers | None, finished: Callable[[int], None]
+    ) -> None:
         taken: set[bytes] = set()
-        for done in carry(self.tiers, plan, place, self.clock):
+        for done in execute(self.tiers, plan, place, self.clock):
             if done.source == ENGINE:
                 taken.update(m.key for m, ok in zip(done.moves, done.good, strict=True) if ok)
             self._carried(done)
@@ -316,7 +320,7 @@ class Carrier:
     def _refuse(self, moves: Sequence[Move]) -> None:
         """They are dropped: nobody tries any more."""
         if moves:
-            self.tell(Carried(moves, [False] * len(moves), 0.0, dropped=True))
+            self.tell(Executed(moves, [False] * len(moves), 0.0, dropped=True))
 
     def _watch(self) -> None:
         """Gives up calls that take too long."""
@@ -341,7 +345,7 @@ class Carrier:
                 )
                 self._give_up(lane)
 
-    def _give_up(self, lane: TierLane) -> None:
+    def _give_up(self, lane: TierQueue) -> None:
         with self.changed:
             batches, partings = lane.give_up()
             self.changed.notify_all()
@@ -353,13 +357,13 @@ class Carrier:
             self.end(parting.errand, False)
 
 
-def _is_idle(lane: TierLane) -> bool:
+def _is_idle(lane: TierQueue) -> bool:
     return not lane.busy
 
 
-def _is_empty(lane: TierLane) -> bool:
+def _is_empty(lane: TierQueue) -> bool:
     return not lane.users
 
 
-def _is_closed(lane: TierLane) -> bool:
+def _is_closed(lane: TierQueue) -> bool:
     return lane.closed

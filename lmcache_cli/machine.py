@@ -13,6 +13,12 @@ from typing import Any
 
 import psutil
 
+
+def cache_home() -> Path:
+    """``lmcache-bench`` below ``$XDG_CACHE_HOME`` or ``~/.cache``; not made here."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-bench"
+
+
 DISTRIBUTION = "lmcache-bench"
 _PACKAGES = (
     DISTRIBUTION,

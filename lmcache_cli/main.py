@@ -63,7 +63,7 @@ app.command("check", short_help=check.SHORT, epilog=check.EXAMPLES)(check.check)
 app.command("compare", short_help=compare.SHORT, epilog=compare.EXAMPLES)(compare.compare)
 app.command("verify", short_help=verify.SHORT, epilog=verify.EXAMPLES)(verify.verify)
 app.command("report", short_help=report.SHORT, epilog=report.EXAMPLES)(report.report)
-app.add_typer(trace.app)
+app.add_typer(trace.trace_app)
 app.command("doctor", short_help=doctor.SHORT, epilog=doctor.EXAMPLES)(doctor.doctor)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lmcache_cli.errors import UserError
+
+Say = Callable[[str], None]
+"""Tells the user something that is neither a result nor an error."""
 
 
 def write_output(target: str, text: str, flag: str = "--json") -> None:

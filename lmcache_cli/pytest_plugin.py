@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from reports.verdict import Verdict
+    from reports.verdict.judge import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,16 @@ class Benchmark:
         from rich.console import Console
 
         from lmcache_cli.bench.progress import BenchProgress
-        from lmcache_cli.check.clock import Budget
-        from lmcache_cli.check.outputs import Judgement
-        from lmcache_cli.check.run import Check
-        from lmcache_cli.check.side import Side, parse_side, shared_flags
-        from reports.verdict_text import verdict_markdown
+        from lmcache_cli.check.run import CheckResult, Judgement
+        from lmcache_cli.check.side import Budget, Side, parse_side, shared_flags
+        from reports.verdict.formats import verdict_markdown
 
         shared = shared_flags(bench)
         base, new = (
             Side(name, (*shared, *parse_side(name, text, None).args))
             for name, text in (("baseline", baseline), ("candidate", candidate))
         )
-        check = Check(
+        check = CheckResult(
             base,
             new,
             Judgement.of(fail_on, counters),

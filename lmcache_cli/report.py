@@ -13,19 +13,19 @@ from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import version
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
-from reports.markdown import bench_markdown, escaped, table
+from reports.formats import bench_markdown, escaped, table
 from reports.run_file import CheckRecordError, read_among
 from reports.stored import (
-    Stored,
     StoredError,
+    StoredResult,
     StoredRun,
     StoredTune,
     read_stored,
 )
-from reports.tables import bench_tables, column_table
-from reports.tune_table import front_columns, recommended
+from reports.tables.layout import bench_tables, column_table
+from reports.tables.tune import front_columns, recommended
 
-SCHEMA = "lmcache.report/1"
+REPORT_SCHEMA = "lmcache.report/1"
 _WIDTH = 120
 """Of text in a file."""
 _ENDINGS = {
@@ -54,7 +54,7 @@ def report_on(paths: Sequence[Path], format: str | None, out: str) -> None:
     write_output(out, _WRITERS[format](stored), "--out")
 
 
-def _read(paths: Sequence[Path]) -> list[Stored]:
+def _read(paths: Sequence[Path]) -> list[StoredResult]:
     try:
         found, warnings = read_among(paths, read_stored)
     except (StoredError, CheckRecordError) as error:
@@ -64,7 +64,7 @@ def _read(paths: Sequence[Path]) -> list[Stored]:
     return found
 
 
-def _print_text(console: Console, stored: Sequence[Stored]) -> None:
+def _print_text(console: Console, stored: Sequence[StoredResult]) -> None:
     for number, one in enumerate(stored):
         if number:
             console.print()
@@ -81,21 +81,21 @@ def _print_text(console: Console, stored: Sequence[Stored]) -> None:
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
-def _text(stored: Sequence[Stored]) -> str:
+def _text(stored: Sequence[StoredResult]) -> str:
     written = io.StringIO()
     _print_text(Console(file=written, width=_WIDTH, color_system=None), stored)
     return written.getvalue()
 
 
-def _json(stored: Sequence[Stored]) -> str:
+def _json(stored: Sequence[StoredResult]) -> str:
     documents = [_document(one) for one in stored]
     if len(documents) == 1:
         return json_text(documents[0])
     named = [{"name": s.name, **d} for s, d in zip(stored, documents, strict=True)]
-    return json_text({"schema": SCHEMA, "documents": named})
+    return json_text({"schema": REPORT_SCHEMA, "documents": named})
 
 
-def _document(one: Stored) -> dict[str, object]:
+def _document(one: StoredResult) -> dict[str, object]:
     if isinstance(one, StoredTune):
         return dict(one.document)
     meta = one.meta
@@ -105,14 +105,14 @@ def _document(one: Stored) -> dict[str, object]:
     )
 
 
-def _csv(stored: Sequence[Stored]) -> str:
+def _csv(stored: Sequence[StoredResult]) -> str:
     runs = _only_runs(stored, "csv")
     cells = [cell for run in runs for cell in run.cells]
     names = [run.name for run in runs for _ in run.cells]
     return csv_text(cells, names if len(runs) > 1 else ())
 
 
-def _markdown(stored: Sequence[Stored]) -> str:
+def _markdown(stored: Sequence[StoredResult]) -> str:
     parts = []
     for one in stored:
         parts.append(f"## {escaped(one.name)}\n")
@@ -127,13 +127,13 @@ def _markdown(stored: Sequence[Stored]) -> str:
     return "\n".join(parts)
 
 
-def _junit(stored: Sequence[Stored]) -> str:
-    from reports.junit import junit_text
+def _junit(stored: Sequence[StoredResult]) -> str:
+    from reports.formats import junit_text
 
     return junit_text(_only_runs(stored, "junit"))
 
 
-def _html(stored: Sequence[Stored]) -> str:
+def _html(stored: Sequence[StoredResult]) -> str:
     missing = [name for name in ("jinja2", "vl-convert-python") if version(name) is None]
     if missing:
         raise MissingError(
@@ -145,7 +145,7 @@ def _html(stored: Sequence[Stored]) -> str:
     return html_page(stored)
 
 
-def _only_runs(stored: Sequence[Stored], format: str) -> list[StoredRun]:
+def _only_runs(stored: Sequence[StoredResult], format: str) -> list[StoredRun]:
     for one in stored:
         if isinstance(one, StoredTune):
             raise UserError(
@@ -161,7 +161,7 @@ def _warnings(run: StoredRun) -> list[str]:
     return ["the run is incomplete", *run.warnings]
 
 
-_WRITERS: dict[str, Callable[[Sequence[Stored]], str]] = {
+_WRITERS: dict[str, Callable[[Sequence[StoredResult]], str]] = {
     "text": _text,
     "json": _json,
     "csv": _csv,

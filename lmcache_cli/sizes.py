@@ -9,7 +9,7 @@ from typing import TypeVar
 from cache_core.sizes import size_in_bytes
 from lmcache_cli.errors import UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def parse_size(text: str, flag: str) -> int:
@@ -41,7 +41,7 @@ def parse_duration(text: str, flag: str) -> float:
     return seconds
 
 
-def parse_list(text: str, flag: str, parse: Callable[[str, str], T]) -> list[T]:
+def parse_list(text: str, flag: str, parse: Callable[[str, str], _T]) -> list[_T]:
     """Comma-separated values, each parsed; duplicates are dropped, order is kept."""
     parts = [part for part in text.split(",") if part.strip()]
     if not parts:

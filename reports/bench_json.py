@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from reports.refused import RefusedCell
 from reports.sample import TIERS
-from reports.spread import Spread
-from reports.summary import CellSummary
+from reports.summary import CellSummary, RefusedCell, Spread
 
-SCHEMA = "lmcache.bench/1"
+BENCH_SCHEMA = "lmcache.bench/1"
 
 
 def bench_json(
@@ -29,7 +27,7 @@ def bench_json(
     """The whole document. ``complete`` is False for a run that was interrupted or is void;
     ``refused`` are cells that could not be measured."""
     return {
-        "schema": SCHEMA,
+        "schema": BENCH_SCHEMA,
         "machine": dict(machine),
         "versions": dict(versions),
         "config": dict(config),

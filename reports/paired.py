@@ -29,7 +29,7 @@ class Speedup:
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
+class OutputChanges:
     """How many pairs of outputs could be compared, and how many of them differ."""
 
     compared: int = 0
@@ -71,14 +71,14 @@ def ttft_speedup(pairs: Sequence[Pair], seed: int = 0) -> Speedup:
     return Speedup(ratio, float(low), float(high))
 
 
-def compare_outputs(pairs: Sequence[Pair]) -> Outputs:
+def compare_outputs(pairs: Sequence[Pair]) -> OutputChanges:
     """Compares output ids, where both sides report theirs and at least one made any."""
     compared = [
         off.output_ids == cell.output_ids
         for off, cell in pairs
         if _reports_ids(off) and _reports_ids(cell) and (off.output_ids or cell.output_ids)
     ]
-    return Outputs(len(compared), compared.count(False))
+    return OutputChanges(len(compared), compared.count(False))
 
 
 def _resampled_ratios(requests: Sequence[Sequence[Pair]], seed: int) -> Iterator[float]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+import string
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from reports.sample import Sample
 
-RESAMPLES = 1000
-MIN_REQUESTS = 5
+QUALITY_RESAMPLES = 1000
+LEAST_ANSWERS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,9 @@ def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
     scores = np.array([np.mean(found, axis=0) for found in by_request.values()])
     f1, exact = (float(x) for x in scores.mean(0))
     n = sum(map(len, by_request.values()))
-    if len(scores) < MIN_REQUESTS:
+    if len(scores) < LEAST_ANSWERS:
         return AnswerSummary(n, f1, exact=exact)
-    drawn = np.random.default_rng(seed).integers(0, len(scores), (RESAMPLES, len(scores)))
+    drawn = np.random.default_rng(seed).integers(0, len(scores), (QUALITY_RESAMPLES, len(scores)))
     low, high = np.percentile(scores[drawn].mean(1), [2.5, 97.5], axis=0)
     return AnswerSummary(n, f1, float(low[0]), float(high[0]), exact, float(low[1]), float(high[1]))
 
@@ -92,8 +94,46 @@ def pooled(answers: Sequence[Sequence[Quality]], seed: int = 0) -> QualitySummar
     )
     positions, kl, same = sums.sum(0)
     low = high = None
-    if len(sums) >= MIN_REQUESTS:
-        drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    if len(sums) >= LEAST_ANSWERS:
+        drawn = np.random.default_rng(seed).integers(0, len(sums), (QUALITY_RESAMPLES, len(sums)))
         totals = sums[drawn].sum(1)
         low, high = (float(x) for x in np.percentile(totals[:, 1] / totals[:, 0], [2.5, 97.5]))
     return QualitySummary(int(positions), float(kl / positions), low, high, float(same / positions))
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """What is compared."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def answer_of(output: str) -> str:
+    """The answer in what a model wrote: its first line that is not empty."""
+    return next((line.strip() for line in output.splitlines() if line.strip()), "")
+
+
+def f1(answer: str, right: Sequence[str]) -> float:
+    """From 0 to 1; 0 if there is no right answer."""
+    return max((_f1(normalised(answer).split(), normalised(r).split()) for r in right), default=0.0)
+
+
+def exact(answer: str, right: Sequence[str]) -> float:
+    """1 if it equals a right answer, else 0."""
+    return float(any(normalised(answer) == normalised(r) for r in right))
+
+
+def scored(sample: Sample, answer: str, right: Sequence[str]) -> Sample:
+    """The sample with both scores of its answer."""
+    return replace(sample, f1=f1(answer, right), exact=exact(answer, right))
+
+
+def _f1(answer: list[str], right: list[str]) -> float:
+    if not answer or not right:
+        return float(answer == right)
+    same = (Counter(answer) & Counter(right)).total()
+    return 2 * same / (len(answer) + len(right))

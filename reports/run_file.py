@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from reports.sample import BLEND_FIELDS, Sample
 
-SCHEMA = "lmcache.run/1"
+RUN_SCHEMA = "lmcache.run/1"
 CHECK = "check"
 """``kind`` of what ``lmcache check`` keeps; a run's is ``bench``."""
 META_KEY = b"lmcache"
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class RunFileError(Exception):
@@ -31,7 +31,7 @@ def write_run(path: str | Path, samples: Sequence[Sample], meta: Mapping[str, An
     file can't be written, ``TypeError`` or ``ValueError`` if ``meta`` is not JSON.
     """
     path = Path(path)
-    text = json.dumps({**meta, "schema": SCHEMA}, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**meta, "schema": RUN_SCHEMA}, ensure_ascii=False, allow_nan=False)
     pyarrow, parquet = _pyarrow()
     table = pyarrow.Table.from_pylist(
         [sample.to_row() for sample in samples],
@@ -68,10 +68,10 @@ def refuse_check_record(path: str | Path, meta: Mapping[str, Any]) -> None:
         )
 
 
-def read_among(paths: Sequence[Path], read: Callable[[Path], T]) -> tuple[list[T], list[str]]:
+def read_among(paths: Sequence[Path], read: Callable[[Path], _T]) -> tuple[list[_T], list[str]]:
     """What ``read`` makes of each file, without the records of checks that lie among them, and a
     warning for each of those. Raises ``CheckRecordError`` if there is nothing else."""
-    found: list[T] = []
+    found: list[_T] = []
     skipped: dict[Path, CheckRecordError] = {}
     for path in paths:
         try:
@@ -119,11 +119,13 @@ def _checked_meta(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
     meta = json.loads(stored[META_KEY])
     schema = meta.get("schema") if isinstance(meta, dict) else None
     name, _, version = str(schema).partition("/")
-    if name != SCHEMA.partition("/")[0] or not version.isdecimal():
-        raise RunFileError(f"{path}: its schema is {schema!r}, expected {SCHEMA!r}; not a run file")
-    if int(version) > int(SCHEMA.partition("/")[2]):
+    if name != RUN_SCHEMA.partition("/")[0] or not version.isdecimal():
         raise RunFileError(
-            f"{path}: written by a newer lmcache-bench ({schema}; this one reads {SCHEMA}); "
+            f"{path}: its schema is {schema!r}, expected {RUN_SCHEMA!r}; not a run file"
+        )
+    if int(version) > int(RUN_SCHEMA.partition("/")[2]):
+        raise RunFileError(
+            f"{path}: written by a newer lmcache-bench ({schema}; this one reads {RUN_SCHEMA}); "
             "upgrade lmcache-bench"
         )
     return dict(meta)

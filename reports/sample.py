@@ -27,7 +27,7 @@ class Sample:
     in ``hit_tokens`` only), how many of them were recomputed, the share of the prompt's token-
     layers that was run, seconds spent matching, rotating and selecting; and against a full prefill
     the mean KL divergence in nats, and top-1 agreement, over ``kl_positions`` of the answer. ``f1``
-    and ``exact`` say how right the answer is, see :mod:`reports.answers`.
+    and ``exact`` say how right the answer is, see :mod:`reports.quality`.
 
     Raises ``ValueError`` for an unknown tier or a time that is not finite.
     """

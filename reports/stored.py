@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from reports.refused import RefusedCell
 from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
 from reports.sample import Sample
-from reports.summary import CellMeta, CellSummary, summarise
+from reports.summary import CellMeta, CellSummary, RefusedCell, summarise
 
 TUNE_SCHEMA = "lmcache.tune/1"
 
@@ -77,10 +76,10 @@ class StoredTune:
     document: Mapping[str, Any]
 
 
-Stored = StoredRun | StoredTune
+StoredResult = StoredRun | StoredTune
 
 
-def read_stored(path: str | Path) -> Stored:
+def read_stored(path: str | Path) -> StoredResult:
     """Either kind, by the file's first bytes. Raises ``StoredError``."""
     path = Path(path)
     try:

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from reports.paired import Outputs, Speedup, compare_outputs, pair_samples, ttft_speedup
+from reports.paired import OutputChanges, Speedup, compare_outputs, pair_samples, ttft_speedup
 from reports.quality import AnswerSummary, QualitySummary, answers_of, quality_of
 from reports.sample import TIERS, Sample
-from reports.spread import Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean, percentiles by linear interpolation, and extremes of ``n`` values, in the unit of the
+    values. Everything but ``n`` is None if there were none."""
+
+    n: int = 0
+    mean: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    min: float | None = None
+    max: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of any number of values, also of none."""
+        if len(values) == 0:
+            return cls()
+        array = np.asarray(values, dtype=np.float64)
+        p50, p90, p99 = (float(p) for p in np.percentile(array, [50, 90, 99]))
+        return cls(
+            n=array.size,
+            mean=float(array.mean()),
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            min=float(array.min()),
+            max=float(array.max()),
+        )
 
 
 class TierWork(TypedDict):
@@ -121,7 +152,7 @@ class CellSummary:
     bytes_stored: int
     load_bytes_per_s: float | None
     speedup: Speedup
-    outputs: Outputs
+    outputs: OutputChanges
     blended_tokens: int
     selected_tokens: int
     token_layer_share: float | None
@@ -219,3 +250,30 @@ def _throughput(samples: Sequence[Sample], busy_s: float | None) -> Throughput:
         input_tokens_per_s=sum(s.prompt_tokens for s in done) / busy_s,
         output_tokens_per_s=sum(s.output_tokens for s in done) / busy_s,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCell:
+    """What a cell is, and in one line why it was not measured, or not to its end."""
+
+    meta: CellMeta
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What it is, as in a run file, and ``reason``."""
+        return {**self.meta, "reason": self.reason}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> RefusedCell:
+        """The reverse."""
+        meta: Any = {name: value for name, value in stored.items() if name != "reason"}
+        return cls(meta, stored["reason"])
+
+
+def refused_lines(refused: Sequence[RefusedCell]) -> list[str]:
+    """A line per reuse mode and reason, with the number of cells where there are several."""
+    found = Counter((cell.meta["reuse"], cell.reason) for cell in refused)
+    return [
+        f"Not measured: {reuse}{f' ({count} cells)' if count > 1 else ''}: {reason}"
+        for (reuse, reason), count in found.items()
+    ]

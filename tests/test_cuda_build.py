@@ -17,14 +17,15 @@ NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{HOME}/bin")
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 ALL = "80-real;90-real;100-real;100-virtual"
 
-# What CMakeLists.txt does with csrc/cuda.cmake, without the modules.
+# What CMakeLists.txt does with csrc/cuda/cuda.cmake, without the modules.
 PROJECT = f"""
 cmake_minimum_required(VERSION 3.18...4.1)
 project(trial LANGUAGES CXX)
-include({ROOT}/csrc/cuda.cmake)
+include({ROOT}/csrc/cuda/cuda.cmake)
 file(WRITE ${{CMAKE_BINARY_DIR}}/state "${{cuda_state}}")
 if(cuda_works)
-  add_executable(trial {ROOT}/csrc/trial.cu)
+  add_executable(trial {ROOT}/csrc/cuda/trial.cu)
+  target_include_directories(trial PRIVATE {ROOT}/csrc)
   set_target_properties(trial PROPERTIES CUDA_ARCHITECTURES "${{cuda_architectures}}")
 endif()
 """

@@ -6,7 +6,9 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,10 @@ CODE = (*PACKAGES, "benchmarks", "csrc", "tests")
 # Down only: the command line may import everything, the rest only itself.
 MAY_IMPORT = {name: {name} for name in PACKAGES} | {"lmcache_cli": set(PACKAGES)}
 MOST_LINES = 400
+MOST_FILES = 16  # of code, in one folder
+MOST_PYTHON_FILES = 280  # in the product
+# Every module's, and what `lmcache --help` asks of every command's.
+OF_EACH_MODULE = {"logger", "SHORT", "EXAMPLES"}
 # Names that say nothing about what a thing is.
 EMPTY_NAME = re.compile(r"\w*(Manager|Factory)|Base[A-Z]\w*|\w*_?(utils?|helpers?|misc)")
 SLOW_TO_IMPORT = ("torch", "transformers", "pyarrow", "pandas", "aiohttp", "httpx", "scipy")
@@ -45,6 +51,69 @@ def test_imports_point_down(package: str) -> None:
         assert ours <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {ours}"
 
 
+def modules() -> dict[str, ast.Module]:
+    """The product's, by dotted name."""
+    files = {f: ".".join(f.relative_to(ROOT).with_suffix("").parts) for f in sources(*PACKAGES)}
+    return {n.removesuffix(".__init__"): ast.parse(f.read_text()) for f, n in files.items()}
+
+
+def circles(trees: dict[str, ast.Module]) -> list[list[str]]:
+    """Modules that import one another, by whatever way. Imports for types and those inside
+    functions count."""
+    arrows: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                arrows[name] |= {alias.name for alias in node.names} & trees.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & trees.keys()
+                arrows[name] |= inner or {node.module} & trees.keys()
+    try:
+        tuple(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_no_circle_of_imports() -> None:
+    assert not circles(modules())
+
+
+def test_what_a_circle_is() -> None:
+    one = ast.parse("if TYPE_CHECKING:\n    from pkg.two import x")
+    two = ast.parse("def f():\n    from pkg import one")
+    assert circles({"pkg.one": one, "pkg.two": two})
+    assert not circles({"pkg.one": one, "pkg.two": ast.parse("import pkg.three")})
+
+
+def public(tree: ast.Module) -> Iterator[str]:
+    """Names that a module defines: classes, functions, constants and aliases."""
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                yield name
+            case ast.AsyncFunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.Assign(targets=targets):
+                yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_a_name_is_defined_once() -> None:
+    where: dict[str, list[str]] = {}
+    for module, tree in modules().items():
+        for name in public(tree):
+            if not name.startswith("_") and name not in OF_EACH_MODULE:
+                where.setdefault(name, []).append(module)
+    assert not {name: found for name, found in where.items() if len(found) > 1}
+
+
+def test_folders_are_no_crowds() -> None:
+    kinds = (".py", ".pyi", ".cpp", ".h", ".cu", ".inc")
+    folders = Counter(file.parent for file in sources(*PACKAGES, "csrc", kinds=kinds))
+    assert not {str(f.relative_to(ROOT)): n for f, n in folders.items() if n > MOST_FILES}
+    assert len(sources(*PACKAGES)) <= MOST_PYTHON_FILES
+
+
 def test_an_import_inside_a_function_counts() -> None:
     tree = ast.parse("def f():\n    from lmcache_cli.errors import UserError\n    from . import x")
     assert set(imported(tree, "reports")) == {"lmcache_cli", "reports"}
@@ -53,10 +122,10 @@ def test_an_import_inside_a_function_counts() -> None:
 def test_only_the_binding_files_know_python() -> None:
     files = sources("csrc", kinds=(".cpp", ".h", ".hpp", ".cu", ".cuh"))
     assert files
-    python = re.compile(r'#\s*include\s*[<"](Python\.h|nanobind/|pybind11/|bind\.h)')
+    python = re.compile(r'#\s*include\s*[<"](Python\.h|nanobind/|pybind11/|bind/)')
     knowing = [file.name for file in files if python.search(file.read_text())]
-    # Their names say so.
-    assert knowing == [file.name for file in files if file.name.startswith("bind")]
+    # Their folder says so.
+    assert knowing == [file.name for file in files if file.parent.name == "bind"]
     assert "bind.cpp" in knowing
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Draw:
@@ -34,11 +34,11 @@ class Draw:
         """A whole number in [low, high], both included."""
         return low + self.below(high - low + 1)
 
-    def pick(self, options: Sequence[T]) -> T:
+    def pick(self, options: Sequence[_T]) -> _T:
         """One of the options, all equally likely."""
         return options[int(self._random() * len(options))]
 
-    def sample(self, options: Sequence[T], count: int) -> list[T]:
+    def sample(self, options: Sequence[_T], count: int) -> list[_T]:
         """``count`` different ones of the options, in random order. Raises ``IndexError`` if there
         are fewer."""
         left = list(options)

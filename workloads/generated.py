@@ -10,13 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
 from itertools import count
 from typing import TypeAlias
 
-from workloads.accounts import ACCOUNTS
 from workloads.draw import Draw
-from workloads.papers import PAPERS
-from workloads.words import WORDS
+
+
+def phrases(name: str) -> dict[str, str]:
+    """A file of ``workloads/data``: what stands below each line in brackets, by its text."""
+    text = (files("workloads") / "data" / f"{name}.txt").read_text("utf-8")
+    parts = re.split(r"^\[([^\]]+)\]\n", text, flags=re.MULTILINE)[1:]
+    return {title: body.strip("\n") for title, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class _Number:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """``{name}``: of the cast if it is there, else one of ``WORDS[name]``. ``{other_name}`` is
+    """``{name}``: of the cast if it is there, else one of ``words.txt``. ``{other_name}`` is
     never of the cast."""
 
     name: str
@@ -66,8 +71,12 @@ def _topic(text: str, plain: bool) -> _Topic:
     )
 
 
-_PATTERNS = {name: tuple(_pattern(word) for word in words) for name, words in WORDS.items()}
-_TOPICS = tuple(_topic(t, False) for t in ACCOUNTS) + tuple(_topic(t, True) for t in PAPERS)
+_WORDS = {name: tuple(text.splitlines()) for name, text in phrases("words").items()}
+_PATTERNS = {name: tuple(_pattern(word) for word in words) for name, words in _WORDS.items()}
+_TOPICS = (
+    *(_topic(text, False) for text in phrases("accounts").values()),
+    *(_topic(text, True) for text in phrases("papers").values()),
+)
 _LEAD, _ASIDE = _pattern("{lead} "), _pattern(", {aside}.")
 # What a sentence may start with and go on in lower case behind a lead.
 _LOWERABLE = ("The ", "Its ", "A ", "An ", "It ", "Most ", "Some ", "No ", "About ", "Nobody ")
@@ -115,8 +124,8 @@ class GeneratedCorpus:
 def _cast(draw: Draw) -> dict[str, str]:
     """What keeps its name throughout a passage."""
     place, place2 = _place(draw), _place(draw)
-    surname, surname2 = draw.sample(WORDS["last"], 2)
-    first, first2 = draw.sample(WORDS["first"], 2)
+    surname, surname2 = draw.sample(_WORDS["last"], 2)
+    first, first2 = draw.sample(_WORDS["first"], 2)
     year = draw.between(1790, 1985)
     return {
         "place": place,
@@ -125,10 +134,10 @@ def _cast(draw: Draw) -> dict[str, str]:
         "person2": f"{first2} {surname2}",
         "surname": surname,
         "surname2": surname2,
-        "firm": f"the {place} {draw.pick(WORDS['firmkind'])}",
-        "org": f"the {place} {draw.pick(WORDS['orgkind'])}",
-        "org2": f"the {place2} {draw.pick(WORDS['orgkind'])}",
-        "river": draw.pick(WORDS["placehead"]),
+        "firm": f"the {place} {draw.pick(_WORDS['firmkind'])}",
+        "org": f"the {place} {draw.pick(_WORDS['orgkind'])}",
+        "org2": f"the {place2} {draw.pick(_WORDS['orgkind'])}",
+        "river": draw.pick(_WORDS["placehead"]),
         "early": str(year - draw.between(90, 600)),
         "year": str(year),
         "later": str(year + draw.between(2, 34)),
@@ -137,7 +146,7 @@ def _cast(draw: Draw) -> dict[str, str]:
 
 
 def _place(draw: Draw) -> str:
-    return draw.pick(WORDS["placehead"]) + draw.pick(WORDS["placetail"])
+    return draw.pick(_WORDS["placehead"]) + draw.pick(_WORDS["placetail"])
 
 
 def _sentence(pattern: _Pattern, cast: dict[str, str], draw: Draw) -> str:

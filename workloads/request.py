@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 TokenIds: TypeAlias = npt.NDArray[np.int32]
 
-KINDS = ("system", "document", "passage", "history", "question", "tool", "padding")
+SEGMENT_KINDS = ("system", "document", "passage", "history", "question", "tool", "padding")
 """What a segment of a prompt can be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The tokens [start, end) of a prompt and what they are, one of ``KINDS``."""
+    """The tokens [start, end) of a prompt and what they are, one of ``SEGMENT_KINDS``."""
 
     start: int
     end: int

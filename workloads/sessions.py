@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workloads.draw import Draw
-from workloads.prompt import Part, Prompt
-from workloads.question import IN_A_CHAT, Quoter
+from workloads.prompt import CONVERSES, USES_TOOLS, Part, Prompt, system_prompt
 from workloads.settings import Settings
-from workloads.system import CONVERSES, USES_TOOLS, system_prompt
-from workloads.tokens import TokenReader
+from workloads.tokens import IN_A_CHAT, Quoter, TokenReader
 
 _CALLS = (
     '…”, which I shall follow up.\nCall: search_archive(query="founder", limit=3)',

@@ -7,13 +7,14 @@ from typing import TypeAlias
 
 import numpy as np
 
+from workloads.draw import Draw
 from workloads.request import TokenIds
 from workloads.text import Corpus, CorpusError
 
 Encode: TypeAlias = Callable[[str], Sequence[int]]
 """Text to token ids, without special tokens."""
 
-GAP = "\n\n"
+PASSAGE_GAP = "\n\n"
 
 
 class TokenReader:
@@ -50,6 +51,59 @@ class TokenReader:
                     " this workload needs more; add text, or ask for fewer or shorter requests"
                 )
             ids += self._encode(before + passage)
-            before = GAP
+            before = PASSAGE_GAP
         self._handed_out += count
         return np.array(ids[:count], np.int32)
+
+
+ABOUT_A_TEXT = (
+    "…”. Which names and dates does the text give in this connection?\nAnswer:",
+    "…”. What comes directly before this, and what follows from it?\nAnswer:",
+    "…”. Who is involved, and what do they want?\nAnswer:",
+    "…”. Sum up that part of the text in one sentence.\nAnswer:",
+    "…”. Which of the numbers mentioned there is the largest?\nAnswer:",
+    "…”. What reason is given for this, if any?\nAnswer:",
+    "…”. Is there anything elsewhere in the text that contradicts it?\nAnswer:",
+    "…”. Where does this take place, and what else happens there?\nAnswer:",
+    "…”. Explain to someone in a hurry why this matters.\nAnswer:",
+    "…”. Who says so?\nAnswer:",
+    "…”. Why?\nAnswer:",
+)
+
+
+IN_A_CHAT = (
+    "…”. Can you tell me more about that?",
+    "…”. How sure can one be of this?",
+    "…”. What would you look up next?",
+    "…”. Put it more simply, please.",
+    "…”. Does that agree with what you told me before?",
+    "…”. Give me the main points as a short list.",
+    "…”. Who else was affected by it?",
+    "…”. And what happened a year later?",
+)
+
+
+class Quoter:
+    """Writes an opening, a quotation and one of several endings, exactly as long as asked."""
+
+    def __init__(self, endings: Sequence[str], reader: TokenReader, draw: Draw) -> None:
+        self._endings = sorted((reader.encode(text) for text in endings), key=len)
+        self._reader = reader
+        self._draw = draw
+        self._openings: dict[str, TokenIds] = {}
+
+    def write(self, opening: str, about: TokenIds, count: int) -> TokenIds:
+        """``count`` tokens: the opening, tokens from a drawn place in ``about`` (not empty; begun
+        again where it ends), and an ending that leaves room for a quotation. Where none does, the
+        shortest is used and cut."""
+        if opening not in self._openings:
+            self._openings[opening] = self._reader.encode(opening)
+        head = self._openings[opening]
+        room = count - len(head)
+        fitting = [ending for ending in self._endings if len(ending) < room]
+        ending = self._draw.pick(fitting or self._endings[:1])
+        quoted = max(0, room - len(ending))
+        start = self._draw.below(len(about))
+        quotation = np.take(about, np.arange(start, start + quoted), mode="wrap")
+        whole: TokenIds = np.concatenate([head, quotation, ending])
+        return whole[:count]

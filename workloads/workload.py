@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from workloads.arrivals import arrival_times
-from workloads.documents import long_context, unrelated
+from workloads.documents import long_context, rag, unrelated
 from workloads.draw import Draw
 from workloads.prompt import Prompt
-from workloads.rag import rag
 from workloads.request import Request
 from workloads.sessions import agent, chat
-from workloads.settings import Settings
+from workloads.settings import Settings, arrival_times
 from workloads.text import Corpus
 from workloads.tokens import Encode, TokenReader
 

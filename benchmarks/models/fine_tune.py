@@ -44,7 +44,7 @@ def fine_tune(folder: Path, steps: int = 30, rate: float = 5e-5, seed: int = 0) 
     the loss now and then."""
     import torch
 
-    from lmcache_cli.engines.models import load_model
+    from lmcache_cli.engines.transformers.models import load_model
 
     loaded = load_model(None, "cpu", "auto")
     model, rng = loaded.model.train(), random.Random(seed)

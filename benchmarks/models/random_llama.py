@@ -103,7 +103,7 @@ def random_llama(folder: Path, size: str = "17m", device: str = "cpu") -> str:
 def _embedded_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    from lmcache_cli.engines.models import embedded_source
+    from lmcache_cli.engines.transformers.models import embedded_source
 
     _, _, source, extra = embedded_source()
     return AutoTokenizer.from_pretrained(source, **extra)

@@ -44,14 +44,14 @@ class TieredWorker:
         self._done: list[Any] = []
 
     def fill(self, held: int, capacity: int) -> None:
-        from cache_core.adapters.vllm.messages import TiersOpened
+        from cache_core.adapters.vllm.metadata import TiersOpened
 
         keys = [key for part in _keys(held) for key in part]
         opened = TiersOpened(HEAD_DIM, (capacity,), (keys,), watched=True)
         self._connector.set_xfer_handshake_metadata_pp_aware({(0, 0): opened})
 
     def carry_out(self, step: Any, withhold: bool) -> Told:
-        from cache_core.adapters.vllm.messages import LoadDone, SaveDone, WorkerReport
+        from cache_core.adapters.vllm.metadata import LoadDone, SaveDone, WorkerReport
         from cache_core.ledger import NOWHERE
 
         report = WorkerReport(step.step)

@@ -316,18 +316,18 @@ class Simulation:
         from vllm.v1.structured_output import StructuredOutputManager
 
         from cache_core.adapters.vllm.connector import TieredKVConnector
-        from cache_core.carrier import Carrier
+        from cache_core.carrier import PlanExecutor
 
         settings = self.settings
         config, kv_config = engine_config(settings, self._scratch)
         init_none_hash(sha256)
         self._block_hasher = get_request_block_hasher(settings.block_tokens, sha256)
         for name, stand_in in (
-            ("worker.ThreadPoolExecutor", self.jobs.executor),
-            ("worker.Future", self.jobs.future),
-            ("worker.Carrier", partial(Carrier, threads=False)),
-            ("hashing.ThreadPoolExecutor", self.jobs.executor),
-            ("hashing.wait", self.jobs.wait),
+            ("worker.worker.ThreadPoolExecutor", self.jobs.executor),
+            ("worker.worker.Future", self.jobs.future),
+            ("worker.worker.PlanExecutor", partial(PlanExecutor, threads=False)),
+            ("scheduler.request_state.ThreadPoolExecutor", self.jobs.executor),
+            ("scheduler.request_state.wait", self.jobs.wait),
         ):
             patch = mock.patch(f"cache_core.adapters.vllm.{name}", stand_in)
             self._stack.enter_context(patch)
@@ -355,7 +355,7 @@ class Simulation:
         self.runner = FakeRunner(self.worker, self._kv)
 
     def _open_tiers(self, options: Any, chunk_bytes: int, *more: Any) -> Any:
-        from cache_core.adapters.vllm.tiers import open_tiers
+        from cache_core.adapters.vllm.worker.open_tiers import open_tiers
 
         settings = self.settings
         tiers = open_tiers(options, chunk_bytes, *more)

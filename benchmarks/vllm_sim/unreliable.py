@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.vllm_sim.settings import Settings
-from cache_core.place import Place
 from cache_core.tiers.tier import Read, Tier
+from cache_core.transfer.chunks import ChunkBuffers
 
 
 class Unreliable:
@@ -29,7 +29,7 @@ class Unreliable:
     def __len__(self) -> int:
         return len(self._tier)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         answers = list(self._tier.read(keys, place))
         for row in range(len(answers)):
             if answers[row] and self._random.random() < self._share:
@@ -40,7 +40,7 @@ class Unreliable:
                     place.pick([row]).copy_from(address)
         return answers
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         rows = [row for row in range(len(keys)) if self._random.random() >= self._unwritten]
         good = [False] * len(keys)
         if place is not None and rows:

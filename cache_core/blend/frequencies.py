@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Frequencies = NDArray[np.float64]
 
-KINDS = ("default", "linear", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 _REFUSED = {
     "dynamic": "its frequencies depend on the prompt's length",
     "longrope": "it has two sets of frequencies, for short and long prompts",
@@ -23,7 +23,7 @@ class RopeError(ValueError):
 
 
 def check_shiftable(parameters: Mapping[str, Any]) -> str:
-    """The kind of RoPE, one of ``KINDS``. Raises :class:`RopeError` for one that can't be shifted.
+    """The kind of RoPE, of :data:`ROPE_KINDS`. Raises :class:`RopeError` if it can't be shifted.
 
     ``parameters`` are Hugging Face's ``rope_parameters`` (or ``rope_scaling``). M-RoPE is known by
     ``mrope_section``: a text token's three positions move together, an image's do not.
@@ -33,8 +33,8 @@ def check_shiftable(parameters: Mapping[str, Any]) -> str:
         raise RopeError("RoPE type 'mrope' can't be shifted: its three positions may move apart")
     if kind in _REFUSED:
         raise RopeError(f"RoPE type {kind!r} can't be shifted: {_REFUSED[kind]}")
-    if kind not in KINDS:
-        raise RopeError(f"RoPE type {kind!r} is not known; blend knows {', '.join(KINDS)}")
+    if kind not in ROPE_KINDS:
+        raise RopeError(f"RoPE type {kind!r} is not known; blend knows {', '.join(ROPE_KINDS)}")
     return kind
 
 

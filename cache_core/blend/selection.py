@@ -137,7 +137,7 @@ class Deviating(Ranked):
         return _deviation(new.k, old.k) + _deviation(new.v, old.v)
 
 
-class Asked(Ranked):
+class QuestionGuided(Ranked):
     """``query``: what the question attends to most, at the check layer."""
 
     def __init__(self, ratio: float, check_layer: int, steps: int = 1) -> None:
@@ -200,7 +200,7 @@ class Choice(NamedTuple):
 SELECTIONS: Mapping[str, Callable[[Choice], Selection]] = {
     "hkvd": lambda c: Deviating(c.ratio, c.check_layer, c.steps),
     "first": lambda c: Fixed(_first(c.ratio)),
-    "query": lambda c: Asked(c.ratio, c.check_layer, c.steps),
+    "query": lambda c: QuestionGuided(c.ratio, c.check_layer, c.steps),
     "random": lambda c: Fixed(_random(c.ratio, c.seed)),
     "none": lambda c: Fixed(lambda prompt: torch.empty(0, dtype=torch.int64)),
     "full": lambda c: Fixed(lambda prompt: prompt.candidates),

@@ -3,8 +3,8 @@
 from cache_core.tiers.disk import DiskTier
 from cache_core.tiers.memory import MemoryTier, SlabMemory
 from cache_core.tiers.null import NullTier
-from cache_core.tiers.throttled import Throttled
 from cache_core.tiers.tier import Tier, TierError, TierInUse
+from cache_core.tiers.wrappers import Throttled
 
 __all__ = [
     "DiskTier",

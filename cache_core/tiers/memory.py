@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from cache_core import _native
+from cache_core.layout import Addresses
 from cache_core.memory_limits import require_memory
-from cache_core.place import Addresses, FlatPlace, Place
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
 
 SLAB_BYTES = 1 << 30
 _ALIGN = 4096
@@ -96,7 +97,7 @@ class MemoryTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._slots for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         slots = [self._slots.get(key) for key in keys]
         found = [slot is not None for slot in slots]
         if place is not None and any(found):
@@ -105,7 +106,7 @@ class MemoryTier:
             (place if len(rows) == len(keys) else place.pick(rows)).copy_from(sources)
         return Read.of(found)
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         if place is None:
             raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
         rows: list[int] = []
@@ -140,8 +141,8 @@ class MemoryTier:
             if slot is not None:
                 self._free.append(slot)
 
-    def place(self, keys: Sequence[bytes]) -> Place | None:
-        return FlatPlace(self._addresses[[self._slots[key] for key in keys]], self._chunk_bytes)
+    def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
+        return FlatBuffers(self._addresses[[self._slots[key] for key in keys]], self._chunk_bytes)
 
     def close(self) -> None:
         self._slots.clear()

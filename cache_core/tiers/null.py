@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cache_core.place import Place
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 
 
 class NullTier:
@@ -24,10 +24,10 @@ class NullTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._keys for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return Read.of(self.contains(keys))
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         stored = []
         for key in keys:
             fits = self.capacity is None or key in self._keys or len(self._keys) < self.capacity
@@ -39,7 +39,7 @@ class NullTier:
     def discard(self, keys: Sequence[bytes]) -> None:
         self._keys.difference_update(keys)
 
-    def place(self, keys: Sequence[bytes]) -> Place | None:
+    def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
         return None
 
     def close(self) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cache_core.layout import KVLayout
-from cache_core.place import Addresses, Place
+from cache_core.layout import Addresses, KVLayout
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 
 
-class TensorPlace:
+class TensorBuffers:
     """Chunks that are views ``layout.chunk_shape`` of tensors on any device. One that is shorter
     than a chunk is what there is of it: of a chunk that is kept, the first tokens."""
 
@@ -22,7 +22,9 @@ class TensorPlace:
         self.blocks = list(blocks)
 
     @classmethod
-    def of_arena(cls, arena: torch.Tensor, layout: KVLayout, first: int, count: int) -> TensorPlace:
+    def of_arena(
+        cls, arena: torch.Tensor, layout: KVLayout, first: int, count: int
+    ) -> TensorBuffers:
         """Chunks ``first`` .. ``first + count`` of one request's KV, ``[layers, planes, kv_heads,
         tokens, head_dim]``."""
         size = layout.chunk_tokens
@@ -31,8 +33,8 @@ class TensorPlace:
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def pick(self, rows: Sequence[int]) -> TensorPlace:
-        return TensorPlace([self.blocks[row] for row in rows])
+    def pick(self, rows: Sequence[int]) -> TensorBuffers:
+        return TensorBuffers([self.blocks[row] for row in rows])
 
     def flat(self) -> Addresses | None:
         return None
@@ -68,15 +70,15 @@ class TensorTier:
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         return [key in self._slots for key in keys]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         found = self.contains(keys)
         rows = [row for row, ok in enumerate(found) if ok]
         if place is not None and rows:
             blocks = [self._pool[self._slots[keys[row]]] for row in rows]
-            _move(TensorPlace(blocks), place.pick(rows))
+            _move(TensorBuffers(blocks), place.pick(rows))
         return Read.of(found)
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         if place is None:
             raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
         fresh: dict[bytes, int] = {}
@@ -89,7 +91,7 @@ class TensorTier:
             rows.append(row)
         slots = self._slots | fresh
         try:
-            _move(place.pick(rows), TensorPlace([self._pool[slots[keys[row]]] for row in rows]))
+            _move(place.pick(rows), TensorBuffers([self._pool[slots[keys[row]]] for row in rows]))
         except BaseException:
             self._free.extend(fresh.values())
             raise
@@ -103,8 +105,8 @@ class TensorTier:
             if slot is not None:
                 self._free.append(slot)
 
-    def place(self, keys: Sequence[bytes]) -> Place | None:
-        return TensorPlace([self._pool[self._slots[key]] for key in keys])
+    def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
+        return TensorBuffers([self._pool[self._slots[key]] for key in keys])
 
     def close(self) -> None:
         self._slots.clear()
@@ -112,9 +114,9 @@ class TensorTier:
         self._pool = self._pool[:0].clone()
 
 
-def _move(source: Place, target: Place) -> None:
+def _move(source: ChunkBuffers, target: ChunkBuffers) -> None:
     """Between tensors directly; between a tensor and host memory through the host side."""
-    if isinstance(source, TensorPlace) and isinstance(target, TensorPlace):
+    if isinstance(source, TensorBuffers) and isinstance(target, TensorBuffers):
         for here, there in zip(source.blocks, target.blocks, strict=True):
             tokens = min(here.shape[-2], there.shape[-2])
             there[..., :tokens, :].copy_(here[..., :tokens, :])
@@ -126,7 +128,7 @@ def _move(source: Place, target: Place) -> None:
         target.copy_from(outof)
     else:
         # Neither side is flat (a coded chunk, say): through host memory that is.
-        [tensors] = [p for p in (source, target) if isinstance(p, TensorPlace)]
+        [tensors] = [p for p in (source, target) if isinstance(p, TensorBuffers)]
         size = max((b.numel() * b.element_size() for b in tensors.blocks), default=0)
         room = np.empty((len(source), size), dtype=np.uint8)
         steps = np.arange(len(source), dtype=np.uint64) * np.uint64(size)

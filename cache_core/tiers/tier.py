@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
-from cache_core.place import Place
+from cache_core.transfer.chunks import ChunkBuffers
 
 NAMES = ("device", "cpu", "disk", "remote")
 
@@ -63,17 +63,17 @@ class Tier(Protocol):
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         """Which of the keys can be read. Changes nothing."""
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         """Copies chunks to ``place`` (same order); without one, only looks. Changes nothing."""
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         """Copies chunks from ``place``. False: no room, or the write failed; then the key is not
         held. Writing a held key overwrites it."""
 
     def discard(self, keys: Sequence[bytes]) -> None:
         """Frees chunks. Unknown keys are ignored."""
 
-    def place(self, keys: Sequence[bytes]) -> Place | None:
+    def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
         """Where held chunks lie, to be read from without a copy; None if not in memory."""
 
     def close(self) -> None:

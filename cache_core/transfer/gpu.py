@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.layout import KVLayout
-from cache_core.place import Addresses, Place
+from cache_core.layout import Addresses, KVLayout
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.cuda import cuda_module
 from cache_core.transfer.planner import Direction, Planner, Way
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cache_core import _cuda
     from cache_core._native import Order
     from cache_core.transfer.codec import Codec
+
 
 # Thread blocks of a kernel, as few as fill PCIe 5, so that the model goes on beside it. Each has 16
 # KiB under way. A load has to wait for what it reads from the host, a store for nothing.
@@ -32,7 +33,7 @@ _CTAS = {"in": 12, "out": 8}
 Ready = Callable[[int], None]
 
 
-class GpuWays:
+class CopyStreams:
     """Transfers of one GPU: one into its memory and one out of it, so that a load need not wait for
     a store. Requests wait for loads: these come first on the GPU, stores last. ``planner`` chooses
     between kernels and copy engines. Raises :class:`~cache_core.transfer.cuda.CudaMissing` and
@@ -75,13 +76,13 @@ class GpuWays:
                 transfer.synchronize()
 
 
-class GpuPlace:
+class GpuBuffers:
     """Chunks inside an engine's KV in a GPU's memory. As
-    :class:`~cache_core.place.PagedPlace`, but that addresses may be the GPU's own too."""
+    :class:`~cache_core.transfer.chunks.PagedPlace`, but that addresses may be the GPU's own too."""
 
     def __init__(
         self,
-        ways: GpuWays,
+        ways: CopyStreams,
         paged: _native.Paged,
         slots: NDArray[np.int64],
         layout: KVLayout,
@@ -97,11 +98,11 @@ class GpuPlace:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def pick(self, rows: Sequence[int]) -> GpuPlace:
+    def pick(self, rows: Sequence[int]) -> GpuBuffers:
         chosen = self._slots[np.asarray(rows, dtype=np.intp)]
         return self._of(chosen, self._within)
 
-    def within(self) -> GpuPlace:
+    def within(self) -> GpuBuffers:
         """The same for addresses that are all in the GPU's own memory: kernels do it."""
         return self._of(self._slots, True)
 
@@ -119,7 +120,7 @@ class GpuPlace:
             verb(self._paged, self._slots, addresses, self._layout.order)
 
     def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """See :class:`cache_core.transfer.codec.Coding`: rows must be heads."""
+        """See :class:`cache_core.transfer.coded.Coding`: rows must be heads."""
         if not self._codes(codec):
             return False
         with self._way("out") as transfer:
@@ -138,8 +139,8 @@ class GpuPlace:
             )
         return True
 
-    def _of(self, slots: NDArray[np.int64], within: bool) -> GpuPlace:
-        return GpuPlace(self._ways, self._paged, slots, self._layout, self._ready, within)
+    def _of(self, slots: NDArray[np.int64], within: bool) -> GpuBuffers:
+        return GpuBuffers(self._ways, self._paged, slots, self._layout, self._ready, within)
 
     def _by_dma(self, name: str) -> bool:
         order = self._layout.order
@@ -160,7 +161,7 @@ class GpuPlace:
 class GpuChunks:
     """Chunks that are contiguous in a GPU's memory; addresses may be the GPU's own too."""
 
-    def __init__(self, ways: GpuWays, addresses: Addresses, chunk_bytes: int) -> None:
+    def __init__(self, ways: CopyStreams, addresses: Addresses, chunk_bytes: int) -> None:
         self._ways, self._addresses, self._chunk_bytes = ways, addresses, chunk_bytes
 
     def __len__(self) -> int:
@@ -201,22 +202,22 @@ class GpuTier(MemoryTier):
     """The device tier of a CUDA engine: chunks in a GPU's memory, next to the KV that they are
     copied to. Takes all its memory here. Raises ``CudaError`` if the GPU has not that much."""
 
-    def __init__(self, name: str, capacity: int, chunk_bytes: int, ways: GpuWays) -> None:
+    def __init__(self, name: str, capacity: int, chunk_bytes: int, ways: CopyStreams) -> None:
         super().__init__(name, capacity, chunk_bytes, GpuMemory(ways.device))
         self._ways = ways
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return super().read(keys, self._within_reach(place))
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         return super().write(keys, self._within_reach(place))
 
-    def place(self, keys: Sequence[bytes]) -> Place | None:
+    def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
         chunks = self._addresses[[self._slots[key] for key in keys]]
         return GpuChunks(self._ways, chunks, self._chunk_bytes)
 
-    def _within_reach(self, place: Place | None) -> Place | None:
-        if isinstance(place, GpuPlace):
+    def _within_reach(self, place: ChunkBuffers | None) -> ChunkBuffers | None:
+        if isinstance(place, GpuBuffers):
             return place.within()
         if place is None or isinstance(place, GpuChunks):
             return place
@@ -226,7 +227,7 @@ class GpuTier(MemoryTier):
 class _HostSide:
     """A place that only the CPU reaches, whose chunks are copied to and from a GPU's memory."""
 
-    def __init__(self, place: Place, ways: GpuWays, chunk_bytes: int) -> None:
+    def __init__(self, place: ChunkBuffers, ways: CopyStreams, chunk_bytes: int) -> None:
         self._place, self._ways, self._chunk_bytes = place, ways, chunk_bytes
 
     def __len__(self) -> int:
@@ -264,3 +265,6 @@ class _HostSide:
 def _rows(room: NDArray[np.uint8]) -> Addresses:
     steps = np.arange(len(room), dtype=np.uint64) * np.uint64(room.shape[1])
     return np.uint64(room.ctypes.data) + steps
+
+
+# Two layers of K and V in pages of 16 tokens, every second one used: 512 KiB.

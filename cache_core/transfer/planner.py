@@ -15,7 +15,7 @@ import numpy as np
 Direction = Literal["h2d", "d2h"]
 Way = Literal["dma", "kernel"]
 
-SCHEMA = "lmcache.transfer/2"
+COPY_COSTS_SCHEMA = "lmcache.transfer/2"
 # Without a measurement: copy engines pay for each run, and are said to need runs of about this many
 # bytes to fill PCIe 5. A guess that `lmcache probe --transfer` replaces.
 UNMEASURED_RUN_BYTES = 28 << 10
@@ -31,7 +31,7 @@ class RunCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class CopyCost:
     """What a way costs, by the length of runs: ``sizes`` rise in ``run_bytes``.
 
     One line through all lengths would hide that copy engines have a rate of their own for each.
@@ -59,7 +59,7 @@ class Cost:
         return fixed + runs * (below.run_s + share * (above.run_s - below.run_s))
 
     @classmethod
-    def fit(cls, samples: Sequence[tuple[int, int, float]]) -> Cost:
+    def fit(cls, samples: Sequence[tuple[int, int, float]]) -> CopyCost:
         """From (runs, run_bytes, seconds) of moves of two or more numbers of runs of each length:
         least squares of relative errors, no term below zero. Raises ``ValueError`` for fewer."""
         lengths: dict[int, list[tuple[int, float]]] = {}
@@ -85,7 +85,7 @@ def _fit(run_bytes: int, samples: Sequence[tuple[int, float]]) -> RunCost:
 class Planner:
     """``costs`` of one GPU, by direction and way; without them a fixed run length decides."""
 
-    costs: Mapping[tuple[Direction, Way], Cost] = field(default_factory=dict)
+    costs: Mapping[tuple[Direction, Way], CopyCost] = field(default_factory=dict)
 
     def choose(self, direction: Direction, runs: int, run_bytes: int) -> Way:
         """The way that is expected to take less time for ``runs`` runs of ``run_bytes``."""
@@ -105,7 +105,7 @@ def save_costs(path: Path, gpu: str, planner: Planner) -> None:
         costs.setdefault(direction, {})[way] = [asdict(size) for size in cost.sizes]
     known[gpu] = costs
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"schema": SCHEMA, "gpus": known}, indent=2) + "\n")
+    path.write_text(json.dumps({"schema": COPY_COSTS_SCHEMA, "gpus": known}, indent=2) + "\n")
 
 
 def load_costs(path: Path, gpu: str) -> Planner:
@@ -115,7 +115,7 @@ def load_costs(path: Path, gpu: str) -> Planner:
         found = _read(path).get(gpu, {})
         return Planner(
             {
-                (direction, way): Cost(tuple(RunCost(**size) for size in sizes))
+                (direction, way): CopyCost(tuple(RunCost(**size) for size in sizes))
                 for direction, ways in found.items()
                 for way, sizes in ways.items()
             }
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema == "lmcache.transfer/1":
         raise ValueError(f"{path} is of an older lmcache; measure again: lmcache probe --transfer")
-    if schema != SCHEMA:
-        raise ValueError(f"{path} is no file of lmcache probe --transfer ({SCHEMA})")
+    if schema != COPY_COSTS_SCHEMA:
+        raise ValueError(f"{path} is no file of lmcache probe --transfer ({COPY_COSTS_SCHEMA})")
     gpus: dict[str, Any] = document["gpus"]
     return gpus

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cache_core import _native
 from cache_core.transfer.cuda import PinnedMemory, cuda_module
-from cache_core.transfer.gpu import GpuWays
+from cache_core.transfer.gpu import CopyStreams
 
 # Two layers of K and V in pages of 16 tokens, every second one used: 512 KiB.
 _LAYERS, _HEADS, _PAGE, _WIDTH, _TOKENS, _CHUNKS = 2, 4, 16, 256, 64, 2
@@ -42,7 +42,7 @@ def try_kernels(device: int) -> list[str]:
     back = np.zeros_like(kv)
     _native.scatter(paged(back.ctypes.data), slots, _rows(expected), "NHD")
 
-    memory, ways = PinnedMemory(device), GpuWays(device)
+    memory, ways = PinnedMemory(device), CopyStreams(device)
     engine = cuda_module().DeviceMemory(device, nbytes)
     place, size = _at(engine.address), _at(nbytes)
     wrong = []

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from cache_core.ledger import Placement
-from lmcache_cli.engines.engine import FOREIGN_MODES, CacheSpec
+from cache_core.tiers.remote.url import redacted
+from lmcache_cli.engines.cache_spec import FOREIGN_MODES, CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.http.settings import ServerSettings
 from lmcache_cli.errors import UserError
+from lmcache_cli.options.bench import BenchOptions
 from reports.summary import CellMeta
-from workloads import Example, Replay, Settings
+from workloads import (
+    Corpus,
+    Example,
+    Replay,
+    Settings,
+)
 
 # Workloads whose context length is swept; the others are built from parts of fixed length.
 SWEPT_BY_CONTEXT = ("long-context", "random")
@@ -198,3 +207,44 @@ def groups_that_fit(cells: Sequence[Cell], room: int, each: int = 0) -> list[lis
         groups[-1].append(cell)
         used += need
     return groups or [list(base)]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """What will run."""
+
+    options: BenchOptions
+    scenarios: tuple[Scenario, ...]
+    cells: tuple[Cell, ...]
+    load: Load
+    corpus: Corpus
+    salt: str
+    scratch: Path | None
+    """A disk tier's folder that is made for this run and removed after it."""
+    vllm_args: tuple[str, ...] = ()
+
+    def serving(self, out: Path, say: Callable[[str], None]) -> ServerSettings:
+        """What an engine with a server needs to know. Logs go into ``out``."""
+        options = self.options
+        return ServerSettings(
+            url=options.url or "",
+            args=self.vllm_args,
+            silence_s=options.request_timeout,
+            folder=out,
+            start_s=options.start_timeout,
+            say=say,
+        )
+
+    def config(self) -> dict[str, object]:
+        """The options as plain values, for the run file: with them the run can be repeated."""
+        values = asdict(self.options)
+        values["workloads"] = list(self.options.workloads)
+        values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
+        passport = self.options.blend_passport
+        values["blend_passport"] = str(passport) if passport else None
+        values["trace"] = str(self.options.trace) if self.options.trace else None
+        values["remote"] = redacted(self.options.remote) if self.options.remote else None
+        values["dataset"] = str(self.options.dataset) if self.options.dataset else None
+        values["probe"] = str(self.options.probe) if self.options.probe else None
+        values["corpus"] = str(self.options.corpus) if self.options.corpus else None
+        return values

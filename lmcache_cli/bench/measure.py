@@ -8,14 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cache_core.outcomes import TierCounters
+from cache_core.plan import TierCounters
 from lmcache_cli.bench.cells import Cell, Scenario
-from lmcache_cli.bench.content_oracle import ContentOracle
-from lmcache_cli.bench.oracle import HitOracle, SharedOracle
 from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
-from reports.answers import answer_of, scored
+from lmcache_cli.modes.blend import ContentOracle
+from lmcache_cli.modes.cross_model import CrossModelOracle
+from lmcache_cli.modes.prefix import HitOracle
+from reports.quality import answer_of, scored
 from reports.sample import Sample
 from workloads.request import Request
 from workloads.warming import warming
@@ -67,10 +68,10 @@ class Measured:
             self.warnings.append(text)
 
 
-Served = Callable[[Cell, Sample], None]
+OnServed = Callable[[Cell, Sample], None]
 
 
-def measure(
+def measure_cells(
     engine: Engine,
     scenario: Scenario,
     requests: Sequence[Request],
@@ -78,7 +79,7 @@ def measure(
     load: Load,
     repeats: Iterable[int],
     into: Measured,
-    on_sample: Served,
+    on_sample: OnServed,
     warm: Sequence[Request] = (),
     order: random.Random | None = None,
     refusals: Refusals | None = None,
@@ -146,7 +147,7 @@ class _Turn:
         longest: int,
         load: Load,
         into: Measured,
-        on_sample: Served,
+        on_sample: OnServed,
     ) -> None:
         self.engine, self.cell, self.load, self.into = engine, cell, load, into
         self.workload, self.on_sample = workload, on_sample
@@ -186,7 +187,7 @@ class _Turn:
         if spec.mode == "blend" and capacities and spec.admission != "bytes-per-day":
             self.oracle = ContentOracle(spec, capacities, self.engine.bos)
         elif spec.mode == "shared" and capacities and spec.admission != "bytes-per-day":
-            self.oracle = SharedOracle(spec, capacities)
+            self.oracle = CrossModelOracle(spec, capacities)
         elif spec.ours and capacities and spec.admission != "bytes-per-day":
             self.oracle = HitOracle(spec, capacities)
 
@@ -238,7 +239,7 @@ class _Turn:
         """Another model serves them first, if this cell reuses what that has."""
         if isinstance(self.session, Sharing):
             self.session.share(requests)
-            if isinstance(self.oracle, SharedOracle):
+            if isinstance(self.oracle, CrossModelOracle):
                 for request in requests:
                     self.oracle.share(request)
 

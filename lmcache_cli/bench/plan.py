@@ -3,31 +3,22 @@ model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from uuid import uuid4
 
-from cache_core.admission import ADMISSIONS
 from cache_core.ledger import PLACEMENTS, Placement
-from cache_core.policy import POLICIES
-from cache_core.tiers.remote_url import redacted
+from cache_core.policies import ADMISSIONS, POLICIES
 from cache_core.transfer.codec import CODECS
-from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, Cell, Scenario, Sweep, cross
-from lmcache_cli.bench.dataset import read_dataset
-from lmcache_cli.bench.from_trace import TRACE, check_trace_flags, trace_scenario
-from lmcache_cli.bench.modes import (
-    ENGINES,
-    blend_variants,
-    check_server_flags,
-    one_of,
-    reuse_modes,
-    shared_variants,
-)
+from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, BenchPlan, Scenario, Sweep, cross
+from lmcache_cli.bench.requests import TRACE, check_trace_flags, read_dataset, trace_scenario
 from lmcache_cli.engines.engine import Load
-from lmcache_cli.engines.serving import Serving
 from lmcache_cli.errors import UserError
+from lmcache_cli.modes.blend import blend_variants
+from lmcache_cli.modes.cross_model import shared_variants
+from lmcache_cli.modes.foreign import check_server_flags
+from lmcache_cli.modes.mode import ENGINES, one_of, reuse_modes
+from lmcache_cli.options.bench import DTYPES, BenchOptions
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from workloads import (
     WORKLOADS,
@@ -39,125 +30,8 @@ from workloads import (
     Settings,
 )
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
-    """The flags of ``lmcache bench``, as given."""
-
-    workloads: tuple[str, ...] = ("long-context", "rag")
-    engine: str = "transformers"
-    model: str | None = None
-    device: str = "cpu"
-    dtype: str = "auto"
-    url: str | None = None
-    vllm_args: str | None = None
-    request_timeout: float = 300.0
-    start_timeout: float = 600.0
-    reuse: str | None = None
-    device_size: str = "0"
-    cpu_size: str = "2GiB"
-    disk_size: str = "0"
-    disk_path: Path | None = None
-    remote: str | None = None
-    admission: str = "none"
-    codec: str = "none"
-    disk_writes_per_day: str | None = None
-    cache_name: str | None = None
-    chunk_tokens: str = "64"
-    context_tokens: str = "2000"
-    policy: str = "lru"
-    placement: str = "write_on_insertion"
-    documents: int = 4
-    questions: int = 3
-    requests: int | None = None
-    question_tokens: int = 64
-    output_tokens: int = 16
-    passages: int = 4
-    passage_tokens: int = 480
-    corpus_passages: int = 64
-    zipf: float = 1.0
-    system_tokens: int = 128
-    sessions: int = 4
-    rounds: int = 4
-    corpus: Path | None = None
-    dataset: Path | None = None
-    rate: float | None = None
-    concurrency: int | None = None
-    blend_ratio: str | None = None
-    """None, as of the next ones: what was calibrated for the model, else the default."""
-    blend_selection: str | None = None
-    blend_check_layer: str | None = None
-    blend_narrow: int = 1
-    blend_encoding: str | None = None
-    blend_passport: Path | None = None
-    unverified: bool = False
-    shared_from: str | None = None
-    recompute_layers: str = "25%"
-    warm: bool = False
-    repeat: int = 1
-    seed: int = 0
-    trace: Path | None = None
-    trace_format: str | None = None
-    trace_chunk_tokens: int | None = None
-    speed_up: float = 1.0
-    scale: float = 1.0
-    tier_latency: float = 0.0
-    jitter: float = 0.0
-    probe: Path | None = None
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> BenchOptions:
-        """From the command's parameters by name; those that are no options are left out."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in flags.items() if name in known}
-        values["workloads"] = tuple(values.get("workloads") or ("long-context", "rag"))
-        return cls(**values)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will run."""
-
-    options: BenchOptions
-    scenarios: tuple[Scenario, ...]
-    cells: tuple[Cell, ...]
-    load: Load
-    corpus: Corpus
-    salt: str
-    scratch: Path | None
-    """A disk tier's folder that is made for this run and removed after it."""
-    vllm_args: tuple[str, ...] = ()
-
-    def serving(self, out: Path, say: Callable[[str], None]) -> Serving:
-        """What an engine with a server needs to know. Logs go into ``out``."""
-        options = self.options
-        return Serving(
-            url=options.url or "",
-            args=self.vllm_args,
-            silence_s=options.request_timeout,
-            folder=out,
-            start_s=options.start_timeout,
-            say=say,
-        )
-
-    def config(self) -> dict[str, object]:
-        """The options as plain values, for the run file: with them the run can be repeated."""
-        values = asdict(self.options)
-        values["workloads"] = list(self.options.workloads)
-        values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
-        passport = self.options.blend_passport
-        values["blend_passport"] = str(passport) if passport else None
-        values["trace"] = str(self.options.trace) if self.options.trace else None
-        values["remote"] = redacted(self.options.remote) if self.options.remote else None
-        values["dataset"] = str(self.options.dataset) if self.options.dataset else None
-        values["probe"] = str(self.options.probe) if self.options.probe else None
-        values["corpus"] = str(self.options.corpus) if self.options.corpus else None
-        return values
-
-
-def make_plan(options: BenchOptions, out: Path) -> Plan:
+def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     """Checks every flag and crosses the lists. ``out`` is where a disk tier without a folder goes.
     Raises ``UserError`` with one clear line."""
     one_of("--engine", options.engine, tuple(ENGINES))
@@ -208,7 +82,7 @@ def make_plan(options: BenchOptions, out: Path) -> Plan:
     )
     _check_lasting(options, disk=any(sweep.tier_sizes["disk"]))
     scenarios = tuple(_scenarios(options))
-    return Plan(
+    return BenchPlan(
         options,
         scenarios,
         tuple(cross(scenarios, sweep)),

@@ -13,10 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from cache_core.memory_limits import tightest_limit
-from lmcache_cli.bench.cells import Cell, groups_that_fit
-from lmcache_cli.bench.measure import Measured, measure
-from lmcache_cli.bench.places import check_places
-from lmcache_cli.bench.plan import Plan
+from lmcache_cli.bench.cells import BenchPlan, Cell, groups_that_fit
+from lmcache_cli.bench.measure import Measured, measure_cells
+from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.bench.requests import engine_requests
@@ -28,18 +27,17 @@ from lmcache_cli.bench.resume import (
     progress_of,
     undisturbed,
 )
-from lmcache_cli.bench.verified import verified
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine, versions
+from lmcache_cli.modes.blend import verified
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
-from reports.refused import RefusedCell
 from reports.run_file import write_run
 from reports.sample import Sample
-from reports.summary import CellSummary, TierWork, summarise
-from reports.tables import bench_tables
+from reports.summary import CellSummary, RefusedCell, TierWork, summarise
+from reports.tables.layout import bench_tables
 from workloads import warming
 
 # Of the memory that is free when the model is loaded, what tiers may take.
@@ -47,7 +45,7 @@ _TIER_SHARE = 0.7
 
 
 def run_and_report(
-    plan: Plan,
+    plan: BenchPlan,
     out: Path,
     json_file: str | None,
     csv_file: str | None,
@@ -165,7 +163,7 @@ def run_and_report(
 
 
 def _measure_all(
-    plan: Plan,
+    plan: BenchPlan,
     engine: Engine,
     measured: Measured,
     progress: BenchProgress,
@@ -211,7 +209,7 @@ def _measure_all(
 
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
-        measure(
+        measure_cells(
             engine,
             scenario,
             requests,
@@ -236,7 +234,7 @@ def _check_folder(out: Path) -> None:
         raise UserError(f"--out: {out} can't be written: {reason}; name another folder") from error
 
 
-def summaries(plan: Plan, measured: Measured, engine: str, model: str) -> list[CellSummary]:
+def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> list[CellSummary]:
     """One summary per cell that was measured, in table order."""
     found = []
     for cell in plan.cells:
@@ -279,7 +277,7 @@ def _tier_work(measured: Measured, cell: int) -> dict[str, TierWork]:
 
 
 def _run_meta(
-    plan: Plan,
+    plan: BenchPlan,
     measured: Measured,
     cells: Sequence[CellSummary],
     engine: Mapping[str, object],

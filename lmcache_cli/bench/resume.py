@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_core.outcomes import TierCounters
+from cache_core.plan import TierCounters
 from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.measure import Measured
 from lmcache_cli.errors import UserError

@@ -9,21 +9,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from lmcache_cli.bench.cells import Cell
-from lmcache_cli.bench.measure import Measured, measure
-from lmcache_cli.bench.modes import DEFAULT_MODES
-from lmcache_cli.bench.places import check_places
-from lmcache_cli.bench.plan import BenchOptions, Plan, make_plan
+from lmcache_cli.bench.cells import BenchPlan, Cell
+from lmcache_cli.bench.measure import Measured, measure_cells
+from lmcache_cli.bench.plan import make_plan
+from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
-from lmcache_cli.bench.verified import verified
-from lmcache_cli.check.clock import Budget
+from lmcache_cli.check.side import Budget
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import UserError
+from lmcache_cli.modes.blend import verified
+from lmcache_cli.modes.mode import DEFAULT_MODES
+from lmcache_cli.options.bench import BenchOptions
 from reports.sample import Sample
-from reports.verdict_round import round_of
-from reports.verdict_trial import Comparison
+from reports.verdict.round import round_of
+from reports.verdict.trial import Comparison
 from workloads import warming
 
 _SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "probe", "jitter")
@@ -53,7 +54,7 @@ def with_default_reuse(options: BenchOptions) -> BenchOptions:
 class InProcess:
     """The cells of ``plans`` (one plan per side), in pairs; see :meth:`run`."""
 
-    plans: Sequence[Plan]
+    plans: Sequence[BenchPlan]
     seed: int
     out: Path
     measured: Measured = field(default_factory=Measured)
@@ -135,7 +136,7 @@ class InProcess:
         def label(cell: Cell, sample: Sample) -> None:
             progress.served(f"{name} round {sample.repeat + 1}", sample)
 
-        measure(
+        measure_cells(
             engine,
             scenario,
             requests,
@@ -155,7 +156,7 @@ class InProcess:
         settled: Callable[[Comparison], bool],
         spent: Callable[[int], bool],
     ) -> Iterator[int]:
-        """Round numbers for :func:`measure`; between them the last round's samples are judged."""
+        """Round numbers for :func:`.measure_cells`; between them the last round is judged."""
         measured = self.measured
         closed = self.plans[0].load.concurrency is not None  # else arrivals set the pace
         number = 0
@@ -180,7 +181,7 @@ class InProcess:
                 return
 
 
-def _pairs(plans: Sequence[Plan]) -> list[tuple[Cell, ...]]:
+def _pairs(plans: Sequence[BenchPlan]) -> list[tuple[Cell, ...]]:
     """The sides' cells side by side, numbered throughout."""
     sides = [plan.cells for plan in plans]
     count = len(sides[0])
@@ -190,7 +191,7 @@ def _pairs(plans: Sequence[Plan]) -> list[tuple[Cell, ...]]:
     ]
 
 
-def _refuse_unlike(base: Plan, new: Plan) -> None:
+def _refuse_unlike(base: BenchPlan, new: BenchPlan) -> None:
     for name in _SAME_LOAD:
         one, other = getattr(base.options, name), getattr(new.options, name)
         if one != other:

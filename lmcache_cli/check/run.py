@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +13,26 @@ from typing import Any, cast
 from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
-from lmcache_cli.check.clock import Budget
 from lmcache_cli.check.in_process import InProcess, engine_differences
-from lmcache_cli.check.outputs import Judgement, Outputs
-from lmcache_cli.check.processes import Processes
-from lmcache_cli.check.side import Side
-from lmcache_cli.compare.stored import StoredRun, read_stored
-from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
+from lmcache_cli.check.side import Budget, Processes, Side
+from lmcache_cli.check.stored_runs import ComparedRun, read_compared
+from lmcache_cli.errors import (
+    EXIT_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_INTERRUPTED,
+    MissingError,
+    UserError,
+)
 from lmcache_cli.machine import machine, versions
+from lmcache_cli.output import check_output, write_output
+from reports.bench_json import json_text
 from reports.run_file import CHECK, CheckRecordError, write_run
-from reports.verdict import LEAST_ROUNDS
-from reports.verdict_counters import Strictness
-from reports.verdict_round import measured_by_clock
-from reports.verdict_trial import Comparison, Trial
+from reports.verdict.counters import Strictness
+from reports.verdict.formats import verdict_json, verdict_junit, verdict_markdown, verdict_table
+from reports.verdict.judge import LEAST_ROUNDS, Outcome
+from reports.verdict.round import measured_by_clock
+from reports.verdict.rule import DEFAULT_RULE, Rule, RuleError, parse_rule
+from reports.verdict.trial import Comparison, Trial
 
 _DRIFT = (
     "a stored baseline was measured at another time: what the machine was doing then is in the"
@@ -33,7 +41,7 @@ _DRIFT = (
 
 
 @dataclass(slots=True)
-class Check:
+class CheckResult:
     """One check and what it has measured so far."""
 
     base: Side
@@ -45,7 +53,7 @@ class Check:
     comparisons: list[Comparison]
     warnings: list[str]
     runner: InProcess | Processes | None = None
-    stored: StoredRun | None = None
+    stored: ComparedRun | None = None
     until_spent: bool = False
 
     def trial(self) -> Trial:
@@ -85,7 +93,7 @@ class Check:
         self.runner = runner
         runner.run(self.comparisons, self.budget, self._settled, progress)
 
-    def _measure_new(self, stored: StoredRun, progress: BenchProgress) -> None:
+    def _measure_new(self, stored: ComparedRun, progress: BenchProgress) -> None:
         """The candidate alone, as often as the stored baseline: rounds that are in no pairs can't
         be looked at one by one."""
         here = InProcess.of([self.new.options()], self.seed, self.out)
@@ -133,17 +141,17 @@ def run_check(
     budget: Budget,
     seed: int,
     out: Path,
-    outputs: Outputs,
+    outputs: CheckOutputs,
     quiet: bool,
 ) -> int:
     """Returns the exit code. Ctrl-C keeps what was measured: the verdict so far is printed and all
     files are written."""
     outputs.check()
     try:
-        stored = read_stored(base.stored) if base.stored else None
+        stored = read_compared(base.stored) if base.stored else None
     except CheckRecordError as error:
         raise UserError(f"--baseline: {error}") from error
-    check = Check(base, new, judgement, budget, seed, out, [], [], stored=stored)
+    check = CheckResult(base, new, judgement, budget, seed, out, [], [], stored=stored)
     if stored is not None:
         _refuse_elsewhere(stored, judgement)
         check.warnings += [_DRIFT, *stored.warnings]
@@ -172,7 +180,7 @@ def run_check(
     return EXIT_INTERRUPTED if interrupted else code
 
 
-def _refuse_elsewhere(stored: StoredRun, judgement: Judgement) -> None:
+def _refuse_elsewhere(stored: ComparedRun, judgement: Judgement) -> None:
     """Times of another machine are no baseline; its counters are."""
     hardware = stored.facts.get("hardware")
     timed = [str(rule) for rule in judgement.rules if measured_by_clock(rule.metric)]
@@ -184,7 +192,7 @@ def _refuse_elsewhere(stored: StoredRun, judgement: Judgement) -> None:
 
 
 def _keep_samples(
-    check: Check, runner: InProcess, started: datetime, complete: bool, quiet: bool
+    check: CheckResult, runner: InProcess, started: datetime, complete: bool, quiet: bool
 ) -> None:
     samples = runner.measured.samples
     if not samples:
@@ -202,3 +210,103 @@ def _keep_samples(
     }
     write_run(path, samples, meta)
     Console(stderr=True, quiet=quiet).print(f"run file: {path}", highlight=False)
+
+
+EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": EXIT_FAILED, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
+
+
+STRICTNESS = ("exact", "worse", "ignore")
+
+
+_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutputs:
+    """Files by flag; ``-`` is stdout. ``github`` appends the Markdown to the step's summary."""
+
+    json: str | None = None
+    markdown: str | None = None
+    junit: str | None = None
+    github: bool = False
+
+    def check(self) -> None:
+        """Before anything is measured: raises ``UserError`` for what could not be written."""
+        if [self.json, self.markdown, self.junit].count("-") > 1:
+            raise UserError("--json, --markdown, --junit: only one of them can go to stdout")
+        for flag, name in (("json", self.json), ("markdown", self.markdown), ("junit", self.junit)):
+            check_output(name, f"--{flag}")
+        if self.github and not os.environ.get(_SUMMARY):
+            raise UserError(f"--github: {_SUMMARY} is not set; this works in GitHub Actions only")
+        if self.junit:
+            try:
+                import junitparser  # noqa: F401
+            except ImportError as error:
+                raise _missing(error) from error
+
+    def write(
+        self,
+        command: str,
+        trial: Trial,
+        sides: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        warnings: Sequence[str],
+        complete: bool,
+        quiet: bool,
+    ) -> int:
+        """Writes all, prints the table unless stdout is taken. Returns the exit code."""
+        verdicts, outcome = trial.verdicts(), trial.outcome()
+        title = f"lmcache {command}"
+        if self.json:
+            document = verdict_json(verdicts, outcome, sides, settings, warnings, complete)
+            write_output(self.json, json_text(document))
+        markdown = verdict_markdown(verdicts, outcome, title, warnings)
+        if self.markdown:
+            write_output(self.markdown, markdown, "--markdown")
+        if self.github:
+            with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
+                summary.write(markdown)
+        if self.junit:
+            write_output(self.junit, verdict_junit(verdicts, title), "--junit")
+        if "-" not in (self.json, self.markdown, self.junit):
+            Console().print(verdict_table(verdicts, outcome))
+        talk = Console(stderr=True, quiet=quiet)
+        for warning in warnings:
+            talk.print(
+                f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+            )
+        return EXIT_CODES[outcome]
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What fails: ``rules`` and the strictness of counters."""
+
+    rules: list[Rule] = field(default_factory=list)
+    counters: str = "exact"
+
+    @classmethod
+    def of(cls, fail_on: Sequence[str], counters: str) -> Judgement:
+        """Raises ``UserError`` for a rule that can't be read, ``MissingError`` without scipy."""
+        if counters not in STRICTNESS:
+            known = ", ".join(STRICTNESS)
+            raise UserError(f"--counters: {counters!r} is not known; use one of {known}")
+        try:
+            rules = [parse_rule(text) for text in (fail_on or [DEFAULT_RULE])]
+        except RuleError as error:
+            raise UserError(f"--fail-on: {error}") from error
+        names = [str(rule) for rule in rules]
+        for rule in rules:
+            if [r.metric for r in rules].count(rule.metric) > 1:
+                raise UserError(f"--fail-on: {rule.metric} has several rules: {', '.join(names)}")
+        try:
+            import scipy  # noqa: F401
+        except ImportError as error:
+            raise _missing(error) from error
+        return cls(rules, counters)
+
+
+def _missing(error: ImportError) -> MissingError:
+    return MissingError(
+        f"verdicts need the package {error.name}; run: pip install 'lmcache-bench[check]'"
+    )

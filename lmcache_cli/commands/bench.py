@@ -7,18 +7,26 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.commands.blend_flags import (
+from lmcache_cli.options.flags import (
+    CACHE,
+    LOAD,
+    MEASURED,
+    REHEARSAL,
+    SWEPT,
+    TRACE_PANEL,
+    WORKLOAD,
     BlendCheckLayer,
     BlendEncoding,
     BlendNarrow,
     BlendPassport,
     BlendRatio,
     BlendSelection,
+    Config,
+    Json,
+    Quiet,
     Unverified,
 )
-from lmcache_cli.commands.flags import Config, Json, Quiet
-from lmcache_cli.commands.panels import CACHE, LOAD, MEASURED, REHEARSAL, SWEPT, TRACE, WORKLOAD
-from lmcache_cli.config_file import flags_of_run
+from lmcache_cli.options.yaml_file import flags_of_run
 
 SHORT = "Measures what KV reuse gives: TTFT, ITL, hit rates, speed-up."
 EXAMPLES = (
@@ -262,7 +270,7 @@ def bench(
             metavar="FILE",
             help="The trace to replay (trace); formats: lmcache trace info --help.",
             show_default=False,
-            rich_help_panel=TRACE,
+            rich_help_panel=TRACE_PANEL,
         ),
     ] = None,
     trace_format: Annotated[
@@ -271,7 +279,7 @@ def bench(
             metavar="FORMAT",
             help="Its format. \\[default: what it looks like]",
             show_default=False,
-            rich_help_panel=TRACE,
+            rich_help_panel=TRACE_PANEL,
         ),
     ] = None,
     trace_chunk_tokens: Annotated[
@@ -279,17 +287,18 @@ def bench(
         typer.Option(
             help="Its tokens per chunk. \\[default: its format's]",
             show_default=False,
-            rich_help_panel=TRACE,
+            rich_help_panel=TRACE_PANEL,
         ),
     ] = None,
     speed_up: Annotated[
-        float, typer.Option(help="Requests come so many times as fast.", rich_help_panel=TRACE)
+        float,
+        typer.Option(help="Requests come so many times as fast.", rich_help_panel=TRACE_PANEL),
     ] = 1.0,
     scale: Annotated[
         float,
         typer.Option(
             help="All lengths times this, for small machines: 0.125 makes 512 tokens 64.",
-            rich_help_panel=TRACE,
+            rich_help_panel=TRACE_PANEL,
         ),
     ] = 1.0,
     rate: Annotated[
@@ -363,8 +372,9 @@ def bench(
 ) -> None:
     """Runs workloads through an engine with and without KV reuse, side by side, and prints TTFT,
     ITL, throughput, hit rates and the speed-up."""
-    from lmcache_cli.bench.plan import BenchOptions, make_plan
+    from lmcache_cli.bench.plan import make_plan
     from lmcache_cli.bench.report import run_and_report
+    from lmcache_cli.options.bench import BenchOptions
 
     options = BenchOptions.of(ctx.params)
     raise typer.Exit(run_and_report(make_plan(options, out), out, json, csv, quiet, resume))

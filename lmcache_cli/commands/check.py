@@ -129,11 +129,9 @@ def check(
     from dataclasses import replace
 
     from lmcache_cli.bench.plan import make_plan
-    from lmcache_cli.check.calibrate import run_calibrate
-    from lmcache_cli.check.clock import Budget
-    from lmcache_cli.check.outputs import Judgement, Outputs
-    from lmcache_cli.check.run import run_check
-    from lmcache_cli.check.side import parse_side, shared_flags
+    from lmcache_cli.check.noise import run_calibrate
+    from lmcache_cli.check.run import CheckOutputs, Judgement, run_check
+    from lmcache_cli.check.side import Budget, parse_side, shared_flags
     from lmcache_cli.errors import UserError
     from lmcache_cli.sizes import parse_count, parse_duration
 
@@ -149,7 +147,7 @@ def check(
         new = replace(new, args=base.args)
     base = replace(base, args=(*shared, *base.args))
     new = replace(new, args=(*shared, *new.args))
-    outputs = Outputs(json, markdown, junit, github)
+    outputs = CheckOutputs(json, markdown, junit, github)
     if calibrate:
         raise typer.Exit(run_calibrate(base, judgement, budget, seed, out, outputs, quiet))
     if (base.args, base.python) == (new.args, new.python) and not base.stored:

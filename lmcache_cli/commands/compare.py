@@ -93,13 +93,13 @@ def compare(
 ) -> None:
     """Judges stored runs against stored runs. Runs that are not alike are refused. Exit code 0
     PASS, 1 FAIL, 3 INCONCLUSIVE."""
-    from lmcache_cli.check.outputs import Judgement, Outputs
-    from lmcache_cli.compare.history import run_history
-    from lmcache_cli.compare.run import run_compare
+    from lmcache_cli.check.compare import run_compare
+    from lmcache_cli.check.history import run_history
+    from lmcache_cli.check.run import CheckOutputs, Judgement
     from lmcache_cli.errors import UserError
 
     judgement = Judgement.of(fail_on or [], counters)
-    outputs = Outputs(json, markdown, junit, github)
+    outputs = CheckOutputs(json, markdown, junit, github)
     allowed = allow_different or []
     if history is not None:
         if base or new:

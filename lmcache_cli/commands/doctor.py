@@ -17,6 +17,6 @@ def doctor(
     ] = None,
 ) -> None:
     """Says what is here, what is missing for which engine or tier, and how to get it."""
-    from lmcache_cli.doctor import doctor as examine
+    from lmcache_cli.doctor import run_doctor as examine
 
     raise typer.Exit(examine(json))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.config_file import load_config
+from lmcache_cli.options.yaml_file import load_config
 
 _FORMATS = (
     "Formats: lmcache, mooncake, bailian, timed-trace, ragpulse, weka, lmcache-lookup, azure,"
@@ -26,7 +26,7 @@ EXAMPLES = (
     "   (and point clients at http://127.0.0.1:8100)"
 )
 
-app = typer.Typer(
+trace_app = typer.Typer(
     name="trace",
     short_help="Traces of real requests: record, convert, make, look at them.",
     help="Traces of real requests: keys, lengths and times; no text, no tokens.",
@@ -36,12 +36,14 @@ app = typer.Typer(
 
 
 # Without a callback, typer would make a group of one command that command.
-@app.callback()
+@trace_app.callback()
 def trace() -> None:
     """Traces of real requests: keys, lengths and times; no text, no tokens."""
 
 
-@app.command("record", short_help="Records requests to a server, through a proxy.", epilog=EXAMPLES)
+@trace_app.command(
+    "record", short_help="Records requests to a server, through a proxy.", epilog=EXAMPLES
+)
 def record(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
     url: Annotated[
@@ -90,8 +92,8 @@ def record(
 
     if find_spec("aiohttp") is None:
         raise MissingError("trace record needs aiohttp; pip install 'lmcache-bench[openai]'")
-    from lmcache_cli.recorder.run import RecordOptions
-    from lmcache_cli.recorder.run import record as run
+    from lmcache_cli.trace.record import RecordOptions
+    from lmcache_cli.trace.record import run_recording as run
 
     raise typer.Exit(
         run(
@@ -134,7 +136,7 @@ _Tokenizer = Annotated[
 _To = Annotated[str, typer.Option("--to", help="lmcache or mooncake.")]
 
 
-@app.command(
+@trace_app.command(
     "info",
     short_help="What a trace amounts to, and what a cache could serve of it.",
     epilog=INFO_EXAMPLES,
@@ -154,12 +156,14 @@ def info(
 ) -> None:
     """What a trace amounts to: requests, lengths, arrivals, and the most that a cache without
     limits would serve of it, by prefix and at any position."""
-    from lmcache_cli.traces import Source, show_info
+    from lmcache_cli.trace.tools import TraceSource, show_info
 
-    show_info(Source(file, format, chunk_tokens, time_unit, tokenizer), json)
+    show_info(TraceSource(file, format, chunk_tokens, time_unit, tokenizer), json)
 
 
-@app.command("convert", short_help="Writes a trace in another format.", epilog=CONVERT_EXAMPLES)
+@trace_app.command(
+    "convert", short_help="Writes a trace in another format.", epilog=CONVERT_EXAMPLES
+)
 def convert(
     file: Annotated[
         Path, typer.Argument(metavar="IN", help="Trace, or folder.", show_default=False)
@@ -172,13 +176,13 @@ def convert(
     tokenizer: _Tokenizer = None,
 ) -> None:
     """Writes a trace anew, in the order of arrival."""
-    from lmcache_cli.traces import Source
-    from lmcache_cli.traces import convert as run
+    from lmcache_cli.trace.tools import TraceSource
+    from lmcache_cli.trace.tools import convert_trace as run
 
-    run(Source(file, format, chunk_tokens, time_unit, tokenizer), out, to)
+    run(TraceSource(file, format, chunk_tokens, time_unit, tokenizer), out, to)
 
 
-@app.command(
+@trace_app.command(
     "synth", short_help="Makes a trace that shares as another does.", epilog=SYNTH_EXAMPLES
 )
 def synth(
@@ -207,9 +211,9 @@ def synth(
     chunk_tokens: _ChunkTokens = None,
 ) -> None:
     """Makes a synthetic trace that shares as a given one does, or as a workload does."""
-    from lmcache_cli.traces import Source, synth_like, synth_workload
+    from lmcache_cli.trace.tools import TraceSource, synth_like, synth_workload
 
     if like is not None and workload is None:
-        synth_like(Source(like, format, chunk_tokens), out, to, requests, seed)
+        synth_like(TraceSource(like, format, chunk_tokens), out, to, requests, seed)
     else:
         synth_workload(workload, like is not None, out, to, requests, rate, seed, chunk_tokens)

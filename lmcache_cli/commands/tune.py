@@ -295,7 +295,7 @@ def tune(
     """Sizes storage by a trace or a workload: exact hits at every size, times from data sheets or a
     probe, the cheapest stack that keeps what you ask for. What it says is predicted; --validate
     measures it and exits with 1 if it was wrong."""
-    from lmcache_cli.bench.plan import BenchOptions
+    from lmcache_cli.options.bench import BenchOptions
     from lmcache_cli.tune.options import TuneOptions
     from lmcache_cli.tune.run import run_tune
 

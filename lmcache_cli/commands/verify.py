@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.commands.flags import Config, Json, Quiet
 from lmcache_cli.errors import UserError
+from lmcache_cli.options.flags import Config, Json, Quiet
 
 SHORT = "Is a hit the same as computing it? Compares logits, by tier."
 EXAMPLES = (
@@ -103,9 +103,9 @@ def verify(
     if calibrate and not blend:
         raise UserError("--calibrate goes with --blend: lmcache verify --blend --calibrate")
     if shared_from is not None:
-        from lmcache_cli.bench.modes import layer_set
+        from lmcache_cli.modes.cross_model import layer_set
         from lmcache_cli.sizes import parse_count, parse_list
-        from lmcache_cli.verify_between import BetweenOptions, run_verify_between
+        from lmcache_cli.verify.cross_model import BetweenOptions, run_verify_between
 
         between = BetweenOptions(
             model=model,
@@ -118,10 +118,11 @@ def verify(
         )
         raise typer.Exit(run_verify_between(between, json, quiet))
     if blend:
-        from lmcache_cli.bench.modes import BLEND_SELECTIONS, one_of
-        from lmcache_cli.calibrate_blend import Calibration
+        from lmcache_cli.modes.blend import BLEND_SELECTIONS
+        from lmcache_cli.modes.mode import one_of
         from lmcache_cli.sizes import parse_count
-        from lmcache_cli.verify_blend import BlendOptions, run_verify_blend
+        from lmcache_cli.verify.blend import BlendOptions, run_verify_blend
+        from lmcache_cli.verify.blend_settings import Calibration
 
         one_of("--blend-selection", blend_selection, BLEND_SELECTIONS)
         length = parse_count(str(passage_tokens), "--passage-tokens")
@@ -134,7 +135,7 @@ def verify(
             model, dtype, length, blend_selection, blend_check_layer, seed, out, wanted
         )
         raise typer.Exit(run_verify_blend(given, json, quiet))
-    from lmcache_cli.verify import VerifyOptions, run_verify
+    from lmcache_cli.verify.hits import VerifyOptions, run_verify
 
     options = VerifyOptions(
         model=model,

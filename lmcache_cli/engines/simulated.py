@@ -13,17 +13,16 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from cache_core.admission import make_admission
 from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
-from cache_core.policy import POLICIES
+from cache_core.policies import POLICIES, make_admission
 from cache_core.tiers import NullTier, Tier
-from cache_core.tiers.throttled import Throttled
-from lmcache_cli.engines.cached_session import CachedSession
-from lmcache_cli.engines.capacity import chunks_per_tier, tier_chunk_bytes
-from lmcache_cli.engines.cost import CostModel
-from lmcache_cli.engines.engine import CacheSpec, Load
+from cache_core.tiers.wrappers import Throttled
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.capacity import CachedSession, chunks_per_tier, tier_chunk_bytes
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.measured_costs import CostModel
 from lmcache_cli.engines.schedule import first_come_first_served
 from lmcache_cli.errors import UserError
 from reports.sample import Sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmcache_cli.engines.engine import Engine
-from lmcache_cli.engines.serving import Serving
+from lmcache_cli.engines.http.settings import ServerSettings
 from lmcache_cli.errors import MissingError, UserError
 
 
@@ -14,7 +14,7 @@ def start_engine(
     model: str | None,
     device: str,
     dtype: str,
-    serving: Serving | None = None,
+    serving: ServerSettings | None = None,
     jitter: float = 0.0,
     probe: Path | None = None,
 ) -> Engine:
@@ -27,16 +27,16 @@ def start_engine(
 
         if probe is None:
             return SimulatedEngine(jitter=jitter)
-        from lmcache_cli.engines.probed import read_probed
+        from lmcache_cli.engines.measured_costs import read_probed
 
         probed = read_probed(probe)
         return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter)
     if name in ("openai", "vllm"):
-        return _start_client(name, model, dtype, serving or Serving())
+        return _start_client(name, model, dtype, serving or ServerSettings())
     try:
         import torch
 
-        from lmcache_cli.engines.transformers import TransformersEngine
+        from lmcache_cli.engines.transformers.engine import TransformersEngine
     except ImportError as error:
         raise MissingError(
             f"engine {name} needs the package {error.name}; run:"
@@ -53,13 +53,13 @@ def start_engine(
     return TransformersEngine(model, device, dtype)
 
 
-def _start_client(name: str, model: str | None, dtype: str, serving: Serving) -> Engine:
+def _start_client(name: str, model: str | None, dtype: str, serving: ServerSettings) -> Engine:
     try:
         if name == "openai":
-            from lmcache_cli.engines.openai import OpenAIEngine
+            from lmcache_cli.engines.http.engine import OpenAIEngine
 
             return OpenAIEngine(model, serving)
-        from lmcache_cli.engines.vllm import VllmEngine
+        from lmcache_cli.engines.vllm.engine import VllmEngine
 
         return VllmEngine(model, dtype, serving)
     except ImportError as error:

@@ -13,8 +13,8 @@ from itertools import product
 from pathlib import Path
 
 from cache_core import _native
-from cache_core.tiers.disk.probe import does_direct
-from lmcache_cli.probe.figure import Figure, ProbeError, rates, seconds
+from cache_core.tiers.disk.directory import does_direct
+from lmcache_cli.probe.media import Figure, ProbeError, rates, timed_figure
 
 SIZES = (256 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 4, 8)
@@ -141,6 +141,6 @@ def _sync(path: Path, repeats: int) -> Figure:
             os.pwrite(fd, block, (next(place) % 64) * _BLOCK)
             os.fdatasync(fd)
 
-        return seconds(run, repeats)
+        return timed_figure(run, repeats)
     finally:
         os.close(fd)

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
-from cache_core.prefill import PrefillCost, fit, nonnegative_fit
-from lmcache_cli.engines.cost import TierCost
-from lmcache_cli.engines.engine import CacheSpec
+from cache_core.sizing.prefill_cost import PrefillCost, fit, nonnegative_fit
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
-from lmcache_cli.probe.figure import Figure, ProbeError
+from lmcache_cli.probe.media import Figure, ProbeError
 
 if TYPE_CHECKING:
-    from lmcache_cli.engines.transformers import TransformersEngine
+    from lmcache_cli.engines.transformers.engine import TransformersEngine
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 CHUNKS = (16, 64, 256)
@@ -204,7 +204,7 @@ def _loads_of(
     engine: TransformersEngine, spec: CacheSpec, name: str, context: int, stack: ExitStack
 ) -> dict[_Point, _Timed]:
     from cache_core.keys import ChunkHasher
-    from lmcache_cli.engines.caches import open_cache
+    from lmcache_cli.engines.transformers.open_cache import open_cache
 
     namespace = engine.namespace(spec)
     cache: TieredCache = open_cache(spec, namespace, engine.loaded.device)

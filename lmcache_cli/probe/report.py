@@ -14,14 +14,15 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.engines.measured_costs import PROBE_SCHEMA
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine, versions
 from lmcache_cli.probe.disk import DiskFigure, DiskProbe, probe_disk
-from lmcache_cli.probe.engine_table import engine_tables
-from lmcache_cli.probe.figure import Figure
-from lmcache_cli.probe.memory import CopyFigure, probe_memory
-from lmcache_cli.probe.remote import RemoteProbe, probe_remote
-from lmcache_cli.probe_file import SCHEMA
+from lmcache_cli.probe.media import CopyFigure, Figure, RemoteProbe, probe_memory, probe_remote
+
+if TYPE_CHECKING:
+    from lmcache_cli.probe.engine import EngineProbe
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmcache_cli.probe.engine import EngineProbe
@@ -65,7 +66,7 @@ def run_probe(
             far = probe_remote(remote, repeats)
         engine = _probe_engine(model, folder, repeats, remote, progress.phase) if model else None
     document = {
-        "schema": SCHEMA,
+        "schema": PROBE_SCHEMA,
         "machine": machine(),
         "versions": versions(),
         "cpu": [asdict(figure) for figure in copies],
@@ -128,7 +129,7 @@ def _gigabytes(figure: Figure) -> str:
 
 
 def _milliseconds(figure: Figure) -> str:
-    return f"{figure.median * 1e3:.2f} ({figure.low * 1e3:.2f}-{figure.high * 1e3:.2f}) ms"
+    return f"{figure.median * 1e3:.2f} ({figure.low * 1e3:.2f}-{figure.high * 1e3:.2f})"
 
 
 def _memory_table(copies: Sequence[CopyFigure]) -> Table:
@@ -159,7 +160,7 @@ def _disk_tables(disk: DiskProbe) -> list[Table]:
             table.add_row(str(size >> 10), str(depth), *(_gigabytes(f.rate) for f in row))
         tables.append(table)
     if tables:
-        tables[-1].caption = f"4 KiB write and fdatasync: {_milliseconds(disk.fdatasync)}"
+        tables[-1].caption = f"4 KiB write and fdatasync: {_milliseconds(disk.fdatasync)} ms"
     return tables
 
 
@@ -171,5 +172,46 @@ def _remote_table(far: RemoteProbe | None) -> Table | str:
     )
     for name in ("write GB/s", "read GB/s", f"look-up of {far.count}"):
         table.add_column(name, justify="right")
-    table.add_row(_gigabytes(far.write), _gigabytes(far.read), _milliseconds(far.look_up))
+    table.add_row(_gigabytes(far.write), _gigabytes(far.read), f"{_milliseconds(far.look_up)} ms")
     return table
+
+
+def engine_tables(probe: EngineProbe) -> list[Table]:
+    """Prefill beside its fit, and loads by tier beside theirs."""
+    cost = probe.prefill
+    prefill = Table(
+        title=f"prefill of {probe.facts['model']}: ms, median (min-max)", title_justify="left"
+    )
+    for name in ("new", "cached", "ms", "fit", "fit - measured"):
+        prefill.add_column(name, justify="right")
+    for figure in probe.prefill_figures:
+        fitted = cost.seconds(figure.new, figure.cached)
+        prefill.add_row(
+            str(figure.new),
+            str(figure.cached),
+            _milliseconds(figure.time),
+            f"{1e3 * fitted:.1f}",
+            f"{100 * (fitted / figure.time.median - 1):+.1f} %",
+        )
+    prefill.caption = (
+        f"a + b n + c n (m + n/2): a {1e3 * cost.a:.3g} ms, b {1e3 * cost.b:.3g} ms,"
+        f" c {1e9 * cost.c:.3g} ns · a decode step {1e3 * probe.decode_s:.3g} ms"
+        f" + {1e6 * probe.decode_token_s:.3g} us per token in front"
+    )
+    loads = Table(title="loads of a hit: ms, median (min-max)", title_justify="left")
+    for name in ("tier", "chunk tokens", "chunks", "ms", "fit"):
+        loads.add_column(name, justify="left" if name == "tier" else "right")
+    for load in probe.load_figures:
+        loads.add_row(
+            load.tier,
+            str(load.chunk_tokens),
+            str(load.chunks),
+            _milliseconds(load.time),
+            f"{1e3 * probe.tiers[load.tier].seconds(load.chunks, load.nbytes):.2f}",
+        )
+    loads.caption = " · ".join(
+        f"{name}: {1e3 * tier.call_s:.2g} ms a load + {1e6 * tier.fixed_s:.2g} us a chunk"
+        f" + bytes at {tier.bytes_per_s / 1e9:.2f} GB/s"
+        for name, tier in probe.tiers.items()
+    )
+    return [prefill, loads]

@@ -16,8 +16,15 @@ from rich.table import Table
 
 from cache_core import _native
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices, cuda_module
-from cache_core.transfer.gpu import GpuWays
-from cache_core.transfer.planner import SCHEMA, Cost, Direction, Planner, Way, save_costs
+from cache_core.transfer.gpu import CopyStreams
+from cache_core.transfer.planner import (
+    COPY_COSTS_SCHEMA,
+    CopyCost,
+    Direction,
+    Planner,
+    Way,
+    save_costs,
+)
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.output import write_output
 from reports.units import bytes_text
@@ -65,7 +72,7 @@ class Bench:
         self._engine: _cuda.DeviceMemory = self._cuda.DeviceMemory(device, 2 * nbytes)
         self._memory = PinnedMemory(device)
         [self._chunk] = self._memory.addresses(1, nbytes)
-        self._ways = GpuWays(device)  # what is measured is what is used
+        self._ways = CopyStreams(device)  # what is measured is what is used
 
     def call(self, direction: Direction, way: Way, runs: int, run_bytes: int) -> Callable[[], None]:
         """A move that returns when it is done."""
@@ -101,7 +108,7 @@ def seconds_of(run: Callable[[], None], repeats: int) -> float:
     return median(values)
 
 
-def measure(bench: Bench, repeats: int) -> list[Moved]:
+def measure_moves(bench: Bench, repeats: int) -> list[Moved]:
     """All shapes in both directions and ways; the ways take turns."""
     found = []
     for run_bytes in RUN_BYTES:
@@ -117,7 +124,7 @@ def fitted(moves: list[Moved]) -> Planner:
     """The costs that the moves tell. Raises ``ValueError`` for too few."""
     return Planner(
         {
-            (direction, way): Cost.fit(
+            (direction, way): CopyCost.fit(
                 [
                     (m.runs, m.run_bytes, m.seconds)
                     for m in moves
@@ -147,7 +154,7 @@ def run_probe_transfer(
     with talk.status("moving KV"):
         bench = Bench(device)
         try:
-            moves = measure(bench, repeats)
+            moves = measure_moves(bench, repeats)
         finally:
             bench.close()
     name = gpus[device]["name"]
@@ -169,7 +176,12 @@ def _document(name: str, planner: Planner, moves: list[Moved]) -> dict[str, Any]
         f"{direction} {way}": [asdict(size) for size in cost.sizes]
         for (direction, way), cost in planner.costs.items()
     }
-    return {"schema": SCHEMA, "gpu": name, "costs": costs, "moves": [asdict(m) for m in moves]}
+    return {
+        "schema": COPY_COSTS_SCHEMA,
+        "gpu": name,
+        "costs": costs,
+        "moves": [asdict(m) for m in moves],
+    }
 
 
 def _table(name: str, planner: Planner) -> Table:

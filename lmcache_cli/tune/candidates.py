@@ -39,7 +39,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class TierConfiguration:
     """Sizes in bytes by tier name, fastest first; empty: no cache."""
 
     tiers: tuple[tuple[str, int], ...]
@@ -61,11 +61,11 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StackOutcome:
     """What a stack gives on the trace. ``idle_s`` is the mean TTFT without queueing, the score that
     stacks are ordered by; ``ttft`` percentiles are of a run over the arrivals, empty before it."""
 
-    stack: Stack
+    stack: TierConfiguration
     hit_tokens: Mapping[str, int]
     hit_rate: float
     idle_s: float
@@ -74,14 +74,14 @@ class Outcome:
     ttft: Mapping[str, float] = field(default_factory=dict)
 
 
-Judge = Callable[[Stack], Outcome]
+Judge = Callable[[TierConfiguration], StackOutcome]
 
 
 def stacks(
     sizes: Mapping[str, Sequence[int]],
     chunks: Iterable[int],
     placements: Sequence[Placement] = ("write_on_insertion",),
-) -> list[Stack]:
+) -> list[TierConfiguration]:
     """Every combination, 0 leaving a tier out; the first has no tier at all."""
     names = [name for name in ("cpu", "disk") if name in sizes]
     found = []
@@ -90,11 +90,11 @@ def stacks(
             tiers = tuple((n, s) for n, s in zip(names, combination, strict=True) if s)
             if placement != placements[0] and len(tiers) < 2:
                 continue  # one tier is the same in every placement
-            found.append(Stack(tiers, chunk, placement))
+            found.append(TierConfiguration(tiers, chunk, placement))
     return sorted(set(found), key=lambda s: (s.chunk_tokens, s.placement, s.tiers))
 
 
-def broken(outcome: Outcome, goal: Goal) -> list[str]:
+def broken(outcome: StackOutcome, goal: Goal) -> list[str]:
     """Which of the goal's bounds an outcome breaks."""
     found = []
     if goal.most_per_hour is not None and outcome.cost_per_hour > goal.most_per_hour:
@@ -112,16 +112,16 @@ def broken(outcome: Outcome, goal: Goal) -> list[str]:
     return found
 
 
-def front(outcomes: Iterable[Outcome]) -> list[Outcome]:
+def front(outcomes: Iterable[StackOutcome]) -> list[StackOutcome]:
     """The Pareto front: no other stack is both cheaper and faster. Cheapest first."""
-    best: list[Outcome] = []
+    best: list[StackOutcome] = []
     for outcome in sorted(outcomes, key=lambda o: (o.cost_per_hour, o.idle_s)):
         if not best or outcome.idle_s < best[-1].idle_s:
             best.append(outcome)
     return best
 
 
-def recommend(outcomes: Sequence[Outcome], goal: Goal, worth: float) -> Outcome:
+def recommend(outcomes: Sequence[StackOutcome], goal: Goal, worth: float) -> StackOutcome:
     """The cheapest stack that keeps the goal, if the goal has a TTFT; else the stack of the front
     behind which another dollar an hour buys less than ``worth`` seconds of mean TTFT. Where none
     keeps the goal, the one that breaks the fewest bounds, then the fastest."""
@@ -164,7 +164,7 @@ class Marginal:
         )
 
 
-def marginals(chosen: Outcome, judge: Judge) -> list[Marginal]:
+def marginals(chosen: StackOutcome, judge: Judge) -> list[Marginal]:
     """Each tier doubled and halved, the others as they are."""
     found = []
     for name, size in chosen.stack.tiers:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cache_core.prefill import PrefillCost
-from lmcache_cli.engines.cost import TierCost
-from lmcache_cli.engines.probed import ProbedEngine
-from lmcache_cli.tune.architectures import Architecture
-from lmcache_cli.tune.hardware import Hardware
+from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost
+from lmcache_cli.tune.catalogue import Architecture, Hardware
 
 PREFILL_EFFICIENCY = 0.5
 """Of the peak, in prefill. Nothing here is fitted to anyone's published numbers: 0.4-0.6 is what
@@ -21,12 +19,12 @@ _STEP_S = 0.01
 """What an engine's step costs beside the work: scheduling, launches, sampling."""
 
 
-Serving = Literal["batches", "in_turn"]
+ServingOrder = Literal["batches", "in_turn"]
 """Continuous batching, or one request after another."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class RequestCost:
     """Of one engine. ``overlap``: layers are loaded while others compute, so that the longer of
     the two counts. ``decode_s`` is a decode step's time, with ``decode_token_s`` for each token in
     front of it. ``prefill_range``: the costs of a prefill at its fastest and its slowest, as far as
@@ -40,7 +38,7 @@ class Cost:
     source: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
     decode_token_s: float = 0.0
-    serving: Serving = "batches"
+    serving: ServingOrder = "batches"
     prefill_range: tuple[PrefillCost, PrefillCost] | None = None
     model: str = ""
 
@@ -75,7 +73,7 @@ def catalogue_cost(
     disk_bytes_s: float = 3e9,
     remote_bytes_s: float = 2.5e9,
     overlap: bool = False,
-) -> Cost:
+) -> RequestCost:
     """From data sheets. ``devices`` share the work by tensor parallelism, each with a link of its
     own. A decode step reads all active weights once (the memory's rate bounds it)."""
     rate = hardware.flops * devices * efficiency
@@ -105,7 +103,7 @@ def catalogue_cost(
             f"{model.name}'s weights ({weights / 2**30:.0f} GiB) don't fit {devices} x"
             f" {hardware.name} ({hardware.memory_bytes * devices / 2**30:.0f} GiB)"
         )
-    return Cost(
+    return RequestCost(
         prefill,
         tiers,
         model.kv_bytes(item_bytes, devices),
@@ -123,7 +121,7 @@ def _at(prefill: PrefillCost, times: float) -> PrefillCost:
     return PrefillCost(prefill.a, times * prefill.b, times * prefill.c)
 
 
-def probed_cost(engine: ProbedEngine, overlap: bool = False) -> Cost:
+def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
     """As measured: the engine transformers serves one request after another."""
     longest = max(new + cached for new, cached, _ in engine.prefill_points)
     worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
@@ -134,7 +132,7 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> Cost:
         f"prefill was measured with up to {longest + 1} tokens; its formula is at most"
         f" {100 * worst:.0f} % off the measured points",
     )
-    return Cost(
+    return RequestCost(
         engine.prefill,
         engine.tiers,
         engine.layout.token_bytes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmcache_cli.tune.candidates import Outcome, Stack
+from lmcache_cli.tune.candidates import StackOutcome, TierConfiguration
 from lmcache_cli.tune.study import Study
 
 
@@ -43,7 +43,7 @@ class LoadOrCompute:
         )
 
 
-def load_or_compute(study: Study, chosen: Outcome) -> list[LoadOrCompute]:
+def load_or_compute(study: Study, chosen: StackOutcome) -> list[LoadOrCompute]:
     """Of every tier that the costs know, in the chosen stack or not."""
     stack, cost = chosen.stack, study.cost
     hits = study.hits(stack)
@@ -69,7 +69,7 @@ def load_or_compute(study: Study, chosen: Outcome) -> list[LoadOrCompute]:
 
 
 def _typical(
-    study: Study, stack: Stack, hits: np.ndarray[tuple[int], np.dtype[np.int64]] | None
+    study: Study, stack: TierConfiguration, hits: np.ndarray[tuple[int], np.dtype[np.int64]] | None
 ) -> int:
     tokens = study.tokens / max(1, len(study.arrays))
     if hits is not None and (hits > 0).any():

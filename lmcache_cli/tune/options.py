@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lmcache_cli.bench.plan import BenchOptions
 from lmcache_cli.errors import UserError
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from lmcache_cli.tune.cost import PREFILL_EFFICIENCY
 from workloads import WORKLOADS
 
-GIB = 2**30
 VALIDATING = ("transformers", "simulated")
 """Engines that validate: in them, all hits are our cache's."""
 _SLO = re.compile(r"ttft\.(p50|p90|p99)=([0-9.]+)(ms|s)")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cache_core.policy import POLICIES
-from cache_core.simulation import replay
-from lmcache_cli.tune.candidates import Goal, Outcome, Stack, broken
+from cache_core.policies import POLICIES
+from cache_core.sizing.replay import replay_ledger
+from lmcache_cli.output import Say
+from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration, broken
 from lmcache_cli.tune.study import Study
 
 USABLE = tuple(name for name in POLICIES if name != "unbounded")
@@ -24,8 +25,6 @@ REPLAYED = 3_000_000
 """References up to which what is chosen is replayed in full."""
 _CURVE_POINTS = 4
 _CURVE_REFERENCES = 15_000
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Headroom:
         return found if rates[found] - rates["lru"] >= WORTH_CHANGING else "lru"
 
 
-def headroom(study: Study, stack: Stack, on_step: Say = lambda text: None) -> Headroom:
+def headroom(study: Study, stack: TierConfiguration, on_step: Say = lambda text: None) -> Headroom:
     """Of a stack that has tiers."""
     share = _share(study, stack.chunk_tokens, COMPARED)
     rates = {}
@@ -67,7 +66,9 @@ def headroom(study: Study, stack: Stack, on_step: Say = lambda text: None) -> He
     return Headroom(rates, study.ceiling(stack.chunk_tokens), share)
 
 
-def with_best_policy(study: Study, chosen: Outcome, room: Headroom, goal: Goal) -> Outcome:
+def with_best_policy(
+    study: Study, chosen: StackOutcome, room: Headroom, goal: Goal
+) -> StackOutcome:
     """The chosen stack under the best policy: replayed in full, and kept only if it is faster and
     breaks no further bound."""
     name = room.best()
@@ -78,7 +79,7 @@ def with_best_policy(study: Study, chosen: Outcome, room: Headroom, goal: Goal) 
     return chosen if worse or other.idle_s >= chosen.idle_s else other
 
 
-def admitted(study: Study, outcome: Outcome, goal: Goal, on_step: Say) -> list[Outcome]:
+def admitted(study: Study, outcome: StackOutcome, goal: Goal, on_step: Say) -> list[StackOutcome]:
     """A stack that writes more to its SSD than it may, under every admission that writes less; only
     those that keep the bound."""
     if goal.writes_per_day is None or _large(study, outcome.stack.chunk_tokens):
@@ -104,7 +105,9 @@ def policy_curves(
     found = []
     for name in (*USABLE[1:], BELADY):
         on_step(f"replaying {name} at {len(sizes)} sizes")
-        rates = [replay(references, [int(s)], name, rate=share).hit_rate * scale for s in sizes]
+        rates = [
+            replay_ledger(references, [int(s)], name, rate=share).hit_rate * scale for s in sizes
+        ]
         found.append(PolicyCurve(name, chunk_tokens, _ints(sizes), tuple(rates), share))
     return found
 

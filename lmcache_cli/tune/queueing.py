@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcache_cli.tune.cost import Cost
+from lmcache_cli.tune.cost import RequestCost
 
 Seconds = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class _Active:
 
 def first_token_times(
     arrivals: Sequence[Arrival],
-    cost: Cost,
+    cost: RequestCost,
     chunk_tokens: int,
     *,
     clients: int | None = None,
@@ -61,7 +61,7 @@ def first_token_times(
 
 
 def _in_turn(
-    arrivals: Sequence[Arrival], cost: Cost, chunk_tokens: int, clients: int | None
+    arrivals: Sequence[Arrival], cost: RequestCost, chunk_tokens: int, clients: int | None
 ) -> Seconds:
     ttft = np.zeros(len(arrivals))
     finished: list[float] = []
@@ -80,7 +80,7 @@ def _in_turn(
 @dataclass(slots=True)
 class _Batches:
     arrivals: Sequence[Arrival]
-    cost: Cost
+    cost: RequestCost
     chunk_tokens: int
     clients: int | None
     budget: int

@@ -10,20 +10,17 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lmcache_cli.tune.candidates import Outcome
+from lmcache_cli.tune.candidates import StackOutcome
 from lmcache_cli.tune.load_or_compute import LoadOrCompute
-from lmcache_cli.tune.plots import plots
 from lmcache_cli.tune.policies import Headroom, PolicyCurve
+from lmcache_cli.tune.report_sections import plots, snippets, validation_json, validation_tables
 from lmcache_cli.tune.search import Recommendation
-from lmcache_cli.tune.snippets import snippets
-from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import Uncertainty
+from lmcache_cli.tune.study import Study, Uncertainty
 from lmcache_cli.tune.validate import Validation
-from lmcache_cli.tune.validation_report import validation_json, validation_tables
-from reports.tune_table import heading
+from reports.stored import TUNE_SCHEMA
+from reports.tables.tune import heading
 from reports.units import NONE, bytes_text
 
-SCHEMA = "lmcache.tune/1"
 _POINTS = 32
 
 
@@ -33,7 +30,7 @@ def document(
     """All of it, as plain values."""
     arrays = study.arrays
     return {
-        "schema": SCHEMA,
+        "schema": TUNE_SCHEMA,
         "source": {
             "requests": len(arrays),
             "tokens": study.tokens,
@@ -100,7 +97,7 @@ def document(
     }
 
 
-def json_text(
+def tune_json_text(
     study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
 ) -> str:
     """The document."""
@@ -186,7 +183,7 @@ def _seconds(value: float) -> str:
     return f"{1e3 * value:,.0f} ms" if value < 10 else f"{value:,.0f} s"
 
 
-def _predicted(outcome: Outcome) -> dict[str, Any]:
+def _predicted(outcome: StackOutcome) -> dict[str, Any]:
     return {
         "hit_rate": outcome.hit_rate,
         "hit_tokens": dict(outcome.hit_tokens),

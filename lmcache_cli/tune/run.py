@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lmcache_cli.engines.probed import ProbedEngine, probed_engine, read_probed
+from lmcache_cli.engines.measured_costs import ProbedEngine, probed_engine, read_probed
 from lmcache_cli.errors import MissingError, UserError
-from lmcache_cli.output import check_output, write_output
+from lmcache_cli.output import Say, check_output, write_output
 from lmcache_cli.sizes import parse_size
-from lmcache_cli.tune.architectures import find_architecture
-from lmcache_cli.tune.cost import Cost, catalogue_cost, probed_cost
-from lmcache_cli.tune.hardware import find_hardware
+from lmcache_cli.tune.catalogue import find_architecture, find_hardware
+from lmcache_cli.tune.cost import RequestCost, catalogue_cost, probed_cost
 from lmcache_cli.tune.options import TuneOptions
-from lmcache_cli.tune.report import json_text, print_report
+from lmcache_cli.tune.report import print_report, tune_json_text
 from lmcache_cli.tune.search import search
-from lmcache_cli.tune.source import Source, made_source, trace_source
+from lmcache_cli.tune.source import RequestSource, made_source, trace_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, neighbours, validate
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 _DEFAULT_MODEL, _DEFAULT_HARDWARE = "llama-3.1-8b", "h100"
 _PROBE_REPEATS = 5
 _LEAST_CONTEXT = 64
-Say = Callable[[str], None]
 
 
 def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
@@ -78,7 +75,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     for warning in (*source.warnings, *(validation.warnings if validation else ())):
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     if json_file is not None:
-        write_output(json_file, json_text(study, found, source.chunks, validation))
+        write_output(json_file, tune_json_text(study, found, source.chunks, validation))
     if json_file != "-":
         print_report(Console(), study, found, validation)
     return validation.exit_code if validation else 0
@@ -109,7 +106,9 @@ def _start(options: TuneOptions, probed: ProbedEngine | None) -> Engine:
     return start_engine(options.engine, model, device, dtype, probe=probe)
 
 
-def _source(options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None) -> Source:
+def _source(
+    options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None
+) -> RequestSource:
     if not options.made:
         return trace_source(options)
     bench = options.made_bench()
@@ -122,7 +121,7 @@ def _source(options: TuneOptions, probed: ProbedEngine | None, engine: Engine | 
         source.warnings.append("a model of the catalogue has no tokenizer here: a word is a token")
         return source
     try:
-        from lmcache_cli.engines.models import load_vocabulary
+        from lmcache_cli.engines.transformers.models import load_vocabulary
     except ImportError as error:
         raise MissingError(
             f"{options.source}: the tokenizer of {probed.model} needs the package {error.name};"
@@ -132,10 +131,10 @@ def _source(options: TuneOptions, probed: ProbedEngine | None, engine: Engine | 
 
 
 def _probe_now(
-    options: TuneOptions, engine: Engine | None, source: Source, on_step: Say
+    options: TuneOptions, engine: Engine | None, source: RequestSource, on_step: Say
 ) -> ProbedEngine:
     """Of the engine that is about to validate, with prompts as long as those that come."""
-    from lmcache_cli.engines.transformers import TransformersEngine
+    from lmcache_cli.engines.transformers.engine import TransformersEngine
     from lmcache_cli.probe.engine import probe_engine
 
     assert isinstance(engine, TransformersEngine)
@@ -154,7 +153,7 @@ def _probe_now(
     return probed_engine(found, "measured just now")
 
 
-def _cost(options: TuneOptions, probed: ProbedEngine | None) -> Cost:
+def _cost(options: TuneOptions, probed: ProbedEngine | None) -> RequestCost:
     if probed is not None:
         return probed_cost(probed, options.overlap)
     return catalogue_cost(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from lmcache_cli.tune.candidates import (
     Goal,
     Marginal,
-    Outcome,
-    Stack,
+    StackOutcome,
+    TierConfiguration,
     broken,
     front,
     marginals,
@@ -26,8 +26,7 @@ from lmcache_cli.tune.policies import (
     policy_curves,
     with_best_policy,
 )
-from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import Uncertainty, uncertainty
+from lmcache_cli.tune.study import Study, Uncertainty, uncertainty
 from reports.units import bytes_text
 
 _QUEUED = 8
@@ -42,11 +41,11 @@ class Recommendation:
     """``none`` is no cache at all, ``ceiling`` the hit rate without a bound. ``rejected`` are
     stacks of the front that lost, each with why; ``verdicts`` what a person should know."""
 
-    chosen: Outcome
-    none: Outcome
-    front: tuple[Outcome, ...]
+    chosen: StackOutcome
+    none: StackOutcome
+    front: tuple[StackOutcome, ...]
     marginals: tuple[Marginal, ...]
-    rejected: tuple[tuple[Outcome, str], ...]
+    rejected: tuple[tuple[StackOutcome, str], ...]
     binding: str | None
     keeps_bounds: bool
     ceiling: float
@@ -63,7 +62,7 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
     bytes; only those with room for a chunk."""
 
     def room(nbytes: int) -> int:
-        return study.rooms(Stack(((tier, nbytes),), chunk_tokens))[0]
+        return study.rooms(TierConfiguration(((tier, nbytes),), chunk_tokens))[0]
 
     curve = study.curves(chunk_tokens)["prefix"]
     size = study.chunk_bytes(chunk_tokens)
@@ -89,7 +88,7 @@ def search(
 ) -> Recommendation:
     """Judges every combination, runs the arrivals of the best, and recommends. ``worth``: seconds
     of mean TTFT that a dollar an hour must buy where no TTFT is asked for."""
-    outcomes: list[Outcome] = []
+    outcomes: list[StackOutcome] = []
     for chunk in chunks:
         on_step(f"counting hits in chunks of {chunk} tokens")
         sizes = {
@@ -143,12 +142,12 @@ def search(
 
 def _admitted(
     study: Study,
-    outcomes: Sequence[Outcome],
-    chosen: Outcome,
+    outcomes: Sequence[StackOutcome],
+    chosen: StackOutcome,
     goal: Goal,
     worth: float,
     on_step: Callable[[str], None],
-) -> list[Outcome]:
+) -> list[StackOutcome]:
     """Where the SSD's endurance binds: the stack that would be bought without that bound, under
     admissions that keep it."""
     free = replace(goal, writes_per_day=None)
@@ -159,13 +158,13 @@ def _admitted(
     return admitted(study, wished, goal, on_step)
 
 
-def _spread(line: Sequence[Outcome], count: int) -> list[Outcome]:
+def _spread(line: Sequence[StackOutcome], count: int) -> list[StackOutcome]:
     if len(line) <= count:
         return list(line)
     return [line[round(i * (len(line) - 1) / (count - 1))] for i in range(count)]
 
 
-def _binding(chosen: Outcome, outcomes: Sequence[Outcome], goal: Goal) -> str | None:
+def _binding(chosen: StackOutcome, outcomes: Sequence[StackOutcome], goal: Goal) -> str | None:
     """The first bound that a faster stack breaks."""
     for outcome in sorted(outcomes, key=lambda o: o.idle_s):
         if outcome.idle_s < chosen.idle_s and (why := broken(outcome, goal)):
@@ -175,9 +174,9 @@ def _binding(chosen: Outcome, outcomes: Sequence[Outcome], goal: Goal) -> str | 
 
 def _verdicts(
     study: Study,
-    chosen: Outcome,
-    none: Outcome,
-    line: Sequence[Outcome],
+    chosen: StackOutcome,
+    none: StackOutcome,
+    line: Sequence[StackOutcome],
     goal: Goal,
     chunks: Sequence[int],
     room: Headroom | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from math import gcd
@@ -12,19 +12,19 @@ import numpy as np
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from lmcache_cli.bench.cells import Scenario
-from lmcache_cli.bench.plan import BenchOptions, make_plan
+from lmcache_cli.bench.plan import make_plan
 from lmcache_cli.bench.requests import make_requests
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.tune.options import TuneOptions
 from workloads import Request
+from workloads.tokens import Encode
 from workloads.traces import TraceArrays, TraceError, load_arrays, open_trace
-
-Encode = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RequestSource:
     """The requests as arrays; as tokens too where they were made here. ``chunks`` are the chunk
     lengths to try, ``load`` how the requests come."""
 
@@ -36,7 +36,7 @@ class Source:
     warnings: list[str] = field(default_factory=list)
 
 
-def trace_source(options: TuneOptions) -> Source:
+def trace_source(options: TuneOptions) -> RequestSource:
     """A trace as it is. Raises ``UserError``."""
     try:
         trace = open_trace(options.path(), options.format)
@@ -51,12 +51,12 @@ def trace_source(options: TuneOptions) -> Source:
     warnings = list(trace.malformed.examples)
     if trace.malformed.count:
         warnings.append(f"{trace.malformed.count} lines were left out")
-    return Source(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
+    return RequestSource(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
 
 
 def made_source(
     options: TuneOptions, bench: BenchOptions, encode: Encode, bos: int | None
-) -> Source:
+) -> RequestSource:
     """The requests that ``lmcache bench`` makes of these options and this tokenizer, token for
     token. Raises ``UserError``."""
     plan = make_plan(bench, options.out)
@@ -67,7 +67,7 @@ def made_source(
     requests = make_requests(scenario, plan.corpus, encode, bos, warnings.append)
     chunks = options.chunks_made()
     arrays = request_arrays(requests, reduce(gcd, chunks))
-    return Source(arrays, chunks, plan.load, tuple(requests), scenario, warnings)
+    return RequestSource(arrays, chunks, plan.load, tuple(requests), scenario, warnings)
 
 
 def request_arrays(requests: Sequence[Request], chunk_tokens: int) -> TraceArrays:

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.admission import make_admission
-from cache_core.curves import HitCurve, Kind, TierCurves, hit_curves
-from cache_core.prefill import PrefillCost
-from cache_core.references import References
-from cache_core.simulation import Replay, replay
+from cache_core.policies import make_admission
+from cache_core.sizing.accesses import AccessTrace
+from cache_core.sizing.curves import HitCurve, Kind, TierCurves, hit_curves
+from cache_core.sizing.prefill_cost import PrefillCost
+from cache_core.sizing.replay import LedgerReplay, replay_ledger
 from cache_core.tiers.disk.format import chunks_under
-from lmcache_cli.tune.candidates import Outcome, Prices, Stack
-from lmcache_cli.tune.cost import Cost
+from lmcache_cli.tune.candidates import Prices, StackOutcome, TierConfiguration
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.queueing import Arrival, Seconds, first_token_times
 from workloads.traces.arrays import TraceArrays
 
@@ -25,14 +25,14 @@ _DAY_S = 86_400
 _LEAST_DURATION_S = 1.0
 _KEPT_REPLAYS = 64
 
-Tokens = NDArray[np.int64]
+TokenCounts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunking:
     """The trace in chunks of one length."""
 
-    references: References
+    references: AccessTrace
     tiers: TierCurves
     curves: dict[Kind, HitCurve]
 
@@ -46,7 +46,7 @@ class Study:
     def __init__(
         self,
         arrays: TraceArrays,
-        cost: Cost,
+        cost: RequestCost,
         prices: Prices,
         rate: float = 1.0,
         clients: int | None = None,
@@ -57,7 +57,7 @@ class Study:
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
         self._chunkings: dict[int, _Chunking] = {}
-        self._replays: dict[tuple[Stack, float], Replay] = {}
+        self._replays: dict[tuple[TierConfiguration, float], LedgerReplay] = {}
 
     @cached_property
     def duration_s(self) -> float:
@@ -73,7 +73,7 @@ class Study:
         """Of KV."""
         return self.cost.token_bytes * chunk_tokens
 
-    def rooms(self, stack: Stack) -> list[int]:
+    def rooms(self, stack: TierConfiguration) -> list[int]:
         """Chunks that each tier has room for. A disk tier keeps some of its bytes for itself."""
         size = self.chunk_bytes(stack.chunk_tokens)
         return [
@@ -81,7 +81,7 @@ class Study:
             for name, nbytes in stack.tiers
         ]
 
-    def references(self, chunk_tokens: int) -> References:
+    def references(self, chunk_tokens: int) -> AccessTrace:
         """The requests in chunks of that length."""
         return self._chunking(chunk_tokens).references
 
@@ -93,7 +93,7 @@ class Study:
         """The hit rate of a cache without a bound."""
         return self.curves(chunk_tokens)["prefix"].ceiling
 
-    def hits(self, stack: Stack) -> Tokens:
+    def hits(self, stack: TierConfiguration) -> TokenCounts:
         """Prompt tokens that each tier serves, ``[requests, tiers]``, in whole chunks; the last
         token of a prompt is always computed. From curves for LRU, else a replay of the Ledger."""
         count = len(self.arrays)
@@ -110,10 +110,10 @@ class Study:
             cut = np.minimum(over, chunks[:, tier])
             chunks[:, tier] -= cut
             over -= cut
-        tokens: Tokens = chunks * stack.chunk_tokens
+        tokens: TokenCounts = chunks * stack.chunk_tokens
         return tokens
 
-    def replayed(self, stack: Stack, rate: float = 1.0) -> Replay:
+    def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
         """The Ledger over the requests, of a share of the chunks with ``rate`` < 1. Kept."""
         key = (stack, rate)
         if key not in self._replays:
@@ -131,7 +131,7 @@ class Study:
             def tick(request: int) -> None:
                 now[0] = float(times[request])
 
-            self._replays[key] = replay(
+            self._replays[key] = replay_ledger(
                 self.references(stack.chunk_tokens),
                 self.rooms(stack),
                 stack.policy,
@@ -151,7 +151,9 @@ class Study:
             return self.arrivals
         return np.linspace(0.0, self.duration_s, len(self.arrays))
 
-    def service(self, stack: Stack, hits: Tokens, prefill: PrefillCost | None = None) -> Seconds:
+    def service(
+        self, stack: TierConfiguration, hits: TokenCounts, prefill: PrefillCost | None = None
+    ) -> Seconds:
         """TTFT of each request on an idle engine, ``[requests]``."""
         cached = hits.sum(axis=1)
         new = np.maximum(1, self.arrays.input_tokens - cached)
@@ -164,11 +166,11 @@ class Study:
             load += np.where(chunks > 0, tier.call_s, 0.0)
         return np.maximum(compute, load) if self.cost.overlap else compute + load
 
-    def judge(self, stack: Stack) -> Outcome:
+    def judge(self, stack: TierConfiguration) -> StackOutcome:
         """Hits, the mean TTFT without queueing, costs."""
         hits = self.hits(stack)
         by_tier = {name: int(hits[:, i].sum()) for i, (name, _) in enumerate(stack.tiers)}
-        return Outcome(
+        return StackOutcome(
             stack,
             by_tier,
             sum(by_tier.values()) / max(1, self.tokens),
@@ -177,7 +179,7 @@ class Study:
             self._disk_writes(stack),
         )
 
-    def ttft(self, stack: Stack, prefill: PrefillCost | None = None) -> Seconds:
+    def ttft(self, stack: TierConfiguration, prefill: PrefillCost | None = None) -> Seconds:
         """TTFT of each request in a run over the arrivals, with this cost of prefill."""
         hits = self.hits(stack)
         names = [name for name, _ in stack.tiers]
@@ -196,11 +198,11 @@ class Study:
         cost = self.cost if prefill is None else replace(self.cost, prefill=prefill)
         return first_token_times(arrivals, cost, stack.chunk_tokens, clients=self.clients)
 
-    def queued(self, outcome: Outcome) -> Outcome:
+    def queued(self, outcome: StackOutcome) -> StackOutcome:
         """The same with TTFT percentiles of a run over the arrivals."""
         return replace(outcome, ttft=percentiles(self.ttft(outcome.stack)))
 
-    def _disk_writes(self, stack: Stack) -> float:
+    def _disk_writes(self, stack: TierConfiguration) -> float:
         """Bytes per day: what the disk does not hold when it is used is written there. With another
         policy or admission, what the Ledger wrote."""
         size = stack.sizes.get("disk")
@@ -219,7 +221,7 @@ class Study:
     def _chunking(self, chunk_tokens: int) -> _Chunking:
         if chunk_tokens not in self._chunkings:
             arrays = self.arrays.longer_chunks(chunk_tokens // self.arrays.chunk_tokens)
-            references = References(
+            references = AccessTrace(
                 arrays.chunk_ids, arrays.offsets, chunk_tokens, arrivals=self.arrivals
             )
             curves = hit_curves(references)
@@ -232,3 +234,75 @@ class Study:
 def percentiles(ttft: Seconds) -> dict[str, float]:
     """``p50`` .. ``p99``, in seconds, interpolated linearly."""
     return {name: float(np.percentile(ttft, q)) for name, q in PERCENTILES.items()}
+
+
+DAYS_RESAMPLED = 1000
+
+
+BLOCKS = 20
+
+
+"""Stretches of time that are drawn where a trace does not tell sessions, or has few of them."""
+
+
+_LEAST_GROUPS = 5
+
+
+_INTERVAL = (2.5, 97.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """``hit_rate``: a 95 % interval, a bootstrap over ``groups`` (None with fewer than 5, and
+    without a tier, which hits nothing on any day).
+    ``ttft``: percentile to seconds with the fastest and the slowest prefill that is assumed, or was
+    measured, at the same hits; None if that is not known."""
+
+    hit_rate: tuple[float, float] | None
+    groups: str
+    ttft: dict[str, tuple[float, float]] | None
+
+
+def uncertainty(study: Study, stack: TierConfiguration, seed: int = 0) -> Uncertainty:
+    """Of a stack's prediction."""
+    groups, what = _groups(study)
+    rate = None
+    if stack.tiers:
+        hits = study.hits(stack).sum(axis=1)
+        rate = _interval(hits, study.arrays.input_tokens, groups, seed)
+    return Uncertainty(rate, what, _ttft(study, stack))
+
+
+def _groups(study: Study) -> tuple[NDArray[np.int64], str]:
+    """Each request's group. Requests of a session are not independent of each other, nor are those
+    of the same hour; a resampled session keeps the hits that it had (Efron & Tibshirani 1993,
+    section 8.5: blocks)."""
+    sessions = study.arrays.session
+    named = np.unique(sessions[sessions >= 0])
+    if len(named) >= BLOCKS and (sessions >= 0).all() and len(named) < len(sessions):
+        return np.unique(sessions, return_inverse=True)[1].astype(np.int64), "sessions"
+    count = min(BLOCKS, len(sessions))
+    return np.arange(len(sessions), dtype=np.int64) * count // len(sessions), "blocks of time"
+
+
+def _interval(
+    hits: NDArray[np.int64], tokens: NDArray[np.int64], groups: NDArray[np.int64], seed: int
+) -> tuple[float, float] | None:
+    count = int(groups.max()) + 1 if len(groups) else 0
+    if count < _LEAST_GROUPS:
+        return None
+    per = np.bincount(groups, hits, count), np.bincount(groups, tokens, count)
+    rng = np.random.default_rng(seed)
+    rates = np.empty(DAYS_RESAMPLED)
+    for i in range(DAYS_RESAMPLED):
+        drawn = rng.integers(0, count, count)
+        rates[i] = per[0][drawn].sum() / max(1.0, per[1][drawn].sum())
+    low, high = np.percentile(rates, _INTERVAL)
+    return float(low), float(high)
+
+
+def _ttft(study: Study, stack: TierConfiguration) -> dict[str, tuple[float, float]] | None:
+    if study.cost.prefill_range is None:
+        return None
+    fast, slow = (percentiles(study.ttft(stack, cost)) for cost in study.cost.prefill_range)
+    return {name: (fast[name], slow[name]) for name in fast}

@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcache_cli.bench.cells import Cell
-from lmcache_cli.bench.measure import Measured, measure
+from lmcache_cli.bench.measure import Measured, measure_cells
 from lmcache_cli.bench.requests import refuse_too_long
-from lmcache_cli.engines.engine import CacheSpec, Engine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
-from lmcache_cli.tune.candidates import Stack
-from lmcache_cli.tune.source import Source
+from lmcache_cli.tune.candidates import TierConfiguration
+from lmcache_cli.tune.source import RequestSource
 from lmcache_cli.tune.study import Study, percentiles
 from reports.sample import Sample
 
-Verdict = Literal["confirmed", "refuted", "inconclusive"]
+Validity = Literal["confirmed", "refuted", "inconclusive"]
 MOST_DRIFT = 0.1
 """Of the machine's speed since the probe; beyond it times prove nothing."""
 _REFERENCE_TOKENS = 128
@@ -40,12 +41,12 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ValidationPoint:
     """One stack, predicted and measured. ``ttft`` in seconds by percentile; hits in tokens by tier,
     of all repeats. ``wrong`` requests hit other tokens than predicted; ``failed`` did not answer.
     """
 
-    stack: Stack
+    stack: TierConfiguration
     role: str
     requests: int
     predicted_hits: dict[str, int]
@@ -76,7 +77,7 @@ class Validation:
     """Of all points. ``drift``: how long a reference prefill took while it was measured, over what
     it took in the probe; None where none was run."""
 
-    points: tuple[Point, ...]
+    points: tuple[ValidationPoint, ...]
     tolerance: Tolerance
     engine: str
     model: str
@@ -89,7 +90,7 @@ class Validation:
         return self.drift is not None and abs(self.drift - 1) > MOST_DRIFT
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Validity:
         """Hits have no excuse; times have one, if the machine changed its speed."""
         if not all(point.hits_exact for point in self.points):
             return "refuted"
@@ -104,12 +105,12 @@ class Validation:
         return codes[self.verdict]
 
 
-def neighbours(stack: Stack) -> list[tuple[str, Stack]]:
+def neighbours(stack: TierConfiguration) -> list[tuple[str, TierConfiguration]]:
     """The stack, with half and twice of every tier."""
     if not stack.tiers:
         return [("recommended", stack)]
 
-    def times(factor: float) -> Stack:
+    def times(factor: float) -> TierConfiguration:
         return replace(stack, tiers=tuple((n, int(s * factor)) for n, s in stack.tiers))
 
     return [("smaller", times(0.5)), ("recommended", stack), ("larger", times(2))]
@@ -139,9 +140,9 @@ class _Drift:
 
 def validate(
     study: Study,
-    source: Source,
+    source: RequestSource,
     engine: Engine,
-    stacks: Sequence[tuple[str, Stack]],
+    stacks: Sequence[tuple[str, TierConfiguration]],
     *,
     tolerance: Tolerance,
     folder: Path,
@@ -178,7 +179,7 @@ def validate(
             drift.run()
 
     try:
-        measure(
+        measure_cells(
             engine, source.scenario, requests, cells, source.load, range(repeats), measured, served
         )
     finally:
@@ -197,7 +198,7 @@ def validate(
     )
 
 
-def _spec(stack: Stack, folder: Path, study: Study) -> CacheSpec:
+def _spec(stack: TierConfiguration, folder: Path, study: Study) -> CacheSpec:
     return CacheSpec(
         stack.chunk_tokens,
         stack.sizes,
@@ -211,7 +212,9 @@ def _spec(stack: Stack, folder: Path, study: Study) -> CacheSpec:
     )
 
 
-def _point(study: Study, stack: Stack, role: str, samples: Sequence[Sample], repeats: int) -> Point:
+def _point(
+    study: Study, stack: TierConfiguration, role: str, samples: Sequence[Sample], repeats: int
+) -> ValidationPoint:
     hits = study.hits(stack)
     names = [name for name, _ in stack.tiers]
     whole = [s for s in samples if s.error is None]
@@ -224,7 +227,7 @@ def _point(study: Study, stack: Stack, role: str, samples: Sequence[Sample], rep
         wrong += sample.error is None and row != found
     predicted = {name: repeats * int(hits[:, i].sum()) for i, name in enumerate(names)}
     found_hits = {name: sum(s.hit_tokens.get(name, 0) for s in samples) for name in names}
-    return Point(
+    return ValidationPoint(
         stack,
         role,
         len(samples),

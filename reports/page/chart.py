@@ -13,7 +13,7 @@ from typing import Any
 
 import vl_convert
 
-from reports.columns import Column
+from reports.tables.columns import Column
 
 Spec = dict[str, Any]
 WIDE, HALF, NARROW = 760, 368, 344

@@ -12,22 +12,22 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from reports.columns import Column, describe, measured
 from reports.page.chart import Chart
 from reports.page.requests import filling_chart
-from reports.page.rows import Rows, hits_chart, speedup_chart, ttft_chart
+from reports.page.rows import RowChart, hits_chart, speedup_chart, ttft_chart
 from reports.page.sweep import sweep_charts
 from reports.page.tuned import front_chart, miss_ratio_chart
 from reports.sample import Sample
-from reports.stored import Stored, StoredRun, StoredTune
+from reports.stored import StoredResult, StoredRun, StoredTune
 from reports.summary import CellSummary
-from reports.tables import legend
-from reports.tune_table import front_columns, recommended
+from reports.tables.columns import Column, describe, measured
+from reports.tables.layout import legend
+from reports.tables.tune import front_columns, recommended
 from reports.units import bytes_text, number_text, places_for
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PagePart:
     """One workload of a run, or what tune found: a sentence, a table, charts."""
 
     title: str
@@ -46,11 +46,11 @@ class Section:
     kind: str
     notice: str
     warnings: Sequence[str]
-    parts: Sequence[Part]
+    parts: Sequence[PagePart]
     facts: Mapping[str, Mapping[str, str]]
 
 
-def html_page(stored: Sequence[Stored]) -> str:
+def html_page(stored: Sequence[StoredResult]) -> str:
     """One page, whole in itself: it loads nothing, and runs no script but its own, by a policy that
     it carries. Everything that comes from files is escaped."""
     sections = [_run(one) if isinstance(one, StoredRun) else _tune(one) for one in stored]
@@ -124,13 +124,13 @@ def _scenarios(
         yield [run.cells[i] for i in indices], [run.samples_of[i] for i in indices]
 
 
-def _workload(cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample]]) -> Part:
+def _workload(cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample]]) -> PagePart:
     facts, keys = describe(cells)
-    rows = Rows.of(cells, samples_of)
+    rows = RowChart.of(cells, samples_of)
     charts = [ttft_chart(rows), speedup_chart(rows), hits_chart(rows), filling_chart(rows)]
     context = cells[0].meta.get("context_tokens")
     title = cells[0].meta["workload"]
-    return Part(
+    return PagePart(
         f"{title}, contexts of {context:,} tokens" if context else title,
         facts,
         _lede(rows),
@@ -140,7 +140,7 @@ def _workload(cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample
     )
 
 
-def _lede(rows: Rows) -> str:
+def _lede(rows: RowChart) -> str:
     """The row with the largest speed-up, in a sentence; the hit rate where nothing is compared."""
     compared = [(c.speedup.ratio, i) for i, c in enumerate(rows.cells) if c.speedup.ratio]
     if not compared:
@@ -177,7 +177,7 @@ def _tune(tuned: StoredTune) -> Section:
     source = {name: f"{value:,}" for name, value in document["source"].items()}
     cost = document.get("cost", {})
     notes = {str(i): str(note) for i, note in enumerate(cost.get("notes", []), 1)}
-    part = Part(
+    part = PagePart(
         "Sizes",
         lines,
         f"{lede}.",

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from reports.columns import Column
 from reports.page.chart import Chart, Spec
-from reports.page.rows import COMPUTED, Rows, part_colour, part_keys, source_text
+from reports.page.rows import COMPUTED, RowChart, part_colour, part_keys, source_text
 from reports.sample import TIERS, Sample
+from reports.tables.columns import Column
 
 MOST_BINS = 48
 
 
-def filling_chart(rows: Rows) -> Chart | None:
+def filling_chart(rows: RowChart) -> Chart | None:
     """Of the row with the highest hit rate: what served each request, in the order of sending,
     repeats taken together. None where nothing hit or there are fewer than three requests."""
     best = max(range(len(rows.cells)), key=lambda i: rows.cells[i].hit_rate or 0.0)

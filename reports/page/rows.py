@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
-from reports.columns import Column, describe
 from reports.page.chart import Chart, Spec, beside, row_axis, row_layers, step
 from reports.sample import TIERS, Sample
 from reports.summary import CellSummary
+from reports.tables.columns import Column, describe
 from reports.units import EN_DASH, NONE, number_text, places_for
 
 MOST_TICKS = 1000
@@ -24,7 +24,7 @@ COLOURS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowChart:
     """The cells of one workload and context length: a label for each, and what labels are of."""
 
     cells: Sequence[CellSummary]
@@ -33,7 +33,7 @@ class Rows:
     title: str
 
     @classmethod
-    def of(cls, cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample]]) -> Rows:
+    def of(cls, cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample]]) -> RowChart:
         """Labels name what differs between the cells."""
         columns = [c for c in describe(cells)[1] if c.name not in ("n", "start")]
         columns.sort(key=lambda column: column.name != "reuse")
@@ -58,7 +58,7 @@ class Rows:
         return f"n = {counts[0]} to {counts[-1]} requests a row"
 
 
-def ttft_chart(rows: Rows) -> Chart | None:
+def ttft_chart(rows: RowChart) -> Chart | None:
     """Every request's TTFT, hits apart from misses, and the median."""
     values = [
         [(s.ttft_s, s.hits > 0) for s in samples if s.completed and s.output_tokens]
@@ -166,7 +166,7 @@ def ttft_chart(rows: Rows) -> Chart | None:
     )
 
 
-def speedup_chart(rows: Rows) -> Chart | None:
+def speedup_chart(rows: RowChart) -> Chart | None:
     """TTFT p50 without reuse over the row's, with 95 % intervals."""
     kept = [
         (label, c)
@@ -256,7 +256,7 @@ def speedup_chart(rows: Rows) -> Chart | None:
     )
 
 
-def hits_chart(rows: Rows) -> Chart | None:
+def hits_chart(rows: RowChart) -> Chart | None:
     """Where the prompt tokens came from, as stacked bars."""
     cells = [(label, c) for label, c in zip(rows.labels, rows.cells, strict=True) if c.hit_rate]
     if not cells:

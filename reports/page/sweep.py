@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.text import Text
 
-from reports.columns import Column
 from reports.page.chart import Chart, Spec, room_for
 from reports.sample import TIERS
 from reports.summary import CellSummary
+from reports.tables.columns import Column
 from reports.units import NONE, bytes_text, number_text, places_for
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.text import Text
 
-from reports.columns import Column
 from reports.page.chart import Chart, Spec
-from reports.tune_table import front_columns, is_recommended, tiers_text
+from reports.tables.columns import Column
+from reports.tables.tune import Document, front_columns, is_recommended, tiers_text
 from reports.units import bytes_text, number_text, places_for
 
-Document = Mapping[str, Any]
 _HUES = ("var(--cpu)", "var(--disk)", "var(--device)", "var(--remote)", "var(--fifth)")
 _LINE_PX = 15
 """Pixels between the labels of two curves."""

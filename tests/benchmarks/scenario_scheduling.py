@@ -256,7 +256,7 @@ def hashing() -> dict[str, Any]:
         sim.jobs.held.add("lmcache-hash")
         for n in range(30):
             sim.add(f"q{n}", prompt(600, seed=n), 1)
-        with mock.patch("cache_core.adapters.vllm.hashing.wait"):
+        with mock.patch("cache_core.adapters.vllm.scheduler.request_state.wait"):
             step = sim.step()
         waiting = len(step.num_scheduled_tokens)
         sim.jobs.held.clear()

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from cache_core.place import Place
 from cache_core.tiers.tier import Read, Tier
-from cache_core.tiers.wrapper import Wrapper
+from cache_core.tiers.wrappers import Wrapper
+from cache_core.transfer.chunks import ChunkBuffers
 
 
 class Chaos(Wrapper):
@@ -57,7 +57,7 @@ class Chaos(Wrapper):
         found = self._tier.contains(keys)
         return [ok and key not in self._gone for key, ok in zip(keys, found, strict=True)]
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         self._dawdle()
         answers = [self._readable(key) for key in keys]
         rows = [row for row, answer in enumerate(answers) if answer]
@@ -67,7 +67,7 @@ class Chaos(Wrapper):
             answers[row] = answer
         return answers
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         self._dawdle()
         bad = {key for key in dict.fromkeys(keys) if self._fails("failed writes")}
         self._tier.discard(sorted(bad))  # a failed overwrite leaves nothing

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cache_core.tiers.mooncake_store import MooncakeClient, MooncakeServer
+from cache_core.tiers.remote.mooncake_store import MooncakeClient, MooncakeServer
 from tests.cache_core.servers import MooncakeProcess, RedisProcess
 
 

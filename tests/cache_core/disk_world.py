@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.place import Addresses, FlatPlace
+from cache_core.layout import Addresses
 from cache_core.tiers.disk import DiskTier
+from cache_core.transfer.chunks import FlatBuffers
 from tests.cache_core.memory_engine import key
 
 MOST = 64  # chunks in one call
@@ -47,8 +48,8 @@ class DiskWorld:
             self._known[number] = rng.integers(0, 256, self.chunk_bytes, dtype=np.uint8)
         return self._known[number]
 
-    def place(self, count: int) -> FlatPlace:
-        return FlatPlace(self.addresses[:count], self.chunk_bytes)
+    def place(self, count: int) -> FlatBuffers:
+        return FlatBuffers(self.addresses[:count], self.chunk_bytes)
 
     def put(self, tier: DiskTier, numbers: list[int], like: int = 0) -> list[bool]:
         """Writes; chunk n's bytes are those of n + ``like``."""

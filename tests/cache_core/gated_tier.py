@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from cache_core.cache import TieredCache
-from cache_core.outcomes import Stored
-from cache_core.place import Place
+from cache_core.plan import StoreOutcome
 from cache_core.tiers import MemoryTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
 PATIENCE_S = 60
@@ -51,11 +51,11 @@ class GatedTier(MemoryTier):
         self.reads, self.writes, self.discards = Gate(), Gate(), Gate()
         self.closed = threading.Event()
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         self.reads.pass_through()
         return super().read(keys, place)
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         self.writes.pass_through()
         return super().write(keys, place)
 
@@ -79,7 +79,7 @@ def memory(capacity: int) -> MemoryTier:
     return MemoryTier("cpu", capacity, LAYOUT.chunk_bytes)
 
 
-def put(cache: TieredCache, engine: MemoryEngine, numbers: Sequence[int]) -> Future[Stored]:
+def put(cache: TieredCache, engine: MemoryEngine, numbers: Sequence[int]) -> Future[StoreOutcome]:
     """Computes chunks and stores them."""
     engine.fill(list(numbers))
     return cache.store([key(n) for n in numbers], engine.place(0, len(numbers)))

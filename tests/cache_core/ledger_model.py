@@ -1,11 +1,11 @@
-"""The Ledger on plain dicts, with no thought of speed: what csrc/ledger.cpp must answer."""
+"""The Ledger on plain dicts, with no thought of speed: what csrc/ledger/ledger.cpp must answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cache_core.admission import Admission
 from cache_core.plan import ENGINE, NOWHERE, Move
+from cache_core.policies import Admission
 from tests.cache_core.order_models import LRUModel, Use
 
 

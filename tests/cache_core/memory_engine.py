@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from cache_core import _native
 from cache_core.layout import KVLayout
-from cache_core.place import PagedPlace
+from cache_core.transfer.chunks import PagedBuffers
 
 LAYOUT = KVLayout(layers=2, kv_heads=2, head_dim=8, dtype="float32", chunk_tokens=4)
 
@@ -45,10 +45,10 @@ class MemoryEngine:
             num_slots=self.capacity,
         )
 
-    def place(self, first: int, count: int, threads: int = 1) -> PagedPlace:
+    def place(self, first: int, count: int, threads: int = 1) -> PagedBuffers:
         size = self.layout.chunk_tokens
         slots = np.arange(first * size, (first + count) * size, dtype=np.int64)
-        return PagedPlace(self.paged, slots.reshape(count, size), self.layout, threads)
+        return PagedBuffers(self.paged, slots.reshape(count, size), self.layout, threads)
 
     def fill(self, numbers: list[int]) -> None:
         """Computes ("prefills") the chunks at the front of the memory."""

@@ -1,5 +1,5 @@
-"""Orders of one tier as csrc/order.h means them, with no thought of speed: plain lists, a scan over
-everything for every victim. A chunk that is spared is no victim."""
+"""Orders of one tier as csrc/ledger/order.h means them, with no thought of speed: plain lists,
+a scan over everything for every victim. A chunk that is spared is no victim."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from cache_core.tiers import TierError
-from cache_core.tiers.remote import RemoteTier
-from cache_core.tiers.remote_url import open_remote
+from cache_core.tiers.remote.remote_tier import RemoteTier
+from cache_core.tiers.remote.url import open_remote
 from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
-from cache_core.place import FlatPlace
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.tiers import MemoryTier, NullTier
+from cache_core.transfer.chunks import FlatBuffers
 
 LAYOUT = KVLayout(1, 1, 16, "int8", 4)
 SIZE = LAYOUT.chunk_bytes
@@ -21,9 +21,9 @@ def name(i: int) -> bytes:
     return bytes([i]) * 32
 
 
-def flat(array: np.ndarray) -> FlatPlace:
+def flat(array: np.ndarray) -> FlatBuffers:
     steps = np.arange(len(array), dtype=np.uint64) * np.uint64(array.strides[0])
-    return FlatPlace(np.uint64(array.ctypes.data) + steps, SIZE)
+    return FlatBuffers(np.uint64(array.ctypes.data) + steps, SIZE)
 
 
 @given(

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.admission import BytesPerDay, SecondTouch, make_admission
 from cache_core.cache import TieredCache
 from cache_core.layout import KVLayout
 from cache_core.ledger import ENGINE, Ledger, Placement
+from cache_core.policies import BytesPerDay, SecondTouch, make_admission
 from cache_core.tiers import NullTier
 from tests.cache_core.test_ledger import Tiers, key, path
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from cache_core.cache import TieredCache
 from cache_core.ledger import Placement
-from cache_core.place import Place
 from cache_core.tiers import MemoryTier, NullTier, Tier
-from cache_core.tiers.tensor import TensorPlace, TensorTier
+from cache_core.tiers.tensor import TensorBuffers, TensorTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content, key
 
 
@@ -93,14 +93,14 @@ class Flaky(NullTier):
         super().__init__("cpu", 8)
         self.bad = bad
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return Read.of(key not in self.bad for key in keys)
 
 
 class Broken(NullTier):
     """Raises on every write."""
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         raise OSError("the tier has burnt down")
 
 
@@ -145,7 +145,7 @@ def test_acquire_waits_for_a_store_on_its_way() -> None:
     gate = threading.Event()
 
     class Slow(NullTier):
-        def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+        def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
             gate.wait(5)
             return super().write(keys, place)
 
@@ -184,14 +184,14 @@ def test_tensor_tier_moves_the_same_bytes_as_the_native_path() -> None:
     )
     engine.fill([1, 2, 3])
     keys = [key(1), key(2), key(3)]
-    cache.store(keys, TensorPlace.of_arena(arena, layout, 0, 3)).result()
+    cache.store(keys, TensorBuffers.of_arena(arena, layout, 0, 3)).result()
     engine.wipe()
-    loaded = cache.load(cache.acquire(keys), TensorPlace.of_arena(arena, layout, 0, 3))
+    loaded = cache.load(cache.acquire(keys), TensorBuffers.of_arena(arena, layout, 0, 3))
     assert loaded.by_tier == {"device": 2, "cpu": 1}
     assert all(engine.holds(i, n) for i, n in enumerate([1, 2, 3]))
     # 4 pushes 1 and 2 down: a demotion from the device tier to memory.
     engine.fill([4, 5])
-    cache.store([key(4), key(5)], TensorPlace.of_arena(arena, layout, 0, 2)).result()
+    cache.store([key(4), key(5)], TensorBuffers.of_arena(arena, layout, 0, 2)).result()
     engine.wipe()
     assert cache.load(cache.acquire(keys), engine.place(0, 3)).by_tier == {"cpu": 3}
     assert all(engine.holds(i, n) for i, n in enumerate([1, 2, 3]))
@@ -255,7 +255,7 @@ class Away(NullTier):
 
     away = True
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return [Read.LATER] * len(keys) if self.away else super().read(keys, place)
 
 

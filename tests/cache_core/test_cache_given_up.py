@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cache_core.cache import TieredCache
-from cache_core.carrier import Carrier
-from cache_core.carry import Carried
-from cache_core.place import Place
+from cache_core.carrier import PlanExecutor
+from cache_core.execute import Executed
 from cache_core.plan import ENGINE, Move, Plan
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.gated_tier import PATIENCE_S, GatedMemory, GatedTier, memory, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
@@ -26,7 +26,7 @@ class Sticky(GatedTier):
         super().__init__(capacity=capacity)
         self.bad, self.written = bad, list[bytes]()
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         self.written += keys
         return super().write(keys, place)
 
@@ -78,8 +78,8 @@ def test_a_caller_that_raises_when_it_is_told_does_not_end_the_thread(
     def finished(_: int) -> None:
         raise LookupError("who?")
 
-    settled: list[Carried] = []
-    carrier = Carrier([memory(2)], CHUNK, settled.append)
+    settled: list[Executed] = []
+    carrier = PlanExecutor([memory(2)], CHUNK, settled.append)
     engine = MemoryEngine(LAYOUT, 1)
     for n in range(2):
         engine.fill([n])
@@ -105,7 +105,7 @@ def test_memory_drops_nothing_of_a_store_that_is_longer_than_what_is_left_of_its
 class Torn(Sticky):
     """While it is bad a write raises, and leaves what it has written."""
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         good = super().write(keys, place)
         if self.bad:
             raise OSError("torn")
@@ -139,7 +139,7 @@ class Odd(GatedTier):
         super().__init__(name)
         self.change, self.keeps_time = change, timely
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return self.change(super().read(keys, place))
 
 

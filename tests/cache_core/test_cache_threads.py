@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cache_core.admission import Admission
 from cache_core.cache import TieredCache
+from cache_core.policies import Admission
 from tests.cache_core.gated_tier import PATIENCE_S, GatedMemory, GatedTier, memory, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import pytest
 
 from cache_core.cache import TieredCache
-from cache_core.place import Addresses, Place
+from cache_core.layout import Addresses
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.tiers import MemoryTier, NullTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.gated_tier import PATIENCE_S, GatedTier, memory, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
@@ -126,7 +127,7 @@ def test_a_tier_that_raises_in_the_middle_of_a_discard_in_a_synchronous_cache() 
 class Torn:
     """Raises at its third chunk."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ChunkBuffers) -> None:
         self._place = place
 
     def __len__(self) -> int:
@@ -150,7 +151,7 @@ class Torn:
 class OneByOne(MemoryTier):
     """Publishes each chunk as it comes."""
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         assert place is not None
         good = []
         for row, name in enumerate(keys):
@@ -254,7 +255,7 @@ def test_a_shared_tier_that_raises_or_hangs_when_it_is_asked_costs_hits_only(han
 class Away(NullTier):
     away = True
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return [Read.LATER] * len(keys) if self.away else super().read(keys, place)
 
 

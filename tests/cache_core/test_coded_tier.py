@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.layout import KVLayout
-from cache_core.place import Addresses, FlatPlace, PagedPlace, Place
+from cache_core.layout import Addresses, KVLayout
 from cache_core.tiers import DiskTier, MemoryTier, Tier
-from cache_core.tiers.coded import CodedTier
-from cache_core.tiers.tensor import TensorPlace, TensorTier
+from cache_core.tiers.tensor import TensorBuffers, TensorTier
 from cache_core.tiers.tier import Read
-from cache_core.transfer.codec import Codec, CodedPlace, Coding, DecodedPlace
+from cache_core.tiers.wrappers import CodedTier
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers, PagedBuffers
+from cache_core.transfer.codec import Codec
+from cache_core.transfer.coded import CodedBuffers, Coding, DecodedBuffers
 from tests.cache_core.paged_world import u64
 
 LAYOUT = KVLayout(3, 2, 16, "bfloat16", 8)
@@ -36,15 +37,15 @@ def kv(seed: int = 1) -> NDArray[np.uint16]:
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def flat(chunks: NDArray[np.uint16]) -> FlatPlace:
+def flat(chunks: NDArray[np.uint16]) -> FlatBuffers:
     steps = np.arange(len(chunks), dtype=np.uint64) * np.uint64(LAYOUT.chunk_bytes)
-    return FlatPlace(np.uint64(chunks.ctypes.data) + steps, LAYOUT.chunk_bytes)
+    return FlatBuffers(np.uint64(chunks.ctypes.data) + steps, LAYOUT.chunk_bytes)
 
 
 class Scattered:
     """A place that is neither flat nor codes on its way, as an engine's may be."""
 
-    def __init__(self, inner: FlatPlace) -> None:
+    def __init__(self, inner: FlatBuffers) -> None:
         self.inner = inner
 
     def __len__(self) -> int:
@@ -108,7 +109,7 @@ def test_an_engine_codes_on_its_way(order: Any, tmp_path: Path) -> None:
     bases = np.uint64(engine.ctypes.data) + np.arange(6, dtype=np.uint64) * np.uint64(2 * 40 * 32)
     paged = _native.Paged(bases[:3], bases[3:], 40, 0, 32, 40 * 32, 2, 32, 40)
     slots = np.random.default_rng(2).permutation(40).reshape(5, 8)
-    place = PagedPlace(paged, slots, layout)
+    place = PagedBuffers(paged, slots, layout)
     assert isinstance(place, Coding)
     used = Codec.of_layout("int8", layout)
     assert used is not None
@@ -118,9 +119,9 @@ def test_an_engine_codes_on_its_way(order: Any, tmp_path: Path) -> None:
         there = np.uint64(room.ctypes.data) + np.arange(5, dtype=np.uint64) * np.uint64(
             used.coded_bytes
         )
-        CodedPlace(each, used).copy_to(there)
+        CodedBuffers(each, used).copy_to(there)
         before = engine.copy()
-        CodedPlace(each, used).copy_from(there)
+        CodedBuffers(each, used).copy_from(there)
         results.append((room.tobytes(), engine.tobytes()))
         engine[:] = before
     assert results[0] == results[1]
@@ -133,7 +134,7 @@ def test_chunks_between_tiers_of_one_codec_stay_as_they_are(tmp_path: Path) -> N
     upper, lower = tier("cpu", tmp_path), tier("disk", tmp_path)
     upper.write(KEYS, flat(chunks))
     place = upper.place(KEYS)
-    assert isinstance(place, DecodedPlace)
+    assert isinstance(place, DecodedBuffers)
     assert lower.write(KEYS, place) == [True] * len(KEYS)
     raw = MemoryTier("cpu", 8, LAYOUT.chunk_bytes)
     assert raw.write(KEYS, upper.place(KEYS)) == [True] * len(KEYS)
@@ -156,11 +157,11 @@ def test_a_device_tier_exchanges_chunks_with_a_coded_one() -> None:
     device.write(KEYS, flat(chunks))
     assert kept.write(KEYS, device.place(KEYS)) == [True] * len(KEYS)
     device.discard(KEYS)
-    place: Place | None = kept.place(KEYS)
+    place: ChunkBuffers | None = kept.place(KEYS)
     assert place is not None
     assert device.write(KEYS, place) == [True] * len(KEYS)
     tensors = device.place(KEYS)
-    assert isinstance(tensors, TensorPlace)
+    assert isinstance(tensors, TensorBuffers)
     device.read(KEYS, flat(back))
     assert np.array_equal(back, once(chunks, "fp8"))
 

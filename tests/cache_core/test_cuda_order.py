@@ -14,22 +14,22 @@ import pytest
 import torch
 
 from cache_core import _native
-from cache_core.adapters.vllm import cuda_blocks
-from cache_core.adapters.vllm.blocks import TensorBlocks
-from cache_core.adapters.vllm.cuda_blocks import CudaBlocks
+from cache_core.adapters.vllm.worker import kv_cuda as cuda_blocks
+from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
+from cache_core.adapters.vllm.worker.kv_cuda import CudaBlocks
 from cache_core.tiers.memory import MemoryTier
 from cache_core.tiers.tier import Read
 from cache_core.transfer.cuda import PinnedMemory
-from cache_core.transfer.gpu import GpuPlace, GpuWays
+from cache_core.transfer.gpu import CopyStreams, GpuBuffers
 from cache_core.transfer.planner import Planner
-from lmcache_cli.engines import gpu as embedded_gpu
+from lmcache_cli.engines.transformers import kv_buffer as embedded_gpu
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.test_cuda_rules import LAYOUT
 from tests.cache_core.test_cuda_users import CHUNK, LAYERS, PLANS, Tensors, numbers, tokens_of
 
 SLOTS = np.array([[5, 6, 7, 8, 20, 21, 22, 23]])
 KEY = b"k" * 32
-SEEDS = range(12)
+SEEDS = range(40)  # each orders what nothing orders as it likes
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_the_engine_waits_for_a_layer_without_the_host(
                 engine.blocks.load_layers(SLOTS, where[0], loaded)
                 assert told == [1, 2, 3]
                 # The load has ended: its chunk may go.
-                assert emulation.pending == 0 or seed % 2 == 0
+                assert emulation.pending == 0 or seed % 4 != 1  # others are late with attention
                 emulation.synchronize()
                 same = np.array_equal(tokens_of(engine.read(), SLOTS), tokens_of(numbers(1), SLOTS))
                 found[held].add(same)
@@ -251,7 +251,7 @@ def test_the_embedded_engine_is_waited_for(
             )  # fmt: skip
             ready = embedded_gpu.after_now(device) if ordered else lambda stream: None
             slots = np.arange(tokens, dtype=np.int64)[None]
-            place = GpuPlace(GpuWays(0), paged, slots, LAYOUT, ready)
+            place = GpuBuffers(CopyStreams(0), paged, slots, LAYOUT, ready)
             place.copy_to(np.array([chunk], dtype=np.uint64))
             found[ordered].add(ctypes.string_at(chunk, nbytes) == b"\7" * nbytes)
             emulation.synchronize()

@@ -17,10 +17,11 @@ from cache_core.layout import KVLayout
 from cache_core.tiers.memory import MemoryTier
 from cache_core.tiers.tier import Read
 from cache_core.transfer import cuda as cuda_finder
-from cache_core.transfer.codec import Codec, CodedPlace
+from cache_core.transfer.codec import Codec
+from cache_core.transfer.coded import CodedBuffers
 from cache_core.transfer.cuda import PinnedMemory
-from cache_core.transfer.gpu import GpuPlace, GpuTier, GpuWays
-from cache_core.transfer.planner import Cost, Planner, RunCost
+from cache_core.transfer.gpu import CopyStreams, GpuBuffers, GpuTier
+from cache_core.transfer.planner import CopyCost, Planner, RunCost
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.paged_world import large, random_bytes, u64
 from tests.cache_core.test_cuda import GpuWorld
@@ -206,7 +207,7 @@ def test_a_node_that_is_not_there_is_no_trouble() -> None:
 
 
 def test_loads_come_first_and_stores_last(emulation: Emulation) -> None:
-    ways = GpuWays(0)
+    ways = CopyStreams(0)
     assert emulation.priority(ways.stream("in")) == -5  # the greatest that the GPU has
     assert emulation.priority(ways.stream("out")) == 0
 
@@ -229,9 +230,9 @@ class Arena:
             k, k + np.uint64(plane), capacity, capacity * head, head, capacity * head,
             LAYOUT.kv_heads, head, capacity,
         )  # fmt: skip
-        self.ways = GpuWays(0, planner)
+        self.ways = CopyStreams(0, planner)
         slots = np.arange(capacity, dtype=np.int64).reshape(chunks, -1)
-        self.place = GpuPlace(self.ways, self.paged, slots, LAYOUT, lambda stream: None)
+        self.place = GpuBuffers(self.ways, self.paged, slots, LAYOUT, lambda stream: None)
 
     def write(self, kv: NDArray[np.uint8]) -> None:
         with self.ways.way("in") as transfer:
@@ -256,9 +257,9 @@ def test_few_blocks_move_to_the_host_and_more_within_the_gpu(emulation: Emulatio
     assert 4 <= blocks() <= 12
     codec = Codec.of_layout("int8", LAYOUT)
     assert codec is not None
-    CodedPlace(arena.place, codec).copy_to(there)
+    CodedBuffers(arena.place, codec).copy_to(there)
     assert 12 < blocks() <= 32
-    CodedPlace(arena.place, codec).copy_from(there)
+    CodedBuffers(arena.place, codec).copy_from(there)
     assert 12 < blocks() <= 48
     tier = GpuTier("device", 24, LAYOUT.chunk_bytes, arena.ways)
     tier.write([bytes([i]) * 32 for i in range(24)], arena.place)
@@ -333,7 +334,7 @@ def host_planes(
 
 def test_a_measured_planner_is_heard(emulation: Emulation) -> None:
     """In both directions, each by its own costs."""
-    cheap, dear = (Cost((RunCost(1, 0.0, each),)) for each in (0.0, 1.0))
+    cheap, dear = (CopyCost((RunCost(1, 0.0, each),)) for each in (0.0, 1.0))
     planner = Planner(
         {
             ("d2h", "dma"): cheap,

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.gpu import transfer_rows
-from cache_core.adapters.vllm.cuda_blocks import CudaBlocks
+from cache_core.adapters.vllm.worker.kv_cuda import CudaBlocks
 from cache_core.tiers.memory import MemoryTier
 from cache_core.tiers.tier import Read
-from cache_core.transfer.codec import Codec, CodedPlace
-from cache_core.transfer.planner import Cost, Planner, RunCost, load_costs
+from cache_core.transfer.codec import Codec
+from cache_core.transfer.coded import CodedBuffers
+from cache_core.transfer.planner import CopyCost, Planner, RunCost, load_costs
 from lmcache_cli.probe import transfer as probe
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.paged_world import u64
@@ -87,7 +88,7 @@ def tokens_of(kv: NDArray[np.uint16], slots: NDArray[np.int64]) -> NDArray[np.ui
 PLANS = {
     way: Planner(
         {
-            (direction, which): Cost((RunCost(1, 0.0, 0.0 if which == way else 1.0),))
+            (direction, which): CopyCost((RunCost(1, 0.0, 0.0 if which == way else 1.0),))
             for direction in ("d2h", "h2d")
             for which in ("dma", "kernel")
         }
@@ -142,7 +143,7 @@ def test_codes_below_vllm(emulation: Emulation, pinned: bool) -> None:
     room = np.zeros(codec.coded_bytes, np.uint8)
     there = memory.addresses(1, codec.coded_bytes) if pinned else u64(room.ctypes.data)
     place = blocks.place(slots)
-    CodedPlace(place, codec).copy_to(there)
+    CodedBuffers(place, codec).copy_to(there)
     whole = (ctypes.c_uint8 * codec.coded_bytes).from_address(int(there[0]))
     raw = np.ascontiguousarray(tokens_of(kv, slots))
     expected = np.zeros(codec.coded_bytes, np.uint8)
@@ -150,7 +151,7 @@ def test_codes_below_vllm(emulation: Emulation, pinned: bool) -> None:
     used = np.ctypeslib.as_array(whole)
     assert np.array_equal(used, expected)
     tensors.write(numbers(2))
-    CodedPlace(place, codec).copy_from(there)
+    CodedBuffers(place, codec).copy_from(there)
     codec.decode(u64(raw.ctypes.data), u64(expected.ctypes.data))
     assert np.array_equal(tokens_of(tensors.read(), slots), raw)
     memory.release()

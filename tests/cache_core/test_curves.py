@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cache_core import _native
 from cache_core.cache import TieredCache
-from cache_core.curves import TierCurves, curve_error, hit_curves
 from cache_core.layout import KVLayout
 from cache_core.plan import PLACEMENTS, Placement
-from cache_core.references import References
-from cache_core.simulation import hit_rates, replay
+from cache_core.sizing.accesses import AccessTrace
+from cache_core.sizing.curves import TierCurves, curve_error, hit_curves
+from cache_core.sizing.replay import hit_rates, replay_ledger
 from cache_core.tiers.null import NullTier
 
 # Chunks of a small tree: prefix-closed. And any order, with a chunk several times in a request.
@@ -57,7 +57,7 @@ def lru_hits(requests: Sequence[Sequence[Hashable]], capacity: int) -> tuple[int
 
 
 def cache_hits(
-    references: References, stack: list[int | None], placement: Placement
+    references: AccessTrace, stack: list[int | None], placement: Placement
 ) -> list[list[int]]:
     """Chunks of each request that each tier of a real cache served."""
     tiers = [NullTier(f"tier{i}", capacity) for i, capacity in enumerate(stack)]
@@ -78,7 +78,7 @@ def cache_hits(
 def test_curves_equal_a_replay_at_every_capacity(
     requests: list[list[int]], chunk_tokens: int
 ) -> None:
-    references = References.of(requests, chunk_tokens)
+    references = AccessTrace.of(requests, chunk_tokens)
     curves = hit_curves(references)
     for capacity in range(references.distinct + 3):
         prefix, anywhere = lru_hits(requests, capacity)
@@ -93,10 +93,10 @@ def test_curves_equal_a_replay_at_every_capacity(
 def test_every_tier_serves_what_a_cache_of_tiers_serves(
     requests: list[list[int]], stack: list[int | None], placement: Placement
 ) -> None:
-    references = References.of(requests)
+    references = AccessTrace.of(requests)
     [found] = TierCurves(references).hits([stack], placement)
     assert found.tolist() == cache_hits(references, stack, placement)
-    assert found.tolist() == replay(references, stack, placement=placement).hits.tolist()
+    assert found.tolist() == replay_ledger(references, stack, placement=placement).hits.tolist()
 
 
 @given(tree, st.integers(1, 4), st.integers(0, 8))
@@ -110,7 +110,7 @@ def test_longer_chunks_are_those_of_the_tokens(
     ]
     expected = lru_hits(longer, capacity)[0] * group
     for naming in ("prefix", "content"):
-        merged = References.of(requests, 1, naming).merged(group)
+        merged = AccessTrace.of(requests, 1, naming).merged(group)
         assert merged.tokens == sum(map(len, requests))
         assert hit_curves(merged)["prefix"].hit_tokens(capacity) == expected
 
@@ -119,7 +119,7 @@ def test_longer_chunks_are_those_of_the_tokens(
 def test_contents_hit_at_any_position_and_by_prefix(
     requests: list[list[int]], group: int, capacity: int
 ) -> None:
-    curves = hit_curves(References.of(requests, naming="content").merged(group))
+    curves = hit_curves(AccessTrace.of(requests, naming="content").merged(group))
     alone = [
         [tuple(c[i : i + group]) for i in range(0, len(c) // group * group, group)]
         for c in requests
@@ -130,7 +130,7 @@ def test_contents_hit_at_any_position_and_by_prefix(
 
 
 def test_the_last_chunk_counts_as_far_as_the_prompt_goes() -> None:
-    references = References.of([[1, 2], [1, 2], [1, 2, 3]], 10, prompt_tokens=[15, 15, 30])
+    references = AccessTrace.of([[1, 2], [1, 2], [1, 2, 3]], 10, prompt_tokens=[15, 15, 30])
     curve = hit_curves(references)["prefix"]
     assert [curve.hit_tokens(c) for c in (0, 1, 2, None)] == [0, 20, 35, 35]
     assert curve.hit_rate(2) == curve.ceiling == 35 / 60
@@ -146,7 +146,7 @@ def test_a_long_trace_outgrows_every_table() -> None:
         list(range(s * 40, s * 40 + n))
         for s, n in zip(starts, random.integers(1, 40, 3000), strict=True)
     ]
-    references = References.of(requests)
+    references = AccessTrace.of(requests)
     curves = hit_curves(references)
     for capacity in (1, 60, 1000, 5000, 20_000):
         prefix, anywhere = lru_hits(requests, capacity)
@@ -158,7 +158,7 @@ def test_a_sample_comes_near() -> None:
     """Each prompt starts with one chunk that all share: the case that needs the correction."""
     random = np.random.default_rng(1)
     starts = random.zipf(1.3, 20_000) % 3000
-    references = References.of([[0, *range(1 + s * 10, 11 + s * 10)] for s in starts])
+    references = AccessTrace.of([[0, *range(1 + s * 10, 11 + s * 10)] for s in starts])
     exact = hit_curves(references)
     for seed in range(4):
         sampled = hit_curves(references, sample_above=len(references.ids) // 5, seed=seed)
@@ -171,20 +171,22 @@ def test_a_sample_comes_near() -> None:
 def test_a_sampled_replay_comes_near() -> None:
     random = np.random.default_rng(2)
     starts = random.zipf(1.3, 3000) % 1000
-    references = References.of([[0, *range(1 + s * 10, 11 + s * 10)] for s in starts])
+    references = AccessTrace.of([[0, *range(1 + s * 10, 11 + s * 10)] for s in starts])
     for policy in ("lru", "belady", "s3-fifo"):
-        exact = replay(references, [1000], policy).hit_rate
-        assert abs(replay(references, [1000], policy, rate=0.3, seed=3).hit_rate - exact) < 0.05
+        exact = replay_ledger(references, [1000], policy).hit_rate
+        assert (
+            abs(replay_ledger(references, [1000], policy, rate=0.3, seed=3).hit_rate - exact) < 0.05
+        )
 
 
 @given(tree, st.integers(1, 12))
 def test_belady_bounds_lru_and_the_ceiling_bounds_both(
     requests: list[list[int]], capacity: int
 ) -> None:
-    references = References.of(requests)
+    references = AccessTrace.of(requests)
     curve = hit_curves(references, ["prefix"])["prefix"]
-    assert replay(references, [capacity]).hit_rate == curve.hit_rate(capacity)
-    assert replay(references, [capacity], "unbounded").hit_rate == curve.ceiling
+    assert replay_ledger(references, [capacity]).hit_rate == curve.hit_rate(capacity)
+    assert replay_ledger(references, [capacity], "unbounded").hit_rate == curve.ceiling
     rates = hit_rates(references, [capacity, 2 * capacity])
     for lru, belady, ceiling in zip(*rates.values(), strict=True):
         assert lru <= belady <= ceiling
@@ -200,13 +202,13 @@ def test_offsets_that_do_not_fit_are_refused(ids: list[int], offsets: list[int],
 
 
 def test_what_is_not_possible_is_said() -> None:
-    references = References.of([[1]])
+    references = AccessTrace.of([[1]])
     with pytest.raises(ValueError, match="known; use one of lru"):
-        replay(references, [1], "newest")
+        replay_ledger(references, [1], "newest")
     with pytest.raises(ValueError, match="negative"):
         TierCurves(references).hits([[-1]])
     with pytest.raises(ValueError, match="same number"):
         TierCurves(references).hits([[1], [1, 2]])
     with pytest.raises(ValueError, match="sampling rate"):
         references.sampled(0)
-    assert hit_curves(References.of([]))["prefix"].hit_rate(None) == 0
+    assert hit_curves(AccessTrace.of([]))["prefix"].hit_rate(None) == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.curves import TierCurves, hit_curves
 from cache_core.plan import PLACEMENTS, Placement
-from cache_core.references import References
-from cache_core.simulation import replay
+from cache_core.sizing.accesses import AccessTrace
+from cache_core.sizing.curves import TierCurves, hit_curves
+from cache_core.sizing.replay import replay_ledger
 
 CAPACITIES = (1, 7, 50, 200, 1000, 3000, 8000, 20_000, 40_000, 80_000, 150_000, 200_000)
 STACKS: tuple[tuple[int | None, ...], ...] = (
@@ -21,7 +21,7 @@ STACKS: tuple[tuple[int | None, ...], ...] = (
 
 
 @pytest.fixture(scope="module")
-def mooncake() -> References:
+def mooncake() -> AccessTrace:
     folder = os.environ.get("LMCACHE_TRACES")
     if not folder:
         pytest.skip("LMCACHE_TRACES names no folder of traces")
@@ -29,7 +29,7 @@ def mooncake() -> References:
     if not path.is_file():
         pytest.skip(f"LMCACHE_TRACES has no {path.name}")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return References.of(
+    return AccessTrace.of(
         [row["hash_ids"] for row in rows],
         512,
         prompt_tokens=[row["input_length"] for row in rows],
@@ -37,11 +37,11 @@ def mooncake() -> References:
     )
 
 
-def test_one_tier_of_twelve_capacities(mooncake: References) -> None:
+def test_one_tier_of_twelve_capacities(mooncake: AccessTrace) -> None:
     curve = hit_curves(mooncake)["prefix"]
     tiers = TierCurves(mooncake).hits([[capacity] for capacity in CAPACITIES])
     for capacity, found in zip(CAPACITIES, tiers, strict=True):
-        replayed = replay(mooncake, [capacity])
+        replayed = replay_ledger(mooncake, [capacity])
         assert (found == replayed.hits).all()
         assert curve.hit_rate(capacity) == replayed.hit_rate
 
@@ -49,7 +49,7 @@ def test_one_tier_of_twelve_capacities(mooncake: References) -> None:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_three_tiers(
-    mooncake: References, stack: tuple[int | None, ...], placement: Placement
+    mooncake: AccessTrace, stack: tuple[int | None, ...], placement: Placement
 ) -> None:
     [found] = TierCurves(mooncake).hits([stack], placement)
-    assert (found == replay(mooncake, stack, placement=placement).hits).all()
+    assert (found == replay_ledger(mooncake, stack, placement=placement).hits).all()

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from cache_core import _native
-from cache_core.place import Addresses, FlatPlace
+from cache_core.layout import Addresses
 from cache_core.tiers import DiskTier, TierError
 from cache_core.tiers.disk.directory import Directory
-from cache_core.tiers.disk.segment import Segment
+from cache_core.tiers.disk.segment import SegmentFile
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import FlatBuffers
 from tests.cache_core.disk_world import DiskWorld
 from tests.cache_core.memory_engine import key
 
@@ -333,7 +334,7 @@ class Raising:
     def copy_to(self, addresses: Addresses) -> None:
         if self.last < len(addresses):
             raise RuntimeError("the engine is out of order")
-        FlatPlace(self.addresses, CHUNK_BYTES).copy_to(addresses)
+        FlatBuffers(self.addresses, CHUNK_BYTES).copy_to(addresses)
 
     copy_from = copy_to
 
@@ -376,15 +377,15 @@ def test_a_directory_of_several_levels_is_made_durable(
 def test_a_segment_that_was_never_sealed_for_trouble_is_sealed_later(
     tier: DiskTier, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Segment.seal
+    plain = SegmentFile.seal
     failing = Failing(monkeypatch, errno.EIO)
 
-    def seal(segment: Segment) -> None:
+    def seal(segment: SegmentFile) -> None:
         if failing.on:
             _fail(errno.EIO)
         plain(segment)
 
-    monkeypatch.setattr(Segment, "seal", seal)
+    monkeypatch.setattr(SegmentFile, "seal", seal)
     assert tier.sync() is False
     kill(tier)
     again = opened(folder)

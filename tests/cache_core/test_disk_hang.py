@@ -16,10 +16,10 @@ import pytest
 
 from cache_core import _native
 from cache_core.cache import TieredCache
-from cache_core.place import FlatPlace
 from cache_core.tiers import DiskTier, MemoryTier, TierError
-from cache_core.tiers.disk.crew import Crew, Hung
+from cache_core.tiers.disk.crew import Hung, IoThreads
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import FlatBuffers
 from tests.cache_core.disk_world import DiskWorld
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
@@ -211,8 +211,8 @@ def test_a_place_that_fails_while_the_next_batch_is_read(
         ended.set()
         return answer
 
-    class Failing(FlatPlace):
-        def pick(self, rows: Sequence[int]) -> FlatPlace:
+    class Failing(FlatBuffers):
+        def pick(self, rows: Sequence[int]) -> FlatBuffers:
             assert entered.wait(LIMIT_S)
             raise RuntimeError("the engine is out of order")
 
@@ -357,7 +357,7 @@ def test_a_forked_child_waits_in_its_own_thread(tier: DiskTier) -> None:
 
 
 def test_a_crew_gives_results_errors_and_threads_back() -> None:
-    crew = Crew("x", LIMIT_S)
+    crew = IoThreads("x", LIMIT_S)
     assert crew.call(lambda: 7) == 7
     with pytest.raises(KeyError):
         crew.call(lambda: os.environ["LMCACHE_ABSENT"])
@@ -367,11 +367,11 @@ def test_a_crew_gives_results_errors_and_threads_back() -> None:
     assert threading.active_count() == before
     crew.close(lambda: None)
     with pytest.raises(ValueError, match="last"):
-        Crew("x", LIMIT_S).close(lambda: int("last"))
+        IoThreads("x", LIMIT_S).close(lambda: int("last"))
 
 
 def test_without_a_limit_the_caller_does_it() -> None:
-    crew = Crew("x", None)
+    crew = IoThreads("x", None)
     assert crew.call(threading.current_thread) is threading.current_thread()
 
 
@@ -379,7 +379,7 @@ def test_what_is_left_behind_refuses_others_until_it_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    crew = Crew("x", 0.02)
+    crew = IoThreads("x", 0.02)
     released, closed = threading.Event(), threading.Event()
     with pytest.raises(Hung, match=r"no answer within 0\.02 s"):
         crew.call(lambda: released.wait(LIMIT_S))

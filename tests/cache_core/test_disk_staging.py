@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from cache_core.tiers.disk.staging import Staging
+from cache_core.tiers.disk.reader import Staging
 
 CHUNK = 1 << 20
 DEPTH = 4

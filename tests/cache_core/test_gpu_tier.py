@@ -14,11 +14,11 @@ from cache_core import _native
 from cache_core.cache import TieredCache
 from cache_core.ledger import Placement
 from cache_core.tiers import DiskTier, MemoryTier, SlabMemory, Tier
-from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.tier import Read
+from cache_core.tiers.wrappers import CodedTier
 from cache_core.transfer.codec import Codec
 from cache_core.transfer.cuda import PinnedMemory
-from cache_core.transfer.gpu import GpuPlace, GpuTier, GpuWays
+from cache_core.transfer.gpu import CopyStreams, GpuBuffers, GpuTier
 from tests.cache_core.emulated_cuda import NO_MEMORY, Emulation, emulated
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content, key
 from tests.cache_core.paged_world import u64
@@ -36,7 +36,7 @@ class GpuEngine:
 
     def __init__(self, emulation: Emulation, chunks: int, device: int) -> None:
         self.emulation, self.host = emulation, MemoryEngine(LAYOUT, chunks)
-        self.ways = GpuWays(device)
+        self.ways = CopyStreams(device)
         self.memory = emulation.cuda.DeviceMemory(device, self.host.kv.nbytes)
         self.transfer = emulation.cuda.Transfer(device)  # the engine's stream
         self.staged = PinnedMemory(device)
@@ -49,11 +49,11 @@ class GpuEngine:
             LAYOUT.kv_heads, LAYOUT.head_bytes, self.host.capacity,
         )  # fmt: skip
 
-    def place(self, first: int, count: int) -> GpuPlace:
+    def place(self, first: int, count: int) -> GpuBuffers:
         size = LAYOUT.chunk_tokens
         slots = np.arange(first * size, (first + count) * size, dtype=np.int64).reshape(count, size)
         # The event of a real engine: what it has queued on its stream comes first.
-        return GpuPlace(self.ways, self.paged, slots, LAYOUT, self.transfer.release_to)
+        return GpuBuffers(self.ways, self.paged, slots, LAYOUT, self.transfer.release_to)
 
     def upload(self) -> None:
         """Queued only: pinned memory is read when the stream gets there."""
@@ -157,7 +157,7 @@ def test_coded_chunks_below_a_device_tier(emulation: Emulation) -> None:
 
 
 def test_a_gpu_without_room_says_so(emulation: Emulation) -> None:
-    ways = GpuWays(0)
+    ways = CopyStreams(0)
     errors = []
     for call in range(1, 10):  # each of the calls that it makes
         emulation.fail_call(call, NO_MEMORY)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
-from cache_core.policy import POLICIES
+from cache_core.policies import POLICIES
 
 
 def key(i: int) -> bytes:

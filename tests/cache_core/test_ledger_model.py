@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core.admission import Admission, SecondTouch
 from cache_core.ledger import PLACEMENTS, Hit, Ledger, Move, Placement
-from cache_core.policy import POLICIES, PolicyMaker, belady
+from cache_core.policies import POLICIES, Admission, PolicyMaker, SecondTouch, belady
 from tests.cache_core.ledger_model import LedgerModel
 from tests.cache_core.order_models import order_model
 from tests.cache_core.test_ledger import key, path

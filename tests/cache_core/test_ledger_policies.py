@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core.admission import Admission, BytesPerDay, SecondTouch
 from cache_core.ledger import Hit, Ledger, Placement, Plan
-from cache_core.policy import POLICIES, PolicyMaker, belady
+from cache_core.policies import POLICIES, Admission, BytesPerDay, PolicyMaker, SecondTouch, belady
 from tests.cache_core.test_ledger import Tiers, coin, path, placements
 
 # A request is a path in a small tree of documents: chunk i of document d.

@@ -8,10 +8,10 @@ import pytest
 
 from cache_core.cache import TieredCache
 from cache_core.ledger import PLACEMENTS, Ledger, Placement
-from cache_core.place import Place
-from cache_core.policy import POLICIES
+from cache_core.policies import POLICIES
 from cache_core.tiers import NullTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.memory_engine import LAYOUT, key
 
 
@@ -62,7 +62,7 @@ class Lasting(NullTier):
     def recovered(self) -> list[bytes]:
         return keys(1, 2, 3, 4)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         return Read.of(self.contains(keys))
 
 

@@ -14,15 +14,15 @@ import pytest
 
 from cache_core.cache import TieredCache
 from cache_core.tiers import MemoryTier, TierError
-from cache_core.tiers.mooncake_store import (
+from cache_core.tiers.remote.mooncake_store import (
     Channel,
     MooncakeClient,
     MooncakeServer,
     MooncakeStore,
 )
-from cache_core.tiers.remote import RemoteTier
-from cache_core.tiers.remote_url import open_remote
-from cache_core.tiers.store import StoreError
+from cache_core.tiers.remote.remote_tier import RemoteTier
+from cache_core.tiers.remote.store import StoreError
+from cache_core.tiers.remote.url import open_remote
 from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine
 from tests.cache_core.servers import MooncakeProcess, eventually, free_port, silent_server

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_core.ledger import PLACEMENTS, Ledger, Placement
-from cache_core.policy import POLICIES, PolicyMaker, belady
+from cache_core.policies import POLICIES, PolicyMaker, belady
 from tests.cache_core.policy_models import (
     AdaptiveModel,
     AgingModel,

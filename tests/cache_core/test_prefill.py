@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cache_core.prefill import PrefillCost, PrefillWatch, Savings
+from cache_core.sizing.prefill_cost import PrefillCost, PrefillWatch, Savings
 
 
 def test_a_known_cost_is_found_again() -> None:

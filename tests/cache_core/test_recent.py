@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.recent import Recent
+from cache_core.residency import Recent
 
 step = st.one_of(
     st.integers(0, 3),  # seconds that pass

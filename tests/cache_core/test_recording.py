@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
-from cache_core.recording import SCHEMA, Served, TraceWriter
+from cache_core.trace_writer import TRACE_SCHEMA, ServedRequest, TraceWriter
 
 ROOT = Path(__file__).parents[2]
 KEYS = [bytes([i]) * 32 for i in range(3)]
 
 
-def served(name: str = "a", **changes: Any) -> Served:
+def served(name: str = "a", **changes: Any) -> ServedRequest:
     fields: dict[str, Any] = dict(
         id=name, arrival_s=12.5, input_tokens=50, output_tokens=4, keys=KEYS
     )
-    return Served(**(fields | changes))
+    return ServedRequest(**(fields | changes))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -42,7 +42,12 @@ def test_a_header_and_a_line(tmp_path: Path) -> None:
     writer.close()
     header, line = read(path)
     assert header.pop("started").endswith("+00:00")
-    assert header == {"schema": SCHEMA, "chunk_tokens": 16, "source": "proxy", "model": "tiny"}
+    assert header == {
+        "schema": TRACE_SCHEMA,
+        "chunk_tokens": 16,
+        "source": "proxy",
+        "model": "tiny",
+    }
     assert line == {
         "id": "a",
         "t": 2.5,
@@ -127,9 +132,9 @@ def test_a_killed_process_has_lost_no_finished_request(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     script = (
         "import os, signal\nfrom pathlib import Path\n"
-        "from cache_core.recording import Served, TraceWriter\n"
+        "from cache_core.trace_writer import ServedRequest, TraceWriter\n"
         f"writer = TraceWriter(Path({str(path)!r}), 16, 'proxy', 'tiny', 0)\n"
-        "for i in range(100):\n    writer.write(Served(str(i), 0, 1, 1, []))\n"
+        "for i in range(100):\n    writer.write(ServedRequest(str(i), 0, 1, 1, []))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -16,10 +16,10 @@ import pytest
 from cache_core.cache import TieredCache
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.tiers import MemoryTier, Tier, TierError
-from cache_core.tiers.redis_store import PREFIX
-from cache_core.tiers.remote import RemoteTier
-from cache_core.tiers.remote_url import open_remote
-from cache_core.tiers.resp import RespConnection
+from cache_core.tiers.remote.redis_store import REDIS_PREFIX
+from cache_core.tiers.remote.remote_tier import RemoteTier
+from cache_core.tiers.remote.resp import RespConnection
+from cache_core.tiers.remote.url import open_remote
 from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine
 from tests.cache_core.servers import RedisProcess, eventually, free_port
@@ -98,12 +98,12 @@ def test_a_value_with_a_bad_part_is_a_miss(
     keys = hasher(f"{part} {damage}").keys(prompt(3)).prefix
     engine.fill([0, 1, 2])
     assert tier.write(keys, engine.place(0, 3)) == [True] * 3
-    name = f"{PREFIX}{keys[1].hex()}".encode() + (b":%d" % part if part else b"")
+    name = f"{REDIS_PREFIX}{keys[1].hex()}".encode() + (b":%d" % part if part else b"")
     if damage == "short":
         assert command(redis_port, b"SETRANGE", name, b"0", b"") is not None
         command(redis_port, b"APPEND", name, b"x")
     elif damage == "foreign":
-        other = f"{PREFIX}{keys[2].hex()}".encode() + (b":%d" % part if part else b"")
+        other = f"{REDIS_PREFIX}{keys[2].hex()}".encode() + (b":%d" % part if part else b"")
         command(redis_port, b"COPY", other, name, b"REPLACE")
     else:
         assert command(redis_port, b"DEL", name) == 1
@@ -166,7 +166,7 @@ def test_a_value_that_lost_a_part_is_not_promised(redis_port: int, engine: Memor
     engine.fill([0, 1, 2, 3])
     assert all(tier.write(keys, engine.place(0, 4)))
     for part in range(4):
-        name = f"{PREFIX}{keys[part].hex()}".encode() + (b":%d" % part if part else b"")
+        name = f"{REDIS_PREFIX}{keys[part].hex()}".encode() + (b":%d" % part if part else b"")
         assert command(redis_port, b"DEL", name) == 1
         assert tier.contains(keys) == [n > part for n in range(4)]
     tier.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cache_core.tiers import TierError
-from cache_core.tiers.remote_url import open_remote
+from cache_core.tiers.remote.url import open_remote
 from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine
 from tests.cache_core.servers import RedisProcess

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core.cache import TieredCache
-from cache_core.place import PagedPlace
 from cache_core.tiers import MemoryTier, TierError
-from cache_core.tiers.envelope import HEAD_BYTES, intact, seal
-from cache_core.tiers.remote import RemoteTier
+from cache_core.tiers.remote.remote_tier import RemoteTier
+from cache_core.tiers.remote.store import HEAD_BYTES, intact, seal
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import PagedBuffers
 from tests.cache_core.dict_store import (
     CHUNK,
     Clock,
@@ -236,7 +236,7 @@ def test_a_place_that_fails_gives_the_lanes_back(server: Server, engine: MemoryE
     tier = open_tier(server)
     keys = written(tier, engine, list(range(8)))
     beyond = np.full((8, LAYOUT.chunk_tokens), engine.capacity, dtype=np.int64)
-    outside = PagedPlace(engine.paged, beyond, LAYOUT)
+    outside = PagedBuffers(engine.paged, beyond, LAYOUT)
     for _ in range(4):
         with pytest.raises(IndexError):
             tier.read(keys, outside)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from cache_core import _native
-from cache_core.tiers.store import Bytes
+from cache_core.tiers.remote.store import Bytes
 from cache_core.tiers.tier import Read
 from tests.cache_core.dict_store import Server, assert_true, open_tier, refuse, stored, written
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import pytest
 
-from cache_core.tiers.mooncake_store import MooncakeClient, MooncakeServer, MooncakeStore
-from cache_core.tiers.remote import RemoteTier
-from cache_core.tiers.remote_url import open_remote
+from cache_core.tiers.remote.mooncake_store import MooncakeClient, MooncakeServer, MooncakeStore
+from cache_core.tiers.remote.remote_tier import RemoteTier
+from cache_core.tiers.remote.url import open_remote
 from cache_core.tiers.tier import Read
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 from tests.cache_core.remote_verbs import VERBS

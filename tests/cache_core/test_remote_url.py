@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cache_core.tiers import TierError
-from cache_core.tiers.remote_url import open_remote, redacted
+from cache_core.tiers.remote.url import open_remote, redacted
 
 
 @pytest.mark.parametrize(

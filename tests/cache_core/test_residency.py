@@ -8,11 +8,11 @@ import pytest
 
 from cache_core.cache import TieredCache
 from cache_core.ledger import Hit
-from cache_core.place import Place
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.residency import FRESH_S
 from cache_core.tiers import NullTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.memory_engine import LAYOUT, key
 
 
@@ -27,7 +27,7 @@ class Shared(NullTier):
         self.discarded: list[bytes] = []
         self.silent = False
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         self.asked.append(list(keys))
         return [Read.LATER] * len(keys) if self.silent else super().read(keys, place)
 

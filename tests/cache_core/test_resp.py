@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from cache_core.tiers.resp import RespConnection, RespError
-from cache_core.tiers.store import StoreError
+from cache_core.tiers.remote.resp import RespConnection, RespError
+from cache_core.tiers.remote.store import StoreError
 from tests.cache_core.servers import silent_server
 
 

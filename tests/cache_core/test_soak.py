@@ -16,7 +16,7 @@ from benchmarks import soak
 from benchmarks.soaking import faults
 from cache_core.cache import TieredCache
 from cache_core.tiers import MemoryTier
-from cache_core.tiers.wrapper import Wrapper
+from cache_core.tiers.wrappers import Wrapper
 
 ROOT = Path(__file__).parents[2]
 

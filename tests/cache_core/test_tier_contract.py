@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from cache_core import _native
 from cache_core.cache import TieredCache
 from cache_core.ledger import PLACEMENTS, Placement
-from cache_core.place import FlatPlace, Place
 from cache_core.tiers import DiskTier, MemoryTier, NullTier, Throttled, Tier, TierError
 from cache_core.tiers.disk.format import spend
-from cache_core.tiers.mooncake_store import MooncakeStore
-from cache_core.tiers.remote import RemoteTier
-from cache_core.tiers.remote_url import open_remote
-from cache_core.tiers.tensor import TensorPlace, TensorTier
+from cache_core.tiers.remote.mooncake_store import MooncakeStore
+from cache_core.tiers.remote.remote_tier import RemoteTier
+from cache_core.tiers.remote.url import open_remote
+from cache_core.tiers.tensor import TensorBuffers, TensorTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
 from tests.cache_core.chaos import Chaos
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content
 
@@ -91,11 +91,11 @@ class World:
     keeps_bytes: bool
     takes_tensors: bool
 
-    def place(self, count: int) -> Place:
+    def place(self, count: int) -> ChunkBuffers:
         """The first chunks of the engine's memory."""
         if self.takes_tensors:
             arena = torch.from_numpy(self.engine.kv).view(torch.float32)
-            return TensorPlace.of_arena(arena, LAYOUT, 0, count)
+            return TensorBuffers.of_arena(arena, LAYOUT, 0, count)
         return self.engine.place(0, count)
 
     def write(self, keys: list[bytes], numbers: list[int]) -> list[bool]:
@@ -218,8 +218,8 @@ def test_flat_memory_goes_in_and_out(world: World) -> None:
     for row in range(2):
         view[row, :CHUNK] = content(LAYOUT, row + 1)
     keys = fresh(2)
-    assert world.tier.write(keys, FlatPlace(addresses[:2], CHUNK)) == [True, True]
-    assert world.tier.read(keys, FlatPlace(addresses[2:], CHUNK)) == Read.of([True, True])
+    assert world.tier.write(keys, FlatBuffers(addresses[:2], CHUNK)) == [True, True]
+    assert world.tier.read(keys, FlatBuffers(addresses[2:], CHUNK)) == Read.of([True, True])
     assert np.array_equal(view[2:, :CHUNK], view[:2, :CHUNK])
 
 

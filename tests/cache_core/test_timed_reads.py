@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from cache_core import timed_reads
 from cache_core.cache import TieredCache
-from cache_core.place import Place
+from cache_core.io import timed_reads
+from cache_core.io.timed_reads import DaemonPool, Unavailable
 from cache_core.tiers.tier import Read
-from cache_core.timed_reads import DaemonPool, Unavailable
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.gated_tier import PATIENCE_S, Gate, GatedTier, put, served
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
@@ -84,7 +84,7 @@ class Stale(GatedTier):
 
     first = True
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         if self.first:
             self.first = False
             self.reads.pass_through()

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from cache_core import _native
-from cache_core.transfer.planner import Cost, Planner, RunCost, load_costs
+from cache_core.transfer.planner import CopyCost, Planner, RunCost, load_costs
 from tests.cache_core.paged_world import Order
 
 # As PCIe 5 is said to be: copy engines pay for each run, and fall off a cliff below 28 KiB.
-DMA = Cost(
+DMA = CopyCost(
     tuple(
         RunCost(kib << 10, 5e-6, (kib << 10) / rate)
         for kib, rate in ((2, 1e9), (16, 8e9), (24, 12e9), (28, 50e9), (512, 55e9))
     )
 )
-KERNEL = Cost(tuple(RunCost(kib << 10, 10e-6, (kib << 10) / 40e9) for kib in (2, 24, 28, 512)))
+KERNEL = CopyCost(tuple(RunCost(kib << 10, 10e-6, (kib << 10) / 40e9) for kib in (2, 24, 28, 512)))
 PLANNER = Planner({("h2d", "dma"): DMA, ("h2d", "kernel"): KERNEL})
 
 
@@ -40,7 +40,7 @@ def test_the_cheaper_way_is_chosen(runs: int, run_bytes: int, way: str) -> None:
 
 
 def test_a_cost_between_and_beyond_what_was_measured() -> None:
-    cost = Cost((RunCost(1000, 1.0, 2.0), RunCost(3000, 3.0, 4.0)))
+    cost = CopyCost((RunCost(1000, 1.0, 2.0), RunCost(3000, 3.0, 4.0)))
     assert cost.seconds(10, 1000) == 21.0
     assert cost.seconds(10, 2000) == 2.0 + 30.0
     assert cost.seconds(10, 3000) == 43.0
@@ -64,7 +64,7 @@ def test_a_fit_keeps_a_rate_for_each_length() -> None:
         for runs in (4, 100, 10_000)
         for size, rate in rates.items()
     ]
-    cost = Cost.fit(samples)
+    cost = CopyCost.fit(samples)
     assert [size.run_bytes for size in cost.sizes] == sorted(rates)
     for size in cost.sizes:
         assert size.fixed_s >= 0
@@ -72,10 +72,10 @@ def test_a_fit_keeps_a_rate_for_each_length() -> None:
 
 
 def test_a_fit_has_no_negative_term() -> None:
-    falling = Cost.fit([(1, 8, 2.0), (10, 8, 1.0)])
+    falling = CopyCost.fit([(1, 8, 2.0), (10, 8, 1.0)])
     assert falling.sizes[0].run_s == 0
     assert falling.sizes[0].fixed_s > 0
-    steep = Cost.fit([(1, 8, 0.1), (10, 8, 10.0)])
+    steep = CopyCost.fit([(1, 8, 0.1), (10, 8, 10.0)])
     assert steep.sizes[0].fixed_s == 0
     assert steep.sizes[0].run_s > 0
 
@@ -90,12 +90,12 @@ def test_a_fit_has_no_negative_term() -> None:
 )
 def test_a_fit_refuses(samples: list[tuple[int, int, float]], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        Cost.fit(samples)
+        CopyCost.fit(samples)
 
 
 def test_lengths_rise() -> None:
     with pytest.raises(ValueError, match="each longer than the one before"):
-        Cost((RunCost(8, 0.0, 1.0), RunCost(8, 0.0, 1.0)))
+        CopyCost((RunCost(8, 0.0, 1.0), RunCost(8, 0.0, 1.0)))
 
 
 @pytest.mark.parametrize(

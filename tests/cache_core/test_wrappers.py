@@ -9,12 +9,11 @@ from typing import cast
 
 import pytest
 
-from cache_core.adapters.vllm.tiers import RankTier
+from cache_core.adapters.vllm.worker.open_tiers import RankTier
 from cache_core.cache import TieredCache
 from cache_core.tiers import DiskTier, MemoryTier, NullTier, Throttled, Tier
-from cache_core.tiers.coded import CodedTier
 from cache_core.tiers.tier import Read, recovered
-from cache_core.tiers.wrapper import Wrapper
+from cache_core.tiers.wrappers import CodedTier, Wrapper
 from cache_core.transfer.codec import Codec
 from tests.cache_core.chaos import Chaos
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key

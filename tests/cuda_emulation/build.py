@@ -35,8 +35,9 @@ DEFINED = [
 KERNELS = ["-x", "c++", "-D__CUDA_ARCH__=900", "-include", str(HERE / "cuda_runtime.h")]
 OURS = ("-Wall", "-Wextra", "-ffp-contract=off")
 CSRC = (
-    "bind_cuda.cpp", "cuda_memory.cpp", "kernels.cu", "mark.cpp", "transfer.cpp",
-    "moves.cpp", "paged.cpp", "pool.cpp", "row_plan.cpp", "slab.cpp", "stream.cpp",
+    "bind/bind_cuda.cpp", "cuda/cuda_memory.cpp", "cuda/kernels.cu", "cuda/mark.cpp",
+    "cuda/transfer.cpp", "memory/pool.cpp", "memory/slab.cpp", "memory/stream.cpp",
+    "paged/moves.cpp", "paged/paged.cpp", "paged/row_plan.cpp",
 )  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def build() -> Path:
     """The module's file. Raises ``RuntimeError`` with what the compiler says."""
     package = Path(nanobind.__path__[0])
     flags = [
-        *FLAGS, *DEFINED, *RENAMED, f"-I{HERE}", f"-I{nanobind.include_dir()}",
+        *FLAGS, *DEFINED, *RENAMED, f"-I{HERE}", f"-I{ROOT / 'csrc'}",
+        f"-I{nanobind.include_dir()}",
         f"-isystem{package / 'ext/robin_map/include'}",
         f"-isystem{sysconfig.get_path('include')}",
     ]  # fmt: skip
@@ -58,7 +60,7 @@ def build() -> Path:
     if os.environ.get("LMCACHE_SANITIZE"):
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
     ours = [*(ROOT / "csrc" / name for name in CSRC), *sorted(HERE.glob("*.cpp"))]
-    headers = [*sorted((ROOT / "csrc").glob("*.[hi]*")), *sorted(HERE.glob("*.h"))]
+    headers = [*sorted((ROOT / "csrc").rglob("*.[hi]*")), *sorted(HERE.glob("*.h"))]
     common = _digest(headers, [COMPILER, nanobind.__version__, *flags])
     KEPT.mkdir(parents=True, exist_ok=True)
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import transformers
 
-from lmcache_cli.engines.between.session import SharedSession
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from reports.sample import Sample
 from tests.lmcache_cli.small_model import save_model
 from workloads import Request
@@ -38,7 +39,7 @@ def fine_tune_of(base: Path, folder: Path, seed: int = 1, moved: float = 0.1) ->
     return folder
 
 
-def shared_session(engine: TransformersEngine, base: Path, layers: str) -> SharedSession:
+def shared_session(engine: TransformersEngine, base: Path, layers: str) -> CrossModelSession:
     """A session whose cache has room for all."""
     spec = CacheSpec(
         CHUNK,
@@ -48,7 +49,7 @@ def shared_session(engine: TransformersEngine, base: Path, layers: str) -> Share
         recompute_layers=layers,
     )
     session = engine.open(spec, 256)
-    assert isinstance(session, SharedSession)
+    assert isinstance(session, CrossModelSession)
     session.keep_logits = True
     return session
 
@@ -59,7 +60,7 @@ def prompt(seed: int = 0, tokens: int = 90, outputs: int = 4) -> Request:
     return Request(f"r{seed}", "s", 0.0, ids, (), outputs)
 
 
-def serve(session: SharedSession, request: Request) -> Sample:
+def serve(session: CrossModelSession, request: Request) -> Sample:
     """One request, and its stores."""
     [sample] = session.serve([request], Load())
     session.settle()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcache_cli.engines.blend.session import BlendSession
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.transformers.blend.session import BlendSession
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from reports.sample import Sample
 from tests.lmcache_cli.small_model import save_model
 from workloads import Request, Segment

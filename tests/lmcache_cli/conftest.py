@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lmcache_cli.engines import saturation
+from lmcache_cli.engines.http import clients as saturation
 from tests.lmcache_cli.vllm_world import VllmAddress, running_vllm
 
 

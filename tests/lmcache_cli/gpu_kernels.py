@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmcache_cli.engines import attention
+from lmcache_cli.engines.transformers import attention
 
 _LSE_ROWS = 32
 _VECTOR = 8
@@ -72,7 +72,7 @@ def gpu_kernels(monkeypatch: pytest.MonkeyPatch, flash: bool) -> Iterator[list[s
     library.impl("_scaled_dot_product_flash_attention", fused, "CPU")
     library.impl("_scaled_dot_product_efficient_attention", efficient, "CPU")
     with monkeypatch.context() as patched:
-        patched.setattr(attention, "on_cpu", lambda _: False)
+        patched.setattr(attention, "tensor_on_cpu", lambda _: False)
         patched.setattr(attention, "_has_flash", lambda *_: flash)
         try:
             yield ran

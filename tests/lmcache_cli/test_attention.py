@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmcache_cli.engines.attention import attend, attend_all, empty_mask, merged
-from lmcache_cli.engines.blend.sparse import attend_apart, attend_rows, spans_of
+from lmcache_cli.engines.transformers.attention import attend, attend_all, empty_mask, merged
+from lmcache_cli.engines.transformers.blend.runner import attend_apart, attend_rows, spans_of
 from tests.lmcache_cli.gpu_kernels import gpu_kernels
 
 HEADS = ((6, 2), (4, 4), (8, 1))

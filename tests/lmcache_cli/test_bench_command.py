@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cache_core.policy import POLICIES
+from cache_core.policies import POLICIES
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache, lmcache_process, running, until_said
 

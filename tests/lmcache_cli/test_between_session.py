@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from lmcache_cli.errors import UserError
 from tests.lmcache_cli.between_world import (
     CHUNK,

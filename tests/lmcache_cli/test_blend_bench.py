@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.blend.passport import read_passport
+from cache_core.blend.certificate import read_certificate
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -58,7 +58,7 @@ def test_a_model_without_a_passport_is_refused(
     done = lmcache(*command.split()[1:], "--passage-tokens", "32", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     [path] = (tmp_path / "cache" / "lmcache-bench" / "blend").iterdir()
-    passport = read_passport(path)
+    passport = read_certificate(path)
     chosen = {"selection": "hkvd", "ratio": 0.35, "check_layer": 2, "encoding": "system"}
     replace(passport, calibration={"chosen": chosen}).write(path)
     found = json.loads(lmcache("bench", "rag", *flags, cwd=tmp_path).stdout)["cells"][0]["blend"]

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from cache_core.blend.selection import KV, Fixed, Reused
-from lmcache_cli.engines.blend.forward import blend
-from lmcache_cli.engines.blend.sparse import attend_rows, spans_of
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.transformers.blend.forward import blend
+from lmcache_cli.engines.transformers.blend.runner import attend_rows, spans_of
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from tests.lmcache_cli.blend_world import (
     CHUNK,
     ROPES,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from lmcache_cli.bench.content_oracle import ContentOracle
-from lmcache_cli.engines.blend import session as session_module
-from lmcache_cli.engines.blend.session import BlendSession
-from lmcache_cli.engines.engine import CacheSpec
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.transformers.blend import session as session_module
+from lmcache_cli.engines.transformers.blend.session import BlendSession
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from lmcache_cli.errors import UserError
+from lmcache_cli.modes.blend import ContentOracle
 from tests.lmcache_cli.blend_world import (
     CHUNK,
     asking,

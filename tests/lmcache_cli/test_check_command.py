@@ -17,8 +17,8 @@ import psutil
 import pytest
 from junitparser import Error, Failure, JUnitXml
 
-from lmcache_cli.bench.plan import BenchOptions
 from lmcache_cli.check.in_process import engine_differences
+from lmcache_cli.options.bench import BenchOptions
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import ROOT, lmcache, lmcache_process, running, until_said
 from tests.lmcache_cli.small_model import save_model

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lmcache_cli.compare.stored import read_stored
+from lmcache_cli.check.stored_runs import read_compared
 from lmcache_cli.errors import UserError
-from reports.change_points import change_points
 from reports.run_file import write_run
+from reports.verdict.interval import change_points
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.foreign_runs import TOOLS, write
 
@@ -95,7 +95,7 @@ def test_other_tools(tool: str, tmp_path: Path) -> None:
         (tmp_path / side).mkdir()
         for i, ttft_ms in enumerate(times):
             write(tool, tmp_path / side / f"{i}.json", ttft_ms)
-    [(_, rounds)] = read_stored(tmp_path / "base" / "0.json").cells.items()
+    [(_, rounds)] = read_compared(tmp_path / "base" / "0.json").cells.items()
     assert rounds[0].n == 200 and rounds[0].value("ttft.p50") == pytest.approx(0.1)
     assert rounds[0].failed == (tool == "vllm-detailed")
     found, code = compare(tmp_path, "base", "slow")
@@ -122,7 +122,7 @@ def test_two_tools_are_refused(tmp_path: Path) -> None:
 
 def test_details_of_each_tool(tmp_path: Path) -> None:
     def one(tool: str) -> Any:
-        return next(iter(read_stored(write(tool, tmp_path / "x.json", 100)).cells.values()))[0]
+        return next(iter(read_compared(write(tool, tmp_path / "x.json", 100)).cells.values()))[0]
 
     assert one("sglang").hit_rate == 0.25
     assert one("vllm-detailed").value("itl.mean") == pytest.approx(0.0075)
@@ -136,7 +136,7 @@ def test_details_of_each_tool(tmp_path: Path) -> None:
 def test_sglang_lines_are_rounds(tmp_path: Path) -> None:
     lines = [write("sglang", tmp_path / "x.json", t).read_text() for t in (100, 101, 102)]
     (tmp_path / "runs.jsonl").write_text("".join(lines))
-    [rounds] = read_stored(tmp_path / "runs.jsonl").cells.values()
+    [rounds] = read_compared(tmp_path / "runs.jsonl").cells.values()
     assert [r.value("ttft.p50") for r in rounds] == pytest.approx([0.1, 0.101, 0.102])
 
 
@@ -164,7 +164,7 @@ def test_p99_of_few_requests_of_another_tool_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_run(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError) as error:
-        read_stored(tmp_path / "x.json")
+        read_compared(tmp_path / "x.json")
     assert words in str(error.value) and "x.json" in str(error.value)
 
 

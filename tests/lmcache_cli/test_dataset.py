@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_cli.bench.dataset import read_dataset
+from lmcache_cli.bench.requests import read_dataset
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache

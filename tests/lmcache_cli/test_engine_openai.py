@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from lmcache_cli.bench.modes import reuse_modes
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.openai import SALT_TOKENS, OpenAIEngine
-from lmcache_cli.engines.serving import Serving, server_root
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.http.engine import SALT_TOKENS, OpenAIEngine
+from lmcache_cli.engines.http.settings import ServerSettings, server_root
 from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.modes.mode import reuse_modes
 from reports.run_file import read_run
 from reports.sample import Sample
 from tests.lmcache_cli.command_line import lmcache
@@ -37,7 +38,7 @@ def bench(cwd: Path, url: str, *args: str, **environment: str) -> CompletedProce
 
 
 def serve(url: str, asked: list[Request], load: Load, silence_s: float = 60) -> list[Sample]:
-    engine = OpenAIEngine(None, Serving(url, silence_s=silence_s))
+    engine = OpenAIEngine(None, ServerSettings(url, silence_s=silence_s))
     try:
         session = engine.open(CacheSpec(64, salt="test", mode="server"), 64)
         return list(session.serve(asked, load))
@@ -185,7 +186,7 @@ def test_closed_loop_never_has_more_under_way_than_clients() -> None:
 
 def test_each_cold_start_has_other_first_tokens_and_the_same_rest() -> None:
     with odd_server() as server:
-        engine = OpenAIEngine(None, Serving(server.url))
+        engine = OpenAIEngine(None, ServerSettings(server.url))
         for _ in range(2):
             session = engine.open(CacheSpec(64, salt="one", mode="server"), 64)
             for _ in range(2):
@@ -245,7 +246,7 @@ def test_default_modes() -> None:
 def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMCACHE_API_KEY", "sk-\nsecret")
     with pytest.raises(UserError, match="LMCACHE_API_KEY") as caught:
-        OpenAIEngine(None, Serving("http://127.0.0.1:9"))
+        OpenAIEngine(None, ServerSettings("http://127.0.0.1:9"))
     assert "secret" not in str(caught.value)
 
 
@@ -253,21 +254,21 @@ def test_nobody_there_no_model_no_tokenizer() -> None:
     with odd_server() as server:
         url = server.url
     with pytest.raises(MissingError, match="start the server"):
-        OpenAIEngine(None, Serving(url))
+        OpenAIEngine(None, ServerSettings(url))
     two = [{"id": "a"}, {"id": "b"}]
     with odd_server(models=two) as server:
         with pytest.raises(UserError, match="one of a, b"):
-            OpenAIEngine(None, Serving(server.url))
+            OpenAIEngine(None, ServerSettings(server.url))
         with pytest.raises(UserError, match="has no 'c'"):
-            OpenAIEngine("c", Serving(server.url))
-        OpenAIEngine("b", Serving(server.url)).close()
+            OpenAIEngine("c", ServerSettings(server.url))
+        OpenAIEngine("b", ServerSettings(server.url)).close()
     with (
         odd_server(models=[], tokenize=False) as server,
         pytest.raises(UserError, match="--model"),
     ):
-        OpenAIEngine(None, Serving(server.url))
+        OpenAIEngine(None, ServerSettings(server.url))
     with odd_server(tokenize=False) as server, pytest.raises(UserError, match="no tokenizer"):
-        OpenAIEngine(None, Serving(server.url))
+        OpenAIEngine(None, ServerSettings(server.url))
 
 
 def test_a_real_vllm(vllm_address: VllmAddress, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from lmcache_cli.errors import UserError
 from tests.lmcache_cli.small_model import FAMILIES, save_model
 from workloads import Request

@@ -14,13 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from lmcache_cli.engines.engine import CacheSpec
-from lmcache_cli.engines.hit_record import HitRecord
-from lmcache_cli.engines.lmcache_server import LMCacheServer
-from lmcache_cli.engines.openai import REQUEST_NAME, SALT_TOKENS
-from lmcache_cli.engines.server_process import ServerError
-from lmcache_cli.engines.vllm_modes import mode_flags, platform, refuse_chunk, refuse_mode
-from lmcache_cli.engines.vllm_server import VllmServer, vllm_command
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.http.engine import REQUEST_NAME, SALT_TOKENS
+from lmcache_cli.engines.vllm.engine import HitRecord
+from lmcache_cli.engines.vllm.flags import mode_flags, platform, refuse_chunk, refuse_mode
+from lmcache_cli.engines.vllm.server import LMCacheServer, ServerError, VllmServer, vllm_command
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from tests.cache_core.servers import eventually
@@ -122,7 +120,7 @@ def test_interruption_leaves_no_server(
         + f"until [ -s {tmp_path}/child ]; do :; done\nkill -INT $PPID\nwait\n"
     )
     vllm.chmod(0o755)
-    monkeypatch.setattr("lmcache_cli.engines.vllm.vllm_command", lambda: str(vllm))
+    monkeypatch.setattr("lmcache_cli.engines.vllm.engine.vllm_command", lambda: str(vllm))
     done = bench(tmp_path, model, "--reuse", "vllm")
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr

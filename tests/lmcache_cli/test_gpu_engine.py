@@ -14,12 +14,12 @@ import transformers
 
 from cache_core.blend.rope import Rope
 from cache_core.blend.selection import KV, SELECTIONS, Choice, Reused, make_selection
-from lmcache_cli.engines import attention
-from lmcache_cli.engines.blend import forward as blend_module
-from lmcache_cli.engines.blend.forward import blend
-from lmcache_cli.engines.blend.quality import forced_logits
-from lmcache_cli.engines.models import LoadedModel
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.transformers import attention
+from lmcache_cli.engines.transformers.blend import forward as blend_module
+from lmcache_cli.engines.transformers.blend.forward import blend
+from lmcache_cli.engines.transformers.blend.quality import forced_logits
+from lmcache_cli.engines.transformers.engine import TransformersEngine
+from lmcache_cli.engines.transformers.models import LoadedModel
 from tests.fake_cuda import CUDA, Recorded, fake_cuda
 
 LAYERS, HEADS, KV_HEADS, DIM = 3, 8, 2, 64
@@ -33,10 +33,14 @@ class Fake:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flash: bool, dtype: torch.dtype) -> None:
         monkeypatch.setattr(attention, "_has_flash", lambda *_: flash)
-        monkeypatch.setattr("lmcache_cli.engines.arena.ways_of", lambda _: None)
-        monkeypatch.setattr("lmcache_cli.engines.device.torch.cuda.current_stream", self._stream)
+        monkeypatch.setattr("lmcache_cli.engines.transformers.kv_buffer.ways_of", lambda _: None)
+        monkeypatch.setattr(
+            "lmcache_cli.engines.transformers.kv_buffer.torch.cuda.current_stream", self._stream
+        )
         frequencies = Rope(1e4 ** (-np.arange(DIM // 2) / (DIM // 2)))
-        monkeypatch.setattr("lmcache_cli.engines.blend.runner._rope_of", lambda _: frequencies)
+        monkeypatch.setattr(
+            "lmcache_cli.engines.transformers.blend.runner._rope_of", lambda _: frequencies
+        )
         self.flash, self.waits = flash, 0
         config = transformers.LlamaConfig(
             vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=INNER,

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from lmcache_cli.bench.cells import Cell, Scenario, Sweep, cross, groups_that_fit
-from lmcache_cli.bench.measure import ContaminationError, Measured, measure
-from lmcache_cli.bench.oracle import HitOracle
-from lmcache_cli.engines.cost import CostModel
-from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.bench.measure import ContaminationError, Measured, measure_cells
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.measured_costs import CostModel
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import UserError
+from lmcache_cli.modes.prefix import HitOracle
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from reports.sample import Sample
 from workloads import GeneratedCorpus, Request, Settings, generate
@@ -34,7 +35,7 @@ def cells(**tiers: Sequence[int]) -> list[Cell]:
 def run(engine: SimulatedEngine, load: Load, into: Measured, chosen: list[Cell]) -> list[int]:
     order: list[int] = []
     scenario = Scenario("long-context", SETTINGS)
-    measure(
+    measure_cells(
         engine,
         scenario,
         requests(engine),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lmcache_cli.engines.measured_costs import load_probe
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.probe import disk as disk_probe
-from lmcache_cli.probe.figure import ProbeError, rates, seconds
+from lmcache_cli.probe.media import ProbeError, rates, timed_figure
 from lmcache_cli.probe.report import run_probe
-from lmcache_cli.probe_file import load_probe
 
 MIB = 1 << 20
 
@@ -83,4 +83,4 @@ def test_warm_up_does_not_count() -> None:
     calls: list[int] = []
     figure = rates(lambda: calls.append(1) or 8, 4)  # type: ignore[func-returns-value]
     assert len(calls) == 5 and figure.n == 4 and figure.unit == "B/s"
-    assert seconds(lambda: None, 3).unit == "s"
+    assert timed_figure(lambda: None, 3).unit == "s"

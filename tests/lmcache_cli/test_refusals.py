@@ -10,9 +10,10 @@ import pytest
 import transformers
 
 from lmcache_cli.bench.cells import Cell, Scenario
-from lmcache_cli.bench.measure import ContaminationError, Measured, measure
+from lmcache_cli.bench.measure import ContaminationError, Measured, measure_cells
 from lmcache_cli.bench.refusals import Refusals
-from lmcache_cli.engines.engine import CacheSpec, Load
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import CellError, CellMissingError, MissingError, UserError
 from reports.run_file import read_run
@@ -70,7 +71,7 @@ def run(
 ) -> Measured:
     measured = Measured()
     scenario = Scenario("long-context", SETTINGS)
-    measure(
+    measure_cells(
         engine, scenario, requests(engine), cells, load, range(2), measured,
         lambda *_: None, refusals=refusals,
     )  # fmt: skip

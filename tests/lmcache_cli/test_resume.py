@@ -12,7 +12,7 @@ import pytest
 
 from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.resume import missing
-from lmcache_cli.engines.engine import CacheSpec
+from lmcache_cli.engines.cache_spec import CacheSpec
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache, running, until_said
 

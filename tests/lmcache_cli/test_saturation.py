@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from lmcache_cli.engines.engine import CacheSpec, Load
-from lmcache_cli.engines.openai import OpenAIEngine
-from lmcache_cli.engines.saturation import SaturatedError, refuse_saturated
-from lmcache_cli.engines.serving import Serving
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.http.clients import SaturatedError, refuse_saturated
+from lmcache_cli.engines.http.engine import OpenAIEngine
+from lmcache_cli.engines.http.settings import ServerSettings
 from reports.sample import Sample
 from tests.lmcache_cli.odd_servers import Handler, odd_server, requests, well
 
@@ -24,7 +25,7 @@ def test_a_client_that_is_late_voids_the_run() -> None:
         well(handler, body, number)
 
     with odd_server(behave) as server:
-        engine = OpenAIEngine(None, Serving(server.url))
+        engine = OpenAIEngine(None, ServerSettings(server.url))
         session = engine.open(CacheSpec(64, mode="server"), 64)
         samples: list[Sample] = []
         served = session.serve(requests(40, every_s=0.01), Load(None))

@@ -209,8 +209,7 @@ def test_the_local_tokenizer_counts_as_the_server_does(server: VllmAddress, tmp_
     import asyncio
     import urllib.request
 
-    from lmcache_cli.recorder.prompt import read_body
-    from lmcache_cli.recorder.tokens import LocalTokens
+    from lmcache_cli.trace.prompt import LocalTokens, read_body
 
     local = LocalTokens(str(server.model))
     for asked, is_chat in [

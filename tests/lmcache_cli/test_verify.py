@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cache_core import _native
-from cache_core.place import Place
 from cache_core.tiers import MemoryTier
+from cache_core.transfer.chunks import ChunkBuffers
 from lmcache_cli.errors import UserError
-from lmcache_cli.verify import VerifyOptions, run_verify
+from lmcache_cli.verify.hits import VerifyOptions, run_verify
 from tests.cache_core.servers import RedisProcess
 from tests.lmcache_cli.small_model import save_model
 
@@ -56,7 +56,7 @@ def test_a_tier_that_serves_wrong_bytes_fails(
     folder = save_model(tmp_path, "llama")
     right = MemoryTier.write
 
-    def wrong(self: MemoryTier, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def wrong(self: MemoryTier, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         done = right(self, keys, place)
         # One chunk holds another's KV: what a cache without checks serves from a damaged file.
         slots = [self._slots[key] for key in keys]

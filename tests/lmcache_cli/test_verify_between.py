@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_cli.engines.between.forward import prefill_over
-from lmcache_cli.engines.between.layers import entries, layer_groups, layers_text
-from lmcache_cli.engines.between.profile import SharedPrompt, profile
-from lmcache_cli.engines.transformers import TransformersEngine
+from lmcache_cli.engines.transformers.cross_model.forward import prefill_over
+from lmcache_cli.engines.transformers.cross_model.layers import entries, layer_groups, layers_text
+from lmcache_cli.engines.transformers.cross_model.quality_by_layer import SharedPrompt, profile
+from lmcache_cli.engines.transformers.engine import TransformersEngine
 from tests.lmcache_cli.between_world import LAYERS, base_model, fine_tune_of, prompt
 from tests.lmcache_cli.command_line import lmcache
 
@@ -83,7 +83,9 @@ def test_the_gates_can_fail(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyP
             groups = (*groups[:-1], groups[-1][:-1])
         return prefill_over(*others, groups, hidden)  # type: ignore[arg-type,call-arg]
 
-    monkeypatch.setattr("lmcache_cli.engines.between.profile.prefill_over", forgetful)
+    monkeypatch.setattr(
+        "lmcache_cli.engines.transformers.cross_model.quality_by_layer.prefill_over", forgetful
+    )
     engine = TransformersEngine(str(pair[1]))
     base = engine.shared_base(str(pair[0]))
     found = profile(engine, base, [(prompt(), 80)], {"0-1": (range(2),)}, layers=False)

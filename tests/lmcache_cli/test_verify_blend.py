@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cache_core.blend.passport import read_passport
-from lmcache_cli.calibrate_blend import Trial, choose
+from cache_core.blend.certificate import read_certificate
+from lmcache_cli.verify.blend_settings import SettingTrial, choose_setting
 from tests.lmcache_cli.blend_world import ROPES
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -34,7 +34,7 @@ def test_gates_and_curve(rope: str, tmp_path: Path) -> None:
     assert curve[0.0] > curve[0.3] > curve[1.0] == 0
     [path] = place.iterdir()
     assert found["passport"] == str(path)
-    passport = read_passport(path)
+    passport = read_certificate(path)
     assert not passport.failed and passport.details["curve"] == found["curve"]
 
 
@@ -48,7 +48,7 @@ def test_calibrated_settings_are_kept_and_used(tmp_path: Path) -> None:
     assert found["prompts"] == {"calibration": 2, "held_out": 2}
     # Both encodings, three ratios; before, each with the layers 1 and 2.
     assert len(found["held_out"]) == 2 * 3 and len(found["calibration"]) == 2 * 3 * 2
-    assert read_passport(tmp_path / "p.json").calibration == found
+    assert read_certificate(tmp_path / "p.json").calibration == found
     for trial in found["held_out"]:
         same = [
             t
@@ -58,17 +58,19 @@ def test_calibrated_settings_are_kept_and_used(tmp_path: Path) -> None:
         assert trial["check_layer"] == min(same, key=lambda t: t["kl"])["check_layer"]
     # Verified again without --calibrate, they stay.
     assert verify(*flags, cwd=tmp_path).returncode == 0
-    assert read_passport(tmp_path / "p.json").calibration == found
+    assert read_certificate(tmp_path / "p.json").calibration == found
 
 
 def test_the_least_work_within_the_bound_is_chosen() -> None:
-    def trial(work: float, kl: float) -> Trial:
-        return Trial("system", 0.1, 1, work, kl, None, None, 1.0)
+    def trial(work: float, kl: float) -> SettingTrial:
+        return SettingTrial("system", 0.1, 1, work, kl, None, None, 1.0)
 
     trials = [trial(0.5, 0.010), trial(0.3, 0.027), trial(0.1, 0.031)]
-    assert choose(trials, naive=0.11).work == 0.3  # up to 0.01 + 0.2 * 0.1
-    assert choose(trials, naive=0.12).work == 0.1
-    assert choose(trials, naive=0.0).work == 0.5  # where naive reuse is best, nothing is given up
+    assert choose_setting(trials, naive=0.11).work == 0.3  # up to 0.01 + 0.2 * 0.1
+    assert choose_setting(trials, naive=0.12).work == 0.1
+    assert (
+        choose_setting(trials, naive=0.0).work == 0.5
+    )  # where naive reuse is best, nothing is given up
 
 
 def test_a_model_that_cannot_be_blended_is_refused(tmp_path: Path) -> None:

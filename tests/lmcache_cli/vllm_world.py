@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_cli.engines.vllm_modes import platform
-from lmcache_cli.engines.vllm_server import VllmServer, on_cpu, vllm_command
+from lmcache_cli.engines.vllm.flags import platform
+from lmcache_cli.engines.vllm.server import VllmServer, vllm_command, vllm_on_cpu
 from tests.lmcache_cli.small_model import save_model
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -83,7 +83,7 @@ def running_vllm(folder: Path) -> Iterator[VllmAddress]:
     """A server with its own prefix cache, until the block is left."""
     need_vllm()
     model = chat_model(folder / "model")
-    flags, environment = platform(on_cpu(), "auto")
+    flags, environment = platform(vllm_on_cpu(), "auto")
     flags += ["--enable-prefix-caching", "--enable-prompt-tokens-details", *ARGS]
     flags += ["--served-model-name", "tiny"]
     server = VllmServer(

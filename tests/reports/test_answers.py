@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.answers import answer_of, exact, f1, normalised
+from reports.quality import answer_of, exact, f1, normalised
 
 
 def test_what_does_not_count() -> None:

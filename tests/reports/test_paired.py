@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from reports.paired import Outputs, Speedup, compare_outputs, pair_samples, ttft_speedup
+from reports.paired import OutputChanges, Speedup, compare_outputs, pair_samples, ttft_speedup
 from reports.sample import Sample
 
 Make = Callable[..., Sample]
@@ -98,14 +98,14 @@ def test_a_missing_repeat_is_no_harm(make_sample: Make) -> None:
 @pytest.mark.parametrize(
     ("off", "cell", "expected"),
     [
-        ((1, 2), (1, 2), Outputs(1, 0)),
-        ((1, 2), (1, 3), Outputs(1, 1)),
-        ((1, 2), (1,), Outputs(1, 1)),
-        ((), (), Outputs(0, 0)),
+        ((1, 2), (1, 2), OutputChanges(1, 0)),
+        ((1, 2), (1, 3), OutputChanges(1, 1)),
+        ((1, 2), (1,), OutputChanges(1, 1)),
+        ((), (), OutputChanges(0, 0)),
     ],
 )
 def test_outputs(
-    make_sample: Make, off: tuple[int, ...], cell: tuple[int, ...], expected: Outputs
+    make_sample: Make, off: tuple[int, ...], cell: tuple[int, ...], expected: OutputChanges
 ) -> None:
     def sample(ids: tuple[int, ...]) -> Sample:
         return make_sample(output_ids=ids, output_tokens=len(ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.plots import curve_plot, front_plot
+from lmcache_cli.tune.report_sections import curve_plot, front_plot
 
 SIZES = [2**30 * 2**power for power in range(8)]
 FALLING = [(size, 0.9 * power / 7) for power, size in enumerate(SIZES)]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.spread import Spread
+from reports.summary import Spread
 
 
 def test_percentiles_interpolate_linearly() -> None:

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from reports.paired import Outputs, Speedup
+from reports.paired import OutputChanges, Speedup
 from reports.sample import Sample
-from reports.spread import Spread
-from reports.summary import CellMeta, Throughput, summarise
+from reports.summary import CellMeta, Spread, Throughput, summarise
 
 Make = Callable[..., Sample]
 Meta = Callable[..., CellMeta]
@@ -56,7 +55,7 @@ def test_a_cell_by_hand(make_sample: Make, make_meta: Meta) -> None:
     assert (cell.expected_hit_tokens, cell.unexpected_hits) == (192, 0)
     assert (cell.bytes_loaded, cell.bytes_stored, cell.load_bytes_per_s) == (1000, 500, 2000.0)
     assert cell.throughput == Throughput(2 / 5, 400 / 5, 5 / 5)
-    assert (cell.speedup, cell.outputs) == (Speedup(), Outputs())
+    assert (cell.speedup, cell.outputs) == (Speedup(), OutputChanges())
 
 
 def test_interleaved_cells_count_their_own_time(make_sample: Make, make_meta: Meta) -> None:
@@ -72,7 +71,7 @@ def test_against_the_cell_without_reuse(make_sample: Make, make_meta: Meta) -> N
     assert cell.speedup == Speedup(4.0, 4.0, 4.0)
     assert cell.outputs.identical is True
     on[2] = make_sample("r2", ttft=3.0, output_ids=(7, 9))
-    assert summarise(on, off, make_meta(cpu=1)).outputs == Outputs(compared=6, different=1)
+    assert summarise(on, off, make_meta(cpu=1)).outputs == OutputChanges(compared=6, different=1)
 
 
 def test_failed_requests_are_counted_and_nothing_else(make_sample: Make, make_meta: Meta) -> None:

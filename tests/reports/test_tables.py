@@ -10,7 +10,7 @@ from rich.console import Console
 
 from reports.sample import Sample
 from reports.summary import CellMeta, CellSummary, summarise
-from reports.tables import bench_tables
+from reports.tables.layout import bench_tables
 
 Make = Callable[..., Sample]
 Meta = Callable[..., CellMeta]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from reports.summary import TierWork, summarise
-from reports.tables import bench_tables
+from reports.tables.layout import bench_tables
 from tests.reports.conftest import MakeMeta, MakeSample
 
 

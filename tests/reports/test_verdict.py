@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from reports.sample import Sample
-from reports.verdict import Verdict, judge, overall
-from reports.verdict_counters import judge_counters
-from reports.verdict_round import Round, round_of
-from reports.verdict_rule import parse_rule
-from reports.verdict_text import shown
-from reports.verdict_trial import Comparison, Trial
+from reports.verdict.counters import judge_counters
+from reports.verdict.formats import shown
+from reports.verdict.judge import Verdict, judge, overall
+from reports.verdict.round import Round, round_of
+from reports.verdict.rule import parse_rule
+from reports.verdict.trial import Comparison, Trial
 
 RULE = parse_rule("ttft.p50>5%")
 COUNTS = {"n": 8, "failed": 0, "prompt_tokens": 800, "hit_tokens.cpu": 512, "bytes_loaded": 4096}

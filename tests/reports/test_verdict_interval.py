@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from reports.verdict_interval import PRIOR_VARIANCE, anytime_intervals, welch_interval
+from reports.verdict.interval import PRIOR_VARIANCE, anytime_intervals, welch_interval
 
 
 def test_all_looks_together_miss_the_mean_at_most_as_often_as_allowed() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reports.verdict_rule import Rule, RuleError, parse_rule
+from reports.verdict.rule import Rule, RuleError, parse_rule
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.arrivals import arrival_times
 from workloads.draw import Draw
+from workloads.settings import arrival_times
 
 
 def test_a_closed_loop_has_no_times() -> None:

@@ -8,9 +8,7 @@ from collections import Counter
 from itertools import islice
 
 from workloads import GeneratedCorpus
-from workloads.accounts import ACCOUNTS
-from workloads.papers import PAPERS
-from workloads.words import WORDS
+from workloads.generated import phrases
 
 # Of the first 300 passages of seed 0. A change of words or patterns changes it, and with it every
 # generated prompt: numbers of runs before and after can't be compared. So it shows up here.
@@ -46,7 +44,7 @@ def test_every_slot_is_filled() -> None:
 def test_every_pattern_can_be_reached() -> None:
     """Each topic's lines, with the slots as wildcards, match some sentence of much text."""
     text = "\n".join(passages(2, 4000))
-    for topic in (*ACCOUNTS, *PAPERS):
+    for topic in (*phrases("accounts").values(), *phrases("papers").values()):
         for line in topic.split("\n"):
             # The longest run without slots; the first letter may follow a lead in lower case.
             run = max(re.split(r"\{[^}]+\}", line), key=len)[1:].rstrip(".")
@@ -54,7 +52,8 @@ def test_every_pattern_can_be_reached() -> None:
 
 
 def test_words_are_well_formed() -> None:
-    for name, options in WORDS.items():
+    for name, text in phrases("words").items():
+        options = text.splitlines()
         assert len(options) == len(set(options)) >= 4, name
         assert all(option == option.strip() and option for option in options), name
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workloads import Request, Segment
 from workloads.prompt import Part, Prompt
-from workloads.request import KINDS
+from workloads.request import SEGMENT_KINDS
 
 
 def part(kind: str, *ids: int) -> Part:
@@ -39,7 +39,7 @@ def test_a_request_can_not_be_changed_and_owns_its_tokens() -> None:
     assert request.token_ids.tolist() == [1, 2, 3]
 
 
-@given(st.lists(st.tuples(st.sampled_from(KINDS), st.lists(st.integers(0, 9), max_size=4))))
+@given(st.lists(st.tuples(st.sampled_from(SEGMENT_KINDS), st.lists(st.integers(0, 9), max_size=4))))
 def test_segments_tile_and_hold_what_the_parts_held(parts: list[tuple[str, list[int]]]) -> None:
     parts = [*parts, ("question", [1])]
     request: Request = Prompt("r", "s", tuple(part(k, *ids) for k, ids in parts)).request(0.0, 1)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from workloads import GeneratedCorpus
 from workloads.draw import Draw
-from workloads.question import ABOUT_A_TEXT, IN_A_CHAT, Quoter
-from workloads.tokens import TokenReader
+from workloads.tokens import ABOUT_A_TEXT, IN_A_CHAT, Quoter, TokenReader
 
 Encode = Callable[[str], list[int]]
 ENDINGS = (": why?", ": who was it, and when?")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workloads.documents import popular
 from workloads.draw import Draw
-from workloads.rag import popular
 
 
 @given(st.integers(1, 60), st.data(), st.floats(0, 3), st.integers())

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workloads import Replay, replay
-from workloads.synthesis import ChunkTokens
+from workloads.replay import ChunkTokens
 from workloads.traces import TraceError
 
 Encode = Callable[[str], list[int]]
@@ -53,7 +53,7 @@ def test_another_seed_gives_other_tokens() -> None:
 
 def test_the_same_tokens_in_every_process() -> None:
     script = (
-        "import numpy as np\nfrom workloads.synthesis import ChunkTokens\n"
+        "import numpy as np\nfrom workloads.replay import ChunkTokens\n"
         "print(ChunkTokens(np.arange(100, 1124, dtype=np.int32), 7).chunk(-5, 12).tolist())"
     )
     done = subprocess.run(

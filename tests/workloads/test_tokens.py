@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workloads import Corpus, CorpusError, GeneratedCorpus
-from workloads.tokens import GAP, TokenReader
+from workloads.tokens import PASSAGE_GAP, TokenReader
 
 Encode = Callable[[str], list[int]]
 Numbered = Callable[..., Corpus]
@@ -26,7 +26,7 @@ def test_pieces_are_exact_and_share_nothing(
     reader = TokenReader(numbered(words=50), encode, bos)
     pieces = [reader.read(count, label, first=i % 2 == 0) for i, count in enumerate(counts)]
     assert [len(piece) for piece in pieces] == counts
-    common = set(encode(label)) | set(encode(GAP)) | {7}
+    common = set(encode(label)) | set(encode(PASSAGE_GAP)) | {7}
     text = [token for piece in pieces for token in piece.tolist() if token not in common]
     assert len(text) == len(set(text)), "no word of the corpus is handed out twice"
     for i, piece in enumerate(pieces):

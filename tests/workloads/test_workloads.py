@@ -26,7 +26,7 @@ from workloads import (
     Settings,
     generate,
 )
-from workloads.request import KINDS
+from workloads.request import SEGMENT_KINDS
 
 Encode = Callable[[str], list[int]]
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def test_requests_are_whole(name: str, bos: int | None, make: Make) -> None:
         edges = [0, *(segment.end for segment in request.segments)]
         assert [segment.start for segment in request.segments] == edges[:-1]
         assert edges[-1] == len(ids)
-        assert all(size > 0 and kind in KINDS for kind, size in kinds(request))
+        assert all(size > 0 and kind in SEGMENT_KINDS for kind, size in kinds(request))
         assert request.max_tokens == SMALL.output_tokens
         assert (ids[0] == BOS) == (bos is not None)
         assert BOS not in ids[1:]

@@ -2,8 +2,7 @@
 
 from workloads.traces.arrays import TraceArrays, load_arrays
 from workloads.traces.lines import Malformed, TraceError
-from workloads.traces.reader import ReadOptions, Tokenize
-from workloads.traces.request import TraceRequest, TraceSegment
+from workloads.traces.reader import ReadOptions, Tokenize, TraceRequest, TraceSegment
 from workloads.traces.trace import FORMATS, Trace, open_trace
 
 __all__ = [

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workloads.traces.lines import TraceError
-from workloads.traces.request import ChunkIds, TraceRequest
+from workloads.traces.reader import ChunkIds, TraceRequest
 
 Names = Literal["prefix", "content"]
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from workloads.traces.lines import Record
-from workloads.traces.request import ChunkIds
+from workloads.traces.reader import ChunkIds
 
 _TOP = 1 << 63
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from workloads.traces.arrays import TraceArrays, load_arrays
-from workloads.traces.request import ChunkIds, TraceRequest
+from workloads.traces.reader import ChunkIds, TraceRequest
 from workloads.traces.trace import Trace
 
-SCHEMA = "lmcache.trace-info/1"
+TRACE_INFO_SCHEMA = "lmcache.trace-info/1"
 
 
 def summary(trace: Trace) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def summary(trace: Trace) -> dict[str, Any]:
     duration = float(arrays.arrival_s[-1])
     shares = trace.reader.shares
     return {
-        "schema": SCHEMA,
+        "schema": TRACE_INFO_SCHEMA,
         "file": str(trace.path),
         "format": trace.format,
         "holds": trace.reader.holds,

@@ -9,8 +9,8 @@ import numpy as np
 from workloads.draw import Draw
 from workloads.request import Request
 from workloads.traces.arrays import Ints, TraceArrays, load_arrays
-from workloads.traces.chats import token_chunks
-from workloads.traces.request import TraceRequest
+from workloads.traces.formats.chats import token_chunks
+from workloads.traces.reader import TraceRequest
 from workloads.traces.summary import first_hits
 
 _WINDOW = 64

@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workloads.traces.bailian import Bailian
-from workloads.traces.chats import Chats
-from workloads.traces.lengths import Azure, BurstGpt
+from workloads.traces.formats.bailian import Bailian
+from workloads.traces.formats.chats import Chats
+from workloads.traces.formats.lengths import Azure, BurstGpt
+from workloads.traces.formats.lookup import LookupLog
+from workloads.traces.formats.mooncake import Mooncake, TimedTrace
+from workloads.traces.formats.ragpulse import RagPulse
+from workloads.traces.formats.recording import Recording
+from workloads.traces.formats.weka import Weka
 from workloads.traces.lines import Lines, Malformed, TraceError, opened
-from workloads.traces.lookup import Lookup
-from workloads.traces.mooncake import Mooncake, TimedTrace
-from workloads.traces.ragpulse import RagPulse
-from workloads.traces.reader import Head, ReadOptions, TraceReader
-from workloads.traces.recording import Recording
-from workloads.traces.request import TraceRequest
-from workloads.traces.weka import Weka
+from workloads.traces.reader import Head, ReadOptions, TraceReader, TraceRequest
 
 # The first that a file looks like is its format: what asks for more comes before.
 _READERS: tuple[TraceReader, ...] = (
     Recording(),
-    Lookup(),
+    LookupLog(),
     RagPulse(),
     Bailian(),
     Weka(),

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from workloads.traces.arrays import TraceArrays
+from workloads.traces.formats.recording import RECORDING_SCHEMA
 from workloads.traces.lines import TraceError
-from workloads.traces.recording import SCHEMA
 
 _MOONCAKE_CHUNK = 512
 
 
 def _ours(arrays: TraceArrays, source: str) -> Iterator[dict[str, object]]:
     yield {
-        "schema": SCHEMA,
+        "schema": RECORDING_SCHEMA,
         "chunk_tokens": arrays.chunk_tokens or 1,
         "source": source,
         "model": "",

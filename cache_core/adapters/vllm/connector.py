@@ -18,28 +18,32 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from cache_core.adapters.vllm.blender import Blender
-from cache_core.adapters.vllm.blending import Blending
-from cache_core.adapters.vllm.blocks import EngineBlocks, HostBlocks, TensorBlocks, WholeBlocks
-from cache_core.adapters.vllm.cuda_blocks import cuda_blocks
-from cache_core.adapters.vllm.events import Events
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
+from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide
+from cache_core.adapters.vllm.config import ConnectorOptions, runs_ahead
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
     kv_shape,
     namespace,
-    require_passport,
+    require_certificate,
     unproven,
 )
-from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport, grown
-from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats
-from cache_core.adapters.vllm.observed import Observed
-from cache_core.adapters.vllm.options import ConnectorOptions, runs_ahead
-from cache_core.adapters.vllm.scheduler import SchedulerHalf
-from cache_core.adapters.vllm.tiers import of_replica, open_remote_tier, open_tiers
-from cache_core.adapters.vllm.watch import WeightsWatch, model_in_use
-from cache_core.adapters.vllm.worker import WorkerHalf
-from cache_core.recording import TraceWriter
+from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown
+from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, Observed
+from cache_core.adapters.vllm.scheduler.events import Events
+from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
+from cache_core.adapters.vllm.worker.kv_blocks import (
+    EngineBlocks,
+    HostBlocks,
+    TensorBlocks,
+    WholeBlocks,
+)
+from cache_core.adapters.vllm.worker.kv_cuda import cuda_blocks
+from cache_core.adapters.vllm.worker.open_tiers import of_replica, open_remote_tier, open_tiers
+from cache_core.adapters.vllm.worker.weights_watch import WeightsWatch, model_in_use
+from cache_core.adapters.vllm.worker.worker import WorkerSide
+from cache_core.trace_writer import TraceWriter
 from cache_core.transfer.codec import Codec
 
 logger = logging.getLogger("vllm.lmcache")
@@ -83,8 +87,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._options.weights_id,
         )
         self._codec = self._codec_of(self._layout.chunk_bytes)
-        self.scheduler: SchedulerHalf | None = None
-        self.worker: WorkerHalf | None = None
+        self.scheduler: SchedulerSide | None = None
+        self.worker: WorkerSide | None = None
         self._watch: WeightsWatch | None = None
         self._outdated = -1
         self._observed: Observed | None = None
@@ -110,7 +114,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         rank = self._vllm_config.parallel_config.rank
         blender = None
         if self._options.blend:
-            blender = Blender(self._vllm_config, self._shape.block_tokens)
+            blender = BlendWorkerSide(self._vllm_config, self._shape.block_tokens)
         tiers = open_tiers(
             self._options,
             blocks.chunk_bytes,
@@ -121,7 +125,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             blocks.memory,
             self._replica,
         )
-        self.worker = WorkerHalf(
+        self.worker = WorkerSide(
             tiers,
             blocks,
             self._shape.block_tokens,
@@ -303,7 +307,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return ConnectorMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     @property
-    def _half(self) -> SchedulerHalf:
+    def _half(self) -> SchedulerSide:
         assert self.scheduler is not None
         return self.scheduler
 
@@ -312,7 +316,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         assert isinstance(meta, StepMeta)
         return meta
 
-    def _scheduler_half(self, kv_cache_config: Any) -> SchedulerHalf:
+    def _scheduler_half(self, kv_cache_config: Any) -> SchedulerSide:
         options, layout = self._options, self._layout
         remote = None
         if options.remote:
@@ -344,7 +348,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 unknown,
             )
             hashers.renew()
-        return SchedulerHalf(
+        return SchedulerSide(
             options,
             hashers,
             ranks=self._ranks,
@@ -361,7 +365,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         options, layout = self._options, self._layout
         return Codec.of(options.codec, layout.dtype, chunk_bytes, layout.head_dim, options.threads)
 
-    def _blending(self) -> Blending | None:
+    def _blending(self) -> BlendScheduler | None:
         if not self._options.blend:
             return None
         config = self._vllm_config
@@ -376,10 +380,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
         if not self._options.blend_unverified:
-            require_passport(self._options.blend_passport, config.model_config)
+            require_certificate(self._options.blend_passport, config.model_config)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
-        return Blending(self._options, start, self._shape.block_tokens)
+        return BlendScheduler(self._options, start, self._shape.block_tokens)
 
 
 def _engine_blocks(

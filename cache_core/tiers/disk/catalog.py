@@ -19,7 +19,7 @@ from cache_core.tiers.disk.format import (
     Foreign,
     Sequences,
 )
-from cache_core.tiers.disk.segment import Segment
+from cache_core.tiers.disk.segment import SegmentFile
 
 logger = logging.getLogger("lmcache")
 
@@ -39,7 +39,7 @@ _OF_ONE_FILE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Stranger:
+class ForeignSegment:
     """A segment whose chunks are not served: of another namespace or chunk length, or damaged
     beyond reading. It is kept until its room is needed."""
 
@@ -54,8 +54,8 @@ class Catalog:
     ours, or can't be read now: they stay as they are and count against the cap. ``unknown`` says
     that there may be records of ours among them."""
 
-    segments: list[Segment] = field(default_factory=list)
-    strangers: list[Stranger] = field(default_factory=list)
+    segments: list[SegmentFile] = field(default_factory=list)
+    strangers: list[ForeignSegment] = field(default_factory=list)
     untouched_bytes: int = 0
     unknown: bool = False
     last_number: int = -1
@@ -100,7 +100,7 @@ def _take(
 ) -> None:
     path, nbytes = directory.path / entry.name, _on_disk(entry)
     try:
-        segment, trouble = Segment.load(directory, entry.name)
+        segment, trouble = SegmentFile.load(directory, entry.name)
         if trouble is not None:
             logger.warning("%s is damaged: %s", path, trouble)
         if not segment.sealed and (torn := segment.scan(direct, depth)):
@@ -112,7 +112,7 @@ def _take(
         return
     except Damaged as damage:
         logger.warning("%s is damaged: %s; its chunks are lost", path, damage)
-        catalog.strangers.append(Stranger(entry.name, nbytes, np.empty(0, dtype=np.uint64)))
+        catalog.strangers.append(ForeignSegment(entry.name, nbytes, np.empty(0, dtype=np.uint64)))
         return
     except OSError as error:
         if error.errno not in _OF_ONE_FILE:
@@ -131,7 +131,7 @@ def _take(
     if (segment.header.payload_bytes, segment.header.namespace) == (payload_bytes, namespace):
         catalog.segments.append(segment)
     else:
-        catalog.strangers.append(Stranger(entry.name, segment.bytes, segment.sequences))
+        catalog.strangers.append(ForeignSegment(entry.name, segment.bytes, segment.sequences))
 
 
 def _on_disk(entry: os.DirEntry[str]) -> int:

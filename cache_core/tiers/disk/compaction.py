@@ -12,7 +12,7 @@ import numpy as np
 from cache_core import _native
 from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import Sizes
-from cache_core.tiers.disk.segment import Segment
+from cache_core.tiers.disk.segment import SegmentFile
 
 # A segment is copied only if that gives back so much of what is copied. Less than the part of the
 # cap that is kept free of live chunks, so that there is always one that is worth it.
@@ -20,14 +20,16 @@ _LEAST_GAIN = 1 / 64
 _NO_FILE = -1
 
 
-def choose(segments: Iterable[Segment], sizes: Sizes, room: int, wanted: int) -> list[Segment]:
+def choose_segments(
+    segments: Iterable[SegmentFile], sizes: Sizes, room: int, wanted: int
+) -> list[SegmentFile]:
     """Segments to empty so that about ``wanted`` bytes come back, the cheapest first. Their live
     chunks together take at most ``room`` bytes. None if nothing comes back."""
 
-    def gain_per_byte(segment: Segment) -> float:
+    def gain_per_byte(segment: SegmentFile) -> float:
         return segment.reclaimable / (segment.live * segment.header.slot_bytes + 1)
 
-    chosen: list[Segment] = []
+    chosen: list[SegmentFile] = []
     live = 0
     total = 0
     gain = 0
@@ -47,18 +49,20 @@ def choose(segments: Iterable[Segment], sizes: Sizes, room: int, wanted: int) ->
 def move_live(
     directory: Directory,
     number: int,
-    records: Sequence[tuple[Segment, int]],
+    records: Sequence[tuple[SegmentFile, int]],
     direct: bool,
     depth: int,
-) -> tuple[Segment, list[bool]]:
+) -> tuple[SegmentFile, list[bool]]:
     """A new, sealed, durable segment with copies of the records as they are, in their order; and
     for each whether it could be read: False is for ever. Raises ``OSError`` if the copy can't be
     written, or a record can't be read for a reason that may pass; then nothing has changed."""
     first = records[0][0].header
-    target = Segment.create(directory, number, len(records), first.payload_bytes, first.namespace)
+    target = SegmentFile.create(
+        directory, number, len(records), first.payload_bytes, first.namespace
+    )
     try:
         with contextlib.ExitStack() as stack:
-            fds: dict[Segment, int] = {}
+            fds: dict[SegmentFile, int] = {}
             for segment in [*dict.fromkeys(segment for segment, _ in records), target]:
                 try:
                     fds[segment] = segment.open(direct, write=segment is target)
@@ -98,7 +102,7 @@ def move_live(
     return target, readable
 
 
-def _is_lost(segment: Segment, fd: int, offset: int, direct: bool) -> bool:
+def _is_lost(segment: SegmentFile, fd: int, offset: int, direct: bool) -> bool:
     """Whether a record that could not be copied is not on its disk any more. A copy that failed
     does not say which side did, nor for how long."""
     statuses, _, _ = _native.scan_records(

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 logger = logging.getLogger("lmcache")
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _IDLE = 4  # threads that are kept for the next call
 
 
@@ -20,12 +20,12 @@ class Hung(Exception):
     """The disk did not answer in time, or has not answered an earlier call yet."""
 
 
-class Task(Generic[T]):
-    """A call that is under way; see :meth:`Crew.start`."""
+class DiskCall(Generic[_T]):
+    """A call that is under way; see :meth:`IoThreads.start`."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    def __init__(self, work: Callable[[], _T]) -> None:
         self._work = work
-        self._result: list[T] = []
+        self._result: list[_T] = []
         self._error: BaseException | None = None
         self.ended = threading.Event()
         self.abandoned = False
@@ -36,13 +36,13 @@ class Task(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - the one who waits gets it
             self._error = error
 
-    def result(self) -> T:
+    def result(self) -> _T:
         if self._error is not None:
             raise self._error
         return self._result[0]
 
 
-class Crew:
+class IoThreads:
     """Runs calls on threads of its own, as many as there are callers.
 
     A call that has not ended after ``timeout_s`` seconds is left behind with all that it refers to;
@@ -56,9 +56,9 @@ class Crew:
         self._name = name
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._idle: list[queue.SimpleQueue[Task[object] | None]] = []
+        self._idle: list[queue.SimpleQueue[DiskCall[object] | None]] = []
         self._behind = 0  # calls that were left behind and have not ended
-        self._last: Task[object] | None = None
+        self._last: DiskCall[object] | None = None
 
     @property
     def hung(self) -> bool:
@@ -70,14 +70,14 @@ class Crew:
         if self._behind:
             raise Hung("an earlier call has not ended")
 
-    def call(self, work: Callable[[], T]) -> T:
+    def call(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns or raises. Raises :class:`Hung`, and ``OSError`` if no thread is
         to be had."""
         return self.wait(self.start(work))
 
-    def start(self, work: Callable[[], T]) -> Task[T]:
+    def start(self, work: Callable[[], _T]) -> DiskCall[_T]:
         """Begins a call, to be waited for by :meth:`wait`. Raises as :meth:`call`."""
-        task = Task(work)
+        task = DiskCall(work)
         if self.timeout_s is None or os.getpid() != self._pid:
             task.run()
             task.ended.set()
@@ -88,7 +88,7 @@ class Crew:
         self._hand(task, tasks)
         return task
 
-    def wait(self, task: Task[T]) -> T:
+    def wait(self, task: DiskCall[_T]) -> _T:
         """The rest of :meth:`call`. The call is left behind if it has not ended afterwards."""
         try:
             ended = task.ended.wait(self.timeout_s)
@@ -105,7 +105,7 @@ class Crew:
         if self.timeout_s is None or os.getpid() != self._pid:
             work()
             return
-        task = Task(work)
+        task = DiskCall(work)
         with self._lock:
             idle, self._idle = self._idle, []
             if self._behind:
@@ -120,7 +120,9 @@ class Crew:
         else:
             raise self._hung()
 
-    def _hand(self, task: Task[T], tasks: queue.SimpleQueue[Task[object] | None] | None) -> None:
+    def _hand(
+        self, task: DiskCall[_T], tasks: queue.SimpleQueue[DiskCall[object] | None] | None
+    ) -> None:
         if tasks is None:
             tasks = queue.SimpleQueue()
             thread = threading.Thread(
@@ -132,7 +134,7 @@ class Crew:
                 raise OSError(errno.EAGAIN, f"no thread for the disk: {error}") from error
         tasks.put(task)  # type: ignore[arg-type]
 
-    def leave(self, task: Task[T]) -> bool:
+    def leave(self, task: DiskCall[_T]) -> bool:
         """Leaves a call behind; False if it has ended."""
         with self._lock:
             if task.ended.is_set():
@@ -144,7 +146,7 @@ class Crew:
     def _hung(self) -> Hung:
         return Hung(f"no answer within {self.timeout_s:g} s")
 
-    def _serve(self, tasks: queue.SimpleQueue[Task[object] | None]) -> None:
+    def _serve(self, tasks: queue.SimpleQueue[DiskCall[object] | None]) -> None:
         while (task := tasks.get()) is not None:
             task.run()
             last = None

@@ -1,7 +1,7 @@
 """What lies in a disk tier's directory, byte by byte; docs/disk-format.md tells it in words.
 
-The header of a record is csrc/record.h's; this file has the rest: the segment's header, its table
-and the sizes that follow from a cap.
+The header of a record is csrc/disk/record.h's; this file has the rest: the segment's header, its
+table and the sizes that follow from a cap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cache_core.tiers.tier import TierError
 
 BLOCK = 4096
 VERSION = 1
-KEY_BYTES = 32
+KEY_FIELD_BYTES = 32
 FORMAT_NAME = "FORMAT"
 FORMAT_TEXT = "lmcache disk tier, format {}\n"
 SEGMENT_NAME = re.compile(r"[0-9a-f]{16}\.seg")
@@ -41,7 +41,7 @@ _HEADER_MAGIC = b"LMCSEGMT"
 _TABLE = struct.Struct("<8sIIQQ")
 _TABLE_MAGIC = b"LMCTABLE"
 _TABLE_HEAD = 64
-_ENTRY = np.dtype([("key", np.uint8, (KEY_BYTES,)), ("sequence", "<u8")])
+_ENTRY = np.dtype([("key", np.uint8, (KEY_FIELD_BYTES,)), ("sequence", "<u8")])
 
 
 class Damaged(Exception):
@@ -64,7 +64,7 @@ def slot_bytes(payload_bytes: int) -> int:
 
 def key_array(keys: Sequence[bytes]) -> Keys:
     """Keys as csrc takes them, ``[n, 32]``."""
-    return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), KEY_BYTES)
+    return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), KEY_FIELD_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,15 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core.tiers.disk.allocator import Allocator
 from cache_core.tiers.disk.catalog import survey
-from cache_core.tiers.disk.compaction import choose, move_live
-from cache_core.tiers.disk.complaints import Complaints
-from cache_core.tiers.disk.counters import DiskCounters
-from cache_core.tiers.disk.deaths import Deaths
+from cache_core.tiers.disk.compaction import choose_segments, move_live
 from cache_core.tiers.disk.directory import Directory, Lost
 from cache_core.tiers.disk.format import Sequences, Sizes, spend
-from cache_core.tiers.disk.index import Index
-from cache_core.tiers.disk.segment import Segment, Spot
-from cache_core.tiers.disk.space import Space
+from cache_core.tiers.disk.health import DiskCounters, RateLimitedWarnings
+from cache_core.tiers.disk.key_index import KeyIndex
+from cache_core.tiers.disk.segment import SegmentFile, Spot
+from cache_core.tiers.disk.tombstones import Tombstones
 from cache_core.tiers.tier import TierError
 
 logger = logging.getLogger("lmcache")
@@ -40,7 +39,7 @@ class Log:
         direct: bool,
         depth: int,
         counters: DiskCounters,
-        complaints: Complaints,
+        complaints: RateLimitedWarnings,
     ) -> None:
         self.directory = directory
         self._direct = direct
@@ -54,10 +53,10 @@ class Log:
         )
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
-        self._space = Space(directory, self.sizes, namespace, catalog)
-        self._deaths = Deaths(directory, self.sizes.deaths_bytes)
-        self._index = Index()
-        self._head: Segment | None = None
+        self._space = Allocator(directory, self.sizes, namespace, catalog)
+        self._deaths = Tombstones(directory, self.sizes.deaths_bytes)
+        self._index = KeyIndex()
+        self._head: SegmentFile | None = None
         self._names_changed = True
         # Dead because a newer record of the key was written: told only once that one is durable.
         self._overwritten: list[int] = []
@@ -96,7 +95,7 @@ class Log:
 
     # -- the writer's --
 
-    def room(self, wanted: int) -> tuple[Segment, NDArray[np.int64], Sequences] | None:
+    def room(self, wanted: int) -> tuple[SegmentFile, NDArray[np.int64], Sequences] | None:
         """Up to ``wanted`` fresh slots of one segment, and sequence numbers for them; None if no
         room can be made. Raises ``OSError``, mostly for a file system that is full."""
         head = self._head
@@ -122,7 +121,11 @@ class Log:
         return head, slots, np.arange(first, first + count, dtype=np.uint64)
 
     def publish(
-        self, segment: Segment, slots: NDArray[np.int64], sequences: Sequences, keys: list[bytes]
+        self,
+        segment: SegmentFile,
+        slots: NDArray[np.int64],
+        sequences: Sequences,
+        keys: list[bytes],
     ) -> None:
         """These records are whole. Like :meth:`discard` it leaves the rest to :meth:`tidy`."""
         with self._lock:
@@ -236,7 +239,7 @@ class Log:
             head, self._head = self._head, None
         self._give_back([head] if head is not None else [])
 
-    def _give_back(self, segments: Iterable[Segment]) -> None:
+    def _give_back(self, segments: Iterable[SegmentFile]) -> None:
         """Removes those that have no live chunk. Raises :class:`Lost`."""
         with self._lock:
             segments = list(segments)
@@ -263,7 +266,7 @@ class Log:
             if wanted <= 0:  # within the budget: it is the file system that is full
                 wanted = self.sizes.segment_bytes
             room = min(before, self.sizes.reserve)
-            chosen = choose(others, self.sizes, room, wanted)
+            chosen = choose_segments(others, self.sizes, room, wanted)
             moving = [record for segment in chosen for record in self._index.live(segment)]
         try:
             if moving:

@@ -6,23 +6,77 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from cache_core import _native
-from cache_core.place import Addresses
-from cache_core.tiers.disk.complaints import Complaints
-from cache_core.tiers.disk.counters import DiskCounters
-from cache_core.tiers.disk.format import key_array
+from cache_core.layout import Addresses
+from cache_core.tiers.disk.format import key_array, rounded
+from cache_core.tiers.disk.health import DiskCounters, RateLimitedWarnings
 from cache_core.tiers.disk.log import Log
-from cache_core.tiers.disk.segment import Segment, Spot
-from cache_core.tiers.tier import Read
+from cache_core.tiers.disk.segment import SegmentFile, Spot
+from cache_core.tiers.tier import Read, TierError
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
+
+_BYTES = 64 << 20
+
+
+_KEPT = 2  # slabs: one for the writer, one for a reader
+
+
+@dataclass(slots=True)
+class Buffer:
+    """Room for chunks, for as long as somebody has this object. ``left`` says that a call that was
+    left behind may still use it: nobody else may then."""
+
+    slab: _native.Slab
+    addresses: Addresses
+    left: bool = False
+
+
+class Staging:
+    """Slabs of aligned chunks, ``chunks`` at most, taken when needed. The largest two are kept for
+    the next callers; beside them each caller has what it needs: many may read at once."""
+
+    def __init__(self, chunk_bytes: int, depth: int) -> None:
+        stride = rounded(chunk_bytes)
+        self.chunks = max(2, depth, min(16 * depth, _BYTES // stride))
+        self._steps = np.arange(self.chunks, dtype=np.uint64) * np.uint64(stride)
+        self._stride = stride
+        self._lock = threading.Lock()
+        self._free: list[_native.Slab] = []
+
+    @contextmanager
+    def borrow(self, chunks: int) -> Iterator[Buffer]:
+        """Room for so many chunks, or for the most that there is for one caller, for as long as the
+        context is open. Raises ``MemoryError``."""
+        chunks = min(chunks, self.chunks)
+        nbytes = chunks * self._stride
+        with self._lock:
+            slab = next((kept for kept in self._free if kept.nbytes >= nbytes), None)
+            if slab is not None:
+                self._free.remove(slab)
+        slab = slab or _native.Slab(nbytes)
+        buffer = Buffer(slab, np.uint64(slab.address) + self._steps[:chunks])
+        try:
+            yield buffer
+        finally:
+            with self._lock:
+                if not buffer.left:
+                    self._free = sorted([*self._free, slab], key=lambda kept: kept.nbytes)[-_KEPT:]
+
+    def release(self) -> None:
+        """Gives the memory back."""
+        with self._lock:
+            self._free.clear()
+
 
 logger = logging.getLogger("lmcache")
 
-# What csrc/record.h says about a record that is not served.
+# What csrc/disk/record.h says about a record that is not served.
 _DAMAGE = {
     -1: "its header is damaged",
     -2: "another record is in its place",
@@ -36,7 +90,7 @@ _BATCH = 128
 _NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
 
 
-class Reader:
+class DiskReader:
     """Reads held chunks, for any number of threads."""
 
     def __init__(
@@ -46,7 +100,7 @@ class Reader:
         direct: bool,
         depth: int,
         counters: DiskCounters,
-        complaints: Complaints,
+        complaints: RateLimitedWarnings,
     ) -> None:
         self._log = log
         self._namespace = namespace
@@ -70,7 +124,7 @@ class Reader:
         """Answers for leading chunks: as many as there are descriptors for, and one at least."""
         good: list[Read] = []
         with ExitStack() as stack:
-            opened: dict[Segment, int] = {}
+            opened: dict[SegmentFile, int] = {}
             rows: list[tuple[int, Spot, int]] = []
             for row, key in enumerate(keys):
                 found = self._open(key, opened, stack)
@@ -101,7 +155,7 @@ class Reader:
         return good
 
     def _open(
-        self, key: bytes, opened: dict[Segment, int], stack: ExitStack
+        self, key: bytes, opened: dict[SegmentFile, int], stack: ExitStack
     ) -> tuple[Spot, int] | Read | None:
         """Where the key's record is, in a file that stays open: it may be given up meanwhile. None
         if those that are open must be closed first."""
@@ -140,7 +194,7 @@ class Reader:
             return spot, fd
         return Read.GONE if spot is None else self._report(key, spot, _GONE)
 
-    def _counted(self, segment: Segment, first: bool) -> int:
+    def _counted(self, segment: SegmentFile, first: bool) -> int:
         """Opens it. It counts before it is there: nobody finds no descriptor and no holder."""
         try:
             return segment.open(self._direct)
@@ -182,3 +236,36 @@ class Reader:
         )
         self._log.drop(key, spot)
         return Read.GONE
+
+
+class DiskBuffers:
+    """Held chunks; copying them out reads them. Nothing can be copied in."""
+
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        read: Callable[[Sequence[bytes], ChunkBuffers | None], list[Read]],
+        chunk_bytes: int,
+    ) -> None:
+        self._keys = list(keys)
+        self._read = read
+        self._chunk_bytes = chunk_bytes
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def pick(self, rows: Sequence[int]) -> DiskBuffers:
+        return DiskBuffers([self._keys[row] for row in rows], self._read, self._chunk_bytes)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        """Raises :class:`TierError` if one of them can't be read."""
+        answers = self._read(self._keys, FlatBuffers(addresses, self._chunk_bytes))
+        failed = len(answers) - answers.count(Read.HERE)
+        if failed:
+            raise TierError(f"{failed} of {len(answers)} chunks can't be read from disk")
+
+    def copy_from(self, addresses: Addresses) -> None:
+        raise TierError("chunks on disk are written by DiskTier.write")

@@ -17,7 +17,7 @@ from cache_core.tiers.disk.directory import Directory
 from cache_core.tiers.disk.format import (
     ALLOWANCE,
     BLOCK,
-    KEY_BYTES,
+    KEY_FIELD_BYTES,
     Damaged,
     Keys,
     SegmentHeader,
@@ -28,11 +28,11 @@ from cache_core.tiers.disk.format import (
 
 # One read at opening has header and table of a segment of up to some 1,500 slots.
 _FRONT = 64 << 10
-# What csrc/record.h calls a slot that was never written, and one behind the end of the file.
+# What csrc/disk/record.h calls a slot that was never written, and one behind the end of the file.
 _EMPTY, _CUT = -5, -4
 
 
-class Segment:
+class SegmentFile:
     """A preallocated file: header, room for a table, slots. Slots are given out in order and
     written once; the table is written when no slot will be given out any more.
 
@@ -45,7 +45,7 @@ class Segment:
         self.directory = directory
         self.name = name
         self.header = header
-        self.keys: Keys = np.zeros((header.slots, KEY_BYTES), dtype=np.uint8)
+        self.keys: Keys = np.zeros((header.slots, KEY_FIELD_BYTES), dtype=np.uint8)
         self.sequences: Sequences = np.zeros(header.slots, dtype=np.uint64)
         self.filled = 0
         self.live = 0
@@ -80,7 +80,7 @@ class Segment:
     @classmethod
     def create(
         cls, directory: Directory, number: int, slots: int, payload_bytes: int, namespace: bytes
-    ) -> Segment:
+    ) -> SegmentFile:
         """Takes all its room on disk. Raises ``OSError``; then nothing is left behind."""
         header = SegmentHeader(number, slots, payload_bytes, namespace)
         name, new = f"{number:016x}.seg", f"{number:016x}.new"
@@ -100,7 +100,7 @@ class Segment:
         return segment
 
     @classmethod
-    def load(cls, directory: Directory, name: str) -> tuple[Segment, str | None]:
+    def load(cls, directory: Directory, name: str) -> tuple[SegmentFile, str | None]:
         """What is on disk, by one read if it has a table: (segment, what is wrong with its table).
         Without a table, ``sealed`` is False and the records must be found by :meth:`scan`.
 
@@ -232,7 +232,7 @@ class Spot:
     """A record: where it is and what it must say. Without a segment it could not be copied when
     its segment was given up: it is lost, which its reader is told."""
 
-    segment: Segment | None
+    segment: SegmentFile | None
     slot: int
     sequence: int
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cache_core.place import Place
 from cache_core.tiers import MemoryTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 
 
 class Forgetful(MemoryTier):
@@ -15,7 +15,7 @@ class Forgetful(MemoryTier):
     def __init__(self, name: str, capacity: int | None, chunk_bytes: int) -> None:
         super().__init__(name, 512, chunk_bytes)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         lost = [key for key in keys if key[0] % 3 == 0]
         self.discard(lost)
         return super().read(keys, place)

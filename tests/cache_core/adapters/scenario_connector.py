@@ -17,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
 
 from cache_core.adapters.vllm import TieredKVConnector
-from cache_core.adapters.vllm.messages import StepMeta
+from cache_core.adapters.vllm.metadata import StepMeta
 
 WARNINGS: list[str] = []
 

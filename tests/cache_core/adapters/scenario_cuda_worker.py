@@ -10,8 +10,8 @@ import json
 import numpy as np
 import pytest
 
-from cache_core.adapters.vllm.messages import Load, StepMeta
-from cache_core.adapters.vllm.worker import WorkerHalf
+from cache_core.adapters.vllm.metadata import LoadSpec, StepMeta
+from cache_core.adapters.vllm.worker.worker import WorkerSide
 from cache_core.plan import Hit
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.test_cuda_order import KEY, SEEDS, SLOTS, Engine, engine_of
@@ -26,9 +26,9 @@ HERE = (BLOCKS[:, None].astype(np.int64) * PAGE + np.arange(PAGE)).reshape(1, CH
 def loads(engine: Engine, in_step: bool, layerwise: bool) -> bool:
     """A step of another request is still queued when this one's load begins in its blocks; then
     this step's attention reads them."""
-    worker = WorkerHalf([engine.tier], engine.blocks, PAGE, CHUNK, NAMES, layerwise)
+    worker = WorkerSide([engine.tier], engine.blocks, PAGE, CHUNK, NAMES, layerwise)
     engine.computes(2)
-    load = Load(1, "r", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, BLOCKS, in_step)
+    load = LoadSpec(1, "r", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, BLOCKS, in_step)
     step = StepMeta(0, loads=[load])
     worker.start_loads(step)
     if not in_step:

@@ -99,13 +99,14 @@ class World:
         self.differ = 0
         self.checks = 0
         self.peak: Counter[str] = Counter()
-        half, saving = self.sim.half, self.sim.half.events.saving
+        saver = self.sim.half._saver
+        saving = saver.saving
 
         def spied(tracked: Any, plan: Any) -> None:
             self.learn(tracked)
             saving(tracked, plan)
 
-        half.events.saving = spied
+        saver.saving = spied
 
     def learn(self, tracked: Any) -> None:
         """By which chunks each block of a request can be loaded."""
@@ -203,7 +204,7 @@ def fixed() -> dict[str, Any]:
 def recovered() -> dict[str, Any]:
     """Tiers hold what nobody has described, as after a restart: it is announced once a request
     loads it, a block at a time."""
-    from cache_core.adapters.vllm.events import Events
+    from cache_core.adapters.vllm.scheduler.events import Events
 
     options = {"chunk_tokens": 64, "cpu_size": "64MiB", "disk_size": "16MiB"}
     world = World(Settings(1, block_tokens=32, prefix_caching=False, options=options))
@@ -233,9 +234,8 @@ def alone() -> dict[str, Any]:
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
     from vllm.v1.request import Request
 
-    from cache_core.adapters.vllm.blending import Blended
-    from cache_core.adapters.vllm.events import Events
-    from cache_core.adapters.vllm.tracked import Tracked
+    from cache_core.adapters.vllm.scheduler.events import Events
+    from cache_core.adapters.vllm.scheduler.request_state import BlendState, RequestState
     from cache_core.keys import ChunkHasher, Namespace
     from cache_core.layout import KVLayout
     from cache_core.ledger import Ledger
@@ -243,7 +243,7 @@ def alone() -> dict[str, Any]:
     init_none_hash(sha256)
     hasher = ChunkHasher(Namespace(KVLayout(1, 1, 64, "float32", 64), "m"))
 
-    def told(change: Callable[[Tracked], None], tiers: tuple[str, ...]) -> list[Any]:
+    def told(change: Callable[[RequestState], None], tiers: tuple[str, ...]) -> list[Any]:
         request = Request(
             "r",
             list(range(100, 200)),
@@ -252,7 +252,7 @@ def alone() -> dict[str, Any]:
             block_hasher=get_request_block_hasher(32, sha256),
             lora_request=LoRARequest("adapter", 7, "path"),
         )
-        tracked = Tracked(request, hasher)
+        tracked = RequestState(request, hasher)
         keys = tracked.upto(64)
         ledger = Ledger([None] * len(tiers))
         events = Events(ledger, tiers, 64, 32)
@@ -267,10 +267,10 @@ def alone() -> dict[str, Any]:
             for e in events.take()
         ]
 
-    def blended(tracked: Tracked) -> None:
-        tracked.blend = Blended([], 0.1)
+    def blended(tracked: RequestState) -> None:
+        tracked.blend = BlendState([], 0.1)
 
-    def unhashed(tracked: Tracked) -> None:
+    def unhashed(tracked: RequestState) -> None:
         tracked.request.block_hashes.clear()
 
     return {

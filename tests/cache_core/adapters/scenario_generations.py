@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from cache_core.adapters.vllm.blocks import TensorBlocks
-from cache_core.adapters.vllm.identity import Hashers
-from cache_core.adapters.vllm.lora import Adapter, Adapters
-from cache_core.adapters.vllm.messages import StepMeta, TiersOpened, WorkerReport
-from cache_core.adapters.vllm.options import ConnectorOptions
-from cache_core.adapters.vllm.scheduler import SchedulerHalf
-from cache_core.adapters.vllm.worker import WorkerHalf
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.identity import Adapter, Adapters, Hashers
+from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport
+from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
+from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
+from cache_core.adapters.vllm.worker.worker import WorkerSide
 from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.tiers import MemoryTier
@@ -45,10 +44,10 @@ class World:
         options = ConnectorOptions.parse({"chunk_tokens": SIZE, "load": "sync", **given})
         self.adapters = Named()
         hashers = Hashers(Namespace(KVLayout(1, 1, 8, "float32", SIZE), "m"), self.adapters)
-        self.half = SchedulerHalf(options, hashers, ranks=1, block_tokens=SIZE, most_pending=100)
+        self.half = SchedulerSide(options, hashers, ranks=1, block_tokens=SIZE, most_pending=100)
         self.tier = MemoryTier("cpu", 16, blocks.chunk_bytes)
         tiers = [self.tier] if len(options.tier_names) == 1 else [self.tier, self.second(blocks)]
-        self.worker = WorkerHalf(tiers, blocks, SIZE, SIZE)
+        self.worker = WorkerSide(tiers, blocks, SIZE, SIZE)
         opened = self.worker.opened()
         self.half.opened([TiersOpened(opened.chunk_bytes, opened.capacities, [[], []], watched)])
         self.serial = 0
@@ -289,7 +288,7 @@ def adapters() -> dict[str, Any]:
 
 def beside() -> dict[str, Any]:
     """Keys of prompts whose placeholders stand for images and embeddings."""
-    from cache_core.adapters.vllm.tracked import Tracked
+    from cache_core.adapters.vllm.scheduler.request_state import RequestState
 
     layout = KVLayout(1, 1, 8, "float32", SIZE)
     hashers = [Hashers(Namespace(layout, model)) for model in ("m", "n")]
@@ -312,7 +311,7 @@ def beside() -> dict[str, Any]:
         request.num_prompt_tokens = 3 * SIZE
         request.prompt_is_token_ids = kinds
         request._prompt_embeds_per_block_hashes = {}
-        tracked = Tracked(request, hashers[which].of(request))
+        tracked = RequestState(request, hashers[which].of(request))
         for part in range(1, parts + 1):
             found = tracked.upto(4 * SIZE * part // parts)
         return [one.hex() for one in found]

@@ -26,10 +26,10 @@ from cache_core.adapters.vllm.identity import (
     Unsupported,
     kv_shape,
     namespace,
-    require_passport,
+    require_certificate,
 )
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, observe
-from cache_core.blend.passport import Passport
+from cache_core.blend.certificate import Certificate
 
 FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
 
@@ -120,14 +120,14 @@ def passports(model: Path, scratch: Path) -> dict[str, str]:
     from transformers import AutoConfig, LlamaConfig
     from vllm.engine.arg_utils import EngineArgs
 
-    from lmcache_cli.engines.models import blend_subject
+    from lmcache_cli.engines.transformers.models import blend_subject
 
     found: dict[str, str] = {}
 
     def take(name: str, folder: Path, file: str, dtype: str = "float32") -> None:
         config = EngineArgs(model=str(folder), dtype=dtype, max_model_len=64).create_model_config()
         try:
-            require_passport(file, config)
+            require_certificate(file, config)
             found[name] = "taken"
         except Unsupported as error:
             found[name] = str(error)
@@ -146,14 +146,14 @@ def passports(model: Path, scratch: Path) -> dict[str, str]:
         ).save_pretrained(folder)
         subject = blend_subject("m", str(folder), AutoConfig.from_pretrained(folder), "float32")
         # Without weights the name would have to be the same.
-        Passport(replace(subject, model=str(folder)), (), {}, {}).write(file)
+        Certificate(replace(subject, model=str(folder)), (), {}, {}).write(file)
         take(name, folder, str(file))
     take("dtype", scratch / "model yarn", str(scratch / "yarn.json"), "bfloat16")
     take("rope", scratch / "model yarn", str(scratch / "llama3.json"))
     subject = blend_subject("m", str(model), AutoConfig.from_pretrained(model), "float32")
-    Passport(subject, (), {}, {}).write(scratch / "weights.json")
+    Certificate(subject, (), {}, {}).write(scratch / "weights.json")
     take("weights", model, str(scratch / "weights.json"))
-    Passport(subject, ("a gate",), {}, {}).write(scratch / "failed.json")
+    Certificate(subject, ("a gate",), {}, {}).write(scratch / "failed.json")
     take("failed", model, str(scratch / "failed.json"))
     take("none", model, "")
     return found

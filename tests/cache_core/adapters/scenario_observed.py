@@ -123,7 +123,7 @@ def coded() -> list[float]:
 
 def waits() -> dict[str, Any]:
     """Times by a clock that the test moves."""
-    from cache_core.adapters.vllm.observed import Observed
+    from cache_core.adapters.vllm.metrics import Observed
     from cache_core.ledger import Ledger
 
     now = 0.0

@@ -6,14 +6,13 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
-from cache_core.adapters.vllm.blending import Blended, Blending
-from cache_core.adapters.vllm.lookup import Lookup
-from cache_core.adapters.vllm.messages import StepMeta
-from cache_core.adapters.vllm.options import ConnectorOptions
-from cache_core.adapters.vllm.saver import Saver
-from cache_core.adapters.vllm.segments import Segment
-from cache_core.adapters.vllm.tracked import Tracked
-from cache_core.adapters.vllm.transfers import Transfers
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.metadata import StepMeta
+from cache_core.adapters.vllm.scheduler.lookup import TierLookup
+from cache_core.adapters.vllm.scheduler.request_state import BlendSegment, BlendState, RequestState
+from cache_core.adapters.vllm.scheduler.saver import Saver
+from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
 from cache_core.ledger import Ledger
 from tests.cache_core.memory_engine import key
 
@@ -26,7 +25,7 @@ class World:
 
     def __init__(self, chunks: int) -> None:
         self.ledger = Ledger([64])
-        self.transfers = Transfers(1)
+        self.transfers = TransferState(1)
         tokens = list(range(chunks * SIZE))
         request = SimpleNamespace(
             request_id="first",
@@ -36,10 +35,10 @@ class World:
             status=SimpleNamespace(name="FINISHED_STOPPED"),
         )
         hasher = cast(Any, SimpleNamespace(chunk_tokens=SIZE))
-        self.tracked = Tracked(request, hasher, keys=[key(n) for n in range(chunks)])
+        self.tracked = RequestState(request, hasher, keys=[key(n) for n in range(chunks)])
         self.tracked.blocks = list(range(1, chunks + 1))
         hashers = cast(Any, SimpleNamespace(adapter=lambda request: self.tracked.adapter))
-        lookup = Lookup(OPTIONS, self.ledger, None, lambda plan: None, lambda: 0.0)
+        lookup = TierLookup(OPTIONS, self.ledger, None, lambda plan: None, lambda: 0.0)
         self.saver = Saver(
             self.ledger, lookup, hashers, self.transfers, BLOCK, 1 << 20, lambda name, amount: None
         )
@@ -56,15 +55,17 @@ def lent_blocks() -> dict[str, Any]:
         get_new_blocks=lambda count: [free.pop(0) for _ in range(count)],
         free_blocks=free.extend,
     )
-    blending = Blending(OPTIONS, (), BLOCK)
+    blending = BlendScheduler(OPTIONS, (), BLOCK)
     blending.bind(pool)
-    segments = [Segment(first * SIZE, (first + 1) * SIZE, (key(100 + first),)) for first in (0, 1)]
-    world.tracked.blend = Blended(segments, 0.1)
+    segments = [
+        BlendSegment(first * SIZE, (first + 1) * SIZE, (key(100 + first),)) for first in (0, 1)
+    ]
+    world.tracked.blend = BlendState(segments, 0.1)
     meta = StepMeta(1)
     world.saver.encode(world.tracked, blending, meta)
     first = sorted(meta.after)
     world.saver.free(save.id)
-    world.tracked.blend = Blended([Segment(0, SIZE, (key(200),))], 0.1)
+    world.tracked.blend = BlendState([BlendSegment(0, SIZE, (key(200),))], 0.1)
     later = StepMeta(2)
     world.saver.encode(world.tracked, blending, later)
     blocks = [encode.save.blocks.tolist() for encode in meta.encodes]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_core.adapters.vllm.blocks import TensorBlocks
-from cache_core.adapters.vllm.messages import Encode, Load, Save, StepMeta
-from cache_core.adapters.vllm.worker import WorkerHalf
-from cache_core.place import Place
+from cache_core.adapters.vllm.metadata import EncodeSpec, LoadSpec, SaveSpec, StepMeta
+from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
+from cache_core.adapters.vllm.worker.worker import WorkerSide
 from cache_core.plan import ENGINE, Hit, Move, Plan
 from cache_core.tiers import MemoryTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 
 CHUNK = 4
 LOST, OTHER, KEY = (bytes([n]) * 32 for n in range(3))
@@ -33,28 +33,28 @@ class Slow(MemoryTier):
         super().__init__("cpu", 8, chunk_bytes)
         self.go = threading.Event()
 
-    def write(self, keys: Sequence[bytes], place: Place | None) -> list[bool]:
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         self.go.wait(60)
         return super().write(keys, place)
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         if not self.in_memory:
             self.go.wait(60)
         return super().read(keys, place)
 
 
-def save(number: int, request: str, key: bytes) -> Save:
+def save(number: int, request: str, key: bytes) -> SaveSpec:
     plan = Plan((Move(key, ENGINE, 0, 0),))
-    return Save(number, request, 0, plan, np.arange(4, dtype=np.int32))
+    return SaveSpec(number, request, 0, plan, np.arange(4, dtype=np.int32))
 
 
 def aborted() -> dict[str, Any]:
     """What the save reported, and whether a tier has its chunk."""
     blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
     tier = Slow(blocks.chunk_bytes)
-    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK)
+    worker = WorkerSide([tier], blocks, CHUNK, CHUNK)
     ids = np.arange(4, dtype=np.int32)
-    load = Load(1, "bad", 0, Hit((LOST,), (0,)), 0, 0, CHUNK, ids, True)
+    load = LoadSpec(1, "bad", 0, Hit((LOST,), (0,)), 0, 0, CHUNK, ids, True)
     worker.end_step(StepMeta(0, saves=[save(2, "good", OTHER)]))
     step = StepMeta(1, loads=[load], saves=[save(3, "bad", KEY)])
     worker.start_loads(step)
@@ -81,7 +81,7 @@ def layerwise() -> dict[str, Any]:
     blocks = TensorBlocks(caches, CHUNK)
     tier = Slow(blocks.chunk_bytes)
     tier.go.set()
-    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK, ("first", "second"), True)
+    worker = WorkerSide([tier], blocks, CHUNK, CHUNK, ("first", "second"), True)
     ids = np.arange(4, dtype=np.int32)
 
     def forward(step: StepMeta) -> None:
@@ -104,7 +104,7 @@ def layerwise() -> dict[str, Any]:
         waiting(saves)
 
     worker._wait_for = goes_on  # type: ignore[method-assign]
-    load = Load(3, "b", 0, Hit((OTHER,), (0,)), 0, 0, CHUNK, ids, True, None, (2,))
+    load = LoadSpec(3, "b", 0, Hit((OTHER,), (0,)), 0, 0, CHUNK, ids, True, None, (2,))
     late = threading.Thread(
         target=forward, args=[StepMeta(2, loads=[load], saves=[save(4, "b", KEY)])], daemon=True
     )
@@ -137,11 +137,11 @@ def encoded() -> dict[str, Any]:
     tier = Slow(blocks.chunk_bytes)
     tier.go.set()
     blender: Any = Encoder(caches)
-    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK, ("first", "second"), True, blender)
+    worker = WorkerSide([tier], blocks, CHUNK, CHUNK, ("first", "second"), True, blender)
     plan = Plan((Move(KEY, ENGINE, 0, 0),))
-    lent = Save(2, "a", 0, plan, np.arange(4, 8, dtype=np.int32))
+    lent = SaveSpec(2, "a", 0, plan, np.arange(4, 8, dtype=np.int32))
     tokens = np.arange(CHUNK, dtype=np.int32)
-    step = StepMeta(0, saves=[save(1, "a", OTHER)], encodes=[Encode(lent, tokens)])
+    step = StepMeta(0, saves=[save(1, "a", OTHER)], encodes=[EncodeSpec(lent, tokens)])
     worker.start_loads(step)
     for name in ("first", "second"):
         worker.layer_done(name)
@@ -165,17 +165,17 @@ def lanes() -> dict[str, Any]:
     cpu = MemoryTier("cpu", 8, blocks.chunk_bytes)
     disk = Slow(blocks.chunk_bytes)
     disk.name, disk.in_memory, disk.keeps_time = "disk", False, False
-    worker = WorkerHalf([cpu, disk], blocks, CHUNK, CHUNK)
+    worker = WorkerSide([cpu, disk], blocks, CHUNK, CHUNK)
     ids = np.arange(4, dtype=np.int32)
     plan = Plan((Move(KEY, ENGINE, 0, 0), Move(KEY, ENGINE, 1, 0)))
-    step = StepMeta(0, saves=[Save(1, "one", 0, plan, ids)])
+    step = StepMeta(0, saves=[SaveSpec(1, "one", 0, plan, ids)])
     worker.start_loads(step)
     worker.end_step(step)
     worker.before_overwriting(StepMeta(1, after={1}))
     free = not disk.go.is_set()
     early = [(part.id, part.settled, part.free) for part in worker.report(0).saves]
-    far = Load(2, "far", 0, Hit((LOST,), (1,)), 0, 0, CHUNK, ids, False)
-    near = Load(3, "near", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, ids, False)
+    far = LoadSpec(2, "far", 0, Hit((LOST,), (1,)), 0, 0, CHUNK, ids, False)
+    near = LoadSpec(3, "near", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, ids, False)
     worker.start_loads(StepMeta(1, loads=[far, near]))
     worker._loads["near"].result(60)
     loaded = sorted(worker.finished(set()))
@@ -194,7 +194,7 @@ class Away(MemoryTier):
         super().__init__("cpu", 8, chunk_bytes)
         self.now, self.reads, self.well = 0.0, 0, False
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         self.reads += 1
         if self.well:
             return super().read(keys, place)
@@ -206,15 +206,15 @@ def away() -> dict[str, Any]:
     """Many loads of one step from a tier that does not answer, and one when it is well again."""
     blocks = TensorBlocks([torch.randn(8, 2, CHUNK, 8)], CHUNK)
     tier = Away(blocks.chunk_bytes)
-    worker = WorkerHalf([tier], blocks, CHUNK, CHUNK, clock=lambda: tier.now)
+    worker = WorkerSide([tier], blocks, CHUNK, CHUNK, clock=lambda: tier.now)
     ids = np.arange(4, dtype=np.int32)
     plan = Plan((Move(KEY, ENGINE, 0, 0),))
-    worker.end_step(StepMeta(0, saves=[Save(9, "saver", 0, plan, ids)]))
+    worker.end_step(StepMeta(0, saves=[SaveSpec(9, "saver", 0, plan, ids)]))
     worker._saver.submit(worker._carrier.flush).result()
 
     def loads(*numbers: int) -> list[int]:
         hit = Hit((KEY,), (0,))
-        step = [Load(n, f"r{n}", 0, hit, 0, 0, CHUNK, ids, True) for n in numbers]
+        step = [LoadSpec(n, f"r{n}", 0, hit, 0, 0, CHUNK, ids, True) for n in numbers]
         worker.start_loads(StepMeta(1, loads=step))
         return [load.chunks for load in worker.report(1).loads]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from cache_core.adapters.vllm.asking import Asking
+from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
 from cache_core.ledger import Ledger
-from cache_core.place import Place
 from cache_core.plan import Plan
 from cache_core.residency import FRESH_S, Residency
 from cache_core.tiers import NullTier
 from cache_core.tiers.tier import Read
+from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.memory_engine import key
 from tests.cache_core.servers import eventually
 
@@ -30,7 +30,7 @@ class Slow(NullTier):
         self.asked: list[list[bytes]] = []
         self.trouble: Callable[[list[Read]], list[Read]] = lambda answers: answers
 
-    def read(self, keys: Sequence[bytes], place: Place | None) -> list[Read]:
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         self.asked.append(list(keys))
         assert self.may.wait(60)
         return self.trouble(super().read(keys, place))
@@ -42,7 +42,7 @@ class World:
         self.tier = Slow()
         self.ledger = Ledger([2, 100])
         self.residency = Residency(self.ledger, 1, clock=lambda: self.now)
-        self.asking = Asking(self.tier)
+        self.asking = RemoteLookup(self.tier)
 
     def hit(self, request: str) -> int:
         """Chunks of the request that are promised once the answer is in."""

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core.adapters.vllm.blocks import (
+from cache_core.adapters.vllm.worker.kv_blocks import (
     EngineBlocks,
     HostBlocks,
     TensorBlocks,

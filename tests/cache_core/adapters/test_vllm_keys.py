@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from cache_core.adapters.vllm import lora as lora_module
-from cache_core.adapters.vllm.identity import Hashers, Unsupported, namespace, unproven
-from cache_core.adapters.vllm.lora import Adapters
-from cache_core.canonical import canonical, config_digest
+from cache_core.adapters.vllm import identity as lora_module
+from cache_core.adapters.vllm.identity import Adapters, Hashers, Unsupported, namespace, unproven
+from cache_core.keys import canonical, config_digest
 from cache_core.layout import KVLayout
 from cache_core.weights import FileDigests
 

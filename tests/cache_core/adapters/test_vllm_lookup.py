@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
-from cache_core.adapters.vllm.lookup import Lookup
-from cache_core.adapters.vllm.options import ConnectorOptions
-from cache_core.adapters.vllm.tracked import Tracked
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.scheduler.lookup import TierLookup
+from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.ledger import Ledger
 from tests.cache_core.memory_engine import key
 
@@ -25,13 +25,13 @@ class World:
         self.ledger.settle(self.ledger.admit(KEYS[:held]).moves, True)
         self.moves = self.ledger.admit(KEYS[: held + pending]).moves
         options = ConnectorOptions.parse({"cpu_size": 0, "disk_size": 1 << 20, "disk_path": "x"})
-        self.lookup = Lookup(options, self.ledger, None, lambda plan: None, lambda: self.now)
+        self.lookup = TierLookup(options, self.ledger, None, lambda plan: None, lambda: self.now)
 
-    def request(self) -> Tracked:
+    def request(self) -> RequestState:
         ask = SimpleNamespace(request_id=str(object()))
-        return Tracked(ask, cast(Any, SimpleNamespace(chunk_tokens=SIZE)), keys=list(KEYS))
+        return RequestState(ask, cast(Any, SimpleNamespace(chunk_tokens=SIZE)), keys=list(KEYS))
 
-    def found(self, request: Tracked, computed: int = 0) -> int | None:
+    def found(self, request: RequestState, computed: int = 0) -> int | None:
         """Chunks that can be loaded; None if the request has to wait."""
         return len(request.found) if self.lookup.find(request, computed) else None
 

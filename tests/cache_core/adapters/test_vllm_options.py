@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cache_core.adapters.vllm.options import ConnectorOptions
+from cache_core.adapters.vllm.config import ConnectorOptions
 
 ROOT = Path(__file__).parents[3]
 CONFIG = re.compile(r"--kv-transfer-config '(\{.*?\})'", re.DOTALL)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.adapters.vllm.options import ConnectorOptions
-from cache_core.adapters.vllm.tiers import of_replica, open_tiers
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.worker.open_tiers import of_replica, open_tiers
 from cache_core.tiers import Tier, TierError
 
 CHUNK = 4096

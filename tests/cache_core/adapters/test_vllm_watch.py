@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from cache_core.adapters.vllm import watch as watch_module
-from cache_core.adapters.vllm.watch import WeightsWatch, model_in_use
+from cache_core.adapters.vllm.worker import weights_watch as watch_module
+from cache_core.adapters.vllm.worker.weights_watch import WeightsWatch, model_in_use
 
 
 def model(layers: int = 3) -> Any:

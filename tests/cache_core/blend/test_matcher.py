@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.blend.matcher import Matcher, Piece
-from cache_core.blend.rolling import RollingIndex, window_hashes
+from cache_core.blend.matcher import Matcher, Piece, RollingIndex, window_hashes
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 

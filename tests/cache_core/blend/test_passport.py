@@ -7,36 +7,36 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.blend.passport import (
-    Passport,
-    PassportError,
+from cache_core.blend.certificate import (
+    Certificate,
+    CertificateError,
     Subject,
-    checked_passport,
-    read_passport,
+    checked_certificate,
+    read_certificate,
     rope_text,
 )
 
 MODEL = Subject("some/model", "abc", "float32", rope_text({"rope_theta": 1e4}))
-PASSED = Passport(MODEL, (), {"chosen": {"ratio": 0.1}}, {"curve": [1, 2]})
+PASSED = Certificate(MODEL, (), {"chosen": {"ratio": 0.1}}, {"curve": [1, 2]})
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "p.json"
     PASSED.write(path)
-    assert read_passport(path) == checked_passport(path, MODEL) == PASSED
+    assert read_certificate(path) == checked_certificate(path, MODEL) == PASSED
     assert [p.name for p in path.parent.iterdir()] == ["p.json"]
 
 
 @pytest.mark.parametrize("field", ["weights", "dtype", "rope"])
 def test_another_model_is_refused(field: str, tmp_path: Path) -> None:
     PASSED.write(tmp_path / "p")
-    with pytest.raises(PassportError, match=f"{field} differ"):
-        checked_passport(tmp_path / "p", replace(MODEL, **{field: "other"}))
+    with pytest.raises(CertificateError, match=f"{field} differ"):
+        checked_certificate(tmp_path / "p", replace(MODEL, **{field: "other"}))
 
 
 def test_the_same_weights_under_another_name_are_the_same_model(tmp_path: Path) -> None:
     PASSED.write(tmp_path / "p")
-    assert checked_passport(tmp_path / "p", replace(MODEL, model="/elsewhere")) == PASSED
+    assert checked_certificate(tmp_path / "p", replace(MODEL, model="/elsewhere")) == PASSED
 
 
 def test_without_known_weights_the_name_counts() -> None:
@@ -46,8 +46,8 @@ def test_without_known_weights_the_name_counts() -> None:
 
 def test_a_failed_gate_is_named(tmp_path: Path) -> None:
     replace(PASSED, failed=("no row sees the future",)).write(tmp_path / "p")
-    with pytest.raises(PassportError, match="failed 'no row sees the future'"):
-        checked_passport(tmp_path / "p", MODEL)
+    with pytest.raises(CertificateError, match="failed 'no row sees the future'"):
+        checked_certificate(tmp_path / "p", MODEL)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_a_failed_gate_is_named(tmp_path: Path) -> None:
 def test_what_is_no_passport_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "p").write_text(text)
-    with pytest.raises(PassportError, match=words):
-        read_passport(tmp_path / "p")
+    with pytest.raises(CertificateError, match=words):
+        read_certificate(tmp_path / "p")
 
 
 def test_rope_is_one_text_for_what_engines_fill_in() -> None:

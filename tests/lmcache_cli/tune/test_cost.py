@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cache_core.prefill import PrefillCost
-from lmcache_cli.engines.cost import TierCost
+from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
 from lmcache_cli.tune import queueing
-from lmcache_cli.tune.architectures import ARCHITECTURES, find_architecture
-from lmcache_cli.tune.cost import Cost, catalogue_cost
-from lmcache_cli.tune.hardware import HARDWARE, find_hardware
+from lmcache_cli.tune.catalogue import ARCHITECTURES, HARDWARE, find_architecture, find_hardware
+from lmcache_cli.tune.cost import RequestCost, catalogue_cost
 from lmcache_cli.tune.queueing import Arrival, first_token_times
 
 
@@ -54,7 +53,7 @@ def test_weights_that_do_not_fit_are_told() -> None:
     assert any("don't fit" in note for note in cost.notes)
 
 
-SIMPLE = Cost(PrefillCost(0.0, 1e-3, 0.0), {"cpu": TierCost(1e6)}, 100, 0.0)
+SIMPLE = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {"cpu": TierCost(1e6)}, 100, 0.0)
 
 
 def test_an_idle_engine_serves_at_once() -> None:
@@ -80,7 +79,7 @@ def test_loads_of_a_tier_queue() -> None:
 
 
 def test_many_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = Cost(PrefillCost(0.01, 1e-4, 1e-8), {}, 100, 0.02)
+    cost = RequestCost(PrefillCost(0.01, 1e-4, 1e-8), {}, 100, 0.02)
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.exponential(0.3, 60))
     arrivals = [Arrival(float(t), 500, int(rng.integers(1, 80)), {}) for t in times]
@@ -92,7 +91,7 @@ def test_many_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_closed_loop_waits_for_its_clients() -> None:
     arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(4)]
-    cost = Cost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
+    cost = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
     # One client: each request finds an idle engine.
     assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 4)
     # All at once is an open loop at time 0.
@@ -102,7 +101,7 @@ def test_a_closed_loop_waits_for_its_clients() -> None:
 
 
 def test_in_turn_serves_an_answer_to_its_end() -> None:
-    cost = Cost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1, serving="in_turn")
+    cost = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1, serving="in_turn")
     arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(3)]
     assert first_token_times(arrivals, cost, 64) == pytest.approx([1.0, 3.0, 5.0])
     assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 3)

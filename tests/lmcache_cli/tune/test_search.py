@@ -5,21 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cache_core.prefill import PrefillCost
-from lmcache_cli.engines.cost import TierCost
-from lmcache_cli.tune.candidates import Goal, Prices, Stack
-from lmcache_cli.tune.cost import Cost
+from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.engines.measured_costs import TierCost
+from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.load_or_compute import load_or_compute
-from lmcache_cli.tune.plots import plots
 from lmcache_cli.tune.policies import USABLE, WORTH_CHANGING, Headroom, headroom, policy_curves
+from lmcache_cli.tune.report_sections import plots
 from lmcache_cli.tune.search import search
-from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import uncertainty
+from lmcache_cli.tune.study import Study, uncertainty
 from workloads.traces import TraceArrays
 
 CHUNK, BYTES = 16, 100
 SLOW = PrefillCost(0.001, 1e-3, 0.0)
-COST = Cost(
+COST = RequestCost(
     SLOW,
     {"cpu": TierCost(1e9), "disk": TierCost(1e8)},
     BYTES,
@@ -56,7 +55,7 @@ def study(documents: list[int], **changes: float) -> Study:
 
 
 def test_headroom_stands_in_order() -> None:
-    found = headroom(study(scan()), Stack((("cpu", 20 * CHUNK * BYTES),), CHUNK))
+    found = headroom(study(scan()), TierConfiguration((("cpu", 20 * CHUNK * BYTES),), CHUNK))
     assert found.rate == 1
     best = max(found.hit_rates[name] for name in USABLE)
     assert found.hit_rates["lru"] <= best <= found.hit_rates["belady"] <= found.ceiling
@@ -110,7 +109,7 @@ def test_without_the_bound_nothing_is_refused() -> None:
 
 def test_intervals_hold_what_they_are_of() -> None:
     tried = study([i % 5 if i % 3 else 100 + i for i in range(200)])
-    stack = Stack((("cpu", GIB),), CHUNK)
+    stack = TierConfiguration((("cpu", GIB),), CHUNK)
     judged = tried.queued(tried.judge(stack))
     found = uncertainty(tried, stack)
     assert found.groups == "blocks of time" and found.hit_rate is not None
@@ -122,16 +121,19 @@ def test_intervals_hold_what_they_are_of() -> None:
 
 
 def test_an_interval_of_three_requests_is_none() -> None:
-    assert uncertainty(study([1, 1, 1]), Stack((("cpu", GIB),), CHUNK)).hit_rate is None
+    assert uncertainty(study([1, 1, 1]), TierConfiguration((("cpu", GIB),), CHUNK)).hit_rate is None
 
 
 def test_no_tier_has_no_interval() -> None:
-    assert uncertainty(study([i % 5 for i in range(50)]), Stack((), CHUNK)).hit_rate is None
+    assert (
+        uncertainty(study([i % 5 for i in range(50)]), TierConfiguration((), CHUNK)).hit_rate
+        is None
+    )
 
 
 def test_the_break_even_is_where_both_take_as_long() -> None:
     tried = study([1, 1, 1, 2, 2])
-    chosen = tried.judge(Stack((("cpu", GIB),), CHUNK))
+    chosen = tried.judge(TierConfiguration((("cpu", GIB),), CHUNK))
     by_tier = {one.tier: one for one in load_or_compute(tried, chosen)}
     one = by_tier["cpu"]
     assert one.tokens == 4 * CHUNK
@@ -141,9 +143,9 @@ def test_the_break_even_is_where_both_take_as_long() -> None:
 
 
 def test_a_fixed_cost_that_no_bandwidth_makes_up_for() -> None:
-    slow = Cost(SLOW, {"cpu": TierCost(1e9, fixed_s=1.0)}, BYTES, 0.001)
+    slow = RequestCost(SLOW, {"cpu": TierCost(1e9, fixed_s=1.0)}, BYTES, 0.001)
     tried = Study(arrays([1, 1, 1]), slow, Prices())
-    [one] = load_or_compute(tried, tried.judge(Stack((("cpu", GIB),), CHUNK)))
+    [one] = load_or_compute(tried, tried.judge(TierConfiguration((("cpu", GIB),), CHUNK)))
     assert not one.loads and one.break_even_bytes_s is None
     assert "recompute" in one.text()
 
@@ -160,7 +162,7 @@ def test_only_whole_chunks_are_hit_and_never_the_last_token() -> None:
         same, full.offsets, full.arrival_s, full.input_tokens, full.output_tokens, full.session,
         (), CHUNK,
     )  # fmt: skip
-    hits = Study(repeated, COST, Prices()).hits(Stack((("cpu", GIB),), CHUNK))
+    hits = Study(repeated, COST, Prices()).hits(TierConfiguration((("cpu", GIB),), CHUNK))
     assert hits[:, 0].tolist() == [0, 4 * CHUNK]
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from lmcache_cli.tune.candidates import Goal, Outcome, Stack, broken, front, recommend
+from lmcache_cli.tune.candidates import (
+    Goal,
+    StackOutcome,
+    TierConfiguration,
+    broken,
+    front,
+    recommend,
+)
 from tests.lmcache_cli.command_line import lmcache
 
 ROOT = Path(__file__).parents[3]
@@ -132,9 +139,9 @@ def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def outcome(cpu: int, idle_s: float, price: float, **ttft: float) -> Outcome:
+def outcome(cpu: int, idle_s: float, price: float, **ttft: float) -> StackOutcome:
     tiers = (("cpu", cpu * GIB),) if cpu else ()
-    return Outcome(Stack(tiers, 64), {}, 0.0, idle_s, price, 0.0, ttft)
+    return StackOutcome(TierConfiguration(tiers, 64), {}, 0.0, idle_s, price, 0.0, ttft)
 
 
 def test_the_front_has_what_nothing_beats() -> None:

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from cache_core.prefill import PrefillCost
-from lmcache_cli.bench.plan import BenchOptions
-from lmcache_cli.engines.probed import ProbedEngine, probed_engine
+from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.engines.measured_costs import ProbedEngine, probed_engine
 from lmcache_cli.engines.start import start_engine
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.probe.engine import EngineProbe, probe_engine
-from lmcache_cli.tune.candidates import Prices, Stack
+from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.cost import probed_cost
 from lmcache_cli.tune.options import TuneOptions
-from lmcache_cli.tune.source import Source, made_source
+from lmcache_cli.tune.report_sections import validation_json
+from lmcache_cli.tune.source import RequestSource, made_source
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.validate import Point, Tolerance, Validation, neighbours, validate
-from lmcache_cli.tune.validation_report import validation_json
+from lmcache_cli.tune.validate import Tolerance, Validation, ValidationPoint, neighbours, validate
 from tests.lmcache_cli.small_model import save_model
 
 WORKLOADS = ("long-context", "rag", "chat", "agent", "random")
@@ -60,24 +60,24 @@ def probed(probe: EngineProbe) -> ProbedEngine:
     return probed_engine(json.loads(json.dumps(asdict(probe))), "test")
 
 
-def made(name: str, engine: Any, **changes: Any) -> Source:
+def made(name: str, engine: Any, **changes: Any) -> RequestSource:
     bench = replace(SMALL, workloads=(name,), **changes)
     return made_source(TuneOptions(name, chunk_tokens="16,32"), bench, engine.encode, engine.bos)
 
 
-def stacks(token_bytes: int) -> list[tuple[str, Stack]]:
+def stacks(token_bytes: int) -> list[tuple[str, TierConfiguration]]:
     """Too small for all, large enough; with a disk; exclusive; other policies and admissions."""
     chunk = 16 * token_bytes
     cpu, disk = ("cpu", 5 * chunk + 7), ("disk", 1 << 20)
     return [
-        ("small", Stack((("cpu", 3 * chunk),), 16)),
-        ("middle", Stack((cpu,), 16)),
-        ("large", Stack((("cpu", 1 << 22),), 32)),
-        ("disk", Stack((cpu, disk), 16)),
-        ("exclusive", Stack((cpu, ("disk", 300_000)), 16, "write_on_eviction")),
-        ("lfu", Stack((cpu,), 16, policy="lfu-aging")),
-        ("gdsf", Stack((cpu, disk), 16, policy="gdsf")),
-        ("second touch", Stack((cpu, disk), 16, admission="second-touch")),
+        ("small", TierConfiguration((("cpu", 3 * chunk),), 16)),
+        ("middle", TierConfiguration((cpu,), 16)),
+        ("large", TierConfiguration((("cpu", 1 << 22),), 32)),
+        ("disk", TierConfiguration((cpu, disk), 16)),
+        ("exclusive", TierConfiguration((cpu, ("disk", 300_000)), 16, "write_on_eviction")),
+        ("lfu", TierConfiguration((cpu,), 16, policy="lfu-aging")),
+        ("gdsf", TierConfiguration((cpu, disk), 16, policy="gdsf")),
+        ("second touch", TierConfiguration((cpu, disk), 16, admission="second-touch")),
     ]
 
 
@@ -117,7 +117,7 @@ def test_several_clients_and_arrivals_hit_the_same(
             study,
             source,
             engine,
-            [("large", Stack((("cpu", 1 << 22),), 16))],
+            [("large", TierConfiguration((("cpu", 1 << 22),), 16))],
             tolerance=Tolerance(),
             folder=tmp_path,
             repeats=2,
@@ -134,11 +134,11 @@ def test_the_probe_finds_costs_of_every_kind(probe: EngineProbe) -> None:
     assert all(f.time.n == 3 for f in probe.prefill_figures)
 
 
-def point(**changes: Any) -> Point:
+def point(**changes: Any) -> ValidationPoint:
     times = {"p50": 1.0, "p90": 2.0, "p99": 3.0}
-    plain = Point(
-        Stack((("cpu", 1),), 16), "recommended", 4, {"cpu": 8}, {"cpu": 8}, 0.5, 0.5, times, times,
-        0, 0,
+    plain = ValidationPoint(
+        TierConfiguration((("cpu", 1),), 16), "recommended", 4, {"cpu": 8}, {"cpu": 8}, 0.5, 0.5,
+        times, times, 0, 0,
     )  # fmt: skip
     return replace(plain, **changes)
 
@@ -161,13 +161,13 @@ def test_verdicts(changes: Any, drift: float | None, verdict: str, code: int) ->
 
 
 def test_neighbours_are_half_and_twice() -> None:
-    stack = Stack((("cpu", 10), ("disk", 100)), 16)
+    stack = TierConfiguration((("cpu", 10), ("disk", 100)), 16)
     assert [(role, s.sizes) for role, s in neighbours(stack)] == [
         ("smaller", {"cpu": 5, "disk": 50}),
         ("recommended", {"cpu": 10, "disk": 100}),
         ("larger", {"cpu": 20, "disk": 200}),
     ]
-    assert neighbours(Stack((), 16)) == [("recommended", Stack((), 16))]
+    assert neighbours(TierConfiguration((), 16)) == [("recommended", TierConfiguration((), 16))]
 
 
 def test_a_closed_loop_without_arrivals_has_a_length(engine: Any, probed: ProbedEngine) -> None:

@@ -1,0 +1,1 @@
+"""Blend inside vLLM: what the scheduler plans and what workers compute."""

@@ -1,0 +1,89 @@
+"""The worker's half of blend: turns K to where it is needed, computes what does not fit."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_core.adapters.vllm.blend.extra_forward import ExtraForward, ForwardRows
+from cache_core.adapters.vllm.metadata import EncodeSpec, LoadSpec
+from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, Slots
+from cache_core.layout import Addresses
+
+
+class BlendWorkerSide:
+    """Runs vLLM's model beside vLLM's own steps; see :class:`ExtraForward`.
+
+    Raises ``ValueError`` if the workers were not started with ``--worker-cls`` for it.
+    """
+
+    def __init__(self, config: Any, block_tokens: int) -> None:
+        # Only workers of --worker-cls can import it before the model is loaded.
+        from cache_core.adapters.vllm.blend_worker import RUNNERS
+
+        if not RUNNERS:
+            raise ValueError(
+                "blend needs the model: start vLLM with"
+                " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
+            )
+        self.forward = ExtraForward(RUNNERS[0], config, block_tokens)
+
+    def turn(self, k: torch.Tensor, delta: int, axis: int) -> None:
+        """K of other positions, in place."""
+        self.forward.rope.rotate(k.movedim(axis, -1), delta, in_place=True)
+
+    def compute(self, loads: Sequence[LoadSpec]) -> None:
+        """What is computed on top of loads, all requests of the step together."""
+        rows = [
+            ForwardRows(load.blend.tokens, load.blend.positions, load.blocks)
+            for load in loads
+            if load.blend is not None and len(load.blend.tokens)
+        ]
+        if rows:
+            self.forward.run(rows)
+
+    def encode(self, encodes: Sequence[EncodeSpec]) -> None:
+        """Computes segments alone, in blocks that are lent for it."""
+        for encode in encodes:
+            positions = np.arange(len(encode.tokens), dtype=np.int32)
+            self.forward.run([ForwardRows(encode.tokens, positions, encode.save.blocks)])
+
+
+class RotatedBuffers:
+    """Chunks that go to the engine with their K turned; nothing can be read from here."""
+
+    def __init__(
+        self, blocks: EngineBlocks, slots: Slots, turn: Callable[[torch.Tensor, int], None]
+    ) -> None:
+        self._blocks, self._slots, self._turn = blocks, slots, turn
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> RotatedBuffers:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        return RotatedBuffers(self._blocks, chosen, self._turn)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        raise NotImplementedError("turned chunks are only ever loaded")
+
+    def copy_from(self, addresses: Addresses) -> None:
+        # What a tier holds must not change: it may be wanted at another place again.
+        size = self._blocks.chunk_bytes
+        scratch = np.empty((len(addresses), size), dtype=np.uint8)
+        for row, address in zip(scratch, addresses, strict=True):
+            row[:] = np.ctypeslib.as_array(_bytes_at(int(address), size))
+        self._turn(*self._blocks.k_of(torch.from_numpy(scratch)))
+        copies = np.array([row.ctypes.data for row in scratch], dtype=np.uint64)
+        self._blocks.place(self._slots).copy_from(copies)
+
+
+def _bytes_at(address: int, size: int) -> Any:
+    return (ctypes.c_uint8 * size).from_address(address)

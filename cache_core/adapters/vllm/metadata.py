@@ -1,0 +1,161 @@
+"""What the connector's two halves tell each other, through vLLM's own channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from cache_core.plan import Hit, Plan
+
+BlockIds = NDArray[np.int32]
+Grown = tuple[str, Sequence[int], int, bool]
+"""A request that was given blocks, these, its computed tokens, and whether these are all that it
+has, from token 0 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlendPiece:
+    """Chunks of a segment, the first at token ``first``: tokens ``start`` .. ``stop`` are wanted,
+    with K turned by ``turn`` positions."""
+
+    hit: Hit
+    first: int
+    start: int
+    stop: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlendSpec:
+    """Pieces to load, and then tokens to compute on top of them: ids and positions, ``[n]``."""
+
+    pieces: tuple[BlendPiece, ...]
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """A pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its first chunk
+    begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0 on. Saves
+    ``after`` which it comes still read some of them."""
+
+    id: int
+    request: str
+    epoch: int
+    hit: Hit
+    first: int
+    start: int
+    end: int
+    blocks: BlockIds
+    in_step: bool
+    blend: BlendSpec | None = None
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SaveSpec:
+    """A plan to carry out behind the step's forward pass. Move ``index`` counts the request's
+    chunks. ``offset`` is where the first of them begins, in tokens from the first of ``blocks`` on:
+    less than 0 where only blocks of later chunks are given."""
+
+    id: int
+    request: str
+    epoch: int
+    plan: Plan
+    blocks: BlockIds
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSpec:
+    """Computes ``tokens`` ``[n]`` alone, from position 0 on, in the save's blocks, and saves."""
+
+    save: SaveSpec
+    tokens: NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class StepMeta(KVConnectorMetadata):
+    """Scheduler to workers, once per step. ``plans`` need nothing of the engine. Saves ``after``
+    which it comes still read blocks that it writes to. Keys are of weights of that
+    ``generation``."""
+
+    step: int
+    generation: int = 0
+    loads: list[LoadSpec] = field(default_factory=list)
+    saves: list[SaveSpec] = field(default_factory=list)
+    encodes: list[EncodeSpec] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    after: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadDone:
+    """``chunks`` leading ones are in place. ``gone`` will never be read there: (key, tier).
+    ``asked`` says of each tier that was read whether it could not give a chunk now."""
+
+    id: int
+    chunks: int
+    gone: tuple[tuple[bytes, int], ...]
+    seconds: float
+    asked: tuple[tuple[int, bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDone:
+    """A part of a save has ended: of its plan's writing moves (those with a target, by their order
+    there) the ``settled`` ones, and whether they succeeded; ``free``: it needs vLLM's blocks no
+    more. Each is reported once, in any order: tiers take their time, each its own."""
+
+    id: int
+    settled: tuple[tuple[int, bool], ...]
+    free: bool = False
+
+
+@dataclass(slots=True)
+class WorkerReport(KVConnectorWorkerMetadata):
+    """Workers to scheduler. Every rank reports every load, and every part of every save, not all in
+    the same step. ``outdated`` is the latest generation whose weights are known to be gone."""
+
+    step: int
+    outdated: int = -1
+    loads: list[LoadDone] = field(default_factory=list)
+    saves: list[SaveDone] = field(default_factory=list)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
+        """The reports of two ranks together."""
+        outdated = max(self.outdated, other.outdated)
+        return WorkerReport(self.step, outdated, self.loads + other.loads, self.saves + other.saves)
+
+
+@dataclass(frozen=True, slots=True)
+class TiersOpened(KVConnectorHandshakeMetadata):
+    """One rank's tiers: what a chunk takes in them, room in chunks (None: unbounded), and what each
+    holds from before. ``watched`` says whether the rank would notice a change of its weights."""
+
+    chunk_bytes: int
+    capacities: Sequence[int | None]
+    recovered: Sequence[Sequence[bytes]]
+    watched: bool = False
+
+
+def grown(output: Any) -> Iterator[Grown]:
+    """Requests that a ``SchedulerOutput`` gives blocks."""
+    for new in output.scheduled_new_reqs:
+        yield new.req_id, new.block_ids[0], new.num_computed_tokens, True
+    cached = output.scheduled_cached_reqs
+    for row, blocks in enumerate(cached.new_block_ids):
+        if blocks is not None:
+            name = cached.req_ids[row]
+            anew = name in cached.resumed_req_ids
+            yield name, blocks[0], cached.num_computed_tokens[row], anew

@@ -1,0 +1,231 @@
+"""What the scheduler's half knows of one request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cache_core.adapters.vllm.identity import Adapter
+from cache_core.keys import ChunkHasher
+from cache_core.plan import Hit
+from cache_core.trace_writer import ServedRequest
+
+# The interpreter lock is held while so many are made an array.
+_SLICE_TOKENS = 4096
+
+
+@dataclass(slots=True)
+class RequestState:
+    """``request`` is vLLM's own object, which grows as tokens are generated. ``keys`` are those of
+    its leading chunks, as far as they are hashed. ``saved`` counts its leading chunks that were
+    given to the Ledger since the last failed load, ``used`` since it came, ``ordered`` those that
+    were put in order since. ``epoch`` counts failed loads: what was computed on top of one is not
+    saved. ``salt`` is the tenant's: blend gives requests another."""
+
+    request: Any
+    hasher: ChunkHasher
+    adapter: Adapter = field(default_factory=Adapter)
+    salt: str = ""
+    keys: list[bytes] = field(default_factory=list)
+    saved: int = 0
+    used: int = 0
+    ordered: int = 0
+    epoch: int = 0
+    blocks: list[int] = field(default_factory=list)
+    """vLLM's, from token 0 on."""
+    hashing: Future[list[bytes]] | None = None
+    """Keys of the prompt, on their way (see :class:`Hashing`)."""
+    computed: int = 0
+    """Tokens that vLLM's own prefix cache had at the latest look-up."""
+    found: Hit = field(default_factory=lambda: Hit((), ()))
+    """What the latest look-up found behind the chunks that ``computed`` covers."""
+    awaited: bytes = b""
+    """The chunk that it waits for, which is being stored."""
+    hits: dict[str, int] | None = None
+    """Prompt tokens by tier, at the request's first scheduling."""
+    waiting_since: float | None = None
+    tried: frozenset[int] = frozenset()
+    """Suspended tiers that the request may try."""
+    blend: BlendState | None = None
+    mixed: bool = False
+    """Whether its KV was computed by more than one generation of weights: not to be saved."""
+
+    def renew(self, hasher: ChunkHasher) -> None:
+        """Its keys are others from here on, and what it has computed belongs to the old ones."""
+        if self.hashing is not None:
+            self.hashing.cancel()
+        self.hasher, self.keys, self.hashing, self.awaited = hasher, [], None, b""
+        self.saved = self.used = self.ordered = 0
+        if self.hits is not None:  # it was scheduled
+            self.epoch += 1
+            self.mixed = True
+        if self.blend is not None:
+            self.blend.segments, self.blend.spans = [], []
+
+    def hash_upto(self, tokens: int) -> None:
+        """Hashes on, to the last full chunk of the first ``tokens`` tokens."""
+        self.keys += self.hashed(self.keys[-1:], len(self.keys), tokens)
+
+    def hashed(self, last: Sequence[bytes], have: int, tokens: int) -> list[bytes]:
+        """Prefix keys of the full chunks from number ``have`` on of the first ``tokens`` tokens;
+        the one before has the key ``last``. Changes nothing: any thread may ask."""
+        size, hasher, ids = self.hasher.chunk_tokens, self.hasher, self.request.all_token_ids
+        want = tokens // size
+        step = max(1, _SLICE_TOKENS // size)
+        keys: list[bytes] = []
+        after = last[0] if last else None
+        for begin in range(have, want, step):
+            stop = min(begin + step, want)
+            new = np.array(ids[begin * size : stop * size], dtype=np.int32)
+            for first, end, beside in self._runs(begin, stop):
+                if beside:
+                    after = hasher.beside(after, beside)
+                part = new[(first - begin) * size : (end - begin) * size]
+                keys += hasher.keys(part, after=after).prefix
+                after = keys[-1]
+        return keys
+
+    def upto(self, tokens: int) -> list[bytes]:
+        """Prefix keys of the full chunks of the first ``tokens`` tokens."""
+        self.hash_upto(tokens)
+        return self.keys[: tokens // self.hasher.chunk_tokens]
+
+    def served(self) -> ServedRequest:
+        """What a recording keeps of it."""
+        request = self.request
+        prompt = int(request.num_prompt_tokens)
+        try:
+            keys = self.upto(prompt)
+        except Exception:  # noqa: BLE001 - whatever its prompt is made of, it shares nothing
+            keys = []
+        return ServedRequest(
+            id=request.request_id,
+            arrival_s=request.arrival_time,
+            input_tokens=prompt,
+            output_tokens=request.num_output_tokens,
+            keys=keys,
+            hits=self.hits or {},
+        )
+
+    def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
+        """Chunks ``first`` .. ``last`` in runs of what can be hashed at once. One that holds more
+        than tokens is alone, with what that is."""
+        begin = first
+        for chunk in range(first, min(last, -(-self._text_from() // self.hasher.chunk_tokens))):
+            beside = self._beside(chunk)
+            if beside:
+                if begin < chunk:
+                    yield begin, chunk, b""
+                yield chunk, chunk + 1, beside
+                begin = chunk + 1
+        if begin < last:
+            yield begin, last, b""
+
+    def _text_from(self) -> int:
+        """From this token on, token ids say all."""
+        request = self.request
+        if getattr(request, "prompt_embeds", None) is not None:
+            return int(request.num_prompt_tokens)
+        places = [f.mm_position for f in getattr(request, "mm_features", None) or ()]
+        return max((place.offset + place.length for place in places), default=0)
+
+    def _beside(self, chunk: int) -> bytes:
+        """What placeholders of the chunk stand for, in vLLM's own terms: hashes of images and of
+        embeddings."""
+        from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
+
+        request, size = self.request, self.hasher.chunk_tokens
+        first, last = chunk * size, (chunk + 1) * size
+        found, _ = generate_block_hash_extra_keys(request, first, last, 0)
+        kept = [key for key in found or () if key[0] in ("mm", "prompt_embeds")]
+        if not kept:
+            return b""
+        # Where token ids and embeddings take turns: which position is what.
+        kinds = getattr(request, "prompt_is_token_ids", None)
+        return repr((kept, None if kinds is None else list(kinds[first:last]))).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class BlendSpan:
+    """Tokens ``start`` .. ``stop`` of a prompt that are held as ``hit``, whose first chunk belongs
+    at token ``first``; ``turn`` is how far K has to be turned."""
+
+    start: int
+    stop: int
+    first: int
+    hit: Hit
+    turn: int
+
+
+@dataclass(slots=True)
+class BlendState:
+    """Of one request. ``used`` says that its KV is blended."""
+
+    segments: list[BlendSegment]
+    ratio: float
+    spans: list[BlendSpan] = field(default_factory=list)
+    exact: int = 0
+    used: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlendSegment:
+    """Tokens ``start`` .. ``stop`` of a prompt, and keys of its full chunks, encoded alone."""
+
+    start: int
+    stop: int
+    keys: tuple[bytes, ...]
+
+
+# Waiting holds up every request that runs, and none if none does.
+_PASS_S, _IDLE_PASS_S = 0.001, 0.02
+
+
+class Hashing:
+    """One thread, which hashes prompts in the order in which they come."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(1, "lmcache-hash")
+        self._left = _IDLE_PASS_S
+
+    def begin(self, tracked: RequestState) -> None:
+        """A request has come, or has other keys from now on."""
+        self.ended(tracked)
+        tokens = tracked.request.num_prompt_tokens
+        if tokens >= tracked.hasher.chunk_tokens:
+            tracked.hashing = self._pool.submit(tracked.hashed, (), 0, tokens)
+
+    def next_pass(self, busy: bool) -> None:
+        """A pass of the scheduler is over; ``busy``: the next one has requests that run."""
+        self._left = _PASS_S if busy else _IDLE_PASS_S
+
+    def ready(self, tracked: RequestState) -> bool:
+        """Whether the request's keys are known. Raises what hashing raised."""
+        job = tracked.hashing
+        if job is None:
+            return True
+        if not job.done() and self._left > 0:
+            began = self._clock()
+            wait([job], self._left)
+            self._left -= self._clock() - began
+        if not job.done():
+            return False
+        tracked.hashing = None
+        tracked.keys = job.result()
+        return True
+
+    def ended(self, tracked: RequestState) -> None:
+        """The request needs no keys any more."""
+        if tracked.hashing is not None:
+            tracked.hashing.cancel()
+            tracked.hashing = None
+
+    def close(self) -> None:
+        """Hashes nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,153 @@
+"""What of requests' KV is saved, and which of vLLM's blocks are still being read for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
+from cache_core.adapters.vllm.identity import Hashers
+from cache_core.adapters.vllm.metadata import Grown, SaveSpec, StepMeta
+from cache_core.adapters.vllm.scheduler.lookup import TierLookup
+from cache_core.adapters.vllm.scheduler.request_state import RequestState
+from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
+from cache_core.ledger import Ledger, Move, Plan
+
+logger = logging.getLogger("lmcache")
+
+# A request's chunks are put in order again when so many have come since, and such a share.
+_REORDER, _REORDER_SHARE = 64, 4
+
+
+class Saver:
+    """Admits what requests have computed to ``ledger``, each chunk once.
+
+    vLLM frees blocks without waiting for what is being saved from them. So it is told here what
+    they are (:meth:`reads`), and whoever writes to a block first waits for the saves that
+    :meth:`before_writing` names. ``most_pending`` chunks may be on their way out of blocks at once;
+    behind that, saving waits. ``block_tokens`` is vLLM's.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lookup: TierLookup,
+        hashers: Hashers,
+        transfers: TransferState,
+        block_tokens: int,
+        most_pending: int,
+        count: Callable[[str, float], None],
+    ) -> None:
+        self._ledger, self._lookup, self._hashers = ledger, lookup, hashers
+        self._transfers, self._block_tokens = transfers, block_tokens
+        self._most_pending, self._count = most_pending, count
+        self.saving: Callable[[RequestState, Plan], None] = lambda tracked, plan: None
+        """Told of each plan."""
+        self._reading: dict[int, tuple[int, ...]] = {}
+        self._blocks: dict[int, Sequence[int]] = {}
+
+    def save(self, tracked: RequestState, chunks: int) -> SaveSpec | None:
+        """What is to be saved now that the request's first ``chunks`` chunks are, or are about to
+        be, computed; for as much work as those that are new."""
+        first = tracked.saved
+        if chunks <= first or tracked.mixed:
+            return None
+        if tracked.blend is not None and tracked.blend.used:
+            return None
+        if self._hashers.adapter(tracked.request) != tracked.adapter:
+            tracked.mixed = True  # loaded again from other files, while this request ran
+            return None
+        if self._transfers.pending >= self._most_pending:
+            self._count("saves_deferred", 1)
+            return None
+        size = tracked.hasher.chunk_tokens
+        try:
+            tracked.hash_upto(chunks * size)
+        except Exception:  # whatever its tokens are: it costs hits, never the engine
+            logger.exception("request %s is not saved", tracked.request.request_id)
+            tracked.mixed = True
+            return None
+        keys = tracked.keys[first:chunks]
+        parent = tracked.keys[first - 1] if first else None
+        plan = self._ledger.admit(keys, tracked.used, parent=parent, depth=first)
+        self.saving(tracked, plan)
+        plan = self._lookup.remembered(plan, keys)
+        tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
+        if not first:
+            tracked.ordered = chunks
+        elif chunks - tracked.ordered > max(_REORDER, tracked.ordered // _REORDER_SHARE):
+            self.order(tracked)
+        if not plan.moves:
+            return None
+        number = self._transfers.number()
+        self._transfers.save(number, tracked.request.request_id, plan)
+        begin = first * size // self._block_tokens
+        blocks = tracked.blocks[begin : -(-chunks * size // self._block_tokens)]
+        self.reads(number, blocks)
+        return SaveSpec(
+            number,
+            tracked.request.request_id,
+            tracked.epoch,
+            plan,
+            np.array(blocks, dtype=np.int32),
+            -begin * self._block_tokens,
+        )
+
+    def order(self, tracked: RequestState) -> None:
+        """The head of a prefix is to outlive its tail: what was saved in parts is put in the order
+        of one use."""
+        if tracked.saved > tracked.ordered and not tracked.mixed:
+            self._ledger.touch(tracked.keys[: tracked.saved], tracked.saved)
+            tracked.ordered = tracked.saved
+
+    def failed(self, tracked: RequestState, moves: Iterable[Move]) -> None:
+        """No tier took these chunks of the request: they are saved again with what comes next,
+        which nobody could reach without them."""
+        lost = [m.index for m in moves if m.index >= 0 and m.key not in self._ledger]
+        tracked.saved = min([tracked.saved, *lost])
+        tracked.ordered = min(tracked.ordered, tracked.saved)
+
+    def encode(self, tracked: RequestState, blending: BlendScheduler, meta: StepMeta) -> None:
+        """Adds to ``meta`` what is to be encoded now that the request has ended."""
+        for encode, plan in blending.encode(tracked, self._ledger, self._transfers.last + 1):
+            self._transfers.save(self._transfers.number(), encode.save.request, plan)
+            meta.after |= self.before_writing(encode.save.blocks.tolist())
+            meta.encodes.append(encode)
+
+    def reads(self, number: int, blocks: Sequence[int]) -> None:
+        """The save reads these blocks until :meth:`free`."""
+        self._blocks[number] = blocks
+        for block in blocks:
+            self._reading[block] = (*self._reading.get(block, ()), number)
+
+    def free(self, number: int) -> None:
+        """The save has read its blocks, on all ranks."""
+        for block in self._blocks.pop(number, ()):
+            left = tuple(other for other in self._reading[block] if other != number)
+            if left:
+                self._reading[block] = left
+            else:
+                del self._reading[block]
+
+    def grown(self, grown: Iterable[Grown], requests: Mapping[str, RequestState]) -> set[int]:
+        """Requests were given blocks. Returns the saves that have to be through with them before
+        the step that writes to them."""
+        after: set[int] = set()
+        for name, blocks, computed, anew in grown:
+            begin = computed // self._block_tokens if anew else 0
+            after |= self.before_writing(blocks[begin:])
+            tracked = requests.get(name)
+            if tracked is not None and anew:
+                tracked.blocks = list(blocks)
+            elif tracked is not None:
+                tracked.blocks += blocks
+        return after
+
+    def before_writing(self, blocks: Iterable[int]) -> set[int]:
+        """Saves that have to be through with these blocks first."""
+        if not self._reading:
+            return set()
+        found = self._reading.keys() & blocks
+        return {number for block in found for number in self._reading[block]}

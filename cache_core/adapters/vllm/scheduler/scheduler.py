@@ -1,0 +1,400 @@
+"""The scheduler's half: the Ledger. Decides what to load, save and forget; moves no byte."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.identity import Hashers
+from cache_core.adapters.vllm.metadata import (
+    Grown,
+    LoadDone,
+    LoadSpec,
+    SaveDone,
+    StepMeta,
+    TiersOpened,
+    WorkerReport,
+)
+from cache_core.adapters.vllm.scheduler.events import Events
+from cache_core.adapters.vllm.scheduler.lookup import TierLookup
+from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
+from cache_core.adapters.vllm.scheduler.request_state import Hashing, RequestState
+from cache_core.adapters.vllm.scheduler.saver import Saver
+from cache_core.adapters.vllm.scheduler.transfer_state import (
+    Generations,
+    TransferState,
+    by_tier,
+    merged_inventories,
+)
+from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
+from cache_core.sizing.prefill_cost import Savings
+from cache_core.tiers import Tier
+from cache_core.trace_writer import TraceWriter
+
+logger = logging.getLogger("lmcache")
+
+
+class SchedulerSide:
+    """Follows vLLM's calls in their order: look-up, allocation, step, report, end.
+
+    ``remote`` is a connection of its own to a tier that other processes fill too, to ask only.
+    ``most_pending`` chunks may be on their way out of vLLM's blocks, of ``block_tokens``, at once;
+    behind that, saving waits. ``always_between``: vLLM can't take back what it computed on top of a
+    load inside a step that failed.
+    """
+
+    def __init__(
+        self,
+        options: ConnectorOptions,
+        hashers: Hashers,
+        *,
+        ranks: int,
+        block_tokens: int,
+        most_pending: int,
+        remote: Tier | None = None,
+        recorder: TraceWriter | None = None,
+        blending: BlendScheduler | None = None,
+        always_between: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options
+        self.counts: dict[str, float] = {}
+        self.events: Events | None = None
+        self._hashers, self._ranks, self._clock = hashers, ranks, clock
+        self._block_tokens, self._most_pending = block_tokens, most_pending
+        self._always_between = always_between
+        self._hashing = Hashing(clock)
+        self._transfers = TransferState(ranks)
+        self._recorder = recorder
+        self.blending = blending
+        self._asking = RemoteLookup(remote) if remote is not None else None
+        self._size = options.chunk_tokens
+        self._ledger: Ledger | None = None
+        self._lookup: TierLookup | None = None
+        self._saver: Saver | None = None
+        self._requests: dict[str, RequestState] = {}
+        self._meta = StepMeta(0)
+        self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
+        self._last_report = 0.0
+        self._busy = False
+        self._savings = Savings()
+        self._uncached: set[str] = set()
+        self.stale = False  # whether vLLM's own prefix cache may be of other weights
+        self._generations = Generations(hashers, self._transfers, len(options.tier_names))
+
+    def opened(self, ranks: Sequence[TiersOpened]) -> Ledger:
+        """Every worker's tiers are open: what all of them hold can be hit from now on. Returns the
+        books of it."""
+        self._ledger, surplus = merged_inventories(ranks, self.options, self._asking is not None)
+        self._lookup = TierLookup(self.options, self._ledger, self._asking, self._free, self._clock)
+        books = self._ledger, self._lookup, self._hashers, self._transfers
+        self._saver = Saver(*books, self._block_tokens, self._most_pending, self._count)
+        self._discard(surplus)
+        unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
+        if unseen and self.options.lasting:
+            self.renew("weights can't be watched")
+            logger.warning('no restart finds this engine\'s KV; see "weights" in the docs')
+        return self._ledger
+
+    def tell(self, events: Events) -> None:
+        """Events tell routers what tiers hold, from now on."""
+        assert self._saver is not None
+        self.events, self._saver.saving = events, events.saving
+
+    def arrived(self, request: Any) -> None:
+        """vLLM has a new request, and has not looked for it anywhere."""
+        reason = self._hashers.adapter(request).unknown
+        if reason:
+            self._leave_uncached(request, reason)
+        tracked = self._track(request)
+        if tracked is None:
+            return
+        if tracked.hits is None:
+            self._hashing.begin(tracked)
+        if self.blending is not None:
+            self.blending.prepare(tracked)
+
+    def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """Tokens beyond ``computed`` that can be loaded (None: ask again), and whether between
+        steps."""
+        tracked = self._track(request)
+        ledger, lookup = self._ledger, self._lookup
+        if tracked is None or ledger is None or lookup is None:
+            return 0, False
+        if request.num_computed_tokens == 0:
+            # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
+            tracked.mixed = computed > 0 and (self.stale or tracked.adapter.renamed)
+        if tracked.epoch:
+            # What could not be read now may fail again at once, and again.
+            tracked.computed = computed
+            return 0, False
+        try:
+            if not self._hashing.ready(tracked):
+                return None, False
+            tracked.hash_upto(request.num_tokens)
+        except Exception:  # whatever its prompt is made of: it costs hits, never the engine
+            logger.exception("request %s is not cached", request.request_id)
+            self._leave_uncached(request, "unhashable")
+            return 0, False
+        if not lookup.find(tracked, computed):
+            return None, False
+        hit, size = tracked.found, self._size
+        held = min((computed // size + len(hit)) * size, request.num_tokens - 1)
+        if self.blending is not None and tracked.blend is not None:
+            end = self.blending.plan(tracked, ledger, max(computed, held))
+            if end is not None:
+                return end - computed, False
+        # The last token is always computed: its logits are wanted.
+        external = held - computed
+        if external < self.options.min_load_tokens:
+            return 0, False
+        return external, self._between_steps(hit.tiers)
+
+    def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
+        """vLLM has the blocks for ``external`` tokens, the first of the request from token 0 on."""
+        tracked = self._requests.get(request.request_id)
+        ledger, saver = self._ledger, self._saver
+        if tracked is None or ledger is None or saver is None:
+            return
+        start, end = tracked.computed, tracked.computed + external
+        if tracked.hits is None:
+            tracked.hits = {"device": start}
+            self._count("hit_tokens:device", start)
+            self._count("prompt_tokens", request.num_prompt_tokens)
+        if external <= 0:
+            return
+        blend, whole_end = None, end
+        if self.blending is not None and tracked.blend is not None and tracked.blend.spans:
+            blend, end = self.blending.message(tracked), tracked.blend.exact
+        first, last = start // self._size, -(-end // self._size)
+        hit, count = tracked.found, last - first
+        if self.events is not None:
+            self.events.found(tracked, first, hit)
+        wanted = Hit(hit.keys[:count], hit.tiers[:count])
+        split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
+        if blend is not None:
+            for piece in blend.pieces:
+                found = by_tier(self.options, piece.hit, piece.start, piece.stop, piece.first)
+                split = {n: split.get(n, 0) + found.get(n, 0) for n in split | found}
+                keys, tiers = wanted.keys + piece.hit.keys, wanted.tiers + piece.hit.tiers
+                wanted = Hit(keys, tiers)
+            self._count("blend_reused_tokens", sum(split.values()) - len(blend.tokens))
+            self._count("blend_computed_tokens", len(blend.tokens))
+        between = blend is None and self._between_steps(wanted.tiers)
+        number = self._transfers.number()
+        pinned = ledger.pin(wanted)
+        for tier in pinned.tiers:
+            self._count(f"promised_chunks:{self.options.tier_names[tier]}", 1)
+        self._transfers.load(number, pinned, request.request_id, start, whole_end)
+        written = blocks[start // self._block_tokens : -(-whole_end // self._block_tokens)]
+        self._meta.loads.append(
+            LoadSpec(
+                number,
+                request.request_id,
+                tracked.epoch,
+                pinned,
+                first * self._size,
+                start,
+                end,
+                np.array(blocks, dtype=np.int32),
+                not between,
+                blend,
+                tuple(saver.before_writing(written)),
+            )
+        )
+        for name, tokens in split.items():
+            self._count(f"hit_tokens:{name}", tokens)
+            if request.num_preemptions <= 0:
+                tracked.hits[name] = tracked.hits.get(name, 0) + tokens
+
+    def sources(self, request: Any, external: int) -> dict[str, int]:
+        """The latest look-up's external tokens by tier."""
+        tracked = self._requests.get(request.request_id)
+        start = tracked.computed if tracked is not None else 0
+        hit, first = tracked.found if tracked else Hit((), ()), start // self._size * self._size
+        return by_tier(self.options, hit, start, start + external, first)
+
+    def step(self, scheduled: Mapping[str, int], grown: Iterable[Grown]) -> StepMeta:
+        """Ends a scheduling step: what workers shall do in it. ``scheduled`` maps requests to the
+        tokens that this step computes, in blocks of which it has ``grown`` some."""
+        meta, saver = self._meta, self._saver
+        if saver is not None:
+            meta.after |= saver.grown(grown, self._requests)
+        parts: list[tuple[int, int]] = []
+        requests, size = self._requests, self._size
+        for name, tokens in scheduled.items():
+            tracked = requests.get(name)
+            if tracked is None:
+                continue
+            request = tracked.request
+            computed = request.num_computed_tokens
+            parts.append((tokens, computed))
+            if (computed + tokens) // size > tracked.saved and saver is not None:
+                # Token ids of what runs ahead of the sampler are not known yet.
+                known = min(computed + tokens, request.num_tokens)
+                save = saver.save(tracked, known // size)
+                if save is not None:
+                    meta.saves.append(save)
+        self._busy = bool(scheduled)
+        self._hashing.next_pass(self._busy)
+        self._steps[meta.step] = (self._clock(), parts)
+        self._meta = StepMeta(meta.step + 1, meta.generation)
+        return meta
+
+    def reported(self, report: WorkerReport) -> None:
+        """What workers did."""
+        now = self._clock()
+        began, parts = self._steps.pop(report.step, (now, []))
+        self._savings.saw(parts, now - max(began, self._last_report))
+        self._last_report = now
+        for load in report.loads:
+            self._loaded(load)
+        for save in report.saves:
+            self._saved(save)
+        if report.outdated >= self._meta.generation:
+            self.renew("weights changed in memory")
+            self.stale = True
+        saved = self._savings.take()
+        if saved:
+            self._count("prefill_seconds_saved", saved)
+
+    def finished(self, request: Any) -> None:
+        """The request has ended. vLLM may have its blocks back at once: see
+        :class:`~cache_core.adapters.vllm.scheduler.saver.Saver`."""
+        self._uncached.discard(request.request_id)
+        if self._asking is not None:
+            self._asking.forget(request.request_id)
+        tracked = self._requests.pop(request.request_id, None)
+        if tracked is None:
+            return
+        self._hashing.ended(tracked)
+        if self._recorder is not None:
+            self._recorder.write(tracked.served())
+        if self._saver is not None:
+            self._saver.order(tracked)
+            if self.blending is not None:
+                self._saver.encode(tracked, self.blending, self._meta)
+
+    @property
+    def pending(self) -> bool:
+        """Whether workers have something to do, or to report, though no request runs."""
+        return bool(self._meta.encodes or self._meta.plans) or self._transfers.saving
+
+    def reset(self, ours: bool = True) -> None:
+        """Forgets every chunk: weights may be others now. If they are promised to be fixed, only
+        where the reset is of ``ours``, not of vLLM's own prefix cache alone."""
+        if self.options.weights == "watched":
+            self.renew("the cache was reset")
+        elif ours and self._ledger is not None:
+            self._free(Plan(tuple(self._ledger.clear())))
+            for tracked in self._requests.values():
+                tracked.saved = tracked.ordered = 0
+
+    def renew(self, why: str) -> None:
+        """Begins a new generation of keys: nothing that was kept until now is found again."""
+        self._free(self._generations.renew(why, self._requests.values(), self._ledger))
+        self._meta.generation = self._generations.number
+        for tracked in self._requests.values():
+            if tracked.hits is None:
+                self._hashing.begin(tracked)
+        if self._asking is not None:
+            self._asking.forget_all()
+
+    def take_counts(self) -> dict[str, float]:
+        """Counters since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def close(self) -> None:
+        """Ends look-ups and the recording."""
+        self._hashing.close()
+        if self._asking is not None:
+            self._asking.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def check(self) -> None:
+        """Proves the Ledger's invariants; raises :class:`~cache_core.ledger.LedgerError`."""
+        if self._ledger is not None:
+            self._ledger.check()
+
+    def _track(self, request: Any) -> RequestState | None:
+        name = request.request_id
+        if name in self._uncached:
+            return None
+        if name not in self._requests:
+            adapter, salt = self._hashers.adapter(request), request.cache_salt or ""
+            self._requests[name] = RequestState(request, self._hashers.of(request), adapter, salt)
+        return self._requests[name]
+
+    def _leave_uncached(self, request: Any, reason: str) -> None:
+        self._requests.pop(request.request_id, None)
+        self._uncached.add(request.request_id)
+        self._count(f"uncached_requests:{reason}", 1)
+
+    def _between_steps(self, tiers: Sequence[int]) -> bool:
+        # Of several that come into an idle engine, none is to wait for another one's load.
+        busy = self._busy or bool(self._meta.loads)
+        names = {self.options.tier_names[tier] for tier in tiers}
+        return self._always_between or self.options.between_steps(names, busy)
+
+    def _loaded(self, done: LoadDone) -> None:
+        ledger, lookup = self._ledger, self._lookup
+        assert ledger is not None and lookup is not None
+        loading = self._transfers.loaded(done)
+        for tier in lookup.suspended(done):
+            self._count(f"suspensions:{self.options.tier_names[tier]}", 1)
+        if loading is None:
+            return
+        # Not before every rank is through: what is forgotten may be overwritten.
+        for key, tier in dict.fromkeys(loading.gone):
+            lookup.lost(key, tier)
+            if ledger.forget(key, tier):
+                self._discard([(key, tier)])
+        ledger.unpin(loading.hit)
+        self._free(self._generations.ended(done.id, loading.hit.keys, ledger))
+        for tier in loading.hit.tiers[: loading.chunks]:
+            self._count(f"delivered_chunks:{self.options.tier_names[tier]}", 1)
+        if loading.whole:
+            self._savings.loaded(loading.end - loading.start, loading.start, loading.seconds)
+            return
+        self._count("failed_loads", 1)
+        tracked = self._requests.get(loading.request)
+        if tracked is not None:
+            tracked.epoch += 1
+            tracked.saved = tracked.ordered = 0
+
+    def _saved(self, done: SaveDone) -> None:
+        saved = self._transfers.saved(done)
+        ledger, saver = self._ledger, self._saver
+        assert ledger is not None and saver is not None
+        for move, good in zip(saved.moves, saved.good, strict=True):
+            ledger.settle([move], good)
+        self._free(self._generations.ended(done.id, (move.key for move in saved.moves), ledger))
+        failed = [move for move, good in zip(saved.moves, saved.good, strict=True) if not good]
+        if failed:
+            self._count("failed_saves", len(failed))
+            if saved.request in self._requests:
+                saver.failed(self._requests[saved.request], failed)
+            if self._ranks > 1:  # some rank may have it
+                self._discard((move.key, move.target) for move in failed)
+        if saved.free:
+            saver.free(done.id)
+            if self.blending is not None:
+                self.blending.encoded(done.id)
+
+    def _discard(self, chunks: Iterable[tuple[bytes, int]]) -> None:
+        self._free(Plan(tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)))
+
+    def _free(self, plan: Plan) -> None:
+        if plan.moves:
+            self._meta.plans.append(plan)
+
+    def _count(self, name: str, amount: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + amount

@@ -1,0 +1,310 @@
+"""Where vLLM keeps its KV, and how chunks get there and back."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_core import _native
+from cache_core.layout import Addresses
+from cache_core.tiers.memory import Memory, SlabMemory
+from cache_core.transfer.chunks import ChunkBuffers
+
+Slots = NDArray[np.int64]
+# Told the number of layers that are on their way, and what the engine's thread is to call: what it
+# queues afterwards finds them there.
+OnLoaded = Callable[[int, Callable[[], None]], None]
+
+
+class EngineBlocks(Protocol):
+    """The engine's KV of one worker."""
+
+    chunk_bytes: int
+    layers: int
+
+    def memory(self) -> Memory:
+        """What the cpu tier keeps its chunks in: pinned where a GPU is to reach it."""
+
+    def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
+        """The chunks at ``slots`` ``[n, chunk_tokens]``, -1 to leave a token out; of some layers
+        only, if given: a move then touches their part of a chunk's bytes alone."""
+
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """K of chunks in memory, bytes ``[n, chunk_bytes]``, as a view, and the axis of its heads'
+        dimensions. Raises ``ValueError`` where K can't be told apart."""
+
+    def fence(self, loading: bool = False) -> Callable[[], None]:
+        """Call the result in another thread: saves that it starts then come after what the engine
+        has queued until now; with ``loading``, loads, whose blocks that may still use."""
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
+        """Brings the chunks at ``addresses`` to ``slots``, layer by layer. Returns when all is
+        there; ``loaded`` hears of each layer before."""
+
+
+def load_in_turn(
+    blocks: EngineBlocks, slots: Slots, addresses: Addresses, loaded: OnLoaded
+) -> None:
+    """:meth:`EngineBlocks.load_layers` where a move has ended when its call returns."""
+    for layer in range(blocks.layers):
+        blocks.place(slots, range(layer, layer + 1)).copy_from(addresses)
+        loaded(layer + 1, _no_wait)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of a chunk: ``bytes_per_row`` of each row of ``paged``, from ``offset`` on."""
+
+    paged: _native.Paged
+    offset: int
+
+
+class RegionBuffers:
+    """Chunks in host memory whose regions lie apart in the engine."""
+
+    def __init__(self, regions: Sequence[Region], slots: Slots, threads: int) -> None:
+        self._regions = regions
+        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
+        self._threads = threads
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> RegionBuffers:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        return RegionBuffers(self._regions, chosen, self._threads)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        for region in self._regions:
+            there = addresses + np.uint64(region.offset)
+            _native.gather(region.paged, self._slots, there, "HND", self._threads)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        for region in self._regions:
+            there = addresses + np.uint64(region.offset)
+            _native.scatter(region.paged, self._slots, there, "HND", self._threads)
+
+
+class HostBlocks:
+    """vLLM's CPU backend: one contiguous tensor ``[blocks, heads, tokens, 2 * head_dim]`` a layer.
+
+    Inside a block and head the backend keeps K transposed, ``[head_dim][tokens]``, and V behind
+    it, ``[tokens][head_dim]``. A chunk keeps both as they are, K as ``[layers][heads][head_dim]
+    [tokens]``, then V as ``[layers][heads][tokens][head_dim]``: runs stay long, and any token
+    can stand in any place of any block.
+    """
+
+    def __init__(self, caches: Sequence[torch.Tensor], chunk_tokens: int, threads: int) -> None:
+        blocks, heads, tokens, content = caches[0].shape
+        self._caches = list(caches)  # keeps the memory alive
+        self._threads = threads
+        self.layers = len(caches)
+        item = caches[0].element_size()
+        dim = content // 2
+        self._heads, self._plane = heads, heads * dim * chunk_tokens * item
+        self.chunk_bytes = 2 * self.layers * self._plane
+        self._head_bytes, self._v_offset = tokens * content * item, dim * tokens * item
+        self._block = (tokens, heads * tokens * content * item, blocks * tokens)
+        self._item, self._dim = item, dim
+        self._all = self._regions(range(self.layers))
+
+    def memory(self) -> Memory:
+        return SlabMemory()
+
+    def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
+        regions = self._all if layers is None else self._regions(layers)
+        return RegionBuffers(regions, slots, self._threads)
+
+    def fence(self, loading: bool = False) -> Callable[[], None]:
+        return _no_wait
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
+        load_in_turn(self, slots, addresses, loaded)
+
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        k = chunks[:, : self.layers * self._plane].view(self._caches[0].dtype)
+        return k.view(len(chunks), self.layers, self._heads, self._dim, -1), 3
+
+    def _regions(self, layers: range) -> list[Region]:
+        # A head is to a Paged what a layer is: its own base.
+        bases = np.array(
+            [
+                self._caches[layer].data_ptr() + head * self._head_bytes
+                for layer in layers
+                for head in range(self._heads)
+            ],
+            dtype=np.uint64,
+        )
+        tokens, block_stride, slots = self._block
+        none = np.empty(0, dtype=np.uint64)
+        row = tokens * self._item
+        k = _native.Paged(
+            bases, none, tokens, block_stride, self._item, row, self._dim, self._item, slots
+        )
+        v_bases = bases + np.uint64(self._v_offset)
+        width = self._dim * self._item
+        v = _native.Paged(v_bases, none, tokens, block_stride, width, 0, 1, width, slots)
+        first = layers.start * self._plane
+        return [Region(k, first), Region(v, self.layers * self._plane + first)]
+
+
+class WholeBlocks:
+    """KV whose order inside a block is the backend's own affair: only whole blocks are moved.
+
+    A chunk is its blocks one after another, layer by layer; ``chunk_tokens`` must be a multiple of
+    the block's tokens. Raises ``ValueError`` if it is not.
+    """
+
+    def __init__(
+        self, caches: Sequence[torch.Tensor], block_tokens: int, chunk_tokens: int, threads: int
+    ) -> None:
+        if chunk_tokens % block_tokens:
+            raise ValueError(
+                f"chunk_tokens {chunk_tokens} is no multiple of vLLM's block of {block_tokens}"
+                " tokens, and this attention backend's blocks can only be moved whole"
+            )
+        self._caches = list(caches)
+        self._threads = threads
+        self._tokens = block_tokens
+        self.layers = len(caches)
+        # Kernel blocks may be smaller than the blocks that vLLM counts: they lie side by side.
+        kernel_tokens = caches[0].shape[2]
+        self._block_bytes = caches[0].stride(0) * caches[0].element_size()
+        self._block_bytes *= block_tokens // kernel_tokens
+        self._blocks = caches[0].shape[0] * kernel_tokens // block_tokens
+        self._layer_bytes = self._block_bytes * chunk_tokens // block_tokens
+        self.chunk_bytes = self.layers * self._layer_bytes
+        self._all = self._regions(range(self.layers))
+
+    def memory(self) -> Memory:
+        return SlabMemory()
+
+    def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
+        first = slots[:, :: self._tokens]
+        blocks = np.where(first < 0, -1, first // self._tokens)
+        regions = self._all if layers is None else self._regions(layers)
+        return RegionBuffers(regions, blocks, self._threads)
+
+    def fence(self, loading: bool = False) -> Callable[[], None]:
+        return _no_wait
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
+        load_in_turn(self, slots, addresses, loaded)
+
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        raise ValueError("blend can't tell K apart in this attention backend's blocks")
+
+    def _regions(self, layers: range) -> list[Region]:
+        bases = np.array([self._caches[i].data_ptr() for i in layers], dtype=np.uint64)
+        size = self._block_bytes
+        none = np.empty(0, dtype=np.uint64)
+        paged = _native.Paged(bases, none, 1, size, 0, 0, 1, size, self._blocks)
+        return [Region(paged, layers.start * self._layer_bytes)]
+
+
+class TensorBlocks:
+    """Any strided tensors ``[blocks, heads, tokens, content]`` on any device, by torch's indexing.
+
+    A chunk is ``[layers][tokens][heads][content]``. On a GPU, copies run on a stream of their own.
+    """
+
+    def __init__(self, caches: Sequence[torch.Tensor], chunk_tokens: int) -> None:
+        _, heads, self._block_tokens, content = caches[0].shape
+        self._caches = list(caches)
+        self.layers = len(caches)
+        self._shape = (chunk_tokens, heads, content)
+        self.layer_bytes = chunk_tokens * heads * content * caches[0].element_size()
+        self.chunk_bytes = self.layers * self.layer_bytes
+        cuda = caches[0].is_cuda
+        streams: Any = torch.cuda
+        self._stream: Any = streams.Stream(caches[0].device) if cuda else None
+
+    def memory(self) -> Memory:
+        return SlabMemory()
+
+    def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
+        return TensorRows(self, slots, layers or range(self.layers))
+
+    def fence(self, loading: bool = False) -> Callable[[], None]:
+        if self._stream is None:
+            return _no_wait
+        streams: Any = torch.cuda
+        event = streams.Event()
+        event.record(streams.current_stream(self._caches[0].device))
+        stream = self._stream  # of both directions
+        return lambda: stream.wait_event(event)
+
+    def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
+        load_in_turn(self, slots, addresses, loaded)
+
+    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+        whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)
+        return whole[..., : self._shape[2] // 2], 4
+
+    def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
+        """``out``: engine -> host."""
+        with torch.cuda.stream(self._stream):
+            for row, address in zip(slots, addresses, strict=True):
+                tokens = np.flatnonzero(row >= 0)
+                block, offset = np.divmod(row[tokens], self._block_tokens)
+                for layer in layers:
+                    cache = self._caches[layer]
+                    b = torch.as_tensor(block, device=cache.device)
+                    o = torch.as_tensor(offset, device=cache.device)
+                    there = int(address) + layer * self.layer_bytes
+                    host = _host_tensor(there, self._shape, cache.dtype)
+                    t = torch.as_tensor(tokens)
+                    if out:
+                        host[t] = cache[b, :, o, :].to("cpu")
+                    else:
+                        cache[b, :, o, :] = host[t].to(cache.device)
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+class TensorRows:
+    """Chunks of :class:`TensorBlocks`."""
+
+    def __init__(self, blocks: TensorBlocks, slots: Slots, layers: range) -> None:
+        self._blocks, self._slots, self._layers = blocks, slots, layers
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> TensorRows:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        return TensorRows(self._blocks, chosen, self._layers)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        self._blocks.move(self._slots, self._layers, addresses, out=True)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        self._blocks.move(self._slots, self._layers, addresses, out=False)
+
+
+def _host_tensor(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = (ctypes.c_uint8 * size).from_address(address)
+    return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+
+def _no_wait() -> None:
+    """The CPU has done what it was told."""
+
+
+def slots_of(blocks: NDArray[np.int32], block_tokens: int, tokens: range) -> Slots:
+    """Slots of a request's tokens, by its blocks from token 0 on."""
+    at = np.arange(tokens.start, tokens.stop, dtype=np.int64)
+    return blocks[at // block_tokens].astype(np.int64) * block_tokens + at % block_tokens

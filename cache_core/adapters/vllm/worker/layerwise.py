@@ -1,0 +1,160 @@
+"""Loading and saving beside the forward pass, layer by layer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, OnLoaded
+from cache_core.layout import Addresses
+
+_PATIENCE_S = 120.0
+
+
+@dataclass(eq=False, slots=True)
+class Pass:
+    """One step of the engine, for its saves: whether they follow the layers of its forward pass,
+    which is the ``number``-th that saves follow, its ``loads``, and whether any load inside it
+    ``failed``: what the step computed may be wrong then, of requests that share blocks too."""
+
+    beside: bool = False
+    number: int = 0
+    loads: Sequence[Future[None]] = ()
+    failed: bool = False
+
+
+class LayerGates:
+    """Who waits for which layer: the forward pass for loads, saves for the forward pass."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._index = {name: i for i, name in enumerate(names)}
+        self._changed = threading.Condition()
+        # Of each load of this step: how the engine waits for each layer that is on its way.
+        self._loaded: list[list[Callable[[], None]]] = []
+        self._computed, self._number = len(names), 0
+        self._fence: Callable[[], None] = _nothing
+        self.loads: list[Future[None]] = []
+
+    def open(self) -> OnLoaded:
+        """One more load; it tells the result of each of its layers in turn."""
+        layers: list[Callable[[], None]] = []
+        with self._changed:
+            self._loaded.append(layers)
+
+        def loaded(_: int, hold: Callable[[], None]) -> None:
+            with self._changed:
+                layers.append(hold)
+                self._changed.notify_all()
+
+        return loaded
+
+    def expect_layers(self, now: Pass) -> None:
+        """A forward pass is about to begin, and saves wait for its layers."""
+        with self._changed:
+            self._computed = 0
+            self._number += 1
+            now.beside, now.number, now.loads = True, self._number, tuple(self.loads)
+
+    def wait_loaded(self, name: str) -> None:
+        """Returns when all loads of this step have the layer on its way, or have ended; what this
+        thread queues on the engine's stream afterwards finds it there."""
+        layer = self._index.get(name, len(self._index))
+        loads = self.loads
+
+        def queued() -> bool:
+            pairs = zip(self._loaded, loads, strict=False)
+            return all(len(layers) > layer or load.done() for layers, load in pairs)
+
+        with self._changed:
+            while not queued():
+                # A load that fails ends without saying so here: look again now and then.
+                self._changed.wait(0.01)
+            holds = [layers[layer] for layers in self._loaded if len(layers) > layer]
+        for hold in holds:
+            hold()
+
+    def computed(self, name: str, fence: Callable[[], None]) -> None:
+        """The forward pass has the layer's KV behind ``fence``."""
+        with self._changed:
+            self._computed = max(self._computed, self._index.get(name, -1) + 1)
+            self._fence = fence
+            self._changed.notify_all()
+
+    def all_computed(self, fence: Callable[[], None]) -> None:
+        """The forward pass is over."""
+        with self._changed:
+            self._computed = len(self._index)
+            self._fence = fence
+            self._changed.notify_all()
+
+    def wait_computed(self, number: int, layer: int) -> None:
+        """Returns when that forward pass has the layer, or is over. Raises ``TimeoutError`` if it
+        never comes."""
+
+        def there() -> bool:
+            return self._number > number or self._computed > layer
+
+        with self._changed:
+            if not self._changed.wait_for(there, _PATIENCE_S):
+                raise TimeoutError(f"layer {layer} was not computed in {_PATIENCE_S:.0f} s")
+            fence = self._fence
+        fence()
+
+    def wait_loads(self) -> None:
+        """Returns when this step's loads have ended, well or badly."""
+        for load in list(self.loads):
+            load.result()
+
+    def take_loads(self) -> list[Future[None]]:
+        """This step's loads; the next step has none yet."""
+        with self._changed:
+            loads, self.loads, self._loaded = self.loads, [], []
+        return loads
+
+
+class LayerwiseBuffers:
+    """Chunks that are moved layer by layer: ``before`` is called ahead of each layer of a save,
+    ``loaded`` hears of each layer of a load."""
+
+    def __init__(
+        self,
+        blocks: EngineBlocks,
+        slots: NDArray[np.int64],
+        loaded: OnLoaded | None = None,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
+        self._blocks, self._slots = blocks, slots
+        self._loaded, self._before = loaded, before
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> LayerwiseBuffers:
+        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
+        # A part of a load says nothing about the whole: the forward pass waits for its end.
+        loaded = self._loaded if len(rows) == len(self._slots) else None
+        return LayerwiseBuffers(self._blocks, chosen, loaded, self._before)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        for layer in range(self._blocks.layers):
+            if self._before is not None:
+                self._before(layer)
+            self._blocks.place(self._slots, range(layer, layer + 1)).copy_to(addresses)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        if self._loaded is None:
+            self._blocks.place(self._slots).copy_from(addresses)
+        else:
+            self._blocks.load_layers(self._slots, addresses, self._loaded)
+
+
+def _nothing() -> None:
+    """Nothing to wait for."""

@@ -1,0 +1,374 @@
+"""The worker's half: tiers, and the bytes between them and vLLM's blocks. Decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+
+from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide, RotatedBuffers
+from cache_core.adapters.vllm.metadata import (
+    BlockIds,
+    LoadDone,
+    LoadSpec,
+    SaveDone,
+    SaveSpec,
+    StepMeta,
+    TiersOpened,
+    WorkerReport,
+)
+from cache_core.adapters.vllm.metrics import observe
+from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, OnLoaded, Slots, slots_of
+from cache_core.adapters.vllm.worker.layerwise import LayerGates, LayerwiseBuffers, Pass
+from cache_core.carrier import TIMEOUT_S, PlanExecutor
+from cache_core.execute import Executed, fetch
+from cache_core.plan import NOWHERE, Hit, Move, Plan
+from cache_core.tiers import Tier
+from cache_core.tiers.suspensions import Suspensions
+from cache_core.tiers.tier import Read, recovered
+from cache_core.transfer.chunks import ChunkBuffers
+
+logger = logging.getLogger("lmcache")
+
+# A tier that could not be read after so long is not asked again for so long, at first.
+_LONG_S = 1.0
+_PAUSE_S = 5.0
+
+
+class WorkerSide:
+    """Loads and saves what the scheduler's half decided, and reports it.
+
+    Plans and saves are handed to the tiers' threads in their order
+    (:class:`~cache_core.carrier.PlanExecutor`), by one that waits for what they need of the engine.
+    Loads between steps have a thread for each tier, which serves those whose slowest chunk it has:
+    none waits for a slower tier than its own. A load inside a step is the caller's.
+    ``block_tokens`` is vLLM's.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        blocks: EngineBlocks,
+        block_tokens: int,
+        chunk_tokens: int,
+        layer_names: Sequence[str] = (),
+        layerwise: bool = False,
+        blender: BlendWorkerSide | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.tiers = tuple(tiers)
+        self.blocks = blocks
+        self.counts: dict[str, float] = {}
+        self._blender = blender
+        self._block_tokens, self._size, self._clock = block_tokens, chunk_tokens, clock
+        self._saver = ThreadPoolExecutor(1, "lmcache-save")
+        self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
+        self._carrier = PlanExecutor(self.tiers, blocks.chunk_bytes, self._carried, clock=clock)
+        self._suspensions = Suspensions(len(self.tiers), _PAUSE_S, clock)
+        self._writing: dict[tuple[bytes, int], tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._report = WorkerReport(-1)
+        self._saves: dict[int, tuple[str, Future[None]]] = {}
+        self._loads: dict[str, Future[None]] = {}
+        self._bad_blocks: set[int] = set()
+        self._bad_epoch: dict[str, int] = {}
+        self._gone: set[str] = set()
+        self._refused: set[int] = set()
+        self._gates = LayerGates(layer_names) if layerwise else None
+        self._pass = Pass()
+
+    def opened(self) -> TiersOpened:
+        """For the scheduler's half."""
+        return TiersOpened(
+            self.blocks.chunk_bytes,
+            [tier.capacity for tier in self.tiers],
+            [recovered(tier) for tier in self.tiers],
+        )
+
+    def before_overwriting(self, meta: StepMeta) -> None:
+        """Waits for the saves that read blocks which the step writes to."""
+        self._wait_for(meta.after)
+
+    def refuse(self, meta: StepMeta) -> None:
+        """Weights are others than those that the step's keys name: before :meth:`start_loads`, has
+        its loads fail, and its saves."""
+        self._refused |= {load.id for load in meta.loads}
+        for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
+            self._bad_epoch[save.request] = max(save.epoch, self._bad_epoch.get(save.request, -1))
+        with self._lock:
+            self._report.outdated = meta.generation
+
+    def start_loads(self, meta: StepMeta) -> None:
+        """Loads what this step needs; lets the rest begin."""
+        # Steps that are still under way may use the blocks that vLLM has given to these requests.
+        fence = self.blocks.fence(loading=True) if meta.loads else _nothing
+        now = self._pass = Pass()
+        for load in meta.loads:
+            given = (load, fence, now)
+            if not load.in_step:
+                self._loads[load.request] = self._loader(load).submit(self._load, *given, None)
+            elif self._gates is None:
+                self._load(*given, None)
+            else:
+                job = self._loader(load).submit(self._load, *given, self._gates.open())
+                self._gates.loads.append(job)
+        if self._blender is not None:
+            if self._gates is not None:
+                self._gates.wait_loads()
+            self._blender.compute(meta.loads)
+        if self._gates is not None and meta.saves:
+            # They follow the forward pass, layer by layer, instead of coming behind it.
+            self._gates.expect_layers(now)
+            self._start_saves(meta.saves, meta.plans)
+
+    def layer_needed(self, name: str) -> None:
+        """Waits until the layer's KV of the loads inside this step is there."""
+        if self._gates is not None:
+            self._gates.wait_loaded(name)
+
+    def layer_done(self, name: str) -> None:
+        """The step has computed the layer's KV."""
+        if self._gates is not None:
+            self._gates.computed(name, self.blocks.fence())
+
+    def end_step(self, meta: StepMeta) -> None:
+        """The forward pass is over: lets saves begin."""
+        if self._blender is not None:
+            self._blender.encode(meta.encodes)
+        if self._gates is not None:
+            self._gates.all_computed(self.blocks.fence())
+            for load in self._gates.take_loads():
+                load.result()
+        if not self._pass.beside:
+            self._start_saves(meta.saves, meta.plans)
+        # Never beside the forward pass: what they save is computed behind it.
+        self._start_saves([encode.save for encode in meta.encodes], ())
+
+    def finished(self, gone: Iterable[str]) -> set[str]:
+        """Requests whose loads between steps are done. ``gone`` are requests that vLLM has
+        finished."""
+        self._gone.update(gone)
+        for number in [number for number, (_, job) in self._saves.items() if job.done()]:
+            with self._lock:
+                del self._saves[number]
+        if self._gone:
+            # A save that is still queued has to know that it is of a failed load.
+            over = self._gone - {request for request, _ in self._saves.values()}
+            self._gone -= over
+            for request in over:
+                self._bad_epoch.pop(request, None)
+        loaded = {request for request, job in self._loads.items() if job.done()}
+        for request in loaded:
+            self._loads.pop(request).result()
+        return loaded
+
+    def bad_blocks(self) -> set[int]:
+        """vLLM's blocks that a load left without KV, since the last call."""
+        with self._lock:
+            bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def report(self, step: int) -> WorkerReport:
+        """Since the last call."""
+        with self._lock:
+            report, self._report = self._report, WorkerReport(-1)
+        report.step = step
+        return report
+
+    def take_counts(self) -> dict[str, float]:
+        """Counters since the last call."""
+        with self._lock:
+            counts, self.counts = self.counts, {}
+        return counts
+
+    def close(self) -> None:
+        """Finishes loads and saves and closes the tiers; leaves behind a tier that hangs."""
+        if self._gates is not None:
+            self._gates.all_computed(self.blocks.fence())
+        for loader in self._loaders:
+            loader.shutdown(wait=True)
+        self._saver.shutdown(wait=True)
+        self._carrier.close(TIMEOUT_S)
+
+    def _start_saves(self, saves: Iterable[SaveSpec], plans: Iterable[Plan]) -> None:
+        fence = self.blocks.fence()
+        for plan in plans:
+            self._saver.submit(self._carrier.submit, plan, None)
+        for save in saves:
+            job: Future[None] = Future()
+            with self._lock:
+                self._saves[save.id] = save.request, job
+            self._saver.submit(self._save, save, fence, job, self._pass)
+
+    def _wait_for(self, saves: Iterable[int]) -> None:
+        for number in saves:
+            with self._lock:
+                _, job = self._saves.get(number, ("", None))
+            if job is not None:
+                job.result()
+
+    def _loader(self, load: LoadSpec) -> ThreadPoolExecutor:
+        return self._loaders[max(load.hit.tiers, default=0)]
+
+    def _load(
+        self, load: LoadSpec, fence: Callable[[], None], now: Pass, loaded: OnLoaded | None
+    ) -> None:
+        self._wait_for(load.after)
+        began = self._clock()
+        pieces = load.blend.pieces if load.blend is not None else ()
+        exact = len(load.hit) - sum(len(piece.hit) for piece in pieces)
+        table = self._table(load.blocks, load.first, exact, load.start, load.end)
+        target: ChunkBuffers = self.blocks.place(table)
+        if loaded is not None:
+            target = LayerwiseBuffers(self.blocks, table, loaded)
+        parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
+        for piece in pieces:
+            table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
+            turned = RotatedBuffers(self.blocks, table, self._turn(piece.turn))
+            parts.append((piece.hit, piece.first, turned))
+        gone: list[tuple[bytes, int]] = []
+        asked: dict[int, bool] = {}
+        done, good = 0, load.end
+        if load.id in self._refused:
+            parts, good = [], load.start
+        for hit, first, place in parts:
+            got = 0
+            try:
+                fence()
+                for run in fetch(self._read, hit, place, self._clock):
+                    self._count_tier("read", run.tier, run.read, run.seconds)
+                    got += run.usable
+                    gone += [(key, run.tier) for key in run.gone]
+                    asked[run.tier] = asked.get(run.tier, False) or run.later
+            except Exception:  # a broken tier costs hits, never a request
+                logger.exception("loading %d chunks failed", len(hit))
+            done += got
+            if got < len(hit):
+                good = min(good, first + got * self._size)
+        with self._lock:
+            if good < load.end:
+                now.failed |= load.in_step
+                first = max(good, load.start) // self._block_tokens
+                last = -(-load.end // self._block_tokens)
+                self._bad_blocks.update(int(b) for b in load.blocks[first:last])
+                self._bad_epoch[load.request] = load.epoch
+            taken = self._clock() - began
+            told = LoadDone(load.id, done, tuple(gone), taken, tuple(asked.items()))
+            self._report.loads.append(told)
+
+    def _read(self, tier: int, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
+        """As the tier's. One that has just kept a load waiting in vain keeps no other one: a step
+        may have many, and the scheduler hears of it only afterwards."""
+        if self._suspensions.out([tier], probe=True):
+            return [Read.LATER] * len(keys)
+        began = self._clock()
+        answers = self._carrier.read(tier, keys, place)
+        late = Read.LATER in answers and self._clock() - began >= _LONG_S
+        self._suspensions.saw(tier, late)
+        return answers
+
+    def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
+        """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""
+        at = np.arange(first, first + chunks * self._size)
+        slots = np.full(len(at), -1, dtype=np.int64)
+        inside = (at >= start) & (at < end)
+        if inside.any():
+            wanted = at[inside]
+            span = range(int(wanted[0]), int(wanted[-1]) + 1)
+            slots[inside] = slots_of(blocks, self._block_tokens, span)
+        return slots.reshape(-1, self._size)
+
+    def _turn(self, delta: int) -> Callable[[torch.Tensor, int], None]:
+        blender = self._blender
+        assert blender is not None
+        return lambda k, axis: blender.turn(k, delta, axis)
+
+    def _save(
+        self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass
+    ) -> None:
+        writes = [move for move in save.plan.moves if move.target != NOWHERE]
+        with self._lock:
+            for row, move in enumerate(writes):
+                self._writing[move.key, move.target] = save.id, row
+
+        def finished(chunks: int) -> None:
+            with self._lock:
+                self._report.saves.append(SaveDone(save.id, (), free=True))
+            job.set_result(None)
+
+        plan, place = _without_engine(save.plan), None
+        try:
+            fence()
+            prepared, place = self._prepared(save, now)
+            plan = prepared
+        except Exception:
+            logger.exception("saving %d chunks failed", len(writes))
+        tried = {(move.key, move.target) for move in plan.moves}
+        self._settled((m, False) for m in writes if (m.key, m.target) not in tried)
+        self._carrier.wait_for_room()
+        self._carrier.submit(plan, place, finished)
+
+    def _prepared(self, save: SaveSpec, now: Pass) -> tuple[Plan, ChunkBuffers | None]:
+        """What of the plan can be carried out, and where its chunks are."""
+        indexes = [m.index for m in save.plan.moves if m.target != NOWHERE and m.index >= 0]
+        for load in now.loads:
+            load.result()
+        if now.failed or self._bad_epoch.get(save.request, -1) >= save.epoch:
+            # Computed on top of a load that failed. What leaves tiers still has to.
+            return _without_engine(save.plan), None
+        if not indexes:
+            return save.plan, None
+        first, last = min(indexes), max(indexes) + 1
+        at = save.offset
+        tokens = range(at + first * self._size, at + last * self._size)
+        table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
+        place: ChunkBuffers = self.blocks.place(table)
+        if self._gates is not None and now.beside:
+            wait = partial(self._gates.wait_computed, now.number)
+            place = LayerwiseBuffers(self.blocks, table, None, wait)
+        return Plan(tuple(_shifted(move, first) for move in save.plan.moves)), place
+
+    def _carried(self, done: Executed) -> None:
+        self._count_tier("write", done.target, sum(done.good), done.seconds)
+        if done.dropped:
+            name = f"dropped_chunks:{self.tiers[done.target].name}"
+            with self._lock:
+                self.counts[name] = self.counts.get(name, 0.0) + len(done.moves)
+        self._settled(zip(done.moves, done.good, strict=True))
+
+    def _settled(self, moves: Iterable[tuple[Move, bool]]) -> None:
+        """Reports moves that have ended, save by save."""
+        with self._lock:
+            saves: dict[int, list[tuple[int, bool]]] = {}
+            for move, good in moves:
+                number, row = self._writing.pop((move.key, move.target))
+                saves.setdefault(number, []).append((row, good))
+            for number, settled in saves.items():
+                self._report.saves.append(SaveDone(number, tuple(settled)))
+
+    def _count_tier(self, verb: str, tier: int, chunks: int, seconds: float) -> None:
+        name = self.tiers[tier].name
+        with self._lock:
+            for what, amount in (("bytes", chunks * self.blocks.chunk_bytes), ("seconds", seconds)):
+                key = f"{verb}_{what}:{name}"
+                self.counts[key] = self.counts.get(key, 0.0) + amount
+            if verb == "read":
+                observe(self.counts, f"load_seconds:{name}", seconds)
+
+
+def _nothing() -> None:
+    """There is nothing to wait for."""
+
+
+def _shifted(move: Move, by: int) -> Move:
+    return Move(move.key, move.source, move.target, move.index - by) if move.index >= 0 else move
+
+
+def _without_engine(plan: Plan) -> Plan:
+    return Plan(tuple(move for move in plan.moves if move.index < 0))

@@ -1,0 +1,140 @@
+"""What a model was found to be under blend, in a file that later runs ask for.
+
+Blend is refused on a model that has not passed its gates. The file names the model by what its KV
+depends on (weights, dtype, RoPE), so that it serves another process, and another engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CERTIFICATE_SCHEMA = "lmcache.blend-passport/1"
+_DOMAIN = b"lmcache.blend-subject/1"
+_ROPE = (
+    "rope_type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "partial_rotary_factor",
+)
+_ROPE_DEFAULT = {"rope_type": "default", "partial_rotary_factor": 1.0}
+
+
+class CertificateError(ValueError):
+    """A passport that is missing, unreadable, of another model, or that says no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model that is verified. ``weights`` is a digest or a commit, ``rope`` of
+    :func:`rope_text`; ``model`` is its name, which counts only where ``weights`` is not known."""
+
+    model: str
+    weights: str
+    dtype: str
+    rope: str
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits, equal for equal models wherever they lie."""
+        digest = hashlib.sha256(_DOMAIN)
+        for text in (self.weights or f"named {self.model}", self.dtype, self.rope):
+            digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """``failed`` are the names of the gates that did not hold. ``calibration`` are settings found
+    for the model, with what they rest on; empty if none were looked for. ``details`` are gates,
+    curve and settings as ``verify --blend --json`` writes them."""
+
+    subject: Subject
+    failed: tuple[str, ...]
+    calibration: Mapping[str, Any]
+    details: Mapping[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all. Raises ``OSError``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subject = self.subject
+        document = {
+            "schema": CERTIFICATE_SCHEMA,
+            "digest": subject.digest,
+            "model": subject.model,
+            "weights": subject.weights,
+            "dtype": subject.dtype,
+            "rope": subject.rope,
+            "passed": not self.failed,
+            "failed": list(self.failed),
+            "calibration": dict(self.calibration) or None,
+            **self.details,
+        }
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Raises :class:`CertificateError` for a file that is missing, damaged or no passport."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CertificateError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CertificateError(f"{path} is no JSON") from error
+    if not isinstance(found, dict) or found.get("schema") != CERTIFICATE_SCHEMA:
+        raise CertificateError(f"{path} is no blend passport ({CERTIFICATE_SCHEMA})")
+    known = {"schema", "digest", "passed", "failed", "calibration"}
+    names = ("model", "weights", "dtype", "rope")
+    try:
+        subject = Subject(**{name: str(found[name]) for name in names})
+        failed = tuple(str(name) for name in found["failed"])
+        calibration = dict(found["calibration"] or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CertificateError(f"{path} is damaged ({error!r})") from error
+    details = {name: value for name, value in found.items() if name not in {*known, *names}}
+    return Certificate(subject, failed, calibration, details)
+
+
+def checked_certificate(path: Path, subject: Subject) -> Certificate:
+    """The passport, if it is of this model and all gates held. Raises :class:`CertificateError`."""
+    passport = read_certificate(path)
+    other = passport.subject
+    if other.digest != subject.digest:
+        differ = [
+            n for n in ("weights", "dtype", "rope") if getattr(other, n) != getattr(subject, n)
+        ]
+        raise CertificateError(
+            f"{path} is of {other.model} ({other.dtype}), not of {subject.model}"
+            f" ({subject.dtype}): {', '.join(differ) or 'model'} differ"
+        )
+    if passport.failed:
+        raise CertificateError(
+            f"{path}: {subject.model} failed {', '.join(map(repr, passport.failed))}"
+        )
+    return passport
+
+
+def rope_text(parameters: Mapping[str, Any] | None) -> str:
+    """RoPE parameters in one form, whatever an engine has filled in by itself."""
+    given = {name: value for name, value in (parameters or {}).items() if value is not None}
+    if "type" in given:
+        given.setdefault("rope_type", given["type"])
+    kept = {name: given[name] for name in _ROPE if name in given}
+    plain = {n: v if isinstance(v, str) else float(v) for n, v in kept.items()}
+    return json.dumps(_ROPE_DEFAULT | plain, sort_keys=True)

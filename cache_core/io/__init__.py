@@ -1,0 +1,1 @@
+"""Threads between a cache and tiers that take their time."""

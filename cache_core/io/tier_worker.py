@@ -1,0 +1,367 @@
+"""The thread of one tier: every change to the tier happens on it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+from cache_core.execute import Executed, discard, write
+from cache_core.io.timed_reads import Staged, staged_chunks
+from cache_core.plan import ENGINE, Move
+from cache_core.tiers.tier import Tier
+from cache_core.transfer.chunks import ChunkBuffers
+
+
+@dataclass(slots=True, eq=False)
+class Errand:
+    """One plan on its way. ``finished`` is called once, with the number of chunks that a tier took
+    from the engine, when none of its batches is ``reading`` the engine's memory any more; when
+    nothing is ``left`` of it, all its moves are settled."""
+
+    finished: Callable[[int], None]
+    reading: int = 1
+    left: int = 1
+    taken: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Chunks on their way into one tier: from the engine, from memory that is theirs alone
+    (``memory``), or from tier ``source``. ``place`` has chunk i in row ``rows[i]``; what is in a
+    tier lies there. ``onward`` are slower tiers that get them next; ``done`` is set when the batch
+    has ended."""
+
+    errand: Errand
+    moves: Sequence[Move]
+    rows: Sequence[int] = ()
+    place: ChunkBuffers | None = None
+    source: int = ENGINE
+    memory: object = None
+    onward: tuple[int, ...] = ()
+    done: threading.Event | None = None
+
+    @property
+    def from_engine(self) -> bool:
+        """Whether it needs the engine's memory."""
+        return self.source == ENGINE and self.memory is None
+
+    def part(self, first: int, last: int) -> ChunkBuffers | None:
+        """Where the chunks from ``first`` up to ``last`` lie, of a batch that is in no tier."""
+        if self.place is None or (not first and last == len(self.place)):
+            return self.place
+        return self.place.pick(self.rows[first:last])
+
+
+@dataclass(slots=True, eq=False)
+class Parting:
+    """Chunks that leave a tier, all for the same slower one (which does not have those of
+    ``unsettled`` yet) or for nowhere. Without an ``errand`` nobody waits for it any more."""
+
+    moves: Sequence[Move]
+    unsettled: Sequence[Move]
+    errand: Errand | None
+
+
+@dataclass(slots=True, eq=False)
+class TierQueue:
+    """The state of one tier; its Carrier's lock guards it.
+
+    ``most`` chunks may be queued at once. ``deadline`` is set while a call is in the tier that may
+    never come back; ``stuck`` from when it was given up until it does come back.
+    """
+
+    index: int
+    tier: Tier
+    most: int
+    in_memory: bool
+    keeps_time: bool
+    leaving: deque[Parting] = field(default_factory=deque)
+    coming: deque[Batch] = field(default_factory=deque)
+    queued: int = 0
+    """Chunks in ``coming`` and in the batch that is being written."""
+    most_queued: int = 0
+    going: set[bytes] = field(default_factory=set)
+    """Chunks that the tier may still hold, but not for long."""
+    again: set[bytes] = field(default_factory=set)
+    """Chunks whose discard or clean-up failed, or must wait for a read that was given up."""
+    late: Counter[bytes] = field(default_factory=Counter)
+    """Chunks that a read which was given up may still be reading."""
+    writing: tuple[Batch, int] | None = None
+    """The batch in hand, and its first chunk that is not settled."""
+    parting: Parting | None = None
+    """What is leaving right now."""
+    deadline: float | None = None
+    stuck: bool = False
+    users: int = 0
+    closing: bool = False
+    closed: bool = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is queued or being done, and may yet end."""
+        work = self.coming or self.leaving or self.writing or self.parting
+        return bool(work) and not self.stuck
+
+    def room(self, chunks: int) -> int:
+        """How many of so many chunks the queue takes: none of a tier that is stuck or closes, and
+        a whole batch, whatever its length, if nothing else is queued or the tier is memory, whose
+        callers have waited (:meth:`Carrier.wait_for_room`)."""
+        if self.stuck or self.closing:
+            return 0
+        if self.in_memory:
+            return chunks
+        return min(chunks, max(self.most - self.queued, 0 if self.queued else chunks))
+
+    def queue(self, batch: Batch, source: TierQueue | None = None) -> None:
+        """One more batch to write; ``source`` is the lane of the tier that it reads from."""
+        if source is not None:
+            source.users += 1
+        batch.errand.left += 1
+        batch.errand.reading += batch.from_engine
+        self.queued += len(batch.moves)
+        self.most_queued = max(self.most_queued, self.queued)
+        self.coming.append(batch)
+
+    def give_up(self) -> tuple[list[Batch], list[Parting]]:
+        """Empties the queues, and, if a call that is late is in the tier, what that is about.
+        Returns batches that won't be written, and partings as they were: their chunks leave all
+        the same, sometime, for nowhere."""
+        batches, partings = list(self.coming), list(self.leaving)
+        if self.deadline is not None:
+            self.deadline, self.stuck = None, True
+            if self.parting is not None:
+                partings.insert(0, self.parting)
+            if self.writing is not None:
+                batch, first = self.writing
+                batches.insert(0, replace(batch, moves=batch.moves[first:]))
+            self.parting, self.writing = None, None
+        self.coming.clear()
+        self.queued -= sum(len(batch.moves) for batch in batches)
+        given_up = [replace(parting) for parting in partings]
+        for parting in partings:
+            parting.unsettled, parting.errand = (), None
+        return batches, given_up
+
+
+logger = logging.getLogger("lmcache")
+
+_T = TypeVar("_T")
+
+
+class Desk(Protocol):
+    """What the threads of all tiers have in common."""
+
+    lanes: Sequence[TierQueue]
+    changed: threading.Condition
+    chunk_bytes: int
+    timeout_s: float
+    clock: Callable[[], float]
+
+    def feed(
+        self, moves: Sequence[Move], targets: tuple[int, ...], source: int, batch: Batch
+    ) -> None:
+        """Gives chunks of a batch on, from the tier ``source`` or from where the batch has them."""
+
+    def tell(self, done: Executed) -> None:
+        """Moves are settled."""
+
+    def end_batch(self, batch: Batch) -> None:
+        """A batch is written or given up: it needs nothing any more."""
+
+    def end(self, errand: Errand | None, reading: bool) -> None:
+        """A part of an errand has ended; ``reading``: it needed the engine's memory."""
+
+
+class TierWorker(threading.Thread):
+    """Works off a lane: first what leaves, then what comes. A daemon: a tier that hangs must not
+    hold up the end of the process."""
+
+    def __init__(self, lane: TierQueue, desk: Desk) -> None:
+        super().__init__(name=f"lmcache-{lane.tier.name}", daemon=True)
+        self._lane, self._desk, self._changed = lane, desk, desk.changed
+        self._step = staged_chunks(desk.chunk_bytes)
+        self._room: Staged | None = None
+
+    def run(self) -> None:
+        """Until the lane closes; then closes the tier, when nobody is inside."""
+        lane = self._lane
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: lane.leaving or lane.coming or lane.closing)
+                if lane.leaving:
+                    lane.parting = lane.leaving.popleft()
+                elif lane.coming:
+                    lane.writing = (lane.coming.popleft(), 0)
+                else:
+                    self._changed.wait_for(lambda: not lane.users)
+                    break
+                parting, writing = lane.parting, lane.writing
+            if parting is not None:
+                self._part(parting)
+            elif writing is not None:
+                self._write(writing[0])
+            with self._changed:
+                lane.parting, lane.writing = None, None
+                self._changed.notify_all()
+        close(lane, self._changed)
+
+    def _write(self, batch: Batch) -> None:
+        lane = self._lane
+        if lane.again:
+            self._discard(())  # it may be what there is no room for
+            if self._given_up():
+                return  # the engine's memory has other chunks now
+        # Whatever may never come back reads from memory of our own.
+        direct = lane.keeps_time or lane.in_memory or batch.memory is not None
+        step = len(batch.moves) if lane.in_memory else self._step
+        for at in range(0, len(batch.moves), step):
+            moves = batch.moves[at : at + step]
+            keys = [move.key for move in moves]
+            began = self._desk.clock()
+            good, stuck = [False] * len(keys), set[bytes]()
+            try:
+                place = self._bytes_of(batch, at, at + len(moves), direct)
+            except Exception:  # the engine's memory, or that of the tier that it is in
+                logger.exception("copying %d chunks for %s failed", len(keys), lane.tier.name)
+            else:
+                written = self._timed(lambda: write(lane.tier, keys, lambda: place, stuck))  # noqa: B023
+                if written is None:
+                    # Given up, and everybody knows. If it did write, nobody may find it.
+                    self._discard(keys)
+                    return
+                good = written
+            there = {key for key, ok in zip(keys, good, strict=True) if ok}
+            with self._changed:
+                lane.writing = (batch, at + len(moves))
+                lane.queued -= len(moves)
+                lane.going -= there
+                lane.again -= there
+                lane.going |= stuck
+                lane.again |= stuck
+                if batch.from_engine:
+                    batch.errand.taken |= there
+            self._desk.tell(Executed(moves, good, self._desk.clock() - began))
+            if batch.onward:
+                rest = [move for move in moves if move.key not in there]
+                here = [move for move in moves if move.key in there]
+                self._desk.feed(here, batch.onward, lane.index, batch)
+                self._desk.feed(rest, batch.onward, batch.source, batch)
+        self._desk.end_batch(batch)
+
+    def _given_up(self) -> bool:
+        """Whether the batch in hand is settled already, and what it reads from given back."""
+        with self._changed:
+            return self._lane.writing is None
+
+    def _bytes_of(self, batch: Batch, first: int, last: int, direct: bool) -> ChunkBuffers | None:
+        """Where the tier can read the chunks for as long as it likes; or, if memory, at once."""
+        if batch.source == ENGINE:
+            place = batch.part(first, last)
+        else:
+            keys = [move.key for move in batch.moves[first:last]]
+            place = self._desk.lanes[batch.source].tier.place(keys)
+        if place is None or direct:
+            return place
+        if self._room is None or self._room.chunks < len(place):
+            self._room = Staged(len(place), self._desk.chunk_bytes)
+        return self._room.copy(place)
+
+    def _part(self, parting: Parting) -> None:
+        if parting.unsettled and parting.errand is not None:
+            self._demote(parting, parting.errand)
+        self._discard([move.key for move in parting.moves])
+        with self._changed:
+            errand, parting.errand = parting.errand, None
+        self._desk.end(errand, False)
+
+    def _demote(self, parting: Parting, errand: Errand) -> None:
+        """Copies chunks out for a slower tier, which drops what it has no room for."""
+        lane = self._lane
+        below = self._desk.lanes[parting.unsettled[0].target]
+        done = threading.Event()
+        with self._changed:
+            room = below.room(len(parting.unsettled))
+            moves, refused = parting.unsettled[:room], parting.unsettled[room:]
+            direct = below.in_memory and lane.in_memory
+            parting.unsettled = () if direct else moves
+            if moves and direct:
+                below.queue(Batch(errand, moves, source=lane.index, done=done), lane)
+                self._changed.notify_all()
+        self._refuse(refused)
+        if moves and direct:
+            done.wait()
+        elif moves:
+            batch = self._timed(lambda: self._copied_out(errand, moves))
+            with self._changed:
+                # Given up, they are settled already.
+                moves, parting.unsettled = parting.unsettled, ()
+                if moves and batch is not None and below.room(1):
+                    below.queue(batch)
+                    moves = ()
+                    self._changed.notify_all()
+            self._refuse(moves)
+
+    def _copied_out(self, errand: Errand, moves: Sequence[Move]) -> Batch | None:
+        tier = self._lane.tier
+        try:
+            place = tier.place([move.key for move in moves])
+            if place is None:
+                return Batch(errand, moves, memory=self)
+            room = Staged(len(moves), self._desk.chunk_bytes)
+            return Batch(errand, moves, range(len(moves)), room.copy(place), memory=room)
+        except Exception:  # no memory, or a chunk that can't be read
+            logger.exception("copying %d chunks out of %s failed", len(moves), tier.name)
+            return None
+
+    def _discard(self, keys: Sequence[bytes]) -> None:
+        lane = self._lane
+        with self._changed:
+            lane.again.update(keys)
+            ready = [key for key in lane.again if key not in lane.late]
+            lane.again.difference_update(ready)
+        if not ready:
+            return
+        done = self._timed(lambda: discard(lane.tier, ready))
+        with self._changed:
+            if done is False:
+                lane.again.update(ready)  # it may have them still: with the next ones
+            else:
+                lane.going.difference_update(ready)
+
+    def _timed(self, call: Callable[[], _T]) -> _T | None:
+        """What the call returns; None if it was given up meanwhile."""
+        lane = self._lane
+        if lane.keeps_time:
+            return call()
+        with self._changed:
+            lane.deadline = time.monotonic() + self._desk.timeout_s
+            self._changed.notify_all()
+        try:
+            result = call()
+        finally:
+            with self._changed:
+                lane.deadline = None
+                late, lane.stuck = lane.stuck, False
+        if late:
+            logger.warning("the %s tier answers again", lane.tier.name)
+        return None if late else result
+
+    def _refuse(self, moves: Sequence[Move]) -> None:
+        if moves:
+            self._desk.tell(Executed(moves, [False] * len(moves), 0.0, dropped=True))
+
+
+def close(lane: TierQueue, changed: threading.Condition) -> None:
+    """Closes the tier of a lane that nobody uses any more."""
+    try:
+        lane.tier.close()
+    except Exception:
+        logger.exception("closing the %s tier failed", lane.tier.name)
+    with changed:
+        lane.closed = True
+        changed.notify_all()

@@ -1,0 +1,1 @@
+"""What a cache would do, told without its bytes: curves, replays, costs."""

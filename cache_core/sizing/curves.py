@@ -1,0 +1,168 @@
+"""Hit rates at every capacity from one pass over a trace: LRU, as the Ledger runs it.
+
+Exact for equal chunks and stacks of LRU tiers without admission, in both placements; the tests
+hold it against the Ledger. Sampled above a size, with SHARDS_adj's correction (Waldspurger et al.,
+FAST 2015): without it the one chunk that every prompt starts with decides the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core import _native
+from cache_core.plan import PLACEMENTS, Placement
+from cache_core.sizing.accesses import AccessTrace, Numbers, threshold
+
+Kind = Literal["prefix", "any_position"]
+REUSE_KINDS: tuple[Kind, ...] = ("prefix", "any_position")
+SAMPLE_ABOVE = 20_000_000
+"""References from which on curves are sampled, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class HitCurve:
+    """``capacities[i]`` chunks and more hit ``hits[i]`` tokens, up to the next entry; fewer than
+    the first hit none. Both are int64 ``[points]`` and rise. ``tokens`` are of all prompts.
+
+    ``rate`` is the share of chunks that the curve was made from: 1 is exact.
+    """
+
+    kind: Kind
+    chunk_tokens: int
+    capacities: Numbers
+    hits: Numbers
+    tokens: int
+    distinct: int
+    """Chunks; an estimate on a sampled curve."""
+    rate: float = 1.0
+
+    def hit_tokens(self, capacity: int | None) -> int:
+        """Tokens that an LRU tier of so many chunks hits; None is without a bound."""
+        return int(self.at([self.distinct if capacity is None else capacity])[0])
+
+    def hit_rate(self, capacity: int | None) -> float:
+        """Share of all prompt tokens, 0 to 1."""
+        return self.hit_tokens(capacity) / max(self.tokens, 1)
+
+    def at(self, capacities: Sequence[int] | Numbers) -> Numbers:
+        """Tokens hit at each capacity."""
+        places = np.searchsorted(self.capacities, np.asarray(capacities, np.int64), side="right")
+        hits: Numbers = np.concatenate([np.zeros(1, np.int64), self.hits])
+        return hits[places]
+
+    @property
+    def ceiling(self) -> float:
+        """The hit rate without a bound."""
+        return int(self.hits[-1]) / max(self.tokens, 1) if len(self.hits) else 0.0
+
+    def capacity_for(self, rate: float) -> int | None:
+        """The fewest chunks with at least this hit rate; None if no capacity reaches it."""
+        place = int(np.searchsorted(self.hits, np.ceil(rate * self.tokens), side="left"))
+        if rate <= 0:
+            return 0
+        return int(self.capacities[place]) if place < len(self.hits) else None
+
+
+def hit_curves(
+    references: AccessTrace,
+    kinds: Sequence[Kind] = REUSE_KINDS,
+    sample_above: int = SAMPLE_ABOVE,
+    seed: int = 0,
+) -> dict[Kind, HitCurve]:
+    """A curve of each kind. ``prefix`` counts a chunk if it and all in front of it are held, as an
+    engine can use them; ``any_position`` counts each chunk on its own, as blending could.
+
+    More than ``sample_above`` references are sampled down to about as many.
+    """
+    rate = min(1.0, sample_above / max(len(references.ids), 1))
+    if references.naming == "prefix":
+        return _curves(references, kinds, rate, seed)
+    # Prefixes have other names than contents, so each kind has a pass of its own.
+    named = {"prefix": references.prefixes(), "any_position": references}
+    return {kind: _curves(named[kind], [kind], rate, seed)[kind] for kind in kinds}
+
+
+def _curves(
+    references: AccessTrace, kinds: Sequence[Kind], rate: float, seed: int
+) -> dict[Kind, HitCurve]:
+    found = _native.count_distances(
+        references.ids,
+        references.offsets,
+        references.chunk_tokens,
+        references.prompt_tokens,
+        threshold(rate),
+        seed,
+    )
+    curves: dict[Kind, HitCurve] = {}
+    for kind in kinds:
+        histogram = found[kind]
+        [places] = np.nonzero(histogram)
+        hits = np.cumsum(histogram[places])
+        if rate < 1:
+            places, hits = _adjusted(places, hits, found["total"], found["sampled"], rate)
+        curves[kind] = HitCurve(
+            kind,
+            references.chunk_tokens,
+            places.astype(np.int64),
+            hits,
+            references.tokens,
+            round(found["distinct"] / rate),
+            rate,
+        )
+    return curves
+
+
+def _adjusted(
+    places: NDArray[np.intp], hits: Numbers, total: int, sampled: int, rate: float
+) -> tuple[Numbers, Numbers]:
+    """SHARDS_adj: uses that the sample has too many or too few are of chunks that are used all the
+    time, so they go to the shortest distance; then distances and counts are scaled up."""
+    missing = total * rate - sampled
+    scaled = np.rint((hits + missing) / rate).clip(0, total).astype(np.int64)
+    # A chunk's distance counts the chunk itself, and only the others were thinned out.
+    capacities = np.rint((places - 1) / rate).astype(np.int64) + 1
+    if missing > 0 and (not len(capacities) or capacities[0] > 1):
+        capacities = np.concatenate([[1], capacities])
+        scaled = np.concatenate([[round(min(missing / rate, total))], scaled])
+    return capacities, np.maximum.accumulate(scaled)
+
+
+def curve_error(curve: HitCurve, exact: HitCurve) -> tuple[float, float]:
+    """Mean and greatest absolute difference of hit rate, at every thousandth of all distinct
+    chunks."""
+    capacities = np.ceil(np.arange(1, 1001) * exact.distinct / 1000).astype(np.int64)
+    apart = np.abs(curve.at(capacities) - exact.at(capacities)) / max(exact.tokens, 1)
+    return float(apart.mean()), float(apart.max())
+
+
+class TierCurves:
+    """Hits per tier and request of any stack of LRU tiers, from distances that are counted once.
+
+    Keeps 8 bytes per reference. The second and later stacks cost a pass over those.
+    """
+
+    def __init__(self, references: AccessTrace) -> None:
+        self.references = references.prefixes()
+        self._distances = _native.stack_distances(self.references.ids, self.references.offsets)
+
+    def hits(
+        self, stacks: Sequence[Sequence[int | None]], placement: Placement = "write_on_insertion"
+    ) -> NDArray[np.int32]:
+        """Chunks of each request's leading held run that each tier serves, ``[stacks, requests,
+        tiers]``. A stack is its tiers' capacities in chunks, fastest first, None without a bound;
+        all have the same number of tiers. Raises ``ValueError``."""
+        if placement not in PLACEMENTS:
+            raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
+        if len({len(stack) for stack in stacks}) != 1:
+            raise ValueError("stacks must be given, and have the same number of tiers each")
+        if any(c is not None and c < 0 for stack in stacks for c in stack):
+            raise ValueError("a capacity is negative")
+        rows = [[-1 if c is None else min(c, 1 << 62) for c in stack] for stack in stacks]
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), -1)
+        exclusive = placement == "write_on_eviction"
+        return _native.tier_hits(self._distances, self.references.offsets, table, exclusive)

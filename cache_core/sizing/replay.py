@@ -1,0 +1,115 @@
+"""The Ledger itself over a trace, without bytes: what curves can't tell, and the proof of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_core.ledger import Ledger
+from cache_core.plan import NOWHERE, Placement
+from cache_core.policies import POLICIES, Admission, PolicyMaker, belady
+from cache_core.sizing.accesses import AccessTrace
+from cache_core.sizing.curves import hit_curves
+
+
+@dataclass(frozen=True)
+class LedgerReplay:
+    """``hits`` int32 ``[requests, tiers]``: chunks of each request's leading held run that each
+    tier served (of a sample: its own). ``rate`` is the share of chunks that were replayed;
+    ``hit_rate`` is over all prompt tokens, 0 to 1."""
+
+    policy: str
+    hits: NDArray[np.int32]
+    hit_rate: float
+    rate: float = 1.0
+    written: tuple[int, ...] = ()
+    """Chunks that went into each tier; scaled up where sampled."""
+
+
+def replay_ledger(
+    references: AccessTrace,
+    capacities: Sequence[int | None],
+    policy: str = "lru",
+    placement: Placement = "write_on_insertion",
+    rate: float = 1.0,
+    seed: int = 0,
+    admission: Sequence[Admission | None] | None = None,
+    on_request: Callable[[int], None] | None = None,
+) -> LedgerReplay:
+    """Looks up and admits each request in turn, from an empty cache on. ``policy`` is one of
+    ``POLICIES``, or ``belady``, which knows the trace's future.
+
+    With ``rate`` < 1 a sample of the chunks runs through tiers of that share of the capacity, and
+    the hits are scaled up with SHARDS_adj's correction. ``admission`` is the Ledger's, new and for
+    this replay only; ``on_request`` is told the number of each request before it is served, for
+    admissions with a clock. Raises ``ValueError`` naming what is not
+    known.
+    """
+    named = references.prefixes()
+    sample = named if rate >= 1 else named.sampled(rate, seed)
+    prompts = sample.ledger_keys()
+    bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
+    ledger = Ledger(bounds, policy_maker(policy, prompts), placement, admission)
+    hits = np.zeros((len(prompts), len(bounds)), dtype=np.int32)
+    written = [0] * len(bounds)
+    for row, keys in enumerate(prompts):
+        if on_request is not None:
+            on_request(row)
+        for tier in ledger.lookup(keys).tiers:
+            hits[row, tier] += 1
+        moves = ledger.admit(keys).moves
+        for move in moves:
+            if move.target != NOWHERE:
+                written[move.target] += 1
+        ledger.settle(moves, stored=True)
+    if rate >= 1:
+        tokens = _tokens(named, hits.sum(axis=1))
+    else:
+        found = int(hits.sum()) + len(named.ids) * rate - len(sample.ids)
+        tokens = min(max(found / rate, 0.0), len(named.ids)) * named.chunk_tokens
+    scaled = tuple(round(count / min(rate, 1.0)) for count in written)
+    return LedgerReplay(policy, hits, tokens / max(named.tokens, 1), min(rate, 1.0), scaled)
+
+
+def hit_rates(
+    references: AccessTrace,
+    capacities: Sequence[int],
+    policies: Sequence[str] = ("belady",),
+    sample_above: int = 1_000_000,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Hit rate of one tier at each capacity: ``lru`` from its curve, the other ``policies`` by
+    replays, and the ``ceiling``, which keeps everything. Replays of more than ``sample_above``
+    references are sampled down to about as many."""
+    curve = hit_curves(references, ["prefix"])["prefix"]
+    rate = min(1.0, sample_above / max(len(references.ids), 1))
+    rates = {"lru": [curve.hit_rate(c) for c in capacities]}
+    for policy in policies:
+        if policy != "lru":
+            replays = (
+                replay_ledger(references, [c], policy, rate=rate, seed=seed) for c in capacities
+            )
+            rates[policy] = [r.hit_rate for r in replays]
+    return rates | {"ceiling": [curve.ceiling] * len(capacities)}
+
+
+def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker:
+    """The maker of a policy's orders by name, Belady's for exactly these prompts. Raises
+    ``ValueError`` naming the known ones."""
+    if policy == "belady":
+        return belady(prompts)
+    if policy not in POLICIES:
+        known = ", ".join([*POLICIES, "belady"])
+        raise ValueError(f"policy {policy!r} is not known; use one of {known}")
+    return POLICIES[policy]
+
+
+def _tokens(references: AccessTrace, chunks: NDArray[np.int64]) -> float:
+    """Of so many leading chunks of each request."""
+    whole = chunks * references.chunk_tokens
+    if references.prompt_tokens is not None:
+        whole = np.minimum(whole, references.prompt_tokens)
+    return float(whole.sum())

@@ -1,0 +1,117 @@
+"""The files of a disk tier and the bytes they take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from cache_core.tiers.disk.catalog import Catalog, ForeignSegment
+from cache_core.tiers.disk.directory import FULL, Directory, Lost
+from cache_core.tiers.disk.format import Sizes
+from cache_core.tiers.disk.segment import SegmentFile
+
+logger = logging.getLogger("lmcache")
+
+
+class Allocator:
+    """Segments, and strangers that are dropped first when room is needed. Not thread-safe but for
+    what says so; the sum of its files stays within ``sizes.budget``."""
+
+    def __init__(
+        self, directory: Directory, sizes: Sizes, namespace: bytes, catalog: Catalog
+    ) -> None:
+        self.directory = directory
+        self.sizes = sizes
+        self.segments = {segment.number: segment for segment in catalog.segments}
+        self._namespace = namespace
+        self._strangers: list[ForeignSegment] = list(catalog.strangers)
+        self._stuck = 0  # bytes of strangers that can't be removed
+        self._next_number = catalog.last_number + 1
+        self._removed = False  # a file, whose name a power cut could bring back
+
+    @property
+    def used(self) -> int:
+        """Bytes on disk, at most."""
+        ours = sum(segment.bytes for segment in self.segments.values())
+        return ours + self._stuck + sum(stranger.bytes for stranger in self._strangers)
+
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that no file takes."""
+        return self.sizes.budget - self.used
+
+    @property
+    def spare(self) -> int:
+        """Bytes that new chunks may take: not those that are kept to copy live ones to."""
+        return self.free - self.sizes.reserve
+
+    def settle(self) -> None:
+        """Before room is given out that files had: makes their removal durable, or a power cut
+        could leave both, and what is over the cap would be dropped. Raises ``OSError``."""
+        if self._removed:
+            self.directory.sync()
+            self._removed = False
+
+    def next_number(self) -> int:
+        """A file name that was never used."""
+        self._next_number += 1
+        return self._next_number - 1
+
+    def drop_stranger(self) -> bool:
+        """Removes the oldest one; False if there is none."""
+        while self._strangers:
+            stranger = self._strangers.pop(0)
+            try:
+                self.directory.unlink(stranger.name)
+            except Lost:
+                raise
+            except OSError as error:
+                logger.warning(
+                    "%s can't be removed: %s", self.directory.path / stranger.name, error.strerror
+                )
+                self._stuck += stranger.bytes
+                continue
+            self._removed = True
+            logger.info("%s was removed to make room", self.directory.path / stranger.name)
+            return True
+        return False
+
+    def new_segment(self, make_room: Callable[[], bool]) -> SegmentFile | None:
+        """A segment that is as large as may be: None if not one slot fits. On a file system that
+        is full, ``make_room`` is called for as long as it says that it helped. The caller's to put
+        into ``segments``. Raises ``OSError``."""
+        slots = self.sizes.fit(self.spare)
+        while slots > 0:
+            try:
+                self.settle()
+                segment = SegmentFile.create(
+                    self.directory,
+                    self.next_number(),
+                    slots,
+                    self.sizes.payload_bytes,
+                    self._namespace,
+                )
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                if self.drop_stranger() or make_room():
+                    continue
+                if slots == 1:
+                    raise
+                slots = max(1, slots // 4)
+            else:
+                return segment
+        return None
+
+    def remove(self, segment: SegmentFile) -> bool:
+        """Removes a segment's file; the caller takes it out of ``segments`` if that went well.
+        Raises :class:`Lost`."""
+        try:
+            segment.unlink()
+        except Lost:
+            raise
+        except OSError as error:
+            logger.warning("%s can't be removed: %s", segment.path, error.strerror)
+            return False
+        self._removed = True
+        return True

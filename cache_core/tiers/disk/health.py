@@ -1,0 +1,36 @@
+"""Trouble that lasts is said once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+logger = logging.getLogger("lmcache")
+
+
+class RateLimitedWarnings:
+    """One line in the log per kind of trouble, until it has gone well again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._open: set[str] = set()
+
+    def about(self, kind: str, text: str) -> None:
+        if kind not in self._open:
+            self._open.add(kind)
+            logger.warning("%s tier: %s; requests go on without it", self.name, text)
+
+    def over(self, *kinds: str) -> None:
+        self._open.difference_update(kinds)
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """What went wrong and what it cost, since the tier was opened. Chunks, but for ``syncs``."""
+
+    damaged: int = 0
+    unreadable: int = 0
+    unwritten: int = 0
+    copied: int = 0
+    syncs: int = 0
+    failed_syncs: int = 0

@@ -1,0 +1,1 @@
+"""The remote tier, and the stores that it can be kept in."""

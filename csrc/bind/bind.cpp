@@ -1,0 +1,101 @@
+// Python's view of csrc: checks what Python gave, lets go of the interpreter lock, calls the verb.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string_view.h>
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bind/bind.h"
+#include "hash/keys.h"
+#include "hash/sha256.h"
+#include "memory/slab.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using namespace lmcache;
+
+// By Python's own calls: a list of its final length, filled in place, takes half the time.
+nb::object to_list(const std::vector<Digest>& digests) {
+  nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(digests.size())));
+  if (!list.is_valid()) throw nb::python_error();
+  for (std::size_t i = 0; i < digests.size(); ++i) {
+    PyObject* item = PyBytes_FromStringAndSize(reinterpret_cast<const char*>(digests[i].data()),
+                                               static_cast<Py_ssize_t>(digests[i].size()));
+    if (item == nullptr) throw nb::python_error();
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item);
+  }
+  return list;
+}
+
+nb::tuple py_chunk_keys(const Array<std::int32_t, 1>& tokens, std::int64_t chunk_tokens,
+                        const nb::bytes& root, const nb::bytes& name_space, bool content,
+                        bool portable) {
+  if (chunk_tokens < 1) {
+    throw std::invalid_argument("chunk_tokens is " + std::to_string(chunk_tokens) +
+                                "; it must be at least 1");
+  }
+  const Digest root_digest = to_digest("root", root);
+  const Digest space_digest = to_digest("namespace", name_space);
+  const auto size = static_cast<std::size_t>(chunk_tokens);
+  std::vector<Digest> prefix, alone;
+  {
+    const Unlocked unlocked;
+    prefix.resize(tokens.size() / size);
+    if (content) alone.resize(prefix.size());
+    chunk_keys({tokens.data(), tokens.size()}, size, root_digest, space_digest, prefix, alone,
+               sha256(portable));
+  }
+  return nb::make_tuple(to_list(prefix), to_list(alone));
+}
+
+void make_slab(Slab* self, std::int64_t nbytes, int numa_node) {
+  if (nbytes < 1) {
+    throw std::invalid_argument("nbytes is " + std::to_string(nbytes) + "; it must be at least 1");
+  }
+  const Unlocked unlocked;
+  new (self) Slab(static_cast<std::size_t>(nbytes), numa_node);
+}
+
+std::uintptr_t address(const Slab& slab) {
+  return reinterpret_cast<std::uintptr_t>(slab.address());
+}
+
+using View = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>, nb::c_contig>;
+
+View view(nb::handle_t<Slab> self) {
+  const Slab& slab = nb::cast<const Slab&>(self);
+  return View(slab.address(), {slab.nbytes()}, self);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  // A slab that a daemon thread still holds when the interpreter exits is no news to the user.
+  nb::set_leak_warnings(false);
+
+  m.attr("CUDA") = LMCACHE_CUDA_STATE;
+  m.attr("PREFIX_DOMAIN") = nb::bytes(kPrefixDomain.data(), kPrefixDomain.size());
+  m.attr("CONTENT_DOMAIN") = nb::bytes(kContentDomain.data(), kContentDomain.size());
+  m.def("sha256_backend", [] { return std::string_view(sha256().name); });
+  m.def("chunk_keys", py_chunk_keys, "tokens"_a.noconvert(), "chunk_tokens"_a, "root"_a,
+        "namespace"_a, "content"_a = true, "portable"_a = false);
+
+  nb::class_<Slab>(m, "Slab")
+      .def("__init__", make_slab, "nbytes"_a, "numa_node"_a = -1)
+      .def_prop_ro("address", address)
+      .def_prop_ro("nbytes", &Slab::nbytes)
+      .def("view", view);
+
+  bind_curves(m);
+  bind_disk(m);
+  bind_ledger(m);
+  bind_moves(m);
+}

@@ -1,0 +1,81 @@
+// What the files that bind share: Python's view of arrays and digests, and the interpreter lock.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "hash/sha256.h"
+
+namespace lmcache {
+
+// Lets other Python threads run for as long as it lives. Unlike nanobind's own, it survives an
+// interpreter that shuts down meanwhile: up to Python 3.13 asking for the lock then ends a daemon
+// thread by unwinding its stack, and an unwinding that meets C++ here aborts the process. So the
+// thread stays here until the process is gone, which is what Python does from 3.14 on.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  ~Unlocked() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+namespace nb = nanobind;
+
+// Always taken without conversion: a copy would cost more than the call, and int64 token ids would
+// be cut to int32 without a word.
+template <typename T, int Dims>
+using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using Addresses = Array<std::uint64_t, 1>;
+
+inline void require_length(std::string_view name, std::size_t length, std::size_t expected) {
+  if (length == expected) return;
+  throw std::invalid_argument(std::string(name) + " has " + std::to_string(length) +
+                              " entries where " + std::to_string(expected) + " are needed");
+}
+
+inline Digest to_digest(std::string_view name, const nb::bytes& value) {
+  Digest digest;
+  if (value.size() != digest.size()) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(value.size()) +
+                                " bytes; it must have 32, as a SHA-256 digest has");
+  }
+  std::memcpy(digest.data(), value.data(), digest.size());
+  return digest;
+}
+
+// An array that owns what the vector held.
+template <typename Out, typename T>
+Out to_array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
+  auto* kept = new std::vector<T>(std::move(values));
+  const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return Out(kept->data(), shape, owner);
+}
+
+// Adds the verbs of one area to the module.
+void bind_curves(nanobind::module_& m);
+void bind_disk(nanobind::module_& m);
+void bind_ledger(nanobind::module_& m);
+void bind_moves(nanobind::module_& m);
+
+}  // namespace lmcache

@@ -1,0 +1,145 @@
+// Python's view of traces and what they tell.
+#include <nanobind/stl/optional.h>
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind/bind.h"
+#include "curves/curves.h"
+
+namespace lmcache {
+
+using namespace nanobind::literals;
+
+namespace {
+
+using Numbers = Array<std::int64_t, 1>;
+
+References to_references(const Numbers& ids, const Numbers& offsets) {
+  const std::size_t n = offsets.size();
+  if (n == 0) throw std::invalid_argument("offsets is empty; it must have one more than requests");
+  const std::int64_t* const at = offsets.data();
+  if (at[0] != 0) throw std::invalid_argument("offsets[0] is not 0");
+  for (std::size_t i = 1; i < n; ++i) {
+    if (at[i] >= at[i - 1]) continue;
+    throw std::invalid_argument("offsets[" + std::to_string(i) + "] is " + std::to_string(at[i]) +
+                                "; it must not be below the one before");
+  }
+  if (at[n - 1] != static_cast<std::int64_t>(ids.size())) {
+    throw std::invalid_argument("offsets end at " + std::to_string(at[n - 1]) + " where ids has " +
+                                std::to_string(ids.size()) + " entries");
+  }
+  return {ids.data(), at, n - 1};
+}
+
+void require_positive(const char* name, std::int64_t value) {
+  if (value >= 1) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
+                              "; it must be at least 1");
+}
+
+using Out = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<1>, nb::c_contig>;
+
+template <auto verb>
+Out per_reference(const Numbers& ids, const Numbers& offsets) {
+  const References references = to_references(ids, offsets);
+  std::vector<std::int64_t> out(ids.size());
+  {
+    const Unlocked unlocked;
+    verb(references, out.data());
+  }
+  return to_array<Out>(std::move(out), {ids.size()});
+}
+
+nb::dict py_count_distances(const Numbers& ids, const Numbers& offsets, std::int64_t chunk_tokens,
+                            const std::optional<Numbers>& prompt_tokens, std::uint64_t threshold,
+                            std::uint64_t seed) {
+  const References references = to_references(ids, offsets);
+  require_positive("chunk_tokens", chunk_tokens);
+  Weights weights{chunk_tokens, nullptr};
+  if (prompt_tokens) {
+    require_length("prompt_tokens", prompt_tokens->size(), references.size);
+    weights.prompt_tokens = prompt_tokens->data();
+  }
+  Histograms found;
+  {
+    const Unlocked unlocked;
+    found = count_distances(references, weights, threshold, seed);
+  }
+  const std::size_t n = found.prefix.size();
+  nb::dict out;
+  out["prefix"] = to_array<Out>(std::move(found.prefix), {n});
+  out["any_position"] = to_array<Out>(std::move(found.any_position), {n});
+  out["prefix_missed"] = found.prefix_missed;
+  out["any_missed"] = found.any_missed;
+  out["total"] = found.total;
+  out["sampled"] = found.sampled;
+  out["distinct"] = found.distinct;
+  return out;
+}
+
+using Flags = nb::ndarray<nb::numpy, bool, nb::ndim<1>, nb::c_contig>;
+
+Flags py_sampled(const Numbers& ids, std::uint64_t threshold, std::uint64_t seed) {
+  auto taken = std::make_unique<bool[]>(ids.size());
+  {
+    const Unlocked unlocked;
+    sampled(ids.data(), ids.size(), threshold, seed, taken.get());
+  }
+  bool* const data = taken.get();
+  const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<bool*>(p); });
+  taken.release();
+  return Flags(data, {ids.size()}, owner);
+}
+
+nb::ndarray<nb::numpy, std::int32_t, nb::ndim<3>, nb::c_contig> py_tier_hits(
+    const Numbers& distances, const Numbers& offsets, const Array<std::int64_t, 2>& capacities,
+    bool exclusive) {
+  const References references = to_references(distances, offsets);
+  const std::size_t stacks = capacities.shape(0), tiers = capacities.shape(1);
+  std::vector<std::int32_t> hits(stacks * references.size * tiers);
+  {
+    const Unlocked unlocked;
+    tier_hits(distances.data(), references, capacities.data(), stacks, tiers, exclusive,
+              hits.data());
+  }
+  return to_array<nb::ndarray<nb::numpy, std::int32_t, nb::ndim<3>, nb::c_contig>>(
+      std::move(hits), {stacks, references.size, tiers});
+}
+
+Out py_group_names(const Numbers& ids, const Numbers& offsets, std::int64_t group, bool chained) {
+  const References references = to_references(ids, offsets);
+  require_positive("group", group);
+  const auto size = static_cast<std::size_t>(group);
+  std::size_t groups = 0;
+  for (std::size_t i = 0; i < references.size; ++i) groups += references.length(i) / size;
+  std::vector<std::int64_t> names(groups);
+  {
+    const Unlocked unlocked;
+    group_names(references, size, chained, names.data());
+  }
+  return to_array<Out>(std::move(names), {groups});
+}
+
+}  // namespace
+
+void bind_curves(nanobind::module_& m) {
+  m.def("count_distances", py_count_distances, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+        "chunk_tokens"_a = 1, "prompt_tokens"_a.noconvert() = nb::none(),
+        "threshold"_a = ~std::uint64_t{0}, "seed"_a = 0);
+  m.def("stack_distances", per_reference<stack_distances>, "ids"_a.noconvert(),
+        "offsets"_a.noconvert());
+  m.def("last_uses", per_reference<last_uses>, "ids"_a.noconvert(), "offsets"_a.noconvert());
+  m.def("chain_names", per_reference<chain_names>, "ids"_a.noconvert(), "offsets"_a.noconvert());
+  m.def("group_names", py_group_names, "ids"_a.noconvert(), "offsets"_a.noconvert(), "group"_a,
+        "chained"_a);
+  m.def("sampled", py_sampled, "ids"_a.noconvert(), "threshold"_a, "seed"_a);
+  m.def("tier_hits", py_tier_hits, "distances"_a.noconvert(), "offsets"_a.noconvert(),
+        "capacities"_a.noconvert(), "exclusive"_a);
+}
+
+}  // namespace lmcache

@@ -1,0 +1,50 @@
+// What the verbs that move paged KV take from Python, on the CPU and on the GPU.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "bind/bind.h"
+#include "paged/row_plan.h"
+
+namespace lmcache {
+
+using Slots = Array<std::int64_t, 2>;
+using Deltas = Array<std::int64_t, 1>;
+using Frequencies = Array<double, 1>;
+
+inline SlotTable to_table(const Slots& slots, const Addresses& chunks) {
+  require_length("chunks", chunks.size(), slots.shape(0));
+  return {slots.data(), slots.shape(0), slots.shape(1)};
+}
+
+inline Order to_order(std::string_view name) {
+  if (name == "HND") return Order::kHeadsFirst;
+  if (name == "NHD") return Order::kTokensFirst;
+  throw std::invalid_argument("order is '" + std::string(name) + "'; it must be 'HND' or 'NHD'");
+}
+
+inline ItemType to_item(std::string_view name) {
+  if (name == "float32") return ItemType::kFloat32;
+  if (name == "bfloat16") return ItemType::kBFloat16;
+  if (name == "float16") return ItemType::kFloat16;
+  throw std::invalid_argument("dtype is '" + std::string(name) +
+                              "'; it must be 'float32', 'bfloat16' or 'float16'");
+}
+
+inline CodeType to_code(std::string_view name) {
+  if (name == "fp8") return CodeType::kFp8;
+  if (name == "int8") return CodeType::kInt8;
+  throw std::invalid_argument("codec is '" + std::string(name) + "'; it must be 'fp8' or 'int8'");
+}
+
+inline RopeWindow to_window(const Frequencies& inv_freq, std::string_view style,
+                            std::int64_t offset) {
+  if (style != "neox" && style != "gptj") {
+    throw std::invalid_argument("style is '" + std::string(style) +
+                                "'; it must be 'neox' or 'gptj'");
+  }
+  return {inv_freq.data(), inv_freq.size(), offset, style == "gptj"};
+}
+
+}  // namespace lmcache

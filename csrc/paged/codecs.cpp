@@ -1,0 +1,154 @@
+#include "paged/codecs.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "memory/pool.h"
+#include "paged/row_bodies.h"
+
+namespace lmcache {
+namespace {
+
+// Rows that a thread takes at a time: some tens of KiB.
+constexpr std::uint32_t kRowsAtOnce = 256;
+// Below this many bytes waking a thread costs more than it saves.
+constexpr std::size_t kParallelFrom = std::size_t{64} << 10;
+
+const RowBodies& bodies(bool portable) {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  if (avx2 && !portable) return kRowBodiesAvx2;
+#endif
+  static_cast<void>(portable);
+  return kRowBodies;
+}
+
+// All rows of all chunks, on `threads` threads.
+template <typename Body>
+void for_rows(const Rows& rows, int threads, const Body& body) {
+  const std::size_t parts = (rows.per_chunk + std::size_t{kRowsAtOnce} - 1) / kRowsAtOnce;
+  const std::size_t bytes = std::size_t{rows.per_chunk} * rows.row_bytes * rows.chunk_count;
+  parallel(bytes < kParallelFrom ? 1 : threads, parts * rows.chunk_count,
+           [&](std::size_t begin, std::size_t end) {
+             for (std::size_t i = begin; i < end; ++i) {
+               const auto chunk = static_cast<std::uint32_t>(i / parts);
+               const std::size_t first = i % parts * kRowsAtOnce;
+               const std::size_t last = std::min<std::size_t>(first + kRowsAtOnce, rows.per_chunk);
+               body(RowRange{chunk, static_cast<std::uint32_t>(first),
+                             static_cast<std::uint32_t>(last)});
+             }
+           });
+}
+
+// A raw chunk as an engine of one token, which has as many heads as the chunk has rows.
+Paged flat(std::int64_t rows, std::int64_t items, std::int64_t item_bytes, std::uint64_t raw) {
+  std::int64_t row_bytes;
+  if (rows < 1 || items < 1) throw std::invalid_argument("rows and items must be at least 1");
+  if (__builtin_mul_overflow(items, item_bytes, &row_bytes)) {
+    throw std::invalid_argument("a row is too large");
+  }
+  Paged paged{{raw}, {}, 1, {}, rows, row_bytes, row_bytes, 1};
+  paged.strides[0] = {row_bytes, row_bytes, row_bytes, 0};
+  paged.check();
+  return paged;
+}
+
+template <bool kEncode>
+void code(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chunks,
+          std::int64_t rows, std::int64_t items, ItemType type, CodeType code, int threads,
+          bool portable) {
+  const std::int64_t slot = 0, size = item_size(type);
+  const std::int64_t coded_bytes = coded_chunk_bytes(std::max<std::int64_t>(rows, 1),
+                                                     std::max<std::int64_t>(items, 1));
+  const Paged shape = flat(rows, items, size, 0);
+  // All destinations are checked before any byte moves.
+  const std::vector<std::int64_t> zeros(chunks, 0);
+  const SlotTable table{zeros.data(), chunks, 1};
+  const Runs found = find_runs(shape, table);
+  Paged anywhere = shape;
+  anywhere.k_bases = {std::uint64_t{1} << 20};
+  check_move(anywhere, found, kEncode ? coded : raw,
+             kEncode ? coded_bytes : shape.token_bytes(), false);
+  for (std::size_t i = 0; i < chunks; ++i) {
+    const std::uint64_t source = (kEncode ? raw : coded)[i];
+    if (source < 4096 || source >> 62 != 0) throw std::invalid_argument("a source is null");
+  }
+  for (std::size_t i = 0; i < chunks; ++i) {
+    const Paged paged = flat(rows, items, size, raw[i]);
+    const Verb verb = kEncode ? Verb::kEncode : Verb::kDecode;
+    const RowPlan plan =
+        plan_items(paged, SlotTable{&slot, 1, 1}, coded + i, Order::kHeadsFirst, type, verb);
+    const auto body = kEncode ? bodies(portable).encode : bodies(portable).decode;
+    for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
+  }
+}
+
+}  // namespace
+
+void scatter_rotated(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                     Order order, ItemType type, const std::int64_t* deltas,
+                     const RopeWindow& window, int threads, bool portable) {
+  const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kScatter);
+  const Turns turns = plan_turns(window, deltas, table.chunks, plan.rows.items);
+  const auto body = bodies(portable).rotate;
+  for_rows(plan.rows, threads,
+           [&](RowRange range) { body(plan.rows, turns.rotation, type, range); });
+}
+
+void gather_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                  Order order, ItemType type, CodeType code, int threads, bool portable) {
+  const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kEncode);
+  const auto body = bodies(portable).encode;
+  for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
+}
+
+void scatter_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                   Order order, ItemType type, CodeType code, int threads, bool portable) {
+  const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kDecode);
+  const auto body = bodies(portable).decode;
+  for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
+}
+
+void encode(const std::uint64_t* coded, const std::uint64_t* raw, std::size_t chunks,
+            std::int64_t rows, std::int64_t items, ItemType type, CodeType code_type, int threads,
+            bool portable) {
+  code<true>(raw, coded, chunks, rows, items, type, code_type, threads, portable);
+}
+
+void decode(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chunks,
+            std::int64_t rows, std::int64_t items, ItemType type, CodeType code_type, int threads,
+            bool portable) {
+  code<false>(raw, coded, chunks, rows, items, type, code_type, threads, portable);
+}
+
+void move_by_rows(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                  Order order, bool gather, std::uint32_t groups, std::uint32_t lanes) {
+  if (groups < 1 || lanes < 1) throw std::invalid_argument("groups and lanes must be at least 1");
+  const RowPlan plan =
+      plan_moves(paged, table, chunks, order, gather ? Verb::kGather : Verb::kScatter);
+  const auto run = [&](auto body) {
+    for (std::uint32_t chunk = 0; chunk < plan.rows.chunk_count; ++chunk) {
+      for (std::uint32_t g = 0; g < groups; ++g) {
+        for (std::uint32_t lane = 0; lane < lanes; ++lane) body(chunk, g, lane);
+      }
+    }
+  };
+  const auto unit = [&](auto bytes) {
+    constexpr int kBytes = decltype(bytes)::value;
+    run([&](std::uint32_t chunk, std::uint32_t group, std::uint32_t lane) {
+      gather ? move_rows<true, kBytes>(plan.rows, chunk, group, groups, lane, lanes)
+             : move_rows<false, kBytes>(plan.rows, chunk, group, groups, lane, lanes);
+    });
+  };
+  switch (plan.alignment) {
+    case 16: return unit(std::integral_constant<int, 16>{});
+    case 8: return unit(std::integral_constant<int, 8>{});
+    case 4: return unit(std::integral_constant<int, 4>{});
+    case 2: return unit(std::integral_constant<int, 2>{});
+    default: return unit(std::integral_constant<int, 1>{});
+  }
+}
+
+}  // namespace lmcache

@@ -1,0 +1,7 @@
+#include "paged/row_bodies.inc"
+
+namespace lmcache {
+
+const RowBodies kRowBodies = {encode, decode, rotate};
+
+}  // namespace lmcache

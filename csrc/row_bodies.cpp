@@ -1,7 +1,0 @@
-#include "row_bodies.inc"
-
-namespace lmcache {
-
-const RowBodies kRowBodies = {encode, decode, rotate};
-
-}  // namespace lmcache

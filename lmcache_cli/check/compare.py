@@ -1,0 +1,104 @@
+"""Judges stored runs against stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from lmcache_cli.check.run import CheckOutputs, Judgement
+from lmcache_cli.check.stored_runs import ComparedRun, read_compared, refuse_unlike_runs
+from lmcache_cli.errors import UserError
+from reports.run_file import CheckRecordError, read_among
+from reports.verdict.counters import Strictness
+from reports.verdict.round import Round
+from reports.verdict.trial import Comparison, Trial
+
+_FIXED = (
+    "stored runs are judged once, and were not run in turns: a drift of the machine between them is"
+    " in the change"
+)
+
+
+def run_compare(
+    base: str,
+    new: str,
+    judgement: Judgement,
+    allowed: Sequence[str],
+    noise: float | None,
+    outputs: CheckOutputs,
+    quiet: bool,
+) -> int:
+    """Returns the exit code. Raises ``UserError`` for runs that can't be read or are not alike."""
+    outputs.check()
+    if noise is not None and not 0 < noise < 1:
+        raise UserError(f"--noise: {noise} is no share; write 0.05 for 5 %")
+    warnings: list[str] = []
+    before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
+    warnings += refuse_unlike_runs(before, after, allowed)
+    warnings += [w for run in (*before, *after) for w in run.warnings]
+    warnings.append(_FIXED)
+    comparisons = _pair(before, after, "cells" in allowed)
+    strictness = cast(Strictness, judgement.counters)
+    trial = Trial(comparisons, judgement.rules, strictness, paired=False, noise=noise)
+    sides = {
+        name: {"runs": [str(run.path) for run in runs], "tool": runs[0].tool}
+        for name, runs in (("baseline", before), ("candidate", after))
+    }
+    settings = {
+        "fail_on": [str(rule) for rule in judgement.rules],
+        "counters": judgement.counters,
+        "noise": noise,
+        "allow_different": list(allowed),
+    }
+    return outputs.write("compare", trial, sides, settings, warnings, True, quiet)
+
+
+def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
+    """A file, several with commas, or a folder of them. What ``check`` keeps is skipped where there
+    are other files, with a line in ``warnings``. Raises ``UserError``."""
+    paths: list[Path] = []
+    for part in filter(None, text.split(",")):
+        path = Path(part)
+        if path.is_dir():
+            inside = (p for p in path.iterdir() if p.suffix in (".parquet", ".json", ".jsonl"))
+            paths += sorted(inside)
+        else:
+            paths.append(path)
+    if not paths:
+        raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
+    try:
+        found, skipped = read_among(paths, read_compared)
+    except CheckRecordError as error:
+        raise UserError(str(error)) from error
+    warnings += [warning for warning in skipped if warning not in warnings]
+    return found
+
+
+def _pair(
+    before: Sequence[ComparedRun], after: Sequence[ComparedRun], lenient: bool
+) -> list[Comparison]:
+    """Cells by their label, the rounds of all runs of a side together. A side that has one cell
+    only is compared whatever it is called."""
+    base, new = _merged(before), _merged(after)
+    if len(base) == len(new) == 1:
+        (label, rounds), (_, others) = *base.items(), *new.items()
+        return [Comparison(label, rounds, others)]
+    if base.keys() != new.keys() and not lenient:
+        only = sorted(base.keys() ^ new.keys())
+        raise UserError(
+            f"the runs don't have the same cells: only one side has {', '.join(only)}; to compare"
+            " the others: --allow-different cells"
+        )
+    shared = [label for label in base if label in new]
+    if not shared:
+        raise UserError("the runs have no cell in common")
+    return [Comparison(label, base[label], new[label]) for label in shared]
+
+
+def _merged(runs: Sequence[ComparedRun]) -> dict[str, list[Round]]:
+    merged: dict[str, list[Round]] = {}
+    for run in runs:
+        for label, rounds in run.cells.items():
+            merged.setdefault(label, []).extend(rounds)
+    return merged

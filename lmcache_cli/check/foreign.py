@@ -1,0 +1,233 @@
+"""Result files of other tools: vLLM, SGLang, aiperf, guidellm, LMCache. docs/check.md tells how far
+each is verified."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lmcache_cli.errors import UserError
+from reports.verdict.round import Round
+
+TOOLS = "lmcache bench, vllm bench serve, SGLang bench_serving, aiperf, guidellm, LMCache's bench"
+_STATISTIC = re.compile(r"(mean|median|p\d{1,2}(?:\.\d+)?)_(\w+?)_ms")
+_SERVING_TIMES = {
+    "ttft": "ttft",
+    "itl": "itl",
+    "tpot": "tpot",
+    "e2el": "e2e",
+    "e2e_latency": "e2e",
+    "request_latency": "e2e",
+}
+_AIPERF_TIMES = {
+    "time_to_first_token": "ttft",
+    "inter_token_latency": "tpot",  # its mean gap of each request
+    "request_latency": "e2e",
+}
+_GUIDELLM_TIMES = {
+    "time_to_first_token_ms": ("ttft", 1e-3),
+    "inter_token_latency_ms": ("tpot", 1e-3),  # likewise
+    "request_latency": ("e2e", 1.0),
+}
+_UNIT_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRun:
+    """``rounds`` of the one ``cell`` that such a file has; ``facts`` and ``when`` are those of
+    :class:`lmcache_cli.check.stored_runs.StoredRun`."""
+
+    tool: str
+    cell: str
+    rounds: list[Round]
+    facts: dict[str, str] = field(default_factory=dict)
+    when: str = ""
+
+
+def read_foreign(path: Path, document: Any) -> ForeignRun:
+    """``document`` is the file's JSON, or the list of its lines. Raises ``UserError`` for a format
+    that is not known, or a file of one that lacks what a run must have."""
+    first = document[0] if isinstance(document, list) and document else document
+    if not isinstance(first, Mapping):
+        raise UserError(f"{path}: no run; these can be read: {TOOLS}")
+    read = _reader(first)
+    if read is None:
+        raise UserError(f"{path}: of no tool that is known; these can be read: {TOOLS}")
+    try:
+        return read(document if isinstance(document, list) else [document])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path}: looks like a known format, but {type(error).__name__}: {error}; these can be"
+            f" read: {TOOLS}"
+        ) from error
+
+
+def _reader(first: Mapping[str, Any]) -> Callable[[Sequence[Any]], ForeignRun] | None:
+    if isinstance(first.get("benchmarks"), list):
+        return _guidellm
+    if isinstance(first.get("results"), Mapping) and "successful_requests" in first["results"]:
+        return _lmcache_engine
+    if isinstance(first.get("request_latency"), Mapping):
+        return _aiperf
+    if "completed" in first and "request_throughput" in first:
+        return _serving
+    return None
+
+
+def _serving(lines: Sequence[Any]) -> ForeignRun:
+    """vLLM (``--save-result``) and SGLang (``--output-file``), which descends from it. SGLang adds
+    a line per run; each is a round."""
+    first = lines[0]
+    sglang = "server_info" in first or "total_output_tokens_retokenized" in first
+    named = ("dataset_name", "num_prompts", "request_rate", "burstiness", "max_concurrency")
+    lengths = ("sharegpt_output_len", "random_input_len", "random_output_len", "random_range_ratio")
+    facts = {name: str(first[name]) for name in (*named, *lengths) if first.get(name) is not None}
+    server = first.get("server_info")
+    model = first.get("model_id")
+    if model is None and isinstance(server, Mapping):
+        model = server.get("model_path")
+    if model is not None:
+        facts["model"] = str(model)
+    if first.get("backend"):
+        facts["engine"] = str(first["backend"])
+    tool = "sglang" if sglang else "vllm"
+    when = str(first.get("date", ""))
+    return ForeignRun(tool, "serving", [_serving_round(line) for line in lines], facts, when)
+
+
+def _serving_round(line: Mapping[str, Any]) -> Round:
+    errors = line.get("errors") or []
+    failed = line.get("failed")
+    failed = int(failed if failed is not None else sum(map(bool, errors)))
+    done = int(line["completed"])
+    times: dict[str, list[float]] = {}
+    if line.get("ttfts") and len(errors) == len(line["ttfts"]):
+        good = [i for i, error in enumerate(errors) if not error]
+        times["ttft"] = [float(line["ttfts"][i]) for i in good]
+        if line.get("itls"):
+            times["itl"] = [float(x) for x in chain(*(line["itls"][i] for i in good))]
+    counters = {"n": done, "failed": failed, "prompt_tokens": int(line["total_input_tokens"])}
+    report = line.get("cache_report")
+    rate = None
+    if isinstance(report, Mapping) and report.get("total_prompt_tokens"):
+        rate = report["total_cached_tokens"] / report["total_prompt_tokens"]
+    known = _flat_times(line, times) | _rates(line)
+    return Round(done, failed, times, known, counters, rate)
+
+
+def _flat_times(line: Mapping[str, Any], raw: Mapping[str, object]) -> dict[str, float]:
+    """``median_ttft_ms`` -> ``ttft.p50`` in seconds, unless the raw values are there."""
+    known = {}
+    for key, value in line.items():
+        match = _STATISTIC.fullmatch(key)
+        name = _SERVING_TIMES.get(match[2]) if match else None
+        if match and name and name not in raw and isinstance(value, int | float):
+            known[f"{name}.{match[1].replace('median', 'p50')}"] = value / 1e3
+    return known
+
+
+def _rates(line: Mapping[str, Any]) -> dict[str, float]:
+    names = {
+        "request_throughput": "requests_per_s",
+        "input_throughput": "input_tokens_per_s",
+        "output_throughput": "output_tokens_per_s",
+    }
+    return {
+        f"throughput.{ours}": float(line[theirs])
+        for theirs, ours in names.items()
+        if line.get(theirs) is not None
+    }
+
+
+def _aiperf(lines: Sequence[Any]) -> ForeignRun:
+    """``profile_export_aiperf.json``."""
+    document = lines[0]
+    known = {}
+    for theirs, ours in _AIPERF_TIMES.items():
+        found = document.get(theirs)
+        if not found:
+            continue
+        scale = _UNIT_S[found["unit"]]
+        for key, value in found.items():
+            if (key == "avg" or re.fullmatch(r"p\d+", key)) and value is not None:
+                known[f"{ours}.{key.replace('avg', 'mean')}"] = value * scale
+    for theirs, ours in (
+        ("request_throughput", "requests_per_s"),
+        ("output_token_throughput", "output_tokens_per_s"),
+    ):
+        if document.get(theirs):
+            known[f"throughput.{ours}"] = float(document[theirs]["avg"])
+    done = int((document.get("request_count") or {"avg": 0})["avg"])
+    failed = int((document.get("error_request_count") or {"avg": 0})["avg"])
+    counters = {"n": done, "failed": failed}
+    if document.get("total_isl"):
+        counters["prompt_tokens"] = int(document["total_isl"]["avg"])
+    asked = document.get("input_config") or {}
+    facts = {}
+    models = asked.get("models") or (asked.get("endpoint") or {}).get("model_names")
+    if models:
+        facts["model"] = str(models)
+    for group in ("loadgen", "input", "phases", "datasets"):
+        if asked.get(group):
+            facts[group] = str(asked[group])
+    when = str(document.get("start_time") or "")
+    if document.get("is_complete") is False or document.get("was_cancelled"):
+        raise ValueError("the run says of itself that it is incomplete")
+    return ForeignRun("aiperf", "serving", [Round(done, failed, {}, known, counters)], facts, when)
+
+
+def _guidellm(lines: Sequence[Any]) -> ForeignRun:
+    """``benchmarks.json``: each benchmark of the file is a round."""
+    document = lines[0]
+    rounds, strategies = [], []
+    for benchmark in document["benchmarks"]:
+        metrics = benchmark["metrics"]
+        known = {}
+        for theirs, (ours, scale) in _GUIDELLM_TIMES.items():
+            found = (metrics.get(theirs) or {}).get("successful")
+            if not found:
+                continue
+            known[f"{ours}.mean"] = found["mean"] * scale
+            for key, value in found["percentiles"].items():
+                if re.fullmatch(r"p[1-9]\d", key):  # p01 is the first, p001 the tenth of it
+                    known[f"{ours}.{key}"] = value * scale
+        for theirs, ours in (
+            ("requests_per_second", "requests_per_s"),
+            ("prompt_tokens_per_second", "input_tokens_per_s"),
+            ("output_tokens_per_second", "output_tokens_per_s"),
+        ):
+            found = (metrics.get(theirs) or {}).get("successful")
+            if found:
+                known[f"throughput.{ours}"] = float(found["mean"])
+        totals = metrics["request_totals"]
+        done, failed = int(totals["successful"]), int(totals["errored"])
+        rounds.append(Round(done, failed, {}, known, {"n": done, "failed": failed}))
+        strategies.append(str((benchmark.get("config") or {}).get("strategy")))
+    facts = {"strategy": "; ".join(sorted(set(strategies)))}
+    # Older versions have them flat, in `args`.
+    asked = (document.get("config") or {}).get("spec") or document.get("args") or {}
+    backend = asked.get("backend")
+    model = backend.get("model") if isinstance(backend, Mapping) else asked.get("model")
+    for name, value in (("model", model), ("data", asked.get("data"))):
+        if value:
+            facts[name] = str(value)
+    return ForeignRun("guidellm", "serving", rounds, facts)
+
+
+def _lmcache_engine(lines: Sequence[Any]) -> ForeignRun:
+    """``bench_summary.json`` of LMCache's own ``lmcache bench engine``."""
+    config, results = lines[0].get("config") or {}, lines[0]["results"]
+    done, failed = int(results["successful_requests"]), int(results["failed_requests"])
+    known = _flat_times(results, {}) | _rates(results)
+    if results.get("elapsed_time"):
+        known["throughput.requests_per_s"] = done / results["elapsed_time"]
+    counters = {"n": done, "failed": failed, "prompt_tokens": int(results["total_input_tokens"])}
+    names = ("model", "workload", "kv_cache_volume_gb", "tokens_per_gb_kvcache", "seed")
+    facts = {name: str(config[name]) for name in names if config.get(name) is not None}
+    return ForeignRun(
+        "lmcache-engine", "serving", [Round(done, failed, {}, known, counters)], facts
+    )

@@ -1,0 +1,187 @@
+"""One stored run: its cells in rounds, and the facts in which two runs must agree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmcache_cli.check.foreign import read_foreign
+from lmcache_cli.errors import UserError
+from reports.sample import Sample
+from reports.verdict.round import RATES, TIMES, Round, round_of
+
+_NOT_PARAMETERS = (
+    *("workloads", "model", "engine", "repeat", "seed", "disk_path", "corpus", "trace"),
+    *("url", "request_timeout", "start_timeout", "cache_name", "jitter", "tier_latency"),
+)
+_WORKLOAD_FLAGS = (
+    *("documents", "questions", "requests", "question_tokens", "output_tokens", "passages"),
+    *("passage_tokens", "corpus_passages", "zipf", "system_tokens", "sessions", "rounds"),
+    *("context_tokens", "rate", "concurrency", "warm", "scale", "speed_up", "trace_format"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """``cells`` maps a label to its rounds. ``facts`` are by group (``model``, ``engine``,
+    ``workload``, ``hardware``, ``parameters``, ...); runs that are compared must agree in those
+    that both have. ``when`` orders runs in time, ``""`` if unknown."""
+
+    path: Path
+    tool: str
+    cells: dict[str, list[Round]]
+    facts: dict[str, str] = field(default_factory=dict)
+    when: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def read_compared(path: Path) -> ComparedRun:
+    """Raises ``UserError`` for a file that is missing or of no known format, ``CheckRecordError``
+    for what ``check`` keeps."""
+    if path.suffix == ".parquet":
+        return _ours(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read: {error}; give a run file") from error
+    try:
+        document: Any = json.loads(text)
+    except json.JSONDecodeError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        try:
+            document = [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: neither JSON nor JSON lines ({error}); give a run file"
+            ) from error
+    if isinstance(document, Mapping) and str(document.get("schema", "")).startswith(
+        "lmcache.bench/"
+    ):
+        return _ours_json(path, document)
+    found = read_foreign(path, document)
+    return ComparedRun(path, found.tool, {found.cell: found.rounds}, found.facts, found.when)
+
+
+def _ours(path: Path) -> ComparedRun:
+    from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
+
+    try:
+        samples, meta = read_run(path)
+        refuse_check_record(path, meta)
+    except CheckRecordError:
+        raise
+    except RunFileError as error:
+        raise UserError(str(error)) from error
+    if "config" not in meta or "cells" not in meta:
+        raise UserError(f"{path}: a run of kind {meta.get('kind')!r}; give one of lmcache bench")
+    by_cell: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_cell.setdefault(sample.cell, []).append(sample)
+    cells: dict[str, list[Round]] = {}
+    indices = sorted(by_cell)
+    for described, index in zip(meta["cells"], indices, strict=False):
+        mine = by_cell[index]
+        repeats = sorted({s.repeat for s in mine})
+        # The sums over all repeats are those of the one repeat, if there is but one.
+        single = len(repeats) == 1
+        busy_s = described.get("busy_s") if single else None
+        work = described.get("tier_work") or {}
+        evicted = sum(w["evicted_chunks"] for w in work.values()) if single else None
+        label = _label(described, cells)
+        cells[label] = [
+            round_of([s for s in mine if s.repeat == r], busy_s, evicted) for r in repeats
+        ]
+    warnings = () if meta.get("complete", True) else (f"{path}: the run was interrupted",)
+    facts = _facts(meta, meta["cells"])
+    asked = sorted({(s.workload, s.request_id, s.prompt_tokens) for s in samples})
+    facts["requests"] = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
+    return ComparedRun(path, "lmcache", cells, facts, str(meta.get("started", "")), warnings)
+
+
+def _ours_json(path: Path, document: Mapping[str, Any]) -> ComparedRun:
+    cells: dict[str, list[Round]] = {}
+    for cell in document["cells"]:
+        known: dict[str, float] = {}
+        for name in TIMES:
+            for statistic, value in (cell.get(f"{name}_ms") or {}).items():
+                if statistic not in ("n", "min", "max") and value is not None:
+                    known[f"{name}.{statistic}"] = value / 1e3
+        for name in RATES:
+            if (value := (cell.get("throughput") or {}).get(name)) is not None:
+                known[f"throughput.{name}"] = value
+        counted = ("n", "failed", "prompt_tokens", "recomputed_tokens", "bytes_loaded")
+        counters = {n: int(cell[n]) for n in (*counted, "bytes_stored") if cell.get(n) is not None}
+        counters |= {f"hit_tokens.{t}": v for t, v in (cell.get("hit_tokens") or {}).items()}
+        work = cell.get("tier_work")
+        if work is not None:
+            counters["evicted_chunks"] = sum(w["evicted_chunks"] for w in work.values())
+        one = Round(cell["n"], cell["failed"], {}, known, counters, cell.get("hit_rate"))
+        cells[_label(cell, cells)] = [one]
+    return ComparedRun(path, "lmcache", cells, _facts(document, document["cells"]))
+
+
+def _label(cell: Mapping[str, Any], taken: Mapping[str, object]) -> str:
+    parts = [cell["workload"], cell.get("context_tokens"), cell["reuse"], "+".join(cell["tiers"])]
+    label = " ".join(str(part) for part in parts if part)
+    same = sum(1 for other in taken if other.partition(" #")[0] == label)
+    return f"{label} #{same + 1}" if same else label
+
+
+def _facts(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    config = meta["config"]
+    machine = meta.get("machine") or {}
+    facts = {
+        "engine": ", ".join(sorted({str(cell["engine"]) for cell in cells})),
+        "model": ", ".join(sorted({str(cell["model"]) for cell in cells})),
+        "workload": ", ".join(dict.fromkeys(str(cell["workload"]) for cell in cells)),
+        "hardware": str(machine.get("fingerprint", "")),
+        "seed": str(config.get("seed")),
+        "version": str((meta.get("versions") or {}).get("lmcache-bench", "")),
+    }
+    for name, value in config.items():
+        if name in _WORKLOAD_FLAGS or name not in _NOT_PARAMETERS:
+            facts[name.replace("_", "-")] = str(value)
+    return facts
+
+
+_MAY_DIFFER = ("version",)
+
+
+"""A new version is what is judged."""
+
+
+def refuse_unlike_runs(
+    base: Sequence[ComparedRun], new: Sequence[ComparedRun], allowed: Collection[str]
+) -> list[str]:
+    """Raises ``UserError`` that lists every fact in which runs differ but for ``allowed``; returns
+    a warning for each difference that was allowed."""
+    runs = [*base, *new]
+    differences: dict[str, str] = {}
+    tools = {run.tool for run in runs}
+    if len(tools) > 1:
+        differences["tool"] = " and ".join(sorted(tools))
+    names = sorted({name for run in runs for name in run.facts} - set(_MAY_DIFFER))
+    for name in names:
+        values = list(dict.fromkeys(run.facts[name] for run in runs if name in run.facts))
+        if len(values) > 1:
+            differences[name] = " and ".join(_short(value) for value in values[:3])
+    known = {*names, "tool", "cells"}
+    for name in allowed:
+        if name not in known:
+            raise UserError(f"--allow-different: {name!r} is none of {', '.join(sorted(known))}")
+    refused = {name: text for name, text in differences.items() if name not in allowed}
+    if refused:
+        listed = "; ".join(f"{name}: {text}" for name, text in refused.items())
+        raise UserError(
+            f"the runs are not alike: {listed}. If that is meant: "
+            + " ".join(f"--allow-different {name}" for name in refused)
+        )
+    return [f"{name} differs: {text}" for name, text in differences.items()]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

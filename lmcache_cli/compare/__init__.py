@@ -1,1 +1,0 @@
-"""Stored runs, ours and other tools', made comparable."""

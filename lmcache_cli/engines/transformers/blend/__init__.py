@@ -1,0 +1,1 @@
+"""Blend in the embedded engine."""

@@ -1,0 +1,269 @@
+"""A model of the Llama shape, run layer by layer for chosen rows of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_core.blend.frequencies import RopeError, check_shiftable
+from cache_core.blend.rope import Rope
+from lmcache_cli.engines.transformers import attention
+from lmcache_cli.engines.transformers.attention import (
+    HEAD_DIM_STEP,
+    attend,
+    attend_all,
+    attend_own,
+    empty_mask,
+    merged,
+)
+from lmcache_cli.engines.transformers.models import LoadedModel
+from lmcache_cli.errors import CellError
+
+BLEND_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+"""SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise elsewhere or skip RoPE."""
+
+# An MLP's inside is several times as wide as the KV of a layer: some rows at a time.
+_MLP_ROWS = {"cpu": 512, "cuda": 8192}
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """One layer's q ``[heads, rows, d]`` and k, v ``[kv_heads, rows, d]``, q and k after RoPE."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class LayerRunner:
+    """Raises ``CellError`` for a family or a RoPE that blend does not know."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        refuse_unblendable(loaded)
+        self.inner = loaded.model.model
+        self.head = loaded.model.lm_head
+        self.layers = list(self.inner.layers)
+        self.head_dim = loaded.head_dim
+        self.scale = float(self.layers[0].self_attn.scaling)
+        self.device = loaded.device
+        self.rope = _rope_of(self.inner)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """``[rows]`` to ``[rows, width]``."""
+        out: Tensor = self.inner.embed_tokens(ids)
+        return out
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[rows, d]`` of the model's own RoPE, its scaling of attention included."""
+        like = self.inner.norm.weight[:1]
+        cos, sin = self.inner.rotary_emb(like, position_ids=positions[None])
+        return cos[0], sin[0]
+
+    def project(self, layer: int, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> Projected:
+        """q, k and v of ``hidden`` ``[rows, width]``."""
+        attention = self.layers[layer].self_attn
+        x = self.layers[layer].input_layernorm(hidden)
+        shape = (len(x), -1, self.head_dim)
+        q, k = attention.q_proj(x).view(shape), attention.k_proj(x).view(shape)
+        v = attention.v_proj(x).view(shape)
+        if hasattr(attention, "q_norm"):
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        cos, sin = angles
+        q, k = _turned(q.transpose(0, 1), cos, sin), _turned(k.transpose(0, 1), cos, sin)
+        return Projected(q, k, v.transpose(0, 1))
+
+    def finish(self, layer: int, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """Output ``[rows, width]`` of a layer from its input and what attention gave."""
+        block = self.layers[layer]
+        out = torch.empty_like(hidden)
+        count = _MLP_ROWS.get(hidden.device.type, _MLP_ROWS["cuda"])
+        for begin in range(0, len(hidden), count):
+            part = slice(begin, begin + count)
+            x = hidden[part] + block.self_attn.o_proj(mixed[part])
+            out[part] = x + block.mlp(block.post_attention_layernorm(x))
+        return out
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor, spans: Spans, hidden: Tensor) -> Tensor:
+        """The rest of a layer behind :meth:`project`. ``kv`` is that layer's
+        ``[2, kv_heads, tokens, d]``; ``spans`` say where the rows stand."""
+        return self.finish(layer, hidden, attend_rows(q, kv[0], kv[1], spans, self.scale))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[rows, vocabulary]`` of the last layer's output."""
+        out: Tensor = self.head(self.inner.norm(hidden))
+        return out
+
+    def behind(self, ids: Tensor, kv: Tensor, past: int) -> Tensor:
+        """Runs ``ids`` behind ``past`` rows of ``kv`` ``[layers, 2, kv_heads, capacity, d]``,
+        writes their KV there, and returns the last layer's output, ``[rows, width]``."""
+        spans = following(past, past + len(ids))
+        rows = torch.arange(past, past + len(ids), device=self.device)
+        hidden, angles = self.embed(ids), self.angles(rows)
+        for layer in range(len(self.layers)):
+            new = self.project(layer, hidden, angles)
+            kv[layer, 0, :, past : past + len(ids)] = new.k
+            kv[layer, 1, :, past : past + len(ids)] = new.v
+            hidden = self.attend(layer, new.q, kv[layer], spans, hidden)
+        return hidden
+
+    def apart(self, chunks: Tensor, kv: Tensor, lead: int) -> None:
+        """Encodes ``chunks`` ``[chunks, size]`` each alone behind the first ``lead`` rows of
+        ``kv``, and writes their KV behind those, one after the other. Each one's K is at
+        positions ``lead .. lead + size``."""
+        count, size = chunks.shape
+        at = torch.arange(lead, lead + size, device=self.device).repeat(count)
+        hidden, angles = self.embed(chunks.reshape(-1)), self.angles(at)
+        end = lead + count * size
+        for layer in range(len(self.layers)):
+            new = self.project(layer, hidden, angles)
+            kv[layer, 0, :, lead:end], kv[layer, 1, :, lead:end] = new.k, new.v
+            q = new.q.view(len(new.q), count, size, -1).transpose(0, 1)
+            k, v = kv[layer, 0, :, :end], kv[layer, 1, :, :end]
+            hidden = self.finish(layer, hidden, attend_apart(q, k, v, lead, self.scale))
+
+
+def refuse_unblendable(loaded: LoadedModel) -> None:
+    """Raises ``CellError`` for a model whose K can't be moved, or that we can't run by layer."""
+    family = str(loaded.config.model_type)
+    if family not in BLEND_FAMILIES:
+        raise CellError(
+            f"model {loaded.id}: blend does not know family {family!r}; it runs"
+            f" {', '.join(BLEND_FAMILIES)}. Use --reuse prefix"
+        )
+    if not loaded.own_attention:
+        raise CellError(
+            f"model {loaded.id}: blend does not run on device {loaded.device} with heads of"
+            f" {loaded.head_dim} items; it runs on a CPU, and on CUDA with a multiple of"
+            f" {HEAD_DIM_STEP}. Use --reuse prefix"
+        )
+    try:
+        for parameters in _ropes(loaded.config):
+            check_shiftable(parameters)
+    except RopeError as error:
+        raise CellError(f"model {loaded.id}: {error}; use --reuse prefix") from error
+
+
+def _rope_of(inner: Any) -> Rope:
+    return Rope(inner.rotary_emb.inv_freq.double().cpu().numpy())
+
+
+def _ropes(config: Any) -> Iterator[dict[str, Any]]:
+    yield dict(getattr(config, "rope_parameters", None) or {})
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE as the supported families compute it, to the bit: x * cos + rotate_half(x) * sin."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+# Rows per masked block: more of them see more masked keys, fewer are less of a product.
+_BLOCK = {"cpu": 128, "cuda": 512}
+
+
+# As many rows that follow one another are worth a kernel of their own.
+_RUN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """Rows ``begin`` to ``end`` of those that are run, at positions from ``first`` to below
+    ``stop``. ``mask`` ``[end - begin, stop - first]`` is None where they follow one another."""
+
+    begin: int
+    end: int
+    first: int
+    stop: int
+    mask: Tensor | None = None
+
+
+Spans = Sequence[RowSpan]
+
+
+def following(first: int, stop: int) -> Spans:
+    """All rows at positions ``first`` to below ``stop``."""
+    return (RowSpan(0, stop - first, first, stop),)
+
+
+def spans_of(positions: NDArray[np.int64], like: Tensor) -> Spans:
+    """Rows at ascending ``positions``, cut into parts; masks are on the device and of the dtype of
+    ``like``. Needs memory for the masks: a block's rows times what they span."""
+    count = len(positions)
+    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    begins, ends = np.concatenate([[0], breaks]), np.concatenate([breaks, [count]])
+    long = ends - begins >= _RUN if len(begins) > 1 else np.ones(1, dtype=bool)
+    block = _BLOCK.get(like.device.type, _BLOCK["cuda"])
+    spans: list[RowSpan] = []
+    begin = 0
+    for run, end in zip(begins[long], ends[long], strict=True):
+        spans += _blocks(positions, begin, int(run), block, like)
+        spans.append(RowSpan(int(run), int(end), int(positions[run]), int(positions[end - 1]) + 1))
+        begin = int(end)
+    return (*spans, *_blocks(positions, begin, count, block, like))
+
+
+def _blocks(
+    positions: NDArray[np.int64], begin: int, end: int, block: int, like: Tensor
+) -> list[RowSpan]:
+    spans = []
+    for start in range(begin, end, block):
+        at = positions[start : min(end, start + block)]
+        first, stop = int(at[0]), int(at[-1]) + 1
+        mask = empty_mask(len(at), stop - first, like)
+        rows = torch.from_numpy(at - first).to(like.device)
+        keys = torch.arange(stop - first, device=like.device)
+        mask.masked_fill_(keys[None] > rows[:, None], float("-inf"))
+        spans.append(RowSpan(start, start + len(at), first, stop, mask))
+    return spans
+
+
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    """``query`` ``[heads, rows, d]``, which are the rows of ``spans``, against ``key`` and
+    ``value`` ``[kv_heads, tokens, d]``, key j at position j. Returns ``[rows, heads * d]``."""
+    parts = [_attend(query, key, value, span, scale) for span in spans]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.reshape(query.shape[1], -1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, span: RowSpan, scale: float) -> Tensor:
+    """``[rows, heads, d]`` of one span."""
+    rows = query[None, :, span.begin : span.end]
+    k, v = key[None, :, : span.stop], value[None, :, : span.stop]
+    if span.mask is None:
+        out, _ = attend(torch.nn.Identity(), rows, k, v, None, scaling=scale)
+        return out[0]
+    first = span.first
+    own = attend_all(rows, k[:, :, first:], v[:, :, first:], scale, span.mask)
+    before = attend_all(rows, k[:, :, :first], v[:, :, :first], scale) if first else None
+    joined = own[0] if before is None else merged(own, before)
+    return joined[0].transpose(0, 1)
+
+
+def attend_apart(query: Tensor, key: Tensor, value: Tensor, lead: int, scale: float) -> Tensor:
+    """Chunks that don't see each other: ``query`` ``[chunks, heads, size, d]`` against ``lead``
+    keys that all see, and their own chunk, causally. ``key`` and ``value`` are
+    ``[kv_heads, lead + chunks * size, d]``. Returns ``[chunks * size, heads * d]``."""
+    chunks, heads, size, dim = query.shape
+    if attention.tensor_on_cpu(query):  # one by one: what a chunk sees then stays in a core's cache
+        rows, out = following(lead, lead + size), query.new_empty(chunks, size, heads * dim)
+        for i in range(chunks):
+            start = lead + i * size
+            own = [torch.cat([x[:, :lead], x[:, start : start + size]], 1) for x in (key, value)]
+            out[i] = attend_rows(query[i], own[0], own[1], rows, scale)
+        return out.reshape(chunks * size, -1)
+    shape = (len(key), chunks, size, dim)
+    k, v = (x[:, lead:].view(shape).transpose(0, 1) for x in (key, value))
+    alone = attend_own(query, k, v, scale)
+    mixed = alone[0]
+    if lead:
+        every = query.transpose(0, 1).reshape(1, heads, chunks * size, dim)
+        seen, lse = attend_all(every, key[None, :, :lead], value[None, :, :lead], scale)
+        seen, lse = seen.view(heads, chunks, size, dim), lse.view(heads, chunks, size)
+        mixed = merged(alone, (seen.transpose(0, 1), lse.transpose(0, 1)))
+    return mixed.transpose(1, 2).reshape(chunks * size, -1)

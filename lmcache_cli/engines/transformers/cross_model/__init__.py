@@ -1,0 +1,1 @@
+"""Reuse of a base model's KV for its fine-tunes."""

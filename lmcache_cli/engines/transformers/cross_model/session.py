@@ -1,0 +1,187 @@
+"""One cell of ``--reuse shared`` over the transformers engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from cache_core.keys import ChunkHasher
+from cache_core.plan import LoadOutcome
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.transformers.blend.quality import (
+    compared,
+    forced_logits,
+    reference_answers,
+)
+from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
+from lmcache_cli.engines.transformers.cross_model.forward import Computed, prefill, prefill_over
+from lmcache_cli.engines.transformers.cross_model.hidden_states import (
+    HiddenStates,
+    hidden_layout,
+    split_tiers,
+)
+from lmcache_cli.engines.transformers.cross_model.layers import entries, layer_groups
+from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
+from lmcache_cli.engines.transformers.model_runner import ModelRunner
+from lmcache_cli.engines.transformers.open_cache import open_cache
+from lmcache_cli.engines.transformers.session import Prefilled, TransformersSession
+from lmcache_cli.errors import CellError
+from reports.quality import Quality
+from workloads.request import Request, TokenIds
+
+_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
+
+
+class CrossModelSession(TransformersSession):
+    """Serves requests over the model's own chunks, and over the base's behind them, of which it
+    computes some layers again. What it computes itself is stored under its own keys only where
+    nothing of the base's went into it."""
+
+    def __init__(
+        self, engine: ModelRunner, base: CrossModelBase, spec: CacheSpec, max_tokens: int
+    ) -> None:
+        loaded = engine.loaded
+        self.base, self.runner = base, engine.layers()
+        try:
+            self.groups = layer_groups(spec.recompute_layers, len(self.runner.layers))
+        except ValueError as error:
+            raise CellError(f"--recompute-layers: {error}") from error
+        namespace = base.namespace(spec)
+        self._theirs = ChunkHasher(namespace)
+        wanted, width = entries(self.groups), int(loaded.config.hidden_size)
+        small = None
+        if wanted:
+            beside = hidden_layout(namespace, wanted, width)
+            spec, small = split_tiers(spec, namespace.layout, beside)
+        self.tiers = open_cache(spec, namespace, loaded.device)
+        self.hidden: HiddenStates | None = None
+        try:
+            super().__init__(engine, spec, self.tiers)
+            if small is not None:
+                self.hidden = HiddenStates(
+                    small, namespace, wanted, width, max_tokens, loaded.device
+                )
+        except BaseException:
+            self.tiers.close()
+            raise
+        self._last: tuple[KvBuffer, torch.Tensor] | None = None
+
+    def share(self, requests: Sequence[Request]) -> None:
+        """The base serves the requests' prompts, so that the tiers have what it computes."""
+        for request in requests:
+            ids = request.token_ids
+            keys = self._theirs.keys(ids).prefix
+            arena = self.engine.arena()
+            self._last = None
+            states: dict[int, torch.Tensor] = {}
+            if self.hidden is not None:
+                shape = (len(ids), int(self.engine.loaded.config.hidden_size))
+                like = arena.tensor
+                for layer in self.hidden.layers:
+                    states[layer] = torch.empty(shape, dtype=like.dtype, device=like.device)
+            prefill(self.base.runner, _tensor(ids, arena), arena.tensor, states)
+            if keys:
+                place = arena.chunks(self.tiers.layout, 0, len(keys), 1)
+                arena.pending = self.tiers.store(keys, place)
+            if self.hidden is not None:
+                self.hidden.store(ids, states)
+            self.settle()
+
+    def judge(self, request: Request) -> Quality:
+        """Quality of the request that was served last, outside of all numbers."""
+        if self._last is None:
+            raise RuntimeError("judge() comes right after its request was served")
+        arena, first = self._last
+        full = reference_answers(self.engine).answer(request)
+        n = len(request.token_ids)
+        return compared(
+            full.logits, forced_logits(self.runner, first, full.tokens, arena.tensor, n)
+        )
+
+    def settle(self) -> None:
+        super().settle()
+        if self.hidden is not None:
+            self.hidden.cache.flush()
+
+    def clear(self) -> None:
+        super().clear()
+        if self.hidden is not None:
+            self.hidden.cache.clear()
+
+    def close(self) -> None:
+        super().close()
+        if self.hidden is not None:
+            self.hidden.cache.close()
+
+    def _prefill(self, request: Request, arena: KvBuffer) -> Prefilled:
+        engine, now, size = self.engine, self.engine.now, self.spec.chunk_tokens
+        ids = request.token_ids
+        most = (len(ids) - 1) // size  # the last token's logits must be computed
+        began = now()
+        own_keys, keys = self._hasher.keys(ids).prefix, self._theirs.keys(ids).prefix
+        hit = self.tiers.acquire(own_keys[:most], _WAIT_S)
+        own = self.tiers.load(hit, arena.chunks(self.tiers.layout, 0, len(hit), engine.threads))
+        first = own.chunks
+        hit = self.tiers.acquire(keys[first:most], _WAIT_S)
+        looked = now() - began - own.seconds
+        place = arena.chunks(self.tiers.layout, first, len(hit), engine.threads)
+        theirs = self.tiers.load(hit, place)
+        states: dict[int, torch.Tensor] = {}
+        used, extra = theirs.chunks, None
+        if self.hidden is not None and used:
+            states, extra = self.hidden.load(ids, first, used, engine.threads)
+            used = extra.chunks
+        ready = now()
+        done = self._compute(arena, ids, range(first * size, (first + used) * size), states)
+        self._last = (arena, done.logits)
+        self.tiers.touch([*own_keys[:first], *keys[first : first + used]])
+        lacking = () if used else tuple(own_keys)
+        parts = [own, theirs, *([extra] if extra is not None else [])]
+        return Prefilled(
+            done.logits,
+            loaded=replace(
+                theirs,
+                chunks=first + used,
+                bytes=sum(part.bytes for part in parts),
+                seconds=sum(part.seconds for part in parts),
+            ),
+            hit_tokens=_tokens_by_tier(own, theirs, used, size),
+            lookup_s=looked,
+            ready_s=ready,
+            stored=max(0, len(lacking) - first) * self.tiers.layout.chunk_bytes,
+            keys=lacking,
+            blended_tokens=used * size,
+            selected_tokens=used * size if self._all() else 0,
+            token_layer_share=done.token_layers / (len(ids) * len(self.runner.layers)),
+        )
+
+    def _compute(
+        self, arena: KvBuffer, ids: TokenIds, shared: range, states: dict[int, torch.Tensor]
+    ) -> Computed:
+        """The prompt behind or over what is in the arena."""
+        if not shared or not self.groups:
+            rest = ids[shared.stop :]
+            logits = self.engine.forward(arena, rest, shared.stop)
+            return Computed(logits, len(rest) * len(self.runner.layers))
+        tokens = _tensor(ids, arena)
+        return prefill_over(self.runner, tokens, arena.tensor, shared, self.groups, states)
+
+    def _all(self) -> bool:
+        return self.groups == (range(len(self.runner.layers)),)
+
+
+def _tokens_by_tier(own: LoadOutcome, theirs: LoadOutcome, used: int, size: int) -> dict[str, int]:
+    """Of the own chunks and of the first ``used`` of the base's, fastest tier counted first."""
+    tokens = {name: count * size for name, count in own.by_tier.items()}
+    for name, count in theirs.by_tier.items():
+        taken = min(count, used)
+        tokens[name] = tokens.get(name, 0) + taken * size
+        used -= taken
+    return tokens
+
+
+def _tensor(ids: TokenIds, arena: KvBuffer) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(arena.tensor.device)

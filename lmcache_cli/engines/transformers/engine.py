@@ -1,0 +1,43 @@
+"""The embedded engine: a Hugging Face causal LM in this process, with our cache under it."""
+
+from __future__ import annotations
+
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.transformers.blend.session import BlendSession
+from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
+from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
+from lmcache_cli.engines.transformers.model_runner import ModelRunner
+from lmcache_cli.engines.transformers.open_cache import open_cache
+from lmcache_cli.engines.transformers.session import TransformersSession
+from lmcache_cli.errors import UserError
+
+
+class TransformersEngine(ModelRunner):
+    """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
+
+    def open(self, spec: CacheSpec, max_tokens: int) -> TransformersSession:
+        if max_tokens > self.max_context:
+            raise UserError(
+                f"a request of {max_tokens} tokens (prompt and output) exceeds {self.model}'s"
+                f" context of {self.max_context}; lower --context-tokens or use another --model"
+            )
+        self.reserve(max_tokens)
+        if spec.mode == "shared":
+            return CrossModelSession(self, self.shared_base(spec.shared_from), spec, max_tokens)
+        if spec.mode == "blend":
+            self.layers()  # refuses a model before memory is taken for its tiers
+        cache = None
+        if spec.reuse:
+            cache = open_cache(spec, self.namespace(spec), self.loaded.device)
+        if spec.mode == "blend" and cache is not None:
+            try:
+                return BlendSession(self, spec, cache)
+            except BaseException:
+                cache.close()
+                raise
+        return TransformersSession(self, spec, cache)
+
+    def shared_base(self, name: str) -> CrossModelBase:
+        """The model ``name``, whose KV this one may be served. Loaded once."""
+        self.layers()  # refuses a model before a second one is loaded
+        return self.once(f"base model {name}", lambda: CrossModelBase(self, name))

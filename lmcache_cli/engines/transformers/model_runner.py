@@ -1,0 +1,164 @@
+"""A Hugging Face causal LM in this process: forward passes over KV buffers that it lends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import cycle
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_core.blend.certificate import Subject
+from cache_core.keys import Namespace, config_digest
+from cache_core.layout import KVLayout
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.capacity import chunks_per_tier, codec_salt
+from lmcache_cli.engines.transformers.blend.runner import LayerRunner
+from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
+from lmcache_cli.engines.transformers.models import LoadedModel, load_model
+
+_T = TypeVar("_T")
+
+# A GPU picks, loads and compiles kernels by shape, and its allocator grows to what was asked: there
+# a long run's first prompts would pay for that, which a short warm-up would not have seen.
+_CPU_WARM_UP_TOKENS = 512
+_TAIL_TOKENS = 256
+_BUFFERS = 2  # one serves while the other's KV is still being stored
+
+
+class ModelRunner:
+    """A loaded model, and the buffers that requests take turns in. Runs one request at a time."""
+
+    name = "transformers"
+    interleaves = True
+
+    def __init__(
+        self, model: str | None, device: str = "cpu", dtype: str = "auto", threads: int = 0
+    ) -> None:
+        self.loaded: LoadedModel = load_model(model, device, dtype)
+        self.model = self.loaded.id
+        self.max_context = int(self.loaded.config.max_position_embeddings)
+        self.bos = self.loaded.bos
+        self.encode = self.loaded.encode
+        self.frame = self.loaded.frame
+        self.decode = self.loaded.decode
+        self.threads = threads or min(4, torch.get_num_threads())
+        self._arenas: list[KvBuffer] = []
+        self._layers: LayerRunner | None = None
+        self._shared: dict[str, object] = {}
+
+    def layout(self, chunk_tokens: int) -> KVLayout:
+        """The KV layout of this model for a chunk length."""
+        loaded = self.loaded
+        return KVLayout(
+            loaded.config.num_hidden_layers,
+            loaded.kv_heads,
+            loaded.head_dim,
+            loaded.dtype,
+            chunk_tokens,
+        )
+
+    def token_bytes(self) -> int:
+        return self.layout(1).token_bytes
+
+    def namespace(self, spec: CacheSpec, loaded: LoadedModel | None = None) -> Namespace:
+        """All that must be equal for KV of this engine to be reused; of another model of the same
+        layout, if one is given."""
+        loaded = loaded or self.loaded
+        return Namespace(
+            self.layout(spec.chunk_tokens),
+            model=loaded.id,
+            revision=loaded.revision,
+            rope=loaded.rope,
+            tokenizer=loaded.tokenizer_digest,
+            attention="transformers",
+            salt=spec.salt,
+            extra={"config": config_digest(loaded.config), **codec_salt(spec.codec)},
+        )
+
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
+        return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
+
+    def layers(self) -> LayerRunner:
+        """The model by layers. Raises ``UserError`` for one that blend does not know."""
+        if self._layers is None:
+            self._layers = LayerRunner(self.loaded)
+        return self._layers
+
+    def once(self, name: str, make: Callable[[], _T]) -> _T:
+        """What sessions share of this model, by name: made by the first that asks."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return cast(_T, self._shared[name])
+
+    def blend_subject(self) -> Subject:
+        """What a passport for blend is of. Reads all weights of a folder."""
+        return self.loaded.blend_subject()
+
+    def session_bytes(self) -> int:
+        return 0
+
+    def warm_up(self, tokens: int) -> None:
+        self.reserve(tokens + 1)
+        if self.loaded.device.type == "cpu":
+            tokens = min(tokens, _CPU_WARM_UP_TOKENS)
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
+        arena = self.arena()
+        self.forward(arena, ids, 0)
+        # What stands behind a hit, and a step of the answer, take kernels of their own.
+        past = max(0, tokens - _TAIL_TOKENS)
+        token = self.forward(arena, ids[past:], past).argmax()
+        int(self.forward(arena, np.array([int(token)], dtype=np.int32), tokens).argmax())
+
+    def facts(self) -> dict[str, object]:
+        loaded = self.loaded
+        return {
+            "engine": self.name,
+            "model": self.model,
+            "revision": loaded.revision,
+            "dtype": loaded.dtype,
+            "device": str(loaded.device),
+            "torch_threads": torch.get_num_threads(),
+            "copy_threads": self.threads,
+            "kv_bytes_per_token": self.token_bytes(),
+            "max_context": self.max_context,
+        }
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def close(self) -> None:
+        for arena in self._arenas:
+            arena.wait()
+        self._arenas.clear()
+
+    def arena(self) -> KvBuffer:
+        """The memory for the next request; waits if a store still reads it."""
+        arena = next(self._next_arena)
+        arena.wait()
+        return arena
+
+    @torch.inference_mode()
+    def forward(self, arena: KvBuffer, ids: NDArray[np.int32], past: int) -> torch.Tensor:
+        """Runs ``ids`` behind ``past`` tokens of the arena's KV. Returns the last position's
+        logits, ``[vocabulary]``. Writes the new KV into the arena."""
+        arena.seek(past)
+        tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.loaded.device)
+        out = self.loaded.model(
+            input_ids=tokens, past_key_values=arena.cache, use_cache=True, logits_to_keep=1
+        )
+        logits: torch.Tensor = out.logits[0, -1]
+        return logits
+
+    def reserve(self, tokens: int) -> None:
+        """Sees to it that arenas hold requests of that length, prompt and output."""
+        if self._arenas and self._arenas[0].capacity >= tokens:
+            return
+        self.close()
+        device = self.loaded.device
+        self._arenas = [KvBuffer(self.layout(1), tokens, device) for _ in range(_BUFFERS)]
+        self._next_arena = cycle(self._arenas)

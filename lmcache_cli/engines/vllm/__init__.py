@@ -1,0 +1,1 @@
+"""vLLM's servers as an engine of the bench."""

@@ -1,0 +1,349 @@
+"""vLLM: a ``vllm serve`` of our own for each cell, driven as any endpoint is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cache_core.blend.certificate import Subject
+from cache_core.layout import KVLayout
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.http.completions import Completion
+from lmcache_cli.engines.http.endpoint import Endpoint
+from lmcache_cli.engines.http.engine import (
+    REQUEST_NAME,
+    SALT_TOKENS,
+    OpenAISession,
+    Salts,
+    read_tokenizer,
+    warm,
+)
+from lmcache_cli.engines.http.settings import ServerSettings
+from lmcache_cli.engines.transformers.models import read_chat_frame
+from lmcache_cli.engines.vllm.flags import (
+    flag_value,
+    mode_flags,
+    platform,
+    refuse_chunk,
+    refuse_mode,
+)
+from lmcache_cli.engines.vllm.server import (
+    LMCacheServer,
+    ServerError,
+    VllmServer,
+    vllm_command,
+    vllm_on_cpu,
+)
+from lmcache_cli.errors import UserError
+from reports.sample import Sample
+from workloads.request import Request
+
+_REUSED_KINDS = ("document", "passage")
+"""Parts of a prompt that blend may reuse anywhere."""
+_PROCESS_BYTES = 3 << 29  # what an API server and an engine core take, without model and KV
+_RECORD_S = 10.0  # a record is written when the request ends: far beyond what that takes
+_WARM_TOKENS = 512
+_FOREIGN_TIER = {"vllm": "device", "offload": "cpu", "lmcache": "cpu"}
+
+
+class VllmEngine:
+    """See :class:`lmcache_cli.engines.engine.Engine`. On a CPU the servers of all cells are up at
+    once (an idle one uses no CPU); on a GPU, whose memory one server fills, one at a time."""
+
+    name = "vllm"
+
+    def __init__(self, model: str | None, dtype: str, serving: ServerSettings) -> None:
+        vllm_command()
+        self.cpu = vllm_on_cpu()
+        self.interleaves = self.cpu
+        self.serving = serving
+        self.model, self.folder = _source(model)
+        self._flags, self.environment = platform(self.cpu, dtype)
+        self.config = _config(self.folder)
+        self._dtype = self._flags[1]
+        if self._dtype == "auto":
+            kept = getattr(self.config, "dtype", None) or "bfloat16"
+            self._dtype = str(kept).removeprefix("torch.")
+        (self.encode, self.bos), self.decode = read_tokenizer(self.folder)
+        self.frame = read_chat_frame(self.folder)
+        self.max_context = _context(self.config, serving.args) - SALT_TOKENS
+        self._opened = 0
+        self._started = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        self._up: list[VllmSession] = []
+
+    def layout(self, chunk_tokens: int) -> KVLayout:
+        """The KV layout of this model for a chunk length."""
+        config = self.config
+        heads = config.num_attention_heads
+        return KVLayout(
+            config.num_hidden_layers,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            self._dtype,
+            chunk_tokens,
+        )
+
+    def token_bytes(self) -> int:
+        return self.layout(1).token_bytes
+
+    def blend_subject(self) -> Subject:
+        """What a passport for blend is of. Reads all weights of a folder."""
+        from lmcache_cli.engines.transformers.models import blend_subject
+
+        return blend_subject(self.model, self.folder, self.config, self._dtype)
+
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
+        refuse_mode(spec.mode, self.cpu)
+        refuse_chunk(spec, self.serving.args, self.cpu)
+        mode_flags(spec, Path())  # finds what is missing, before anything starts
+        return chunks_per_tier(spec, self.layout(spec.chunk_tokens)) if spec.ours else {}
+
+    def session_bytes(self) -> int:
+        if not self.interleaves:
+            return 0
+        weights = sum(file.stat().st_size for file in Path(self.folder).glob("*.safetensors"))
+        kv = float(self.environment["VLLM_CPU_KVCACHE_SPACE"]) * 2**30
+        return _PROCESS_BYTES + weights + int(kv)
+
+    def open(self, spec: CacheSpec, max_tokens: int) -> VllmSession:
+        self._opened += 1
+        stem = self.serving.folder / f"vllm-{self._started}-{self._opened}-{_name(spec)}"
+        trace = stem.with_suffix(".jsonl")
+        flags, environment = mode_flags(spec, trace)
+        flags += [*self._flags, "--served-model-name", self.model, "--enable-prompt-tokens-details"]
+        environment = self.environment | environment
+        server = VllmServer(
+            [vllm_command(), "serve", self.folder, *flags, *self.serving.args],
+            environment,
+            stem.with_suffix(".log"),
+        )
+        peer = None
+        if spec.mode == "lmcache":
+            peer = LMCacheServer(spec, environment, stem.with_suffix(".cache.log"))
+        return VllmSession(self, spec, server, trace, peer)
+
+    def bring_up(self, session: VllmSession) -> None:
+        """Starts the session's server, if it is not up; stops another one that is in its way."""
+        if session in self._up:
+            return
+        if not self.interleaves:
+            for other in list(self._up):
+                self.bring_down(other)
+        self._up.append(session)
+        session.start()
+
+    def bring_down(self, session: VllmSession) -> None:
+        """Stops the session's server. Idempotent."""
+        if session in self._up:
+            self._up.remove(session)
+        session.stop()
+
+    def warm_up(self, tokens: int) -> None:
+        """Each server is warmed when it starts."""
+
+    def facts(self) -> dict[str, object]:
+        return {
+            "engine": self.name,
+            "model": self.model,
+            "dtype": self._dtype,
+            "device": "cpu" if self.cpu else "cuda",
+            "kv_bytes_per_token": self.token_bytes(),
+            "max_context": self.max_context,
+            "flags": [*self._flags, *self.serving.args],
+            "servers": "all cells at once" if self.interleaves else "one at a time",
+            "hits": "prefix: our connector's record; else the server's usage",
+        }
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def close(self) -> None:
+        for session in list(self._up):
+            self.bring_down(session)
+
+
+class VllmSession(OpenAISession):
+    """One cell: a server of its own, behind an endpoint as any other. ``peer`` is the process that
+    keeps its KV, if that is another."""
+
+    def __init__(
+        self,
+        engine: VllmEngine,
+        spec: CacheSpec,
+        server: VllmServer,
+        trace: Path,
+        peer: LMCacheServer | None,
+    ) -> None:
+        salts = Salts(engine.encode, engine.bos, spec.salt)
+        super().__init__(self._connected, salts, None, _FOREIGN_TIER.get(spec.mode, "device"))
+        self.engine, self.spec, self.server, self._peer = engine, spec, server, peer
+        self._record = HitRecord(trace) if spec.ours else None
+        self._endpoint: Endpoint | None = None
+
+    def start(self) -> None:
+        """Starts the server and sends it a first prompt. Raises ``ServerError``."""
+        engine, serving = self.engine, self.engine.serving
+        if self._record is not None:
+            self._record.restart()
+        serving.say(f"starting vLLM for {_name(self.spec)} (log: {self.server.log})")
+        connector: list[str] = []
+        if self._peer is not None:
+            self._peer.start(serving.start_s, serving.say)
+            connector = self._peer.connector()
+        self.server.start(serving.start_s, serving.say, connector)
+        endpoint = Endpoint(self.server.url, engine.model, "", serving.silence_s)
+        self._endpoint = endpoint
+        if self._peer is not None:
+            self._peer.note_segments(self.server.group())
+        endpoint.agree([list(engine.encode("Hello, how are you?"))])
+        tokens = min(_WARM_TOKENS, engine.max_context - SALT_TOKENS)
+        warm(endpoint, Salts(engine.encode, engine.bos, f"warm {self.spec.salt}"), tokens)
+
+    def stop(self) -> None:
+        """Stops the server. Idempotent."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
+        if self._peer is None:
+            self.server.stop()
+            return
+        try:
+            self._peer.note_segments(self.server.group())
+            self.server.stop()
+        finally:
+            self._peer.stop()
+
+    def ready(self) -> None:
+        self.engine.bring_up(self)
+
+    def sample(
+        self, request: Request, prompt_tokens: int, due: float, answer: Completion, name: str
+    ) -> Sample:
+        sample = super().sample(request, prompt_tokens, due, answer, name)
+        # Without its cache vLLM goes on, and computes what it should have found.
+        death = self._peer.death() if self._peer is not None else ""
+        death = death or (self.server.death() if answer.lost else "")
+        return replace(sample, error=f"{sample.error}; {death}") if death else sample
+
+    def more(self, request: Request, prompt_tokens: int) -> Mapping[str, object]:
+        if self.spec.mode != "blend":
+            return {}
+        # The salt stands in front of everything but BOS.
+        shift = prompt_tokens - len(request.token_ids)
+        segments = [
+            [part.start + shift, part.end + shift]
+            for part in request.segments
+            if part.kind in _REUSED_KINDS
+        ]
+        ours = {"segments": segments, "ratio": self.spec.ratio}
+        return {"kv_transfer_params": {"lmcache": ours}}
+
+    def hits(self, answer: Completion, name: str) -> dict[str, int]:
+        if self._record is None or answer.error is not None:
+            return super().hits(answer, name)
+        found = self._record.find(name, _RECORD_S)
+        if found is None:
+            raise ServerError(
+                f"engine vllm: the connector recorded nothing for request {name}, so its hits are"
+                f" not known; the server's log is {self.server.log}"
+            )
+        return {tier: found.get(tier, 0) for tier in ("device", *self.spec.tiers)}
+
+    def chunk_bytes(self) -> int:
+        if not self.spec.ours:
+            return 0
+        return self.engine.layout(self.spec.chunk_tokens).chunk_bytes
+
+    def close(self) -> None:
+        self.engine.bring_down(self)
+        if self._record is not None:
+            self._record.restart()
+
+    def _connected(self) -> Endpoint:
+        if self._endpoint is None:
+            raise ServerError("engine vllm: the server is not up")
+        return self._endpoint
+
+
+def _name(spec: CacheSpec) -> str:
+    """Of a cell, for log files: ``prefix-64-cpu``."""
+    return "-".join([spec.mode, *([str(spec.chunk_tokens)] if spec.ours else []), *spec.tiers])
+
+
+def _source(model: str | None) -> tuple[str, str]:
+    """(name, folder or hub id) for ``vllm serve``."""
+    if model is not None:
+        return model, model
+    from lmcache_cli.engines.transformers.models import embedded_source
+
+    name, _, folder, extra = embedded_source()
+    if extra:
+        raise UserError(
+            "engine vllm: the embedded model must be converted for it, but neither"
+            " $XDG_CACHE_HOME nor ~/.cache can be written; name a model folder with --model"
+        )
+    return name, folder
+
+
+def _config(source: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(source).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--model: {source!r} is neither a model folder nor an id that can be fetched from here"
+        ) from error
+
+
+def _context(config: Any, args: Sequence[str]) -> int:
+    """The context length: of --max-model-len, else the model's."""
+    given = flag_value(args, "--max-model-len")
+    if given.isdecimal():
+        return int(given)
+    return int(config.max_position_embeddings)
+
+
+class HitRecord:
+    """What our connector writes: one line of JSON per request that ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.restart()
+
+    def restart(self) -> None:
+        """Removes the file: a connector makes it anew."""
+        self.path.unlink(missing_ok=True)
+        self._hits: dict[str, dict[str, int]] = {}
+        self._read = 0
+
+    def find(self, name: str, limit_s: float) -> dict[str, int] | None:
+        """Prompt tokens by tier of the request that was sent under ``name``; None if that is not
+        written within ``limit_s``. vLLM puts the name into an id of its own."""
+        end = time.monotonic() + limit_s
+        while name not in self._hits and time.monotonic() < end:
+            if not self._advance():
+                time.sleep(0.005)
+        return self._hits.pop(name, None)
+
+    def _advance(self) -> bool:
+        """Reads whole lines that are new; False if there are none."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                data = file.read()
+        except FileNotFoundError:
+            return False
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            if found := REQUEST_NAME.search(str(entry.get("id", ""))):
+                self._hits[found.group()] = dict(entry["hits"])
+        return bool(whole)

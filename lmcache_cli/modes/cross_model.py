@@ -1,0 +1,68 @@
+"""Reuse of another model's KV: its settings, and the hits to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.transformers.cross_model.layers import layer_groups
+from lmcache_cli.errors import UserError
+from lmcache_cli.modes.prefix import HitOracle
+from lmcache_cli.sizes import parse_list
+
+if TYPE_CHECKING:
+    from lmcache_cli.options.bench import BenchOptions
+from collections.abc import Mapping
+
+from cache_core.keys import ChunkHasher, Namespace
+from workloads.request import Request
+
+_MANY_LAYERS = 10_000
+
+
+def shared_variants(options: BenchOptions, modes: Sequence[str]) -> list[CacheSpec]:
+    """Every set of layers to recompute. Raises ``UserError``, also for a base without the mode:
+    another model's KV is taken only where both are asked for."""
+    if (options.shared_from is not None) != ("shared" in modes):
+        raise UserError("--reuse shared and --shared-from MODEL go together")
+    if options.shared_from is None:
+        return []
+    return [
+        CacheSpec(chunk_tokens=1, shared_from=options.shared_from, recompute_layers=layers)
+        for layers in parse_list(options.recompute_layers, "--recompute-layers", layer_set)
+    ]
+
+
+def layer_set(text: str, flag: str) -> str:
+    """The text, if it is spelt as a set of layers; whether a model has them all is seen later."""
+    try:
+        layer_groups(text, _MANY_LAYERS)
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from error
+    return text
+
+
+class CrossModelOracle(HitOracle):
+    """As its parent, for a cache in which another model's chunks stand under keys of their own."""
+
+    def __init__(self, spec: CacheSpec, capacity: Mapping[str, int | None]) -> None:
+        super().__init__(spec, capacity)
+        self._theirs = ChunkHasher(Namespace(self._cache.layout, "oracle's base"))
+
+    def share(self, request: Request) -> None:
+        """The other model serves the request."""
+        self._cache.store(self._theirs.keys(request.token_ids).prefix, None)
+
+    def expect(self, request: Request) -> int:
+        """Hit tokens of the next request, its own chunks first; remembers it, if nothing of the
+        other model's is in it."""
+        most = (len(request.token_ids) - 1) // self._size
+        keys = self._hasher.keys(request.token_ids).prefix
+        own = len(self._cache.lookup(keys[:most]))
+        theirs = self._theirs.keys(request.token_ids).prefix[own:most]
+        more = len(self._cache.lookup(theirs))
+        self._cache.touch([*keys[:own], *theirs[:more]])
+        if not more:
+            self._cache.store(keys, None)
+        return (own + more) * self._size

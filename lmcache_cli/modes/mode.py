@@ -1,0 +1,48 @@
+"""Which engines there are, which reuse each can measure, and the flags of those with a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmcache_cli.errors import UserError
+from lmcache_cli.sizes import parse_list
+
+if TYPE_CHECKING:
+    pass
+
+ENGINES = {
+    "transformers": ("off", "prefix", "blend", "shared"),
+    "vllm": ("off", "vllm", "prefix", "blend", "offload", "lmcache"),
+    "openai": ("server",),
+    "simulated": ("off", "prefix"),
+}
+"""Engine to its reuse modes."""
+DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
+"""Where they are not ``off,prefix``."""
+
+
+def reuse_modes(engine: str, text: str | None) -> list[str]:
+    """The modes in a comma-separated list; None is the engine's default. Raises ``UserError``."""
+    known = ENGINES[engine]
+    modes = parse_list(
+        text or DEFAULT_MODES.get(engine, "off,prefix"), "--reuse", lambda mode, _: mode
+    )
+    for mode in modes:
+        if engine == "openai" and mode in ("off", "prefix"):
+            raise UserError(
+                f"--reuse: {mode!r} can't be set from outside a running server; leave --reuse out"
+                " (server: as it is), and measure servers that were started differently one by one"
+            )
+        if mode not in known:
+            raise UserError(
+                f"--reuse: {mode!r} is not known; use one of {', '.join(known)} (--engine {engine})"
+            )
+    return modes
+
+
+def one_of(flag: str, value: str, known: Sequence[str]) -> str:
+    """The value, if it is one of ``known``; else ``UserError`` listing them."""
+    if value not in known:
+        raise UserError(f"{flag}: {value!r} is not known; use one of {', '.join(known)}")
+    return value

@@ -1,0 +1,1 @@
+"""Traces: recorded from a server, shown, converted, made."""

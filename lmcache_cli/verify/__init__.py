@@ -1,0 +1,1 @@
+"""Whether reused KV is right, and how far approximate reuse is from it."""

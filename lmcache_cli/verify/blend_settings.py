@@ -1,0 +1,236 @@
+"""``lmcache verify --blend --calibrate``: check layer, ratio and encoding of a model.
+
+Self-labelled: the quality of a setting is the KL divergence from the model's own full prefill, so
+no answers are needed. Half of the prompts choose a check layer for each encoding and ratio, the
+other half, held out, judges those that were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from lmcache_cli.bench.requests import read_dataset
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.errors import UserError
+from reports.quality import quality_of
+from reports.sample import Sample
+from workloads import (
+    CorpusError,
+    FolderCorpus,
+    GeneratedCorpus,
+    Request,
+    Settings,
+    answering,
+    generate,
+    warming,
+)
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.transformers.blend.session import BlendSession
+    from lmcache_cli.engines.transformers.engine import TransformersEngine
+
+TRIED_RATIOS = (0.05, 0.15, 0.3)
+LAYERED = ("hkvd", "query")
+BOUND = 0.2
+RULE = (
+    "the least work whose held-out KL is at most best + bound * (naive - best), where best is the"
+    " lowest held-out KL of all settings and naive that of reuse without recomputing"
+)
+_PASSAGES, _SYSTEM, _QUESTION, _ANSWER = 4, 32, 32, 16
+_DATASET_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What to calibrate with: generated text, or that of ``corpus`` (a file or folder), or the
+    questions of ``dataset``; ``prompts`` of them, half held out."""
+
+    passage_tokens: int = 160
+    selection: str = "hkvd"
+    prompts: int = 12
+    seed: int = 0
+    corpus: Path | None = None
+    dataset: Path | None = None
+
+    @property
+    def chunk_tokens(self) -> int:
+        """A passage is a chunk; those of a data set differ in length."""
+        return _DATASET_CHUNK if self.dataset else self.passage_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SettingTrial:
+    """One setting over some prompts: ``work`` is the share of token-layers run, ``kl`` in nats with
+    a 95 % interval (null with fewer than five prompts), ``ttft_ms`` the median on this machine."""
+
+    encoding: str
+    ratio: float
+    check_layer: int
+    work: float
+    kl: float
+    low: float | None
+    high: float | None
+    ttft_ms: float
+
+
+def calibrate_settings(
+    engine: TransformersEngine, wanted: Calibration, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What goes into the passport as ``calibration``. Raises ``UserError`` for prompts that can't
+    be made or do not fit the model."""
+    requests = _requests(engine, wanted)
+    held, fitting = requests[1::2], requests[::2]
+    need = max(len(r.token_ids) + r.max_tokens for r in (*requests, *warming(requests)))
+    room = 2 * sum(len(r.token_ids) for r in requests) * engine.token_bytes()
+    first = CacheSpec(wanted.chunk_tokens, {"cpu": room}, mode="blend", selection=wanted.selection)
+    fitted: list[SettingTrial] = []
+    judged: list[SettingTrial] = []
+    naive: list[SettingTrial] = []
+    for encoding in ("system", "none" if engine.bos is None else "bos"):
+        spec = replace(first, encoding=encoding)
+        session: BlendSession = engine.open(spec, need)  # type: ignore[assignment]
+        try:
+            for request in warming(requests):
+                _serve(session, request)
+            naive.append(_trial(session, replace(spec, ratio=0.0), held))
+            for ratio in TRIED_RATIOS:
+                say(f"calibrating: encoding {encoding}, ratio {ratio:g}")
+                layers = [
+                    _trial(session, replace(spec, ratio=ratio, check_layer=layer), fitting)
+                    for layer in _layers(engine, wanted.selection)
+                ]
+                fitted += layers
+                best = min(layers, key=lambda trial: trial.kl)
+                settled = replace(spec, ratio=ratio, check_layer=best.check_layer)
+                judged.append(_trial(session, settled, held))
+        finally:
+            session.close()
+    chosen = choose_setting(judged, min(trial.kl for trial in naive))
+    return {
+        "chosen": {
+            "selection": wanted.selection,
+            "encoding": chosen.encoding,
+            "ratio": chosen.ratio,
+            "check_layer": chosen.check_layer,
+        },
+        "rule": RULE,
+        "bound": BOUND,
+        "text": str(wanted.dataset or wanted.corpus or "generated"),
+        "seed": wanted.seed,
+        "passage_tokens": wanted.passage_tokens,
+        "chunk_tokens": wanted.chunk_tokens,
+        "prompts": {"calibration": len(fitting), "held_out": len(held)},
+        "calibration": [asdict(trial) for trial in fitted],
+        "naive": [asdict(trial) for trial in naive],
+        "held_out": [asdict(trial) for trial in judged],
+    }
+
+
+def choose_setting(trials: Sequence[SettingTrial], naive: float) -> SettingTrial:
+    """By :data:`RULE`."""
+    best = min(trial.kl for trial in trials)
+    most = best + BOUND * max(0.0, naive - best)
+    return min((t for t in trials if t.kl <= most), key=lambda trial: (trial.work, trial.kl))
+
+
+def calibration_table(found: Mapping[str, Any]) -> Table:
+    """The held-out trials; an arrow shows the one that was chosen."""
+    prompts = found["prompts"]
+    made = Table(
+        box=None,
+        pad_edge=False,
+        title=f"calibrated on {prompts['calibration']} prompts, {prompts['held_out']} held out"
+        f" (text: {found['text']})",
+        title_justify="left",
+    )
+    for name in ("encoding", "ratio", "layer", "work %", "KL nats", "95 %", "TTFT ms", ""):
+        made.add_column(name, justify="left" if name in ("encoding", "") else "right")
+    chosen = found["chosen"]
+    for trial in (*found["naive"], *found["held_out"]):
+        same = all(trial[name] == chosen[name] for name in ("encoding", "ratio", "check_layer"))
+        interval = "" if trial["low"] is None else f"{trial['low']:.4f}-{trial['high']:.4f}"
+        made.add_row(
+            trial["encoding"],
+            f"{trial['ratio']:g}",
+            str(trial["check_layer"]) if trial["ratio"] else "",
+            f"{100 * trial['work']:.1f}",
+            f"{trial['kl']:.4f}",
+            interval,
+            f"{trial['ttft_ms']:.0f}",
+            "<- chosen" if same else "",
+        )
+    made.caption = f"chosen: {found['rule']}; bound {found['bound']}"
+    return made
+
+
+def _requests(engine: TransformersEngine, wanted: Calibration) -> list[Request]:
+    if wanted.prompts < 2:
+        raise UserError("--calibration-prompts: at least 2, half of which are held out")
+    settings = Settings(
+        context_tokens=_PASSAGES * wanted.passage_tokens + _SYSTEM + _QUESTION,
+        requests=wanted.prompts,
+        passages=_PASSAGES,
+        passage_tokens=wanted.passage_tokens,
+        corpus_passages=_PASSAGES * wanted.prompts,
+        zipf=0.0,
+        system_tokens=_SYSTEM,
+        question_tokens=_QUESTION,
+        output_tokens=_ANSWER,
+        seed=wanted.seed,
+    )
+    try:
+        if wanted.dataset is not None:
+            examples = read_dataset(wanted.dataset, wanted.prompts)
+            return answering(examples, settings, engine.encode, engine.bos)[0]
+        corpus = FolderCorpus(wanted.corpus) if wanted.corpus else GeneratedCorpus(wanted.seed)
+        return generate("rag", settings, corpus, engine.encode, engine.bos)
+    except (CorpusError, ValueError) as error:
+        raise UserError(f"--calibrate: {error}") from error
+
+
+def _layers(engine: TransformersEngine, selection: str) -> list[int]:
+    """Check layers to try: the first ones, a sixth and a third of the way up."""
+    if selection not in LAYERED:
+        return [1]
+    count = len(engine.layers().layers)
+    return sorted({layer for layer in (1, 2, count // 6, count // 3) if 1 <= layer < count} or {0})
+
+
+def _trial(session: BlendSession, spec: CacheSpec, requests: Sequence[Request]) -> SettingTrial:
+    session.choose(spec)
+    samples = []
+    for request in requests:
+        sample = _serve(session, request)
+        quality = session.judge(request)
+        samples.append(
+            replace(
+                sample, kl=quality.kl, kl_positions=quality.positions, agreement=quality.agreement
+            )
+        )
+    found = quality_of(samples)
+    assert found.kl is not None
+    work = float(np.mean([s.token_layer_share or 0.0 for s in samples]))
+    ttft = 1e3 * float(np.median([s.first_token_s - s.sent_s for s in samples]))
+    return SettingTrial(
+        spec.encoding,
+        spec.ratio,
+        spec.check_layer,
+        work,
+        found.kl,
+        found.kl_low,
+        found.kl_high,
+        ttft,
+    )
+
+
+def _serve(session: BlendSession, request: Request) -> Sample:
+    [sample] = session.serve([request], Load())
+    session.settle()
+    return sample

@@ -1,0 +1,238 @@
+"""Correctness of reuse: a hit from every tier against a cold prefill of the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from rich.console import Console
+from rich.table import Table
+
+from cache_core.transfer.codec import CODECS
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.start import start_engine
+from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.output import write_output
+from lmcache_cli.sizes import parse_count, parse_list
+from workloads import GeneratedCorpus, Request, Settings, generate
+
+if TYPE_CHECKING:
+    from lmcache_cli.engines.transformers.engine import TransformersEngine
+
+# Largest logit difference allowed, as a share of the logits' spread. A hit runs the same tokens in
+# forwards of other shapes, so sums are rounded in another order; through 30 layers that was 2e-5
+# of the spread in float32 (docs/log.md). A wrong chunk gives differences of the spread itself.
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 8e-2}
+
+
+# A codec changes logits, and greedy tokens with them; KV of other tokens changes them by their
+# spread.
+CODEC_TOLERANCE = 0.3
+
+VERIFIED_TIERS = ("device", "cpu", "disk", "remote")
+_DISK_EXTRA = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """The flags of ``lmcache verify``, as given."""
+
+    model: str | None
+    device: str
+    dtype: str
+    chunk_tokens: str
+    context_tokens: str
+    output_tokens: int
+    seed: int
+    remote: str = ""
+    codecs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HitVerdict:
+    """One prompt served from one tier. ``logit_error`` is the largest difference of the next
+    token's logits over the spread (max - min) of the cold ones, ``kl`` the divergence of its
+    distribution from the cold one in nats. ``codec`` is how the tier keeps KV."""
+
+    tier: str
+    context_tokens: int
+    chunk_tokens: int
+    hit_tokens: int
+    logit_error: float
+    tolerance: float
+    tokens_identical: bool
+    kl: float
+    codec: str = "none"
+
+    @property
+    def passed(self) -> bool:
+        """A hit took place and changed nothing; with a codec, no more than a codec may."""
+        right = self.logit_error <= self.tolerance
+        if self.codec == "none":
+            right = right and self.tokens_identical
+        return self.hit_tokens > 0 and right
+
+
+def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> int:
+    """Prints the table (or JSON) and returns the exit code."""
+    chunks = parse_list(options.chunk_tokens, "--chunk-tokens", parse_count)
+    lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
+    names = parse_list(options.codecs, "--codec", _codec) if options.codecs else []
+    if options.output_tokens < 1:
+        raise UserError(f"--output-tokens: {options.output_tokens}; it must be at least 1")
+    for length in lengths:
+        if length <= max(chunks):
+            raise UserError(
+                f"--context-tokens: {length} holds no full chunk of {max(chunks)} tokens and a"
+                " token more; make it longer or --chunk-tokens smaller"
+            )
+    talk = Console(stderr=True, quiet=quiet)
+    with talk.status("loading the model"):
+        engine: Any = start_engine("transformers", options.model, options.device, options.dtype)
+    verdicts: list[HitVerdict] = []
+    with talk.status("comparing hits with cold prefills"):
+        for length in lengths:
+            request = _prompt(options, engine, length)
+            for chunk in chunks:
+                for tier in VERIFIED_TIERS if options.remote else VERIFIED_TIERS[:-1]:
+                    verdicts.append(_compare(engine, request, chunk, tier, options.remote))
+                for name in names:
+                    verdicts.append(_compare(engine, request, chunk, "cpu", "", name))
+    engine.close()
+    passed = all(verdict.passed for verdict in verdicts)
+    if json_file is not None:
+        _write_json(json_file, engine, verdicts, passed)
+    if json_file != "-":
+        Console().print(_table(engine.model, verdicts))
+    return 0 if passed else EXIT_FAILED
+
+
+def _codec(name: str, flag: str) -> str:
+    if name not in CODECS[1:]:
+        raise UserError(f"{flag}: {name!r} is not known; use {', '.join(CODECS[1:])}")
+    return name
+
+
+def _prompt(options: VerifyOptions, engine: TransformersEngine, length: int) -> Request:
+    settings = Settings(
+        context_tokens=length,
+        documents=1,
+        questions=1,
+        question_tokens=16,
+        output_tokens=options.output_tokens,
+        seed=options.seed,
+    )
+    corpus = GeneratedCorpus(options.seed)
+    request = generate("long-context", settings, corpus, engine.encode, engine.bos)[0]
+    need = len(request.token_ids) + request.max_tokens
+    if need > engine.max_context:
+        raise UserError(
+            f"--context-tokens: {length} needs {need} tokens, but {engine.model}'s context is"
+            f" {engine.max_context}"
+        )
+    return request
+
+
+def _compare(
+    engine: TransformersEngine,
+    request: Request,
+    chunk: int,
+    tier: str,
+    remote: str,
+    codec: str = "none",
+) -> HitVerdict:
+    """Serves the prompt cold, then as a hit from ``tier``, and compares."""
+    need = len(request.token_ids) + request.max_tokens
+    # Twice the chunks and some: a disk tier keeps room for its own order.
+    size = 2 * engine.layout(chunk).chunk_bytes * (need // chunk + 8) + _DISK_EXTRA
+    with TemporaryDirectory(prefix="lmcache-verify-") as folder:
+        spec = CacheSpec(
+            chunk,
+            {tier: 0 if tier == "remote" else size},
+            salt=f"verify {uuid4().hex}",
+            folder=Path(folder),
+            remote=remote,
+            codec=codec,
+        )
+        return _serve_twice(engine, request, spec, tier)
+
+
+def _serve_twice(
+    engine: TransformersEngine, request: Request, spec: CacheSpec, tier: str
+) -> HitVerdict:
+    session = engine.open(spec, len(request.token_ids) + request.max_tokens)
+    session.keep_logits = True
+    try:
+        [cold] = session.serve([request], Load())
+        before = session.logits
+        session.settle()
+        [warm] = session.serve([request], Load())
+        after = session.logits
+        session.settle()
+        session.clear()
+    finally:
+        session.close()
+    from lmcache_cli.engines.transformers.blend.quality import compared
+
+    spread = float(before.max() - before.min())
+    return HitVerdict(
+        tier=tier,
+        context_tokens=len(request.token_ids),
+        chunk_tokens=spec.chunk_tokens,
+        hit_tokens=sum(warm.hit_tokens.values()),
+        logit_error=float((after - before).abs().max()) / spread,
+        tolerance=TOLERANCE[engine.loaded.dtype] if spec.codec == "none" else CODEC_TOLERANCE,
+        tokens_identical=warm.output_ids == cold.output_ids,
+        kl=compared(before.reshape(1, -1), after.reshape(1, -1)).kl,
+        codec=spec.codec,
+    )
+
+
+def _table(model: str, verdicts: Sequence[HitVerdict]) -> Table:
+    table = Table(title=f"verify: {model}, a hit against a cold prefill", title_justify="left")
+    # What a codec costs is told beside what is allowed; without one there is nothing to tell.
+    coded = any(v.codec != "none" for v in verdicts)
+    columns = ("tier", "prompt", "chunk", "hit", "logit error", "KL" if coded else "allowed")
+    for name in (*columns, "greedy tokens", ""):
+        table.add_column(name, justify="left" if name in ("tier", "") else "right")
+    for v in verdicts:
+        table.add_row(
+            v.tier if v.codec == "none" else f"{v.tier} {v.codec}",
+            str(v.context_tokens),
+            str(v.chunk_tokens),
+            str(v.hit_tokens),
+            f"{v.logit_error:.1e}",
+            f"{v.kl:.1e}" if coded else f"{v.tolerance:.0e}",
+            "identical" if v.tokens_identical else "DIFFER" if v.codec == "none" else "differ",
+            "[green]pass[/]" if v.passed else "[red]FAIL[/]",
+        )
+    table.caption = "logit error: largest difference over the spread of the logits; lengths: tokens"
+    if coded:
+        table.caption += "; KL: of the next token's distribution, in nats"
+    return table
+
+
+def _write_json(
+    target: str, engine: TransformersEngine, verdicts: Sequence[HitVerdict], passed: bool
+) -> None:
+    import json
+
+    from lmcache_cli.machine import machine, versions
+
+    text = json.dumps(
+        {
+            "schema": "lmcache.verify/1",
+            "machine": machine(),
+            "versions": versions(),
+            "engine": engine.facts(),
+            "passed": passed,
+            "checks": [asdict(v) | {"passed": v.passed} for v in verdicts],
+        },
+        indent=2,
+    )
+    write_output(target, text + "\n")

@@ -1,0 +1,120 @@
+"""Benchmark results as tables for a terminal. Pure: nothing is printed here."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from reports.summary import CellSummary, RefusedCell, refused_lines
+from reports.tables.columns import BAD, Column, describe, measured
+from reports.tables.tiers import tier_tables
+
+GAP = 2
+"""Blanks between columns; the box draws one of them."""
+LEGEND = {
+    "TTFT": "TTFT counts from the scheduled arrival; percentiles are interpolated linearly.",
+    "unsent": "Unsent: how long due requests waited in the client; a busy client voids a run.",
+    "unexpected": "Unexpected hits: requests that hit more or less than they should have.",
+    "speed-up": "Speed-up: TTFT p50 with reuse off over this row's, on the same requests.",
+    "computed": "Computed: prompt tokens per request that were computed to the top layer;"
+    " layers: share of token-layers.",
+    "F1": "F1, exact: of the answers, as SQuAD counts them; intervals are 95 % bootstraps.",
+    "own": "Own: matching, rotating and selecting, as a share of TTFT.",
+    "KL": "KL: from a full prefill's next-token distributions to this row's, over its answer.",
+    "hit": "Hit %: share of the prompt tokens that the cache served.",
+}
+"""What a column means, by the first word of its name."""
+
+
+@dataclass(frozen=True)
+class WorkloadTable:
+    """The cells of one workload, one row each. What all cells share is a line above the table. What
+    doesn't fit the width goes on in further blocks below, which repeat the first columns."""
+
+    cells: Sequence[CellSummary]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        facts, keys = describe(self.cells)
+        yield Text(self.cells[0].meta["workload"], style="bold")
+        for line in _wrapped(facts, options.max_width):
+            yield Text(line, style="dim")
+        for block in _blocks(keys, measured(self.cells), options.max_width):
+            yield Text()
+            yield column_table(block)
+
+
+def bench_tables(
+    cells: Sequence[CellSummary], refused: Sequence[RefusedCell] = ()
+) -> RenderableType:
+    """All cells of a run: a table per workload, in the order in which they first appear, the
+    ``refused`` ones with their reasons, and a legend. Adapts to the width it is printed in."""
+    if not cells:
+        return Text("Nothing was measured.")
+    parts: list[RenderableType] = []
+    for group in workloads_of(cells):
+        parts += [WorkloadTable(group), Text()]
+    for table in tier_tables(cells):
+        parts += [table, Text()]
+    for line in refused_lines(refused):
+        parts += [Text(line, style=BAD), Text()]
+    parts.append(Text("\n".join(legend(cells)), style="dim"))
+    return Group(*parts)
+
+
+def workloads_of(cells: Sequence[CellSummary]) -> list[list[CellSummary]]:
+    """The cells of each workload, in the order in which workloads first appear."""
+    groups: dict[str, list[CellSummary]] = {}
+    for cell in cells:
+        groups.setdefault(cell.meta["workload"], []).append(cell)
+    return list(groups.values())
+
+
+def legend(cells: Sequence[CellSummary]) -> list[str]:
+    """A line for each kind of column that the tables of these cells have."""
+    columns = [
+        column for group in workloads_of(cells) for part in measured(group) for column in part
+    ]
+    shown = {column.name.partition(" ")[0] for column in columns}
+    return [line for name, line in LEGEND.items() if name in shown]
+
+
+def _wrapped(facts: Sequence[str], width: int) -> list[str]:
+    """Lines that break between facts: inside of one, textwrap sees no blank."""
+    joined = " · ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(joined, width)]
+
+
+def _blocks(
+    keys: Sequence[Column], groups: Sequence[Sequence[Column]], width: int
+) -> list[list[Column]]:
+    """Fills blocks with whole groups, or with single columns where a group is too wide alone."""
+    start = list(keys)
+    blocks = [list(start)]
+    for group in groups:
+        for part in [group] if _fits([*start, *group], width) else [[column] for column in group]:
+            if len(blocks[-1]) > len(start) and not _fits([*blocks[-1], *part], width):
+                blocks.append(list(start))
+            blocks[-1] += part
+    return blocks
+
+
+def _fits(columns: Sequence[Column], width: int) -> bool:
+    return sum(column.width + GAP for column in columns) - GAP <= width
+
+
+def column_table(columns: Sequence[Column]) -> Table:
+    """Columns under two-line headers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        header = Text(column.name, style="bold")
+        header.append(f"\n{column.unit}", style="not bold dim")
+        table.add_column(header, justify="left" if column.left else "right", no_wrap=True)
+    for values in zip(*(column.values for column in columns), strict=True):
+        table.add_row(*values)
+    return table

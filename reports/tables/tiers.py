@@ -1,0 +1,82 @@
+"""What each tier did: hits, bytes moved and how fast, evictions, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from reports.summary import CellSummary, TierWork
+from reports.units import NONE, bytes_text, number_text
+
+TROUBLE_STYLE = "bold red"
+_COLUMNS = (
+    ("hit", "%"),
+    ("read", ""),
+    ("read", "GB/s"),
+    ("written", ""),
+    ("write", "GB/s"),
+    ("evicted", "chunks"),
+    ("failed", "chunks"),
+)
+
+
+def tier_tables(cells: Sequence[CellSummary]) -> list[Table]:
+    """A table per cell that has several tiers or a tier that failed: one row per tier."""
+    shown = []
+    for cell in cells:
+        works = cell.meta.get("tier_work", {})
+        if len(works) > 1 or any(work["failed_chunks"] for work in works.values()):
+            shown.append(_table(cell, works))
+    return shown
+
+
+def _table(cell: CellSummary, works: Mapping[str, TierWork]) -> Table:
+    table = Table(
+        title=f"tiers of {_label(cell)}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column(Text("tier", style="bold"), no_wrap=True)
+    for name, unit in _COLUMNS:
+        header = Text(name, style="bold")
+        header.append(f"\n{unit}", style="not bold dim")
+        table.add_column(header, justify="right", no_wrap=True)
+    for name, work in works.items():
+        rate = cell.tier_rate(name)
+        table.add_row(
+            name,
+            number_text(None if rate is None else rate * 100, 1),
+            _moved(work["read_bytes"]),
+            _speed(work["read_bytes"], work["read_s"]),
+            _moved(work["written_bytes"]),
+            _speed(work["written_bytes"], work["write_s"]),
+            str(work["evicted_chunks"]),
+            Text(str(work["failed_chunks"]), style=TROUBLE_STYLE if work["failed_chunks"] else ""),
+        )
+        for trouble, count in work["troubles"].items():
+            table.add_row(Text(f"  {trouble}", style="dim"), *[""] * 6, str(count))
+    return table
+
+
+def _label(cell: CellSummary) -> str:
+    meta = cell.meta
+    parts = [meta["workload"]]
+    if "context_tokens" in meta:
+        parts.append(f"{meta['context_tokens']} tokens")
+    parts += [f"{tier} {bytes_text(size)}" for tier, size in meta["tiers"].items() if size]
+    return ", ".join([*parts, f"chunks of {meta['chunk_tokens']}"])
+
+
+def _moved(count: int) -> str:
+    return bytes_text(count) if count else NONE
+
+
+def _speed(count: int, seconds: float) -> str:
+    return number_text(count / seconds / 1e9, 2) if count and seconds > 0 else NONE

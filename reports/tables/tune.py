@@ -1,0 +1,76 @@
+"""What ``tune --json`` says, in lines and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from reports.tables.columns import Column
+from reports.units import NONE, bytes_text, number_text, places_for
+
+Document = Mapping[str, Any]
+
+
+def tiers_text(tiers: Mapping[str, int]) -> str:
+    """``cpu 64 GiB, disk 1 TiB``; ``no cache`` where there are none."""
+    return ", ".join(f"{name} {bytes_text(size)}" for name, size in tiers.items()) or "no cache"
+
+
+def heading(keeps_bounds: bool) -> str:
+    """What stands before the sizes."""
+    return "Recommended" if keeps_bounds else "No stack keeps every bound; the nearest"
+
+
+def recommended(document: Document) -> list[str]:
+    """The recommendation, and on what it stands."""
+    best, source = document["recommendation"], document["source"]
+    lines = [
+        f"{heading(best.get('keeps_bounds', True))}: {tiers_text(best['tiers'])}",
+        f"chunks of {best['chunk_tokens']} tokens, {best['policy']}, {best['placement']}"
+        f" · {source['requests']:,} requests, {source['tokens']:,} prompt tokens"
+        f" · ceiling {100 * source['ceiling_hit_rate']:.1f} %",
+    ]
+    if not document.get("validation"):
+        lines.append("predicted only: nothing was run")
+    return [*lines, *best.get("verdicts", [])]
+
+
+def front_columns(document: Document) -> list[Column]:
+    """The Pareto front, cheapest first; an arrow marks what is recommended."""
+    front: Sequence[Document] = document["front"]
+    best = document["recommendation"]
+    marks = ["→" if is_recommended(point, best) else "" for point in front]
+    columns = [Column("", "", _texts(marks), left=True)]
+    for tier in ("device", "cpu", "disk", "remote"):
+        sizes = [point["tiers"].get(tier) for point in front]
+        if any(sizes):
+            texts = [bytes_text(size) if size else NONE for size in sizes]
+            columns.append(Column(tier, "size", _texts(texts)))
+    columns.append(Column("hit", "%", _numbers([100 * point["hit_rate"] for point in front])))
+    for name in ("p50", "p90", "p99"):
+        values = [point["ttft_ms"].get(name) for point in front]
+        columns.append(Column(f"TTFT {name}", "ms", _numbers(values)))
+    costs = [number_text(point["cost_per_hour"], 4) for point in front]
+    columns.append(Column("cost", "per hour", _texts(costs)))
+    return columns
+
+
+def is_recommended(point: Document, best: Document) -> bool:
+    """Whether a point of the front is the recommendation."""
+    return bool(
+        point["tiers"] == best["tiers"]
+        and point["chunk_tokens"] == best["chunk_tokens"]
+        and point["cost_per_hour"] == best["predicted"]["cost_per_hour"]
+        and point["mean_idle_ttft_ms"] == best["predicted"]["mean_idle_ttft_ms"]
+    )
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[Text, ...]:
+    places = places_for(values)
+    return _texts([number_text(value, places) for value in values])
+
+
+def _texts(values: Sequence[str]) -> tuple[Text, ...]:
+    return tuple(Text(value) for value in values)

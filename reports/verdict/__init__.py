@@ -1,0 +1,1 @@
+"""Did it get worse? Rules, intervals and verdicts."""

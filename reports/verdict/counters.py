@@ -1,0 +1,94 @@
+"""Counters have no noise: they are equal, or something changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from reports.verdict.judge import LEAST_COUNTED, Outcome, Verdict
+from reports.verdict.round import COUNTERS, Round
+
+Strictness = Literal["exact", "worse", "ignore"]
+ALWAYS = ("n", "failed", "prompt_tokens")
+"""Judged even if the others are ignored: without them nothing else is comparable."""
+_HOPELESS = ("the candidate", "the baseline", "only one side", "varies")
+_MORE_IS_BETTER = ("n", "hit_tokens")
+
+
+def judge_counters(
+    cell: str,
+    base: Sequence[Round],
+    new: Sequence[Round],
+    strictness: Strictness = "exact",
+    ruled: Collection[str] = (),
+    least_rounds: int = LEAST_COUNTED,
+) -> list[Verdict]:
+    """One verdict per counter that both sides have.
+
+    ``exact``: any change fails. ``worse``: one for the better passes. ``ignore``: only those of
+    :data:`ALWAYS` are judged, exactly. Counters in ``ruled`` have a limit of their own.
+    """
+    found = []
+    for name in COUNTERS:
+        if name in ruled or (strictness == "ignore" and name not in ALWAYS):
+            continue
+        before = [r.counters.get(name) for r in base]
+        after = [r.counters.get(name) for r in new]
+        # Stored runs, and other tools, don't count everything.
+        if name not in ALWAYS and {None} in (set(before), set(after)):
+            continue
+        if set(before) | set(after) == {None}:
+            continue
+        strict = "exact" if name in ALWAYS else strictness
+        outcome, reason = _judge(name, before, after, strict, least_rounds)
+        old, now = _steady(before), _steady(after)
+        found.append(
+            Verdict(
+                cell,
+                name,
+                strict,
+                outcome,
+                reason,
+                old,
+                now,
+                now / old - 1 if old and now is not None else None,
+                rounds=min(len(base), len(new)),
+                exact=True,
+                hopeless=reason.startswith(_HOPELESS),
+            )
+        )
+    return found
+
+
+def _judge(
+    name: str,
+    before: Sequence[int | None],
+    after: Sequence[int | None],
+    strictness: str,
+    least_rounds: int,
+) -> tuple[Outcome, str]:
+    if name == "n" and not any(after):
+        measured = any(before)
+        return "FAIL" if measured else "INCONCLUSIVE", "the candidate measured nothing"
+    if name == "n" and not any(before):
+        return "INCONCLUSIVE", "the baseline measured nothing"
+    if min(len(before), len(after)) < least_rounds:
+        return "INCONCLUSIVE", f"fewer than {least_rounds} rounds"
+    if None in (*before, *after):
+        return "INCONCLUSIVE", "only one side, or not every round, has it"
+    for side, values in (("baseline", before), ("candidate", after)):
+        if len(set(values)) > 1:
+            low, high = min(v for v in values if v is not None), max(v or 0 for v in values)
+            return "INCONCLUSIVE", f"varies by itself in the {side}: {low} to {high}"
+    old, now = before[0] or 0, after[0] or 0
+    if now == old:
+        return "PASS", "equal"
+    better = (now > old) == name.startswith(_MORE_IS_BETTER)
+    if better and strictness == "worse":
+        return "PASS", "changed for the better"
+    return "FAIL", "changed, for the better" if better else "changed"
+
+
+def _steady(values: Sequence[int | None]) -> float | None:
+    known = sorted(v for v in values if v is not None)
+    return float(known[len(known) // 2]) if known else None

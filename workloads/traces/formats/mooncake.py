@@ -1,0 +1,81 @@
+"""Mooncake's traces (FAST'25), and everything that has the same fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from workloads.traces.fields import full_chunks, ids, seconds, text, value, whole
+from workloads.traces.lines import Lines, Malformed, Record
+from workloads.traces.reader import Head, ReadOptions, TraceRequest, each
+
+
+def is_hashed(record: Record | None) -> bool:
+    """Whether a line has Mooncake's fields."""
+    return record is not None and (
+        isinstance(record.get("hash_ids"), list) and {"timestamp", "input_length"} <= record.keys()
+    )
+
+
+class Mooncake:
+    """``timestamp`` in ms, ``input_length``, ``output_length``, ``hash_ids`` of chained blocks of
+    512 tokens, of which the last may be partial. ``block_size``, where a line has it (as
+    kvcache-simulator's traces do), is the block's length."""
+
+    name = "mooncake"
+    holds = "timestamp (ms), input_length, output_length, hash_ids of 512-token blocks"
+    shares = True
+    chunk_tokens = 512
+    unit_s = 0.001
+
+    def looks_like(self, head: Head) -> bool:
+        """See :class:`TraceReader`."""
+        return is_hashed(head.record) and not _sixteen(head.record)
+
+    def read(
+        self, path: Path, options: ReadOptions, malformed: Malformed
+    ) -> Iterator[TraceRequest]:
+        """See :class:`TraceReader`."""
+        chunk = options.chunk_tokens or self.chunk_tokens
+        unit = options.unit_s or self.unit_s
+
+        def make(number: int, record: Record) -> TraceRequest:
+            tokens = whole(record, "input_length")
+            size = whole(record, "block_size", 1) if "block_size" in record else chunk
+            named = ids(value(record, "hash_ids"), "hash_ids")
+            full, tail = full_chunks(named, tokens, size)
+            if 0 < len(full) < tokens // size:
+                raise ValueError(f"{len(named)} blocks of {size} tokens in a prompt of {tokens}")
+            return TraceRequest(
+                id=text(record, "id", "request_id") or str(number),
+                arrival_s=seconds(record, "timestamp", unit),
+                input_tokens=tokens,
+                output_tokens=whole(record, "output_length") if "output_length" in record else 0,
+                chunk_tokens=size,
+                chunks=full,
+                session=text(record, "session_id", "user"),
+                tail=tail,
+            )
+
+        return each(Lines(path, malformed), make)
+
+
+class TimedTrace(Mooncake):
+    """What vLLM's ``bench serve --dataset-name timed_trace`` reads: Mooncake's fields with blocks
+    of 16 tokens and seconds, unless told otherwise."""
+
+    name = "timed-trace"
+    holds = "timestamp (s), input_length, output_length, hash_ids of 16-token blocks"
+    chunk_tokens = 16
+    unit_s = 1.0
+
+    def looks_like(self, head: Head) -> bool:
+        """See :class:`TraceReader`. Told from Mooncake's by the number of blocks."""
+        return is_hashed(head.record) and _sixteen(head.record)
+
+
+def _sixteen(record: Record | None) -> bool:
+    if record is None or "block_size" in record:
+        return False
+    tokens, blocks = record.get("input_length"), len(record.get("hash_ids", ()))
+    return isinstance(tokens, int) and tokens > 16 and -(-tokens // 512) < blocks
