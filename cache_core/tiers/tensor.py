@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ import torch
 from cache_core.layout import Addresses, KVLayout
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
+
+if TYPE_CHECKING:
+    pass
+from typing import Any
 
 
 class TensorBuffers:
@@ -141,3 +146,10 @@ def _host(address: int, like: torch.Tensor) -> torch.Tensor:
     size = like.numel() * like.element_size()
     raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
     return torch.from_numpy(raw).view(like.dtype).view(like.shape)
+
+
+def current_stream(device: torch.device) -> int:
+    """The handle of the stream on which torch queues this thread's work on a CUDA device."""
+    streams: Any = torch.cuda
+    handle: int = streams.current_stream(device).cuda_stream
+    return handle

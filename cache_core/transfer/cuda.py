@@ -13,16 +13,6 @@ from cache_core.tiers.memory import Slab, SlabMemory
 
 if TYPE_CHECKING:
     from cache_core import _cuda
-from typing import Any
-
-import torch
-
-
-def current_stream(device: torch.device) -> int:
-    """The handle of the stream on which torch queues this thread's work on a CUDA device."""
-    streams: Any = torch.cuda
-    handle: int = streams.current_stream(device).cuda_stream
-    return handle
 
 
 # Where Linux tells of what is on the PCI bus.

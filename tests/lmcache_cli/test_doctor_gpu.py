@@ -12,7 +12,7 @@ import pytest
 
 from cache_core import _native
 from cache_core.transfer import trial
-from cache_core.transfer.trial import CopyStreams
+from cache_core.transfer.gpu import CopyStreams
 from lmcache_cli.doctor import Finding, check_cuda_kernels
 from tests.cache_core.emulated_cuda import NO_MEMORY, Emulation, emulated
 

@@ -21,9 +21,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from cache_core import _native
 from cache_core.layout import KVLayout
 from cache_core.plan import StoreOutcome
-from cache_core.tiers.tensor import TensorBuffers
+from cache_core.tiers.tensor import TensorBuffers, current_stream
 from cache_core.transfer.chunks import ChunkBuffers, PagedBuffers
-from cache_core.transfer.cuda import cuda_module, current_stream
+from cache_core.transfer.cuda import cuda_module
 from cache_core.transfer.gpu import CopyStreams, GpuBuffers, Ready
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.worker.kv_blocks import OnLoaded, Slots
 from cache_core.layout import Addresses
 from cache_core.tiers.memory import Memory
+from cache_core.tiers.tensor import current_stream
 from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.codec import Codec
-from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices, current_stream
+from cache_core.transfer.cuda import CudaMissing, PinnedMemory, cuda_devices
 from cache_core.transfer.gpu import CopyStreams
 from cache_core.transfer.planner import Planner, load_costs
 
