@@ -96,7 +96,7 @@ def main() -> int:
         folder = Path(made)
         sources = {
             name: made_source(
-                TuneOptions(name, chunk_tokens=str(_CHUNK)),
+                TuneOptions(source=name, chunk_tokens=str(_CHUNK)),
                 bench_options(name, asked.quick, asked.requests, asked.seed),
                 engine.encode,
                 engine.bos,

@@ -21,7 +21,7 @@ from lmcache_cli.commands import (
     tune,
     verify,
 )
-from lmcache_cli.errors import EXIT_INTERRUPTED, UserError
+from lmcache_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,7 +72,7 @@ def run() -> None:
     # SIGTERM ends a run as Ctrl-C does: what was measured is kept.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=True)
+        code: object = app(standalone_mode=False)
     except UserError as error:
         print(f"lmcache: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -82,6 +82,19 @@ def run() -> None:
     except BrokenPipeError:
         # The reader of our output (head, less) has left; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        # The parser's own errors, which Typer would draw in a box. Typer brings a copy of click,
+        # or uses the installed one: they are known by what they can do.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        text = " ".join(str(message()).split())
+        command = getattr(getattr(error, "ctx", None), "command_path", "lmcache")
+        if text:
+            print(f"lmcache: {text.rstrip('.')}; see {command} --help", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

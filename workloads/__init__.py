@@ -7,10 +7,11 @@ from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
 from workloads.warming import warming
-from workloads.workload import WORKLOADS, generate
+from workloads.workload import WORKLOAD_USES, WORKLOADS, generate
 
 __all__ = [
     "WORKLOADS",
+    "WORKLOAD_USES",
     "Corpus",
     "CorpusError",
     "Cut",

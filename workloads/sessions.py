@@ -45,8 +45,8 @@ def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
         if number:
             said, about = "You said “…", history[-1].ids
         else:
-            said, about = "I have read “…", reader.read(settings.turn_tokens)
-        turn = quoter.write(f"\n\nUser: {said}", about, settings.turn_tokens)
+            said, about = "I have read “…", reader.read(settings.question_tokens)
+        turn = quoter.write(f"\n\nUser: {said}", about, settings.question_tokens)
         parts = (system, *history, Part("question", turn))
         prompts.append(Prompt(f"s{session}r{number}", f"s{session}", parts))
         if number + 1 < settings.rounds:
@@ -69,8 +69,8 @@ def agent(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     prompts = []
     for session, number in _interleaved(settings):
         if number == 0:
-            about = reader.read(settings.turn_tokens)
-            task = tasks.write("\n\nTask: A note says “…", about, settings.turn_tokens)
+            about = reader.read(settings.question_tokens)
+            task = tasks.write("\n\nTask: A note says “…", about, settings.question_tokens)
             loop: tuple[Part, ...] = (Part("question", task),)
         else:
             before = loops.pop(session)

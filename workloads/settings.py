@@ -32,7 +32,6 @@ _LEAST = {
     "system_tokens": 1,
     "sessions": 1,
     "rounds": 1,
-    "turn_tokens": 1,
     "reply_tokens": 1,
     "result_tokens": 1,
 }
@@ -60,7 +59,6 @@ class Settings:
     system_tokens: int = 128
     sessions: int = 4
     rounds: int = 4
-    turn_tokens: int = 64
     reply_tokens: int = 96
     result_tokens: int = 256
     seed: int = 0

@@ -23,6 +23,21 @@ WORKLOADS: dict[str, Workload] = {
     "agent": agent,
     "random": unrelated,
 }
+WORKLOAD_USES: dict[str, tuple[str, ...]] = {
+    "long-context": ("context_tokens", "documents", "questions", "question_tokens"),
+    "rag": (
+        "passages",
+        "passage_tokens",
+        "corpus_passages",
+        "zipf",
+        "system_tokens",
+        "question_tokens",
+    ),
+    "chat": ("sessions", "rounds", "system_tokens", "question_tokens"),
+    "agent": ("sessions", "rounds", "system_tokens", "question_tokens"),
+    "random": ("context_tokens", "documents", "questions"),
+}
+"""The knobs of :class:`Settings` that are not every workload's."""
 
 
 def generate(

@@ -3,6 +3,8 @@ model is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -17,10 +19,12 @@ from lmcache_cli.errors import UserError
 from lmcache_cli.modes.blend import blend_variants
 from lmcache_cli.modes.cross_model import shared_variants
 from lmcache_cli.modes.foreign import check_server_flags
-from lmcache_cli.modes.mode import ENGINES, one_of, reuse_modes
+from lmcache_cli.modes.mode import ENGINES, MODE_USES, one_of, reuse_modes
 from lmcache_cli.options.bench import DTYPES, BenchOptions
+from lmcache_cli.options.flags import flag_name
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from workloads import (
+    WORKLOAD_USES,
     WORKLOADS,
     Corpus,
     CorpusError,
@@ -60,6 +64,7 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
     scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
     modes = reuse_modes(options.engine, options.reuse)
+    _check_uses(options, modes)
     sweep = Sweep(
         reuse=modes,
         chunk_tokens=parse_list(options.chunk_tokens, "--chunk-tokens", parse_count),
@@ -104,6 +109,30 @@ def _check_lasting(options: BenchOptions, disk: bool) -> None:
         raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
 
 
+def _check_uses(options: BenchOptions, modes: Sequence[str]) -> None:
+    """Raises ``UserError`` for a flag that no workload, or no mode, of this bench uses."""
+    workloads = WORKLOAD_USES | {TRACE: ()}
+    if options.dataset is not None:  # its prompts are cut to a length
+        workloads["rag"] = (*workloads["rag"], "context_tokens")
+    _refuse_unused(options, "workload", options.workloads, workloads)
+    _refuse_unused(options, "--reuse", modes, MODE_USES)
+
+
+def _refuse_unused(
+    options: BenchOptions, what: str, chosen: Sequence[str], uses: Mapping[str, Sequence[str]]
+) -> None:
+    default = BenchOptions()
+    used = list(dict.fromkeys(name for one in chosen for name in uses.get(one, ())))
+    for name in {name for names in uses.values() for name in names}.difference(used):
+        if getattr(options, name) != getattr(default, name):
+            others = ", ".join(one for one, names in uses.items() if name in names)
+            has = ", ".join(map(flag_name, used))
+            raise UserError(
+                f"{flag_name(name)}: {what} {', '.join(chosen)} does not use it, {others} would;"
+                + (f" use {has}, or leave it out" if has else " leave it out")
+            )
+
+
 def _check_rehearsal(options: BenchOptions) -> None:
     """The flags that make things worse on purpose."""
     for flag, value in (("--tier-latency", options.tier_latency), ("--jitter", options.jitter)):
@@ -127,27 +156,13 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
         if set(options.workloads) != {"rag"}:
             raise UserError("--dataset goes with the workload rag alone: lmcache bench rag")
         examples = tuple(read_dataset(options.dataset, options.requests))
+    names = {f.name for f in fields(Settings)} & {f.name for f in fields(BenchOptions)}
+    knobs = {name: getattr(options, name) for name in names}
     for workload in dict.fromkeys(options.workloads):
         swept = lengths if workload in SWEPT_BY_CONTEXT or examples else lengths[:1]
         for length in swept:
             try:
-                settings = Settings(
-                    context_tokens=length,
-                    documents=options.documents,
-                    requests=options.requests,
-                    questions=options.questions,
-                    question_tokens=options.question_tokens,
-                    output_tokens=options.output_tokens,
-                    passages=options.passages,
-                    passage_tokens=options.passage_tokens,
-                    corpus_passages=options.corpus_passages,
-                    zipf=options.zipf,
-                    system_tokens=options.system_tokens,
-                    sessions=options.sessions,
-                    rounds=options.rounds,
-                    seed=options.seed,
-                    rate=options.rate,
-                )
+                settings = Settings(**knobs | {"context_tokens": length})
             except ValueError as error:
                 raise UserError(str(error)) from error
             scenarios.append(Scenario(workload, settings, options.warm, examples))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.options.yaml_file import load_config
+from lmcache_cli.options.flags import load_config
 
 SHORT = "Measures memory, disk, a remote, an engine; for tune and bench."
 EXAMPLES = (

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.options.yaml_file import load_config
+from lmcache_cli.options.flags import load_config
 
 _FORMATS = (
     "Formats: lmcache, mooncake, bailian, timed-trace, ragpulse, weka, lmcache-lookup, azure,"

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lmcache_cli.errors import UserError
 from lmcache_cli.sizes import parse_list
-
-if TYPE_CHECKING:
-    pass
 
 ENGINES = {
     "transformers": ("off", "prefix", "blend", "shared"),
@@ -20,6 +16,19 @@ ENGINES = {
 """Engine to its reuse modes."""
 DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
 """Where they are not ``off,prefix``."""
+MODE_USES = {
+    "blend": (
+        "blend_ratio",
+        "blend_selection",
+        "blend_check_layer",
+        "blend_narrow",
+        "blend_encoding",
+        "blend_passport",
+        "unverified",
+    ),
+    "shared": ("shared_from", "recompute_layers"),
+}
+"""Flags of one mode alone."""
 
 
 def reuse_modes(engine: str, text: str | None) -> list[str]:

@@ -1,13 +1,19 @@
-"""Flags that several commands have."""
+"""What flags are made of: panels, groups of flags as dataclasses, and files that set them."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import Field, fields, is_dataclass
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import typer
 
-from lmcache_cli.options.yaml_file import load_config
+from lmcache_cli.errors import UserError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 MEASURED = "What is measured"
 SWEPT = "Swept (lists with commas)"
@@ -18,88 +24,107 @@ TRACE_PANEL = "The trace (workload trace)"
 REHEARSAL = "Made worse on purpose (to rehearse lmcache check)"
 
 
-Json = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-]
+def flag(text: str, panel: str | None = None, *names: str, **more: Any) -> Any:
+    """The option of a field ``Annotated[type, flag(...)]``, with its help and its panel there. A
+    default is shown unless it is none."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+def flag_name(field: str) -> str:
+    """As it is written on the command line."""
+    return "--" + field.replace("_", "-")
+
+
+def flag_fields(group: type) -> Iterator[tuple[Field[Any], Any]]:
+    """The fields of a group that are flags, each with its annotation."""
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        if get_origin(hints[field.name]) is Annotated:
+            yield field, hints[field.name]
+
+
+def flattened(command: _F) -> _F:
+    """A command whose parameters may be groups: dataclasses whose fields are flags, as
+    ``Annotated[type, flag(...)]``. Typer sees each of them as a parameter of its own, and the
+    command gets groups that are filled."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, tuple[type, list[str]]] = {}
+    shown: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        hint = hints[name]
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            shown.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+            continue
+        flags = list(flag_fields(hint))
+        groups[name] = hint, [field.name for field, _ in flags]
+        for field, annotation in flags:
+            default = field.default
+            if default is None:
+                get_args(annotation)[1].show_default = False
+            shown.append(
+                Parameter(
+                    field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+                )
+            )
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        made = {
+            name: group(**{flag: given.pop(flag) for flag in flags})
+            for name, (group, flags) in groups.items()
+        }
+        return command(**given, **made)
+
+    run.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
+        parameters=shown, return_annotation=None
+    )
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    del run.__wrapped__
+    return cast(_F, run)
+
+
+def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Makes the file's values the command's defaults. Raises ``UserError`` for a file that can't
+    be read, is no mapping, or has a key that is no flag of the command."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise UserError(f"--config {path}: not valid YAML: {where}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected lines like 'cpu-size: 4GiB'")
+    known = {param.name for param in ctx.command.params if param.name}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known or name == "config":
+            flags = ", ".join(sorted(n.replace("_", "-") for n in known - {"config"}))
+            raise UserError(f"--config {path}: {key!r} is no flag; these are: {flags}")
+        if name == "workloads":  # words of the command line, so always several
+            defaults[name] = value.split() if isinstance(value, str) else value
+        elif isinstance(value, list):  # a sweep, as commas are on the command line
+            defaults[name] = ",".join(str(item) for item in value)
+        else:
+            defaults[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return path
+
+
+Json = Annotated[str | None, flag("Write JSON; - for stdout.", metavar="FILE", show_default=False)]
 Config = Annotated[
     Path | None,
-    typer.Option(
-        help="YAML file of these flags; flags win.",
+    flag(
+        "YAML file of these flags; flags win.",
         is_eager=True,
         callback=load_config,
         show_default=False,
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-
-
-BlendRatio = Annotated[
-    str | None,
-    typer.Option(
-        help="Share of reused tokens to recompute (blend). Default: as calibrated by"
-        " lmcache verify, else 0.15.",
-        show_default=False,
-        rich_help_panel=SWEPT,
-    ),
-]
-
-
-BlendSelection = Annotated[
-    str | None,
-    typer.Option(
-        help="Which of them: hkvd, query, first, random, none, full (blend)."
-        " Default: hkvd; first for vllm.",
-        show_default=False,
-        rich_help_panel=SWEPT,
-    ),
-]
-
-
-BlendCheckLayer = Annotated[
-    str | None,
-    typer.Option(
-        help="Layer at which hkvd and query choose, from 0 on (blend). Default: as"
-        " calibrated, else 1.",
-        show_default=False,
-        rich_help_panel=SWEPT,
-    ),
-]
-
-
-BlendNarrow = Annotated[
-    int,
-    typer.Option(help="Layers over which they narrow their choice (blend).", rich_help_panel=CACHE),
-]
-
-
-BlendEncoding = Annotated[
-    str | None,
-    typer.Option(
-        help="Behind what chunks are encoded: auto, system, bos, none (blend). Default: as"
-        " calibrated, else auto.",
-        show_default=False,
-        rich_help_panel=CACHE,
-    ),
-]
-
-
-BlendPassport = Annotated[
-    Path | None,
-    typer.Option(
         metavar="FILE",
-        help="What lmcache verify --blend --out wrote (blend). Default: its own place.",
-        show_default=False,
-        rich_help_panel=CACHE,
     ),
 ]
-
-
-Unverified = Annotated[
-    bool,
-    typer.Option(
-        "--unverified",
-        help="Blend a model that lmcache verify --blend has not passed.",
-        rich_help_panel=CACHE,
-    ),
-]
+Quiet = Annotated[bool, flag("No progress.", None, "--quiet")]

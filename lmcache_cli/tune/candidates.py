@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from cache_core.plan import Placement
+from lmcache_cli.options.groups import DISK_PRICE, DRAM_PRICE
 from reports.units import bytes_text
 
 GIB = 2**30
@@ -18,8 +19,8 @@ class Prices:
     """Per GiB and hour. The defaults are street prices over three years, in dollars: DRAM 4 a GiB,
     NVMe 0.10; power and servers not counted. Set your own."""
 
-    cpu: float = 4.0 / (3 * 8760)
-    disk: float = 0.10 / (3 * 8760)
+    cpu: float = DRAM_PRICE
+    disk: float = DISK_PRICE
 
     def per_hour(self, tiers: Mapping[str, int]) -> float:
         """Of a stack of tiers, bytes by name."""

@@ -8,11 +8,9 @@ from typing import Literal
 
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost
+from lmcache_cli.options.groups import PREFILL_EFFICIENCY
 from lmcache_cli.tune.catalogue import Architecture, Hardware
 
-PREFILL_EFFICIENCY = 0.5
-"""Of the peak, in prefill. Nothing here is fitted to anyone's published numbers: 0.4-0.6 is what
-serving engines reach with long prompts in bfloat16; ``--efficiency`` sets another."""
 EFFICIENCY_RANGE = (0.4, 0.6)
 """What the ± of a predicted TTFT covers, widened where ``--efficiency`` lies outside."""
 _STEP_S = 0.01

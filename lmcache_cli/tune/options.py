@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.groups import TuneFlags
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
-from lmcache_cli.tune.cost import PREFILL_EFFICIENCY
 from workloads import WORKLOADS
 
 VALIDATING = ("transformers", "simulated")
@@ -19,36 +19,13 @@ _SLO = re.compile(r"ttft\.(p50|p90|p99)=([0-9.]+)(ms|s)")
 _BUDGET = re.compile(r"([0-9.]+)/(hour|h|month)")
 
 
-@dataclass(frozen=True, slots=True)
-class TuneOptions:
-    """As given on the command line."""
+@dataclass(frozen=True)
+class TuneOptions(TuneFlags):
+    """The flags of ``lmcache tune``, as given."""
 
-    source: str
-    model: str | None = None
-    hardware: str | None = None
-    devices: int = 1
-    efficiency: float = PREFILL_EFFICIENCY
-    format: str | None = None
-    chunk_tokens: str | None = None
-    largest_cpu: str = "1TiB"
-    largest_disk: str = "8TiB"
-    slo: tuple[str, ...] = ()
-    budget: str | None = None
-    disk_writes_per_day: str | None = None
-    dram_price: float = Prices().cpu
-    disk_price: float = Prices().disk
-    worth: float = 0.1
-    speed_up: float = 1.0
-    overlap: bool = False
-    disk_bandwidth: str = "3GB"
-    probe: Path | None = None
-    engine: str = "transformers"
+    source: str = ""
     bench: BenchOptions = field(default_factory=BenchOptions)
     """How requests are made, where SOURCE is a workload's name or a trace to be replayed."""
-    validate: bool = False
-    repeat: int = 1
-    tolerance: str = "0.15,0.25"
-    out: Path = Path("runs")
 
     def check(self) -> None:
         """Raises ``UserError`` for what is out of range or does not go together."""
@@ -113,7 +90,7 @@ class TuneOptions:
     def goal(self) -> Goal:
         """The bounds. Raises ``UserError``."""
         ttft: dict[str, float] = {}
-        for text in self.slo:
+        for text in self.slo or ():
             match = _SLO.fullmatch(text.replace(" ", ""))
             if match is None:
                 raise UserError(f"--slo: {text!r} is not one; write it like ttft.p90=500ms")
@@ -134,8 +111,8 @@ class TuneOptions:
     def largest(self) -> dict[str, int]:
         """Bytes by tier. Raises ``UserError``."""
         return {
-            "cpu": parse_size(self.largest_cpu, "--max-cpu"),
-            "disk": parse_size(self.largest_disk, "--max-disk"),
+            "cpu": parse_size(self.max_cpu, "--max-cpu"),
+            "disk": parse_size(self.max_disk, "--max-disk"),
         }
 
     def prices(self) -> Prices:

@@ -11,7 +11,6 @@ from reports.verdict.round import COUNTERS, Round
 Strictness = Literal["exact", "worse", "ignore"]
 ALWAYS = ("n", "failed", "prompt_tokens")
 """Judged even if the others are ignored: without them nothing else is comparable."""
-_HOPELESS = ("the candidate", "the baseline", "only one side", "varies")
 _MORE_IS_BETTER = ("n", "hit_tokens")
 
 
@@ -40,7 +39,7 @@ def judge_counters(
         if set(before) | set(after) == {None}:
             continue
         strict = "exact" if name in ALWAYS else strictness
-        outcome, reason = _judge(name, before, after, strict, least_rounds)
+        outcome, reason, hopeless = _judge(name, before, after, strict, least_rounds)
         old, now = _steady(before), _steady(after)
         found.append(
             Verdict(
@@ -54,7 +53,7 @@ def judge_counters(
                 now / old - 1 if old and now is not None else None,
                 rounds=min(len(base), len(new)),
                 exact=True,
-                hopeless=reason.startswith(_HOPELESS),
+                hopeless=hopeless,
             )
         )
     return found
@@ -66,27 +65,28 @@ def _judge(
     after: Sequence[int | None],
     strictness: str,
     least_rounds: int,
-) -> tuple[Outcome, str]:
+) -> tuple[Outcome, str, bool]:
+    """The outcome, why, and whether more rounds can't change it."""
     if name == "n" and not any(after):
         measured = any(before)
-        return "FAIL" if measured else "INCONCLUSIVE", "the candidate measured nothing"
+        return "FAIL" if measured else "INCONCLUSIVE", "the candidate measured nothing", True
     if name == "n" and not any(before):
-        return "INCONCLUSIVE", "the baseline measured nothing"
+        return "INCONCLUSIVE", "the baseline measured nothing", True
     if min(len(before), len(after)) < least_rounds:
-        return "INCONCLUSIVE", f"fewer than {least_rounds} rounds"
+        return "INCONCLUSIVE", f"fewer than {least_rounds} rounds", False
     if None in (*before, *after):
-        return "INCONCLUSIVE", "only one side, or not every round, has it"
+        return "INCONCLUSIVE", "only one side, or not every round, has it", True
     for side, values in (("baseline", before), ("candidate", after)):
         if len(set(values)) > 1:
             low, high = min(v for v in values if v is not None), max(v or 0 for v in values)
-            return "INCONCLUSIVE", f"varies by itself in the {side}: {low} to {high}"
+            return "INCONCLUSIVE", f"varies by itself in the {side}: {low} to {high}", True
     old, now = before[0] or 0, after[0] or 0
     if now == old:
-        return "PASS", "equal"
+        return "PASS", "equal", False
     better = (now > old) == name.startswith(_MORE_IS_BETTER)
     if better and strictness == "worse":
-        return "PASS", "changed for the better"
-    return "FAIL", "changed, for the better" if better else "changed"
+        return "PASS", "changed for the better", False
+    return "FAIL", "changed, for the better" if better else "changed", False
 
 
 def _steady(values: Sequence[int | None]) -> float | None:

@@ -43,7 +43,7 @@ def test_json_is_the_contract(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_numbers(tmp_path: Path) -> None:
-    flags = ["chat", "agent", *SMALL, "--json", "-", "--quiet"]
+    flags = ["chat", "agent", "--rounds", "2", "--output-tokens", "4", "--json", "-", "--quiet"]
     cells = [json.loads(bench(*flags, cwd=tmp_path).stdout)["cells"] for _ in range(2)]
     assert cells[0] == cells[1]
 

@@ -71,15 +71,18 @@ def test_a_model_without_a_passport_is_refused(
     assert failed.returncode == 4 and "failed 'no row sees the future'" in failed.stderr
 
 
+BLEND = ["--reuse", "blend"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--blend-ratio", "1.5"], "from 0 to 1"),
-        (["--blend-ratio", "some"], "not a number"),
-        (["--blend-selection", "best"], "hkvd, query, first, random, none, full"),
-        (["--blend-check-layer", "-1"], "layer's number"),
-        (["--blend-narrow", "0"], "at least 1"),
-        (["--blend-encoding", "alone"], "auto, system, bos, none"),
+        (["--blend-ratio", "1.5", *BLEND], "from 0 to 1"),
+        (["--blend-ratio", "some", *BLEND], "not a number"),
+        (["--blend-selection", "best", *BLEND], "hkvd, query, first, random, none, full"),
+        (["--blend-check-layer", "-1", *BLEND], "layer's number"),
+        (["--blend-narrow", "0", *BLEND], "at least 1"),
+        (["--blend-encoding", "alone", *BLEND], "auto, system, bos, none"),
         (["--reuse", "blend", "--engine", "simulated"], "off, prefix"),
     ],
 )

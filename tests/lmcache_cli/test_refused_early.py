@@ -29,6 +29,12 @@ REAL = ("bench", "rag", "--model", "no/such-model")
         (("check", "--bench", "rag --policy lruu"), "--policy"),
         (("check", "--bench", "rag --policy lru"), "both sides are the same"),
         (("bench", "trace"), "lmcache bench trace --trace FILE"),
+        ((*REAL, "--sessions", "9"), "--sessions: workload rag does not use it, chat, agent would"),
+        ((*REAL, "--context-tokens", "9"), "use --passages, --passage-tokens, "),
+        ((*REAL, "--blend-ratio", "0.3"), "--blend-ratio: --reuse off, prefix does not use it"),
+        ((*REAL, "--polcy", "lru"), "No such option: --polcy"),
+        ((*REAL, "--passages", "some"), "'--passages'"),
+        (("tune", "rag", "--rounds", "x"), "see lmcache tune --help"),
     ],
 )
 def test_before_a_model_is_loaded(words: tuple[str, ...], says: str, tmp_path: Path) -> None:

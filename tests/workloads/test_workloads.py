@@ -37,8 +37,7 @@ SMALL = Settings(
     passage_tokens=90,
     corpus_passages=12,
     system_tokens=50,
-    turn_tokens=32,
-    reply_tokens=40,
+    reply_tokens=44,
     result_tokens=70,
 )
 everywhere = pytest.mark.parametrize("name", WORKLOADS)
@@ -139,7 +138,6 @@ def test_the_least_settings_work(name: str, encode: Encode) -> None:
         system_tokens=1,
         sessions=1,
         rounds=2,
-        turn_tokens=1,
         reply_tokens=1,
         result_tokens=1,
     )
@@ -254,14 +252,14 @@ def test_a_prompt_continues_the_one_before(name: str, make: Make) -> None:
 
 def test_chat_grows_by_a_reply_and_a_turn(make: Make) -> None:
     last = make("chat", sessions=1, rounds=3)[-1]
-    said = [("history", 32), ("history", 40)] * 2
-    assert kinds(last) == [("system", 50), *said, ("question", 32)]
+    said = [("history", 40), ("history", 44)] * 2
+    assert kinds(last) == [("system", 50), *said, ("question", 40)]
 
 
 def test_agent_grows_by_a_call_and_a_result(make: Make) -> None:
     last = make("agent", sessions=1, rounds=3)[-1]
-    done = [("history", 40), ("tool", 70)] * 2
-    assert kinds(last) == [("system", 50), ("question", 32), *done]
+    done = [("history", 44), ("tool", 70)] * 2
+    assert kinds(last) == [("system", 50), ("question", 40), *done]
 
 
 def test_random_prompts_share_no_chunk(make: Make) -> None:

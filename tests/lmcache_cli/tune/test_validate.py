@@ -23,6 +23,7 @@ from lmcache_cli.tune.source import RequestSource, made_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, Validation, ValidationPoint, neighbours, validate
 from tests.lmcache_cli.small_model import save_model
+from workloads import WORKLOAD_USES
 
 WORKLOADS = ("long-context", "rag", "chat", "agent", "random")
 SMALL = BenchOptions(
@@ -61,8 +62,13 @@ def probed(probe: EngineProbe) -> ProbedEngine:
 
 
 def made(name: str, engine: Any, **changes: Any) -> RequestSource:
-    bench = replace(SMALL, workloads=(name,), **changes)
-    return made_source(TuneOptions(name, chunk_tokens="16,32"), bench, engine.encode, engine.bos)
+    # A knob that the workload has not is refused, so that it keeps its default.
+    wrong = {n: getattr(BenchOptions(), n) for names in WORKLOAD_USES.values() for n in names}
+    wrong = {n: value for n, value in wrong.items() if n not in WORKLOAD_USES[name]}
+    bench = replace(SMALL, workloads=(name,), **wrong | changes)
+    return made_source(
+        TuneOptions(source=name, chunk_tokens="16,32"), bench, engine.encode, engine.bos
+    )
 
 
 def stacks(token_bytes: int) -> list[tuple[str, TierConfiguration]]:

@@ -1,0 +1,367 @@
+"""The flags of ``lmcache bench``, each declared once, in groups that other commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from lmcache_cli.options.flags import (
+    CACHE,
+    LOAD,
+    MEASURED,
+    REHEARSAL,
+    SWEPT,
+    TRACE_PANEL,
+    WORKLOAD,
+    flag,
+)
+
+
+@dataclass(frozen=True)
+class MeasuredFlags:
+    """What is measured: the engine and its model."""
+
+    engine: Annotated[
+        str,
+        flag(
+            "transformers, vllm (starts servers), openai (a running server), simulated.", MEASURED
+        ),
+    ] = "transformers"
+    model: Annotated[
+        str | None,
+        flag("Hugging Face id or folder. \\[default: the embedded SmolLM2-135M]", MEASURED),
+    ] = None
+    device: Annotated[str, flag("cpu, cuda, cuda:1.", MEASURED)] = "cpu"
+    dtype: Annotated[str, flag("auto, float32, bfloat16 or float16.", MEASURED)] = "auto"
+    probe: Annotated[
+        Path | None,
+        flag("Costs from `lmcache probe --model` (simulated).", MEASURED, metavar="FILE"),
+    ] = None
+    url: Annotated[
+        str | None,
+        flag(
+            "Server with OpenAI's completions API (openai). Its API key is read from"
+            " LMCACHE_API_KEY or OPENAI_API_KEY.",
+            MEASURED,
+            metavar="URL",
+        ),
+    ] = None
+    vllm_args: Annotated[
+        str | None,
+        flag(
+            'Further flags of vllm serve, as one argument: "--max-model-len 4096" (vllm).',
+            MEASURED,
+            metavar="ARGS",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SweptFlags:
+    """What is crossed: reuse modes, sizes and lengths, each a list with commas."""
+
+    reuse: Annotated[
+        str | None,
+        flag(
+            "off, prefix, blend, shared (transformers); vllm: also vllm (its prefix cache),"
+            " offload, lmcache; openai: only server (as it is, since a running server's cache"
+            " can't be switched). \\[default: off,prefix; off,vllm,prefix; server]",
+            SWEPT,
+        ),
+    ] = None
+    device_size: Annotated[str, flag("KV kept in the engine's memory; 0 for none.", SWEPT)] = "0"
+    cpu_size: Annotated[str, flag("KV kept in DRAM.", SWEPT)] = "2GiB"
+    chunk_tokens: Annotated[str, flag("Chunk length.", SWEPT)] = "64"
+    disk_size: Annotated[str, flag("KV kept on disk.", SWEPT)] = "0"
+
+
+@dataclass(frozen=True)
+class CacheFlags:
+    """The cache, in every cell."""
+
+    disk_path: Annotated[
+        Path | None,
+        flag("Folder of the disk tier. \\[default: one below --out, removed afterwards]", CACHE),
+    ] = None
+    remote: Annotated[
+        str | None,
+        flag(
+            "Remote tier: redis://, rediss://, mooncake://, or a plugin (module:Class).",
+            CACHE,
+            metavar="URL",
+        ),
+    ] = None
+    codec: Annotated[str, flag("none, fp8, int8.", CACHE)] = "none"
+    admission: Annotated[
+        str, flag("What may enter the disk tier: none (all), second-touch, bytes-per-day.", CACHE)
+    ] = "none"
+    disk_writes_per_day: Annotated[
+        str | None, flag("Budget of --admission bytes-per-day.", CACHE, metavar="SIZE")
+    ] = None
+    cache_name: Annotated[
+        str | None,
+        flag(
+            "Start with what earlier runs of this name left on disk or remote. \\[default: a"
+            " cold start]",
+            CACHE,
+            metavar="NAME",
+        ),
+    ] = None
+    policy: Annotated[
+        str,
+        flag("Eviction order: lru, lfu-aging, gdsf, s3-fifo, arc; unbounded (simulated).", CACHE),
+    ] = "lru"
+    placement: Annotated[
+        str, flag("write_on_insertion (inclusive) or write_on_eviction (exclusive).", CACHE)
+    ] = "write_on_insertion"
+
+
+@dataclass(frozen=True)
+class ApproximateFlags:
+    """Reuse whose answers are not a full prefill's: blend, and another model's KV."""
+
+    blend_ratio: Annotated[
+        str | None,
+        flag(
+            "Share of reused tokens to recompute (blend). Default: as calibrated by lmcache"
+            " verify, else 0.15.",
+            SWEPT,
+        ),
+    ] = None
+    blend_selection: Annotated[
+        str | None,
+        flag(
+            "Which of them: hkvd, query, first, random, none, full (blend). Default: hkvd;"
+            " first for vllm.",
+            SWEPT,
+        ),
+    ] = None
+    blend_check_layer: Annotated[
+        str | None,
+        flag(
+            "Layer at which hkvd and query choose, from 0 on (blend). Default: as calibrated,"
+            " else 1.",
+            SWEPT,
+        ),
+    ] = None
+    blend_narrow: Annotated[
+        int, flag("Layers over which they narrow their choice (blend).", CACHE)
+    ] = 1
+    blend_encoding: Annotated[
+        str | None,
+        flag(
+            "Behind what chunks are encoded: auto, system, bos, none (blend). Default: as"
+            " calibrated, else auto.",
+            CACHE,
+        ),
+    ] = None
+    blend_passport: Annotated[
+        Path | None,
+        flag(
+            "What lmcache verify --blend --out wrote (blend). Default: its own place.",
+            CACHE,
+            metavar="FILE",
+        ),
+    ] = None
+    unverified: Annotated[
+        bool,
+        flag("Blend a model that lmcache verify --blend has not passed.", CACHE, "--unverified"),
+    ] = False
+    shared_from: Annotated[
+        str | None,
+        flag(
+            "The base whose KV --model is served: id, folder or 'embedded' (shared).",
+            CACHE,
+            metavar="MODEL",
+        ),
+    ] = None
+    recompute_layers: Annotated[
+        str, flag("Layers computed again: none, all, 25% (the lowest), 0-3+12 (shared).", SWEPT)
+    ] = "25%"
+
+
+@dataclass(frozen=True)
+class WorkloadFlags:
+    """The requests of a workload; :data:`workloads.USES` says which of these each one uses."""
+
+    context_tokens: Annotated[str, flag("Length of a document or context.", SWEPT)] = "2000"
+    documents: Annotated[int, flag("Documents (long-context).", WORKLOAD)] = 4
+    questions: Annotated[int, flag("Questions per document (long-context).", WORKLOAD)] = 3
+    requests: Annotated[
+        int | None, flag("Number of requests. \\[default: the workload's own]", WORKLOAD)
+    ] = None
+    question_tokens: Annotated[int, flag("Length of a question.", WORKLOAD)] = 64
+    output_tokens: Annotated[int, flag("Tokens generated per request.", WORKLOAD)] = 16
+    passages: Annotated[int, flag("Passages per request (rag).", WORKLOAD)] = 4
+    passage_tokens: Annotated[int, flag("Length of a passage (rag).", WORKLOAD)] = 480
+    corpus_passages: Annotated[int, flag("Passages in the corpus (rag).", WORKLOAD)] = 64
+    zipf: Annotated[float, flag("Skew of passage popularity (rag).", WORKLOAD)] = 1.0
+    system_tokens: Annotated[int, flag("Length of the system prompt.", WORKLOAD)] = 128
+    sessions: Annotated[int, flag("Sessions (chat, agent).", WORKLOAD)] = 4
+    rounds: Annotated[int, flag("Rounds or steps per session.", WORKLOAD)] = 4
+    corpus: Annotated[
+        Path | None, flag("File or folder of real text. \\[default: generated text]", WORKLOAD)
+    ] = None
+    seed: Annotated[int, flag("Same seed, same requests.", None)] = 0
+
+
+@dataclass(frozen=True)
+class TraceFlags:
+    """The trace of the workload ``trace``."""
+
+    trace: Annotated[
+        Path | None,
+        flag(
+            "The trace to replay (trace); formats: lmcache trace info --help.",
+            TRACE_PANEL,
+            metavar="FILE",
+        ),
+    ] = None
+    trace_format: Annotated[
+        str | None,
+        flag("Its format. \\[default: what it looks like]", TRACE_PANEL, metavar="FORMAT"),
+    ] = None
+    trace_chunk_tokens: Annotated[
+        int | None, flag("Its tokens per chunk. \\[default: its format's]", TRACE_PANEL)
+    ] = None
+    speed_up: Annotated[float, flag("Requests come so many times as fast.", TRACE_PANEL)] = 1.0
+    scale: Annotated[
+        float,
+        flag("All lengths times this, for small machines: 0.125 makes 512 tokens 64.", TRACE_PANEL),
+    ] = 1.0
+
+
+@dataclass(frozen=True)
+class LoadFlags:
+    """How requests arrive."""
+
+    rate: Annotated[
+        float | None, flag("Open loop: Poisson arrivals, requests per second.", LOAD)
+    ] = None
+    concurrency: Annotated[
+        int | None, flag("Closed loop: clients that wait for their answer. \\[default: 1]", LOAD)
+    ] = None
+
+
+@dataclass(frozen=True)
+class ServerFlags:
+    """How long servers may take, and how often all is repeated."""
+
+    request_timeout: Annotated[
+        float,
+        flag(
+            "Longest silence of a server before a request has failed (openai, vllm).",
+            LOAD,
+            metavar="SECONDS",
+        ),
+    ] = 300.0
+    start_timeout: Annotated[
+        float, flag("Longest start of a server (vllm).", LOAD, metavar="SECONDS")
+    ] = 600.0
+    repeat: Annotated[int, flag("Repeats, each from a cold start.", LOAD)] = 1
+
+
+@dataclass(frozen=True)
+class RehearsalFlags:
+    """What makes things worse on purpose."""
+
+    tier_latency: Annotated[
+        float,
+        flag(
+            "Make each read and write of a tier take so much longer.", REHEARSAL, metavar="SECONDS"
+        ),
+    ] = 0.0
+    jitter: Annotated[
+        float,
+        flag(
+            "Noise on the times of each request: 0.05 for 5 % (simulated).",
+            REHEARSAL,
+            metavar="SHARE",
+        ),
+    ] = 0.0
+
+
+DRAM_PRICE, DISK_PRICE = round(4.0 / (3 * 8760), 7), round(0.1 / (3 * 8760), 8)
+"""Dollars per GiB and hour: 4 and 0.1 dollars a GiB, over three years."""
+PREFILL_EFFICIENCY = 0.5
+_WHAT, _BOUNDS, _VALIDATION = "What is served", "What must hold", "Validation"
+
+
+@dataclass(frozen=True)
+class TuneFlags:
+    """Of ``lmcache tune``: what is served, what must hold, and how it is validated."""
+
+    model: Annotated[
+        str | None,
+        flag(
+            "From the catalogue; with --validate, what bench takes. \\[default: llama-3.1-8b,"
+            " the probe's, or the embedded one]",
+            _WHAT,
+        ),
+    ] = None
+    hardware: Annotated[
+        str | None, flag("Accelerator, from the catalogue. \\[default: h100]", _WHAT)
+    ] = None
+    probe: Annotated[
+        Path | None,
+        flag(
+            "Costs that `lmcache probe --model` measured, in place of the catalogue.",
+            _WHAT,
+            metavar="FILE",
+        ),
+    ] = None
+    devices: Annotated[int, flag("Accelerators that share a model.", _WHAT)] = 1
+    efficiency: Annotated[float, flag("Of the peak, that prefill reaches.", _WHAT)] = (
+        PREFILL_EFFICIENCY
+    )
+    disk_bandwidth: Annotated[str, flag("Per second.", _WHAT, metavar="SIZE")] = "3GB"
+    overlap: Annotated[
+        bool, flag("Layers are loaded while others compute.", _WHAT, "--overlap")
+    ] = False
+    speed_up: Annotated[float, flag("Of the trace's arrivals: 2 is twice the load.", _WHAT)] = 1.0
+    format: Annotated[str | None, flag("Of the trace. \\[default: found out]", None)] = None
+    chunk_tokens: Annotated[
+        str | None,
+        flag(
+            "Chunk lengths to try. \\[default: the trace's, twice and four times it; of a workload"
+            " 16,64,256]",
+            None,
+        ),
+    ] = None
+    slo: Annotated[
+        list[str] | None, flag("Repeatable; p50, p90 or p99.", _BOUNDS, metavar="ttft.p90=500ms")
+    ] = None
+    budget: Annotated[
+        str | None, flag("For DRAM and disk; or 30/month.", _BOUNDS, metavar="0.05/hour")
+    ] = None
+    max_cpu: Annotated[str, flag("Most DRAM.", _BOUNDS, metavar="SIZE")] = "1TiB"
+    max_disk: Annotated[str, flag("Most disk.", _BOUNDS, metavar="SIZE")] = "8TiB"
+    disk_writes_per_day: Annotated[
+        str | None, flag("What the SSD may take a day.", _BOUNDS, metavar="SIZE")
+    ] = None
+    dram_price: Annotated[float, flag("Per GiB and hour.", _BOUNDS)] = DRAM_PRICE
+    disk_price: Annotated[float, flag("Per GiB and hour.", _BOUNDS)] = DISK_PRICE
+    worth: Annotated[
+        float,
+        flag("Without --slo: seconds of mean TTFT that another dollar an hour must buy.", _BOUNDS),
+    ] = 0.1
+    scale: Annotated[
+        float, flag("All lengths of a trace times this, for small machines.", WORKLOAD)
+    ] = 1.0
+    validate: Annotated[
+        bool,
+        flag(
+            "Serve the requests here, under the recommendation and its neighbours.",
+            _VALIDATION,
+            "--validate",
+        ),
+    ] = False
+    engine: Annotated[str, flag("transformers or simulated.", _VALIDATION)] = "transformers"
+    tolerance: Annotated[str, flag("Greatest errors of TTFT p50 and p90.", _VALIDATION)] = (
+        "0.15,0.25"
+    )
+    repeat: Annotated[int, flag("Repeats, each from a cold start.", _VALIDATION)] = 1
+    out: Annotated[Path, flag("Folder for disk tiers, while they are used.", _VALIDATION)] = Path(
+        "runs"
+    )

@@ -1,0 +1,58 @@
+"""Flags come from groups, once each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature
+from typing import Annotated
+
+import typer
+from typer.testing import CliRunner
+
+from lmcache_cli.commands.bench import bench
+from lmcache_cli.commands.tune import tune
+from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.flags import flag, flag_fields, flattened
+from lmcache_cli.options.groups import WorkloadFlags
+from workloads import WORKLOAD_USES, Settings
+
+
+@dataclass(frozen=True)
+class Fruit:
+    apples: Annotated[int, flag("Apples.", "Fruit")] = 2
+    kind: Annotated[str | None, flag("Kind.", "Fruit")] = None
+    basket: str = "no flag"
+
+
+def test_a_group_is_filled_from_its_flags() -> None:
+    app = typer.Typer()
+    got: list[object] = []
+
+    @app.command()
+    @flattened
+    def eat(
+        fruit: Fruit, quick: Annotated[bool, flag("Quickly.", None, "--quick")] = False
+    ) -> None:
+        got.append((fruit, quick))
+
+    runner = CliRunner()
+    assert runner.invoke(app, ["--apples", "3", "--quick"]).exit_code == 0
+    assert runner.invoke(app, ["--kind", "pear"]).exit_code == 0
+    assert got == [(Fruit(3), True), (Fruit(2, "pear"), False)]
+    shown = runner.invoke(app, ["--help"]).output
+    assert "Apples." in shown and "Fruit" in shown and "default: 2" in shown
+    assert "None" not in shown and "basket" not in shown
+
+
+def test_bench_and_tune_have_the_workloads_flags() -> None:
+    names = {field.name for field, _ in flag_fields(WorkloadFlags)}
+    assert names <= set(signature(bench).parameters) & set(signature(tune).parameters)
+    assert {field.name for field, _ in flag_fields(BenchOptions)} <= set(
+        signature(bench).parameters
+    )
+
+
+def test_every_knob_of_a_workload_is_a_flag() -> None:
+    knobs = {name for names in WORKLOAD_USES.values() for name in names}
+    assert knobs <= {field.name for field, _ in flag_fields(WorkloadFlags)}
+    assert all(hasattr(Settings(), name) for name in knobs)
