@@ -1,4 +1,5 @@
-"""What a Ledger answers: what is held, and what has to move. Frozen, for other processes too."""
+"""What a Ledger answers, and what came of it: hits and moves, loads and stores. Frozen, for other
+processes too."""
 
 from __future__ import annotations
 

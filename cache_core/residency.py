@@ -1,4 +1,5 @@
-"""What is believed of a tier that other processes fill too, and empty, and for how long."""
+"""What is believed of a tier that other processes fill too, and for how long: keys of late, held
+and missing ones."""
 
 from __future__ import annotations
 

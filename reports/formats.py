@@ -1,4 +1,4 @@
-"""The tables of a benchmark as Markdown, for a pull request or a job summary."""
+"""A benchmark as Markdown, for a pull request or a job summary, and as JUnit XML."""
 
 from __future__ import annotations
 

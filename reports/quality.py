@@ -1,4 +1,4 @@
-"""How far reused KV moves a model's answers from those of a full prefill."""
+"""How far reused KV moves a model's answers from a full prefill's, and from the right ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Workloads about one long text per prompt: documents that are asked questions, and texts that
-have nothing in common."""
+"""Workloads of documents: long texts that are asked questions, passages that are retrieved, and
+texts that have nothing in common."""
 
 from __future__ import annotations
 

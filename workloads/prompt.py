@@ -1,4 +1,4 @@
-"""A prompt in the making: labelled parts, which prompts may share."""
+"""A prompt in the making: labelled parts, which prompts may share, and system prompts."""
 
 from __future__ import annotations
 

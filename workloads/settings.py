@@ -1,4 +1,4 @@
-"""The knobs of all workloads."""
+"""The knobs of all workloads, and when requests arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A corpus as tokens, handed out in pieces of exact length."""
+"""A corpus as tokens, handed out in pieces of exact length, and questions that quote from them."""
 
 from __future__ import annotations
 

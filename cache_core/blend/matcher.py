@@ -1,4 +1,5 @@
-"""Finding chunks in a prompt at any offset, by segment boundaries or by their tokens alone."""
+"""Finding chunks in a prompt at any offset, by segment boundaries or by a rolling hash (Rabin-Karp)
+of their tokens."""
 
 from __future__ import annotations
 

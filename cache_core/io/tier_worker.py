@@ -1,4 +1,4 @@
-"""The thread of one tier: every change to the tier happens on it."""
+"""One tier's queue and its thread: every change to the tier happens on it, in order."""
 
 from __future__ import annotations
 

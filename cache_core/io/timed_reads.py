@@ -1,4 +1,5 @@
-"""Reads of a tier that may never come back, by threads and into memory of their own."""
+"""Reads of a tier that may never come back, by threads and into memory of their own, and copies of
+chunks for tiers that may take their time."""
 
 from __future__ import annotations
 

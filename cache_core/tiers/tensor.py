@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,6 @@ import torch
 from cache_core.layout import Addresses, KVLayout
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
-
-if TYPE_CHECKING:
-    pass
-from typing import Any
 
 
 class TensorBuffers:

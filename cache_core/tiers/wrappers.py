@@ -1,4 +1,4 @@
-"""A tier around another one."""
+"""Tiers around other ones: coded in a byte an item, or slower on purpose."""
 
 from __future__ import annotations
 

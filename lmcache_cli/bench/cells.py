@@ -1,4 +1,4 @@
-"""What is swept: scenarios (the requests) and cells (the caches that serve them)."""
+"""What is swept: scenarios (the requests), cells (the caches that serve them), the plan."""
 
 from __future__ import annotations
 

@@ -1,29 +1,23 @@
-"""A scenario's requests, in an engine's own tokens."""
+"""A scenario's requests in an engine's own tokens, from a workload, a data set or a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from lmcache_cli.bench.cells import Scenario
-from lmcache_cli.engines.engine import Engine
-from lmcache_cli.errors import UserError
-from lmcache_cli.output import Say
-from workloads import Corpus, CorpusError, Replay, Request, Settings, answering, generate, replay
-from workloads.tokens import Encode
-from workloads.traces import ReadOptions, TraceError, open_trace
-
-if TYPE_CHECKING:
-    from lmcache_cli.options.bench import BenchOptions
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lmcache_cli.errors import MissingError
+from lmcache_cli.bench.cells import Scenario
+from lmcache_cli.engines.engine import Engine
+from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.output import Say
+from workloads import Corpus, CorpusError, Replay, Request, Settings, answering, generate, replay
 from workloads.answering import Example
+from workloads.tokens import Encode
+from workloads.traces import ReadOptions, TraceError, open_trace
 
 _HEADING = re.compile(r"^Passage \d+:\s*$", re.MULTILINE)  # as LongBench joins its passages
 

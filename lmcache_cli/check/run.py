@@ -1,4 +1,4 @@
-"""Runs a check: both sides in turns, until it is decided."""
+"""``lmcache check``: two sides in turns until every cell is decided, and where the verdicts go."""
 
 from __future__ import annotations
 

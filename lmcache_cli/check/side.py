@@ -1,4 +1,4 @@
-"""The two sides of a check, from the command line."""
+"""One side of a check: its flags, its Python, its processes and its share of the time."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ EXAMPLES = (
 trace_app = typer.Typer(
     name="trace",
     short_help="Traces of real requests: record, convert, make, look at them.",
-    help="Traces of real requests: keys, lengths and times; no text, no tokens.",
+    help="Traces of real requests: names of chunks, lengths and times; no text, no tokens.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -38,7 +38,7 @@ trace_app = typer.Typer(
 # Without a callback, typer would make a group of one command that command.
 @trace_app.callback()
 def trace() -> None:
-    """Traces of real requests: keys, lengths and times; no text, no tokens."""
+    """Traces of real requests: names of chunks, lengths and times; no text, no tokens."""
 
 
 @trace_app.command(

@@ -1,4 +1,4 @@
-"""Tier sizes in bytes to capacities in chunks."""
+"""Tier sizes in bytes to capacities in chunks, and what a session tells of its cache."""
 
 from __future__ import annotations
 

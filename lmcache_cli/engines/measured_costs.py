@@ -1,4 +1,4 @@
-"""What serving costs, as a formula: the clock of the simulated engine."""
+"""What an engine's work was measured to cost: ``probe.json``, read back."""
 
 from __future__ import annotations
 

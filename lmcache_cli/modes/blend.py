@@ -1,24 +1,12 @@
-"""Blend on verified models only, with the settings that were found for them."""
+"""Blend as a mode: its settings, the models it is verified for, and the hits to expect."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from lmcache_cli.bench.cells import BenchPlan, Cell
-from lmcache_cli.bench.refusals import Refusals
-from lmcache_cli.engines.cache_spec import CacheSpec
-from lmcache_cli.engines.engine import BlendEngine, Engine
-from lmcache_cli.errors import CellMissingError, UserError
-from lmcache_cli.modes.mode import one_of
-from lmcache_cli.options.bench import BenchOptions
-from lmcache_cli.sizes import parse_list
-
-if TYPE_CHECKING:
-    from lmcache_cli.options.bench import BenchOptions
-import re
 from pathlib import Path
+from typing import Any
 
 from cache_core.blend.certificate import Certificate, CertificateError, Subject, checked_certificate
 from cache_core.cache import TieredCache
@@ -26,8 +14,16 @@ from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.policies import POLICIES, SecondTouch
 from cache_core.tiers import NullTier
+from lmcache_cli.bench.cells import BenchPlan, Cell
+from lmcache_cli.bench.refusals import Refusals
+from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import BlendEngine, Engine
 from lmcache_cli.engines.transformers.blend.prompt import Prompts
+from lmcache_cli.errors import CellMissingError, UserError
 from lmcache_cli.machine import cache_home
+from lmcache_cli.modes.mode import one_of
+from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.sizes import parse_list
 from workloads.request import Request
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+from cache_core.keys import ChunkHasher, Namespace
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.transformers.cross_model.layers import layer_groups
 from lmcache_cli.errors import UserError
 from lmcache_cli.modes.prefix import HitOracle
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
-
-if TYPE_CHECKING:
-    from lmcache_cli.options.bench import BenchOptions
-from collections.abc import Mapping
-
-from cache_core.keys import ChunkHasher, Namespace
 from workloads.request import Request
 
 _MANY_LAYERS = 10_000

@@ -1,4 +1,4 @@
-"""Which engines there are, which reuse each can measure, and the flags of those with a server."""
+"""Which engines there are, and which ways to reuse each can measure."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class ApproximateFlags:
 
 @dataclass(frozen=True)
 class WorkloadFlags:
-    """The requests of a workload; :data:`workloads.USES` says which of these each one uses."""
+    """The requests of a workload; ``workloads.WORKLOAD_USES`` says which of these each one uses."""
 
     context_tokens: Annotated[str, flag("Length of a document or context.", SWEPT)] = "2000"
     documents: Annotated[int, flag("Documents (long-context).", WORKLOAD)] = 4

@@ -1,4 +1,4 @@
-"""One measured figure with its spread."""
+"""Measured figures with their spread: copies in memory, and a remote tier."""
 
 from __future__ import annotations
 

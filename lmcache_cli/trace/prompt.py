@@ -1,4 +1,5 @@
-"""What an OpenAI-compatible request asks: one prompt or several, as text, messages or tokens."""
+"""What an OpenAI-compatible request asks, as text, messages or tokens, and where its token ids come
+from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From exchanges to lines of a trace, away from the requests' own way."""
+"""From exchanges to lines of a trace, away from the requests' own way, and a count of them as they
+come."""
 
 from __future__ import annotations
 

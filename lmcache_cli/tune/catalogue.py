@@ -1,4 +1,5 @@
-"""Models by name: what decides the bytes of their KV and the work of their prefill."""
+"""Models and accelerators by name: what decides the bytes of KV and the work of prefill, and what
+makers say of their devices. Dense peaks without sparsity, one device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Predicted beside measured, as a table and as JSON."""
+"""Parts of a recommendation's report: predicted beside measured, plots for a terminal,
+configuration to paste."""
 
 from __future__ import annotations
 

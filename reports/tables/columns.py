@@ -1,4 +1,4 @@
-"""What a benchmark's table says. How it is laid out is in tables.py."""
+"""What a benchmark's table says. How it is laid out is in layout.py."""
 
 from __future__ import annotations
 

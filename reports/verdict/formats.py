@@ -1,4 +1,4 @@
-"""Verdicts for people: a table for the terminal, Markdown for a pull request."""
+"""Verdicts for people and machines: a table, Markdown, JSON (docs/json.md) and JUnit XML."""
 
 from __future__ import annotations
 

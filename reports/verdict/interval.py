@@ -1,5 +1,5 @@
 """Intervals for a change between two sides: one that may be looked at after every round, and one
-for runs that lie there already.
+for stored runs. Where a series of runs changes its level.
 
 Both are of plain numbers: what is put in is logarithms of times or differences of shares.
 """

@@ -24,7 +24,7 @@ NO_CHUNKS.flags.writeable = False
 @dataclass(frozen=True, slots=True)
 class TraceSegment:
     """A part of a prompt that other prompts may have at another position: equal ``id``, equal
-    tokens. ``kind`` is one of ``workloads.request.KINDS``."""
+    tokens. ``kind`` is one of ``workloads.request.SEGMENT_KINDS``."""
 
     id: int
     tokens: int

@@ -1,4 +1,4 @@
-"""What vLLM's KV is: its layout, and everything that must be equal to share it."""
+"""What vLLM's KV is: its layout, its LoRA adapters, and all that must be equal to share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The connector's counters, gauges and histograms, in vLLM's log and beside its own at /metrics."""
+"""The connector's counters, gauges and histograms, in vLLM's log and beside its own at /metrics,
+and what the scheduler's side observes for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trouble that lasts is said once."""
+"""What a disk tier did beside serving, counted; trouble that lasts is said once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Chunks from disk to memory, each proven by its checksums."""
+"""Chunks from disk to memory, each proven by its checksums, through memory of the tier's own: of an
+engine's no disk ever reads or writes a byte."""
 
 from __future__ import annotations
 

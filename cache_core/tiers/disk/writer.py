@@ -1,4 +1,5 @@
-"""Chunks from memory to disk, into slots that nothing else is in."""
+"""Chunks from memory to disk, into slots that nothing else is in, and made durable in the
+background, many at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that send at the same time: an event loop in a thread of its own."""
+"""Clients that send requests, in an open or a closed loop, and whether they can keep up."""
 
 from __future__ import annotations
 

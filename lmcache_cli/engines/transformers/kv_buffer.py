@@ -1,4 +1,5 @@
-"""One request's KV in the engine's own memory, and the transformers Cache that reads it.
+"""One request's KV in the engine's own memory, the transformers Cache that reads it, and what moves
+chunks in and out of it on its device.
 
 transformers' DynamicCache concatenates: every forward copies all KV of every layer. Here a
 request's KV has a fixed home; a forward writes its new rows behind the old ones and attention

@@ -1,4 +1,4 @@
-"""Loading a causal language model by id, folder or from the embedded package."""
+"""Loading a model for the embedded engine: folders, hub ids, GGUF files, and its chat frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of our own: on loopback, in its own process group, with a log that stays."""
+"""Server processes of an engine: ``vllm serve`` and LMCache's, from start to end."""
 
 from __future__ import annotations
 

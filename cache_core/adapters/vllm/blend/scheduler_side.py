@@ -1,4 +1,5 @@
-"""The scheduler's half of blend: which segments a request reuses, and which are encoded for later.
+"""The scheduler's side of blend: where parts of a prompt begin that may stand anywhere, which of
+them a request reuses, and which are encoded for later.
 
 A blended request's KV is not what its tokens alone would give. So it must not be found by others:
 it is not saved, and vLLM's own prefix cache knows it under a salt of its own.

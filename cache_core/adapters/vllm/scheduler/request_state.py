@@ -1,4 +1,5 @@
-"""What the scheduler's half knows of one request."""
+"""What the scheduler's side knows of one request, with its keys, which are hashed beside the
+scheduler."""
 
 from __future__ import annotations
 

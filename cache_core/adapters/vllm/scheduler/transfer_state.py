@@ -1,4 +1,5 @@
-"""Loads and saves that are under way, and how many ranks have not reported them yet."""
+"""Loads and saves that are under way, what all ranks hold, and what generations of weights left in
+tiers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of the Llama shape, run layer by layer for chosen rows of a prompt."""
+"""A model layer by layer, with attention of rows that stand apart."""
 
 from __future__ import annotations
 
