@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lmcache_cli.options.flags import flag_name
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.pages import commands
 from tests.lmcache_cli.vllm_world import ARGS, QUIET, VllmAddress, need_vllm, tiny_model
+from workloads import WORKLOAD_USES
 
 pytestmark = pytest.mark.usefixtures("patient_client")
 SMALL = ["--context-tokens", "300", "--documents", "2", "--questions", "2", "--output-tokens", "2"]
@@ -18,7 +20,11 @@ SMALL += ["--passages", "2", "--passage-tokens", "100"]
 
 def run(words: list[str], cwd: Path, *more: str) -> None:
     """With fewer and shorter requests than the page has, which wins over nothing it says."""
+    served = [word for word in words if word in WORKLOAD_USES] or ["long-context", "rag"]
+    knobs = {flag_name(name) for names in WORKLOAD_USES.values() for name in names}
+    used = {flag_name(name) for work in served for name in WORKLOAD_USES[work]}
     given = [(f, v) for f, v in zip(more[::2], more[1::2], strict=True) if f not in words]
+    given = [(f, v) for f, v in given if f in used or f not in knobs]
     flags = [text for pair in given for text in pair]
     done = lmcache(*words[1:], *flags, cwd=cwd, **QUIET)
     assert done.returncode == 0, (words, done.stderr)
