@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.blend_rules.attention_guided import AttentionGuided
 from benchmarks.blend_rules.calibrate import calibrate, kl
 from benchmarks.blend_rules.known import Deviation, Rows, every, nothing, scattered

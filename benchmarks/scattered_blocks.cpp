@@ -1,4 +1,4 @@
-// Ways for one core to read, write and copy blocks, those that csrc/stream.cpp took and those that it
+// Ways for one core to read, write and copy blocks, those that csrc/memory/stream.cpp took and those that it
 // did not. Orders are block numbers; all memory is aligned to 64 bytes.
 #include <immintrin.h>
 

@@ -35,6 +35,7 @@ from lmcache_cli.tune.report_sections import drift_text, point_row, point_table,
 from lmcache_cli.tune.source import RequestSource, made_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, Validation, validate
+from workloads import WORKLOAD_USES
 
 WORKLOADS = ("long-context", "rag", "chat")
 SHARES = (("1/4", 4), ("1/2", 2), ("all", 1))
@@ -47,18 +48,15 @@ def bench_options(workload: str, quick: bool, requests: int, seed: int) -> Bench
     small = dict(context_tokens="200", passage_tokens=64, system_tokens=64, rounds=2)
     full = dict(context_tokens="1000", passage_tokens=300, system_tokens=256, rounds=4)
     chosen: dict[str, Any] = small if quick else full
+    knobs = {"documents": 3, "questions": 4, "passages": 3, "corpus_passages": 4, "sessions": 3}
+    knobs |= chosen
     return BenchOptions(
         workloads=(workload,),
         engine="simulated",
-        documents=3,
-        questions=4,
-        passages=3,
-        corpus_passages=4,
-        sessions=3,
         requests=requests,
         output_tokens=4,
         seed=seed,
-        **chosen,
+        **{name: value for name, value in knobs.items() if name in WORKLOAD_USES[workload]},
     )
 
 

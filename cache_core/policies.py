@@ -1,6 +1,7 @@
-"""The orders that a tier can have, by name: which chunk goes when it is full.
+"""Which chunk goes when a tier is full (orders, by name), and which new ones may enter it
+(admission: saves writes on a medium that wears, for some hits).
 
-What each of them is stands beside its code, in csrc/ledger/.
+What each order is stands beside its code, in csrc/ledger/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a number was measured on: the machine, and the versions that took part."""
+"""What a number was measured on: the machine, and the versions that took part; and where this
+program keeps files of its own."""
 
 from __future__ import annotations
 

@@ -87,6 +87,8 @@ def run() -> None:
         # or uses the installed one: they are known by what they can do.
         message = getattr(error, "format_message", None)
         if message is None:
+            if type(error).__name__ == "Abort":
+                sys.exit(EXIT_INTERRUPTED)
             raise
         text = " ".join(str(message()).split())
         command = getattr(getattr(error, "ctx", None), "command_path", "lmcache")

@@ -1,4 +1,9 @@
-"""How far reused KV moves a model's answers from a full prefill's, and from the right ones."""
+"""How far reused KV moves a model's answers from a full prefill's, and from the right ones.
+
+Answers are scored as SQuAD's evaluation does (Rajpurkar et al. 2016, section 6.1), which MuSiQue
+took over: lower case, without punctuation, articles and superfluous blanks; F1 over the bag of
+words; the best of all right answers counts.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def system_prompt(text: str, count: int, reader: TokenReader) -> Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Tokens of one kind (see ``workloads.request.KINDS``), int32, shape [n]."""
+    """Tokens of one kind (see ``workloads.request.SEGMENT_KINDS``), int32, shape [n]."""
 
     kind: str
     ids: TokenIds

@@ -32,7 +32,7 @@ _TASKS = (
 def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     """``sessions`` conversations of ``rounds`` rounds, interleaved: s0r0 s1r0 ... s0r1 s1r1 ...
 
-    Round r's prompt is the shared system prompt, all earlier turns of the user (``turn_tokens``
+    Round r's prompt is the shared system prompt, all earlier turns of the user (``question_tokens``
     each) with their scripted replies (``reply_tokens`` each), and a new turn. With ``requests``
     above sessions x rounds, new sessions begin when the old ones have ended.
     """
@@ -59,7 +59,7 @@ def agent(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     """``sessions`` tool loops of ``rounds`` steps, interleaved like ``chat``.
 
     Step s's prompt is the shared descriptions of the tools (``system_tokens``), the session's task
-    (``turn_tokens``), and s times a scripted call (``reply_tokens``) with its result
+    (``question_tokens``), and s times a scripted call (``reply_tokens``) with its result
     (``result_tokens``). Results are what makes it grow.
     """
     system = system_prompt(USES_TOOLS, settings.system_tokens, reader)

@@ -69,7 +69,7 @@ class Parting:
 
 @dataclass(slots=True, eq=False)
 class TierQueue:
-    """The state of one tier; its Carrier's lock guards it.
+    """The state of one tier; its PlanExecutor's lock guards it.
 
     ``most`` chunks may be queued at once. ``deadline`` is set while a call is in the tier that may
     never come back; ``stuck`` from when it was given up until it does come back.
@@ -110,7 +110,7 @@ class TierQueue:
     def room(self, chunks: int) -> int:
         """How many of so many chunks the queue takes: none of a tier that is stuck or closes, and
         a whole batch, whatever its length, if nothing else is queued or the tier is memory, whose
-        callers have waited (:meth:`Carrier.wait_for_room`)."""
+        callers have waited (:meth:`PlanExecutor.wait_for_room`)."""
         if self.stuck or self.closing:
             return 0
         if self.in_memory:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from cache_core import _native
-from cache_core import execute as carry
+from cache_core.execute import read
 from cache_core.layout import Addresses
 from cache_core.tiers.tier import Read, Tier
 from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
@@ -255,7 +255,7 @@ class TimedReads:
         if buffer is not None:
             target = buffer.place(len(rows))
 
-        task = self._submit(lambda: carry.read(self._tier, wanted, target))
+        task = self._submit(lambda: read(self._tier, wanted, target))
         return _Part(rows, buffer, task)
 
     def _finish(

@@ -78,7 +78,7 @@ class CopyStreams:
 
 class GpuBuffers:
     """Chunks inside an engine's KV in a GPU's memory. As
-    :class:`~cache_core.transfer.chunks.PagedPlace`, but that addresses may be the GPU's own too."""
+    :class:`~cache_core.transfer.chunks.PagedBuffers`, but addresses may be the GPU's own too."""
 
     def __init__(
         self,

@@ -113,7 +113,7 @@ def _check_uses(options: BenchOptions, modes: Sequence[str]) -> None:
     """Raises ``UserError`` for a flag that no workload, or no mode, of this bench uses."""
     workloads = WORKLOAD_USES | {TRACE: ()}
     if options.dataset is not None:  # its prompts are cut to a length
-        workloads["rag"] = (*workloads["rag"], "context_tokens")
+        workloads["rag"] = ("context_tokens",)
     _refuse_unused(options, "workload", options.workloads, workloads)
     _refuse_unused(options, "--reuse", modes, MODE_USES)
 
@@ -123,8 +123,8 @@ def _refuse_unused(
 ) -> None:
     default = BenchOptions()
     used = list(dict.fromkeys(name for one in chosen for name in uses.get(one, ())))
-    for name in {name for names in uses.values() for name in names}.difference(used):
-        if getattr(options, name) != getattr(default, name):
+    for name in dict.fromkeys(name for names in uses.values() for name in names):
+        if name not in used and getattr(options, name) != getattr(default, name):
             others = ", ".join(one for one, names in uses.items() if name in names)
             has = ", ".join(map(flag_name, used))
             raise UserError(

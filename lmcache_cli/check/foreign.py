@@ -39,7 +39,7 @@ _UNIT_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 @dataclass(frozen=True, slots=True)
 class ForeignRun:
     """``rounds`` of the one ``cell`` that such a file has; ``facts`` and ``when`` are those of
-    :class:`lmcache_cli.check.stored_runs.StoredRun`."""
+    :class:`lmcache_cli.check.stored_runs.ComparedRun`."""
 
     tool: str
     cell: str

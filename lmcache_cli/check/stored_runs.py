@@ -149,8 +149,6 @@ def _facts(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[
 
 
 _MAY_DIFFER = ("version",)
-
-
 """A new version is what is judged."""
 
 

@@ -1,4 +1,5 @@
-"""What an engine's work was measured to cost: ``probe.json``, read back."""
+"""What serving costs: the formula that is the simulated engine's clock, and what ``lmcache probe
+--model`` measured here (``probe.json``), read back."""
 
 from __future__ import annotations
 

@@ -185,11 +185,17 @@ class ApproximateFlags:
 class WorkloadFlags:
     """The requests of a workload; ``workloads.WORKLOAD_USES`` says which of these each one uses."""
 
-    context_tokens: Annotated[str, flag("Length of a document or context.", SWEPT)] = "2000"
+    context_tokens: Annotated[
+        str, flag("Length of a document or context; bench takes a list.", WORKLOAD)
+    ] = "2000"
     documents: Annotated[int, flag("Documents (long-context).", WORKLOAD)] = 4
     questions: Annotated[int, flag("Questions per document (long-context).", WORKLOAD)] = 3
     requests: Annotated[
-        int | None, flag("Number of requests. \\[default: the workload's own]", WORKLOAD)
+        int | None,
+        flag(
+            "Number of requests; of a trace, the first ones. \\[default: the workload's own]",
+            WORKLOAD,
+        ),
     ] = None
     question_tokens: Annotated[int, flag("Length of a question.", WORKLOAD)] = 64
     output_tokens: Annotated[int, flag("Tokens generated per request.", WORKLOAD)] = 16

@@ -22,10 +22,6 @@ from lmcache_cli.probe.media import CopyFigure, Figure, RemoteProbe, probe_memor
 
 if TYPE_CHECKING:
     from lmcache_cli.probe.engine import EngineProbe
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lmcache_cli.probe.engine import EngineProbe
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""``lmcache trace info``, ``convert_trace`` and ``synth``."""
+"""``lmcache trace info``, ``convert`` and ``synth``."""
 
 from __future__ import annotations
 

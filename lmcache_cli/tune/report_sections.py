@@ -121,8 +121,6 @@ _POINTS = 64
 
 
 _SPAN = 4096
-
-
 """The largest size that is shown over the smallest."""
 
 
@@ -220,8 +218,6 @@ PlotPoint = tuple[float, float]
 
 
 _MARKERS = ("●", "▲", "■", "◆", "+", "x", "o", "*")
-
-
 """One per curve: shapes tell them apart where there is no colour."""
 
 

@@ -240,8 +240,6 @@ DAYS_RESAMPLED = 1000
 
 
 BLOCKS = 20
-
-
 """Stretches of time that are drawn where a trace does not tell sessions, or has few of them."""
 
 

@@ -1,4 +1,10 @@
-"""What a remote engine must be able to do for :class:`.RemoteTier`."""
+"""What a remote engine must be able to do for :class:`.RemoteTier`, and the head of every value.
+
+Every value has a head of 64 bytes, little-endian: magic ``LMKV``, u32 format version, u64 payload
+bytes, the chunk's 32-byte key, xxh3-128 of the payload. A reader knows what each field must be, so
+the head needs no checksum of its own. It protects against accidents, not against an adversary, who
+could compute the hash too: give a store only to those who may read each other's KV.
+"""
 
 from __future__ import annotations
 

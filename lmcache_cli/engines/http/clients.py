@@ -1,4 +1,5 @@
-"""Clients that send requests, in an open or a closed loop, and whether they can keep up."""
+"""Clients that send requests, in an open or a closed loop, and whether they can keep up: a
+client that did not has measured itself, not the server."""
 
 from __future__ import annotations
 
@@ -20,14 +21,10 @@ from reports.sample import Sample
 from workloads.request import Request
 
 SHARE = 0.1
-
-
 """Of the median TTFT: the delay by the client that is still no matter."""
 
 
 FLOOR_S = 0.005
-
-
 """What any busy machine may delay a thread."""
 
 

@@ -25,7 +25,6 @@ from lmcache_cli.engines.http.engine import (
     warm,
 )
 from lmcache_cli.engines.http.settings import ServerSettings
-from lmcache_cli.engines.transformers.models import read_chat_frame
 from lmcache_cli.engines.vllm.flags import (
     flag_value,
     mode_flags,
@@ -71,6 +70,8 @@ class VllmEngine:
             kept = getattr(self.config, "dtype", None) or "bfloat16"
             self._dtype = str(kept).removeprefix("torch.")
         (self.encode, self.bos), self.decode = read_tokenizer(self.folder)
+        from lmcache_cli.engines.transformers.models import read_chat_frame
+
         self.frame = read_chat_frame(self.folder)
         self.max_context = _context(self.config, serving.args) - SALT_TOKENS
         self._opened = 0

@@ -32,8 +32,6 @@ PARAMETER = "lmcache"
 
 
 FIND = "find"
-
-
 """Instead of segments: look for known ones."""
 
 

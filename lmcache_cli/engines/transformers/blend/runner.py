@@ -1,4 +1,9 @@
-"""A model layer by layer, with attention of rows that stand apart."""
+"""A model of the Llama shape layer by layer, with attention of rows that stand apart.
+
+A causal kernel aligns its triangle with the last key, so it takes rows that follow one another
+only. Others go in blocks: to the keys before a block without a mask, to those that the block spans
+with one, and the two are joined by their log-sum-exp.
+"""
 
 from __future__ import annotations
 
