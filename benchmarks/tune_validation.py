@@ -48,7 +48,13 @@ def bench_options(workload: str, quick: bool, requests: int, seed: int) -> Bench
     small = dict(context_tokens="200", passage_tokens=64, system_tokens=64, rounds=2)
     full = dict(context_tokens="1000", passage_tokens=300, system_tokens=256, rounds=4)
     chosen: dict[str, Any] = small if quick else full
-    knobs = {"documents": 3, "questions": 4, "passages": 3, "corpus_passages": 4, "sessions": 3}
+    knobs: dict[str, Any] = {
+        "documents": 3,
+        "questions": 4,
+        "passages": 3,
+        "corpus_passages": 4,
+        "sessions": 3,
+    }
     knobs |= chosen
     return BenchOptions(
         workloads=(workload,),
