@@ -26,7 +26,7 @@ MODE_USES = {
         "blend_passport",
         "unverified",
     ),
-    "shared": ("shared_from", "recompute_layers"),
+    "shared": ("recompute_layers",),
 }
 """Flags of one mode alone."""
 

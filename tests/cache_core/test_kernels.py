@@ -29,7 +29,10 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="no CUDA compiler (nvcc) is
 
 def nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(NVCC), "-std=c++20", "-O3", "-Werror=all-warnings", *arguments, "kernels.cu"],
+        [
+            str(NVCC), "-std=c++20", "-O3", "-Werror=all-warnings", "-I.", *arguments,
+            "cuda/kernels.cu",
+        ],
         capture_output=True, text=True, cwd=CSRC, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,8 @@ def made(name: str, engine: Any, **changes: Any) -> RequestSource:
     # A knob that the workload has not is refused, so that it keeps its default.
     wrong = {n: getattr(BenchOptions(), n) for names in WORKLOAD_USES.values() for n in names}
     wrong = {n: value for n, value in wrong.items() if n not in WORKLOAD_USES[name]}
+    if name in ("chat", "agent"):  # turns as long as several chunks
+        wrong["question_tokens"] = 64
     bench = replace(SMALL, workloads=(name,), **wrong | changes)
     return made_source(
         TuneOptions(source=name, chunk_tokens="16,32"), bench, engine.encode, engine.bos
