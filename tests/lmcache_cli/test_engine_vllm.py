@@ -92,8 +92,11 @@ def test_a_server_that_is_killed_gives_failed_samples(model: Path, tmp_path: Pat
     try:
         with running(*words, *flags, cwd=tmp_path, **QUIET) as process:
             [log] = _logs(tmp_path, process)
-            served = lambda: log.read_text().count("POST /v1/completions") > 10  # noqa: E731
-            eventually(lambda: served() or process.poll() is not None, START_S)
+
+            def serves() -> bool:
+                return log.read_text().count("POST /v1/completions") > 10
+
+            eventually(lambda: serves() or process.poll() is not None, START_S)
             assert process.poll() is None, process.communicate()[1]
             for server in servers_of(model):
                 server.kill()
