@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 from lmcache_cli.engines.http.settings import api_key, server_root
 from lmcache_cli.errors import UserError
-
-if TYPE_CHECKING:
-    from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.bench import BenchOptions
 
 
 def check_server_flags(options: BenchOptions) -> tuple[str, ...]:

@@ -57,5 +57,5 @@ class BenchOptions(
         """From the command's parameters by name; those that are no options are left out."""
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in flags.items() if name in known}
-        values["workloads"] = tuple(values.get("workloads") or ("long-context", "rag"))
+        values["workloads"] = tuple(values.get("workloads") or cls.workloads)
         return cls(**values)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cache_core.blend.certificate import Subject
 from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.transformers.blend.session import BlendSession
 from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
 from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
@@ -14,6 +16,18 @@ from lmcache_cli.errors import UserError
 
 class TransformersEngine(ModelRunner):
     """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
+
+    interleaves = True
+
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
+        return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
+
+    def blend_subject(self) -> Subject:
+        """What a certificate for blend is of. Reads all weights of a folder."""
+        return self.loaded.blend_subject()
+
+    def session_bytes(self) -> int:
+        return 0
 
     def open(self, spec: CacheSpec, max_tokens: int) -> TransformersSession:
         if max_tokens > self.max_context:

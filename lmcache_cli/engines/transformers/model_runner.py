@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_core.blend.certificate import Subject
 from cache_core.keys import Namespace, config_digest
 from cache_core.layout import KVLayout
 from lmcache_cli.engines.cache_spec import CacheSpec
-from lmcache_cli.engines.capacity import chunks_per_tier, codec_salt
+from lmcache_cli.engines.capacity import codec_salt
 from lmcache_cli.engines.transformers.blend.runner import LayerRunner
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.models import LoadedModel, load_model
@@ -33,7 +32,6 @@ class ModelRunner:
     """A loaded model, and the buffers that requests take turns in. Runs one request at a time."""
 
     name = "transformers"
-    interleaves = True
 
     def __init__(
         self, model: str | None, device: str = "cpu", dtype: str = "auto", threads: int = 0
@@ -79,9 +77,6 @@ class ModelRunner:
             extra={"config": config_digest(loaded.config), **codec_salt(spec.codec)},
         )
 
-    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
-        return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
-
     def layers(self) -> LayerRunner:
         """The model by layers. Raises ``UserError`` for one that blend does not know."""
         if self._layers is None:
@@ -93,13 +88,6 @@ class ModelRunner:
         if name not in self._shared:
             self._shared[name] = make()
         return cast(_T, self._shared[name])
-
-    def blend_subject(self) -> Subject:
-        """What a passport for blend is of. Reads all weights of a folder."""
-        return self.loaded.blend_subject()
-
-    def session_bytes(self) -> int:
-        return 0
 
     def warm_up(self, tokens: int) -> None:
         self.reserve(tokens + 1)

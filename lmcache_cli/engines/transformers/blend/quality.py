@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmcache_cli.engines.transformers.blend.runner import LayerRunner
+from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from reports.quality import Quality
 from workloads.request import Request
@@ -81,3 +82,15 @@ def compared(full: Tensor, other: Tensor) -> Quality:
     kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)
     same = (full.argmax(-1) == other.argmax(-1)).double()
     return Quality(float(kl.mean()), float(same.mean()), len(full))
+
+
+def judged(engine: ModelRunner, last: tuple[KvBuffer, Tensor] | None, request: Request) -> Quality:
+    """Quality of the request that ``engine`` served last, outside of all numbers: ``last`` is its
+    KV and its first logits. Raises ``RuntimeError`` if that is gone."""
+    if last is None:
+        raise RuntimeError("judge() comes right after its request was served")
+    kv, first = last
+    full = reference_answers(engine).answer(request)
+    n = len(request.token_ids)
+    forced = forced_logits(engine.layers(), first, full.tokens, kv.tensor, n)
+    return compared(full.logits, forced)

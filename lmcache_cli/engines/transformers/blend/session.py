@@ -14,11 +14,7 @@ from cache_core.cache import TieredCache
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.transformers.blend.forward import blend
 from lmcache_cli.engines.transformers.blend.prompt import BlendPrompt, Prompts, covered
-from lmcache_cli.engines.transformers.blend.quality import (
-    compared,
-    forced_logits,
-    reference_answers,
-)
+from lmcache_cli.engines.transformers.blend.quality import judged
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer, wait_for
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.session import Prefilled, TransformersSession
@@ -96,15 +92,7 @@ class BlendSession(TransformersSession):
         super().clear()
 
     def judge(self, request: Request) -> Quality:
-        """Quality of the request that was served last, outside of all numbers."""
-        if self._last is None:
-            raise RuntimeError("judge() comes right after its request was served")
-        arena, first = self._last
-        full = reference_answers(self.engine).answer(request)
-        n = len(request.token_ids)
-        return compared(
-            full.logits, forced_logits(self.runner, first, full.tokens, arena.tensor, n)
-        )
+        return judged(self.engine, self._last, request)
 
     def _before(self) -> None:
         self._encode()

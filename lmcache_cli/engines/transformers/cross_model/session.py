@@ -11,11 +11,7 @@ import torch
 from cache_core.keys import ChunkHasher
 from cache_core.plan import LoadOutcome
 from lmcache_cli.engines.cache_spec import CacheSpec
-from lmcache_cli.engines.transformers.blend.quality import (
-    compared,
-    forced_logits,
-    reference_answers,
-)
+from lmcache_cli.engines.transformers.blend.quality import judged
 from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
 from lmcache_cli.engines.transformers.cross_model.forward import Computed, prefill, prefill_over
 from lmcache_cli.engines.transformers.cross_model.hidden_states import (
@@ -91,15 +87,7 @@ class CrossModelSession(TransformersSession):
             self.settle()
 
     def judge(self, request: Request) -> Quality:
-        """Quality of the request that was served last, outside of all numbers."""
-        if self._last is None:
-            raise RuntimeError("judge() comes right after its request was served")
-        arena, first = self._last
-        full = reference_answers(self.engine).answer(request)
-        n = len(request.token_ids)
-        return compared(
-            full.logits, forced_logits(self.runner, first, full.tokens, arena.tensor, n)
-        )
+        return judged(self.engine, self._last, request)
 
     def settle(self) -> None:
         super().settle()
