@@ -61,7 +61,7 @@ app.command("tune", short_help=tune.SHORT, epilog=tune.EXAMPLES)(tune.tune)
 app.command("probe", short_help=probe.SHORT, epilog=probe.EXAMPLES)(probe.probe)
 app.command("check", short_help=check.SHORT, epilog=check.EXAMPLES)(check.check)
 app.command("compare", short_help=compare.SHORT, epilog=compare.EXAMPLES)(compare.compare)
-app.command("verify", short_help=verify.SHORT, epilog=verify.EXAMPLES)(verify.verify)
+app.add_typer(verify.verify_app)
 app.command("report", short_help=report.SHORT, epilog=report.EXAMPLES)(report.report)
 app.add_typer(trace.trace_app)
 app.command("doctor", short_help=doctor.SHORT, epilog=doctor.EXAMPLES)(doctor.doctor)
@@ -90,7 +90,7 @@ def run() -> None:
             if type(error).__name__ == "Abort":
                 sys.exit(EXIT_INTERRUPTED)
             raise
-        text = " ".join(str(message()).split())
+        text = " ".join(str(message()).split()).replace("Value error, ", "")
         command = getattr(getattr(error, "ctx", None), "command_path", "lmcache")
         if text:
             print(f"lmcache: {text.rstrip('.')}; see {command} --help", file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -30,7 +30,7 @@ class Benchmark:
         baseline: str = "",
         candidate: str = "",
         fail_on: Sequence[str] = (),
-        counters: str = "exact",
+        counters: Literal["exact", "worse", "ignore"] = "exact",
         max_rounds: int = 60,
         max_time_s: float = 600.0,
         seed: int = 0,
@@ -44,6 +44,7 @@ class Benchmark:
         from lmcache_cli.bench.progress import BenchProgress
         from lmcache_cli.check.run import CheckResult, Judgement
         from lmcache_cli.check.side import Budget, Side, parse_side, shared_flags
+        from lmcache_cli.options.verdict import JudgementFlags
         from reports.verdict.formats import verdict_markdown
 
         shared = shared_flags(bench)
@@ -54,7 +55,7 @@ class Benchmark:
         check = CheckResult(
             base,
             new,
-            Judgement.of(fail_on, counters),
+            Judgement.of(JudgementFlags(list(fail_on), counters)),
             Budget(max_rounds, max_time_s),
             seed,
             self.folder,

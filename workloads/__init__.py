@@ -6,8 +6,7 @@ from workloads.replay import Replay, replay
 from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
-from workloads.warming import warming
-from workloads.workload import WORKLOAD_USES, WORKLOADS, generate
+from workloads.workload import WORKLOAD_USES, WORKLOADS, generate, warming
 
 __all__ = [
     "WORKLOADS",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from workloads.documents import long_context, rag, unrelated
 from workloads.draw import Draw
-from workloads.prompt import Prompt
+from workloads.prompt import Part, Prompt
 from workloads.request import Request
 from workloads.sessions import agent, chat
 from workloads.settings import Settings, arrival_times
@@ -58,3 +58,29 @@ def generate(
         prompt.request(time, settings.output_tokens)
         for prompt, time in zip(prompts, times, strict=True)
     ]
+
+
+def warming(requests: Sequence[Request]) -> list[Request]:
+    """Requests that show every part between the first and the last segment of ``requests`` once.
+
+    Each begins with the first request's first segment and ends with its last one, and has as many
+    parts between as it has. Parts come in reverse order of their first use, so that hardly one
+    stands where, and behind what, it stands in ``requests``. One token is generated. Requests of
+    fewer than three segments give nothing.
+    """
+    parts: dict[bytes, Part] = {}
+    for request in requests:
+        for segment in request.segments[1:-1]:
+            ids = request.token_ids[segment.start : segment.end]
+            parts.setdefault(ids.tobytes(), Part(segment.kind, ids))
+    if not parts:
+        return []
+    model = next(request for request in requests if len(request.segments) > 2)
+    first, *between, last = [Part(s.kind, model.token_ids[s.start : s.end]) for s in model.segments]
+    waiting = list(reversed(parts.values()))
+    made = []
+    for i in range(0, len(waiting), len(between)):
+        name = f"warm{i // len(between)}"
+        parts_of = (first, *waiting[i : i + len(between)], last)
+        made.append(Prompt(name, name, parts_of).request(0.0, 1))
+    return made

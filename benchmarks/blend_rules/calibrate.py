@@ -1,4 +1,4 @@
-"""Learning a profile for a model from prompts without labels, as `verify --calibrate` needs."""
+"""Learning a model's profile from prompts without labels, as `verify blend --calibrate` needs."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CERTIFICATE_SCHEMA = "lmcache.blend-passport/1"
+CERTIFICATE_SCHEMA = "lmcache.blend-certificate/1"
 _DOMAIN = b"lmcache.blend-subject/1"
 _ROPE = (
     "rope_type",
@@ -34,7 +34,7 @@ _ROPE_DEFAULT = {"rope_type": "default", "partial_rotary_factor": 1.0}
 
 
 class CertificateError(ValueError):
-    """A passport that is missing, unreadable, of another model, or that says no."""
+    """A certificate that is missing, unreadable, of another model, or that says no."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Subject:
 class Certificate:
     """``failed`` are the names of the gates that did not hold. ``calibration`` are settings found
     for the model, with what they rest on; empty if none were looked for. ``details`` are gates,
-    curve and settings as ``verify --blend --json`` writes them."""
+    curve and settings as ``verify blend --json`` writes them."""
 
     subject: Subject
     failed: tuple[str, ...]
@@ -90,7 +90,7 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Raises :class:`CertificateError` for a file that is missing, damaged or no passport."""
+    """Raises :class:`CertificateError` for a file that is missing, damaged or no certificate."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,7 +98,7 @@ def read_certificate(path: Path) -> Certificate:
     except ValueError as error:
         raise CertificateError(f"{path} is no JSON") from error
     if not isinstance(found, dict) or found.get("schema") != CERTIFICATE_SCHEMA:
-        raise CertificateError(f"{path} is no blend passport ({CERTIFICATE_SCHEMA})")
+        raise CertificateError(f"{path} is no blend certificate ({CERTIFICATE_SCHEMA})")
     known = {"schema", "digest", "passed", "failed", "calibration"}
     names = ("model", "weights", "dtype", "rope")
     try:
@@ -112,9 +112,10 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def checked_certificate(path: Path, subject: Subject) -> Certificate:
-    """The passport, if it is of this model and all gates held. Raises :class:`CertificateError`."""
-    passport = read_certificate(path)
-    other = passport.subject
+    """Reads the certificate, if it is of this model and all gates held. Raises
+    :class:`CertificateError`."""
+    certificate = read_certificate(path)
+    other = certificate.subject
     if other.digest != subject.digest:
         differ = [
             n for n in ("weights", "dtype", "rope") if getattr(other, n) != getattr(subject, n)
@@ -123,11 +124,11 @@ def checked_certificate(path: Path, subject: Subject) -> Certificate:
             f"{path} is of {other.model} ({other.dtype}), not of {subject.model}"
             f" ({subject.dtype}): {', '.join(differ) or 'model'} differ"
         )
-    if passport.failed:
+    if certificate.failed:
         raise CertificateError(
-            f"{path}: {subject.model} failed {', '.join(map(repr, passport.failed))}"
+            f"{path}: {subject.model} failed {', '.join(map(repr, certificate.failed))}"
         )
-    return passport
+    return certificate
 
 
 def rope_text(parameters: Mapping[str, Any] | None) -> str:

@@ -1,8 +1,11 @@
-"""What is swept: scenarios (the requests), cells (the caches that serve them), the plan."""
+"""What is swept: scenarios (the requests), cells (the caches that serve them), the plan, and the
+cells that can't be measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +15,7 @@ from cache_core.tiers.remote.url import redacted
 from lmcache_cli.engines.cache_spec import FOREIGN_MODES, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.http.settings import ServerSettings
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
 from lmcache_cli.options.bench import BenchOptions
 from reports.summary import CellMeta
 from workloads import (
@@ -21,6 +24,8 @@ from workloads import (
     Replay,
     Settings,
 )
+
+logger = logging.getLogger("lmcache")
 
 # Workloads whose context length is swept; the others are built from parts of fixed length.
 SWEPT_BY_CONTEXT = ("long-context", "random")
@@ -240,11 +245,70 @@ class BenchPlan:
         values = asdict(self.options)
         values["workloads"] = list(self.options.workloads)
         values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
-        passport = self.options.blend_passport
-        values["blend_passport"] = str(passport) if passport else None
+        certificate = self.options.blend_certificate
+        values["blend_certificate"] = str(certificate) if certificate else None
         values["trace"] = str(self.options.trace) if self.options.trace else None
         values["remote"] = redacted(self.options.remote) if self.options.remote else None
         values["dataset"] = str(self.options.dataset) if self.options.dataset else None
         values["probe"] = str(self.options.probe) if self.options.probe else None
         values["corpus"] = str(self.options.corpus) if self.options.corpus else None
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A cell and the error that ended it, or kept it from being opened."""
+
+    cell: Cell
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        text = (str(self.error).strip() or "no reason given").splitlines()[0]
+        named = isinstance(self.error, UserError)
+        return text if named else f"{type(self.error).__name__}: {text}"
+
+
+class Refusals:
+    """Notes the cells that are left out. ``say`` is told of each reason at once; without it the
+    first one ends the measurement, as any error does."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self.found: dict[int, Refused] = {}
+        self._say = say
+
+    @property
+    def exit_code(self) -> int:
+        """0 without refusals; else the first one's."""
+        for refused in self.found.values():
+            return refused.error.exit_code if isinstance(refused.error, UserError) else EXIT_FAILED
+        return 0
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.index in self.found
+
+    def add(self, cell: Cell, error: Exception) -> None:
+        """Leaves the cell out from here on. Raises the error where none may be."""
+        if self._say is None:
+            raise error
+        self.found[cell.index] = Refused(cell, error)
+        self._say(f"{cell.reuse} can't be measured: {self.found[cell.index].reason}")
+
+    @contextmanager
+    def of(self, cell: Cell) -> Iterator[None]:
+        """What is done for a cell alone. Its own errors end it, and so do torch's (a GPU's memory
+        that is full, a kernel that doesn't start)."""
+        try:
+            yield
+        except CellError as error:
+            self.add(cell, error)
+        except (RuntimeError, MemoryError) as error:
+            if self._say is not None:
+                logger.warning("in a cell of reuse %s", cell.reuse, exc_info=True)
+            self.add(cell, error)
+
+    def raise_first(self) -> None:
+        """Raises the first refusal's error, where nothing else was measured."""
+        for refused in self.found.values():
+            raise refused.error

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cache_core.plan import TierCounters
-from lmcache_cli.bench.cells import Cell, Scenario
-from lmcache_cli.bench.refusals import Refusals
+from lmcache_cli.bench.cells import Cell, Refusals, Scenario
 from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
 from lmcache_cli.modes.blend import ContentOracle
@@ -18,8 +17,8 @@ from lmcache_cli.modes.cross_model import CrossModelOracle
 from lmcache_cli.modes.prefix import HitOracle
 from reports.quality import answer_of, scored
 from reports.sample import Sample
+from workloads import warming
 from workloads.request import Request
-from workloads.warming import warming
 
 
 class ContaminationError(UserError):

@@ -13,11 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from cache_core.memory_limits import tightest_limit
-from lmcache_cli.bench.cells import BenchPlan, Cell, groups_that_fit
+from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure_cells
 from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
-from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.bench.requests import engine_requests
 from lmcache_cli.bench.resume import (
     INTERRUPTED,

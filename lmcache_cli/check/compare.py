@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from lmcache_cli.check.run import CheckOutputs, Judgement
 from lmcache_cli.check.stored_runs import ComparedRun, read_compared, refuse_unlike_runs
 from lmcache_cli.errors import UserError
 from reports.run_file import CheckRecordError, read_among
-from reports.verdict.counters import Strictness
 from reports.verdict.round import Round
 from reports.verdict.trial import Comparison, Trial
 
@@ -39,7 +37,7 @@ def run_compare(
     warnings += [w for run in (*before, *after) for w in run.warnings]
     warnings.append(_FIXED)
     comparisons = _pair(before, after, "cells" in allowed)
-    strictness = cast(Strictness, judgement.counters)
+    strictness = judgement.counters
     trial = Trial(comparisons, judgement.rules, strictness, paired=False, noise=noise)
     sides = {
         name: {"runs": [str(run.path) for run in runs], "tool": runs[0].tool}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from lmcache_cli.errors import (
     UserError,
 )
 from lmcache_cli.machine import machine, versions
+from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import json_text
 from reports.run_file import CHECK, CheckRecordError, write_run
@@ -61,7 +62,7 @@ class CheckResult:
         return Trial(
             self.comparisons,
             self.judgement.rules,
-            cast(Strictness, self.judgement.counters),
+            self.judgement.counters,
             paired=self.stored is None,
         )
 
@@ -213,22 +214,12 @@ def _keep_samples(
 
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": EXIT_FAILED, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
-
-
-STRICTNESS = ("exact", "worse", "ignore")
-
-
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
-@dataclass(frozen=True, slots=True)
-class CheckOutputs:
-    """Files by flag; ``-`` is stdout. ``github`` appends the Markdown to the step's summary."""
-
-    json: str | None = None
-    markdown: str | None = None
-    junit: str | None = None
-    github: bool = False
+@dataclass(frozen=True)
+class CheckOutputs(VerdictFiles):
+    """The files of a verdict, checked before anything is measured and written after it."""
 
     def check(self) -> None:
         """Before anything is measured: raises ``UserError`` for what could not be written."""
@@ -283,16 +274,13 @@ class Judgement:
     """What fails: ``rules`` and the strictness of counters."""
 
     rules: list[Rule] = field(default_factory=list)
-    counters: str = "exact"
+    counters: Strictness = "exact"
 
     @classmethod
-    def of(cls, fail_on: Sequence[str], counters: str) -> Judgement:
+    def of(cls, flags: JudgementFlags) -> Judgement:
         """Raises ``UserError`` for a rule that can't be read, ``MissingError`` without scipy."""
-        if counters not in STRICTNESS:
-            known = ", ".join(STRICTNESS)
-            raise UserError(f"--counters: {counters!r} is not known; use one of {known}")
         try:
-            rules = [parse_rule(text) for text in (fail_on or [DEFAULT_RULE])]
+            rules = [parse_rule(text) for text in (flags.fail_on or [DEFAULT_RULE])]
         except RuleError as error:
             raise UserError(f"--fail-on: {error}") from error
         names = [str(rule) for rule in rules]
@@ -303,7 +291,7 @@ class Judgement:
             import scipy  # noqa: F401
         except ImportError as error:
             raise _missing(error) from error
-        return cls(rules, counters)
+        return cls(rules, flags.counters)
 
 
 def _missing(error: ImportError) -> MissingError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.options.flags import load_config
+from lmcache_cli.options.flags import Config, Json, Quiet
 
 SHORT = "Measures memory, disk, a remote, an engine; for tune and bench."
 EXAMPLES = (
@@ -58,20 +58,9 @@ def probe(
     ] = False,
     repeat: Annotated[int, typer.Option(help="Repeats per figure.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the probe file.")] = Path("runs"),
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file of these flags; flags win.",
-            is_eager=True,
-            callback=load_config,
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json: Json = None,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measures memory copies, the disk at several sizes and depths with its sync, a remote, and
     what an engine's prefill, decode steps and loads take; saves the figures as probe.json, which

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.options.flags import load_config
+from lmcache_cli.options.flags import Config, Json, Quiet
 
 _FORMATS = (
     "Formats: lmcache, mooncake, bailian, timed-trace, ragpulse, weka, lmcache-lookup, azure,"
@@ -71,16 +71,8 @@ def record(
         int | None,
         typer.Option(min=1, help="Stop after so many. \\[default: Ctrl-C]", show_default=False),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file of these flags; flags win.",
-            is_eager=True,
-            callback=load_config,
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Records a trace through a proxy: point clients at --listen instead of the server. Every
     request goes on unchanged; of completions and chats, the keys of the prompt's chunks, lengths
@@ -149,10 +141,7 @@ def info(
     chunk_tokens: _ChunkTokens = None,
     time_unit: _TimeUnit = None,
     tokenizer: _Tokenizer = None,
-    json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write JSON; - for stdout.", show_default=False),
-    ] = None,
+    json: Json = None,
 ) -> None:
     """What a trace amounts to: requests, lengths, arrivals, and the most that a cache without
     limits would serve of it, by prefix and at any position."""

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.bench import BenchOptions, LoadFlags, WorkloadFlags
 from lmcache_cli.options.flags import Json, Quiet, flattened
-from lmcache_cli.options.groups import LoadFlags, TuneFlags, WorkloadFlags
+from lmcache_cli.options.tune import TuneFlags
 
 SHORT = "Sizes storage by a trace or a workload, and can validate it."
 EXAMPLES = (

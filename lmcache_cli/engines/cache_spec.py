@@ -39,7 +39,7 @@ class CacheSpec:
     check_layer: int = 1
     narrow_layers: int = 1
     encoding: str = "auto"
-    passport: Path | None = None
+    certificate: Path | None = None
     """Of the model, for an engine whose processes check it themselves; None: unverified."""
     latency_s: float = 0.0
     """What each read from and write to a tier takes in addition."""

@@ -70,7 +70,7 @@ class BlendEngine(Protocol):
     """An engine that can reuse KV at any place, if the model stands it."""
 
     def blend_subject(self) -> Subject:
-        """What the model's passport for blend must be of."""
+        """What the model's certificate for blend must be of."""
 
 
 @runtime_checkable
@@ -119,3 +119,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the model."""
+
+
+def first_come_first_served(
+    requests: Sequence[Request],
+    load: Load,
+    serve: Callable[[Request, float, float], Sample],
+    now: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Iterator[Sample]:
+    """Yields ``serve(request, scheduled_s, sent_s)`` for each request, in order.
+
+    Closed loop: each of ``concurrency`` clients sends its next request when its last is answered,
+    so request i is due when request i - concurrency finished. Open loop: due at its arrival time.
+    The server is this very process, so a due request is sent at once; it may still have to queue.
+    """
+    start = now()
+    finished: list[float] = []
+    for i, request in enumerate(requests):
+        if load.concurrency is None:
+            due = start + request.arrival_s
+            if due > now():
+                sleep(due - now())
+        else:
+            due = start if i < load.concurrency else finished[i - load.concurrency]
+        sample = serve(request, due, due)
+        finished.append(sample.finished_s)
+        yield sample

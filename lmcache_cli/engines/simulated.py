@@ -21,9 +21,8 @@ from cache_core.tiers import NullTier, Tier
 from cache_core.tiers.wrappers import Throttled
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import CachedSession, chunks_per_tier, tier_chunk_bytes
-from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.engine import Load, first_come_first_served
 from lmcache_cli.engines.measured_costs import CostModel
-from lmcache_cli.engines.schedule import first_come_first_served
 from lmcache_cli.errors import UserError
 from reports.sample import Sample
 from workloads.request import Request

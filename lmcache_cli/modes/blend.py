@@ -14,8 +14,7 @@ from cache_core.keys import Namespace
 from cache_core.layout import KVLayout
 from cache_core.policies import POLICIES, SecondTouch
 from cache_core.tiers import NullTier
-from lmcache_cli.bench.cells import BenchPlan, Cell
-from lmcache_cli.bench.refusals import Refusals
+from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
 from lmcache_cli.engines.transformers.blend.prompt import Prompts
@@ -34,7 +33,7 @@ def verified(
     warn: Callable[[str], None],
     refusals: Refusals | None = None,
 ) -> BenchPlan:
-    """The plan with the model's passport in its blend cells, and its calibrated settings where no
+    """Puts the model's certificate into the plan's blend cells, and calibrated settings where no
     flag was given. Of a model that has not passed, unless --unverified, these cells go to
     ``refusals``; without it ``CellMissingError`` is raised."""
     options = plan.options
@@ -42,17 +41,17 @@ def verified(
     if not blends or not isinstance(engine, BlendEngine):
         return plan
     if options.unverified:
-        warn(f"blend on {engine.model} is not verified; lmcache verify --blend does that")
+        warn(f"blend on {engine.model} is not verified; lmcache verify blend does that")
         return plan
-    subject, given = engine.blend_subject(), options.blend_passport
+    subject, given = engine.blend_subject(), options.blend_certificate
     try:
-        path, passport = find_certificate(subject, given, options.model, options.dtype)
+        path, certificate = find_certificate(subject, given, options.model, options.dtype)
     except CellMissingError as error:
         for cell in plan.cells:
             if cell.spec.mode == "blend":
                 (refusals or Refusals()).add(cell, error)
         return plan
-    found = _found(options, passport.calibration)
+    found = _found(options, certificate.calibration)
     if found:
         text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
         say(f"calibrated for {engine.model}: {text} ({path})")
@@ -60,7 +59,7 @@ def verified(
     def settled(cell: Cell) -> Cell:
         if cell.spec.mode != "blend":
             return cell
-        spec: CacheSpec = replace(cell.spec, passport=path, **found)
+        spec: CacheSpec = replace(cell.spec, certificate=path, **found)
         return replace(cell, spec=spec)
 
     return replace(plan, cells=tuple(map(settled, plan.cells)))
@@ -198,7 +197,7 @@ def certificate_path(subject: Subject) -> Path:
 def find_certificate(
     subject: Subject, given: Path | None, model: str | None, dtype: str
 ) -> tuple[Path, Certificate]:
-    """The model's passport, from ``given`` or its own place. ``model`` and ``dtype`` are flags as
+    """Reads the model's certificate from ``given`` or its own place. ``model`` and ``dtype`` are as
     the user gave them. Raises ``CellMissingError`` with the command that makes it."""
     path = given or certificate_path(subject)
     if given is None and not path.exists():
@@ -208,7 +207,7 @@ def find_certificate(
             return path, checked_certificate(path, subject)
         except CertificateError as error:
             lack = str(error)
-    command = "lmcache verify --blend" + (f" --model {model}" if model else "")
+    command = "lmcache verify blend" + (f" --model {model}" if model else "")
     if dtype not in ("auto", "float32"):
         command += f" --dtype {dtype}"
     if given is not None:

@@ -23,7 +23,7 @@ MODE_USES = {
         "blend_check_layer",
         "blend_narrow",
         "blend_encoding",
-        "blend_passport",
+        "blend_certificate",
         "unverified",
     ),
     "shared": ("recompute_layers",),

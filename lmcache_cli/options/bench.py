@@ -1,26 +1,310 @@
-"""The flags of ``lmcache bench``, as given."""
+"""The flags of ``lmcache bench``, each declared once, in groups that other commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from lmcache_cli.options.flags import WORKLOAD, flag
-from lmcache_cli.options.groups import (
-    ApproximateFlags,
-    CacheFlags,
-    LoadFlags,
-    MeasuredFlags,
-    RehearsalFlags,
-    ServerFlags,
-    SweptFlags,
-    TraceFlags,
-    WorkloadFlags,
+from lmcache_cli.options.flags import (
+    CACHE,
+    LOAD,
+    MEASURED,
+    REHEARSAL,
+    SWEPT,
+    TRACE_PANEL,
+    WORKLOAD,
+    flag,
 )
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """The model, and what it runs on."""
+
+    model: Annotated[
+        str | None,
+        flag("Hugging Face id or folder. \\[default: the embedded SmolLM2-135M]", MEASURED),
+    ] = None
+    device: Annotated[str, flag("cpu, cuda, cuda:1.", MEASURED)] = "cpu"
+    dtype: Annotated[Dtype, flag("Number format of weights and KV.", MEASURED)] = "auto"
+
+
+@dataclass(frozen=True)
+class EngineFlags:
+    """The engine that is measured."""
+
+    engine: Annotated[
+        Literal["transformers", "vllm", "openai", "simulated"],
+        flag(
+            "transformers (embedded), vllm (starts servers), openai (a running server), simulated"
+            " (costs of a probe).",
+            MEASURED,
+            metavar="ENGINE",
+        ),
+    ] = "transformers"
+    probe: Annotated[
+        Path | None,
+        flag("Costs from `lmcache probe --model` (simulated).", MEASURED, metavar="FILE"),
+    ] = None
+    url: Annotated[
+        str | None,
+        flag(
+            "Server with OpenAI's completions API (openai). Its API key is read from"
+            " LMCACHE_API_KEY or OPENAI_API_KEY.",
+            MEASURED,
+            metavar="URL",
+        ),
+    ] = None
+    vllm_args: Annotated[
+        str | None,
+        flag(
+            'Further flags of vllm serve, as one argument: "--max-model-len 4096" (vllm).',
+            MEASURED,
+            metavar="ARGS",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SweptFlags:
+    """What is crossed: reuse modes, sizes and lengths, each a list with commas."""
+
+    reuse: Annotated[
+        str | None,
+        flag(
+            "off, prefix, blend, shared (transformers); vllm: also vllm (its prefix cache),"
+            " offload, lmcache; openai: only server (as it is, since a running server's cache"
+            " can't be switched). \\[default: off,prefix; off,vllm,prefix; server]",
+            SWEPT,
+            metavar="LIST",
+        ),
+    ] = None
+    device_size: Annotated[
+        str, flag("KV kept in the engine's memory; 0 for none.", SWEPT, metavar="LIST")
+    ] = "0"
+    cpu_size: Annotated[str, flag("KV kept in DRAM.", SWEPT, metavar="LIST")] = "2GiB"
+    chunk_tokens: Annotated[str, flag("Chunk length, in tokens.", SWEPT, metavar="LIST")] = "64"
+    disk_size: Annotated[str, flag("KV kept on disk.", SWEPT, metavar="LIST")] = "0"
+
+
+@dataclass(frozen=True)
+class CacheFlags:
+    """The cache, in every cell."""
+
+    disk_path: Annotated[
+        Path | None,
+        flag("Folder of the disk tier. \\[default: one below --out, removed afterwards]", CACHE),
+    ] = None
+    remote: Annotated[
+        str | None,
+        flag(
+            "Remote tier: redis://, rediss://, mooncake://, or a plugin (module:Class).",
+            CACHE,
+            metavar="URL",
+        ),
+    ] = None
+    codec: Annotated[
+        Literal["none", "fp8", "int8"], flag("How tiers below the device keep KV.", CACHE)
+    ] = "none"
+    admission: Annotated[
+        Literal["none", "second-touch", "bytes-per-day"],
+        flag("What may enter the disk tier; none: all.", CACHE),
+    ] = "none"
+    disk_writes_per_day: Annotated[
+        str | None, flag("Budget of --admission bytes-per-day.", CACHE, metavar="SIZE")
+    ] = None
+    cache_name: Annotated[
+        str | None,
+        flag(
+            "Start with what earlier runs of this name left on disk or remote. \\[default: a"
+            " cold start]",
+            CACHE,
+            metavar="NAME",
+        ),
+    ] = None
+    policy: Annotated[
+        Literal["lru", "lfu-aging", "gdsf", "s3-fifo", "arc", "unbounded"],
+        flag("Eviction order; unbounded: no limit (simulated).", CACHE),
+    ] = "lru"
+    placement: Annotated[
+        Literal["write_on_insertion", "write_on_eviction"],
+        flag("When chunks reach slower tiers: at once (inclusive), or evicted (exclusive).", CACHE),
+    ] = "write_on_insertion"
+
+
+@dataclass(frozen=True)
+class ApproximateFlags:
+    """Reuse whose answers are not a full prefill's: blend, and another model's KV."""
+
+    blend_ratio: Annotated[
+        str | None,
+        flag(
+            "Share of reused tokens to recompute (blend). Default: as calibrated by lmcache"
+            " verify, else 0.15.",
+            SWEPT,
+        ),
+    ] = None
+    blend_selection: Annotated[
+        str | None,
+        flag(
+            "Which of them: hkvd, query, first, random, none, full (blend). Default: hkvd;"
+            " first for vllm.",
+            SWEPT,
+        ),
+    ] = None
+    blend_check_layer: Annotated[
+        str | None,
+        flag(
+            "Layer at which hkvd and query choose, from 0 on (blend). Default: as calibrated,"
+            " else 1.",
+            SWEPT,
+        ),
+    ] = None
+    blend_narrow: Annotated[
+        int, flag("Layers over which they narrow their choice (blend).", CACHE)
+    ] = 1
+    blend_encoding: Annotated[
+        str | None,
+        flag(
+            "Behind what chunks are encoded: auto, system, bos, none (blend). Default: as"
+            " calibrated, else auto.",
+            CACHE,
+        ),
+    ] = None
+    blend_certificate: Annotated[
+        Path | None,
+        flag(
+            "What lmcache verify blend --out wrote (blend). Default: its own place.",
+            CACHE,
+            metavar="FILE",
+        ),
+    ] = None
+    unverified: Annotated[
+        bool,
+        flag("Blend a model that lmcache verify blend has not passed.", CACHE, "--unverified"),
+    ] = False
+    shared_from: Annotated[
+        str | None,
+        flag(
+            "The base whose KV --model is served: id, folder or 'embedded' (shared).",
+            CACHE,
+            metavar="MODEL",
+        ),
+    ] = None
+    recompute_layers: Annotated[
+        str, flag("Layers computed again: none, all, 25% (the lowest), 0-3+12 (shared).", SWEPT)
+    ] = "25%"
+
+
+@dataclass(frozen=True)
+class WorkloadFlags:
+    """The requests of a workload; ``workloads.WORKLOAD_USES`` says which of these each one uses."""
+
+    context_tokens: Annotated[
+        str, flag("Length of a document or context; bench takes a list.", WORKLOAD)
+    ] = "2000"
+    documents: Annotated[int, flag("Documents (long-context).", WORKLOAD)] = 4
+    questions: Annotated[int, flag("Questions per document (long-context).", WORKLOAD)] = 3
+    requests: Annotated[
+        int | None,
+        flag(
+            "Number of requests; of a trace, the first ones. \\[default: the workload's own]",
+            WORKLOAD,
+        ),
+    ] = None
+    question_tokens: Annotated[int, flag("Length of a question.", WORKLOAD)] = 64
+    output_tokens: Annotated[int, flag("Tokens generated per request.", WORKLOAD)] = 16
+    passages: Annotated[int, flag("Passages per request (rag).", WORKLOAD)] = 4
+    passage_tokens: Annotated[int, flag("Length of a passage (rag).", WORKLOAD)] = 480
+    corpus_passages: Annotated[int, flag("Passages in the corpus (rag).", WORKLOAD)] = 64
+    zipf: Annotated[float, flag("Skew of passage popularity (rag).", WORKLOAD)] = 1.0
+    system_tokens: Annotated[int, flag("Length of the system prompt.", WORKLOAD)] = 128
+    sessions: Annotated[int, flag("Sessions (chat, agent).", WORKLOAD)] = 4
+    rounds: Annotated[int, flag("Rounds or steps per session.", WORKLOAD)] = 4
+    corpus: Annotated[
+        Path | None, flag("File or folder of real text. \\[default: generated text]", WORKLOAD)
+    ] = None
+    seed: Annotated[int, flag("Same seed, same requests.", None)] = 0
+
+
+@dataclass(frozen=True)
+class TraceFlags:
+    """The trace of the workload ``trace``."""
+
+    trace: Annotated[
+        Path | None,
+        flag(
+            "The trace to replay (trace); formats: lmcache trace info --help.",
+            TRACE_PANEL,
+            metavar="FILE",
+        ),
+    ] = None
+    trace_format: Annotated[
+        str | None,
+        flag("Its format. \\[default: what it looks like]", TRACE_PANEL, metavar="FORMAT"),
+    ] = None
+    trace_chunk_tokens: Annotated[
+        int | None, flag("Its tokens per chunk. \\[default: its format's]", TRACE_PANEL)
+    ] = None
+    speed_up: Annotated[float, flag("Requests come so many times as fast.", TRACE_PANEL)] = 1.0
+    scale: Annotated[
+        float,
+        flag("All lengths times this, for small machines: 0.125 makes 512 tokens 64.", TRACE_PANEL),
+    ] = 1.0
+
+
+@dataclass(frozen=True)
+class LoadFlags:
+    """How requests arrive."""
+
+    rate: Annotated[
+        float | None, flag("Open loop: Poisson arrivals, requests per second.", LOAD)
+    ] = None
+    concurrency: Annotated[
+        int | None, flag("Closed loop: clients that wait for their answer. \\[default: 1]", LOAD)
+    ] = None
+
+
+@dataclass(frozen=True)
+class ServerFlags:
+    """How long servers may take, and how often all is repeated."""
+
+    request_timeout: Annotated[
+        float,
+        flag(
+            "Longest silence of a server before a request has failed (openai, vllm).",
+            LOAD,
+            metavar="SECONDS",
+        ),
+    ] = 300.0
+    start_timeout: Annotated[
+        float, flag("Longest start of a server (vllm).", LOAD, metavar="SECONDS")
+    ] = 600.0
+    repeat: Annotated[int, flag("Repeats, each from a cold start.", LOAD)] = 1
+
+
+@dataclass(frozen=True)
+class RehearsalFlags:
+    """What makes things worse on purpose."""
+
+    tier_latency: Annotated[
+        float,
+        flag(
+            "Make each read and write of a tier take so much longer.", REHEARSAL, metavar="SECONDS"
+        ),
+    ] = 0.0
+    jitter: Annotated[
+        float,
+        flag(
+            "Noise on the times of each request: 0.05 for 5 % (simulated).",
+            REHEARSAL,
+            metavar="SHARE",
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +317,8 @@ class BenchOptions(
     ApproximateFlags,
     CacheFlags,
     SweptFlags,
-    MeasuredFlags,
+    ModelFlags,
+    EngineFlags,
 ):
     """The flags of ``lmcache bench``, as given. What blend's are None for was calibrated for the
     model, or is the default."""

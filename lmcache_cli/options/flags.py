@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, is_dataclass
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -53,11 +53,13 @@ def flattened(command: _F) -> _F:
     for name, parameter in signature(command).parameters.items():
         hint = hints[name]
         if not (isinstance(hint, type) and is_dataclass(hint)):
+            _name_choices(hint)
             shown.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
             continue
         flags = list(flag_fields(hint))
         groups[name] = hint, [field.name for field, _ in flags]
         for field, annotation in flags:
+            _name_choices(annotation)
             default = field.default
             if default is None:
                 get_args(annotation)[1].show_default = False
@@ -81,6 +83,17 @@ def flattened(command: _F) -> _F:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     del run.__wrapped__
     return cast(_F, run)
+
+
+def _name_choices(annotation: Any) -> None:
+    """Puts the choices of a ``Literal`` at the end of the help: as a metavar, where Typer has
+    them, they would leave no room for it."""
+    if get_origin(annotation) is not Annotated:
+        return
+    kind, option = get_args(annotation)[:2]
+    if get_origin(kind) is Literal and option.metavar is None:
+        option.metavar = "NAME"
+        option.help = f"{option.help.rstrip('.')}: {', '.join(get_args(kind))}."
 
 
 def load_config(ctx: typer.Context, path: Path | None) -> Path | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from cache_core.plan import Placement
-from lmcache_cli.options.groups import DISK_PRICE, DRAM_PRICE
+from lmcache_cli.options.tune import DISK_PRICE, DRAM_PRICE
 from reports.units import bytes_text
 
 GIB = 2**30

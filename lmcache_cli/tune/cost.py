@@ -8,7 +8,7 @@ from typing import Literal
 
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost
-from lmcache_cli.options.groups import PREFILL_EFFICIENCY
+from lmcache_cli.options.tune import PREFILL_EFFICIENCY
 from lmcache_cli.tune.catalogue import Architecture, Hardware
 
 EFFICIENCY_RANGE = (0.4, 0.6)

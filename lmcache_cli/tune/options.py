@@ -8,13 +8,11 @@ from pathlib import Path
 
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
-from lmcache_cli.options.groups import TuneFlags
+from lmcache_cli.options.tune import TuneFlags
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS
 
-VALIDATING = ("transformers", "simulated")
-"""Engines that validate: in them, all hits are our cache's."""
 _SLO = re.compile(r"ttft\.(p50|p90|p99)=([0-9.]+)(ms|s)")
 _BUDGET = re.compile(r"([0-9.]+)/(hour|h|month)")
 
@@ -41,9 +39,6 @@ class TuneOptions(TuneFlags):
             raise UserError(
                 "--hardware: with --probe or --validate costs are measured; leave it out"
             )
-        if self.engine not in VALIDATING:
-            known = ", ".join(VALIDATING)
-            raise UserError(f"--engine: {self.engine!r} can't validate; use one of {known}")
         if self.engine == "simulated" and self.validate and self.probe is None:
             raise UserError("--engine simulated needs costs: --probe FILE")
         self.tolerances()

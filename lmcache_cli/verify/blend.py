@@ -1,8 +1,7 @@
-"""``lmcache verify --blend``: the gates that blend must pass on a model, and its quality curve."""
+"""``lmcache verify blend``: the gates that blend must pass on a model, and its quality curve."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +18,22 @@ from cache_core.blend.certificate import Certificate, CertificateError, read_cer
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
-from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.errors import UserError
 from lmcache_cli.machine import versions
 from lmcache_cli.modes.blend import certificate_path
-from lmcache_cli.output import write_output
-from lmcache_cli.verify.blend_settings import Calibration, calibrate_settings, calibration_table
-from workloads import GeneratedCorpus, Request, Segment, Settings, generate
+from lmcache_cli.options.verify import BlendGateFlags
+from lmcache_cli.sizes import parse_count
+from lmcache_cli.verify.blend_settings import calibrate_settings, calibration_table
+from lmcache_cli.verify.gates import (
+    QUESTION_TOKENS,
+    Gate,
+    check_fits,
+    columns,
+    conclude,
+    gate_table,
+)
+from workloads import GeneratedCorpus, Request, Settings, generate
+from workloads.prompt import Part, Prompt
 from workloads.request import TokenIds
 
 if TYPE_CHECKING:
@@ -36,17 +45,7 @@ if TYPE_CHECKING:
 RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6, 1.0)
 VERIFY_BLEND_SCHEMA = "lmcache.verify-blend/1"
 _PROMPTS, _PASSAGES, _ANSWER = 4, 4, 24
-_QUESTION = 16
 _NOTHING = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One thing that must hold, and what was found."""
-
-    name: str
-    passed: bool
-    found: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +61,24 @@ class RatioPoint:
     positions: int
 
 
-@dataclass(frozen=True, slots=True)
-class BlendOptions:
-    """The flags of ``lmcache verify --blend``. ``out`` is where the passport goes; None is the
-    model's own place."""
-
-    model: str | None = None
-    dtype: str = "auto"
-    passage_tokens: int = 160
-    selection: str = "hkvd"
-    check_layer: int = 1
-    seed: int = 0
-    out: Path | None = None
-    calibration: Calibration | None = None
-
-
-def run_verify_blend(options: BlendOptions, json_file: str | None, quiet: bool) -> int:
-    """Writes the passport, prints gates and curve (or JSON) and returns the exit code: 1 if a gate
-    fails."""
+def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> int:
+    """Writes the certificate, prints gates and curve (or JSON) and returns the exit code: 1 if a
+    gate fails. Raises ``UserError``."""
     talk = Console(stderr=True, quiet=quiet)
-    passage_tokens = options.passage_tokens
+    passage_tokens = parse_count(str(flags.passage_tokens), "--passage-tokens")
     with talk.status("loading the model"):
-        engine: Any = start_engine("transformers", options.model, "cpu", options.dtype)
-    need = _PASSAGES * passage_tokens + 64 + _QUESTION + _ANSWER
-    if need > engine.max_context:
-        raise UserError(
-            f"--passage-tokens: {passage_tokens} needs {need} tokens, but {engine.model}'s context"
-            f" is {engine.max_context}"
-        )
+        engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
+    need = _PASSAGES * passage_tokens + 64 + QUESTION_TOKENS + _ANSWER
+    check_fits(engine, "--passage-tokens", passage_tokens, need)
     spec = CacheSpec(
         passage_tokens,
         {"cpu": 4 * _PASSAGES * (_PROMPTS + 1) * passage_tokens * engine.token_bytes()},
         salt=f"verify {uuid4().hex}",
         mode="blend",
-        selection=options.selection,
-        check_layer=options.check_layer,
+        selection=flags.blend_selection,
+        check_layer=flags.blend_check_layer,
     )
-    prompts = _prompts(engine, passage_tokens, options.seed)
+    prompts = _prompts(engine, passage_tokens, flags.seed)
     with talk.status("measuring quality at each ratio"):
         measured = {ratio: _measure(engine, spec, ratio, prompts, need) for ratio in RATIOS}
     points = [point for point, _ in measured.values()]
@@ -118,34 +98,31 @@ def run_verify_blend(options: BlendOptions, json_file: str | None, quiet: bool) 
         gates.append(Gate("KL falls with the ratio", falls, ", ".join(f"{kl:.4f}" for kl in kls)))
     passed = all(gate.passed for gate in gates)
     calibration: Mapping[str, Any] | None = None
-    if passed and options.calibration is not None:
+    if passed and flags.calibrate:
         with talk.status("calibrating") as status:
-            calibration = calibrate_settings(engine, options.calibration, status.update)
+            calibration = calibrate_settings(engine, flags, status.update)
     engine.close()
-    details = _details(spec, gates, points)
-    path = _keep(engine, options, gates, details, calibration)
-    talk.print(f"passport: {path}", highlight=False, soft_wrap=True)
-    if json_file is not None:
-        document = {
-            "schema": VERIFY_BLEND_SCHEMA,
-            "model": engine.model,
-            **details,
-            "passed": passed,
-        }
-        document["passport"] = str(path)
-        document["calibration"] = calibration
-        write_output(json_file, json.dumps(document, indent=1) + "\n")
-    if json_file != "-":
-        Console().print(_tables(engine.model, gates, points))
-        if calibration is not None:
-            Console().print(calibration_table(calibration))
-    return 0 if passed else EXIT_FAILED
+    details: dict[str, Any] = {
+        "selection": spec.selection,
+        "check_layer": spec.check_layer,
+        "passage_tokens": spec.chunk_tokens,
+        "gates": [asdict(gate) for gate in gates],
+        "curve": [asdict(point) for point in points],
+    }
+    path = _keep(engine, flags.out, gates, details, calibration)
+    talk.print(f"certificate: {path}", highlight=False, soft_wrap=True)
+    document = {"schema": VERIFY_BLEND_SCHEMA, "model": engine.model, **details, "passed": passed}
+    document |= {"certificate": str(path), "calibration": calibration}
+    tables = [gate_table(f"blend on {engine.model}", details["gates"]), _curve(points)]
+    if calibration is not None:
+        tables.append(calibration_table(calibration))
+    return conclude(document, tables, json_file)
 
 
 def _prompts(engine: TransformersEngine, passage: int, seed: int) -> list[Request]:
     """Prompts of a BOS (or a first token), passages of the same length, and a question."""
     # Longer than is taken: a passage must fill its chunk.
-    length = passage + _QUESTION
+    length = passage + QUESTION_TOKENS
     settings = Settings(context_tokens=length, requests=_PROMPTS * (_PASSAGES + 1), seed=seed)
     corpus = GeneratedCorpus(seed)
     texts = [
@@ -157,21 +134,16 @@ def _prompts(engine: TransformersEngine, passage: int, seed: int) -> list[Reques
         mine = texts[number * (_PASSAGES + 1) : (number + 1) * (_PASSAGES + 1)]
         head = mine[0][:1] if engine.bos is None else np.array([engine.bos], dtype=np.int32)
         passages = [text[1 : passage + 1] for text in mine[:_PASSAGES]]
-        made.append(_request(f"p{number}", head, passages, mine[-1][1 : _QUESTION + 1]))
+        made.append(_request(f"p{number}", head, passages, mine[-1][1 : QUESTION_TOKENS + 1]))
     return made
 
 
 def _request(
     name: str, head: TokenIds, passages: Sequence[TokenIds], question: TokenIds
 ) -> Request:
-    parts = [head, *passages, question]
-    kinds = ["system", *["passage"] * len(passages), "question"]
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    segments = tuple(
-        Segment(end - len(part), end, kind)
-        for part, end, kind in zip(parts, ends, kinds, strict=True)
-    )
-    return Request(name, name, 0.0, np.concatenate(parts), segments, _ANSWER)
+    middle = [Part("passage", passage) for passage in passages]
+    parts = (Part("system", head), *middle, Part("question", question))
+    return Prompt(name, name, parts).request(0.0, _ANSWER)
 
 
 def _reordered(request: Request) -> Request:
@@ -233,7 +205,7 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     like = engine.arena().tensor
     ids = torch.from_numpy(request.token_ids.astype(np.int64)).to(like.device)
     n, start = len(ids), torch.randn(like.shape).to(like)
-    end = n - _QUESTION
+    end = n - QUESTION_TOKENS
     chosen = torch.arange(1, end, 3)
     probe = end // 2
     other = start.clone()
@@ -246,46 +218,25 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     return Gate("no row sees the future", moved == 0, f"largest change {moved:g}")
 
 
-def _tables(model: str, gates: list[Gate], points: list[RatioPoint]) -> Table:
-    grid = Table.grid(padding=(0, 0, 1, 0))
-    first = Table(box=None, pad_edge=False, title=f"blend on {model}", title_justify="left")
-    for name in ("gate", "", "found"):
-        first.add_column(name)
-    for gate in gates:
-        first.add_row(gate.name, "ok" if gate.passed else "FAILED", gate.found)
-    second = Table(box=None, pad_edge=False)
-    for name in ("ratio", "KL nats", "95 %", "top-1 %", "positions"):
-        second.add_column(name, justify="right")
+def _curve(points: list[RatioPoint]) -> Table:
+    table = columns("ratio", "KL nats", "95 %", "top-1 %", "positions")
     for p in points:
         interval = f"{p.low:.4f}-{p.high:.4f}"
-        second.add_row(
-            f"{p.ratio:g}", f"{p.kl:.4f}", interval, f"{100 * p.agreement:.1f}", str(p.positions)
-        )
-    grid.add_row(first)
-    grid.add_row(second)
-    return grid
-
-
-def _details(spec: CacheSpec, gates: list[Gate], points: list[RatioPoint]) -> dict[str, Any]:
-    return {
-        "selection": spec.selection,
-        "check_layer": spec.check_layer,
-        "passage_tokens": spec.chunk_tokens,
-        "gates": [asdict(gate) for gate in gates],
-        "curve": [asdict(point) for point in points],
-    }
+        agreement = f"{100 * p.agreement:.1f}"
+        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, agreement, str(p.positions))
+    return table
 
 
 def _keep(
     engine: TransformersEngine,
-    options: BlendOptions,
+    out: Path | None,
     gates: list[Gate],
     details: dict[str, Any],
     calibration: Mapping[str, Any] | None,
 ) -> Path:
-    """Writes the passport. What was calibrated for the very same model stays in it."""
+    """Writes the certificate. What was calibrated for the very same model stays in it."""
     subject = engine.blend_subject()
-    path = options.out or certificate_path(subject)
+    path = out or certificate_path(subject)
     if calibration is None:
         calibration = {}
         with suppress(CertificateError):

@@ -1,4 +1,4 @@
-"""``lmcache verify --blend --calibrate``: check layer, ratio and encoding of a model.
+"""``lmcache verify blend --calibrate``: check layer, ratio and encoding of a model.
 
 Self-labelled: the quality of a setting is the KL divergence from the model's own full prefill, so
 no answers are needed. Half of the prompts choose a check layer for each encoding and ratio, the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from lmcache_cli.bench.requests import read_dataset
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
+from lmcache_cli.options.verify import BlendGateFlags
+from lmcache_cli.verify.gates import columns
 from reports.quality import quality_of
 from reports.sample import Sample
 from workloads import (
@@ -48,24 +49,6 @@ _DATASET_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """What to calibrate with: generated text, or that of ``corpus`` (a file or folder), or the
-    questions of ``dataset``; ``prompts`` of them, half held out."""
-
-    passage_tokens: int = 160
-    selection: str = "hkvd"
-    prompts: int = 12
-    seed: int = 0
-    corpus: Path | None = None
-    dataset: Path | None = None
-
-    @property
-    def chunk_tokens(self) -> int:
-        """A passage is a chunk; those of a data set differ in length."""
-        return _DATASET_CHUNK if self.dataset else self.passage_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class SettingTrial:
     """One setting over some prompts: ``work`` is the share of token-layers run, ``kl`` in nats with
     a 95 % interval (null with fewer than five prompts), ``ttft_ms`` the median on this machine."""
@@ -81,15 +64,18 @@ class SettingTrial:
 
 
 def calibrate_settings(
-    engine: TransformersEngine, wanted: Calibration, say: Callable[[str], None]
+    engine: TransformersEngine, wanted: BlendGateFlags, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What goes into the passport as ``calibration``. Raises ``UserError`` for prompts that can't
-    be made or do not fit the model."""
+    """Tries settings, and returns what goes into the certificate as ``calibration``. Raises
+    ``UserError`` for prompts that can't be made or do not fit the model."""
     requests = _requests(engine, wanted)
     held, fitting = requests[1::2], requests[::2]
     need = max(len(r.token_ids) + r.max_tokens for r in (*requests, *warming(requests)))
     room = 2 * sum(len(r.token_ids) for r in requests) * engine.token_bytes()
-    first = CacheSpec(wanted.chunk_tokens, {"cpu": room}, mode="blend", selection=wanted.selection)
+    # A passage is a chunk; those of a data set differ in length.
+    chunk = _DATASET_CHUNK if wanted.dataset else wanted.passage_tokens
+    selection = wanted.blend_selection
+    first = CacheSpec(chunk, {"cpu": room}, mode="blend", selection=selection)
     fitted: list[SettingTrial] = []
     judged: list[SettingTrial] = []
     naive: list[SettingTrial] = []
@@ -104,7 +90,7 @@ def calibrate_settings(
                 say(f"calibrating: encoding {encoding}, ratio {ratio:g}")
                 layers = [
                     _trial(session, replace(spec, ratio=ratio, check_layer=layer), fitting)
-                    for layer in _layers(engine, wanted.selection)
+                    for layer in _layers(engine, selection)
                 ]
                 fitted += layers
                 best = min(layers, key=lambda trial: trial.kl)
@@ -115,7 +101,7 @@ def calibrate_settings(
     chosen = choose_setting(judged, min(trial.kl for trial in naive))
     return {
         "chosen": {
-            "selection": wanted.selection,
+            "selection": selection,
             "encoding": chosen.encoding,
             "ratio": chosen.ratio,
             "check_layer": chosen.check_layer,
@@ -125,7 +111,7 @@ def calibrate_settings(
         "text": str(wanted.dataset or wanted.corpus or "generated"),
         "seed": wanted.seed,
         "passage_tokens": wanted.passage_tokens,
-        "chunk_tokens": wanted.chunk_tokens,
+        "chunk_tokens": chunk,
         "prompts": {"calibration": len(fitting), "held_out": len(held)},
         "calibration": [asdict(trial) for trial in fitted],
         "naive": [asdict(trial) for trial in naive],
@@ -143,15 +129,12 @@ def choose_setting(trials: Sequence[SettingTrial], naive: float) -> SettingTrial
 def calibration_table(found: Mapping[str, Any]) -> Table:
     """The held-out trials; an arrow shows the one that was chosen."""
     prompts = found["prompts"]
-    made = Table(
-        box=None,
-        pad_edge=False,
-        title=f"calibrated on {prompts['calibration']} prompts, {prompts['held_out']} held out"
-        f" (text: {found['text']})",
-        title_justify="left",
+    names = ("encoding", "ratio", "layer", "work %", "KL nats", "95 %", "TTFT ms", "")
+    title = (
+        f"calibrated on {prompts['calibration']} prompts, {prompts['held_out']} held out"
+        f" (text: {found['text']})"
     )
-    for name in ("encoding", "ratio", "layer", "work %", "KL nats", "95 %", "TTFT ms", ""):
-        made.add_column(name, justify="left" if name in ("encoding", "") else "right")
+    made = columns(*names, left=("encoding", ""), title=title)
     chosen = found["chosen"]
     for trial in (*found["naive"], *found["held_out"]):
         same = all(trial[name] == chosen[name] for name in ("encoding", "ratio", "check_layer"))
@@ -170,15 +153,15 @@ def calibration_table(found: Mapping[str, Any]) -> Table:
     return made
 
 
-def _requests(engine: TransformersEngine, wanted: Calibration) -> list[Request]:
-    if wanted.prompts < 2:
+def _requests(engine: TransformersEngine, wanted: BlendGateFlags) -> list[Request]:
+    if wanted.calibration_prompts < 2:
         raise UserError("--calibration-prompts: at least 2, half of which are held out")
     settings = Settings(
         context_tokens=_PASSAGES * wanted.passage_tokens + _SYSTEM + _QUESTION,
-        requests=wanted.prompts,
+        requests=wanted.calibration_prompts,
         passages=_PASSAGES,
         passage_tokens=wanted.passage_tokens,
-        corpus_passages=_PASSAGES * wanted.prompts,
+        corpus_passages=_PASSAGES * wanted.calibration_prompts,
         zipf=0.0,
         system_tokens=_SYSTEM,
         question_tokens=_QUESTION,
@@ -187,7 +170,7 @@ def _requests(engine: TransformersEngine, wanted: Calibration) -> list[Request]:
     )
     try:
         if wanted.dataset is not None:
-            examples = read_dataset(wanted.dataset, wanted.prompts)
+            examples = read_dataset(wanted.dataset, wanted.calibration_prompts)
             return answering(examples, settings, engine.encode, engine.bos)[0]
         corpus = FolderCorpus(wanted.corpus) if wanted.corpus else GeneratedCorpus(wanted.seed)
         return generate("rag", settings, corpus, engine.encode, engine.bos)

@@ -1,4 +1,4 @@
-"""Correctness of reuse: a hit from every tier against a cold prefill of the same prompt."""
+"""``lmcache verify hits``: a hit from every tier against a cold prefill of the same prompt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from cache_core.transfer.codec import CODECS
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
-from lmcache_cli.errors import EXIT_FAILED, UserError
-from lmcache_cli.output import write_output
+from lmcache_cli.errors import UserError
+from lmcache_cli.machine import machine, versions
+from lmcache_cli.modes.mode import one_of
+from lmcache_cli.options.verify import HitsFlags
 from lmcache_cli.sizes import parse_count, parse_list
-from workloads import GeneratedCorpus, Request, Settings, generate
+from lmcache_cli.verify.gates import columns, conclude, long_contexts
+from workloads import Request
 
 if TYPE_CHECKING:
     from lmcache_cli.engines.transformers.engine import TransformersEngine
@@ -36,21 +39,6 @@ CODEC_TOLERANCE = 0.3
 
 VERIFIED_TIERS = ("device", "cpu", "disk", "remote")
 _DISK_EXTRA = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyOptions:
-    """The flags of ``lmcache verify``, as given."""
-
-    model: str | None
-    device: str
-    dtype: str
-    chunk_tokens: str
-    context_tokens: str
-    output_tokens: int
-    seed: int
-    remote: str = ""
-    codecs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +66,12 @@ class HitVerdict:
         return self.hit_tokens > 0 and right
 
 
-def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> int:
-    """Prints the table (or JSON) and returns the exit code."""
-    chunks = parse_list(options.chunk_tokens, "--chunk-tokens", parse_count)
-    lengths = parse_list(options.context_tokens, "--context-tokens", parse_count)
-    names = parse_list(options.codecs, "--codec", _codec) if options.codecs else []
-    if options.output_tokens < 1:
-        raise UserError(f"--output-tokens: {options.output_tokens}; it must be at least 1")
+def verify_hits(flags: HitsFlags, json_file: str | None, quiet: bool) -> int:
+    """Prints the table (or JSON) and returns the exit code. Raises ``UserError``."""
+    chunks = parse_list(flags.chunk_tokens, "--chunk-tokens", parse_count)
+    lengths = parse_list(flags.context_tokens, "--context-tokens", parse_count)
+    names = parse_list(flags.codec, "--codec", _codec) if flags.codec else []
+    parse_count(str(flags.output_tokens), "--output-tokens")
     for length in lengths:
         if length <= max(chunks):
             raise UserError(
@@ -93,49 +80,31 @@ def run_verify(options: VerifyOptions, json_file: str | None, quiet: bool) -> in
             )
     talk = Console(stderr=True, quiet=quiet)
     with talk.status("loading the model"):
-        engine: Any = start_engine("transformers", options.model, options.device, options.dtype)
+        engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
+    tiers = VERIFIED_TIERS if flags.remote else VERIFIED_TIERS[:-1]
     verdicts: list[HitVerdict] = []
     with talk.status("comparing hits with cold prefills"):
         for length in lengths:
-            request = _prompt(options, engine, length)
+            [request] = long_contexts(engine, length, 1, flags.output_tokens, flags.seed)
             for chunk in chunks:
-                for tier in VERIFIED_TIERS if options.remote else VERIFIED_TIERS[:-1]:
-                    verdicts.append(_compare(engine, request, chunk, tier, options.remote))
+                for tier in tiers:
+                    verdicts.append(_compare(engine, request, chunk, tier, flags.remote or ""))
                 for name in names:
                     verdicts.append(_compare(engine, request, chunk, "cpu", "", name))
     engine.close()
-    passed = all(verdict.passed for verdict in verdicts)
-    if json_file is not None:
-        _write_json(json_file, engine, verdicts, passed)
-    if json_file != "-":
-        Console().print(_table(engine.model, verdicts))
-    return 0 if passed else EXIT_FAILED
+    document = {
+        "schema": "lmcache.verify/1",
+        "machine": machine(),
+        "versions": versions(),
+        "engine": engine.facts(),
+        "passed": all(verdict.passed for verdict in verdicts),
+        "checks": [asdict(v) | {"passed": v.passed} for v in verdicts],
+    }
+    return conclude(document, [_table(engine.model, verdicts)], json_file)
 
 
 def _codec(name: str, flag: str) -> str:
-    if name not in CODECS[1:]:
-        raise UserError(f"{flag}: {name!r} is not known; use {', '.join(CODECS[1:])}")
-    return name
-
-
-def _prompt(options: VerifyOptions, engine: TransformersEngine, length: int) -> Request:
-    settings = Settings(
-        context_tokens=length,
-        documents=1,
-        questions=1,
-        question_tokens=16,
-        output_tokens=options.output_tokens,
-        seed=options.seed,
-    )
-    corpus = GeneratedCorpus(options.seed)
-    request = generate("long-context", settings, corpus, engine.encode, engine.bos)[0]
-    need = len(request.token_ids) + request.max_tokens
-    if need > engine.max_context:
-        raise UserError(
-            f"--context-tokens: {length} needs {need} tokens, but {engine.model}'s context is"
-            f" {engine.max_context}"
-        )
-    return request
+    return one_of(flag, name, CODECS[1:])
 
 
 def _compare(
@@ -194,12 +163,11 @@ def _serve_twice(
 
 
 def _table(model: str, verdicts: Sequence[HitVerdict]) -> Table:
-    table = Table(title=f"verify: {model}, a hit against a cold prefill", title_justify="left")
     # What a codec costs is told beside what is allowed; without one there is nothing to tell.
     coded = any(v.codec != "none" for v in verdicts)
-    columns = ("tier", "prompt", "chunk", "hit", "logit error", "KL" if coded else "allowed")
-    for name in (*columns, "greedy tokens", ""):
-        table.add_column(name, justify="left" if name in ("tier", "") else "right")
+    names = ("tier", "prompt", "chunk", "hit", "logit error", "KL" if coded else "allowed")
+    title = f"verify: {model}, a hit against a cold prefill"
+    table = columns(*names, "greedy tokens", "", left=("tier", ""), title=title)
     for v in verdicts:
         table.add_row(
             v.tier if v.codec == "none" else f"{v.tier} {v.codec}",
@@ -215,24 +183,3 @@ def _table(model: str, verdicts: Sequence[HitVerdict]) -> Table:
     if coded:
         table.caption += "; KL: of the next token's distribution, in nats"
     return table
-
-
-def _write_json(
-    target: str, engine: TransformersEngine, verdicts: Sequence[HitVerdict], passed: bool
-) -> None:
-    import json
-
-    from lmcache_cli.machine import machine, versions
-
-    text = json.dumps(
-        {
-            "schema": "lmcache.verify/1",
-            "machine": machine(),
-            "versions": versions(),
-            "engine": engine.facts(),
-            "passed": passed,
-            "checks": [asdict(v) | {"passed": v.passed} for v in verdicts],
-        },
-        indent=2,
-    )
-    write_output(target, text + "\n")

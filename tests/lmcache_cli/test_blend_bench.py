@@ -44,7 +44,7 @@ def test_each_ratio_is_a_row_with_its_quality(tmp_path: Path) -> None:
     assert meta["cells"][3]["blend"]["selection"] == "hkvd"
 
 
-def test_a_model_without_a_passport_is_refused(
+def test_a_model_without_a_certificate_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -53,20 +53,20 @@ def test_a_model_without_a_passport_is_refused(
     refused = lmcache("bench", "rag", *flags, cwd=tmp_path)
     assert refused.returncode == 4 and not refused.stdout
     [line] = refused.stderr.strip().splitlines()
-    command = f"lmcache verify --blend --model {model}"
+    command = f"lmcache verify blend --model {model}"
     assert f"run: {command}, or add --unverified" in line
     done = lmcache(*command.split()[1:], "--passage-tokens", "32", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     [path] = (tmp_path / "cache" / "lmcache-bench" / "blend").iterdir()
-    passport = read_certificate(path)
+    certificate = read_certificate(path)
     chosen = {"selection": "hkvd", "ratio": 0.35, "check_layer": 2, "encoding": "system"}
-    replace(passport, calibration={"chosen": chosen}).write(path)
+    replace(certificate, calibration={"chosen": chosen}).write(path)
     found = json.loads(lmcache("bench", "rag", *flags, cwd=tmp_path).stdout)["cells"][0]["blend"]
     assert (found["ratio"], found["check_layer"], found["encoding"]) == (0.35, 2, "auto")
     own = lmcache("bench", "rag", *flags, "--blend-ratio", "0.5", cwd=tmp_path)
     assert json.loads(own.stdout)["cells"][0]["blend"]["ratio"] == 0.5
     # What failed once is refused by the gate's name.
-    replace(passport, failed=("no row sees the future",)).write(path)
+    replace(certificate, failed=("no row sees the future",)).write(path)
     failed = lmcache("bench", "rag", *flags, cwd=tmp_path)
     assert failed.returncode == 4 and "failed 'no row sees the future'" in failed.stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -164,7 +163,7 @@ def test_requests_are_under_way_together_and_samples_in_order(load: Load) -> Non
 
 def test_closed_loop_never_has_more_under_way_than_clients() -> None:
     lock, now, most = threading.Lock(), Counter[str](), 0
-    # No answer before three are asked for: however slow the machine is, three are under way at once.
+    # No answer before three are asked for: however slow the machine is, three are under way.
     three = threading.Barrier(3)
 
     def behave(handler: Handler, body: dict[str, Any], number: int) -> None:

@@ -252,15 +252,15 @@ def test_flags_of_our_connector(tmp_path: Path) -> None:
     assert extra["trace"] == str(tmp_path / "t") and extra["disk_path"] == str(tmp_path)
 
 
-def test_blend_in_our_connector_needs_a_passport(tmp_path: Path) -> None:
+def test_blend_in_our_connector_needs_a_certificate(tmp_path: Path) -> None:
     def extra(**more: Any) -> dict[str, Any]:
         spec = CacheSpec(32, {"cpu": 5}, mode="blend", selection="first", **more)
         flags, _ = mode_flags(spec, tmp_path / "t")
         found: dict[str, Any] = json.loads(flags[-1])["kv_connector_extra_config"]
         return found
 
-    assert extra(passport=tmp_path / "p")["blend_passport"] == str(tmp_path / "p")
-    assert "blend_unverified" not in extra(passport=tmp_path / "p")
+    assert extra(certificate=tmp_path / "p")["blend_certificate"] == str(tmp_path / "p")
+    assert "blend_unverified" not in extra(certificate=tmp_path / "p")
     assert extra()["blend_unverified"] is True
 
 

@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from lmcache_cli.commands.bench import bench
 from lmcache_cli.commands.tune import tune
-from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
 from lmcache_cli.options.flags import flag, flag_fields, flattened
-from lmcache_cli.options.groups import WorkloadFlags
 from workloads import WORKLOAD_USES, Settings
 
 

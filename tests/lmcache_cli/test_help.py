@@ -11,6 +11,10 @@ from tests.lmcache_cli.command_line import ROOT, lmcache
 
 COMMANDS = ("bench", "tune", "probe", "check", "compare", "verify", "report", "trace", "doctor")
 OF_TRACE = ("record", "info", "convert", "synth")
+OF_VERIFY = ("hits", "blend", "cross-model")
+GROUPS = {"trace": OF_TRACE, "verify": OF_VERIFY}
+SHARED = {"bench": ("bench",), "tune": ("tune",), "check": ("verdict",), "compare": ("verdict",)}
+"""Files of ``options/`` that hold flags of a command."""
 WRITTEN_DEFAULT = re.compile(r"\[default: ([^]]+)\]")
 
 
@@ -24,7 +28,9 @@ def test_the_version() -> None:
     assert shown("--version") == f"lmcache-bench {version('lmcache-bench')}\n"
 
 
-@pytest.mark.parametrize(("args", "names"), [((), COMMANDS), (("trace",), OF_TRACE)])
+@pytest.mark.parametrize(
+    ("args", "names"), [((), COMMANDS), *(((name,), names) for name, names in GROUPS.items())]
+)
 def test_a_command_is_one_line(args: tuple[str, ...], names: tuple[str, ...]) -> None:
     rows = shown(*args, "--help").partition("Commands ")[2].splitlines()
     lines = [line.strip("│ ") for line in rows if line.startswith("│")]
@@ -33,7 +39,12 @@ def test_a_command_is_one_line(args: tuple[str, ...], names: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize(
-    "args", [*((name,) for name in COMMANDS), *(("trace", name) for name in OF_TRACE)], ids=" ".join
+    "args",
+    [
+        *((name,) for name in COMMANDS),
+        *((name, inner) for name, names in GROUPS.items() for inner in names),
+    ],
+    ids=" ".join,
 )
 def test_brackets(args: tuple[str, ...]) -> None:
     """Those of usage stand once, and a default that is told in words is not taken for markup."""
@@ -42,12 +53,9 @@ def test_brackets(args: tuple[str, ...]) -> None:
     assert "[[" not in usage and "]]" not in usage
     source = (ROOT / "lmcache_cli" / "commands" / f"{args[0]}.py").read_text()
     assert "\\[" not in found
-    if args[0] != "trace":  # one file, several commands
-        if args[0] in ("bench", "tune"):  # most of their flags are groups'
-            options = ROOT / "lmcache_cli" / "options"
-            groups = (options / "groups.py").read_text() + (options / "bench.py").read_text()
-            mine, others = groups.split("class TuneFlags")
-            source += mine if args[0] == "bench" else others.partition("WORKLOAD")[0]
+    if args[0] not in GROUPS:  # one file, several commands
+        for name in SHARED.get(args[0], ()):
+            source += (ROOT / "lmcache_cli" / "options" / f"{name}.py").read_text()
         joined = re.sub(r'"\s*\n\s*"', "", source)
         for default in WRITTEN_DEFAULT.findall(joined):
             assert f"[default: {default}]" in found

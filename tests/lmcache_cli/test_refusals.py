@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from lmcache_cli.bench.cells import Cell, Scenario
+from lmcache_cli.bench.cells import Cell, Refusals, Scenario
 from lmcache_cli.bench.measure import ContaminationError, Measured, measure_cells
-from lmcache_cli.bench.refusals import Refusals
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
@@ -191,7 +190,7 @@ def test_bench_measures_the_rest_and_says_what_it_could_not(granite: Path, tmp_p
     assert "Not measured: blend (2 cells)" in shown.stdout
 
 
-def test_a_model_without_a_passport_is_measured_without_blend(
+def test_a_model_without_a_certificate_is_measured_without_blend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -202,4 +201,4 @@ def test_a_model_without_a_passport_is_measured_without_blend(
     document = json.loads(done.stdout)
     assert [cell["reuse"] for cell in document["cells"]] == ["off"]
     [refused] = document["refused"]
-    assert "run: lmcache verify --blend" in refused["reason"]
+    assert "run: lmcache verify blend" in refused["reason"]

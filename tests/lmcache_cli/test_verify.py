@@ -1,4 +1,4 @@
-"""``lmcache verify``: passes on a right cache and fails on a wrong one."""
+"""``lmcache verify hits``: passes on a right cache and fails on a wrong one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from cache_core import _native
 from cache_core.tiers import MemoryTier
 from cache_core.transfer.chunks import ChunkBuffers
 from lmcache_cli.errors import UserError
-from lmcache_cli.verify.hits import VerifyOptions, run_verify
+from lmcache_cli.options.verify import HitsFlags
+from lmcache_cli.verify.hits import verify_hits
 from tests.cache_core.servers import RedisProcess
 from tests.lmcache_cli.small_model import save_model
 
 
-def options(folder: Path, context: str = "100", chunk: str = "16") -> VerifyOptions:
-    return VerifyOptions(str(folder), "cpu", "auto", chunk, context, 4, 0)
+def options(folder: Path, context: str = "100", chunk: str = "16") -> HitsFlags:
+    return HitsFlags(str(folder), chunk_tokens=chunk, context_tokens=context, output_tokens=4)
 
 
 def test_every_tier_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_model(tmp_path, "qwen3")
-    assert run_verify(options(folder, "60,100", "16,32"), "-", True) == 0
+    assert verify_hits(options(folder, "60,100", "16,32"), "-", True) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "lmcache.verify/1" and document["passed"] is True
     assert len(document["checks"]) == 2 * 2 * 3
@@ -35,8 +36,8 @@ def test_every_tier_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_the_cost_of_a_codec_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_model(tmp_path, "llama")
-    given = replace(options(folder, "60,100"), codecs="fp8,int8")
-    assert run_verify(given, "-", True) == 0
+    given = replace(options(folder, "60,100"), codec="fp8,int8")
+    assert verify_hits(given, "-", True) == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
     found = {(c["tier"], c["codec"]) for c in checks}
     assert found == {("device", "none"), ("cpu", "none"), ("disk", "none"), ("cpu", "fp8"),
@@ -46,8 +47,8 @@ def test_the_cost_of_a_codec_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert errors["fp8"] != errors["int8"]
     assert min(errors["fp8"], errors["int8"]) > 10 * errors["none"]
     assert all(c["kl"] >= 0 and c["hit_tokens"] >= 48 for c in checks)
-    with pytest.raises(UserError, match="--codec: 'fp4' is not known; use fp8, int8"):
-        run_verify(replace(given, codecs="fp4"), None, True)
+    with pytest.raises(UserError, match="--codec: 'fp4' is not known; use one of fp8, int8"):
+        verify_hits(replace(given, codec="fp4"), None, True)
 
 
 def test_a_tier_that_serves_wrong_bytes_fails(
@@ -65,19 +66,19 @@ def test_a_tier_that_serves_wrong_bytes_fails(
         return done
 
     monkeypatch.setattr(MemoryTier, "write", wrong)
-    assert run_verify(options(folder), None, True) == 1
+    assert verify_hits(options(folder), None, True) == 1
     assert "FAIL" in capsys.readouterr().out
 
 
 def test_prompt_shorter_than_a_chunk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no full chunk"):
-        run_verify(options(tmp_path, "10", "16"), None, True)
+        verify_hits(options(tmp_path, "10", "16"), None, True)
 
 
 def test_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "llama")
     with pytest.raises(UserError, match="context is 256"):
-        run_verify(options(folder, "250"), None, True)
+        verify_hits(options(folder, "250"), None, True)
 
 
 def test_a_remote_is_verified_where_one_is_named(
@@ -88,7 +89,7 @@ def test_a_remote_is_verified_where_one_is_named(
     try:
         url = f"redis://127.0.0.1:{server.port}"
         chosen = replace(options(folder), remote=url)
-        assert run_verify(chosen, None, True) == 0
+        assert verify_hits(chosen, None, True) == 0
     finally:
         server.kill()
     assert "remote" in capsys.readouterr().out

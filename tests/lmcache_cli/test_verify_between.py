@@ -1,4 +1,4 @@
-"""``lmcache verify --shared-from``."""
+"""``lmcache verify cross-model``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def verify(pair: tuple[Path, Path], cwd: Path, *flags: str) -> dict[str, object]:
-    models = ["--shared-from", str(pair[0]), "--model", str(pair[1]), "--quiet", "--json", "-"]
+    models = ["cross-model", str(pair[0]), "--model", str(pair[1]), "--quiet", "--json", "-"]
     done = lmcache("verify", *models, "--context-tokens", "60,120", *flags, cwd=cwd)
     assert done.returncode == 0, done.stderr + done.stdout
     document: dict[str, object] = json.loads(done.stdout)
@@ -50,7 +50,7 @@ def test_gates_curve_and_single_layers(pair: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_a_table_by_default(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    models = ["--shared-from", str(pair[0]), "--model", str(pair[1]), "--quiet"]
+    models = ["cross-model", str(pair[0]), "--model", str(pair[1]), "--quiet"]
     few = ["--context-tokens", "60", "--output-tokens", "2", "--recompute-layers", "1-2"]
     done = lmcache("verify", *models, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -67,7 +67,7 @@ def test_equal_weights_lose_nothing(pair: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_a_model_is_no_base_of_itself(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    models = ["--shared-from", str(pair[0]), "--model", str(pair[0]), "--quiet"]
+    models = ["cross-model", str(pair[0]), "--model", str(pair[0]), "--quiet"]
     done = lmcache("verify", *models, cwd=tmp_path)
     assert done.returncode == 2 and "is the model itself" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

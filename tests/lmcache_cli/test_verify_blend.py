@@ -1,4 +1,4 @@
-"""``lmcache verify --blend``."""
+"""``lmcache verify blend``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.lmcache_cli.small_model import save_model
 
 
 def verify(*arguments: str, cwd: Path) -> CompletedProcess[str]:
-    flags = ["--blend", "--quiet", *arguments]
+    flags = ["blend", "--quiet", *arguments]
     return lmcache("verify", *flags, cwd=cwd, COLUMNS="100", XDG_CACHE_HOME=str(cwd / "cache"))
 
 
@@ -33,9 +33,9 @@ def test_gates_and_curve(rope: str, tmp_path: Path) -> None:
     curve = {point["ratio"]: point["kl"] for point in found["curve"]}
     assert curve[0.0] > curve[0.3] > curve[1.0] == 0
     [path] = place.iterdir()
-    assert found["passport"] == str(path)
-    passport = read_certificate(path)
-    assert not passport.failed and passport.details["curve"] == found["curve"]
+    assert found["certificate"] == str(path)
+    certificate = read_certificate(path)
+    assert not certificate.failed and certificate.details["curve"] == found["curve"]
 
 
 def test_calibrated_settings_are_kept_and_used(tmp_path: Path) -> None:

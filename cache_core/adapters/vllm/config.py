@@ -54,8 +54,8 @@ class ConnectorOptions:
     blend_ratio: float = 0.15
     """Share of reused tokens that is computed anew."""
     blend_selection: SelectionName = "first"
-    blend_passport: str = ""
-    """File of ``lmcache verify --blend`` that says that this model passed its gates."""
+    blend_certificate: str = ""
+    """File of ``lmcache verify blend`` that says that this model passed its gates."""
     blend_unverified: bool = False
     """Blend without one."""
     codec: str = "none"

@@ -380,7 +380,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
         if not self._options.blend_unverified:
-            require_certificate(self._options.blend_passport, config.model_config)
+            require_certificate(self._options.blend_certificate, config.model_config)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return BlendScheduler(self._options, start, self._shape.block_tokens)

@@ -265,16 +265,16 @@ def require_certificate(file: str, model: Any) -> None:
     weights = _weights(model)
     rope = rope_text(getattr(text, "rope_parameters", None))
     subject = Subject(name, weights, _dtype_name(model.dtype), rope)
-    lack = f"{name} has no blend_passport"
+    lack = f"{name} has no blend_certificate"
     if file:
         try:
             checked_certificate(Path(file).expanduser(), subject)
             return
         except CertificateError as error:
-            lack = f"blend_passport: {error}"
+            lack = f"blend_certificate: {error}"
     raise Unsupported(
-        f"{lack}; run: lmcache verify --blend --model {name} --dtype {subject.dtype} --out FILE,"
-        ' and set "blend_passport": "FILE" (or "blend_unverified": true)'
+        f"{lack}; run: lmcache verify blend --model {name} --dtype {subject.dtype} --out FILE,"
+        ' and set "blend_certificate": "FILE" (or "blend_unverified": true)'
     )
 
 

@@ -131,7 +131,7 @@ class LoadedModel:
         return json.dumps(getattr(self.config, "rope_parameters", None), sort_keys=True)
 
     def blend_subject(self) -> Subject:
-        """What a passport for blend is of. Reads all weights of a folder."""
+        """What a certificate for blend is of. Reads all weights of a folder."""
         return blend_subject(self.id, self.source, self.config, self.dtype)
 
     @property

@@ -14,8 +14,7 @@ from cache_core.keys import ChunkHasher
 from cache_core.plan import LoadOutcome
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import CachedSession
-from lmcache_cli.engines.engine import Load
-from lmcache_cli.engines.schedule import first_come_first_served
+from lmcache_cli.engines.engine import Load, first_come_first_served
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.open_cache import tier_troubles

@@ -94,7 +94,7 @@ class VllmEngine:
         return self.layout(1).token_bytes
 
     def blend_subject(self) -> Subject:
-        """What a passport for blend is of. Reads all weights of a folder."""
+        """What a certificate for blend is of. Reads all weights of a folder."""
         from lmcache_cli.engines.transformers.models import blend_subject
 
         return blend_subject(self.model, self.folder, self.config, self._dtype)

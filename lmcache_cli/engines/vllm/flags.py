@@ -108,9 +108,9 @@ def _blend(spec: CacheSpec) -> dict[str, object]:
     if spec.mode != "blend":
         return {}
     chosen = {"blend_ratio": spec.ratio, "blend_selection": spec.selection}
-    if spec.passport is None:
+    if spec.certificate is None:
         return {"blend": True, "blend_unverified": True, **chosen}
-    return {"blend": True, "blend_passport": str(spec.passport.absolute()), **chosen}
+    return {"blend": True, "blend_certificate": str(spec.certificate.absolute()), **chosen}
 
 
 def _transfer(config: dict[str, object]) -> list[str]:

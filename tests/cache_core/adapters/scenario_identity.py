@@ -115,8 +115,8 @@ def histories() -> dict[str, Any]:
     return {"together": both.data, "log": both.reduce(), "carried": len(many)}
 
 
-def passports(model: Path, scratch: Path) -> dict[str, str]:
-    """What becomes of vLLM's own configuration under a passport that transformers' gave."""
+def certificates(model: Path, scratch: Path) -> dict[str, str]:
+    """What becomes of vLLM's own configuration under a certificate that transformers' gave."""
     from transformers import AutoConfig, LlamaConfig
     from vllm.engine.arg_utils import EngineArgs
 
@@ -184,7 +184,7 @@ def main() -> None:
                 "keys": [*keys, other],
                 "metrics": exposed(),
                 "histories": histories(),
-                "passports": passports(model, scratch),
+                "certificates": certificates(model, scratch),
             }
         )
     )

@@ -40,8 +40,8 @@ def test_tenants_adapters_and_formats_have_keys_of_their_own(found: dict[str, An
 
 
 @pytest.mark.parametrize("what", ["default", "yarn", "llama3", "weights"])
-def test_a_passport_from_transformers_is_taken(found: dict[str, Any], what: str) -> None:
-    assert found["passports"][what] == "taken"
+def test_a_certificate_from_transformers_is_taken(found: dict[str, Any], what: str) -> None:
+    assert found["certificates"][what] == "taken"
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,14 @@ def test_a_passport_from_transformers_is_taken(found: dict[str, Any], what: str)
         ("dtype", "dtype differ"),
         ("rope", "rope differ"),
         ("failed", "failed 'a gate'"),
-        ("none", "has no blend_passport"),
+        ("none", "has no blend_certificate"),
     ],
 )
-def test_without_a_passport_blend_is_refused(found: dict[str, Any], what: str, words: str) -> None:
-    text = found["passports"][what]
-    assert words in text and "run: lmcache verify --blend --model" in text
+def test_without_a_certificate_blend_is_refused(
+    found: dict[str, Any], what: str, words: str
+) -> None:
+    text = found["certificates"][what]
+    assert words in text and "run: lmcache verify blend --model" in text
 
 
 def test_counters_are_exposed(found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The passport of a model for blend."""
+"""The certificate of a model for blend."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_a_failed_gate_is_named(tmp_path: Path) -> None:
     [
         (None, "can't be read"),
         ("{", "no JSON"),
-        ("[]", "no blend passport"),
-        ('{"schema": "lmcache.blend-passport/1"}', "damaged"),
+        ("[]", "no blend certificate"),
+        ('{"schema": "lmcache.blend-certificate/1"}', "damaged"),
     ],
 )
-def test_what_is_no_passport_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
+def test_what_is_no_certificate_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "p").write_text(text)
     with pytest.raises(CertificateError, match=words):

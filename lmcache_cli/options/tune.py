@@ -1,0 +1,96 @@
+"""The flags of ``lmcache tune`` that no other command has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from lmcache_cli.options.flags import WORKLOAD, flag
+
+DRAM_PRICE, DISK_PRICE = round(4.0 / (3 * 8760), 7), round(0.1 / (3 * 8760), 8)
+"""Dollars per GiB and hour: 4 and 0.1 dollars a GiB, over three years."""
+PREFILL_EFFICIENCY = 0.5
+_WHAT, _BOUNDS, _VALIDATION = "What is served", "What must hold", "Validation"
+
+
+@dataclass(frozen=True)
+class TuneFlags:
+    """Flags of ``lmcache tune``: what is served, what must hold, and how it is validated."""
+
+    model: Annotated[
+        str | None,
+        flag(
+            "From the catalogue; with --validate, what bench takes. \\[default: llama-3.1-8b,"
+            " the probe's, or the embedded one]",
+            _WHAT,
+        ),
+    ] = None
+    hardware: Annotated[
+        str | None, flag("Accelerator, from the catalogue. \\[default: h100]", _WHAT)
+    ] = None
+    probe: Annotated[
+        Path | None,
+        flag(
+            "Costs that `lmcache probe --model` measured, in place of the catalogue.",
+            _WHAT,
+            metavar="FILE",
+        ),
+    ] = None
+    devices: Annotated[int, flag("Accelerators that share a model.", _WHAT)] = 1
+    efficiency: Annotated[float, flag("Of the peak, that prefill reaches.", _WHAT)] = (
+        PREFILL_EFFICIENCY
+    )
+    disk_bandwidth: Annotated[str, flag("Per second.", _WHAT, metavar="SIZE")] = "3GB"
+    overlap: Annotated[
+        bool, flag("Layers are loaded while others compute.", _WHAT, "--overlap")
+    ] = False
+    speed_up: Annotated[float, flag("Of the trace's arrivals: 2 is twice the load.", _WHAT)] = 1.0
+    format: Annotated[str | None, flag("Of the trace. \\[default: found out]", None)] = None
+    chunk_tokens: Annotated[
+        str | None,
+        flag(
+            "Chunk lengths to try. \\[default: the trace's, twice and four times it; of a workload"
+            " 16,64,256]",
+            None,
+        ),
+    ] = None
+    slo: Annotated[
+        list[str] | None, flag("Repeatable; p50, p90 or p99.", _BOUNDS, metavar="ttft.p90=500ms")
+    ] = None
+    budget: Annotated[
+        str | None, flag("For DRAM and disk; or 30/month.", _BOUNDS, metavar="0.05/hour")
+    ] = None
+    max_cpu: Annotated[str, flag("Most DRAM.", _BOUNDS, metavar="SIZE")] = "1TiB"
+    max_disk: Annotated[str, flag("Most disk.", _BOUNDS, metavar="SIZE")] = "8TiB"
+    disk_writes_per_day: Annotated[
+        str | None, flag("What the SSD may take a day.", _BOUNDS, metavar="SIZE")
+    ] = None
+    dram_price: Annotated[float, flag("Per GiB and hour.", _BOUNDS)] = DRAM_PRICE
+    disk_price: Annotated[float, flag("Per GiB and hour.", _BOUNDS)] = DISK_PRICE
+    worth: Annotated[
+        float,
+        flag("Without --slo: seconds of mean TTFT that another dollar an hour must buy.", _BOUNDS),
+    ] = 0.1
+    scale: Annotated[
+        float, flag("All lengths of a trace times this, for small machines.", WORKLOAD)
+    ] = 1.0
+    validate: Annotated[
+        bool,
+        flag(
+            "Serve the requests here, under the recommendation and its neighbours.",
+            _VALIDATION,
+            "--validate",
+        ),
+    ] = False
+    engine: Annotated[
+        Literal["transformers", "simulated"],
+        flag("Engine that validates: all its hits are our cache's.", _VALIDATION),
+    ] = "transformers"
+    tolerance: Annotated[str, flag("Greatest errors of TTFT p50 and p90.", _VALIDATION)] = (
+        "0.15,0.25"
+    )
+    repeat: Annotated[int, flag("Repeats, each from a cold start.", _VALIDATION)] = 1
+    out: Annotated[Path, flag("Folder for disk tiers, while they are used.", _VALIDATION)] = Path(
+        "runs"
+    )

@@ -1,0 +1,48 @@
+"""The flags that ``lmcache check`` and ``compare`` share: what fails, and where verdicts go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from lmcache_cli.options.flags import flag
+
+_VERDICT, _OUTPUT = "The verdict", "Outputs"
+
+
+@dataclass(frozen=True)
+class JudgementFlags:
+    """What fails: rules for metrics, and how strictly counters are compared."""
+
+    fail_on: Annotated[
+        list[str] | None,
+        flag(
+            "METRIC>LIMIT or METRIC<-LIMIT; may be given several times. \\[default: ttft.p50>5%]",
+            _VERDICT,
+            metavar="RULE",
+        ),
+    ] = None
+    counters: Annotated[
+        Literal["exact", "worse", "ignore"],
+        flag(
+            "exact: any change of a counter fails; worse: only one for the worse; ignore.",
+            _VERDICT,
+            metavar="NAME",
+        ),
+    ] = "exact"
+
+
+@dataclass(frozen=True)
+class VerdictFiles:
+    """Files by flag; ``-`` is stdout. ``github`` appends the Markdown to the step's summary."""
+
+    json: Annotated[str | None, flag("Write JSON; - for stdout.", _OUTPUT, metavar="FILE")] = None
+    markdown: Annotated[
+        str | None, flag("Write Markdown; - for stdout.", _OUTPUT, metavar="FILE")
+    ] = None
+    junit: Annotated[
+        str | None, flag("Write JUnit XML; - for stdout.", _OUTPUT, metavar="FILE")
+    ] = None
+    github: Annotated[
+        bool, flag("Append the Markdown to $GITHUB_STEP_SUMMARY.", _OUTPUT, "--github")
+    ] = False
