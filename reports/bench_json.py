@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -138,19 +136,21 @@ def csv_text(cells: Sequence[CellSummary], runs: Sequence[str] = ()) -> str:
     """One line per cell under a header. Columns are the JSON paths (``ttft_ms.p50``), the same for
     every run; a value that does not exist is empty. ``runs`` names each cell's run, in a first
     column; without it there is none."""
+    import pandas
+
     rows = []
     for index, cell in enumerate(cells):
         document = ({"run": runs[index]} if runs else {}) | cell_json(cell)
         del document["tier_work"]  # as deep as tiers are many: JSON has it
         document["tiers"] = {tier: document["tiers"].get(tier) for tier in TIERS}
         rows.append(_flat(document))
-    header = list(rows[0]) if rows else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(header)
-    writer.writerows([_plain(row[name]) for name in header] for row in rows)
-    return text.getvalue()
+    if not rows:
+        return ""
+    truth = {True: "true", False: "false"}
+    table = pandas.DataFrame(rows, dtype=object)
+    booleans = table.map(lambda value: isinstance(value, bool))
+    shown = table.mask(booleans, table.map(truth.get))
+    return str(shown.to_csv(index=False, lineterminator="\n"))
 
 
 def _milliseconds(spread: Spread) -> dict[str, float | int | None]:
@@ -168,9 +168,3 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else value

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reports.sample import Sample
+from reports.sample import Sample, frame
 
 QUALITY_RESAMPLES = 1000
 LEAST_ANSWERS = 5
@@ -60,30 +62,28 @@ class AnswerSummary:
 def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
     """Intervals are percentile bootstraps over requests, repeats averaged. The same samples and
     seed give the same answer."""
-    by_request: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-    for s in samples:
-        if s.f1 is not None and s.exact is not None:
-            by_request[s.request_id].append((s.f1, s.exact))
-    if not by_request:
+    known = frame(samples).dropna(subset=["f1", "exact"])
+    if known.empty:
         return AnswerSummary()
-    scores = np.array([np.mean(found, axis=0) for found in by_request.values()])
+    scores = known.groupby("request_id", sort=False)[["f1", "exact"]].mean().to_numpy()
     f1, exact = (float(x) for x in scores.mean(0))
-    n = sum(map(len, by_request.values()))
     if len(scores) < LEAST_ANSWERS:
-        return AnswerSummary(n, f1, exact=exact)
-    drawn = np.random.default_rng(seed).integers(0, len(scores), (QUALITY_RESAMPLES, len(scores)))
-    low, high = np.percentile(scores[drawn].mean(1), [2.5, 97.5], axis=0)
-    return AnswerSummary(n, f1, float(low[0]), float(high[0]), exact, float(low[1]), float(high[1]))
+        return AnswerSummary(len(known), f1, exact=exact)
+    low, high = _bounds(scores, lambda drawn: drawn.mean(1), seed)
+    return AnswerSummary(
+        len(known), f1, float(low[0]), float(high[0]), exact, float(low[1]), float(high[1])
+    )
 
 
 def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
     """The interval is a percentile bootstrap over whole requests, all repeats together: positions
     of one answer are not independent. The same samples and seed give the same answer."""
-    by_request: defaultdict[str, list[Quality]] = defaultdict(list)
-    for s in samples:
-        if s.kl is not None and s.agreement is not None and s.kl_positions:
-            by_request[s.request_id].append(Quality(s.kl, s.agreement, s.kl_positions))
-    return pooled(list(by_request.values()), seed)
+    rows = frame(samples).dropna(subset=["kl", "agreement", "kl_positions"])
+    answers = [
+        [Quality(s.kl, s.agreement, int(s.kl_positions)) for s in group.itertuples()]
+        for _, group in rows[rows.kl_positions > 0].groupby("request_id", sort=False)
+    ]
+    return pooled(answers, seed)
 
 
 def pooled(answers: Sequence[Sequence[Quality]], seed: int = 0) -> QualitySummary:
@@ -100,10 +100,19 @@ def pooled(answers: Sequence[Sequence[Quality]], seed: int = 0) -> QualitySummar
     positions, kl, same = sums.sum(0)
     low = high = None
     if len(sums) >= LEAST_ANSWERS:
-        drawn = np.random.default_rng(seed).integers(0, len(sums), (QUALITY_RESAMPLES, len(sums)))
-        totals = sums[drawn].sum(1)
-        low, high = (float(x) for x in np.percentile(totals[:, 1] / totals[:, 0], [2.5, 97.5]))
+        bounds = _bounds(sums, lambda drawn: drawn[..., 1].sum(1) / drawn[..., 0].sum(1), seed)
+        low, high = float(bounds[0]), float(bounds[1])
     return QualitySummary(int(positions), float(kl / positions), low, high, float(same / positions))
+
+
+def _bounds(
+    values: NDArray[np.float64], statistic: Callable[[Any], Any], seed: int
+) -> NDArray[np.float64]:
+    """The 95 % interval of a statistic of rows that are drawn with replacement."""
+    count = len(values)
+    drawn = np.random.default_rng(seed).integers(0, count, (QUALITY_RESAMPLES, count))
+    bounds: NDArray[np.float64] = np.percentile(statistic(values[drawn]), [2.5, 97.5], axis=0)
+    return bounds
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 TIERS = ("device", "cpu", "disk", "remote")
 """Tier names, fastest first. A run file has one ``hit_*`` column for each."""
@@ -133,3 +136,49 @@ class Sample:
 
 FIELDS = tuple(f.name for f in fields(Sample))
 BLEND_FIELDS = FIELDS[FIELDS.index("blended_tokens") :]
+_AT = FIELDS.index("hit_tokens")
+COLUMNS = (*FIELDS[:_AT], *(f"hit_{tier}" for tier in TIERS), *FIELDS[_AT + 1 :])
+"""Of a run file, in its order."""
+
+
+def frame(samples: Sequence[Sample]) -> Any:
+    """A pandas DataFrame of one row per sample: the columns of a run file, and what follows from
+    them, in seconds: ``ttft`` and ``e2e`` from the scheduled arrival, ``ttft_from_send``,
+    ``client_queue`` between the two, ``tpot`` per further output token (NaN without one); ``hits``
+    are the tokens that any tier served. What is None in a sample is NaN."""
+    import pandas
+
+    rows = pandas.DataFrame([sample.to_row() for sample in samples], columns=COLUMNS)
+    numbers = [*(f"hit_{tier}" for tier in TIERS), "expected_hit_tokens", *BLEND_FIELDS]
+    rows[numbers] = rows[numbers].astype("float64")
+    rows["hits"] = rows[[f"hit_{tier}" for tier in TIERS]].sum(axis=1)
+    rows["ttft"] = rows.first_token_s - rows.scheduled_s
+    rows["ttft_from_send"] = rows.first_token_s - rows.sent_s
+    rows["client_queue"] = rows.sent_s - rows.scheduled_s
+    rows["e2e"] = rows.finished_s - rows.scheduled_s
+    several = rows.output_tokens.where(rows.output_tokens > 1)
+    rows["tpot"] = (rows.e2e - rows.ttft) / (several - 1)
+    return rows.rename(columns={"lookup_s": "lookup", "load_s": "load", "prefill_s": "prefill"})
+
+
+def done(rows: Any) -> Any:
+    """The rows of requests that succeeded."""
+    return rows[rows.error.isna()]
+
+
+def times(rows: Any) -> dict[str, NDArray[np.float64]]:
+    """The values of single requests that succeeded, in seconds, by name; TTFT only of those that
+    were answered, and all gaps between output tokens pooled as ``itl``."""
+    rows = done(rows)
+    answered = rows[rows.output_tokens > 0]
+    gaps = [np.diff(token_s) for token_s in answered.token_s]
+    return {
+        "ttft": answered.ttft.to_numpy(np.float64),
+        "ttft_from_send": answered.ttft_from_send.to_numpy(np.float64),
+        "itl": np.concatenate([*gaps, np.empty(0)]),
+        "tpot": rows.tpot.dropna().to_numpy(np.float64),
+        **{
+            name: rows[name].to_numpy(np.float64)
+            for name in ("e2e", "lookup", "load", "prefill", "client_queue")
+        },
+    }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
-from reports.sample import Sample
+from reports.sample import Sample, frame
 from reports.summary import CellMeta, CellSummary, RefusedCell, summarise
 
 TUNE_SCHEMA = "lmcache.tune/1"
@@ -128,3 +128,21 @@ def _off(meta: CellMeta) -> bool:
 
 def _scenario(meta: CellMeta) -> tuple[str, int | None]:
     return meta["workload"], meta.get("context_tokens")
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> Any:
+    """Reads run files of ``lmcache bench`` into one pandas DataFrame of a row per request, for
+    notebooks. Columns: ``run`` (the file's name), what the cell is (``engine``, ``model``,
+    ``reuse``, ``chunk_tokens``, ``tiers.cpu`` in bytes and so on, see docs/json.md), and those of
+    :func:`reports.sample.frame`. Raises ``StoredError`` or ``CheckRecordError`` for a file that is
+    no run."""
+    import pandas
+
+    found = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        run = StoredRun.read(path)
+        for cell, samples in zip(run.cells, run.samples_of, strict=True):
+            meta = pandas.json_normalize({"run": run.name, **cell.meta})
+            rows = frame(samples).drop(columns="workload")
+            found.append(meta.merge(rows, how="cross"))
+    return pandas.concat(found, ignore_index=True) if found else pandas.DataFrame()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reports.paired import OutputChanges, Speedup, compare_outputs, pair_samples, ttft_speedup
 from reports.quality import AnswerSummary, QualitySummary, answers_of, quality_of
-from reports.sample import TIERS, Sample
+from reports.sample import TIERS, Sample, done, frame, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Spread:
     max: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float] | NDArray[np.float64]) -> Spread:
         """The spread of any number of values, also of none."""
         if len(values) == 0:
             return cls()
@@ -176,80 +177,69 @@ def summarise(
     the comparison of outputs empty. A cell without samples, or with failed ones only, has None
     where there is nothing to tell.
     """
-    done = [s for s in samples if s.completed]
-    answered = [s for s in done if s.output_tokens > 0]
-    pairs = pair_samples(off, done) if off is not None else []
-    hit_tokens = {tier: sum(s.hit_tokens.get(tier, 0) for s in done) for tier in TIERS}
-    hits = sum(hit_tokens.values())
-    prompt_tokens = sum(s.prompt_tokens for s in done)
-    expected = [s.expected_hit_tokens for s in done if s.expected_hit_tokens is not None]
-    all_expect = bool(done) and len(expected) == len(done)
-    bytes_loaded = sum(s.bytes_loaded for s in done)
-    load_s = sum(s.load_s for s in done)
+    rows = frame(samples)
+    found = done(rows)
+    values = times(rows)
+    pairs = pair_samples(off, samples) if off is not None else None
+    total = {name: int(found[name].sum()) for name in _SUMMED}
+    prompt_tokens, hits = total["prompt_tokens"], total["hits"]
+    expected = found.expected_hit_tokens
+    all_expect = len(found) > 0 and bool(expected.notna().all())
+    load_s = float(found.load.sum())
+    layers = found.dropna(subset="token_layer_share")
+    own = found[found.output_tokens > 0].dropna(subset="blend_s")
+    layer_tokens, own_ttft = int(layers.prompt_tokens.sum()), float(own.ttft_from_send.sum())
     return CellSummary(
         meta=meta,
-        n=len(done),
-        failed=len(samples) - len(done),
-        ttft=Spread.of([s.ttft_s for s in answered]),
-        ttft_from_send=Spread.of([s.first_token_s - s.sent_s for s in answered]),
-        client_queue=Spread.of([s.sent_s - s.scheduled_s for s in done]),
-        itl=Spread.of([float(gap) for s in answered for gap in np.diff(s.token_s)]),
-        tpot=Spread.of(
-            [(s.e2e_s - s.ttft_s) / (s.output_tokens - 1) for s in done if s.output_tokens > 1]
-        ),
-        e2e=Spread.of([s.e2e_s for s in done]),
-        lookup=Spread.of([s.lookup_s for s in done]),
-        load=Spread.of([s.load_s for s in done]),
-        prefill=Spread.of([s.prefill_s for s in done]),
-        throughput=_throughput(samples, meta.get("busy_s")),
+        n=len(found),
+        failed=len(rows) - len(found),
+        **{name: Spread.of(values[name]) for name in _SPREADS},
+        throughput=_throughput(rows, meta.get("busy_s")),
         prompt_tokens=prompt_tokens,
-        output_tokens=sum(s.output_tokens for s in done),
-        hit_tokens=hit_tokens,
+        output_tokens=total["output_tokens"],
+        hit_tokens={tier: int(found[f"hit_{tier}"].sum()) for tier in TIERS},
         hit_rate=hits / prompt_tokens if prompt_tokens else None,
-        recomputed_tokens=prompt_tokens - hits + sum(s.selected_tokens or 0 for s in done),
-        expected_hit_tokens=sum(expected) if all_expect else None,
-        unexpected_hits=sum(s.hits != s.expected_hit_tokens for s in done) if all_expect else None,
-        bytes_loaded=bytes_loaded,
-        bytes_stored=sum(s.bytes_stored for s in done),
-        load_bytes_per_s=bytes_loaded / load_s if load_s > 0 else None,
-        speedup=ttft_speedup(pairs),
-        outputs=compare_outputs(pairs),
-        blended_tokens=sum(s.blended_tokens or 0 for s in done),
-        selected_tokens=sum(s.selected_tokens or 0 for s in done),
-        token_layer_share=_token_layer_share(done),
-        blend=Spread.of([s.blend_s for s in done if s.blend_s is not None]),
-        quality=quality_of(done),
-        answers=answers_of(done),
-        own_share=_own_share(answered),
+        recomputed_tokens=prompt_tokens - hits + total["selected_tokens"],
+        expected_hit_tokens=int(expected.sum()) if all_expect else None,
+        unexpected_hits=int((found.hits != expected).sum()) if all_expect else None,
+        bytes_loaded=total["bytes_loaded"],
+        bytes_stored=total["bytes_stored"],
+        load_bytes_per_s=total["bytes_loaded"] / load_s if load_s > 0 else None,
+        speedup=Speedup() if pairs is None else ttft_speedup(pairs),
+        outputs=OutputChanges() if pairs is None else compare_outputs(pairs),
+        blended_tokens=total["blended_tokens"],
+        selected_tokens=total["selected_tokens"],
+        token_layer_share=float((layers.token_layer_share * layers.prompt_tokens).sum())
+        / layer_tokens
+        if layer_tokens
+        else None,
+        blend=Spread.of(found.blend_s.dropna()),
+        quality=quality_of([sample for sample in samples if sample.completed]),
+        answers=answers_of([sample for sample in samples if sample.completed]),
+        own_share=float(own.blend_s.sum()) / own_ttft if own_ttft > 0 else None,
     )
 
 
-def _token_layer_share(samples: Sequence[Sample]) -> float | None:
-    run = [(s.token_layer_share, s.prompt_tokens) for s in samples]
-    known = [(share, tokens) for share, tokens in run if share is not None]
-    total = sum(tokens for _, tokens in known)
-    return sum(share * tokens for share, tokens in known) / total if total else None
+_SPREADS = (
+    *("ttft", "ttft_from_send", "client_queue", "itl", "tpot", "e2e"),
+    *("lookup", "load", "prefill"),
+)
+_SUMMED = (
+    *("prompt_tokens", "output_tokens", "hits", "bytes_loaded", "bytes_stored"),
+    *("blended_tokens", "selected_tokens"),
+)
 
 
-def _own_share(samples: Sequence[Sample]) -> float | None:
-    own = [(s.blend_s, s.first_token_s - s.sent_s) for s in samples if s.blend_s is not None]
-    total = sum(ttft for _, ttft in own)
-    return sum(spent for spent, _ in own) / total if total > 0 else None
-
-
-def _throughput(samples: Sequence[Sample], busy_s: float | None) -> Throughput:
-    if not samples:
+def _throughput(rows: Any, busy_s: float | None) -> Throughput:
+    if rows.empty:
         return Throughput()
     if busy_s is None:
-        busy_s = max(s.finished_s for s in samples) - min(s.scheduled_s for s in samples)
+        busy_s = float(rows.finished_s.max() - rows.scheduled_s.min())
     if busy_s <= 0:
         return Throughput()
-    done = [s for s in samples if s.completed]
-    return Throughput(
-        requests_per_s=len(done) / busy_s,
-        input_tokens_per_s=sum(s.prompt_tokens for s in done) / busy_s,
-        output_tokens_per_s=sum(s.output_tokens for s in done) / busy_s,
-    )
+    found = done(rows)
+    tokens = (int(found[name].sum()) / busy_s for name in ("prompt_tokens", "output_tokens"))
+    return Throughput(len(found) / busy_s, *tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
-"""Models and accelerators by name: what decides the bytes of KV and the work of prefill, and what
-makers say of their devices. Dense peaks without sparsity, one device."""
+"""Models and accelerators by name, from ``catalogue.toml``: what decides the bytes of KV and the
+work of prefill, and what makers say of their devices."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
+from importlib.resources import files
 
 from lmcache_cli.errors import UserError
 
-_BILLION = 10**9
+TERA, GIGA = 10**12, 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,56 +56,13 @@ def _short(page: str) -> str:
     return re.sub(r"-(hf|v0\.\d|base-\d+)$", "", name)
 
 
-def _gqa(
-    page: str, parameters: float, layers: int, heads: int, kv: int, dim: int, active: float = 0
+def _architecture(
+    page: str, billions: float, active: float | None = None, **sizes: int
 ) -> Architecture:
-    name, source = _short(page), f"config.json of {page} on Hugging Face"
-    total, used = parameters * _BILLION, (active or parameters) * _BILLION
-    return Architecture(name, total, used, layers, heads, kv, dim, source)
-
-
-def _mla(
-    page: str, parameters: float, active: float, layers: int, heads: int, latent: int
-) -> Architecture:
-    return Architecture(
-        _short(page),
-        parameters * _BILLION,
-        active * _BILLION,
-        layers,
-        heads,
-        1,
-        latent,
-        f"config.json of {page} on Hugging Face: kv_lora_rank 512, qk_rope_head_dim 64",
-        latent=latent,
-        qk_dim=192,
-        v_dim=128,
-    )
-
-
-ARCHITECTURES = {
-    found.name: found
-    for found in (
-        _gqa("HuggingFaceTB/SmolLM2-135M", 0.1345, 30, 9, 3, 64),
-        _gqa("meta-llama/Llama-3.2-1B", 1.236, 16, 32, 8, 64),
-        _gqa("meta-llama/Llama-3.2-3B", 3.213, 28, 24, 8, 128),
-        _gqa("meta-llama/Llama-3.1-8B", 8.030, 32, 32, 8, 128),
-        _gqa("meta-llama/Llama-2-70b-hf", 68.98, 80, 64, 8, 128),
-        _gqa("meta-llama/Llama-3.1-70B", 70.55, 80, 64, 8, 128),
-        _gqa("meta-llama/Llama-3.1-405B", 405.9, 126, 128, 8, 128),
-        _gqa("mistralai/Mistral-7B-v0.3", 7.248, 32, 32, 8, 128),
-        _gqa("mistralai/Mistral-Small-24B-Base-2501", 23.57, 40, 32, 8, 128),
-        _gqa("mistralai/Mixtral-8x7B-v0.1", 46.70, 32, 32, 8, 128, active=12.88),
-        _gqa("Qwen/Qwen2.5-7B", 7.616, 28, 28, 4, 128),
-        _gqa("Qwen/Qwen2.5-32B", 32.76, 64, 40, 8, 128),
-        _gqa("Qwen/Qwen2.5-72B", 72.71, 80, 64, 8, 128),
-        _gqa("Qwen/Qwen3-8B", 8.191, 36, 32, 8, 128),
-        _gqa("Qwen/Qwen3-32B", 32.76, 64, 64, 8, 128),
-        _gqa("Qwen/Qwen3-30B-A3B", 30.53, 48, 32, 4, 128, active=3.35),
-        _gqa("Qwen/Qwen3-235B-A22B", 235.1, 94, 64, 4, 128, active=22.2),
-        _mla("deepseek-ai/DeepSeek-V2-Lite", 15.71, 2.66, 27, 16, 576),
-        _mla("deepseek-ai/DeepSeek-V3", 671.0, 37.6, 61, 128, 576),
-    )
-}
+    source = f"config.json of {page} on Hugging Face"
+    parameters = billions * GIGA
+    used = parameters if active is None else active * GIGA
+    return Architecture(_short(page), parameters, used, source=source, **sizes)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -113,13 +72,6 @@ def find_architecture(name: str) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"--model: {name!r} is not in the catalogue; use one of {known}")
     return found
-
-
-TERA, GIGA = 10**12, 10**9
-
-
-# One direction of a PCIe slot with 16 lanes, after its line code (PCIe CEM 4.0 and 5.0).
-_PCIE4, _PCIE5 = 31.5, 63.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +88,16 @@ class Hardware:
     source: str
 
 
-def _make(name: str, tflops: float, gb_s: float, gib: int, link: float, source: str) -> Hardware:
-    return Hardware(name, tflops * TERA, gb_s * GIGA, gib * 2**30, link * GIGA, source)
+def _hardware(
+    name: str, tflops: float, memory_gb_s: float, memory_gib: int, link_gb_s: float, source: str
+) -> Hardware:
+    memory = memory_gib * 2**30
+    return Hardware(name, tflops * TERA, memory_gb_s * GIGA, memory, link_gb_s * GIGA, source)
 
 
-HARDWARE = {
-    hardware.name: hardware
-    for hardware in (
-        _make("a10", 125, 600, 24, _PCIE4, "NVIDIA A10 data sheet, 2021"),
-        _make("a40", 149.7, 696, 48, _PCIE4, "NVIDIA A40 data sheet, 2021"),
-        _make("a100-40g", 312, 1555, 40, _PCIE4, "NVIDIA A100 data sheet, 2020"),
-        _make("a100-80g", 312, 2039, 80, _PCIE4, "NVIDIA A100 80GB SXM data sheet, 2021"),
-        _make("l4", 121, 300, 24, _PCIE4, "NVIDIA L4 data sheet, 2023 (half of its sparse peak)"),
-        _make("l40s", 362, 864, 48, _PCIE4, "NVIDIA L40S data sheet, 2023"),
-        _make("h100", 989.4, 3350, 80, _PCIE5, "NVIDIA H100 SXM data sheet, 2022"),
-        _make("h100-pcie", 756, 2000, 80, _PCIE5, "NVIDIA H100 PCIe data sheet, 2022"),
-        _make("h200", 989.4, 4800, 141, _PCIE5, "NVIDIA H200 SXM data sheet, 2023"),
-        _make("gh200", 989.4, 4000, 96, 450, "NVIDIA GH200 data sheet, 2023 (NVLink-C2C)"),
-        _make("b200", 2250, 8000, 180, _PCIE5, "NVIDIA DGX B200 data sheet, 2024, per GPU"),
-        _make("gb200", 2500, 8000, 186, 450, "NVIDIA GB200 NVL72 page, 2024 (NVLink-C2C)"),
-        _make("mi300x", 1307.4, 5300, 192, _PCIE5, "AMD Instinct MI300X data sheet, 2023"),
-    )
-}
+_FOUND = tomllib.loads(files("lmcache_cli.tune").joinpath("catalogue.toml").read_text("utf-8"))
+ARCHITECTURES = {found.name: found for found in (_architecture(**row) for row in _FOUND["model"])}
+HARDWARE = {found.name: found for found in (_hardware(**row) for row in _FOUND["hardware"])}
 
 
 def find_hardware(name: str) -> Hardware:

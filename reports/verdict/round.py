@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reports.sample import TIERS, Sample
+from reports.sample import TIERS, Sample, done, frame, times
 
 TIMES = ("ttft", "ttft_from_send", "itl", "tpot", "e2e", "lookup", "load", "prefill")
 RATES = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s")
@@ -37,7 +38,7 @@ class Round:
 
     n: int
     failed: int
-    times: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    times: Mapping[str, Sequence[float] | NDArray[np.float64]] = field(default_factory=dict)
     known: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     hit_rate: float | None = None
@@ -67,40 +68,29 @@ class Round:
 def round_of(samples: Sequence[Sample], busy_s: float | None, evicted: int | None = None) -> Round:
     """From the samples of one cell and repeat, the seconds it was busy, and the chunks that its
     tiers evicted (None: unknown)."""
-    done = [s for s in samples if s.completed]
-    answered = [s for s in done if s.output_tokens > 0]
-    prompt, output = sum(s.prompt_tokens for s in done), sum(s.output_tokens for s in done)
-    hits = sum(s.hits for s in done)
+    rows = frame(samples)
+    found = done(rows)
+    prompt, output, hits = (int(found[n].sum()) for n in ("prompt_tokens", "output_tokens", "hits"))
     counters = {
-        "n": len(done),
-        "failed": len(samples) - len(done),
+        "n": len(found),
+        "failed": len(rows) - len(found),
         "prompt_tokens": prompt,
-        "recomputed_tokens": prompt - hits + sum(s.selected_tokens or 0 for s in done),
-        "bytes_loaded": sum(s.bytes_loaded for s in done),
-        "bytes_stored": sum(s.bytes_stored for s in done),
+        "recomputed_tokens": prompt - hits + int(found.selected_tokens.sum()),
+        "bytes_loaded": int(found.bytes_loaded.sum()),
+        "bytes_stored": int(found.bytes_stored.sum()),
     }
-    counters |= {f"hit_tokens.{t}": sum(s.hit_tokens.get(t, 0) for s in done) for t in TIERS}
+    counters |= {f"hit_tokens.{tier}": int(found[f"hit_{tier}"].sum()) for tier in TIERS}
     if evicted is not None:
         counters["evicted_chunks"] = evicted
     known = {}
     if busy_s is not None and busy_s > 0:
-        totals = zip(RATES, (len(done), prompt, output), strict=True)
+        totals = zip(RATES, (len(found), prompt, output), strict=True)
         known = {f"throughput.{name}": total / busy_s for name, total in totals}
+    values = times(rows)
     return Round(
-        n=len(done),
-        failed=len(samples) - len(done),
-        times={
-            "ttft": [s.ttft_s for s in answered],
-            "ttft_from_send": [s.first_token_s - s.sent_s for s in answered],
-            "itl": [float(gap) for s in answered for gap in np.diff(s.token_s)],
-            "tpot": [
-                (s.e2e_s - s.ttft_s) / (s.output_tokens - 1) for s in done if s.output_tokens > 1
-            ],
-            "e2e": [s.e2e_s for s in done],
-            "lookup": [s.lookup_s for s in done],
-            "load": [s.load_s for s in done],
-            "prefill": [s.prefill_s for s in done],
-        },
+        n=len(found),
+        failed=len(rows) - len(found),
+        times={name: values[name] for name in TIMES},
         known=known,
         counters=counters,
         hit_rate=hits / prompt if prompt else None,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,7 @@ def test_pairs_are_by_repeat_and_request_and_both_completed(make_sample: Make) -
     off = [make_sample("b"), make_sample("a"), make_sample("c", error="lost"), make_sample("d")]
     cell = [make_sample("a", repeat=1), make_sample("a"), make_sample("b"), make_sample("c")]
     pairs = pair_samples(off, cell)
-    assert [(o.repeat, o.request_id, c.request_id) for o, c in pairs] == [
-        (0, "a", "a"),
-        (0, "b", "b"),
-    ]
+    assert list(zip(pairs.repeat, pairs.request_id, strict=True)) == [(0, "a"), (0, "b")]
 
 
 def test_speedup_is_the_ratio_of_the_medians(make_sample: Make) -> None:
@@ -34,13 +32,13 @@ def test_speedup_leaves_out_what_failed_on_either_side(make_sample: Make) -> Non
 
 
 def test_no_pairs_or_no_time_give_no_speedup(make_sample: Make) -> None:
-    assert ttft_speedup([]) == Speedup()
-    assert ttft_speedup([(make_sample(ttft=1.0), make_sample(ttft=0.0))]) == Speedup()
-    assert ttft_speedup([(make_sample(), make_sample(output_tokens=0))]) == Speedup()
+    assert ttft_speedup(_paired([])) == Speedup()
+    assert ttft_speedup(_paired([(make_sample(), make_sample(ttft=0.0))])) == Speedup()
+    assert ttft_speedup(_paired([(make_sample(), make_sample(output_tokens=0))])) == Speedup()
 
 
 def test_interval_holds_the_ratio_and_is_repeatable(make_sample: Make) -> None:
-    pairs = _noisy(make_sample, requests=40, speedup=10.0, noise=0.1)
+    pairs = _paired(_noisy(make_sample, requests=40, speedup=10.0, noise=0.1))
     first = ttft_speedup(pairs)
     assert first.ratio is not None
     assert first.low is not None
@@ -53,7 +51,7 @@ def test_interval_holds_the_ratio_and_is_repeatable(make_sample: Make) -> None:
 
 def test_interval_narrows_with_less_noise(make_sample: Make) -> None:
     def width(noise: float) -> float:
-        found = ttft_speedup(_noisy(make_sample, requests=40, speedup=10.0, noise=noise))
+        found = ttft_speedup(_paired(_noisy(make_sample, requests=40, speedup=10.0, noise=noise)))
         assert found.low is not None
         assert found.high is not None
         return found.high - found.low
@@ -73,7 +71,7 @@ def test_interval_takes_the_mix_of_hits_and_misses_as_given(make_sample: Make) -
             name, ttft=(1.0 if hit else 10.0) + i / 100, hit_tokens={"cpu": 64 * hit}
         )
         pairs.append((off, cell))
-    found = ttft_speedup(pairs)
+    found = ttft_speedup(_paired(pairs))
     assert found.low is not None
     assert found.low > 8.5
 
@@ -84,13 +82,13 @@ def test_repeats_of_a_request_are_drawn_together(make_sample: Make) -> None:
     again = [
         (_repeat(off, repeat), _repeat(cell, repeat)) for repeat in range(5) for off, cell in once
     ]
-    assert ttft_speedup(again) == ttft_speedup(once)
+    assert ttft_speedup(_paired(again)) == ttft_speedup(_paired(once))
 
 
 def test_a_missing_repeat_is_no_harm(make_sample: Make) -> None:
     once = _noisy(make_sample, requests=8, speedup=3.0, noise=0.1)
     pairs = once + [(_repeat(off, 1), _repeat(cell, 1)) for off, cell in once[:3]]
-    found = ttft_speedup(pairs)
+    found = ttft_speedup(_paired(pairs))
     assert found.low is not None
     assert 2.0 < found.low < 4.0
 
@@ -110,17 +108,22 @@ def test_outputs(
     def sample(ids: tuple[int, ...]) -> Sample:
         return make_sample(output_ids=ids, output_tokens=len(ids))
 
-    assert compare_outputs([(sample(off), sample(cell))]) == expected
+    assert compare_outputs(_paired([(sample(off), sample(cell))])) == expected
 
 
 def test_outputs_that_nobody_reports_are_not_compared(make_sample: Make) -> None:
     silent = make_sample(output_ids=(), output_tokens=2)
-    assert compare_outputs([(make_sample(), silent), (silent, silent)]).identical is None
+    both = make_sample("r1", output_ids=(), output_tokens=2)
+    assert compare_outputs(_paired([(make_sample(), silent), (both, both)])).identical is None
 
 
 def test_an_empty_answer_differs_from_one_with_tokens(make_sample: Make) -> None:
     empty = make_sample(output_ids=(), output_tokens=0)
-    assert compare_outputs([(make_sample(), empty)]).identical is False
+    assert compare_outputs(_paired([(make_sample(), empty)])).identical is False
+
+
+def _paired(pairs: list[tuple[Sample, Sample]]) -> Any:
+    return pair_samples([off for off, _ in pairs], [cell for _, cell in pairs])
 
 
 def _noisy(make: Make, requests: int, speedup: float, noise: float) -> list[tuple[Sample, Sample]]:
