@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.engine import TransformersEngine
 from reports.quality import QualitySummary, quality_of
@@ -100,7 +100,7 @@ def measure(
     longest = max(len(r.token_ids) for r in requests)
     chunk = args.chunk_tokens or args.passage_tokens
     size = 2 * (args.passages + 2) * args.prompts * engine.layout(chunk).chunk_bytes
-    spec = CacheSpec(chunk, {"cpu": size}, mode="blend", check_layer=args.check_layer)
+    spec = CacheSpec(chunk, {"cpu": size}, mode="blend", blend=BlendSettings())
     cold: Any = engine.open(CacheSpec(chunk, mode="off"), longest + args.output_tokens)
     session: Any = engine.open(spec, longest + args.output_tokens)
     for request in warming(requests):
@@ -115,7 +115,9 @@ def measure(
                 if ratio is None:
                     ttft[None] = serve(cold, request).ttft_s
                     continue
-                session.choose(replace(spec, ratio=ratio))
+                session.choose(
+                    replace(spec, blend=BlendSettings(ratio, check_layer=args.check_layer))
+                )
                 sample = serve(session, request)
                 ttft[ratio] = sample.ttft_s
                 points[ratio].samples.append(sample)
@@ -130,7 +132,7 @@ def measure(
             take_round(request)
     except KeyboardInterrupt:
         print(f"interrupted: {len(full)} rounds were measured", file=sys.stderr)
-    session.choose(replace(spec, ratio=0.15))
+    session.choose(replace(spec, blend=BlendSettings(0.15, check_layer=args.check_layer)))
     peak = peak_bytes(session, requests[-1])
     session.close()
     cold.close()

@@ -4,18 +4,18 @@ cells that can't be measured."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from itertools import product
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
-from cache_core.ledger import Placement
 from cache_core.tiers.remote.url import redacted
-from lmcache_cli.engines.cache_spec import FOREIGN_MODES, CacheSpec
+from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.http.settings import ServerSettings
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
+from lmcache_cli.modes.mode import Mode, Sweep
 from lmcache_cli.options.bench import BenchOptions
 from reports.summary import CellMeta
 from workloads import (
@@ -29,7 +29,6 @@ logger = logging.getLogger("lmcache")
 
 # Workloads whose context length is swept; the others are built from parts of fixed length.
 SWEPT_BY_CONTEXT = ("long-context", "random")
-TIER_ORDER = ("device", "cpu", "disk", "remote")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,136 +51,44 @@ class Cell:
 
     index: int
     scenario: int
-    reuse: str
+    mode: Mode
     spec: CacheSpec
+
+    @property
+    def reuse(self) -> str:
+        """Its mode's name."""
+        return self.mode.name
 
     def meta(self, scenario: Scenario, engine: str, model: str) -> CellMeta:
         """What the row is, for the run file and the reports."""
+        spec = self.spec
         meta = CellMeta(
             workload=scenario.workload,
             engine=engine,
             model=model,
             reuse=self.reuse,
-            chunk_tokens=self.spec.chunk_tokens if self.spec.ours else None,
-            tiers=dict(self.spec.tiers),
+            chunk_tokens=spec.chunk_tokens if spec.ours else None,
+            tiers=dict(spec.tiers),
         )
         if scenario.workload in SWEPT_BY_CONTEXT or scenario.examples:
             meta["context_tokens"] = scenario.settings.context_tokens
-        if self.spec.ours:
-            meta["policy"] = self.spec.policy
-            meta["placement"] = self.spec.placement
-            meta["admission"] = self.spec.admission
-            if self.spec.codec != "none":
-                meta["codec"] = self.spec.codec
-            meta["state"] = "lasting" if self.spec.lasting else "cold"
+        if spec.ours:
+            meta["policy"] = spec.policy
+            meta["placement"] = spec.placement
+            meta["admission"] = spec.admission
+            if spec.codec != "none":
+                meta["codec"] = spec.codec
+            meta["state"] = "lasting" if spec.lasting else "cold"
             if scenario.warm:
                 meta["state"] = "warm"
-        if self.spec.mode == "blend":
-            meta["blend"] = {
-                "ratio": self.spec.ratio,
-                "selection": self.spec.selection,
-                "check_layer": self.spec.check_layer,
-                "narrow_layers": self.spec.narrow_layers,
-                "encoding": self.spec.encoding,
-            }
-        if self.spec.mode == "shared":
-            meta["state"] = "base"
-            meta["shared"] = {
-                "base": self.spec.shared_from,
-                "recompute_layers": self.spec.recompute_layers,
-            }
-        return meta
+        return cast(CellMeta, {**meta, **self.mode.facts(spec)})
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """The lists that are crossed. Sizes are in bytes; 0 leaves a tier out."""
-
-    reuse: Sequence[str]
-    chunk_tokens: Sequence[int]
-    tier_sizes: Mapping[str, Sequence[int]]
-    policy: str
-    placement: Placement
-    salt: str
-    disk_path: Path | None = None
-    remote: str = ""
-    admission: str = "none"
-    bytes_per_day: int = 0
-    lasting: bool = False
-    latency_s: float = 0.0
-    variants: Mapping[str, Sequence[CacheSpec]] = field(default_factory=dict)
-    """For the modes ``blend`` and ``shared``: specs whose own settings are to be crossed."""
-    codec: str = "none"
-
-    def specs(self) -> list[tuple[str, CacheSpec]]:
-        """Every (reuse mode, cache), the mode without a cache first. Raises ``UserError`` if a
-        mode that reuses has no tier to reuse from."""
-        specs: list[tuple[str, CacheSpec]] = []
-        if "off" in self.reuse:
-            specs.append(("off", self._foreign("off", {})))
-        specs += [(m, self._foreign(m, {})) for m in self.reuse if m in ("server", "vllm")]
-        names = [name for name in TIER_ORDER if self.tier_sizes.get(name)]
-        for mode in (mode for mode in self.reuse if mode in ("offload", "lmcache")):
-            for size in filter(None, self.tier_sizes["cpu"]):
-                specs.append((mode, self._foreign(mode, {"cpu": size})))
-        for mode in (mode for mode in self.reuse if mode not in ("off", *FOREIGN_MODES)):
-            for sizes in product(*(self.tier_sizes[name] for name in names)):
-                tiers = {n: s for n, s in zip(names, sizes, strict=True) if s}
-                if self.remote:
-                    tiers["remote"] = 0
-                if not tiers:
-                    raise UserError(
-                        f"--reuse {mode} needs a tier; give --cpu-size, --device-size or"
-                        " --disk-size above 0, or --remote"
-                    )
-                for spec in (self._spec(chunk, tiers) for chunk in self.chunk_tokens):
-                    specs += [(mode, each) for each in self._variants(mode, spec)]
-        return specs
-
-    def _variants(self, mode: str, spec: CacheSpec) -> list[CacheSpec]:
-        if mode not in self.variants:
-            return [spec]
-        return [
-            replace(
-                spec,
-                mode=mode,
-                ratio=like.ratio,
-                selection=like.selection,
-                check_layer=like.check_layer,
-                narrow_layers=like.narrow_layers,
-                encoding=like.encoding,
-                shared_from=like.shared_from,
-                recompute_layers=like.recompute_layers,
-                folder=spec.folder and spec.folder.with_name(f"{spec.folder.name}_{mode}-{number}"),
-            )
-            for number, like in enumerate(self.variants[mode])
-        ]
-
-    def _foreign(self, mode: str, tiers: Mapping[str, int]) -> CacheSpec:
-        return CacheSpec(self.chunk_tokens[0], tiers, salt=self.salt, mode=mode)
-
-    def _spec(self, chunk: int, tiers: Mapping[str, int]) -> CacheSpec:
-        # One process owns a disk tier's folder, and a cell is one cache: a folder for each.
-        name = "_".join([f"chunk-{chunk}", *(f"{tier}-{size}" for tier, size in tiers.items())])
-        return CacheSpec(
-            chunk,
-            tiers,
-            self.policy,
-            self.placement,
-            self.salt,
-            self.disk_path / name if self.disk_path else None,
-            self.remote,
-            self.admission,
-            self.bytes_per_day,
-            self.lasting,
-            latency_s=self.latency_s,
-            codec=self.codec,
-        )
-
-
-def cross(scenarios: Sequence[Scenario], sweep: Sweep) -> list[Cell]:
-    """Every scenario under every cache, in table order."""
-    specs = sweep.specs()
+def cross(scenarios: Sequence[Scenario], modes: Sequence[Mode], sweep: Sweep) -> list[Cell]:
+    """Every scenario under every cache, in table order. Raises ``UserError`` if a mode that reuses
+    has no tier to reuse from."""
+    ordered = sorted(modes, key=lambda mode: mode.order)
+    specs = [(mode, spec) for mode in ordered for spec in mode.specs(sweep)]
     pairs = [(s, mode, spec) for s in range(len(scenarios)) for mode, spec in specs]
     return [Cell(index, s, mode, spec) for index, (s, mode, spec) in enumerate(pairs)]
 

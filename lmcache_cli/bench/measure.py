@@ -12,9 +12,7 @@ from cache_core.plan import TierCounters
 from lmcache_cli.bench.cells import Cell, Refusals, Scenario
 from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
-from lmcache_cli.modes.blend import ContentOracle
-from lmcache_cli.modes.cross_model import CrossModelOracle
-from lmcache_cli.modes.prefix import HitOracle
+from lmcache_cli.modes.mode import Oracle
 from reports.quality import answer_of, scored
 from reports.sample import Sample
 from workloads import warming
@@ -153,7 +151,7 @@ class _Turn:
         self.session: Session = engine.open(cell.spec, longest)
         self.repeat = 0
         self.decode: Callable[[Sequence[int]], str] | None = getattr(engine, "decode", None)
-        self.oracle: HitOracle | ContentOracle | None = None
+        self.oracle: Oracle | None = None
 
     def ready(self) -> None:
         """Brings up what serves. A server that doesn't start for a cell is that cell's trouble, but
@@ -161,7 +159,7 @@ class _Turn:
         try:
             self.session.ready()
         except UserError as error:
-            if self.cell.reuse == "off":
+            if not self.cell.spec.reuse:
                 raise
             own = CellError(str(error))
             own.exit_code = error.exit_code
@@ -181,14 +179,8 @@ class _Turn:
             raise ContaminationError(
                 f"cell {self.cell.index} should start cold, but its cache holds {held} chunks"
             )
-        # A budget of writes depends on the clock: what it admits can't be foretold.
         capacities = self.session.capacities()
-        if spec.mode == "blend" and capacities and spec.admission != "bytes-per-day":
-            self.oracle = ContentOracle(spec, capacities, self.engine.bos)
-        elif spec.mode == "shared" and capacities and spec.admission != "bytes-per-day":
-            self.oracle = CrossModelOracle(spec, capacities)
-        elif spec.ours and capacities and spec.admission != "bytes-per-day":
-            self.oracle = HitOracle(spec, capacities)
+        self.oracle = self.cell.mode.oracle(spec, capacities, self.engine.bos)
 
     def warm(self, requests: Sequence[Request]) -> None:
         """Serves them to fill the cache, one after the other."""
@@ -238,7 +230,7 @@ class _Turn:
         """Another model serves them first, if this cell reuses what that has."""
         if isinstance(self.session, Sharing):
             self.session.share(requests)
-            if isinstance(self.oracle, CrossModelOracle):
+            if self.oracle is not None:
                 for request in requests:
                     self.oracle.share(request)
 

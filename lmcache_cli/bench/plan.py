@@ -8,14 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from uuid import uuid4
 
-from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, BenchPlan, Scenario, Sweep, cross
+from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, BenchPlan, Scenario, cross
 from lmcache_cli.bench.requests import TRACE, check_trace_flags, read_dataset, trace_scenario
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
-from lmcache_cli.modes.blend import blend_variants
-from lmcache_cli.modes.cross_model import shared_variants
-from lmcache_cli.modes.foreign import check_server_flags
-from lmcache_cli.modes.mode import MODE_USES, one_of, reuse_modes
+from lmcache_cli.modes.blend import Blend
+from lmcache_cli.modes.cross_model import Shared
+from lmcache_cli.modes.foreign import ForeignOffload, Plain, check_server_flags
+from lmcache_cli.modes.mode import Mode, Sweep, one_of, reuse_modes
+from lmcache_cli.modes.prefix import Prefix
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
@@ -29,6 +30,20 @@ from workloads import (
     GeneratedCorpus,
     Settings,
 )
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Plain("off", 0, foreign=False),
+        Plain("server", 1, foreign=True),
+        Plain("vllm", 1, foreign=True),
+        ForeignOffload("offload"),
+        ForeignOffload("lmcache"),
+        Prefix("prefix"),
+        Blend("blend"),
+        Shared("shared"),
+    )
+}
 
 
 def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
@@ -53,34 +68,26 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     # Without a name no earlier run's chunks can be hit: a cold start, proven.
     salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
     scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
-    modes = reuse_modes(options.engine, options.reuse)
+    modes = [MODES[name] for name in reuse_modes(options.engine, options.reuse)]
     _check_uses(options, modes)
     sweep = Sweep(
-        reuse=modes,
+        options,
         chunk_tokens=parse_list(options.chunk_tokens, "--chunk-tokens", parse_count),
         tier_sizes={
             "device": parse_list(options.device_size, "--device-size", parse_size),
             "cpu": parse_list(options.cpu_size, "--cpu-size", parse_size),
             "disk": parse_list(options.disk_size, "--disk-size", parse_size),
         },
-        policy=options.policy,
-        placement=options.placement,
         salt=salt,
         disk_path=options.disk_path or scratch,
-        remote=options.remote or "",
-        admission=options.admission,
         bytes_per_day=budget,
-        lasting=options.cache_name is not None,
-        variants={"blend": blend_variants(options), "shared": shared_variants(options, modes)},
-        latency_s=options.tier_latency,
-        codec=options.codec,
     )
     _check_lasting(options, disk=any(sweep.tier_sizes["disk"]))
     scenarios = tuple(_scenarios(options))
     return BenchPlan(
         options,
         scenarios,
-        tuple(cross(scenarios, sweep)),
+        tuple(cross(scenarios, modes, sweep)),
         _load(options),
         _corpus(options),
         salt,
@@ -99,13 +106,14 @@ def _check_lasting(options: BenchOptions, disk: bool) -> None:
         raise UserError("--cache-name needs a tier that lasts; give --disk-path or --remote")
 
 
-def _check_uses(options: BenchOptions, modes: Sequence[str]) -> None:
+def _check_uses(options: BenchOptions, modes: Sequence[Mode]) -> None:
     """Raises ``UserError`` for a flag that no workload, or no mode, of this bench uses."""
     workloads = WORKLOAD_USES | {TRACE: ()}
     if options.dataset is not None:  # its prompts are cut to a length
         workloads["rag"] = ("context_tokens",)
     _refuse_unused(options, "workload", options.workloads, workloads)
-    _refuse_unused(options, "--reuse", modes, MODE_USES)
+    flags = {name: mode.uses for name, mode in MODES.items() if mode.uses}
+    _refuse_unused(options, "--reuse", [mode.name for mode in modes], flags)
 
 
 def _refuse_unused(

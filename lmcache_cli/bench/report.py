@@ -241,7 +241,7 @@ def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> l
         if not mine:
             continue
         base = next(
-            (c for c in plan.cells if c.scenario == cell.scenario and c.reuse == "off"), None
+            (c for c in plan.cells if c.scenario == cell.scenario and not c.spec.reuse), None
         )
         off = None
         if base is not None and base is not cell:

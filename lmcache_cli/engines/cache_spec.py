@@ -8,14 +8,41 @@ from pathlib import Path
 
 from cache_core.ledger import Placement
 
-FOREIGN_MODES = ("server", "vllm", "offload", "lmcache")
-"""Reuse by a cache that is not ours: we measure it, and can't foretell its hits."""
+
+@dataclass(frozen=True, slots=True)
+class BlendSettings:
+    """How blend recomputes: ``ratio`` is the share of reused tokens, ``selection`` which of them,
+    seen at ``check_layer`` and narrowed over ``narrow_layers``; ``encoding`` is behind what chunks
+    are encoded. ``certificate`` is the model's, for an engine whose processes check it themselves;
+    None: unverified."""
+
+    ratio: float = 0.15
+    selection: str = "hkvd"
+    check_layer: int = 1
+    narrow_layers: int = 1
+    encoding: str = "auto"
+    certificate: Path | None = None
+
+    @property
+    def full_prefill(self) -> bool:
+        """Whether blend recomputes all: nothing that could be loaded would be used."""
+        return self.selection == "full" or (self.ratio >= 1 and self.selection != "none")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSettings:
+    """Whose KV is reused, a model's id or folder or ``embedded``, and the layers that are computed
+    again."""
+
+    base: str
+    recompute_layers: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """One cell's cache. ``mode`` is its reuse mode. ``tiers`` maps tier name to bytes, fastest
-    first; empty means none of ours.
+    """One cell's cache. ``mode`` is the name of its reuse mode, ``foreign`` a cache that is not
+    ours: we measure it, and can't foretell its hits. ``tiers`` maps tier name to bytes, fastest
+    first; empty means none of ours. ``blend`` and ``shared`` are set in these modes only.
 
     ``folder`` is the disk tier's, ``remote`` the remote tier's URL or plugin (its size is 0: as
     much as the server takes). ``admission`` is for the disk tier, whose writes ``bytes_per_day``
@@ -33,36 +60,23 @@ class CacheSpec:
     bytes_per_day: int = 0
     lasting: bool = False
     mode: str = "prefix"
-    ratio: float = 0.15
-    """Of mode blend, as the rest: the share of reused tokens that are recomputed."""
-    selection: str = "hkvd"
-    check_layer: int = 1
-    narrow_layers: int = 1
-    encoding: str = "auto"
-    certificate: Path | None = None
-    """Of the model, for an engine whose processes check it themselves; None: unverified."""
     latency_s: float = 0.0
     """What each read from and write to a tier takes in addition."""
-    shared_from: str = ""
-    """Of mode shared, as the next: the base model's id or folder, or ``embedded``."""
-    recompute_layers: str = "none"
     codec: str = "none"
     """How all tiers but the device tier keep chunks."""
+    foreign: bool = False
+    blend: BlendSettings | None = None
+    shared: SharedSettings | None = None
 
     @property
     def reuse(self) -> bool:
         """Whether anything is kept between requests."""
-        return bool(self.tiers) or self.mode in FOREIGN_MODES
-
-    @property
-    def full_prefill(self) -> bool:
-        """Whether blend recomputes all: nothing that could be loaded would be used."""
-        return self.selection == "full" or (self.ratio >= 1 and self.selection != "none")
+        return bool(self.tiers) or self.foreign
 
     @property
     def ours(self) -> bool:
         """Whether it is our cache that keeps it."""
-        return self.reuse and self.mode not in FOREIGN_MODES
+        return self.reuse and not self.foreign
 
     @property
     def bounded(self) -> bool:

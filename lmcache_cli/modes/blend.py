@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from cache_core.layout import KVLayout
 from cache_core.policies import POLICIES, SecondTouch
 from cache_core.tiers import NullTier
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
 from lmcache_cli.engines.transformers.blend.prompt import Prompts
 from lmcache_cli.errors import CellMissingError, UserError
 from lmcache_cli.machine import cache_home
-from lmcache_cli.modes.mode import one_of
+from lmcache_cli.modes.mode import Oracle, Sweep, one_of
+from lmcache_cli.modes.prefix import Prefix, varied
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
 from workloads.request import Request
@@ -37,7 +38,7 @@ def verified(
     flag was given. Of a model that has not passed, unless --unverified, these cells go to
     ``refusals``; without it ``CellMissingError`` is raised."""
     options = plan.options
-    blends = any(cell.spec.mode == "blend" for cell in plan.cells)
+    blends = any(cell.spec.blend for cell in plan.cells)
     if not blends or not isinstance(engine, BlendEngine):
         return plan
     if options.unverified:
@@ -48,7 +49,7 @@ def verified(
         path, certificate = find_certificate(subject, given, options.model, options.dtype)
     except CellMissingError as error:
         for cell in plan.cells:
-            if cell.spec.mode == "blend":
+            if cell.spec.blend:
                 (refusals or Refusals()).add(cell, error)
         return plan
     found = _found(options, certificate.calibration)
@@ -57,10 +58,10 @@ def verified(
         say(f"calibrated for {engine.model}: {text} ({path})")
 
     def settled(cell: Cell) -> Cell:
-        if cell.spec.mode != "blend":
+        if cell.spec.blend is None:
             return cell
-        spec: CacheSpec = replace(cell.spec, certificate=path, **found)
-        return replace(cell, spec=spec)
+        settings = replace(cell.spec.blend, certificate=path, **found)
+        return replace(cell, spec=replace(cell.spec, blend=settings))
 
     return replace(plan, cells=tuple(map(settled, plan.cells)))
 
@@ -92,9 +93,36 @@ VLLM_SELECTIONS = ("first", "random")
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 
 
-def blend_variants(options: BenchOptions) -> list[CacheSpec]:
+class Blend(Prefix):
+    """Our tiers, of which passages are served wherever they stand."""
+
+    uses = (
+        "blend_ratio",
+        "blend_selection",
+        "blend_check_layer",
+        "blend_narrow",
+        "blend_encoding",
+        "blend_certificate",
+        "unverified",
+    )
+
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        ways = [CacheSpec(1, blend=settings) for settings in _settings(sweep.options)]
+        return varied(super().specs(sweep), ways)
+
+    def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
+        settings = asdict(spec.blend) if spec.blend else {}
+        return {"blend": {name: value for name, value in settings.items() if name != "certificate"}}
+
+    def cold(
+        self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
+    ) -> Oracle:
+        return ContentOracle(spec, capacities, bos)
+
+
+def _settings(options: BenchOptions) -> list[BlendSettings]:
     """Every ratio under every selection and check layer. Raises ``UserError``."""
-    default = CacheSpec(chunk_tokens=1)
+    default = BlendSettings()
     ratios = parse_list(options.blend_ratio or str(default.ratio), "--blend-ratio", _share)
     layers = parse_list(
         options.blend_check_layer or str(default.check_layer), "--blend-check-layer", _layer
@@ -104,7 +132,7 @@ def blend_variants(options: BenchOptions) -> list[CacheSpec]:
         "--blend-selection",
         lambda name, flag: one_of(flag, name, BLEND_SELECTIONS),
     )
-    if options.engine == "vllm" and "blend" in (options.reuse or ""):
+    if options.engine == "vllm":
         # What chooses by layers can't be asked of vLLM; the default is none of the user's wishes.
         selections = selections if options.blend_selection else ["first"]
         for name in selections:
@@ -116,8 +144,7 @@ def blend_variants(options: BenchOptions) -> list[CacheSpec]:
     if options.blend_narrow < 1:
         raise UserError(f"--blend-narrow: {options.blend_narrow} is too small; at least 1 layer")
     return [
-        CacheSpec(
-            chunk_tokens=1,
+        BlendSettings(
             ratio=ratio,
             selection=selection,
             check_layer=layer,
@@ -147,15 +174,15 @@ def _layer(text: str, flag: str) -> int:
 
 
 class ContentOracle:
-    """Predicts each request's hit tokens from a cold start, as
-    :class:`lmcache_cli.modes.prefix.HitOracle` does for prefixes."""
+    """Predicts hits at any position: see :class:`lmcache_cli.modes.mode.Oracle`."""
 
     def __init__(
         self, spec: CacheSpec, capacity: Mapping[str, int | None], bos: int | None
     ) -> None:
         layout = KVLayout(1, 1, 1, "int8", spec.chunk_tokens)
-        self._prompts = Prompts(Namespace(layout, "oracle"), spec.encoding, bos)
-        self._full = spec.full_prefill
+        settings = spec.blend or BlendSettings()
+        self._prompts = Prompts(Namespace(layout, "oracle"), settings.encoding, bos)
+        self._full = settings.full_prefill
         self._cache = TieredCache(
             layout,
             [NullTier(name, chunks) for name, chunks in capacity.items()],
@@ -183,6 +210,9 @@ class ContentOracle:
         if not all(piece.key in there for piece in prompt.exact):
             held = [piece for piece in held if piece not in prompt.exact]
         return sum(piece.stop - piece.start for piece in held)
+
+    def share(self, request: Request) -> None:
+        """Leaves this cache as it is."""
 
 
 _NAME_LENGTH = 60

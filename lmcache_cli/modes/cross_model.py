@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from cache_core.keys import ChunkHasher, Namespace
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import CacheSpec, SharedSettings
 from lmcache_cli.engines.transformers.cross_model.layers import layer_groups
 from lmcache_cli.errors import UserError
-from lmcache_cli.modes.prefix import HitOracle
-from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.modes.mode import Oracle, Sweep
+from lmcache_cli.modes.prefix import HitOracle, Prefix, varied
 from lmcache_cli.sizes import parse_list
 from workloads.request import Request
 
 _MANY_LAYERS = 10_000
 
 
-def shared_variants(options: BenchOptions, modes: Sequence[str]) -> list[CacheSpec]:
-    """Every set of layers to recompute. Raises ``UserError``, also for a base without the mode:
-    another model's KV is taken only where both are asked for."""
-    if (options.shared_from is not None) != ("shared" in modes):
-        raise UserError("--reuse shared and --shared-from MODEL go together")
-    if options.shared_from is None:
-        return []
-    return [
-        CacheSpec(chunk_tokens=1, shared_from=options.shared_from, recompute_layers=layers)
-        for layers in parse_list(options.recompute_layers, "--recompute-layers", layer_set)
-    ]
+class Shared(Prefix):
+    """Our tiers with another model's KV in them."""
+
+    uses = ("shared_from", "recompute_layers")
+
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        base, layers = sweep.options.shared_from, sweep.options.recompute_layers
+        if base is None:  # another model's KV is taken only where both are asked for
+            raise UserError("--reuse shared and --shared-from MODEL go together")
+        ways = [
+            CacheSpec(1, shared=SharedSettings(base, chosen))
+            for chosen in parse_list(layers, "--recompute-layers", layer_set)
+        ]
+        return varied(super().specs(sweep), ways)
+
+    def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
+        return {"state": "base", "shared": asdict(spec.shared) if spec.shared else {}}
+
+    def cold(
+        self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
+    ) -> Oracle:
+        return CrossModelOracle(spec, capacities)
 
 
 def layer_set(text: str, flag: str) -> str:
@@ -46,7 +59,6 @@ class CrossModelOracle(HitOracle):
         self._theirs = ChunkHasher(Namespace(self._cache.layout, "oracle's base"))
 
     def share(self, request: Request) -> None:
-        """The other model serves the request."""
         self._cache.store(self._theirs.keys(request.token_ids).prefix, None)
 
     def expect(self, request: Request) -> int:

@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
+from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.http.settings import api_key, server_root
 from lmcache_cli.errors import UserError
+from lmcache_cli.modes.mode import Mode, Sweep
 from lmcache_cli.options.bench import BenchOptions
+
+
+class Plain(Mode):
+    """One cache of no tier of ours: none at all (``off``), or what a server has."""
+
+    def __init__(self, name: str, order: int, foreign: bool) -> None:
+        super().__init__(name)
+        self.order, self.foreign = order, foreign
+
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        return [self.spec(sweep, {})]
+
+    def spec(self, sweep: Sweep, tiers: Mapping[str, int]) -> CacheSpec:
+        """With tiers of these sizes, of which only the server knows."""
+        chunk = sweep.chunk_tokens[0]
+        return CacheSpec(chunk, tiers, salt=sweep.salt, mode=self.name, foreign=self.foreign)
+
+
+class ForeignOffload(Plain):
+    """Another's cache in DRAM, of each ``--cpu-size``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, 2, foreign=True)
+
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        return [self.spec(sweep, {"cpu": size}) for size in sweep.tier_sizes["cpu"] if size]
 
 
 def check_server_flags(options: BenchOptions) -> tuple[str, ...]:

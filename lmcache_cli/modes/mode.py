@@ -1,11 +1,19 @@
-"""Which engines there are, and which ways to reuse each can measure."""
+"""A way to reuse KV as an object, and which of them each engine can measure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
 
+from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.errors import UserError
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
+from workloads.request import Request
 
 ENGINES = {
     "transformers": ("off", "prefix", "blend", "shared"),
@@ -16,19 +24,93 @@ ENGINES = {
 """Engine to its reuse modes."""
 DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
 """Where they are not ``off,prefix``."""
-MODE_USES = {
-    "blend": (
-        "blend_ratio",
-        "blend_selection",
-        "blend_check_layer",
-        "blend_narrow",
-        "blend_encoding",
-        "blend_certificate",
-        "unverified",
-    ),
-    "shared": ("recompute_layers",),
-}
-"""Flags of one mode alone."""
+TIER_ORDER = ("device", "cpu", "disk", "remote")
+
+
+class Oracle(Protocol):
+    """Predicts each request's hit tokens from a cold start. A real cache that hits more was not
+    cold; one that hits less lost chunks."""
+
+    def expect(self, request: Request) -> int:
+        """Hit tokens of the next request; remembers it."""
+
+    def share(self, request: Request) -> None:
+        """Another model, whose KV the cell reuses, serves the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is crossed by lists, and what all caches have in common. Sizes are in bytes; 0 leaves a
+    tier out."""
+
+    options: BenchOptions
+    chunk_tokens: Sequence[int]
+    tier_sizes: Mapping[str, Sequence[int]]
+    salt: str
+    disk_path: Path | None = None
+    bytes_per_day: int = 0
+
+    def tiers(self, mode: str) -> Iterator[dict[str, int]]:
+        """Every stack of tiers. Raises ``UserError`` naming the mode for one without a tier."""
+        names = [name for name in TIER_ORDER if self.tier_sizes.get(name)]
+        for sizes in product(*(self.tier_sizes[name] for name in names)):
+            tiers = {n: s for n, s in zip(names, sizes, strict=True) if s}
+            if self.options.remote:
+                tiers["remote"] = 0
+            if not tiers:
+                raise UserError(
+                    f"--reuse {mode} needs a tier; give --cpu-size, --device-size or"
+                    " --disk-size above 0, or --remote"
+                )
+            yield tiers
+
+    def spec(self, chunk: int, tiers: Mapping[str, int]) -> CacheSpec:
+        """A cache of ours."""
+        # One process owns a disk tier's folder, and a cell is one cache: a folder for each.
+        name = "_".join([f"chunk-{chunk}", *(f"{tier}-{size}" for tier, size in tiers.items())])
+        options = self.options
+        return CacheSpec(
+            chunk,
+            tiers,
+            options.policy,
+            options.placement,
+            self.salt,
+            self.disk_path / name if self.disk_path else None,
+            options.remote or "",
+            options.admission,
+            self.bytes_per_day,
+            lasting=options.cache_name is not None,
+            latency_s=options.tier_latency,
+            codec=options.codec,
+        )
+
+
+class Mode(ABC):
+    """A way to reuse KV, which ``--reuse`` names: what it crosses, what its rows say, and which
+    hits are to be expected."""
+
+    uses: tuple[str, ...] = ()
+    """Flags of this mode alone."""
+    order = 3
+    """Modes stand in the table by this, and else as they are given."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        """The caches to measure. Raises ``UserError`` for flags that don't make one."""
+
+    def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
+        """What a row's description has of this mode alone: keys of ``CellMeta``."""
+        return {}
+
+    def oracle(
+        self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
+    ) -> Oracle | None:
+        """For a cold cache whose tiers hold so many chunks (None: any number); None where hits
+        can't be foretold."""
+        return None
 
 
 def reuse_modes(engine: str, text: str | None) -> list[str]:

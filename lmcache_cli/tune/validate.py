@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lmcache_cli.bench.cells import Cell
 from lmcache_cli.bench.measure import Measured, measure_cells
+from lmcache_cli.bench.plan import MODES
 from lmcache_cli.bench.requests import refuse_too_long
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Engine
@@ -161,7 +162,7 @@ def validate(
     usable = [(role, s) for role, s in stacks if all(room > 0 for room in study.rooms(s))]
     scratch = folder / f"validate-{uuid4().hex[:8]}"
     cells = [
-        Cell(i, 0, "prefix" if stack.tiers else "off", _spec(stack, scratch / str(i), study))
+        Cell(i, 0, MODES["prefix" if stack.tiers else "off"], _spec(stack, scratch / str(i), study))
         for i, (_, stack) in enumerate(usable)
     ]
     for cell in cells:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_core.blend.certificate import Certificate, CertificateError, read_certificate
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import UserError
@@ -70,13 +70,13 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
         engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
     need = _PASSAGES * passage_tokens + 64 + QUESTION_TOKENS + _ANSWER
     check_fits(engine, "--passage-tokens", passage_tokens, need)
+    settings = BlendSettings(selection=flags.blend_selection, check_layer=flags.blend_check_layer)
     spec = CacheSpec(
         passage_tokens,
         {"cpu": 4 * _PASSAGES * (_PROMPTS + 1) * passage_tokens * engine.token_bytes()},
         salt=f"verify {uuid4().hex}",
         mode="blend",
-        selection=flags.blend_selection,
-        check_layer=flags.blend_check_layer,
+        blend=settings,
     )
     prompts = _prompts(engine, passage_tokens, flags.seed)
     with talk.status("measuring quality at each ratio"):
@@ -103,8 +103,8 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
             calibration = calibrate_settings(engine, flags, status.update)
     engine.close()
     details: dict[str, Any] = {
-        "selection": spec.selection,
-        "check_layer": spec.check_layer,
+        "selection": settings.selection,
+        "check_layer": settings.check_layer,
         "passage_tokens": spec.chunk_tokens,
         "gates": [asdict(gate) for gate in gates],
         "curve": [asdict(point) for point in points],
@@ -156,7 +156,9 @@ def _measure(
     engine: TransformersEngine, spec: CacheSpec, ratio: float, prompts: list[Request], need: int
 ) -> tuple[RatioPoint, torch.Tensor]:
     """Quality at one ratio, and the first prompt's logits."""
-    session: BlendSession = engine.open(replace(spec, ratio=ratio), need)  # type: ignore[assignment]
+    assert spec.blend is not None
+    with_ratio = replace(spec, blend=replace(spec.blend, ratio=ratio))
+    session: BlendSession = engine.open(with_ratio, need)  # type: ignore[assignment]
     session.keep_logits = True
     kls, same, first = [], [], None
     try:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from lmcache_cli.bench.requests import read_dataset
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.verify import BlendGateFlags
@@ -75,27 +75,30 @@ def calibrate_settings(
     # A passage is a chunk; those of a data set differ in length.
     chunk = _DATASET_CHUNK if wanted.dataset else wanted.passage_tokens
     selection = wanted.blend_selection
-    first = CacheSpec(chunk, {"cpu": room}, mode="blend", selection=selection)
+    first = CacheSpec(chunk, {"cpu": room}, mode="blend")
     fitted: list[SettingTrial] = []
     judged: list[SettingTrial] = []
     naive: list[SettingTrial] = []
     for encoding in ("system", "none" if engine.bos is None else "bos"):
-        spec = replace(first, encoding=encoding)
+        settings = BlendSettings(selection=selection, encoding=encoding)
+        spec = replace(first, blend=settings)
         session: BlendSession = engine.open(spec, need)  # type: ignore[assignment]
         try:
             for request in warming(requests):
                 _serve(session, request)
-            naive.append(_trial(session, replace(spec, ratio=0.0), held))
+            naive.append(_trial(session, spec, replace(settings, ratio=0.0), held))
             for ratio in TRIED_RATIOS:
                 say(f"calibrating: encoding {encoding}, ratio {ratio:g}")
                 layers = [
-                    _trial(session, replace(spec, ratio=ratio, check_layer=layer), fitting)
+                    _trial(
+                        session, spec, replace(settings, ratio=ratio, check_layer=layer), fitting
+                    )
                     for layer in _layers(engine, selection)
                 ]
                 fitted += layers
                 best = min(layers, key=lambda trial: trial.kl)
-                settled = replace(spec, ratio=ratio, check_layer=best.check_layer)
-                judged.append(_trial(session, settled, held))
+                settled = replace(settings, ratio=ratio, check_layer=best.check_layer)
+                judged.append(_trial(session, spec, settled, held))
         finally:
             session.close()
     chosen = choose_setting(judged, min(trial.kl for trial in naive))
@@ -186,8 +189,10 @@ def _layers(engine: TransformersEngine, selection: str) -> list[int]:
     return sorted({layer for layer in (1, 2, count // 6, count // 3) if 1 <= layer < count} or {0})
 
 
-def _trial(session: BlendSession, spec: CacheSpec, requests: Sequence[Request]) -> SettingTrial:
-    session.choose(spec)
+def _trial(
+    session: BlendSession, spec: CacheSpec, settings: BlendSettings, requests: Sequence[Request]
+) -> SettingTrial:
+    session.choose(replace(spec, blend=settings))
     samples = []
     for request in requests:
         sample = _serve(session, request)
@@ -202,9 +207,9 @@ def _trial(session: BlendSession, spec: CacheSpec, requests: Sequence[Request]) 
     work = float(np.mean([s.token_layer_share or 0.0 for s in samples]))
     ttft = 1e3 * float(np.median([s.first_token_s - s.sent_s for s in samples]))
     return SettingTrial(
-        spec.encoding,
-        spec.ratio,
-        spec.check_layer,
+        settings.encoding,
+        settings.ratio,
+        settings.check_layer,
         work,
         found.kl,
         found.kl_low,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import CacheSpec, SharedSettings
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
 from lmcache_cli.engines.transformers.engine import TransformersEngine
@@ -45,8 +45,7 @@ def shared_session(engine: TransformersEngine, base: Path, layers: str) -> Cross
         CHUNK,
         {"cpu": 100 * CHUNK * engine.token_bytes()},
         mode="shared",
-        shared_from=str(base),
-        recompute_layers=layers,
+        shared=SharedSettings(str(base), layers),
     )
     session = engine.open(spec, 256)
     assert isinstance(session, CrossModelSession)

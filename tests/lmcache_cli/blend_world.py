@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.blend.session import BlendSession
 from lmcache_cli.engines.transformers.engine import TransformersEngine
@@ -60,9 +61,10 @@ def asking(texts: Sequence[np.ndarray], name: str = "r", outputs: int = 4) -> Re
     return Request(name, "s", 0.0, np.concatenate(texts), tuple(segments), outputs)
 
 
-def blend_session(engine: TransformersEngine, **changes: object) -> BlendSession:
+def blend_session(engine: TransformersEngine, **changes: Any) -> BlendSession:
     """A session whose cache has room for all."""
-    spec = CacheSpec(CHUNK, {"cpu": 100 * CHUNK * engine.token_bytes()}, mode="blend", **changes)  # type: ignore[arg-type]
+    tiers = {"cpu": 100 * CHUNK * engine.token_bytes()}
+    spec = CacheSpec(CHUNK, tiers, mode="blend", blend=BlendSettings(**changes))
     session = engine.open(spec, 256)
     assert isinstance(session, BlendSession)
     session.keep_logits = True

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend import session as session_module
 from lmcache_cli.engines.transformers.blend.session import BlendSession
 from lmcache_cli.engines.transformers.engine import TransformersEngine
@@ -121,7 +121,8 @@ def test_memory_beside_the_arena_is_less_than_half_of_the_kv(tmp_path: Path) -> 
     sizes = dict(num_hidden_layers=24, hidden_size=64, intermediate_size=128, head_dim=16)
     folder = save_model(tmp_path, "llama", max_position_embeddings=2048, **sizes)
     engine = TransformersEngine(str(folder))
-    spec = CacheSpec(CHUNK, {"cpu": 200 * CHUNK * engine.token_bytes()}, mode="blend", ratio=0.3)
+    tiers = {"cpu": 200 * CHUNK * engine.token_bytes()}
+    spec = CacheSpec(CHUNK, tiers, mode="blend", blend=BlendSettings(ratio=0.3))
     session: Any = engine.open(spec, 1200)
     texts = parts(passages=4, length=16 * CHUNK)
     request = warm(session, texts)

@@ -39,7 +39,7 @@ def bench(cwd: Path, url: str, *args: str, **environment: str) -> CompletedProce
 def serve(url: str, asked: list[Request], load: Load, silence_s: float = 60) -> list[Sample]:
     engine = OpenAIEngine(None, ServerSettings(url, silence_s=silence_s))
     try:
-        session = engine.open(CacheSpec(64, salt="test", mode="server"), 64)
+        session = engine.open(CacheSpec(64, salt="test", mode="server", foreign=True), 64)
         return list(session.serve(asked, load))
     finally:
         engine.close()
@@ -190,7 +190,7 @@ def test_each_cold_start_has_other_first_tokens_and_the_same_rest() -> None:
     with odd_server() as server:
         engine = OpenAIEngine(None, ServerSettings(server.url))
         for _ in range(2):
-            session = engine.open(CacheSpec(64, salt="one", mode="server"), 64)
+            session = engine.open(CacheSpec(64, salt="one", mode="server", foreign=True), 64)
             for _ in range(2):
                 session.clear()
                 list(session.serve(requests(1), Load(1)))

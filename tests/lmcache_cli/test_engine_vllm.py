@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.http.engine import REQUEST_NAME, SALT_TOKENS
 from lmcache_cli.engines.vllm.engine import HitRecord
-from lmcache_cli.engines.vllm.flags import mode_flags, platform, refuse_chunk, refuse_mode
+from lmcache_cli.engines.vllm.flags import mode_flags, platform, refuse_cell
 from lmcache_cli.engines.vllm.server import LMCacheServer, ServerError, VllmServer, vllm_command
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
@@ -168,22 +168,23 @@ def test_a_missing_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_flags_of_each_mode(tmp_path: Path) -> None:
     off, _ = mode_flags(CacheSpec(64, mode="off"), tmp_path)
-    own, _ = mode_flags(CacheSpec(64, mode="vllm"), tmp_path)
+    own, _ = mode_flags(CacheSpec(64, mode="vllm", foreign=True), tmp_path)
     assert off == ["--no-enable-prefix-caching"] and own == ["--enable-prefix-caching"]
-    offload, _ = mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="offload"), tmp_path)
+    offload, _ = mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="offload", foreign=True), tmp_path)
     config = json.loads(offload[-1])
     assert config["kv_connector"] == "OffloadingConnector"
     assert config["kv_connector_extra_config"] == {"cpu_bytes_to_use": 1 << 30}
+    there = CacheSpec(64, {"cpu": 1 << 30}, mode="offload", foreign=True)
     with pytest.raises(UserError, match="needs a GPU"):
-        refuse_mode("offload", cpu=True)
-    refuse_mode("offload", cpu=False)
+        refuse_cell(there, [], cpu=True)
+    refuse_cell(there, [], cpu=False)
     if find_spec("lmcache") is None:
         with pytest.raises(MissingError, match="pip install lmcache"):
-            mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache"), tmp_path)
+            mode_flags(CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache", foreign=True), tmp_path)
 
 
 def test_where_lmcaches_server_is(tmp_path: Path) -> None:
-    spec = CacheSpec(64, {"cpu": 3 << 29}, mode="lmcache")
+    spec = CacheSpec(64, {"cpu": 3 << 29}, mode="lmcache", foreign=True)
     server = LMCacheServer(spec, {}, tmp_path / "log")
     flags = server.address()
     port = int(flags[flags.index("--port") + 1])
@@ -194,14 +195,14 @@ def test_where_lmcaches_server_is(tmp_path: Path) -> None:
 
 
 def test_lmcaches_chunks_are_whole_blocks() -> None:
-    spec = CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache")
+    spec = CacheSpec(64, {"cpu": 1 << 30}, mode="lmcache", foreign=True)
     with pytest.raises(UserError, match=r"block of 128 tokens.*--chunk-tokens 128"):
-        refuse_chunk(spec, [], cpu=True)
+        refuse_cell(spec, [], cpu=True)
     with pytest.raises(UserError, match=r"block of 48 tokens"):
-        refuse_chunk(spec, ["--block-size=48"], cpu=False)
-    refuse_chunk(spec, ["--block-size", "32"], cpu=True)
-    refuse_chunk(spec, [], cpu=False)
-    refuse_chunk(CacheSpec(64, {"cpu": 1 << 30}), [], cpu=True)
+        refuse_cell(spec, ["--block-size=48"], cpu=False)
+    refuse_cell(spec, ["--block-size", "32"], cpu=True)
+    refuse_cell(spec, [], cpu=False)
+    refuse_cell(CacheSpec(64, {"cpu": 1 << 30}), [], cpu=True)
 
 
 def test_shared_memory_of_the_group_goes_with_the_server(tmp_path: Path) -> None:
@@ -209,7 +210,9 @@ def test_shared_memory_of_the_group_goes_with_the_server(tmp_path: Path) -> None
     child = Popen(["sleep", "60"], start_new_session=True)
     names = [f"/dev/shm/lmcache_kv_{pid}_test" for pid in (child.pid, os.getpid())]
     ours, other = map(Path, names)
-    server = LMCacheServer(CacheSpec(64, {"cpu": 1}, mode="lmcache"), {}, tmp_path / "log")
+    server = LMCacheServer(
+        CacheSpec(64, {"cpu": 1}, mode="lmcache", foreign=True), {}, tmp_path / "log"
+    )
     try:
         ours.touch()
         other.touch()
@@ -254,7 +257,8 @@ def test_flags_of_our_connector(tmp_path: Path) -> None:
 
 def test_blend_in_our_connector_needs_a_certificate(tmp_path: Path) -> None:
     def extra(**more: Any) -> dict[str, Any]:
-        spec = CacheSpec(32, {"cpu": 5}, mode="blend", selection="first", **more)
+        settings = BlendSettings(selection="first", **more)
+        spec = CacheSpec(32, {"cpu": 5}, mode="blend", blend=settings)
         flags, _ = mode_flags(spec, tmp_path / "t")
         found: dict[str, Any] = json.loads(flags[-1])["kv_connector_extra_config"]
         return found

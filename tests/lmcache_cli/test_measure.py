@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from lmcache_cli.bench.cells import Cell, Scenario, Sweep, cross, groups_that_fit
+from lmcache_cli.bench.cells import Cell, Scenario, cross, groups_that_fit
 from lmcache_cli.bench.measure import ContaminationError, Measured, measure_cells
+from lmcache_cli.bench.plan import MODES
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.measured_costs import CostModel
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import UserError
+from lmcache_cli.modes.mode import Sweep
 from lmcache_cli.modes.prefix import HitOracle
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from reports.sample import Sample
 from workloads import GeneratedCorpus, Request, Settings, generate
@@ -28,8 +31,8 @@ def requests(engine: SimulatedEngine) -> list[Request]:
 
 
 def cells(**tiers: Sequence[int]) -> list[Cell]:
-    sweep = Sweep(["off", "prefix"], [16], tiers, "lru", "write_on_insertion", "salt")
-    return cross([Scenario("long-context", SETTINGS)], sweep)
+    sweep = Sweep(BenchOptions(), [16], tiers, "salt")
+    return cross([Scenario("long-context", SETTINGS)], [MODES["off"], MODES["prefix"]], sweep)
 
 
 def run(engine: SimulatedEngine, load: Load, into: Measured, chosen: list[Cell]) -> list[int]:

@@ -11,10 +11,12 @@ import transformers
 
 from lmcache_cli.bench.cells import Cell, Refusals, Scenario
 from lmcache_cli.bench.measure import ContaminationError, Measured, measure_cells
+from lmcache_cli.bench.plan import MODES
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import CellError, CellMissingError, MissingError, UserError
+from lmcache_cli.modes.prefix import Prefix
 from reports.run_file import read_run
 from reports.sample import Sample
 from tests.lmcache_cli.command_line import lmcache
@@ -27,9 +29,9 @@ SMALL += ["--system-tokens", "20", "--corpus-passages", "4", "--requests", "3"]
 SMALL += ["--output-tokens", "2", "--chunk-tokens", "16", "--cpu-size", "8MiB"]
 TIERS = {"cpu": 1 << 30}
 CELLS = [
-    Cell(0, 0, "off", CacheSpec(16)),
-    Cell(1, 0, "prefix", CacheSpec(16, TIERS)),
-    Cell(2, 0, "odd", CacheSpec(32, TIERS)),
+    Cell(0, 0, MODES["off"], CacheSpec(16)),
+    Cell(1, 0, MODES["prefix"], CacheSpec(16, TIERS)),
+    Cell(2, 0, Prefix("odd"), CacheSpec(32, TIERS)),
 ]
 
 
@@ -127,7 +129,7 @@ def test_a_bad_flag_ends_the_run_as_before() -> None:
 def test_an_engine_that_does_not_start_without_reuse_ends_the_run() -> None:
     engine = Odd()
     engine.where, engine.error = "ready", MissingError("no server")
-    odd = Cell(0, 0, "off", CacheSpec(32))
+    odd = Cell(0, 0, MODES["off"], CacheSpec(32))
     with pytest.raises(MissingError, match="no server"):
         run(engine, Refusals(lambda _: None), Load(1), [odd, CELLS[1]])
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lmcache_cli.bench.cells import Cell
+from lmcache_cli.bench.plan import MODES
 from lmcache_cli.bench.resume import missing
 from lmcache_cli.engines.cache_spec import CacheSpec
 from reports.run_file import read_run
@@ -129,7 +130,7 @@ def test_what_is_no_run_is_refused(name: str, words: str, tmp_path: Path) -> Non
 
 
 def test_missing_is_by_cell_and_repeat() -> None:
-    off, one, two = (Cell(i, 0, "prefix", CacheSpec(16)) for i in range(3))
+    off, one, two = (Cell(i, 0, MODES["prefix"], CacheSpec(16)) for i in range(3))
     finished = {(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)}
     assert missing([off, one, two], range(4), finished) == [
         ([two], range(1, 2)),

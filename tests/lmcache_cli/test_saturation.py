@@ -26,7 +26,7 @@ def test_a_client_that_is_late_voids_the_run() -> None:
 
     with odd_server(behave) as server:
         engine = OpenAIEngine(None, ServerSettings(server.url))
-        session = engine.open(CacheSpec(64, mode="server"), 64)
+        session = engine.open(CacheSpec(64, mode="server", foreign=True), 64)
         samples: list[Sample] = []
         served = session.serve(requests(40, every_s=0.01), Load(None))
         with pytest.raises(SaturatedError, match="could not keep up"):

@@ -36,14 +36,14 @@ class TransformersEngine(ModelRunner):
                 f" context of {self.max_context}; lower --context-tokens or use another --model"
             )
         self.reserve(max_tokens)
-        if spec.mode == "shared":
-            return CrossModelSession(self, self.shared_base(spec.shared_from), spec, max_tokens)
-        if spec.mode == "blend":
+        if spec.shared is not None:
+            return CrossModelSession(self, self.shared_base(spec.shared.base), spec, max_tokens)
+        if spec.blend is not None:
             self.layers()  # refuses a model before memory is taken for its tiers
         cache = None
         if spec.reuse:
             cache = open_cache(spec, self.namespace(spec), self.loaded.device)
-        if spec.mode == "blend" and cache is not None:
+        if spec.blend is not None and cache is not None:
             try:
                 return BlendSession(self, spec, cache)
             except BaseException:

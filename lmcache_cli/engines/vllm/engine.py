@@ -25,13 +25,7 @@ from lmcache_cli.engines.http.engine import (
     warm,
 )
 from lmcache_cli.engines.http.settings import ServerSettings
-from lmcache_cli.engines.vllm.flags import (
-    flag_value,
-    mode_flags,
-    platform,
-    refuse_chunk,
-    refuse_mode,
-)
+from lmcache_cli.engines.vllm.flags import flag_value, mode_flags, platform, refuse_cell
 from lmcache_cli.engines.vllm.server import (
     LMCacheServer,
     ServerError,
@@ -48,6 +42,8 @@ _REUSED_KINDS = ("document", "passage")
 _PROCESS_BYTES = 3 << 29  # what an API server and an engine core take, without model and KV
 _RECORD_S = 10.0  # a record is written when the request ends: far beyond what that takes
 _WARM_TOKENS = 512
+_SERVERS = {"lmcache": LMCacheServer}
+"""What a foreign cache has beside vLLM."""
 _FOREIGN_TIER = {"vllm": "device", "offload": "cpu", "lmcache": "cpu"}
 
 
@@ -100,8 +96,7 @@ class VllmEngine:
         return blend_subject(self.model, self.folder, self.config, self._dtype)
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
-        refuse_mode(spec.mode, self.cpu)
-        refuse_chunk(spec, self.serving.args, self.cpu)
+        refuse_cell(spec, self.serving.args, self.cpu)
         mode_flags(spec, Path())  # finds what is missing, before anything starts
         return chunks_per_tier(spec, self.layout(spec.chunk_tokens)) if spec.ours else {}
 
@@ -125,8 +120,8 @@ class VllmEngine:
             stem.with_suffix(".log"),
         )
         peer = None
-        if spec.mode == "lmcache":
-            peer = LMCacheServer(spec, environment, stem.with_suffix(".cache.log"))
+        if beside := _SERVERS.get(spec.mode):
+            peer = beside(spec, environment, stem.with_suffix(".cache.log"))
         return VllmSession(self, spec, server, trace, peer)
 
     def bring_up(self, session: VllmSession) -> None:
@@ -233,7 +228,7 @@ class VllmSession(OpenAISession):
         return replace(sample, error=f"{sample.error}; {death}") if death else sample
 
     def more(self, request: Request, prompt_tokens: int) -> Mapping[str, object]:
-        if self.spec.mode != "blend":
+        if self.spec.blend is None:
             return {}
         # The salt stands in front of everything but BOS.
         shift = prompt_tokens - len(request.token_ids)
@@ -242,7 +237,7 @@ class VllmSession(OpenAISession):
             for part in request.segments
             if part.kind in _REUSED_KINDS
         ]
-        ours = {"segments": segments, "ratio": self.spec.ratio}
+        ours = {"segments": segments, "ratio": self.spec.blend.ratio}
         return {"kv_transfer_params": {"lmcache": ours}}
 
     def hits(self, answer: Completion, name: str) -> dict[str, int]:

@@ -22,18 +22,26 @@ def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]
     hits; where LMCache's server is, that adds. Below ``prefix``, ``offload`` and ``lmcache`` vLLM's
     own prefix cache is off, so that what is measured is theirs. Raises ``CellMissingError`` if a
     connector is not installed."""
-    if spec.mode == "vllm":
-        return ["--enable-prefix-caching"], {}
     if not spec.reuse:
         return [_OWN_OFF], {}
-    if spec.mode in ("prefix", "blend"):
-        _need(_CONNECTOR, "this lmcache-bench has no vLLM connector; install a newer one")
-        worker = ["--worker-cls", _WORKER] if spec.mode == "blend" else []
-        return [_OWN_OFF, *worker, *_transfer(_ours(spec, trace))], {}
-    if spec.mode == "offload":
-        extra: dict[str, object] = {"cpu_bytes_to_use": spec.tiers["cpu"]}
-        config: dict[str, object] = {"kv_connector": "OffloadingConnector"}
-        return [_OWN_OFF, *_transfer(config | {"kv_connector_extra_config": extra})], {}
+    if spec.foreign:
+        return _FOREIGN[spec.mode](spec)
+    _need(_CONNECTOR, "this lmcache-bench has no vLLM connector; install a newer one")
+    worker = ["--worker-cls", _WORKER] if spec.blend is not None else []
+    return [_OWN_OFF, *worker, *_transfer(_ours(spec, trace))], {}
+
+
+def _own(spec: CacheSpec) -> tuple[list[str], dict[str, str]]:
+    return ["--enable-prefix-caching"], {}
+
+
+def _offload(spec: CacheSpec) -> tuple[list[str], dict[str, str]]:
+    extra: dict[str, object] = {"cpu_bytes_to_use": spec.tiers["cpu"]}
+    config: dict[str, object] = {"kv_connector": "OffloadingConnector"}
+    return [_OWN_OFF, *_transfer(config | {"kv_connector_extra_config": extra})], {}
+
+
+def _lmcache(spec: CacheSpec) -> tuple[list[str], dict[str, str]]:
     _need(
         "lmcache",
         "--reuse lmcache needs LMCache; run: pip install lmcache (docs/engines/vllm.md says how"
@@ -42,20 +50,28 @@ def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]
     return [_OWN_OFF], {"LMCACHE_TRACK_USAGE": "false"}
 
 
-def refuse_mode(mode: str, cpu: bool) -> None:
-    """Raises ``CellError`` for what the installed vLLM can't do."""
-    if mode == "offload" and cpu:
+_FOREIGN = {"vllm": _own, "offload": _offload, "lmcache": _lmcache}
+
+
+def refuse_cell(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
+    """Raises ``CellError`` for what the installed vLLM can't do, and for a chunk that LMCache can't
+    have: it keeps whole blocks of vLLM's. ``args`` are the user's flags of ``vllm serve``."""
+    refuse = {"offload": _refuse_offload, "lmcache": _refuse_chunk}.get(spec.mode)
+    if refuse is not None:
+        refuse(spec, args, cpu)
+
+
+def _refuse_offload(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
+    if cpu:
         raise CellError(
             "--reuse offload: vLLM's OffloadingConnector needs a GPU, and the vLLM that is"
             " installed here runs on the CPU; leave it out"
         )
 
 
-def refuse_chunk(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
-    """Raises ``CellError`` for a chunk that LMCache can't have: it keeps whole blocks of vLLM's.
-    ``args`` are the user's flags of ``vllm serve``."""
+def _refuse_chunk(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
     given = flag_value(args, "--block-size") or (_CPU_BLOCK if cpu else "")
-    if spec.mode != "lmcache" or not given.isdecimal() or int(given) == 0:
+    if not given.isdecimal() or int(given) == 0:
         return
     if spec.chunk_tokens % int(given):
         raise CellError(
@@ -105,12 +121,13 @@ def _ours(spec: CacheSpec, trace: Path) -> dict[str, object]:
 
 
 def _blend(spec: CacheSpec) -> dict[str, object]:
-    if spec.mode != "blend":
+    settings = spec.blend
+    if settings is None:
         return {}
-    chosen = {"blend_ratio": spec.ratio, "blend_selection": spec.selection}
-    if spec.certificate is None:
+    chosen = {"blend_ratio": settings.ratio, "blend_selection": settings.selection}
+    if settings.certificate is None:
         return {"blend": True, "blend_unverified": True, **chosen}
-    return {"blend": True, "blend_certificate": str(spec.certificate.absolute()), **chosen}
+    return {"blend": True, "blend_certificate": str(settings.certificate.absolute()), **chosen}
 
 
 def _transfer(config: dict[str, object]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from cache_core.blend.matcher import Piece
 from cache_core.blend.selection import KV, Choice, Reused, make_selection
 from cache_core.cache import TieredCache
-from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend.forward import blend
 from lmcache_cli.engines.transformers.blend.prompt import BlendPrompt, Prompts, covered
 from lmcache_cli.engines.transformers.blend.quality import judged
@@ -42,7 +42,7 @@ class BlendSession(TransformersSession):
         super().__init__(engine, spec, cache)
         self.runner = engine.layers()
         self.tiers = cache
-        self.prompts = Prompts(engine.namespace(spec), spec.encoding, engine.bos)
+        self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, engine.bos)
         self.choose(spec)
         self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
         self._last: tuple[KvBuffer, torch.Tensor] | None = None
@@ -51,16 +51,17 @@ class BlendSession(TransformersSession):
     def choose(self, spec: CacheSpec) -> None:
         """Takes ratio, selection, check layer and narrowing from ``spec`` for what comes; chunks
         that are stored serve them all. Raises ``CellError`` for a layer that the model lacks."""
-        if not 0 <= spec.check_layer < len(self.runner.layers):
+        settings = _settings(spec)
+        if not 0 <= settings.check_layer < len(self.runner.layers):
             raise CellError(
-                f"--blend-check-layer: {spec.check_layer} is no layer of {self.engine.model}, which"
-                f" has {len(self.runner.layers)}, from 0 on"
+                f"--blend-check-layer: {settings.check_layer} is no layer of {self.engine.model},"
+                f" which has {len(self.runner.layers)}, from 0 on"
             )
-        choice = Choice(spec.ratio, spec.check_layer, spec.narrow_layers)
-        self._naive = spec.selection == "none" or spec.ratio == 0
-        self._chosen = "none" if self._naive else spec.selection, choice
+        choice = Choice(settings.ratio, settings.check_layer, settings.narrow_layers)
+        self._naive = settings.selection == "none" or settings.ratio == 0
+        self._chosen = "none" if self._naive else settings.selection, choice
         self.selection = make_selection(*self._chosen)
-        self._full = spec.full_prefill
+        self._full = settings.full_prefill
 
     def ready(self) -> None:
         if not self._rehearsed:
@@ -205,3 +206,9 @@ def _held(prompt: BlendPrompt, loaded: Sequence[Piece]) -> _Held:
         if piece in there:
             (exact if whole and prompt.in_place(piece) else moved).append(piece)
     return _Held(exact, moved)
+
+
+def _settings(spec: CacheSpec) -> BlendSettings:
+    if spec.blend is None:
+        raise ValueError("a cache without settings of blend")
+    return spec.blend

@@ -41,8 +41,9 @@ class CrossModelSession(TransformersSession):
     ) -> None:
         loaded = engine.loaded
         self.base, self.runner = base, engine.layers()
+        assert spec.shared is not None
         try:
-            self.groups = layer_groups(spec.recompute_layers, len(self.runner.layers))
+            self.groups = layer_groups(spec.shared.recompute_layers, len(self.runner.layers))
         except ValueError as error:
             raise CellError(f"--recompute-layers: {error}") from error
         namespace = base.namespace(spec)
