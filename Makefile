@@ -10,6 +10,9 @@ GPU_WHEELS ?=
 GPU_MODULES ?=
 GPU_ARGS ?=
 
+# Where it is set, each process compiles anew what it imports: vLLM's takes four times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 CODE := benchmarks cache_core lmcache_cli reports tests workloads
