@@ -1,5 +1,5 @@
-"""What is swept: scenarios (the requests), cells (the caches that serve them), the plan, and the
-cells that can't be measured."""
+"""The parts of a bench: scenarios (the requests), cells (the caches that serve them), the plan, and
+the cells that can't be measured."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Scenario:
     workload: str
     settings: Settings
     warm: bool = False
-    """Caches have seen all that the requests share, in other requests."""
+    """Whether caches have seen all that the requests share, in other requests."""
     examples: tuple[Example, ...] = ()
-    """Of --dataset: what is asked instead of what is generated."""
+    """The examples of ``--dataset``, which are asked instead of what is generated."""
     replay: Replay | None = None
-    """Of the workload `trace`: what is replayed instead of generated."""
+    """The trace of the workload ``trace``, which is replayed instead of what is generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Cell:
 
     @property
     def reuse(self) -> str:
-        """Its mode's name."""
+        """Returns the name of the cell's reuse mode."""
         return self.mode.name
 
     def meta(self, scenario: Scenario, engine: str, model: str) -> CellMeta:
-        """What the row is, for the run file and the reports."""
+        """Describes the cell's row, for the run file and the reports."""
         spec = self.spec
         meta = CellMeta(
             workload=scenario.workload,
@@ -85,8 +85,8 @@ class Cell:
 
 
 def cross(scenarios: Sequence[Scenario], modes: Sequence[Mode], sweep: Sweep) -> list[Cell]:
-    """Every scenario under every cache, in table order. Raises ``UserError`` if a mode that reuses
-    has no tier to reuse from."""
+    """Crosses every scenario with every cache, in table order. Raises ``UserError`` if a mode that
+    reuses has no tier to reuse from."""
     ordered = sorted(modes, key=lambda mode: mode.order)
     specs = [(mode, spec) for mode in ordered for spec in mode.specs(sweep)]
     pairs = [(s, mode, spec) for s in range(len(scenarios)) for mode, spec in specs]
@@ -123,7 +123,7 @@ def groups_that_fit(cells: Sequence[Cell], room: int, each: int = 0) -> list[lis
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """What will run."""
+    """The plan of a bench: what will run."""
 
     options: BenchOptions
     scenarios: tuple[Scenario, ...]
@@ -136,7 +136,7 @@ class BenchPlan:
     vllm_args: tuple[str, ...] = ()
 
     def serving(self, out: Path, say: Callable[[str], None]) -> ServerSettings:
-        """What an engine with a server needs to know. Logs go into ``out``."""
+        """Returns what an engine with a server needs to know. Logs go into ``out``."""
         options = self.options
         return ServerSettings(
             url=options.url or "",
@@ -148,7 +148,8 @@ class BenchPlan:
         )
 
     def config(self) -> dict[str, object]:
-        """The options as plain values, for the run file: with them the run can be repeated."""
+        """Returns the options as plain values, for the run file: with them the run can be
+        repeated."""
         values = asdict(self.options)
         values["workloads"] = list(self.options.workloads)
         values["disk_path"] = str(self.options.disk_path) if self.options.disk_path else None
@@ -171,15 +172,15 @@ class Refused:
 
     @property
     def reason(self) -> str:
-        """One line."""
+        """Returns the reason of the refusal, on one line."""
         text = (str(self.error).strip() or "no reason given").splitlines()[0]
         named = isinstance(self.error, UserError)
         return text if named else f"{type(self.error).__name__}: {text}"
 
 
 class Refusals:
-    """Notes the cells that are left out. ``say`` is told of each reason at once; without it the
-    first one ends the measurement, as any error does."""
+    """The cells that are left out. ``say`` is given each reason at once; without it the first error
+    ends the measurement, as any error does."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.found: dict[int, Refused] = {}
@@ -187,7 +188,7 @@ class Refusals:
 
     @property
     def exit_code(self) -> int:
-        """0 without refusals; else the first one's."""
+        """Returns 0 without refusals; else the exit code of the first one."""
         for refused in self.found.values():
             return refused.error.exit_code if isinstance(refused.error, UserError) else EXIT_FAILED
         return 0
@@ -196,7 +197,7 @@ class Refusals:
         return cell.index in self.found
 
     def add(self, cell: Cell, error: Exception) -> None:
-        """Leaves the cell out from here on. Raises the error where none may be."""
+        """Leaves the cell out from here on. Raises the error where no cell may be left out."""
         if self._say is None:
             raise error
         self.found[cell.index] = Refused(cell, error)
@@ -204,8 +205,8 @@ class Refusals:
 
     @contextmanager
     def of(self, cell: Cell) -> Iterator[None]:
-        """What is done for a cell alone. Its own errors end it, and so do torch's (a GPU's memory
-        that is full, a kernel that doesn't start)."""
+        """Guards what is done for a cell alone. Its own errors end the cell, and so do torch's (a
+        GPU's memory that is full, a kernel that doesn't start)."""
         try:
             yield
         except CellError as error:

@@ -31,7 +31,7 @@ class Measured:
 
     samples: list[Sample] = field(default_factory=list)
     busy_s: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Per cell and repeat: seconds in which it served or stored. Cells take turns, so wall time
+    """Seconds by cell and repeat in which the cell served or stored. Cells take turns, so wall time
     says nothing about one of them."""
     finished: set[tuple[int, int]] = field(default_factory=set)
     """Cells and repeats of which every request was served."""
@@ -40,7 +40,7 @@ class Measured:
     requests: list[str] = field(default_factory=list)
     """A digest of each scenario's requests."""
     began_s: float = 0.0
-    """Added to all times of samples: what a resumed run had measured ended there."""
+    """Seconds added to all times of samples: what a resumed run had measured ended there."""
     counters: dict[int, dict[str, TierCounters]] = field(default_factory=dict)
     chunk_bytes: dict[int, int] = field(default_factory=dict)
     troubles: dict[int, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Measured:
             self.warn(f"cell {cell}: request {sample.request_id} failed: {sample.error}")
 
     def busy_of(self, cell: int) -> float:
-        """Seconds of all its repeats."""
+        """Returns the seconds in which the cell served or stored, over all repeats."""
         return sum(spent for (index, _), spent in self.busy_s.items() if index == cell)
 
     def warn(self, text: str) -> None:
@@ -183,7 +183,7 @@ class _Turn:
         self.oracle = self.cell.mode.oracle(spec, capacities, self.engine.bos)
 
     def warm(self, requests: Sequence[Request]) -> None:
-        """Serves them to fill the cache, one after the other."""
+        """Serves ``requests`` to fill the cache, one after the other."""
         if not self.cell.spec.reuse or not requests:
             return
         self.ready()
@@ -194,7 +194,7 @@ class _Turn:
             self.session.settle()
 
     def take(self, warm: Sequence[Request], requests: list[Request], last: bool) -> None:
-        """This cell's turn: serves ``requests`` behind ``warm``, and is done if they are the
+        """Takes this cell's turn: serves ``requests`` after ``warm``, and is done if they are the
         ``last``."""
         self.warm(warm)
         self.serve(requests)
@@ -227,7 +227,7 @@ class _Turn:
             self.into.busy_s[turn] = spent + self.engine.now() - began
 
     def _share(self, requests: list[Request]) -> None:
-        """Another model serves them first, if this cell reuses what that has."""
+        """Lets another model serve ``requests`` first, if this cell reuses what that has."""
         if isinstance(self.session, Sharing):
             self.session.share(requests)
             if self.oracle is not None:

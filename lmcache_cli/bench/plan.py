@@ -1,4 +1,4 @@
-"""From flags to a plan: everything that can be wrong with the input is found here, before any
+"""Makes a plan of flags: everything that can be wrong with the input is found here, before any
 model is loaded."""
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
 
 
 def _check_lasting(options: BenchOptions, disk: bool) -> None:
-    """What is about a disk tier, where there is none."""
+    """Raises ``UserError`` for flags about a disk tier, or about one that lasts, where there is
+    none."""
     if not disk and options.disk_path is not None:
         raise UserError("--disk-path needs a disk tier; add --disk-size, as in --disk-size 8GiB")
     if not disk and options.admission != "none":
@@ -132,7 +133,8 @@ def _refuse_unused(
 
 
 def _check_rehearsal(options: BenchOptions) -> None:
-    """The flags that make things worse on purpose."""
+    """Raises ``UserError`` for flags that make things worse on purpose, where that is not
+    possible."""
     for flag, value in (("--tier-latency", options.tier_latency), ("--jitter", options.jitter)):
         if not 0 <= value < float("inf"):
             raise UserError(f"{flag}: {value} must be at least 0")

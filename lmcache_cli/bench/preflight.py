@@ -1,4 +1,4 @@
-"""Places outside this process, looked at before a model is loaded."""
+"""Checks folders, memory and servers outside this process, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def check_places(plan: BenchPlan) -> None:
 
 
 def _check_room(plan: BenchPlan) -> None:
-    """A disk tier is no larger than what is free, and what its folder has taken already."""
+    """Raises ``UserError`` for a disk tier larger than what is free and what its folder has taken
+    already."""
     for cell in plan.cells:
         wanted, folder = cell.spec.tiers.get("disk", 0), cell.spec.folder
         if not wanted or folder is None:
@@ -55,7 +56,8 @@ def _check_room(plan: BenchPlan) -> None:
 
 
 def _check_memory(plan: BenchPlan) -> None:
-    """A cell's tiers in memory fit beside what is taken; that a model takes more is found later."""
+    """Raises ``UserError`` if a cell's tiers in memory don't fit beside what is taken; that a model
+    takes more is found later."""
     on_host = ("device", "cpu") if plan.options.device == "cpu" else ("cpu",)
     for cell in plan.cells:
         sizes = {name: cell.spec.tiers.get(name, 0) for name in on_host}
@@ -67,7 +69,8 @@ def _check_memory(plan: BenchPlan) -> None:
 
 
 def _taken(folder: Path) -> int:
-    """By the tier that earlier runs left there; another process may be at it now."""
+    """Returns the bytes taken by the tier that earlier runs left in ``folder``; another process may
+    be at it now."""
     try:
         return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
     except OSError:

@@ -64,6 +64,6 @@ class BenchProgress:
         self._bar.update(self._task, total=requests)
 
     def served(self, label: str, sample: Sample) -> None:
-        """One more request is done."""
+        """Counts one more request as done, and shows its TTFT."""
         ttft = sample.first_token_s - sample.scheduled_s
         self._bar.update(self._task, advance=1, description=f"{label}  TTFT {ttft:.3g} s")

@@ -234,7 +234,7 @@ def _check_folder(out: Path) -> None:
 
 
 def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> list[CellSummary]:
-    """One summary per cell that was measured, in table order."""
+    """Returns one summary per cell that was measured, in table order."""
     found = []
     for cell in plan.cells:
         mine = [s for s in measured.samples if s.cell == cell.index]

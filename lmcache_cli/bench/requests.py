@@ -23,9 +23,9 @@ _HEADING = re.compile(r"^Passage \d+:\s*$", re.MULTILINE)  # as LongBench joins 
 
 
 def read_dataset(path: Path, most: int | None = None) -> list[Example]:
-    """The first ``most`` examples of a JSON or JSONL file.
+    """Reads the first ``most`` examples of a JSON or JSONL file.
 
-    Three forms, told apart by their fields: ``question``, ``ctxs`` (``title``, ``text``) and
+    It knows three forms by their fields: ``question``, ``ctxs`` (``title``, ``text``) and
     ``answers``; MuSiQue's own ``question``, ``paragraphs`` (``title``, ``paragraph_text``),
     ``answer`` and ``answer_aliases``; LongBench's ``input``, ``context`` and ``answers``. Raises
     ``MissingError`` without the library, ``UserError`` for a file that it can't read.
@@ -90,7 +90,7 @@ TRACE = "trace"
 
 
 def check_trace_flags(options: BenchOptions) -> None:
-    """Raises ``UserError`` if the workload `trace` and --trace don't go together, or other
+    """Raises ``UserError`` if the workload ``trace`` and ``--trace`` don't go together, or other
     workloads or a rate go with them."""
     if (TRACE in options.workloads) != (options.trace is not None):
         raise UserError(
@@ -107,8 +107,8 @@ def check_trace_flags(options: BenchOptions) -> None:
 
 
 def trace_scenario(options: BenchOptions) -> Scenario:
-    """The trace's requests. Raises ``UserError`` if it can't be read at all; lines are looked at
-    later."""
+    """Returns the scenario of the trace's requests. Raises ``UserError`` if it can't be read at
+    all; lines are looked at later."""
     assert options.trace is not None
     try:
         replay = Replay(
@@ -133,7 +133,8 @@ def trace_scenario(options: BenchOptions) -> Scenario:
 def make_requests(
     scenario: Scenario, corpus: Corpus, encode: Encode, bos: int | None, warn: Say
 ) -> list[Request]:
-    """Generated, or replayed from a trace, in the order of sending. Raises ``UserError``."""
+    """Generates requests, or replays them from a trace, in the order of sending. Raises
+    ``UserError``."""
     try:
         if scenario.replay is not None:
             return replay(scenario.replay, encode, bos, warn)
@@ -145,8 +146,8 @@ def make_requests(
 def engine_requests(
     scenario: Scenario, corpus: Corpus, engine: Engine, warn: Say, note: Say
 ) -> list[Request]:
-    """The same for ``engine``, or a data set's questions, cut to its context. Raises ``UserError``,
-    too if one does not fit the model's context."""
+    """Makes the requests for ``engine``: generated, replayed, or a data set's questions, cut to its
+    context. Raises ``UserError``, too if one does not fit the model's context."""
     if scenario.examples:
         requests = _asked(scenario, engine, note)
     else:

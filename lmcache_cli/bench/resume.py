@@ -1,4 +1,4 @@
-"""``bench --resume RUN``: what an interrupted run has, and what it lacks."""
+"""Finds, for ``bench --resume RUN``, what an interrupted run has, and what it lacks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Interrupted:
 
     @classmethod
     def read(cls, path: Path) -> Interrupted:
-        """Raises ``UserError`` for a file that is no interrupted run of ``bench``."""
+        """Reads a run file. Raises ``UserError`` for a file that is no interrupted run of
+        ``bench``."""
         try:
             samples, meta = read_run(path)
             refuse_check_record(path, meta)
@@ -54,7 +55,7 @@ class Interrupted:
         return cls(path, samples, meta)
 
     def flags(self) -> dict[str, Any]:
-        """The run's settings by flag, those left out that are none or hide a password."""
+        """Returns the run's settings by flag, those left out that are none or hide a password."""
         hidden = {"remote"} if "***" in str(self.meta["config"].get("remote")) else set()
         return {
             name: value
@@ -87,7 +88,7 @@ class Interrupted:
             )
 
     def measured(self) -> Measured:
-        """What is kept: finished cells and repeats, and all that was counted of them."""
+        """Returns what is kept: finished cells and repeats, and all that was counted of them."""
         progress = self.meta["progress"]
         finished = {(cell, repeat): spent for cell, repeat, spent in progress["finished"]}
         kept = [s for s in self.samples if (s.cell, s.repeat) in finished]
@@ -106,8 +107,8 @@ class Interrupted:
         )
 
     def groups(self, cells: Sequence[Cell]) -> list[list[Cell]]:
-        """Of these cells those that were measured together: free memory, which settled that, may
-        be another by now."""
+        """Groups those of ``cells`` that were measured together: free memory, which settled that,
+        may be another by now."""
         by_index = {cell.index: cell for cell in cells}
         found = [
             [by_index[index] for index in group if index in by_index]
@@ -117,7 +118,7 @@ class Interrupted:
 
 
 def progress_of(measured: Measured) -> dict[str, Any]:
-    """What resuming needs, for the run file of an interrupted run."""
+    """Returns what resuming needs, for the run file of an interrupted run."""
     return {
         "requests": measured.requests,
         "groups": measured.groups,
@@ -143,7 +144,8 @@ def progress_of(measured: Measured) -> dict[str, Any]:
 def missing(
     group: Sequence[Cell], repeats: range, finished: set[tuple[int, int]]
 ) -> list[tuple[list[Cell], range]]:
-    """Cells and repeats that are still to be measured, repeats of the same cells together."""
+    """Returns cells and repeats that are still to be measured, repeats of the same cells
+    together."""
     found: list[tuple[list[Cell], range]] = []
     for repeat in repeats:
         cells = [cell for cell in group if (cell.index, repeat) not in finished]
@@ -155,7 +157,7 @@ def missing(
 
 
 def digest(requests: Sequence[Request]) -> str:
-    """Of what is served: 16 hex digits."""
+    """Returns a digest of what is served: 16 hex digits."""
     sha = hashlib.sha256()
     for request in requests:
         tokens = ",".join(map(str, request.token_ids))
@@ -165,8 +167,8 @@ def digest(requests: Sequence[Request]) -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM don't end what is within: a second one, while a run file is written, would
-    lose what the first one kept."""
+    """Keeps Ctrl-C and SIGTERM from ending what is within: a second one, while a run file is
+    written, would lose what the first one kept."""
     before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

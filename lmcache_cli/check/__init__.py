@@ -1,1 +1,1 @@
-"""Baseline against candidate: run both in turns, until it is decided which is slower."""
+"""Runs baseline and candidate in turns, until it is decided which is slower."""

@@ -27,7 +27,8 @@ def run_compare(
     outputs: CheckOutputs,
     quiet: bool,
 ) -> int:
-    """Returns the exit code. Raises ``UserError`` for runs that can't be read or are not alike."""
+    """Compares stored runs and writes the verdict. Returns the exit code. Raises ``UserError`` for
+    runs that can't be read or are not alike."""
     outputs.check()
     if noise is not None and not 0 < noise < 1:
         raise UserError(f"--noise: {noise} is no share; write 0.05 for 5 %")
@@ -53,8 +54,8 @@ def run_compare(
 
 
 def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
-    """A file, several with commas, or a folder of them. What ``check`` keeps is skipped where there
-    are other files, with a line in ``warnings``. Raises ``UserError``."""
+    """Reads a file, several with commas, or a folder of them. What ``check`` keeps is skipped where
+    there are other files, with a line in ``warnings``. Raises ``UserError``."""
     paths: list[Path] = []
     for part in filter(None, text.split(",")):
         path = Path(part)
@@ -76,8 +77,8 @@ def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
 def _pair(
     before: Sequence[ComparedRun], after: Sequence[ComparedRun], lenient: bool
 ) -> list[Comparison]:
-    """Cells by their label, the rounds of all runs of a side together. A side that has one cell
-    only is compared whatever it is called."""
+    """Pairs cells by their label, the rounds of all runs of a side together. If each side has one
+    cell only, they are compared whatever they are called."""
     base, new = _merged(before), _merged(after)
     if len(base) == len(new) == 1:
         (label, rounds), (_, others) = *base.items(), *new.items()

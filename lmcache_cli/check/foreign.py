@@ -1,5 +1,5 @@
-"""Result files of other tools: vLLM, SGLang, aiperf, guidellm, LMCache. docs/check.md tells how far
-each is verified."""
+"""Reads result files of other tools: vLLM, SGLang, aiperf, guidellm, LMCache. docs/check.md tells
+how far each is verified."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _UNIT_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 @dataclass(frozen=True, slots=True)
 class ForeignRun:
-    """``rounds`` of the one ``cell`` that such a file has; ``facts`` and ``when`` are those of
-    :class:`lmcache_cli.check.stored_runs.ComparedRun`."""
+    """A run of another tool: ``rounds`` of the one ``cell`` that such a file has; ``facts`` and
+    ``when`` are those of :class:`lmcache_cli.check.stored_runs.ComparedRun`."""
 
     tool: str
     cell: str
@@ -49,8 +49,8 @@ class ForeignRun:
 
 
 def read_foreign(path: Path, document: Any) -> ForeignRun:
-    """``document`` is the file's JSON, or the list of its lines. Raises ``UserError`` for a format
-    that is not known, or a file of one that lacks what a run must have."""
+    """Reads a run from ``document``, the file's JSON or the list of its lines. Raises ``UserError``
+    for a format that is not known, or a file of one that lacks what a run must have."""
     first = document[0] if isinstance(document, list) and document else document
     if not isinstance(first, Mapping):
         raise UserError(f"{path}: no run; these can be read: {TOOLS}")
@@ -79,8 +79,8 @@ def _reader(first: Mapping[str, Any]) -> Callable[[Sequence[Any]], ForeignRun] |
 
 
 def _serving(lines: Sequence[Any]) -> ForeignRun:
-    """vLLM (``--save-result``) and SGLang (``--output-file``), which descends from it. SGLang adds
-    a line per run; each is a round."""
+    """Reads a file of vLLM (``--save-result``) or of SGLang (``--output-file``), which descends
+    from it. SGLang adds a line per run; each is a round."""
     first = lines[0]
     sglang = "server_info" in first or "total_output_tokens_retokenized" in first
     named = ("dataset_name", "num_prompts", "request_rate", "burstiness", "max_concurrency")
@@ -120,7 +120,7 @@ def _serving_round(line: Mapping[str, Any]) -> Round:
 
 
 def _flat_times(line: Mapping[str, Any], raw: Mapping[str, object]) -> dict[str, float]:
-    """``median_ttft_ms`` -> ``ttft.p50`` in seconds, unless the raw values are there."""
+    """Reads ``median_ttft_ms`` as ``ttft.p50`` in seconds, unless the raw values are there."""
     known = {}
     for key, value in line.items():
         match = _STATISTIC.fullmatch(key)
@@ -144,7 +144,7 @@ def _rates(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _aiperf(lines: Sequence[Any]) -> ForeignRun:
-    """``profile_export_aiperf.json``."""
+    """Reads aiperf's ``profile_export_aiperf.json``."""
     document = lines[0]
     known = {}
     for theirs, ours in _AIPERF_TIMES.items():
@@ -181,7 +181,7 @@ def _aiperf(lines: Sequence[Any]) -> ForeignRun:
 
 
 def _guidellm(lines: Sequence[Any]) -> ForeignRun:
-    """``benchmarks.json``: each benchmark of the file is a round."""
+    """Reads guidellm's ``benchmarks.json``: each benchmark of the file is a round."""
     document = lines[0]
     rounds, strategies = [], []
     for benchmark in document["benchmarks"]:
@@ -219,7 +219,7 @@ def _guidellm(lines: Sequence[Any]) -> ForeignRun:
 
 
 def _lmcache_engine(lines: Sequence[Any]) -> ForeignRun:
-    """``bench_summary.json`` of LMCache's own ``lmcache bench engine``."""
+    """Reads ``bench_summary.json`` of LMCache's own ``lmcache bench engine``."""
     config, results = lines[0].get("config") or {}, lines[0]["results"]
     done, failed = int(results["successful_requests"]), int(results["failed_requests"])
     known = _flat_times(results, {}) | _rates(results)

@@ -1,4 +1,4 @@
-"""``compare --history``: after which run did a metric change?"""
+"""Finds, for ``compare --history``, after which run a metric changed."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def run_history(
 
 
 def changes_of(runs: Sequence[ComparedRun], cell: str, rule: Rule) -> list[Change]:
-    """The changes of one metric. A run of several rounds counts with their median; runs without
-    the metric are left out."""
+    """Returns the changes of one metric in a cell. A run of several rounds counts with their
+    median; runs without the metric are left out."""
     measured = []
     for run in runs:
         values = [r.value(rule.metric) for r in run.cells.get(cell, [])]

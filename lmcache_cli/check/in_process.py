@@ -1,4 +1,4 @@
-"""Both sides in this process, on one loaded engine: they take turns request by request."""
+"""Runs both sides in this process, on one loaded engine: they take turns request by request."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _SAME_LOAD = ("rate", "concurrency")
 
 
 def engine_differences(base: BenchOptions, new: BenchOptions) -> list[str]:
-    """The flags, with both values, by which one engine can't serve both sides; none where only the
-    cache differs."""
+    """Returns the flags, with both values, by which one engine can't serve both sides; none where
+    only the cache differs."""
     found = []
     for name in _SAME_ENGINE:
         one, other = getattr(base, name), getattr(new, name)
@@ -44,7 +44,8 @@ def engine_differences(base: BenchOptions, new: BenchOptions) -> list[str]:
 
 
 def with_default_reuse(options: BenchOptions) -> BenchOptions:
-    """A check is about reuse: where no mode is asked for, none runs without."""
+    """Returns the options with a reuse mode: a check is about reuse, so the engine's default is
+    taken where none is asked for."""
     if options.reuse is not None:
         return options
     return replace(options, reuse=DEFAULT_MODES.get(options.engine, "prefix").split(",")[-1])
@@ -52,7 +53,7 @@ def with_default_reuse(options: BenchOptions) -> BenchOptions:
 
 @dataclass(slots=True)
 class InProcess:
-    """The cells of ``plans`` (one plan per side), in pairs; see :meth:`run`."""
+    """The cells of ``plans`` (one plan per side), which are measured in pairs."""
 
     plans: Sequence[BenchPlan]
     seed: int
@@ -62,15 +63,15 @@ class InProcess:
 
     @classmethod
     def of(cls, options: Sequence[BenchOptions], seed: int, out: Path) -> InProcess:
-        """Raises ``UserError`` for flags that bench refuses, and for sides that don't serve the
-        same requests to as many cells."""
+        """Plans the sides and pairs their cells. Raises ``UserError`` for flags that bench refuses,
+        and for sides that don't serve the same requests to as many cells."""
         plans = [make_plan(with_default_reuse(each), out) for each in options]
         if len(plans) == 2:
             _refuse_unlike(*plans)
         return cls(plans, seed, out, _pairs=_pairs(plans))
 
     def comparisons(self) -> list[Comparison]:
-        """One per pair of cells, without rounds."""
+        """Returns one comparison per pair of cells, without rounds."""
         found = []
         for pair in self._pairs:
             scenario = self.plans[0].scenarios[pair[0].scenario]
@@ -156,7 +157,8 @@ class InProcess:
         settled: Callable[[Comparison], bool],
         spent: Callable[[int], bool],
     ) -> Iterator[int]:
-        """Round numbers for :func:`.measure_cells`; between them the last round is judged."""
+        """Yields round numbers for :func:`.measure_cells`; between them the last round is
+        judged."""
         measured = self.measured
         closed = self.plans[0].load.concurrency is not None  # else arrivals set the pace
         number = 0
@@ -182,7 +184,7 @@ class InProcess:
 
 
 def _pairs(plans: Sequence[BenchPlan]) -> list[tuple[Cell, ...]]:
-    """The sides' cells side by side, numbered throughout."""
+    """Pairs the sides' cells side by side, numbered throughout."""
     sides = [plan.cells for plan in plans]
     count = len(sides[0])
     return [

@@ -1,5 +1,5 @@
-"""``check --calibrate``: the baseline against itself. How noisy is this machine, and how many
-rounds does a verdict need?"""
+"""Runs the baseline against itself, for ``check --calibrate``: how noisy is this machine, and how
+many rounds does a verdict need?"""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ _MOST_ROUNDS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """``cv``: standard deviation of the rounds' log-ratios over sqrt 2, about the coefficient of
-    variation of one side's round. ``bias`` is the mean ratio less 1, 0 but for chance.
-    ``false_alarms``: share of resampled A/A checks of ``rounds`` rounds that FAIL, looking after
-    every round. ``rounds_needed``: with 95 % power for a change of twice the limit."""
+    """The noise of one metric in one cell. ``cv``: standard deviation of the rounds' log-ratios
+    over sqrt 2, about the coefficient of variation of one side's round. ``bias`` is the mean ratio
+    less 1, 0 but for chance. ``false_alarms``: share of resampled A/A checks of ``rounds`` rounds
+    that FAIL, looking after every round. ``rounds_needed``: with 95 % power for a change of twice
+    the limit."""
 
     cell: str
     metric: str
@@ -89,7 +90,8 @@ def run_calibrate(
 
 
 def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
-    """Or why there is none: rounds without the metric, too few of them, or without any spread."""
+    """Returns the noise of a metric, or why there is none: rounds without the metric, too few of
+    them, or without any spread."""
     where = f"{comparison.cell}, {rule.metric}"
     if not measured_by_clock(rule.metric):
         return f"{where}: a counter is judged exactly; give --fail-on a time or a rate"
@@ -125,8 +127,8 @@ def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
 
 
 def rounds_needed(spread: float, rule: Rule) -> int | None:
-    """Rounds until a change of twice the limit is found with 95 % power, at that standard deviation
-    of the log-ratios; None for more than 2,000."""
+    """Returns the rounds until a change of twice the limit is found with 95 % power, at ``spread``,
+    the standard deviation of the log-ratios; None for more than 2,000."""
     gap = abs(math.log1p(2 * rule.limit) - math.log1p(rule.limit)) if 2 * rule.limit > -1 else 0
     if not gap:
         return None

@@ -1,4 +1,5 @@
-"""``lmcache check``: two sides in turns until every cell is decided, and where the verdicts go."""
+"""Runs ``lmcache check``: two sides in turns until every cell is decided, and writes the
+verdicts."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ class CheckResult:
     until_spent: bool = False
 
     def trial(self) -> Trial:
-        """The rounds so far under the rules."""
+        """Returns the rounds so far under the rules."""
         return Trial(
             self.comparisons,
             self.judgement.rules,
@@ -67,8 +68,8 @@ class CheckResult:
         )
 
     def measure(self, progress: BenchProgress, until_spent: bool = False) -> None:
-        """Chooses how to run the sides, and runs them: until it is decided, or ``until_spent`` is
-        the budget. Raises ``UserError``."""
+        """Chooses how to run the sides, and runs them until it is decided, or with ``until_spent``
+        until the budget is spent. Raises ``UserError``."""
         self.until_spent = until_spent
         if self.stored is not None:
             self._measure_new(self.stored, progress)
@@ -95,8 +96,8 @@ class CheckResult:
         runner.run(self.comparisons, self.budget, self._settled, progress)
 
     def _measure_new(self, stored: ComparedRun, progress: BenchProgress) -> None:
-        """The candidate alone, as often as the stored baseline: rounds that are in no pairs can't
-        be looked at one by one."""
+        """Measures the candidate alone, as often as the stored baseline: rounds that are in no
+        pairs can't be looked at one by one."""
         here = InProcess.of([self.new.options()], self.seed, self.out)
         self.runner = here
         found = here.comparisons()
@@ -121,7 +122,7 @@ class CheckResult:
         return not self.until_spent and self.trial().settled(comparison)
 
     def sides(self) -> dict[str, Any]:
-        """What was compared, for JSON."""
+        """Returns what was compared, for JSON."""
         found: dict[str, Any] = {}
         for side in (self.base, self.new):
             found[side.name] = {
@@ -145,8 +146,8 @@ def run_check(
     outputs: CheckOutputs,
     quiet: bool,
 ) -> int:
-    """Returns the exit code. Ctrl-C keeps what was measured: the verdict so far is printed and all
-    files are written."""
+    """Runs a check and returns the exit code. Ctrl-C keeps what was measured: the verdict so far is
+    printed and all files are written."""
     outputs.check()
     try:
         stored = read_compared(base.stored) if base.stored else None
@@ -182,7 +183,8 @@ def run_check(
 
 
 def _refuse_elsewhere(stored: ComparedRun, judgement: Judgement) -> None:
-    """Times of another machine are no baseline; its counters are."""
+    """Raises ``UserError`` for times of another machine, which are no baseline; its counters
+    are."""
     hardware = stored.facts.get("hardware")
     timed = [str(rule) for rule in judgement.rules if measured_by_clock(rule.metric)]
     if timed and hardware and hardware != machine()["fingerprint"]:
@@ -222,7 +224,7 @@ class CheckOutputs(VerdictFiles):
     """The files of a verdict, checked before anything is measured and written after it."""
 
     def check(self) -> None:
-        """Before anything is measured: raises ``UserError`` for what could not be written."""
+        """Raises ``UserError`` for what could not be written, before anything is measured."""
         if [self.json, self.markdown, self.junit].count("-") > 1:
             raise UserError("--json, --markdown, --junit: only one of them can go to stdout")
         for flag, name in (("json", self.json), ("markdown", self.markdown), ("junit", self.junit)):
@@ -245,7 +247,7 @@ class CheckOutputs(VerdictFiles):
         complete: bool,
         quiet: bool,
     ) -> int:
-        """Writes all, prints the table unless stdout is taken. Returns the exit code."""
+        """Writes all files, prints the table unless stdout is taken. Returns the exit code."""
         verdicts, outcome = trial.verdicts(), trial.outcome()
         title = f"lmcache {command}"
         if self.json:
@@ -271,14 +273,15 @@ class CheckOutputs(VerdictFiles):
 
 @dataclass(slots=True)
 class Judgement:
-    """What fails: ``rules`` and the strictness of counters."""
+    """The criteria of what fails: ``rules`` and the strictness of counters."""
 
     rules: list[Rule] = field(default_factory=list)
     counters: Strictness = "exact"
 
     @classmethod
     def of(cls, flags: JudgementFlags) -> Judgement:
-        """Raises ``UserError`` for a rule that can't be read, ``MissingError`` without scipy."""
+        """Reads the criteria from flags. Raises ``UserError`` for a rule that can't be read,
+        ``MissingError`` without scipy."""
         try:
             rules = [parse_rule(text) for text in (flags.fail_on or [DEFAULT_RULE])]
         except RuleError as error:

@@ -23,12 +23,13 @@ from reports.verdict.trial import Comparison
 
 @dataclass(slots=True)
 class Processes:
-    """Runs ``python -m lmcache_cli.main bench`` once per side and round, in an order drawn anew."""
+    """The runner that starts ``python -m lmcache_cli.main bench`` once per side and round, in an
+    order drawn anew."""
 
     sides: Sequence[Side]
     seed: int
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the side's lmcache-bench."""
+    """The version of lmcache-bench that each side runs, by the side's name."""
     warnings: list[str] = field(default_factory=list)
 
     def run(
@@ -96,22 +97,23 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most ``rounds`` per cell, and ``seconds`` in all from its making on."""
+    """The limit of a check: at most ``rounds`` per cell, and ``seconds`` in all from its making
+    on."""
 
     rounds: int
     seconds: float
     began: float = field(default_factory=time.monotonic)
 
     def spent(self, rounds: int, cell: int, cells: int) -> bool:
-        """Whether cell number ``cell`` of ``cells`` has had its share."""
+        """Returns whether cell number ``cell`` of ``cells`` has had its share of rounds or time."""
         until = self.began + self.seconds * (cell + 1) / cells
         return rounds >= self.rounds or time.monotonic() >= until
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """``name`` is baseline or candidate. ``args`` are flags of bench, for ``python`` (None: this
-    one); or ``stored`` is a run file."""
+    """One side of a check. ``name`` is baseline or candidate. ``args`` are flags of bench, for
+    ``python`` (None: this one); or ``stored`` is a run file."""
 
     name: str
     args: tuple[str, ...] = ()
@@ -119,7 +121,7 @@ class Side:
     stored: Path | None = None
 
     def options(self) -> BenchOptions:
-        """The flags, parsed as ``lmcache bench`` does. Raises ``UserError``."""
+        """Returns the side's flags, parsed as ``lmcache bench`` does. Raises ``UserError``."""
         # Typer brings its own copy of click, or uses the installed one.
         from typer.main import get_command
 
@@ -144,7 +146,8 @@ class Side:
 
 
 def parse_side(name: str, text: str | None, python: Path | None) -> Side:
-    """``text`` is flags of bench, a YAML file of them, or a run file. Raises ``UserError``."""
+    """Makes a side of ``text``: flags of bench, a YAML file of them, or a run file. Raises
+    ``UserError``."""
     if python is not None and not python.exists():
         raise UserError(
             f"--{name}-python: {python} does not exist; give a Python of an environment"
@@ -165,7 +168,7 @@ def parse_side(name: str, text: str | None, python: Path | None) -> Side:
 
 
 def shared_flags(text: str) -> tuple[str, ...]:
-    """Of ``--bench``. Raises ``UserError``."""
+    """Splits the flags in ``--bench``, which the sides share. Raises ``UserError``."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:

@@ -27,9 +27,9 @@ _WORKLOAD_FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """``cells`` maps a label to its rounds. ``facts`` are by group (``model``, ``engine``,
-    ``workload``, ``hardware``, ``parameters``, ...); runs that are compared must agree in those
-    that both have. ``when`` orders runs in time, ``""`` if unknown."""
+    """One stored run, as it is compared. ``cells`` maps a label to its rounds. ``facts`` are by
+    group (``model``, ``engine``, ``workload``, ``hardware``, ``parameters``, ...); runs that are
+    compared must agree in those that both have. ``when`` orders runs in time, ``""`` if unknown."""
 
     path: Path
     tool: str
@@ -40,8 +40,8 @@ class ComparedRun:
 
 
 def read_compared(path: Path) -> ComparedRun:
-    """Raises ``UserError`` for a file that is missing or of no known format, ``CheckRecordError``
-    for what ``check`` keeps."""
+    """Reads a stored run. Raises ``UserError`` for a file that is missing or of no known format,
+    ``CheckRecordError`` for what ``check`` keeps."""
     if path.suffix == ".parquet":
         return _ours(path)
     try:
@@ -149,7 +149,7 @@ def _facts(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[
 
 
 _MAY_DIFFER = ("version",)
-"""A new version is what is judged."""
+"""The facts in which compared runs may differ: a new version is what is judged."""
 
 
 def refuse_unlike_runs(

@@ -1,4 +1,4 @@
-"""One cell's cache, as engines are told of it."""
+"""The settings of one cell's cache, as engines get them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cache_core.ledger import Placement
 
 @dataclass(frozen=True, slots=True)
 class BlendSettings:
-    """How blend recomputes: ``ratio`` is the share of reused tokens, ``selection`` which of them,
-    seen at ``check_layer`` and narrowed over ``narrow_layers``; ``encoding`` is behind what chunks
-    are encoded. ``certificate`` is the model's, for an engine whose processes check it themselves;
-    None: unverified."""
+    """The settings of blend: ``ratio`` is the share of reused tokens that is recomputed,
+    ``selection`` which of them, seen at ``check_layer`` and narrowed over ``narrow_layers``;
+    ``encoding`` names the tokens after which chunks are encoded. ``certificate`` is the model's,
+    for an engine whose processes check it themselves; None: unverified."""
 
     ratio: float = 0.15
     selection: str = "hkvd"
@@ -25,14 +25,14 @@ class BlendSettings:
 
     @property
     def full_prefill(self) -> bool:
-        """Whether blend recomputes all: nothing that could be loaded would be used."""
+        """Returns whether blend recomputes all: nothing that could be loaded would be used."""
         return self.selection == "full" or (self.ratio >= 1 and self.selection != "none")
 
 
 @dataclass(frozen=True, slots=True)
 class SharedSettings:
-    """Whose KV is reused, a model's id or folder or ``embedded``, and the layers that are computed
-    again."""
+    """The settings of reuse between models: ``base`` is the model whose KV is reused, an id, a
+    folder or ``embedded``; ``recompute_layers`` are the layers that are computed again."""
 
     base: str
     recompute_layers: str = "none"
@@ -40,9 +40,10 @@ class SharedSettings:
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """One cell's cache. ``mode`` is the name of its reuse mode, ``foreign`` a cache that is not
-    ours: we measure it, and can't foretell its hits. ``tiers`` maps tier name to bytes, fastest
-    first; empty means none of ours. ``blend`` and ``shared`` are set in these modes only.
+    """The settings of one cell's cache. ``mode`` is the name of its reuse mode, ``foreign`` marks a
+    cache that is not ours: we measure it, and can't foretell its hits. ``tiers`` maps tier name to
+    bytes, fastest first; empty means none of ours. ``blend`` and ``shared`` are set in these modes
+    only.
 
     ``folder`` is the disk tier's, ``remote`` the remote tier's URL or plugin (its size is 0: as
     much as the server takes). ``admission`` is for the disk tier, whose writes ``bytes_per_day``
@@ -61,24 +62,25 @@ class CacheSpec:
     lasting: bool = False
     mode: str = "prefix"
     latency_s: float = 0.0
-    """What each read from and write to a tier takes in addition."""
+    """Seconds that each read from and write to a tier takes in addition."""
     codec: str = "none"
-    """How all tiers but the device tier keep chunks."""
+    """The name of the codec in which all tiers but the device tier keep chunks."""
     foreign: bool = False
     blend: BlendSettings | None = None
     shared: SharedSettings | None = None
 
     @property
     def reuse(self) -> bool:
-        """Whether anything is kept between requests."""
+        """Returns whether the cache keeps anything between requests."""
         return bool(self.tiers) or self.foreign
 
     @property
     def ours(self) -> bool:
-        """Whether it is our cache that keeps it."""
+        """Returns whether the cache that keeps KV between requests is ours."""
         return self.reuse and not self.foreign
 
     @property
     def bounded(self) -> bool:
-        """Whether the sizes of the tiers count: `unbounded` simulates tiers without a limit."""
+        """Returns whether the sizes of the tiers count: ``unbounded`` simulates tiers without a
+        limit."""
         return self.policy != "unbounded"

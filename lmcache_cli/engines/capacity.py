@@ -1,4 +1,5 @@
-"""Tier sizes in bytes to capacities in chunks, and what a session tells of its cache."""
+"""Conversion of tier sizes in bytes to capacities in chunks, and the part of a session that only
+asks its cache."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from lmcache_cli.errors import UserError
 
 
 def chunks_per_tier(spec: CacheSpec, layout: KVLayout) -> dict[str, int | None]:
-    """Whole chunks that fit each tier. Raises ``UserError`` for a tier that fits none."""
+    """Returns the whole chunks that fit each tier. Raises ``UserError`` for a tier that fits
+    none."""
     sizes = {name: tier_chunk_bytes(name, spec, layout) for name in spec.tiers}
     bounded = {name: room for name, room in spec.tiers.items() if name != "remote"}
     for name, room in bounded.items():
@@ -29,8 +31,8 @@ def chunks_per_tier(spec: CacheSpec, layout: KVLayout) -> dict[str, int | None]:
 
 
 def tier_codec(name: str, spec: CacheSpec, layout: KVLayout) -> Codec | None:
-    """How the tier keeps chunks; None: as they are. Raises ``UserError`` for KV that has no
-    codec."""
+    """Returns the codec in which the tier keeps chunks; None: it keeps them as they are. Raises
+    ``UserError`` for KV that has no codec."""
     if name == "device":
         return None
     try:
@@ -40,26 +42,26 @@ def tier_codec(name: str, spec: CacheSpec, layout: KVLayout) -> Codec | None:
 
 
 def tier_chunk_bytes(name: str, spec: CacheSpec, layout: KVLayout) -> int:
-    """What a chunk takes in the tier."""
+    """Returns the bytes that a chunk takes in the tier."""
     codec = tier_codec(name, spec, layout)
     return layout.chunk_bytes if codec is None else codec.coded_bytes
 
 
 def codec_salt(name: str) -> dict[str, str]:
-    """For ``Namespace.extra``: coded chunks have keys of their own. Nothing without a codec, whose
-    keys stay what they were."""
+    """Returns what a codec adds to ``Namespace.extra``: coded chunks have keys of their own.
+    Without a codec it is nothing, and keys stay what they were."""
     return {} if name == "none" else {"codec": name}
 
 
 class CachedSession:
-    """The part of :class:`lmcache_cli.engines.engine.Session` that only asks the cache; None is a
-    cell without one."""
+    """The part of :class:`lmcache_cli.engines.engine.Session` that only asks the cache, which is
+    None in a cell without one."""
 
     def __init__(self, cache: TieredCache | None) -> None:
         self.cache = cache
 
     def ready(self) -> None:
-        """It is, from the start."""
+        """Does nothing: the session is ready from the start."""
 
     def settle(self) -> None:
         if self.cache is not None:

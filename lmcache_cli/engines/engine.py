@@ -1,4 +1,5 @@
-"""What an engine is to the bench: it opens sessions, and a session serves requests."""
+"""The interface of engines to the bench: an engine opens sessions, and a session serves
+requests."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from workloads.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How requests arrive: ``concurrency`` clients that each wait for their answer (closed loop),
-    or None: at the requests' own arrival times (open loop)."""
+    """The way in which requests arrive: from ``concurrency`` clients that each wait for their
+    answer (closed loop), or, if that is None, at the requests' own arrival times (open loop)."""
 
     concurrency: int | None = 1
 
 
 class Session(Protocol):
-    """One cell: an engine with a cache of its own, or with none."""
+    """A session of one cell: an engine with a cache of its own, or with none."""
 
     def ready(self) -> None:
         """Brings up what serves, outside of all numbers. Raises ``UserError`` if it can't."""
@@ -36,22 +37,24 @@ class Session(Protocol):
         """Waits until everything that was stored is written."""
 
     def held_chunks(self) -> int:
-        """Chunks in the cache: 0 is a cold start."""
+        """Returns the number of chunks in the cache: 0 is a cold start."""
 
     def capacities(self) -> Mapping[str, int | None]:
-        """Chunks that each tier has room for; None is unbounded. Empty: hits can't be foretold."""
+        """Returns the capacity of each tier in chunks; None is unbounded. If it is empty, hits
+        can't be foretold."""
 
     def clear(self) -> None:
         """Empties the cache and its counters."""
 
     def counters(self) -> Mapping[str, TierCounters]:
-        """Per tier, since the last clear."""
+        """Returns the counters of each tier since the last clear."""
 
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk."""
+        """Returns the bytes of one chunk."""
 
     def troubles(self) -> Mapping[str, Mapping[str, int]]:
-        """Per tier, what went wrong beneath it (damage, timeouts, ...), since it was opened."""
+        """Returns by tier what went wrong beneath it (damage, timeouts, ...) since the session was
+        opened."""
 
     def close(self) -> None:
         """Frees the cache; the engine stays."""
@@ -62,15 +65,16 @@ class Judging(Protocol):
     """A session whose answers are not those of a full prefill."""
 
     def judge(self, request: Request) -> Quality:
-        """How far the answer to the request that it served last is from a full prefill's."""
+        """Measures how far the answer to the request that the session served last is from a full
+        prefill's."""
 
 
 @runtime_checkable
 class BlendEngine(Protocol):
-    """An engine that can reuse KV at any place, if the model stands it."""
+    """An engine that can reuse KV at any position, if the model stands it."""
 
     def blend_subject(self) -> Subject:
-        """What the model's certificate for blend must be of."""
+        """Returns the subject that the model's certificate for blend must have."""
 
 
 @runtime_checkable
@@ -78,7 +82,7 @@ class Sharing(Protocol):
     """A session that reuses what another model has computed."""
 
     def share(self, requests: Sequence[Request]) -> None:
-        """That model serves these prompts first, outside of all numbers."""
+        """Lets the model whose KV is reused serve these prompts first, outside of all numbers."""
 
 
 class Engine(Protocol):
@@ -90,32 +94,35 @@ class Engine(Protocol):
     bos: int | None
     encode: Callable[[str], Sequence[int]]
     frame: tuple[str, str]
-    """What the model's chat template puts before and behind a user's turn; empty without one."""
+    """The texts that the model's chat template puts before and after a user's turn; empty without
+    one."""
     interleaves: bool
-    """Whether its sessions can take turns request by request, all of them ready."""
+    """Whether the engine's sessions can take turns request by request, all of them ready."""
 
     def token_bytes(self) -> int:
-        """Bytes of KV per token."""
+        """Returns the bytes of KV per token."""
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
-        """Chunks per tier by size alone. Raises ``UserError`` for one that holds no chunk."""
+        """Returns the chunks per tier by size alone. Raises ``UserError`` for a tier that holds no
+        chunk."""
 
     def open(self, spec: CacheSpec, max_tokens: int) -> Session:
-        """A session whose requests have up to ``max_tokens`` tokens, prompt and output. Raises
-        ``UserError`` if the model's context is shorter, ``MemoryError`` if the tiers don't fit."""
+        """Opens a session whose requests have up to ``max_tokens`` tokens, prompt and output.
+        Raises ``UserError`` if the model's context is shorter, ``MemoryError`` if the tiers don't
+        fit."""
 
     def session_bytes(self) -> int:
-        """Memory that each session takes beside its tiers."""
+        """Returns the bytes of memory that each session takes beside its tiers."""
 
     def warm_up(self, tokens: int) -> None:
-        """Runs a prompt outside of all numbers: of that length, the longest to come, where what
-        is made ready depends on it, else of one that is soon done."""
+        """Runs a prompt outside of all numbers: one of ``tokens`` tokens, the longest to come,
+        where what is made ready depends on the length, else one that is soon done."""
 
     def facts(self) -> dict[str, object]:
-        """What describes the engine in a run file."""
+        """Returns what describes the engine in a run file."""
 
     def now(self) -> float:
-        """Seconds on the engine's own clock (a virtual one in the simulator)."""
+        """Returns the seconds on the engine's own clock (a virtual one in the simulator)."""
 
     def close(self) -> None:
         """Frees the model."""

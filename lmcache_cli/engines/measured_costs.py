@@ -1,5 +1,5 @@
-"""What serving costs: the formula that is the simulated engine's clock, and what ``lmcache probe
---model`` measured here (``probe.json``), read back."""
+"""The costs of serving: the formula that is the simulated engine's clock, and what
+``lmcache probe --model`` measured here (``probe.json``), read back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class TierCost:
     call_s: float = 0.0
 
     def seconds(self, chunks: int, nbytes: float) -> float:
-        """For ``nbytes`` in ``chunks``; 0 for none."""
+        """Returns the seconds to load ``nbytes`` in ``chunks`` chunks from the tier; 0 for no
+        chunks."""
         if not chunks:
             return 0.0
         return self.call_s + chunks * self.fixed_s + nbytes / self.bytes_per_s
@@ -40,12 +41,12 @@ def _tiers() -> Mapping[str, TierCost]:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds for each part of a request.
+    """The seconds that each part of a request takes.
 
-    Prefill of n tokens behind m cached ones: ``a + b n + c n (m + n/2)``: a per forward, b per
-    token in the dense layers, c per query-key pair in attention. The defaults are a fit to
-    SmolLM2-135M in float32 on two cores of an EPYC 9004 (docs/log.md); they make the simulator
-    plausible, not true: ``lmcache probe --model`` measures those of this machine.
+    Prefill of n tokens after m cached ones: ``a + b n + c n (m + n/2)``: a per forward, b per token
+    in the dense layers, c per query-key pair in attention. The defaults are a fit to SmolLM2-135M
+    in float32 on two cores of an EPYC 9004 (docs/log.md); they make the simulator plausible, not
+    true: ``lmcache probe --model`` measures those of this machine.
     """
 
     a: float = 0.03
@@ -53,27 +54,28 @@ class CostModel:
     c: float = 5.7e-7
     decode_s: float = 0.06
     decode_token_s: float = 0.0
-    """A decode step's further time per token in front of it."""
+    """Seconds that a decode step takes in addition per token before it."""
     tiers: Mapping[str, TierCost] = field(default_factory=_tiers)
 
     def prefill_s(self, new: int, cached: int) -> float:
-        """Time to the first token's logits, KV of ``cached`` tokens in place."""
+        """Returns the seconds to the first token's logits, with the KV of ``cached`` tokens
+        loaded."""
         return self.a + self.b * new + self.c * new * (cached + new / 2)
 
     def load_s(self, tier: str, chunks: int, chunk_bytes: int) -> float:
-        """Time to bring ``chunks`` chunks from a tier into the engine."""
+        """Returns the seconds that bringing ``chunks`` chunks from a tier into the engine takes."""
         return self.tiers[tier].seconds(chunks, chunks * chunk_bytes)
 
     def step_s(self, there: int) -> float:
-        """One decode step behind ``there`` tokens."""
+        """Returns the seconds of one decode step after ``there`` tokens."""
         return self.decode_s + self.decode_token_s * there
 
 
 @dataclass(frozen=True, slots=True)
 class ProbedEngine:
-    """What a probe tells of an engine. ``prefill_points`` are (new, cached, median seconds).
-    ``asked`` is how the model was named, ``embedded`` for the embedded one; ``layout`` is of one
-    token."""
+    """The costs and facts of an engine as a probe reports them. ``prefill_points`` are (new,
+    cached, median seconds). ``asked`` is how the model was named, ``embedded`` for the embedded
+    one; ``layout`` is of one token."""
 
     source: str
     model: str
@@ -88,7 +90,8 @@ class ProbedEngine:
     prefill_points: tuple[tuple[int, int, float], ...]
 
     def cost_model(self) -> CostModel:
-        """For the simulated engine. A tier that was not measured keeps its default."""
+        """Returns the cost model for the simulated engine. A tier that was not measured keeps its
+        default."""
         tiers = dict(CostModel().tiers) | dict(self.tiers)
         if "device" not in self.tiers and "cpu" in self.tiers:
             tiers["device"] = self.tiers["cpu"]  # on a CPU both are host memory
@@ -103,7 +106,8 @@ class ProbedEngine:
 
 
 def read_probed(path: Path) -> ProbedEngine:
-    """Raises ``UserError`` for a file that is no probe, or is one without an engine."""
+    """Reads an engine's costs from a probe file. Raises ``UserError`` for a file that is no probe,
+    or is one without an engine."""
     engine = load_probe(path).get("engine")
     if engine is None:
         raise UserError(
@@ -116,8 +120,9 @@ def read_probed(path: Path) -> ProbedEngine:
 
 
 def probed_engine(engine: Mapping[str, Any], source: str) -> ProbedEngine:
-    """From ``engine`` of a probe file, or what ``dataclasses.asdict`` makes of a fresh probe.
-    Raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+    """Makes the probed engine of ``engine`` in a probe file, or of what ``dataclasses.asdict``
+    makes of a fresh probe. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything
+    else."""
     low, high = engine["prefill_range"]
     facts = engine["facts"]
     return ProbedEngine(

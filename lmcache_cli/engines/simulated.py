@@ -32,12 +32,14 @@ _VOCABULARY = 32_000
 
 
 def encode_words(text: str) -> list[int]:
-    """Words and punctuation marks to stable ids; stands for a tokenizer where there is no model."""
+    """Maps words and punctuation marks to stable ids; stands for a tokenizer where there is no
+    model."""
     return [zlib.crc32(word.encode()) % _VOCABULARY for word in _WORD.findall(text)]
 
 
 class SimulatedEngine:
-    """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
+    """An engine (:class:`lmcache_cli.engines.engine.Engine`) on a virtual clock that serves one
+    request at a time."""
 
     name = "simulated"
     interleaves = True
@@ -61,7 +63,7 @@ class SimulatedEngine:
         self._noise = random.Random()
 
     def layout(self, chunk_tokens: int) -> KVLayout:
-        """The KV layout for a chunk length."""
+        """Returns the KV layout for a chunk length."""
         return replace(self._shape, chunk_tokens=chunk_tokens)
 
     def token_bytes(self) -> int:
@@ -81,7 +83,7 @@ class SimulatedEngine:
         return 0
 
     def warm_up(self, tokens: int) -> None:
-        """A formula needs no warming."""
+        """Does nothing: a formula needs no warming."""
 
     def facts(self) -> dict[str, object]:
         return {
@@ -100,21 +102,22 @@ class SimulatedEngine:
         self._time += seconds
 
     def throttled(self, tier: Tier, layout: KVLayout, latency_s: float) -> Tier:
-        """The tier with a latency that passes on the virtual clock."""
+        """Returns the tier with a latency that passes on the virtual clock."""
         return Throttled(
             tier, layout.chunk_bytes, latency_s=latency_s, clock=self.now, sleep=self.advance
         )
 
     def noise(self) -> float:
-        """What the times of the next request are multiplied by: 1 without jitter."""
+        """Returns the factor by which the times of the next request are multiplied: 1 without
+        jitter."""
         return math.exp(self._noise.gauss(0.0, self._jitter)) if self._jitter else 1.0
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the engine holds nothing."""
 
 
 class SimulatedSession(CachedSession):
-    """One cell over the simulated engine."""
+    """A session of one cell over the simulated engine."""
 
     def __init__(self, engine: SimulatedEngine, spec: CacheSpec) -> None:
         self.engine = engine

@@ -1,4 +1,4 @@
-"""Engines by name."""
+"""Starts engines by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def start_engine(
     jitter: float = 0.0,
     probe: Path | None = None,
 ) -> Engine:
-    """Loads the model; ``serving`` is for the engines with a server; ``jitter`` and ``probe``, its
-    costs, are for the simulated one. Raises ``MissingError`` if the
-    engine's packages are not installed, and ``UserError`` for a model or device that can't be
-    used."""
+    """Starts the engine ``name`` with its model. ``serving`` is for the engines with a server;
+    ``jitter`` and ``probe``, the file of its costs, are for the simulated one. Raises
+    ``MissingError`` if the engine's packages are not installed, and ``UserError`` for a model or
+    device that can't be used."""
     if name == "simulated":
         from lmcache_cli.engines.simulated import SimulatedEngine
 

@@ -67,8 +67,8 @@ def verified(
 
 
 def _found(options: BenchOptions, calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Calibrated settings that no flag overrides. They belong together with their selection, so
-    another one, or vLLM's, gets none of them."""
+    """Returns the calibrated settings that no flag overrides. They belong together with their
+    selection, so another one, or vLLM's, gets none of them."""
     chosen = calibration.get("chosen")
     given = options.blend_selection
     if not chosen or options.engine == "vllm" or given not in (None, chosen["selection"]):
@@ -87,14 +87,14 @@ BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
 
 
 VLLM_SELECTIONS = ("first", "random")
-"""Those that choose before any layer has run: vLLM's model is run as it is."""
+"""The selections that choose before any layer has run: vLLM's model is run as it is."""
 
 
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 
 
 class Blend(Prefix):
-    """Our tiers, of which passages are served wherever they stand."""
+    """The mode ``blend``: our tiers, of which passages are served wherever they stand."""
 
     uses = (
         "blend_ratio",
@@ -121,7 +121,8 @@ class Blend(Prefix):
 
 
 def _settings(options: BenchOptions) -> list[BlendSettings]:
-    """Every ratio under every selection and check layer. Raises ``UserError``."""
+    """Returns the settings of every ratio under every selection and check layer. Raises
+    ``UserError``."""
     default = BlendSettings()
     ratios = parse_list(options.blend_ratio or str(default.ratio), "--blend-ratio", _share)
     layers = parse_list(
@@ -174,7 +175,7 @@ def _layer(text: str, flag: str) -> int:
 
 
 class ContentOracle:
-    """Predicts hits at any position: see :class:`lmcache_cli.modes.mode.Oracle`."""
+    """An oracle (:class:`lmcache_cli.modes.mode.Oracle`) of hits at any position."""
 
     def __init__(
         self, spec: CacheSpec, capacity: Mapping[str, int | None], bos: int | None
@@ -193,7 +194,7 @@ class ContentOracle:
         )
 
     def expect(self, request: Request) -> int:
-        """Hit tokens of the next request; remembers it."""
+        """Returns the hit tokens of the next request and remembers it."""
         if self._full:
             return 0
         prompt = self._prompts.of(request)
@@ -212,14 +213,14 @@ class ContentOracle:
         return sum(piece.stop - piece.start for piece in held)
 
     def share(self, request: Request) -> None:
-        """Leaves this cache as it is."""
+        """Leaves this cache as it is: another model's chunks are not in it."""
 
 
 _NAME_LENGTH = 60
 
 
 def certificate_path(subject: Subject) -> Path:
-    """A model's own file below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Returns the path of a model's own certificate below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(subject.model).name)[:_NAME_LENGTH]
     return cache_home() / "blend" / f"{name}-{subject.digest[:16]}.json"
 
@@ -227,7 +228,7 @@ def certificate_path(subject: Subject) -> Path:
 def find_certificate(
     subject: Subject, given: Path | None, model: str | None, dtype: str
 ) -> tuple[Path, Certificate]:
-    """Reads the model's certificate from ``given`` or its own place. ``model`` and ``dtype`` are as
+    """Reads the model's certificate from ``given`` or its own path. ``model`` and ``dtype`` are as
     the user gave them. Raises ``CellMissingError`` with the command that makes it."""
     path = given or certificate_path(subject)
     if given is None and not path.exists():

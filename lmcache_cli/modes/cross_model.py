@@ -19,7 +19,7 @@ _MANY_LAYERS = 10_000
 
 
 class Shared(Prefix):
-    """Our tiers with another model's KV in them."""
+    """The mode ``shared``: our tiers with another model's KV in them."""
 
     uses = ("shared_from", "recompute_layers")
 
@@ -43,7 +43,8 @@ class Shared(Prefix):
 
 
 def layer_set(text: str, flag: str) -> str:
-    """The text, if it is spelt as a set of layers; whether a model has them all is seen later."""
+    """Returns the text, if it is spelt as a set of layers; whether a model has them all is seen
+    later."""
     try:
         layer_groups(text, _MANY_LAYERS)
     except ValueError as error:
@@ -52,7 +53,7 @@ def layer_set(text: str, flag: str) -> str:
 
 
 class CrossModelOracle(HitOracle):
-    """As its parent, for a cache in which another model's chunks stand under keys of their own."""
+    """An oracle of hits in a cache where another model's chunks stand under keys of their own."""
 
     def __init__(self, spec: CacheSpec, capacity: Mapping[str, int | None]) -> None:
         super().__init__(spec, capacity)
@@ -62,8 +63,8 @@ class CrossModelOracle(HitOracle):
         self._cache.store(self._theirs.keys(request.token_ids).prefix, None)
 
     def expect(self, request: Request) -> int:
-        """Hit tokens of the next request, its own chunks first; remembers it, if nothing of the
-        other model's is in it."""
+        """Returns the hit tokens of the next request, its own chunks first; remembers it, if
+        nothing of the other model's is in it."""
         most = (len(request.token_ids) - 1) // self._size
         keys = self._hasher.keys(request.token_ids).prefix
         own = len(self._cache.lookup(keys[:most]))

@@ -1,4 +1,4 @@
-"""Caches that are not ours: the flags of engines with a server."""
+"""The modes of caches that are not ours, and the flags of engines with a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmcache_cli.options.bench import BenchOptions
 
 
 class Plain(Mode):
-    """One cache of no tier of ours: none at all (``off``), or what a server has."""
+    """A mode with one cache of no tier of ours: none at all (``off``), or what a server has."""
 
     def __init__(self, name: str, order: int, foreign: bool) -> None:
         super().__init__(name)
@@ -23,13 +23,13 @@ class Plain(Mode):
         return [self.spec(sweep, {})]
 
     def spec(self, sweep: Sweep, tiers: Mapping[str, int]) -> CacheSpec:
-        """With tiers of these sizes, of which only the server knows."""
+        """Returns a cache with tiers of these sizes, of which only the server knows."""
         chunk = sweep.chunk_tokens[0]
         return CacheSpec(chunk, tiers, salt=sweep.salt, mode=self.name, foreign=self.foreign)
 
 
 class ForeignOffload(Plain):
-    """Another's cache in DRAM, of each ``--cpu-size``."""
+    """A mode with another's cache in DRAM, of each ``--cpu-size``."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, 2, foreign=True)
@@ -39,7 +39,8 @@ class ForeignOffload(Plain):
 
 
 def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
-    """The words of --vllm-args. Raises ``UserError`` for a flag that the engine does not have."""
+    """Returns the words of ``--vllm-args``. Raises ``UserError`` for a flag that the engine does
+    not have."""
     engine = options.engine
     if (options.url is not None) != (engine == "openai"):
         raise UserError("--engine openai and --url URL go together")

@@ -21,27 +21,27 @@ ENGINES = {
     "openai": ("server",),
     "simulated": ("off", "prefix"),
 }
-"""Engine to its reuse modes."""
+"""The reuse modes that each engine can measure."""
 DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
-"""Where they are not ``off,prefix``."""
+"""The default reuse modes of the engines that have others than ``off,prefix``."""
 TIER_ORDER = ("device", "cpu", "disk", "remote")
 
 
 class Oracle(Protocol):
-    """Predicts each request's hit tokens from a cold start. A real cache that hits more was not
-    cold; one that hits less lost chunks."""
+    """A prediction of each request's hit tokens from a cold start. A real cache that hits more was
+    not cold; one that hits less lost chunks."""
 
     def expect(self, request: Request) -> int:
-        """Hit tokens of the next request; remembers it."""
+        """Returns the hit tokens of the next request and remembers it."""
 
     def share(self, request: Request) -> None:
-        """Another model, whose KV the cell reuses, serves the request."""
+        """Notes that another model, whose KV the cell reuses, serves the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is crossed by lists, and what all caches have in common. Sizes are in bytes; 0 leaves a
-    tier out."""
+    """The values that are crossed by lists, and what all caches have in common. Sizes are in bytes;
+    0 leaves a tier out."""
 
     options: BenchOptions
     chunk_tokens: Sequence[int]
@@ -51,7 +51,8 @@ class Sweep:
     bytes_per_day: int = 0
 
     def tiers(self, mode: str) -> Iterator[dict[str, int]]:
-        """Every stack of tiers. Raises ``UserError`` naming the mode for one without a tier."""
+        """Yields every stack of tiers. Raises ``UserError`` naming the mode for one without a
+        tier."""
         names = [name for name in TIER_ORDER if self.tier_sizes.get(name)]
         for sizes in product(*(self.tier_sizes[name] for name in names)):
             tiers = {n: s for n, s in zip(names, sizes, strict=True) if s}
@@ -65,7 +66,7 @@ class Sweep:
             yield tiers
 
     def spec(self, chunk: int, tiers: Mapping[str, int]) -> CacheSpec:
-        """A cache of ours."""
+        """Returns the settings of a cache of ours."""
         # One process owns a disk tier's folder, and a cell is one cache: a folder for each.
         name = "_".join([f"chunk-{chunk}", *(f"{tier}-{size}" for tier, size in tiers.items())])
         options = self.options
@@ -90,31 +91,32 @@ class Mode(ABC):
     hits are to be expected."""
 
     uses: tuple[str, ...] = ()
-    """Flags of this mode alone."""
+    """The flags that this mode alone uses."""
     order = 3
-    """Modes stand in the table by this, and else as they are given."""
+    """The number by which this mode stands in the table; equal ones stand as they are given."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @abstractmethod
     def specs(self, sweep: Sweep) -> list[CacheSpec]:
-        """The caches to measure. Raises ``UserError`` for flags that don't make one."""
+        """Returns the caches to measure. Raises ``UserError`` for flags that don't make one."""
 
     def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
-        """What a row's description has of this mode alone: keys of ``CellMeta``."""
+        """Returns what a row's description has of this mode alone: keys of ``CellMeta``."""
         return {}
 
     def oracle(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
     ) -> Oracle | None:
-        """For a cold cache whose tiers hold so many chunks (None: any number); None where hits
-        can't be foretold."""
+        """Returns the oracle for a cold cache whose tiers hold so many chunks (None: any number);
+        None where hits can't be foretold."""
         return None
 
 
 def reuse_modes(engine: str, text: str | None) -> list[str]:
-    """The modes in a comma-separated list; None is the engine's default. Raises ``UserError``."""
+    """Returns the modes in a comma-separated list; None is the engine's default. Raises
+    ``UserError``."""
     known = ENGINES[engine]
     modes = parse_list(
         text or DEFAULT_MODES.get(engine, "off,prefix"), "--reuse", lambda mode, _: mode
@@ -133,7 +135,7 @@ def reuse_modes(engine: str, text: str | None) -> list[str]:
 
 
 def one_of(flag: str, value: str, known: Sequence[str]) -> str:
-    """The value, if it is one of ``known``; else ``UserError`` listing them."""
+    """Returns the value, if it is one of ``known``; else raises ``UserError`` listing them."""
     if value not in known:
         raise UserError(f"{flag}: {value!r} is not known; use one of {', '.join(known)}")
     return value

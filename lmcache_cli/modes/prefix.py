@@ -1,4 +1,5 @@
-"""What a cold cache must hit: the real Ledger, fed the same requests, with tiers without bytes."""
+"""Predicts what a cold cache must hit: the real Ledger, fed the same requests, with tiers without
+bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from workloads.request import Request
 
 
 class HitOracle:
-    """Predicts hits of prefixes: see :class:`lmcache_cli.modes.mode.Oracle`."""
+    """An oracle (:class:`lmcache_cli.modes.mode.Oracle`) of hits of prefixes."""
 
     def __init__(self, spec: CacheSpec, capacity: Mapping[str, int | None]) -> None:
         self._size = spec.chunk_tokens
@@ -34,7 +35,7 @@ class HitOracle:
         )
 
     def expect(self, request: Request) -> int:
-        """Hit tokens of the next request; remembers it."""
+        """Returns the hit tokens of the next request and remembers it."""
         keys = self._hasher.keys(request.token_ids).prefix
         usable = keys[: (len(request.token_ids) - 1) // self._size]
         hit = len(self._cache.lookup(usable))
@@ -46,7 +47,7 @@ class HitOracle:
 
 
 class Prefix(Mode):
-    """Our tiers, of which prefixes are served."""
+    """The mode ``prefix``: our tiers, of which prefixes are served."""
 
     def specs(self, sweep: Sweep) -> list[CacheSpec]:
         return [
@@ -66,13 +67,13 @@ class Prefix(Mode):
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
     ) -> Oracle:
-        """The oracle of a cache that admits by rule, not by the clock."""
+        """Returns the oracle of a cache that admits by rule, not by the clock."""
         return HitOracle(spec, capacities)
 
 
 def varied(specs: Iterable[CacheSpec], ways: Sequence[CacheSpec]) -> list[CacheSpec]:
-    """Each spec with the settings of blend, or of another model's KV, of each of ``ways``; and
-    with a folder of its own."""
+    """Returns each spec with the settings of blend, or of another model's KV, of each of ``ways``;
+    and with a folder of its own."""
     return [
         replace(
             spec,

@@ -1,1 +1,1 @@
-"""Engines behind an OpenAI-compatible server."""
+"""Engines that drive an OpenAI-compatible server."""

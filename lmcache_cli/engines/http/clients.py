@@ -1,4 +1,4 @@
-"""Clients that send requests, in an open or a closed loop, and whether they can keep up: a
+"""Clients that send requests, in an open or a closed loop, and the check that they can keep up: a
 client that did not has measured itself, not the server."""
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from reports.sample import Sample
 from workloads.request import Request
 
 SHARE = 0.1
-"""Of the median TTFT: the delay by the client that is still no matter."""
+"""The share of the median TTFT that the client may delay requests by: so little does not matter."""
 
 
 FLOOR_S = 0.005
-"""What any busy machine may delay a thread."""
+"""Seconds by which any busy machine may delay a thread."""
 
 
 _PROBE_S = 0.01
@@ -41,13 +41,13 @@ class SaturatedError(UserError):
 
 
 class LoopLag:
-    """How late the event loop runs what is due: measured by a task that sleeps on it."""
+    """The delays of the event loop in running what is due, measured by a task that sleeps on it."""
 
     def __init__(self) -> None:
         self.late_s: list[float] = []
 
     async def watch(self) -> None:
-        """Probes until it is cancelled."""
+        """Measures how late the event loop is, again and again, until it is cancelled."""
         while True:
             due = time.perf_counter() + _PROBE_S
             await asyncio.sleep(_PROBE_S)
@@ -95,7 +95,8 @@ class Clients:
         self.http = self.run(self._open(headers, silence_s, proxies))
 
     def run(self, work: Coroutine[object, object, _T]) -> _T:
-        """Runs it on the loop; blocks until it is done."""
+        """Runs a coroutine on the clients' event loop; blocks until it is done and returns its
+        result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def serve(

@@ -1,4 +1,4 @@
-"""One request to ``/v1/completions``, streamed: what came, and when."""
+"""Sends one streamed request to ``/v1/completions`` and notes what came, and when."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ERROR_CHARS = 300
 
 @dataclass(slots=True)
 class Completion:
-    """What came back. Times are in seconds of ``time.perf_counter``.
+    """The answer to one completion request. Times are in seconds of ``time.perf_counter``.
 
     ``token_s`` has one time per token where the server names its tokens (``ids``), else one per
     event that carried text. ``cached_tokens`` are the prompt's that the server says it had.
@@ -73,7 +73,7 @@ async def complete(
 
 
 def scrubbed(text: str, secret: str) -> str:
-    """The text on one line of bounded length, without the secret."""
+    """Returns the text on one line of bounded length, without the secret."""
     if secret:
         text = text.replace(secret, "***")
     line = " ".join(text.split())
@@ -100,8 +100,8 @@ async def _read(content: aiohttp.StreamReader, answer: Completion) -> None:
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The ``data`` of each event. (A reader by lines would refuse the long ones: the first event
-    of vLLM repeats the prompt.)"""
+    """Yields the ``data`` of each event. (A reader by lines would refuse the long ones: the first
+    event of vLLM repeats the prompt.)"""
     rest = b""
     while chunk := await content.readany():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -134,7 +134,7 @@ def _take(event: dict[str, Any], now: float, answer: Completion) -> None:
 
 
 def _said(text: str) -> str:
-    """The message in an error document; the text itself if it is none."""
+    """Returns the message in an error document, or the text itself if it is none."""
     try:
         found = json.loads(text)
         error = found.get("error", found)
@@ -146,8 +146,9 @@ def _said(text: str) -> str:
 async def ask_json(
     http: aiohttp.ClientSession, url: str, body: object = None, limit_s: float = 30.0
 ) -> tuple[int, Any]:
-    """GET, or POST of a JSON ``body``: (status, document), the document None if it is no JSON.
-    Raises ``aiohttp.ClientError``, ``OSError`` or ``TimeoutError`` if there is no answer."""
+    """Sends a GET, or a POST of a JSON ``body``, and returns (status, document), the document None
+    if it is no JSON. Raises ``aiohttp.ClientError``, ``OSError`` or ``TimeoutError`` if there is no
+    answer."""
     method = "GET" if body is None else "POST"
     limit = aiohttp.ClientTimeout(total=limit_s)
     async with (

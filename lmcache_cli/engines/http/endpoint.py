@@ -1,4 +1,4 @@
-"""A server with OpenAI's completions API: what it is, and which of their extensions it takes."""
+"""A server with OpenAI's completions API: its model, and which extensions of the API it takes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _MOST_TRIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """``ids``: prompts as token ids, else as text. ``extended``: takes ``ignore_eos`` and
-    ``return_token_ids``, as vLLM does. ``names_tokens``: says which tokens it made."""
+    """The form of completion requests that a server takes. ``ids``: prompts as token ids, else as
+    text. ``extended``: takes ``ignore_eos`` and ``return_token_ids``, as vLLM does.
+    ``names_tokens``: says which tokens it made."""
 
     ids: bool = True
     extended: bool = True
@@ -30,8 +31,8 @@ class Dialect:
 
 
 class Endpoint:
-    """One model behind one URL. ``root`` is without ``/v1``. Raises ``MissingError`` if nobody
-    answers there, and ``UserError`` for a refusal or a model that it does not have."""
+    """One model that is served at one URL. ``root`` is without ``/v1``. Raises ``MissingError`` if
+    nobody answers there, and ``UserError`` for a refusal or a model that it does not have."""
 
     def __init__(self, root: str, model: str | None, key: str, silence_s: float) -> None:
         self.root, self.key = root, key
@@ -46,7 +47,7 @@ class Endpoint:
             raise
 
     def tokenizer(self) -> tuple[Callable[[str], Sequence[int]], int | None] | None:
-        """(text to ids, BOS) by the server's own ``/tokenize``; None if it has none."""
+        """Returns (text to ids, BOS) by the server's own ``/tokenize``; None if it has none."""
         first = self._tokens("a", special=True)
         if first is None:
             return None
@@ -85,7 +86,7 @@ class Endpoint:
         max_tokens: int,
         more: Mapping[str, object] | None = None,
     ) -> bytes:
-        """The JSON of a greedy, streamed completion, with ``more`` fields."""
+        """Returns the JSON of a request for a greedy, streamed completion, with ``more`` fields."""
         fields: dict[str, object] = {
             "model": self.model,
             "prompt": prompt,
@@ -100,17 +101,18 @@ class Endpoint:
         return json.dumps(fields, separators=(",", ":")).encode()
 
     async def send(self, body: bytes, request_id: str) -> Completion:
-        """One completion, on the clients' loop."""
+        """Sends one completion request on the clients' event loop and returns its answer."""
         return await complete(
             self.clients.http, f"{self.root}/v1/completions", body, request_id, self.key
         )
 
     def complete(self, prompt: Sequence[int] | str, max_tokens: int, request_id: str) -> Completion:
-        """One completion; blocks."""
+        """Sends one completion request and returns its answer; blocks until that is there."""
         return self.clients.run(self.send(self.body(prompt, max_tokens), request_id))
 
     def ask(self, path: str, body: object = None) -> tuple[int, Any]:
-        """(status, document) of another path. Raises ``MissingError`` if there is no answer."""
+        """Sends a GET, or a POST of ``body``, to another path and returns (status, document).
+        Raises ``MissingError`` if there is no answer."""
         url = f"{self.root}{path}"
         try:
             return self.clients.run(ask_json(self.clients.http, url, body))
@@ -123,7 +125,7 @@ class Endpoint:
         self.clients.close()
 
     def _model(self, wanted: str | None) -> tuple[str, int, str]:
-        """(name, context length, who owns it), from ``/v1/models``."""
+        """Returns (name, context length, owner) of the model ``wanted``, from ``/v1/models``."""
         status, document = self.ask("/v1/models")
         found = document.get("data") if isinstance(document, dict) else None
         known = [m for m in found or () if isinstance(m, dict) and isinstance(m.get("id"), str)]

@@ -1,4 +1,5 @@
-"""Any server with OpenAI's completions API, as it is: we send requests and read the clock."""
+"""An engine that is any server with OpenAI's completions API, as it is: we send requests and read
+the clock."""
 
 from __future__ import annotations
 
@@ -20,15 +21,17 @@ from reports.sample import Sample
 from workloads.request import Request
 
 SALT_TOKENS = 8
-"""In front of every prompt, other ones in each cold start: what earlier runs left can't be hit."""
+"""The number of tokens put before every prompt, other ones in each cold start: what earlier runs
+left can't be hit."""
 REQUEST_NAME = re.compile(r"lmcache-[0-9a-f]{12}-\d+")
-"""What :meth:`OpenAISession.request_id` makes."""
+"""The pattern of the names that :meth:`OpenAISession.request_id` makes."""
 _LOST_IN_A_ROW = 3
 _DIGEST_IDS = 4
 
 
 class OpenAIEngine:
-    """See :class:`lmcache_cli.engines.engine.Engine`. Its one cache is the server's own."""
+    """An engine (:class:`lmcache_cli.engines.engine.Engine`) over a running server, whose own cache
+    is the only one."""
 
     name = "openai"
     interleaves = True
@@ -59,7 +62,7 @@ class OpenAIEngine:
         self._opened = 0
 
     def token_bytes(self) -> int:
-        """Not known: the KV is the server's."""
+        """Returns 0: the bytes are not known, because the KV is the server's."""
         return 0
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
@@ -96,7 +99,7 @@ class OpenAIEngine:
 
 
 class Salts:
-    """Tokens that stand in front of every prompt, behind BOS; others after each :meth:`renew`."""
+    """The tokens that stand before every prompt, after BOS; new ones after each :meth:`renew`."""
 
     def __init__(self, encode: Callable[[str], Sequence[int]], bos: int | None, name: str) -> None:
         self._encode, self._bos, self._name = encode, bos, name
@@ -104,20 +107,22 @@ class Salts:
         self.renew()
 
     def renew(self) -> None:
-        """New ones: what was sent under the old ones shares no prefix with what comes."""
+        """Makes new salt tokens: what was sent under the old ones shares no prefix with what
+        comes."""
         self._count += 1
         digest = blake2b(f"{self._name} {self._count}".encode(), digest_size=16).hexdigest()
         self.ids = [int(token) for token in self._encode(digest)][:SALT_TOKENS]
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
-        """The prompt with the salt in it."""
+        """Returns the prompt with the salt tokens in it, after BOS."""
         known = [int(token) for token in ids]
         cut = 1 if self._bos is not None and known[:1] == [self._bos] else 0
         return known[:cut] + self.ids + known[cut:]
 
 
 class OpenAISession:
-    """One cell: the server behind an endpoint. ``tier`` is where its hits are said to be."""
+    """A session of one cell: the server at an endpoint. ``tier`` is where its hits are reported to
+    be."""
 
     def __init__(
         self,
@@ -131,7 +136,7 @@ class OpenAISession:
         self._sent = 0
 
     def ready(self) -> None:
-        """The server is up all the time."""
+        """Does nothing: the server is up all the time."""
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         endpoint = self.endpoint()
@@ -163,19 +168,19 @@ class OpenAISession:
         refuse_saturated(samples, lag.late_s, load.concurrency is None)
 
     def more(self, request: Request, prompt_tokens: int) -> Mapping[str, object]:
-        """Further fields of the request's body."""
+        """Returns further fields of the request's body."""
         return {}
 
     def request_id(self, index: int) -> str:
-        """The name of the ``index``-th of the requests that are to be sent, as the server sees
-        it."""
+        """Returns the name of the ``index``-th of the requests that are to be sent, as the server
+        sees it."""
         digest = blake2b(repr(self.salts.ids).encode(), digest_size=6).hexdigest()
         return f"lmcache-{digest}-{self._sent + index}"
 
     def sample(
         self, request: Request, prompt_tokens: int, due: float, answer: Completion, name: str
     ) -> Sample:
-        """The answer as a sample."""
+        """Returns the answer as a sample."""
         times = tuple(answer.token_s)
         count = answer.output_tokens
         return Sample(
@@ -194,14 +199,14 @@ class OpenAISession:
         )
 
     def hits(self, answer: Completion, name: str) -> dict[str, int]:
-        """Prompt tokens by tier that request ``name`` did not compute."""
+        """Returns the number of prompt tokens by tier that request ``name`` did not compute."""
         return {self.tier: answer.cached_tokens} if answer.error is None else {}
 
     def settle(self) -> None:
-        """What the server does after its answer is its own."""
+        """Does nothing: what the server does after its answer is its own."""
 
     def held_chunks(self) -> int:
-        """0: none that a prompt of this start could hit, because its salt is new."""
+        """Returns 0: no chunk that a prompt of this start could hit, because its salt is new."""
         return 0
 
     def capacities(self) -> Mapping[str, int | None]:
@@ -222,7 +227,7 @@ class OpenAISession:
         return {}
 
     def close(self) -> None:
-        """The endpoint is the engine's."""
+        """Does nothing: the endpoint is the engine's."""
 
     def _shown(self, ids: Sequence[int]) -> Sequence[int] | str:
         if self.endpoint().dialect.ids:
@@ -232,8 +237,8 @@ class OpenAISession:
 
 
 def warm(endpoint: Endpoint, salts: Salts, tokens: int) -> None:
-    """Sends one prompt of ``tokens`` that shares nothing with any other. Raises ``UserError`` if
-    it fails. Text is warmed with the first words of its model's own hello."""
+    """Sends one prompt of ``tokens`` that shares nothing with any other. Raises ``UserError`` if it
+    fails. A server that takes text only gets none: its first short prompt has warmed it."""
     if not endpoint.dialect.ids:
         return
     filler = (salts.ids * (tokens // len(salts.ids) + 1))[: max(1, tokens - SALT_TOKENS)]
@@ -243,7 +248,7 @@ def warm(endpoint: Endpoint, salts: Salts, tokens: int) -> None:
 
 
 def dialect_facts(endpoint: Endpoint) -> dict[str, object]:
-    """How we talk to it, for the run file."""
+    """Returns how we talk to the server at the endpoint, for the run file."""
     dialect = endpoint.dialect
     return {
         "prompts": "token ids" if dialect.ids else "text",
@@ -256,8 +261,8 @@ def dialect_facts(endpoint: Endpoint) -> dict[str, object]:
 def read_tokenizer(
     name: str,
 ) -> tuple[tuple[Callable[[str], Sequence[int]], int | None], Callable[[Sequence[int]], str]]:
-    """((text to ids, BOS), ids to text) of a model folder or hub id. Raises ``UserError`` if it
-    can't be loaded, ``MissingError`` without transformers."""
+    """Returns ((text to ids, BOS), ids to text) of a model folder or hub id. Raises ``UserError``
+    if it can't be loaded, ``MissingError`` without transformers."""
     try:
         import transformers
     except ImportError as error:
@@ -285,7 +290,8 @@ def read_tokenizer(
 
 
 def _digest(text: str) -> tuple[int, ...]:
-    """Stands for the output where the server does not name its tokens: equal if the texts are."""
+    """Returns numbers that stand for the output's ids where the server does not name its tokens:
+    equal if the texts are."""
     if not text:
         return ()
     digest = blake2b(text.encode(), digest_size=4 * _DIGEST_IDS).digest()

@@ -1,4 +1,4 @@
-"""What the engines that drive a server are told, besides model and device."""
+"""The settings of the engines that drive a server, besides model and device."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def _silent(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """``url`` is the endpoint's (engine openai), ``args`` further flags of ``vllm serve`` (engine
-    vllm), whose logs go into ``folder`` and which may take ``start_s`` to be ready. ``silence_s``:
-    how long an answer may be silent. ``say`` shows what is going on."""
+    """The settings of an engine with a server. ``url`` is the endpoint's (engine openai), ``args``
+    further flags of ``vllm serve`` (engine vllm), whose logs go into ``folder`` and which may take
+    ``start_s`` to be ready. ``silence_s``: how long an answer may be silent. ``say`` shows what is
+    going on."""
 
     url: str = ""
     args: tuple[str, ...] = ()
@@ -33,8 +34,8 @@ class ServerSettings:
 
 
 def server_root(url: str) -> str:
-    """The URL without the ``/v1`` at its end. Raises ``UserError`` for one that is none, or that
-    holds what should not be shown: a run file keeps the URL."""
+    """Returns the URL without the ``/v1`` at its end. Raises ``UserError`` for one that is none, or
+    that holds what should not be shown: a run file keeps the URL."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -51,8 +52,8 @@ def server_root(url: str) -> str:
 
 
 def api_key() -> str:
-    """The key in the environment, or "". Raises ``UserError``, without the key, for one that can
-    be no HTTP header."""
+    """Returns the key in the environment, or ``""``. Raises ``UserError``, without the key, for one
+    that can be no HTTP header."""
     for name in KEYS:
         if key := os.environ.get(name, "").strip():
             if not (key.isascii() and key.isprintable()):

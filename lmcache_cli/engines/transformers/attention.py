@@ -19,7 +19,7 @@ ATTENTION = "lmcache"
 """The name by which transformers knows :func:`attend`."""
 
 HEAD_DIM_STEP = 8
-"""Of a GPU's kernels: head dimensions are multiples of it."""
+"""The step of the head dimensions that a GPU's kernels take: they are multiples of it."""
 _MASK_ALIGNMENT = 16  # items: the masked kernel reads rows of a mask in vectors
 
 
@@ -33,11 +33,12 @@ def attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """``query`` ``[1, heads, n, d]`` are the last n positions of ``key`` and ``value``
-    ``[1, kv_heads, m, d]``, on one device. Returns ``[1, n, heads, d]``.
+    """Computes causal attention of ``query`` ``[1, heads, n, d]``, the last n positions of ``key``
+    and ``value`` ``[1, kv_heads, m, d]``, on one device. Returns ``[1, n, heads, d]``.
 
-    A whole prompt takes the kernel that torch prefers. What is behind a cache takes FlashAttention
-    on a GPU; where that can't run, two attentions without a mask, over the cache and over itself.
+    A whole prompt takes the kernel that torch prefers. What comes after a cached part takes
+    FlashAttention on a GPU; where that can't run, two attentions without a mask, over the cache and
+    over itself.
     """
     new, total = query.shape[2], key.shape[2]
     if dropout:
@@ -89,8 +90,9 @@ def attend_all(
 def attend_own(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`attend_all`, of as many rows as keys, each of which sees those up to its own; there
-    may be several independent ones, ``[batch, heads, n, d]``."""
+    """Computes causal attention of n rows to their own n keys: ``query`` ``[batch, heads, n, d]``,
+    ``key`` and ``value`` ``[batch, kv_heads, n, d]``, each of the batch alone. Returns output and
+    log-sum-exp of the scores, as :func:`attend_all` does."""
     if tensor_on_cpu(query):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = flash(query, key, value, 0.0, True, scale=scale)
@@ -103,20 +105,20 @@ def attend_own(
 
 
 def empty_mask(rows: int, keys: int, like: Tensor) -> Tensor:
-    """Zeros ``[rows, keys]`` to be filled with -inf where a row must not look, of the dtype and on
-    the device of ``like``, in memory as :func:`attend_all` needs it."""
+    """Returns zeros ``[rows, keys]`` to be filled with -inf where a row must not look, of the dtype
+    and on the device of ``like``, in memory as :func:`attend_all` needs it."""
     width = -(-keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
     return torch.zeros(rows, width, dtype=like.dtype, device=like.device)[:, :keys]
 
 
 def tensor_on_cpu(tensor: Tensor) -> bool:
-    """Whether a CPU's ways are taken."""
+    """Returns whether the tensor is on a CPU, so that a CPU's kernels are taken."""
     return tensor.device.type == "cpu"
 
 
 def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """The attention to the keys of both, each an output ``[..., d]`` with its log-sum-exp, as
-    FlashAttention merges blocks (Dao et al. 2022, section 3.1)."""
+    """Merges two attentions into the attention to the keys of both, each an output ``[..., d]``
+    with its log-sum-exp, as FlashAttention merges blocks (Dao et al. 2022, section 3.1)."""
     share = torch.sigmoid(other[1] - one[1])[..., None].to(one[0].dtype)
     return one[0] + (other[0] - one[0]) * share
 
@@ -140,7 +142,8 @@ def _efficient(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`attend_all`, by the GPU kernel that takes masks, and float32."""
+    """Computes attention by the GPU kernel that takes masks, and float32; returns output and
+    log-sum-exp of the scores, as :func:`attend_all` does."""
     grouped = _grouped(query, key, value)
     bias = None if mask is None else mask.expand(*grouped[0].shape[:2], *mask.shape)
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
@@ -151,8 +154,8 @@ def _efficient(
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KV heads as a batch ``[batch * kv_heads, group, .., d]``; a group's K and V are the same
-    memory."""
+    """Returns query, key and value with the KV heads as a batch
+    ``[batch * kv_heads, group, .., d]``; a group's K and V are the same memory."""
     batch, kv_heads = key.shape[:2]
     group = query.shape[1] // kv_heads
     rows = query.reshape(batch * kv_heads, group, *query.shape[2:])
@@ -167,7 +170,7 @@ def _flash_runs(query: Tensor) -> bool:
 
 @cache
 def _has_flash(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
-    """Whether FlashAttention, which knows shared KV heads, takes these on a GPU."""
+    """Returns whether FlashAttention, which knows shared KV heads, takes these on a GPU."""
     return (
         dtype in (torch.bfloat16, torch.float16)
         and head_dim % HEAD_DIM_STEP == 0
@@ -178,7 +181,7 @@ def _has_flash(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Requests are not padded, and causality is in :func:`attend`."""
+    """Makes no mask: requests are not padded, and causality is in :func:`attend`."""
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -15,7 +15,8 @@ from lmcache_cli.errors import UserError
 
 
 class TransformersEngine(ModelRunner):
-    """Serves one request at a time; see :class:`lmcache_cli.engines.engine.Engine`."""
+    """An engine (:class:`lmcache_cli.engines.engine.Engine`) in this process that serves one
+    request at a time."""
 
     interleaves = True
 
@@ -23,7 +24,8 @@ class TransformersEngine(ModelRunner):
         return chunks_per_tier(spec, self.layout(spec.chunk_tokens))
 
     def blend_subject(self) -> Subject:
-        """What a certificate for blend is of. Reads all weights of a folder."""
+        """Returns the subject of a certificate for blend of this model. Reads all weights of a
+        folder."""
         return self.loaded.blend_subject()
 
     def session_bytes(self) -> int:
@@ -52,6 +54,6 @@ class TransformersEngine(ModelRunner):
         return TransformersSession(self, spec, cache)
 
     def shared_base(self, name: str) -> CrossModelBase:
-        """The model ``name``, whose KV this one may be served. Loaded once."""
+        """Returns the model ``name``, whose KV this one may be served. Loads it once."""
         self.layers()  # refuses a model before a second one is loaded
         return self.once(f"base model {name}", lambda: CrossModelBase(self, name))

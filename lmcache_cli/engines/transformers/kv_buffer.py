@@ -2,7 +2,7 @@
 chunks in and out of it on its device.
 
 transformers' DynamicCache concatenates: every forward copies all KV of every layer. Here a
-request's KV has a fixed home; a forward writes its new rows behind the old ones and attention
+request's KV has a static buffer; a forward writes its new rows after the old ones and attention
 reads a view.
 """
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when the device has done what this thread queued there, so that a clock that is read
-    then tells the truth. A CPU has, always."""
+    """Waits until the device has done what this thread queued there, so that a clock that is read
+    then tells the truth. On a CPU it returns at once."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
 class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
-    """One layer's K and V, views ``[1, kv_heads, capacity, head_dim]`` of the arena."""
+    """One layer's K and V, views ``[1, kv_heads, capacity, head_dim]`` of the static KV buffer."""
 
     is_sliding = False
 
@@ -51,12 +51,12 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the memory is there from the start."""
+        """Does nothing: the memory is there from the start."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes new rows behind the old; returns views of all rows so far."""
+        """Writes new rows after the old; returns views of all rows so far."""
         end = self.length + key_states.shape[2]
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
@@ -74,7 +74,8 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
 
 
 class KvBuffer:
-    """KV of one request: ``[layers, 2, kv_heads, capacity, head_dim]``, faulted in once.
+    """The static KV buffer of one request: ``[layers, 2, kv_heads, capacity, head_dim]``, faulted
+    in once.
 
     ``pending`` is the store that still reads this memory; wait for it before writing here.
     """
@@ -97,18 +98,18 @@ class KvBuffer:
         self._paged = self._describe() if known else None
 
     def wait(self) -> None:
-        """Returns when no store reads the arena any more."""
+        """Waits until no store reads the static KV buffer any more."""
         if self.pending is not None:
             self.pending.result()
             self.pending = None
 
     def seek(self, tokens: int) -> None:
-        """The first ``tokens`` rows are this request's; the next forward writes behind them."""
+        """Declares the first ``tokens`` rows this request's; the next forward writes after them."""
         for layer in self.cache.layers:
             layer.length = tokens
 
     def chunks(self, layout: KVLayout, first: int, count: int, threads: int) -> ChunkBuffers:
-        """Where ``count`` chunks from chunk ``first`` on lie."""
+        """Returns the buffers of ``count`` chunks from chunk ``first`` on."""
         if self._paged is None:
             return TensorBuffers.of_arena(self.tensor, layout, first, count)
         size = layout.chunk_tokens
@@ -118,8 +119,8 @@ class KvBuffer:
     def spans(
         self, layout: KVLayout, spans: Sequence[tuple[int, int]], threads: int
     ) -> ChunkBuffers:
-        """Where chunks at any tokens (start, stop) lie. What a span is shorter than a chunk is left
-        out of it, and is undefined where the chunk is kept."""
+        """Returns the buffers of chunks at any tokens (start, stop). What a span is shorter than a
+        chunk is left out of it, and is undefined where the chunk is kept."""
         if self._paged is None:
             return TensorBuffers([self.tensor[..., start:stop, :] for start, stop in spans])
         slots = np.full((len(spans), layout.chunk_tokens), -1, dtype=np.int64)
@@ -156,13 +157,13 @@ logger = logging.getLogger("lmcache")
 
 
 def ways_of(device: torch.device) -> CopyStreams | None:
-    """What moves KV on this device. None where torch has to, said once: no CUDA device, or kernels
-    that are not built or don't start."""
+    """Returns the streams that move KV on this device. None where torch has to move it, said once:
+    no CUDA device, or kernels that are not built or don't start."""
     return _ways(index_of(device)) if device.type == "cuda" else None
 
 
 def index_of(device: torch.device) -> int:
-    """The number of a CUDA device, which torch leaves out where it is the current one."""
+    """Returns the number of a CUDA device, which torch leaves out where it is the current one."""
     return torch.cuda.current_device() if device.index is None else device.index
 
 
@@ -176,6 +177,6 @@ def _ways(index: int) -> CopyStreams | None:
 
 
 def after_now(device: torch.device) -> Ready:
-    """Orders streams behind what this thread has queued on the device so far."""
+    """Orders streams after what this thread has queued on the device so far."""
     mark: _cuda.Mark = cuda_module().Mark(index_of(device), current_stream(device))
     return mark.hold

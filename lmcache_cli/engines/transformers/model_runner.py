@@ -49,7 +49,7 @@ class ModelRunner:
         self._shared: dict[str, object] = {}
 
     def layout(self, chunk_tokens: int) -> KVLayout:
-        """The KV layout of this model for a chunk length."""
+        """Returns the KV layout of this model for a chunk length."""
         loaded = self.loaded
         return KVLayout(
             loaded.config.num_hidden_layers,
@@ -63,8 +63,8 @@ class ModelRunner:
         return self.layout(1).token_bytes
 
     def namespace(self, spec: CacheSpec, loaded: LoadedModel | None = None) -> Namespace:
-        """All that must be equal for KV of this engine to be reused; of another model of the same
-        layout, if one is given."""
+        """Returns all that must be equal for KV of this engine to be reused; of another model of
+        the same layout, if one is given."""
         loaded = loaded or self.loaded
         return Namespace(
             self.layout(spec.chunk_tokens),
@@ -78,13 +78,13 @@ class ModelRunner:
         )
 
     def layers(self) -> LayerRunner:
-        """The model by layers. Raises ``UserError`` for one that blend does not know."""
+        """Returns the model by layers. Raises ``UserError`` for one that blend does not know."""
         if self._layers is None:
             self._layers = LayerRunner(self.loaded)
         return self._layers
 
     def once(self, name: str, make: Callable[[], _T]) -> _T:
-        """What sessions share of this model, by name: made by the first that asks."""
+        """Returns what sessions share of this model under ``name``: made by the first that asks."""
         if name not in self._shared:
             self._shared[name] = make()
         return cast(_T, self._shared[name])
@@ -97,7 +97,7 @@ class ModelRunner:
         ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
         arena = self.arena()
         self.forward(arena, ids, 0)
-        # What stands behind a hit, and a step of the answer, take kernels of their own.
+        # What comes after a hit, and a step of the answer, take kernels of their own.
         past = max(0, tokens - _TAIL_TOKENS)
         token = self.forward(arena, ids[past:], past).argmax()
         int(self.forward(arena, np.array([int(token)], dtype=np.int32), tokens).argmax())
@@ -125,15 +125,15 @@ class ModelRunner:
         self._arenas.clear()
 
     def arena(self) -> KvBuffer:
-        """The memory for the next request; waits if a store still reads it."""
+        """Returns the static KV buffer for the next request; waits if a store still reads it."""
         arena = next(self._next_arena)
         arena.wait()
         return arena
 
     @torch.inference_mode()
     def forward(self, arena: KvBuffer, ids: NDArray[np.int32], past: int) -> torch.Tensor:
-        """Runs ``ids`` behind ``past`` tokens of the arena's KV. Returns the last position's
-        logits, ``[vocabulary]``. Writes the new KV into the arena."""
+        """Runs ``ids`` after ``past`` tokens of the KV in ``arena``. Returns the last position's
+        logits, ``[vocabulary]``. Writes the new KV into the buffer."""
         arena.seek(past)
         tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.loaded.device)
         out = self.loaded.model(
@@ -143,7 +143,7 @@ class ModelRunner:
         return logits
 
     def reserve(self, tokens: int) -> None:
-        """Sees to it that arenas hold requests of that length, prompt and output."""
+        """Sees to it that the static KV buffers hold requests of ``tokens``, prompt and output."""
         if self._arenas and self._arenas[0].capacity >= tokens:
             return
         self.close()

@@ -1,4 +1,5 @@
-"""Loading a model for the embedded engine: folders, hub ids, GGUF files, and its chat frame."""
+"""Loads a model for the embedded engine, from folders, hub ids and GGUF files, and its chat
+frame."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from lmcache_cli.machine import cache_home
 
 
 def converted(folder: Path, gguf: str, digest: str) -> tuple[str, dict[str, str]]:
-    """Where to load the GGUF model from: (folder, further arguments of ``from_pretrained``).
+    """Returns where to load the GGUF model from: (folder, further arguments of
+    ``from_pretrained``).
 
     The first call writes 540 MB (float32: the weights, exactly) below ``$XDG_CACHE_HOME`` or
     ``~/.cache``; where that can't be written, the GGUF file itself is the answer. From GGUF every
@@ -45,7 +47,8 @@ def converted(folder: Path, gguf: str, digest: str) -> tuple[str, dict[str, str]
 
 
 def _convert(folder: Path, gguf: str, home: Path, target: Path) -> None:
-    """Writes beside the target and renames: another process sees all of it or nothing."""
+    """Writes the converted model beside the target and renames: another process sees all of it or
+    nothing."""
     extra = {"gguf_file": gguf}
     with redirect_stderr(io.StringIO()):  # the conversion draws a bar of its own
         config = transformers.AutoConfig.from_pretrained(folder, **extra)
@@ -70,8 +73,8 @@ _TURN = "what the user says"
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:
-    """The text before and behind a user's turn, up to where the answer begins, without the BOS,
-    which prompts have anyway. Empty if ``tokenizer`` has no template."""
+    """Returns the text before and after a user's turn, up to where the answer begins, without the
+    BOS, which prompts have anyway. Empty if ``tokenizer`` has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return "", ""
     turn = [{"role": "user", "content": _TURN}]
@@ -81,7 +84,8 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
 
 
 def read_chat_frame(folder: str) -> tuple[str, str]:
-    """The same of the tokenizer in a model's folder, or of a hub id."""
+    """Returns the text before and after a user's turn, of the tokenizer in a model's folder or of a
+    hub id."""
     from transformers import AutoTokenizer
 
     return chat_frame(AutoTokenizer.from_pretrained(folder))
@@ -109,7 +113,7 @@ class LoadedModel:
 
     @property
     def head_dim(self) -> int:
-        """Of one K head, in items."""
+        """Returns the dimension of one K head, in items."""
         config = self.config
         own = getattr(config, "head_dim", None)
         return int(own or config.hidden_size // config.num_attention_heads)
@@ -121,46 +125,47 @@ class LoadedModel:
 
     @property
     def own_attention(self) -> bool:
-        """Whether our attention runs here; where it doesn't, transformers' own does."""
+        """Returns whether our attention runs here; where it doesn't, transformers' own does."""
         kind = self.device.type
         return kind == "cpu" or (kind == "cuda" and self.head_dim % HEAD_DIM_STEP == 0)
 
     @property
     def rope(self) -> str:
-        """RoPE parameters as text: they are part of what a cached K means."""
+        """Returns the RoPE parameters as text: they are part of what a cached K means."""
         return json.dumps(getattr(self.config, "rope_parameters", None), sort_keys=True)
 
     def blend_subject(self) -> Subject:
-        """What a certificate for blend is of. Reads all weights of a folder."""
+        """Returns the subject of a certificate for blend of this model. Reads all weights of a
+        folder."""
         return blend_subject(self.id, self.source, self.config, self.dtype)
 
     @property
     def tokenizer_digest(self) -> str:
-        """Digest of vocabulary, merges and normalisation."""
+        """Returns a digest of the tokenizer's vocabulary, merges and normalisation."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab())
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def bos(self) -> int | None:
-        """The token that the tokenizer itself puts before a text, if it does."""
+        """Returns the token that the tokenizer itself puts before a text, if it does."""
         ids = self.tokenizer("").input_ids
         return int(ids[0]) if ids else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer, up to the first end of a text."""
+        """Returns the text of an answer, up to the first end of a text."""
         end = self.tokenizer.eos_token_id
         cut = list(ids).index(end) if end in ids else len(ids)
         return str(self.tokenizer.decode(list(ids)[:cut], skip_special_tokens=True))
 
     @property
     def frame(self) -> tuple[str, str]:
-        """See :func:`chat_frame`."""
+        """Returns the text before and after a user's turn, by :func:`chat_frame`."""
         return chat_frame(self.tokenizer)
 
     @property
     def encode(self) -> Callable[[str], Sequence[int]]:
-        """Text to token ids, without special tokens."""
+        """Returns the function from text to token ids, without special tokens."""
         tokenizer = self.tokenizer
         # Documents are longer than the context on purpose; they are cut later.
         tokenizer.model_max_length = 1 << 60
@@ -197,14 +202,16 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
 
 
 def blend_subject(name: str, source: str, config: Any, dtype: str) -> Subject:
-    """Of the model in folder ``source``, or of that hub id, run in ``dtype``."""
+    """Returns the subject of a certificate for blend: the model in folder ``source``, or of that
+    hub id, run in ``dtype``."""
     weights = model_digest(Path(source)) or str(getattr(config, "_commit_hash", "") or "")
     return Subject(name, weights, dtype, rope_text(getattr(config, "rope_parameters", None)))
 
 
 def load_vocabulary(name: str | None) -> tuple[Callable[[str], Sequence[int]], int | None]:
-    """A model's tokenizer without the model: (text to token ids without special tokens, the token
-    that comes first in each prompt or None). Raises ``UserError`` as :func:`load_model`."""
+    """Loads a model's tokenizer without the model. Returns (text to token ids without special
+    tokens, the token that comes first in each prompt or None). Raises ``UserError`` if it can't be
+    loaded."""
     transformers.logging.set_verbosity_error()
     source, extra = name or "", dict[str, str]()
     if name is None:
@@ -218,9 +225,9 @@ def load_vocabulary(name: str | None) -> tuple[Callable[[str], Sequence[int]], i
 
 
 def embedded_source() -> tuple[str, str, str, dict[str, str]]:
-    """The embedded model: (name, revision, folder, further arguments of ``from_pretrained``, which
-    are needed only where no converted copy could be written). Raises ``MissingError`` if it is not
-    installed."""
+    """Returns the embedded model as (name, revision, folder, further arguments of
+    ``from_pretrained``, which are needed only where no converted copy could be written). Raises
+    ``MissingError`` if it is not installed."""
     folder, gguf = embedded_model()
     revision = model_digest(folder / gguf)
     source, extra = converted(folder, gguf, revision)
@@ -228,7 +235,7 @@ def embedded_source() -> tuple[str, str, str, dict[str, str]]:
 
 
 def _read(name: str, source: str, dtype: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
-    """Tokenizer and model; what can't be reused is refused before the weights are read."""
+    """Reads tokenizer and model; what can't be reused is refused before the weights are read."""
     config = transformers.AutoConfig.from_pretrained(source, **extra)
     refuse_unknown(name, config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **extra)

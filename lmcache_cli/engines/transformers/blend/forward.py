@@ -19,8 +19,9 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class BlendResult:
-    """``logits`` ``[vocabulary]`` of the last token, reused tokens that are recomputed to the top,
-    token-layers that were run, and the seconds that choosing took."""
+    """The outcome of a blended forward: ``logits`` ``[vocabulary]`` of the last token, reused
+    tokens that are recomputed to the top, token-layers that were run, and the seconds that choosing
+    took."""
 
     logits: Tensor
     recomputed: int
@@ -92,7 +93,7 @@ def _kept(
     plane: Tensor,
     prompt: Reused,
 ) -> NDArray[np.intp] | None:
-    """Which of the rows ``at`` to go on with, ascending, or None for all."""
+    """Returns which of the rows ``at`` to go on with, ascending, or None for all."""
     rows = torch.from_numpy(at).to(plane.device)
     see = getattr(selection, "see", None)
     if see is not None:
@@ -113,7 +114,8 @@ def _kept(
 
 
 def on_host(chosen: Tensor) -> NDArray[np.bool_]:
-    """The one thing in a blended forward that a GPU is waited for."""
+    """Copies ``chosen`` to the host: the one thing in a blended forward that a GPU is waited
+    for."""
     found: NDArray[np.bool_] = chosen.cpu().numpy()
     return found
 

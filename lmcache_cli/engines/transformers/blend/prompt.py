@@ -1,4 +1,4 @@
-"""What of a request could be reused: its lead, which is exact, and content chunks."""
+"""Finds what of a request could be reused: its lead, which is exact, and content chunks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from lmcache_cli.errors import CellError
 from workloads.request import Request
 
 ENCODINGS = ("auto", "system", "bos", "none")
-"""Behind what chunks are encoded: the request's system prompt, a BOS, nothing. ``auto`` is the
-first of these that the request or the model has."""
+"""The tokens after which chunks are encoded: the request's system prompt, a BOS, nothing. ``auto``
+is the first of these that the request or the model has."""
 _TAIL_DOMAIN = b"lmcache.lead/1"
 _MOST_LEADS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class BlendPrompt:
-    """``lead`` are the tokens behind which chunks are encoded; ``leads`` says whether the prompt
-    begins with them. ``exact`` are the pieces of that beginning, keyed as a prefix: the last may
-    be shorter than a chunk. ``pieces`` are content chunks, before the question."""
+    """A request's prompt in pieces. ``lead`` are the tokens after which chunks are encoded;
+    ``leads`` says whether the prompt begins with them. ``exact`` are the pieces of that beginning,
+    keyed as a prefix: the last may be shorter than a chunk. ``pieces`` are content chunks, before
+    the question."""
 
     ids: NDArray[np.int32]
     lead: NDArray[np.int32]
@@ -37,16 +38,18 @@ class BlendPrompt:
     matcher: Matcher
 
     def shift(self, piece: Piece) -> int:
-        """By how much a content chunk's K is moved: it was encoded behind the lead."""
+        """Returns by how many positions a content chunk's K is moved: it was encoded after the
+        lead."""
         return piece.start - len(self.lead)
 
     def in_place(self, piece: Piece) -> bool:
-        """Whether a content chunk stands where, and behind what, it was encoded: exact too."""
+        """Returns whether a content chunk stands where, and after what, it was encoded: exact
+        too."""
         return self.leads and piece.start == len(self.lead)
 
 
 class Prompts:
-    """Makes :class:`BlendPrompt`. Keys differ by lead: KV behind another one is other KV."""
+    """The maker of :class:`BlendPrompt`. Keys differ by lead: KV after another lead is other KV."""
 
     def __init__(self, namespace: Namespace, encoding: str, bos: int | None) -> None:
         if encoding == "bos" and bos is None:
@@ -55,8 +58,8 @@ class Prompts:
         self._matchers: OrderedDict[bytes, Matcher] = OrderedDict()
 
     def of(self, request: Request) -> BlendPrompt:
-        """The request's prompt, matched. Raises ``CellError`` if chunks are to be encoded behind
-        a system prompt and it has none."""
+        """Returns the request's prompt, matched. Raises ``CellError`` if chunks are to be encoded
+        after a system prompt and it has none."""
         ids, segments = request.token_ids, request.segments
         has_system = len(segments) > 1 and segments[0].kind == "system"
         if self._encoding == "system" and not has_system:
@@ -97,7 +100,7 @@ class Prompts:
 
 
 def covered(pieces: Sequence[Piece], tokens: int) -> NDArray[np.bool_]:
-    """Which of a prompt's tokens lie in the pieces, ``[tokens]``."""
+    """Returns which of a prompt's tokens lie in the pieces, ``[tokens]``."""
     mask = np.zeros(tokens, dtype=np.bool_)
     for piece in pieces:
         mask[piece.start : piece.stop] = True

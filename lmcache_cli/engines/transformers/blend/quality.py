@@ -1,4 +1,4 @@
-"""What blend costs in quality: its next-token distributions against those of a full prefill."""
+"""Measures blend's quality: its next-token distributions against those of a full prefill."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ReferenceAnswers:
         self._kept: OrderedDict[tuple[bytes, int], ReferenceAnswer] = OrderedDict()
 
     def answer(self, request: Request) -> ReferenceAnswer:
-        """What reuse off answers to the request. Uses an arena of the engine."""
+        """Returns what reuse off answers to the request. Uses a static KV buffer of the engine."""
         key = (request.token_ids.tobytes(), request.max_tokens)
         kept = self._kept.pop(key, None)
         self._kept[key] = kept if kept is not None else self._compute(request)
@@ -59,7 +59,7 @@ class ReferenceAnswers:
 
 
 def reference_answers(engine: ModelRunner) -> ReferenceAnswers:
-    """Answers of the model's full prefills, which cells share."""
+    """Returns the answers of the model's full prefills, which cells share."""
     return engine.once("reference answers", lambda: ReferenceAnswers(engine))
 
 
@@ -67,8 +67,9 @@ def reference_answers(engine: ModelRunner) -> ReferenceAnswers:
 def forced_logits(
     runner: LayerRunner, first: Tensor, tokens: Tensor, kv: Tensor, past: int
 ) -> Tensor:
-    """Logits ``[m, vocabulary]``, float32, of an answer whose tokens ``[m]`` are given, behind
-    ``past`` rows of ``kv``; ``first`` are those of the first token. Writes KV behind ``past``."""
+    """Returns the logits ``[m, vocabulary]``, float32, of an answer whose tokens ``[m]`` are given,
+    after ``past`` rows of ``kv``; ``first`` are those of the first token. Writes KV after
+    ``past``."""
     if len(tokens) == 1:
         return first[None].float()
     behind = runner.logits(runner.behind(tokens[:-1], kv, past))
@@ -76,8 +77,8 @@ def forced_logits(
 
 
 def compared(full: Tensor, other: Tensor) -> Quality:
-    """KL(full || other) in nats and top-1 agreement of logits ``[m, vocabulary]``, averaged over
-    the m positions."""
+    """Returns KL(full || other) in nats and top-1 agreement of logits ``[m, vocabulary]``, averaged
+    over the m positions."""
     p, q = full.double().log_softmax(-1), other.double().log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)
     same = (full.argmax(-1) == other.argmax(-1)).double()
@@ -85,8 +86,8 @@ def compared(full: Tensor, other: Tensor) -> Quality:
 
 
 def judged(engine: ModelRunner, last: tuple[KvBuffer, Tensor] | None, request: Request) -> Quality:
-    """Quality of the request that ``engine`` served last, outside of all numbers: ``last`` is its
-    KV and its first logits. Raises ``RuntimeError`` if that is gone."""
+    """Measures the quality of the request that ``engine`` served last, outside of all numbers:
+    ``last`` is its KV and its first logits. Raises ``RuntimeError`` if that is gone."""
     if last is None:
         raise RuntimeError("judge() comes right after its request was served")
     kv, first = last

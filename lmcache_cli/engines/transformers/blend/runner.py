@@ -1,4 +1,4 @@
-"""A model of the Llama shape layer by layer, with attention of rows that stand apart.
+"""Runs a model of the Llama shape layer by layer, with attention of rows that stand apart.
 
 A causal kernel aligns its triangle with the last key, so it takes rows that follow one another
 only. Others go in blocks: to the keys before a block without a mask, to those that the block spans
@@ -31,7 +31,8 @@ from lmcache_cli.engines.transformers.models import LoadedModel
 from lmcache_cli.errors import CellError
 
 BLEND_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
-"""SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise elsewhere or skip RoPE."""
+"""The families that blend runs: SmolLM and SmolLM2 are Llamas. Others scale residuals, normalise
+elsewhere or skip RoPE."""
 
 # An MLP's inside is several times as wide as the KV of a layer: some rows at a time.
 _MLP_ROWS = {"cpu": 512, "cuda": 8192}
@@ -47,7 +48,8 @@ class Projected:
 
 
 class LayerRunner:
-    """Raises ``CellError`` for a family or a RoPE that blend does not know."""
+    """A model that is run layer by layer. Raises ``CellError`` for a family or a RoPE that blend
+    does not know."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         refuse_unblendable(loaded)
@@ -60,18 +62,19 @@ class LayerRunner:
         self.rope = _rope_of(self.inner)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """``[rows]`` to ``[rows, width]``."""
+        """Returns the embeddings ``[rows, width]`` of ``ids`` ``[rows]``."""
         out: Tensor = self.inner.embed_tokens(ids)
         return out
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[rows, d]`` of the model's own RoPE, its scaling of attention included."""
+        """Returns cos and sin ``[rows, d]`` of the model's own RoPE, its scaling of attention
+        included."""
         like = self.inner.norm.weight[:1]
         cos, sin = self.inner.rotary_emb(like, position_ids=positions[None])
         return cos[0], sin[0]
 
     def project(self, layer: int, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> Projected:
-        """q, k and v of ``hidden`` ``[rows, width]``."""
+        """Returns a layer's q, k and v of ``hidden`` ``[rows, width]``, q and k after RoPE."""
         attention = self.layers[layer].self_attn
         x = self.layers[layer].input_layernorm(hidden)
         shape = (len(x), -1, self.head_dim)
@@ -84,7 +87,8 @@ class LayerRunner:
         return Projected(q, k, v.transpose(0, 1))
 
     def finish(self, layer: int, hidden: Tensor, mixed: Tensor) -> Tensor:
-        """Output ``[rows, width]`` of a layer from its input and what attention gave."""
+        """Returns the output ``[rows, width]`` of a layer from its input and what attention
+        gave."""
         block = self.layers[layer]
         out = torch.empty_like(hidden)
         count = _MLP_ROWS.get(hidden.device.type, _MLP_ROWS["cuda"])
@@ -95,18 +99,18 @@ class LayerRunner:
         return out
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, spans: Spans, hidden: Tensor) -> Tensor:
-        """The rest of a layer behind :meth:`project`. ``kv`` is that layer's
+        """Runs the rest of a layer after :meth:`project`. ``kv`` is that layer's
         ``[2, kv_heads, tokens, d]``; ``spans`` say where the rows stand."""
         return self.finish(layer, hidden, attend_rows(q, kv[0], kv[1], spans, self.scale))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``[rows, vocabulary]`` of the last layer's output."""
+        """Returns the logits ``[rows, vocabulary]`` of the last layer's output."""
         out: Tensor = self.head(self.inner.norm(hidden))
         return out
 
     def behind(self, ids: Tensor, kv: Tensor, past: int) -> Tensor:
-        """Runs ``ids`` behind ``past`` rows of ``kv`` ``[layers, 2, kv_heads, capacity, d]``,
-        writes their KV there, and returns the last layer's output, ``[rows, width]``."""
+        """Runs ``ids`` after ``past`` rows of ``kv`` ``[layers, 2, kv_heads, capacity, d]``, writes
+        their KV there, and returns the last layer's output, ``[rows, width]``."""
         spans = following(past, past + len(ids))
         rows = torch.arange(past, past + len(ids), device=self.device)
         hidden, angles = self.embed(ids), self.angles(rows)
@@ -118,9 +122,9 @@ class LayerRunner:
         return hidden
 
     def apart(self, chunks: Tensor, kv: Tensor, lead: int) -> None:
-        """Encodes ``chunks`` ``[chunks, size]`` each alone behind the first ``lead`` rows of
-        ``kv``, and writes their KV behind those, one after the other. Each one's K is at
-        positions ``lead .. lead + size``."""
+        """Encodes ``chunks`` ``[chunks, size]`` each alone after the first ``lead`` rows of ``kv``,
+        and writes their KV after those, one after the other. Each one's K is at positions
+        ``lead .. lead + size``."""
         count, size = chunks.shape
         at = torch.arange(lead, lead + size, device=self.device).repeat(count)
         hidden, angles = self.embed(chunks.reshape(-1)), self.angles(at)
@@ -163,7 +167,8 @@ def _ropes(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE as the supported families compute it, to the bit: x * cos + rotate_half(x) * sin."""
+    """Applies RoPE as the supported families compute it, to the bit:
+    ``x * cos + rotate_half(x) * sin``."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -192,12 +197,12 @@ Spans = Sequence[RowSpan]
 
 
 def following(first: int, stop: int) -> Spans:
-    """All rows at positions ``first`` to below ``stop``."""
+    """Returns one span of all rows at positions ``first`` to below ``stop``."""
     return (RowSpan(0, stop - first, first, stop),)
 
 
 def spans_of(positions: NDArray[np.int64], like: Tensor) -> Spans:
-    """Rows at ascending ``positions``, cut into parts; masks are on the device and of the dtype of
+    """Cuts rows at ascending ``positions`` into spans; masks are on the device and of the dtype of
     ``like``. Needs memory for the masks: a block's rows times what they span."""
     count = len(positions)
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
@@ -229,15 +234,16 @@ def _blocks(
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
-    """``query`` ``[heads, rows, d]``, which are the rows of ``spans``, against ``key`` and
-    ``value`` ``[kv_heads, tokens, d]``, key j at position j. Returns ``[rows, heads * d]``."""
+    """Computes attention of ``query`` ``[heads, rows, d]``, which are the rows of ``spans``, to
+    ``key`` and ``value`` ``[kv_heads, tokens, d]``, key j at position j. Returns
+    ``[rows, heads * d]``."""
     parts = [_attend(query, key, value, span, scale) for span in spans]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.reshape(query.shape[1], -1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: RowSpan, scale: float) -> Tensor:
-    """``[rows, heads, d]`` of one span."""
+    """Returns the attention ``[rows, heads, d]`` of one span."""
     rows = query[None, :, span.begin : span.end]
     k, v = key[None, :, : span.stop], value[None, :, : span.stop]
     if span.mask is None:
@@ -251,9 +257,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: RowSpan, scale: flo
 
 
 def attend_apart(query: Tensor, key: Tensor, value: Tensor, lead: int, scale: float) -> Tensor:
-    """Chunks that don't see each other: ``query`` ``[chunks, heads, size, d]`` against ``lead``
-    keys that all see, and their own chunk, causally. ``key`` and ``value`` are
-    ``[kv_heads, lead + chunks * size, d]``. Returns ``[chunks * size, heads * d]``."""
+    """Computes attention of chunks that don't see each other: ``query``
+    ``[chunks, heads, size, d]`` against ``lead`` keys that all see, and their own chunk, causally.
+    ``key`` and ``value`` are ``[kv_heads, lead + chunks * size, d]``. Returns
+    ``[chunks * size, heads * d]``."""
     chunks, heads, size, dim = query.shape
     if attention.tensor_on_cpu(query):  # one by one: what a chunk sees then stays in a core's cache
         rows, out = following(lead, lead + size), query.new_empty(chunks, size, heads * dim)

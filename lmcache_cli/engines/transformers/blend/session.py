@@ -28,15 +28,15 @@ _WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Pieces of a prompt that are in the arena; ``exact`` ones are never recomputed."""
+    """Pieces of a prompt that are in the static KV buffer; ``exact`` ones are never recomputed."""
 
     exact: list[Piece]
     moved: list[Piece]
 
 
 class BlendSession(TransformersSession):
-    """Serves requests over chunks that were encoded alone; what a request lacks is encoded and
-    stored after its answer: in :meth:`settle`, or before the next request begins."""
+    """A session that serves requests over chunks that were encoded alone; what a request lacks is
+    encoded and stored after its answer: in :meth:`settle`, or before the next request begins."""
 
     def __init__(self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache) -> None:
         super().__init__(engine, spec, cache)
@@ -69,8 +69,9 @@ class BlendSession(TransformersSession):
             self.rehearse()
 
     def rehearse(self) -> None:
-        """Blends a prompt of no meaning, as long as an arena: a GPU loads a kernel when it first
-        runs, for which the first request would pay. Leaves nothing but an arena's contents."""
+        """Blends a prompt of no meaning, as long as a static KV buffer: a GPU loads a kernel when
+        it first runs, for which the first request would pay. Leaves nothing but a buffer's
+        contents."""
         arena = self.engine.arena()
         n = arena.capacity - 1
         question = max(1, n - _REHEARSED_QUESTION)
@@ -163,7 +164,7 @@ class BlendSession(TransformersSession):
         )
 
     def _after(self, request: Request, arena: KvBuffer, served: Prefilled) -> None:
-        """Nothing is stored from here: what was blended is not what the keys mean."""
+        """Stores nothing: what was blended is not what the keys mean."""
 
     @torch.inference_mode()
     def _encode(self) -> None:
@@ -196,7 +197,8 @@ class BlendSession(TransformersSession):
 
 
 def _held(prompt: BlendPrompt, loaded: Sequence[Piece]) -> _Held:
-    """Splits what was loaded. Without all of the lead nothing is exact: its rest is computed."""
+    """Splits what was loaded into exact and moved pieces. Without all of the lead nothing is exact:
+    its rest is computed."""
     there = set(loaded)
     lead = [p for p in prompt.exact if p in there]
     whole = len(lead) == len(prompt.exact)

@@ -1,4 +1,4 @@
-"""A base model beside the engine's own: may its KV be served to it?"""
+"""A base model beside the engine's own, and the check that its KV may be served to that."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CrossModelBase:
         self._engine = engine
 
     def namespace(self, spec: CacheSpec) -> Namespace:
-        """Of the base's chunks: what an engine of that model uses itself."""
+        """Returns the namespace of the base's chunks: what an engine of that model uses itself."""
         return self._engine.namespace(spec, self.loaded)
 
 

@@ -19,8 +19,9 @@ from lmcache_cli.engines.transformers.blend.runner import LayerRunner, following
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """``logits`` ``[vocabulary]`` of the last token, and the token-layers that were run to their
-    end. A group's last layer is not, for the prefix: its K and V are all that is wanted of it."""
+    """The outcome of a prefill: ``logits`` ``[vocabulary]`` of the last token, and the token-layers
+    that were run to their end. A group's last layer is not, for the prefix: its K and V are all
+    that is wanted of it."""
 
     logits: Tensor
     token_layers: int
@@ -52,8 +53,9 @@ def prefill_over(
     groups: tuple[range, ...],
     hidden: Mapping[int, Tensor],
 ) -> Computed:
-    """Runs a prompt whose rows ``shared`` of ``kv`` (as of :func:`prefill`) are the base's; rows
-    before are the model's own, rows behind are computed in all layers, and must not be none.
+    """Runs a prompt whose rows ``shared`` of ``kv`` ``[layers, 2, kv_heads, capacity, d]`` are the
+    base's; rows before are the model's own, rows after are computed in all layers, and must not be
+    none.
 
     ``groups`` are the layers computed again for the shared rows, whose KV they overwrite;
     ``hidden`` has the base's input ``[len(shared), width]`` of each group's first layer, but of

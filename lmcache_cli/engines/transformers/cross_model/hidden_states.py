@@ -1,7 +1,7 @@
 """The base's hidden states at the layers where a group of recomputed ones begins, in tiers.
 
-DroidSpeak's E cache (section 4). They are chunks of their own, in a cache of their own: a chunk has
-one length, and only fine-tunes need these.
+They are DroidSpeak's E cache (section 4): chunks of their own, in a cache of their own, because a
+chunk has one length, and only fine-tunes need these.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from workloads.request import TokenIds
 
 
 def hidden_layout(namespace: Namespace, layers: Sequence[int], width: int) -> KVLayout:
-    """A token's hidden states, each cut in half: two planes of one head, as KV has them."""
+    """Returns the layout of a token's hidden states, each cut in half: two planes of one head, as
+    KV has them."""
     like = namespace.layout
     return KVLayout(len(layers), 1, width // 2, like.dtype, like.chunk_tokens)
 
 
 def split_tiers(spec: CacheSpec, kv: KVLayout, hidden: KVLayout) -> tuple[CacheSpec, CacheSpec]:
-    """The cell's tiers cut in two, so that as many chunks fit the KV's part as the hidden
+    """Cuts the cell's tiers in two, so that as many chunks fit the KV's part as the hidden
     states'."""
     share = hidden.chunk_bytes / (hidden.chunk_bytes + kv.chunk_bytes)
     small = {name: int(size * share) for name, size in spec.tiers.items()}
@@ -38,8 +39,9 @@ def split_tiers(spec: CacheSpec, kv: KVLayout, hidden: KVLayout) -> tuple[CacheS
 
 
 class HiddenStates:
-    """``layers`` are those whose input is kept, ``width`` the model's, ``tokens`` the longest
-    prompt's length. Opens tiers; see :func:`open_cache` for what it raises."""
+    """The cache of a base's hidden states. ``layers`` are those whose input is kept, ``width`` the
+    model's hidden size, ``tokens`` the longest prompt's length. Opens tiers; see :func:`open_cache`
+    for what it raises."""
 
     def __init__(
         self,
@@ -75,8 +77,8 @@ class HiddenStates:
     def load(
         self, ids: TokenIds, first: int, count: int, threads: int
     ) -> tuple[dict[int, Tensor], LoadOutcome]:
-        """Of ``count`` chunks from chunk ``first`` on, or of fewer: by layer, ``[tokens, width]``,
-        and how many chunks."""
+        """Loads ``count`` chunks from chunk ``first`` on, or fewer. Returns the hidden states by
+        layer, ``[tokens, width]``, and how many chunks."""
         self._arena.wait()
         hit = self.cache.acquire(self._hasher.keys(ids).prefix[first : first + count])
         place = self._arena.chunks(self.cache.layout, 0, len(hit), threads)

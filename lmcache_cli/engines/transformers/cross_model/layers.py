@@ -10,11 +10,12 @@ _SPAN = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def layer_groups(text: str, layers: int) -> tuple[range, ...]:
-    """The chosen layers of a model of ``layers`` as ascending groups, neighbours joined: a group
-    is entered with hidden states from outside, so the fewer the better (DroidSpeak, section 4).
+    """Returns the chosen layers of a model of ``layers`` as ascending groups, neighbours joined: a
+    group is entered with hidden states from outside, so the fewer the better (DroidSpeak, section
+    4).
 
-    ``25%`` is the first quarter, rounded up. Raises ``ValueError`` for another spelling, or a
-    layer that the model does not have.
+    ``25%`` is the first quarter, rounded up. Raises ``ValueError`` for another spelling, or a layer
+    that the model does not have.
     """
     percent = _PERCENT.fullmatch(text)
     if percent is not None:
@@ -45,12 +46,13 @@ def layer_groups(text: str, layers: int) -> tuple[range, ...]:
 
 
 def entries(groups: tuple[range, ...]) -> tuple[int, ...]:
-    """Layers whose input the base must have kept: each group's first, but layer 0, whose input is
-    the embedding (DroidSpeak's transition layers, whose hidden states are its E cache)."""
+    """Returns the layers whose input the base must have kept: each group's first, but layer 0,
+    whose input is the embedding (DroidSpeak's transition layers, whose hidden states are its E
+    cache)."""
     return tuple(group.start for group in groups if group.start)
 
 
 def layers_text(groups: tuple[range, ...]) -> str:
-    """The shortest spelling: ``none`` or ``0-3+12``."""
+    """Returns the shortest spelling of the groups: ``none`` or ``0-3+12``."""
     spans = [f"{g.start}-{g.stop - 1}" if len(g) > 1 else str(g.start) for g in groups]
     return "+".join(spans) or "none"

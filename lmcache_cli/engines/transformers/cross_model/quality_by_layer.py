@@ -1,8 +1,8 @@
-"""How good a fine-tune is over a base's KV, by the layers that are computed again: in memory,
-without tiers.
+"""Measures how good a fine-tune is over a base's KV, by the layers that are computed again: in
+memory, without tiers.
 
-As DroidSpeak profiles a pair of models once (sections 3.2 and 4): which layers can't stand the
-base's KV, and what a group of them gives back.
+DroidSpeak profiles a pair of models once like this (sections 3.2 and 4): which layers can't stand
+the base's KV, and what a group of them gives back.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Groups = tuple[range, ...]
 
 @dataclass(frozen=True, slots=True)
 class LayerOutcome:
-    """One prompt over the base's KV. ``logits`` ``[vocabulary]`` are its last token's, ``share``
-    the part of its token-layers that was run to their end."""
+    """The outcome of one prompt over the base's KV. ``logits`` ``[vocabulary]`` are its last
+    token's, ``share`` the part of its token-layers that was run to their end."""
 
     quality: Quality
     logits: Tensor
@@ -67,19 +67,19 @@ class SharedPrompt:
         self.base_quality = self._judged(base, logits, self._theirs)
 
     def over_base(self, groups: Groups) -> LayerOutcome:
-        """The fine-tune over the base's KV, ``groups`` computed again."""
+        """Runs the fine-tune over the base's KV, with the layers of ``groups`` computed again."""
         self.work.copy_(self._theirs)
         return self._outcome(groups)
 
     def over_one_layer(self, layer: int) -> LayerOutcome:
-        """The fine-tune over its own KV, but one layer's, which is the base's."""
+        """Runs the fine-tune over its own KV, but one layer's, which is the base's."""
         self.work.copy_(self._own)
         self.work[layer].copy_(self._theirs[layer])
         return self._outcome(())
 
     def unread(self, groups: Groups) -> bool:
-        """Whether KV that is computed again is never read: the same answer with NaN in its place,
-        and none in what is not."""
+        """Returns whether KV that is computed again is never read: NaN instead of that KV, and of
+        that only, leaves the answer the same."""
         self.work.copy_(self._theirs)
         wanted = self._computed(groups).logits
         self.work.copy_(self._theirs)
@@ -97,7 +97,7 @@ class SharedPrompt:
         return LayerOutcome(compared(self.full.logits, forced), done.logits, share)
 
     def _judged(self, base: CrossModelBase, first: Tensor, kv: Tensor) -> Quality:
-        """The base itself in the fine-tune's place."""
+        """Measures the quality of the base itself, instead of the fine-tune's."""
         return compared(
             self.full.logits,
             forced_logits(base.runner, first, self.full.tokens, kv, len(self.ids)),
@@ -106,10 +106,10 @@ class SharedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class LayerProfile:
-    """A pair of models on some prompts, all in the order of the prompts: quality and share of
-    token-layers by set of layers, quality by single layer of the base's, and quality of the base
-    itself. ``apart`` is the largest difference of logits between computing all and a full prefill;
-    ``unread`` says that no set read KV which it computes, on the first prompt."""
+    """The profile of a pair of models on some prompts, all in the order of the prompts: quality and
+    share of token-layers by set of layers, quality by single layer of the base's, and quality of
+    the base itself. ``apart`` is the largest difference of logits between computing all and a full
+    prefill; ``unread`` says that no set read KV which it computes, on the first prompt."""
 
     sets: Mapping[str, Sequence[Quality]]
     shares: Mapping[str, float]
@@ -126,8 +126,8 @@ def profile(
     sets: Mapping[str, Groups],
     layers: bool = True,
 ) -> LayerProfile:
-    """Of prompts with the number of their tokens that the base has prefilled. ``layers`` asks for
-    single layers too, one forward of the rest of a prompt each."""
+    """Profiles a pair of models on prompts with the number of their tokens that the base has
+    prefilled. ``layers`` asks for single layers too, one forward of the rest of a prompt each."""
     count = len(engine.layers().layers)
     whole = (range(count),)
     by_set: dict[str, list[Quality]] = {name: [] for name in sets}

@@ -32,9 +32,9 @@ _WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
 class CrossModelSession(TransformersSession):
-    """Serves requests over the model's own chunks, and over the base's behind them, of which it
-    computes some layers again. What it computes itself is stored under its own keys only where
-    nothing of the base's went into it."""
+    """A session that serves requests over the model's own chunks, and over the base's after them,
+    of which it computes some layers again. What it computes itself is stored under its own keys
+    only where nothing of the base's went into it."""
 
     def __init__(
         self, engine: ModelRunner, base: CrossModelBase, spec: CacheSpec, max_tokens: int
@@ -67,7 +67,7 @@ class CrossModelSession(TransformersSession):
         self._last: tuple[KvBuffer, torch.Tensor] | None = None
 
     def share(self, requests: Sequence[Request]) -> None:
-        """The base serves the requests' prompts, so that the tiers have what it computes."""
+        """Lets the base serve the requests' prompts, so that the tiers have what it computes."""
         for request in requests:
             ids = request.token_ids
             keys = self._theirs.keys(ids).prefix
@@ -150,7 +150,7 @@ class CrossModelSession(TransformersSession):
     def _compute(
         self, arena: KvBuffer, ids: TokenIds, shared: range, states: dict[int, torch.Tensor]
     ) -> Computed:
-        """The prompt behind or over what is in the arena."""
+        """Computes the prompt after or over what is in the static KV buffer."""
         if not shared or not self.groups:
             rest = ids[shared.stop :]
             logits = self.engine.forward(arena, rest, shared.stop)
@@ -163,7 +163,8 @@ class CrossModelSession(TransformersSession):
 
 
 def _tokens_by_tier(own: LoadOutcome, theirs: LoadOutcome, used: int, size: int) -> dict[str, int]:
-    """Of the own chunks and of the first ``used`` of the base's, fastest tier counted first."""
+    """Returns the tokens by tier of the own chunks and of the first ``used`` of the base's, fastest
+    tier counted first."""
     tokens = {name: count * size for name, count in own.by_tier.items()}
     for name, count in theirs.by_tier.items():
         taken = min(count, used)
