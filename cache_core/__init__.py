@@ -1,1 +1,1 @@
-"""The tiered KV cache: a Ledger that decides, tiers that move bytes."""
+"""Implements the tiered KV cache: a Ledger that decides, tiers that move bytes."""

@@ -1,4 +1,4 @@
-"""Ledger and tiers in one process: lookup, load, store."""
+"""Looks up, loads and stores chunks with a Ledger and tiers in one process."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _NOTHING = Hit((), ())
 
 
 class TieredCache:
-    """KV chunks over a stack of tiers, fastest first.
+    """A cache of KV chunks over a stack of tiers, fastest first.
 
     Safe for any number of threads. Stores are carried out beside the engine, with a queue and a
     thread for each tier (:class:`.PlanExecutor`): every change to a tier happens on its own thread,
-    which is why a tier never needs more room than its capacity; what is behind ``queue_bytes`` of a
+    which is why a tier never needs more space than its capacity; what exceeds ``queue_bytes`` in a
     tier's queue is not stored there. ``synchronous`` runs them in the caller (the simulator).
     ``admission`` decides by tier name which new chunks may enter it. What a tier holds from an
     earlier process can be hit from the start.
@@ -101,14 +101,14 @@ class TieredCache:
             self._carrier.flush()
 
     def __len__(self) -> int:
-        """Distinct chunks that can be served."""
+        """Returns the number of distinct chunks that can be served."""
         if self._elsewhere():
             return 0
         with self._lock:
             return len(self._ledger)
 
     def lookup(self, keys: Sequence[bytes]) -> Hit:
-        """The longest held run of chunks from the first key on. Changes nothing, pins nothing."""
+        """Returns the longest held run from the first key on. Changes nothing, pins nothing."""
         if self._elsewhere():
             return _NOTHING
         with self._lock:
@@ -120,8 +120,8 @@ class TieredCache:
 
         Waits up to ``wait_s`` seconds for chunks that are being stored right now, if they continue
         what is held: recomputing them would take longer. A tier that other processes fill too is
-        asked for the chunks behind the hit, and again for those of the hit that it was not asked
-        for lately: one round trip.
+        asked for the chunks after the hit, and again for those of the hit that it was not asked for
+        lately: one round trip.
         """
         if self._elsewhere():
             return _NOTHING
@@ -134,8 +134,9 @@ class TieredCache:
         return self._extend(hit, keys, asked, self._residency) if asked else hit
 
     def acquire_any(self, keys: Sequence[bytes], wait_s: float = 0.0) -> tuple[Hit, list[int]]:
-        """As :meth:`acquire`, without the prefix: pins those of the keys that are held, wherever
-        they stand among the others. Returns them, in order, with their indices in ``keys``."""
+        """Pins those of the keys that are held, wherever they stand among the others. Returns them,
+        in order, with their indices in ``keys``. Waits up to ``wait_s`` seconds for chunks that are
+        being stored right now."""
         if self._elsewhere():
             return _NOTHING, []
         self._wait(lambda: keys, wait_s)
@@ -158,8 +159,8 @@ class TieredCache:
         return hit, [row for row, key in enumerate(keys) if key in standing]
 
     def touch(self, keys: Sequence[bytes]) -> None:
-        """One request used these chunks; moves none. For KV that was changed after its load, which
-        must not be stored again under the same keys."""
+        """Records that one request used these chunks; moves none. It is for KV that was changed
+        after its load, which must not be stored again under the same keys."""
         if self._elsewhere():
             return
         with self._lock:
@@ -177,9 +178,9 @@ class TieredCache:
         """Copies an acquired hit's chunks to ``place`` and releases the hit, also on error.
 
         The load ends before the first chunk that can't be read: what the outcome counts is in
-        place and right, the rest must be recomputed. A chunk that is gone or damaged is forgotten;
-        one that can't be read now stays held. What a tier does not give in time is not waited for,
-        and never touches ``place`` afterwards. A cache that is closed gives nothing.
+        ``place`` and right, the rest must be recomputed. A chunk that is gone or damaged is
+        forgotten; one that can't be read now stays held. What a tier does not give in time is not
+        waited for, and never touches ``place`` afterwards. A cache that is closed gives nothing.
         """
         start = self._clock()
         if self._elsewhere():
@@ -258,7 +259,7 @@ class TieredCache:
         self.flush()
 
     def queued_chunks(self) -> dict[str, tuple[int, int]]:
-        """By tier: chunks that are queued for it now, and the most that ever were at once."""
+        """Returns for each tier the chunks queued for it now, and the most that ever were."""
         if self._elsewhere():
             return {}
         names = [tier.name for tier in self.tiers]
@@ -295,7 +296,7 @@ class TieredCache:
 
     def close(self, timeout_s: float = TIMEOUT_S) -> None:
         """Finishes pending stores and loads, and closes the tiers; waits for ``timeout_s`` seconds
-        at most, and leaves behind a tier that is still busy then. Idempotent."""
+        at most, and abandons a tier that is still busy then. Idempotent."""
         if self._elsewhere():
             return
         with self._lock:
@@ -306,7 +307,7 @@ class TieredCache:
         self._carrier.close(timeout_s)
 
     def _elsewhere(self) -> bool:
-        """Whether this is a forked child. Its copies of locks may be held for ever."""
+        """Returns whether this is a forked child. Its copies of locks may be held for ever."""
         if self._process == os.getpid():
             return False
         if not self._said:
@@ -328,8 +329,8 @@ class TieredCache:
     def _extend(
         self, hit: Hit, keys: Sequence[bytes], asked: Sequence[bytes], residency: Residency
     ) -> Hit:
-        """What the shared tier has of the pinned hit and behind it, pinned, instead of the hit.
-        Asks without the lock."""
+        """Returns a pinned hit instead of this one, with what the shared tier has of it and after
+        it. Asks without the lock."""
         try:
             answers = self._ask(asked)
             with self._lock:
@@ -345,7 +346,7 @@ class TieredCache:
             raise
 
     def _ask(self, keys: Sequence[bytes]) -> list[Read]:
-        """What the shared tier has: one round trip."""
+        """Asks the shared tier which of the keys it has: one round trip."""
         if not keys or self._shared is None:
             return []
         return self._carrier.read(self._shared, keys, None)
@@ -360,7 +361,7 @@ class TieredCache:
                     break
 
     def _carry_away(self, plan: Plan) -> None:
-        """What left the shared tier for others' chunks; the caller holds the lock."""
+        """Queues moves of what left the shared tier for others' chunks, under the caller's lock."""
         self._count_evictions()
         if plan.moves:
             self._carrier.submit(plan, None)

@@ -32,17 +32,16 @@ class PlanExecutor:
     A tier's queue takes ``queue_bytes`` (of a slow one below memory at most half the chunks that
     fit there, but 64 MiB), or one plan whatever its length; what comes on top is dropped there and
     nowhere else, so that no tier waits for a slower one. One in memory drops nothing: callers wait
-    for room (:meth:`wait_for_room`). A chunk that goes to
-    several tiers is given from one in memory to those behind it, so that the engine's memory is
-    needed until the fastest tier has read it: until then no one may evict the chunk there (the
-    Ledger spares what is pending anywhere). A demoted chunk is copied out, and leaves, whatever
-    becomes of it.
+    for space (:meth:`wait_for_room`). A chunk that goes to several tiers is given from one in
+    memory to the slower ones, so that the engine's memory is needed until the fastest tier has read
+    it: until then no one may evict the chunk there (the Ledger spares what is pending anywhere). A
+    demoted chunk is copied out, and leaves, whatever becomes of it.
 
     A call that a tier (unless it keeps its own time) does not answer within ``timeout_s`` is given
     up: it and what is queued there has failed, nothing more is taken until it does come back, and
     the engine's memory is neither read nor written to by it any more.
 
-    ``carried`` is told of each group of moves that is settled, by the tier's thread or by the
+    ``carried`` is called with each group of moves that is settled, by the tier's thread or the
     caller. What is queued when the interpreter ends has a few seconds more. Without ``threads``
     everything happens in the caller, and may take its time.
     """
@@ -140,8 +139,8 @@ class PlanExecutor:
             )
 
     def read(self, tier: int, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
-        """As the tier's; ``LATER`` for what it does not answer in time, for all if it fails, and
-        once it is closed."""
+        """Reads chunks of a tier. Returns ``LATER`` for what the tier does not answer in time, and
+        for all if it fails or is closed."""
         lane = self.lanes[tier]
         if tier in self._reads:
             return self._reads[tier].read(keys, place)
@@ -163,15 +162,15 @@ class PlanExecutor:
             self.changed.wait_for(lambda: errands.isdisjoint(self._errands))
 
     def settled(self) -> list[int] | None:
-        """Tiers that hold what they were told to, and nothing else; None while anything is being
-        done."""
+        """Returns the tiers that hold what they were given, and nothing else; None if anything is
+        still being done."""
         with self.changed:
             if self._errands or any(lane.busy for lane in self.lanes):
                 return None
             return [lane.index for lane in self.lanes if not lane.stuck and not lane.again]
 
     def queued(self) -> list[tuple[int, int]]:
-        """For each tier: chunks that are queued for it, and the most that ever were."""
+        """Returns for each tier the chunks that are queued for it, and the most that ever were."""
         with self.changed:
             return [(lane.queued, lane.most_queued) for lane in self.lanes]
 
@@ -212,8 +211,9 @@ class PlanExecutor:
     def feed(
         self, moves: Sequence[Move], targets: tuple[int, ...], source: int, batch: Batch
     ) -> None:
-        """Gives chunks to the first of the tiers, and to those behind it: at once, or, if it is
-        memory, from its copy. They are in the tier ``source``, or where the batch has them."""
+        """Gives chunks to the first of the tiers, and to the slower ones: at once, or, if it is
+        memory, from its copy. The chunks are in the tier ``source``, or where the batch has
+        them."""
         place = batch.place if source == ENGINE else None
         for number, target in enumerate(targets):
             if not moves:
@@ -236,14 +236,14 @@ class PlanExecutor:
                 return
 
     def tell(self, done: Executed) -> None:
-        """Moves are settled."""
+        """Reports moves that are settled to ``carried``."""
         try:
             self._carried(done)
         except Exception:  # the thread has the tier's other work to do
             logger.exception("counting %d chunks of a tier failed", len(done.moves))
 
     def end_batch(self, batch: Batch) -> None:
-        """A batch is written or given up: it needs nothing any more."""
+        """Ends a batch that is written or given up: it needs nothing any more."""
         self.end(batch.errand, batch.from_engine)
         if batch.source != ENGINE:
             self._leave(self.lanes[batch.source])
@@ -251,7 +251,7 @@ class PlanExecutor:
             batch.done.set()
 
     def end(self, errand: Errand | None, reading: bool) -> None:
-        """A part of an errand has ended; ``reading``: it needed the engine's memory."""
+        """Ends a part of an errand; ``reading``: it needed the engine's memory."""
         if errand is None:
             return
         with self.changed:
@@ -311,14 +311,14 @@ class PlanExecutor:
         finished(len(taken))
 
     def _copy_of(self, key: bytes, target: int) -> int:
-        """The nearest faster tier in memory that has the chunk for good; ENGINE if none has."""
+        """Returns the nearest faster tier in memory that has the chunk for good, or ENGINE."""
         for lane in reversed(self.lanes[:target]):
             if lane.in_memory and key not in lane.going and lane.tier.contains([key])[0]:
                 return lane.index
         return ENGINE
 
     def _refuse(self, moves: Sequence[Move]) -> None:
-        """They are dropped: nobody tries any more."""
+        """Reports moves as dropped: nobody tries them any more."""
         if moves:
             self.tell(Executed(moves, [False] * len(moves), 0.0, dropped=True))
 

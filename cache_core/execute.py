@@ -14,7 +14,7 @@ from cache_core.transfer.chunks import ChunkBuffers
 logger = logging.getLogger("lmcache")
 
 ReadChunks = Callable[[int, Sequence[bytes], ChunkBuffers | None], list[Read]]
-"""Reads chunks of a tier, by its number."""
+"""A function that reads chunks of a tier, by the tier's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Executed:
 
     @property
     def source(self) -> int:
-        """The tier that they came from, or ENGINE."""
+        """Returns the tier that the chunks came from, or ENGINE."""
         return self.moves[0].source
 
     @property
     def target(self) -> int:
-        """The tier that they went to."""
+        """Returns the tier that the chunks went to."""
         return self.moves[0].target
 
 
@@ -49,23 +49,23 @@ class Fetched:
 
     @property
     def read(self) -> int:
-        """Chunks that are in place."""
+        """Returns the number of chunks that were read."""
         return self.answers.count(Read.HERE)
 
     @property
     def usable(self) -> int:
-        """Leading chunks that are in place."""
+        """Returns the number of leading chunks that were read."""
         return next((i for i, answer in enumerate(self.answers) if not answer), len(self.answers))
 
     @property
     def gone(self) -> list[bytes]:
-        """Chunks that the tier will never give."""
+        """Returns the chunks that the tier will never give."""
         pairs = zip(self.keys, self.answers, strict=True)
         return [key for key, answer in pairs if answer is Read.GONE]
 
     @property
     def later(self) -> bool:
-        """Whether the tier could not give a chunk now."""
+        """Returns whether the tier could not give a chunk now."""
         return Read.LATER in self.answers
 
 
@@ -94,9 +94,9 @@ def write(
     place: Callable[[], ChunkBuffers | None],
     stuck: set[bytes] | None = None,
 ) -> list[bool]:
-    """Writes chunks; which ones the tier has now. If it, or ``place``, raises, it has none: what
-    it had taken until then is discarded, since nobody would count it; if that raises too, the
-    chunks are added to ``stuck``."""
+    """Writes chunks and returns which ones the tier has now. If it, or ``place``, raises, it has
+    none: what it had taken until then is discarded, since nobody would count it; if that raises
+    too, the chunks are added to ``stuck``."""
     try:
         good = [bool(ok) for ok in tier.write(keys, place())]
         if len(good) == len(keys):
@@ -110,7 +110,7 @@ def write(
 
 
 def read(tier: Tier, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
-    """As the tier's. Raises ``ValueError`` if it gave another number of answers than asked for."""
+    """Reads chunks of a tier. Raises ``ValueError`` if it gave more or fewer answers than asked."""
     answers = [Read(answer) for answer in tier.read(keys, place)]
     if len(answers) != len(keys):
         raise ValueError(f"the {tier.name} tier answered {len(answers)} of {len(keys)} reads")
@@ -118,7 +118,7 @@ def read(tier: Tier, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[
 
 
 def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
-    """Frees chunks. False if the tier raised: it may have them still."""
+    """Frees chunks. Returns False if the tier raised: it may have them still."""
     try:
         tier.discard(keys)
     except Exception:
@@ -130,8 +130,8 @@ def discard(tier: Tier, keys: Sequence[bytes]) -> bool:
 def fetch(
     reader: ReadChunks, hit: Hit, place: ChunkBuffers | None, clock: Callable[[], float]
 ) -> Iterator[Fetched]:
-    """Reads a pinned hit to ``place``, run by run of one tier, and ends behind the first run that
-    is not whole: what would follow can't be used."""
+    """Reads a pinned hit to ``place``, run by run of one tier, and ends after the first run that is
+    not whole: what would follow can't be used."""
     for tier, group in groupby(range(len(hit)), key=lambda row: hit.tiers[row]):
         rows = list(group)
         keys = [hit.keys[row] for row in rows]

@@ -1,9 +1,9 @@
-"""Chunk keys: what may be reused for what, in 32 bytes.
+"""Makes chunk keys: 32 bytes that say what may be reused for what.
 
-Two key families. A *prefix* key names a chunk together with everything before it: a hit on it is
-exact. A *content* key names the chunk's tokens alone: a hit on it is only usable through blend.
-Both are salted with the whole namespace, so that KV of another model, dtype, layout, adapter,
-shard or tenant can never be served.
+There are two key families. A *prefix* key names a chunk together with everything before it: a hit
+on it is exact. A *content* key names the chunk's tokens alone: a hit on it is only usable through
+blend. Both are salted with the whole namespace, so that KV of another model, dtype, layout,
+adapter, shard or tenant can never be served.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _NO_MATTER = frozenset({"_name_or_path", "_commit_hash", "transformers_version"}
 
 
 def canonical(value: Any) -> str:
-    """A setting as text, whatever order a mapping or set has it in. A function is its code and what
-    it encloses; of an object that says nothing of itself the text differs in each process."""
+    """Returns a setting as text, whatever order a mapping or set has it in. A function is its code
+    and what it encloses; of an object that says nothing of itself the text differs in each
+    process."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(sorted(f"{k!r}: {canonical(v)}" for k, v in value.items())) + "}"
     if isinstance(value, set | frozenset):
@@ -42,8 +43,8 @@ def canonical(value: Any) -> str:
 
 
 def config_digest(config: Any) -> str:
-    """Of a model's configuration (a Hugging Face one, or any object) as it is in force, overrides
-    applied; empty text for None."""
+    """Returns a digest of a model's configuration (a Hugging Face one, or any object) as it is in
+    force, overrides applied; empty text for None."""
     if config is None:
         return ""
     fields = config.to_dict() if hasattr(config, "to_dict") else vars(config)
@@ -86,10 +87,10 @@ class Namespace:
     extra: dict[str, str] = field(default_factory=dict)
 
     def digest(self) -> bytes:
-        """32 bytes, equal on every host and in every process for equal fields.
+        """Returns 32 bytes, equal on every host and in every process for equal fields.
 
-        Names and values are length-framed, so that no two different sets of fields can ever be
-        the same byte string.
+        Names and values are length-framed, so that no two different sets of fields can ever be the
+        same byte string.
         """
         fields = {f"layout.{name}": value for name, value in self.layout.fields().items()}
         fields |= {f"extra.{name}": value for name, value in self.extra.items()}
@@ -129,8 +130,8 @@ class ChunkHasher:
         self._root = hashlib.sha256(_ROOT_DOMAIN + self._digest).digest()
 
     def beside(self, after: bytes | None, what: bytes) -> bytes:
-        """Behind what a chunk stands that holds more than its tokens, as images: for ``after`` of
-        :meth:`keys`, in the place of ``after`` itself. Equal for equal ``what`` alone."""
+        """Returns the ``after`` to give to :meth:`keys`, instead of ``after`` itself, for a chunk
+        that holds more than its tokens, such as images. Equal for equal ``what`` alone."""
         return hashlib.sha256(_BESIDE_DOMAIN + (after or self._root) + what).digest()
 
     def keys(
@@ -139,8 +140,8 @@ class ChunkHasher:
         content: bool = False,
         after: bytes | None = None,
     ) -> ChunkKeys:
-        """Keys of the full chunks of ``token_ids`` (one dimension); a partial tail has no key.
-        ``after`` continues a prompt behind the chunk with that prefix key.
+        """Returns the keys of the full chunks of ``token_ids`` (one dimension); a partial tail has
+        no key. ``after`` continues a prompt after the chunk with that prefix key.
 
         Raises ``ValueError`` for an array of another rank, ``OverflowError`` for ids that do not
         fit int32.

@@ -1,4 +1,4 @@
-"""All shape knowledge about KV: what one chunk is, in tokens and in bytes."""
+"""Holds all shape knowledge about KV: what one chunk is, in tokens and in bytes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ITEM_BYTES = {
 class KVLayout:
     """The KV that one model keeps, cut into chunks of ``chunk_tokens`` tokens.
 
-    A chunk holds all layers. Its bytes are, in C order, ``[layers, planes, kv_heads,
-    chunk_tokens, head_dim]`` for order ``HND`` and ``[layers, planes, chunk_tokens, kv_heads,
-    head_dim]`` for ``NHD``. An engine picks the order that matches its own memory, so that moves
-    are long runs; the order is part of the fingerprint, so chunks of two orders never mix.
+    A chunk holds all layers. Its bytes are, in C order, ``[layers, planes, kv_heads, chunk_tokens,
+    head_dim]`` for order ``HND`` and ``[layers, planes, chunk_tokens, kv_heads, head_dim]`` for
+    ``NHD``. An engine picks the order that matches its own memory, so that moves are long runs; the
+    order is part of the fingerprint, so chunks of two orders never mix.
 
     ``planes`` is 2 (K and V) for GQA/MHA and 1 for MLA, whose single plane is the latent with the
-    RoPE part behind it (``kv_heads=1``, ``head_dim=latent+rope``; see :meth:`mla`).
+    RoPE part after it (``kv_heads=1``, ``head_dim=latent+rope``; see :meth:`mla`).
 
     Raises ``ValueError`` for sizes below 1 and for a dtype whose size is not known.
     """
@@ -59,33 +59,34 @@ class KVLayout:
     def mla(
         cls, layers: int, latent_dim: int, rope_dim: int, dtype: str, chunk_tokens: int
     ) -> KVLayout:
-        """The layout of a multi-head latent attention model (DeepSeek-V2, section 2.1)."""
+        """Returns the layout of a multi-head latent attention model (DeepSeek-V2, section 2.1)."""
         return cls(layers, 1, latent_dim + rope_dim, dtype, chunk_tokens, planes=1)
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of one head of one token in one plane of one layer."""
+        """Returns the bytes of one head of one token in one plane of one layer."""
         return self.head_dim * ITEM_BYTES[self.dtype]
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of KV that one token keeps, over all layers."""
+        """Returns the bytes of KV that one token keeps, over all layers."""
         return self.layers * self.planes * self.kv_heads * self.head_bytes
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one full chunk, over all layers."""
+        """Returns the bytes of one full chunk, over all layers."""
         return self.token_bytes * self.chunk_tokens
 
     @property
     def chunk_shape(self) -> tuple[int, int, int, int, int]:
-        """The chunk as an array of items; see the class for the meaning of the axes."""
+        """Returns the shape of a chunk in items: ``[layers, planes, kv_heads, chunk_tokens,
+        head_dim]``, for ``NHD`` with ``chunk_tokens`` before ``kv_heads``."""
         if self.order == "HND":
             return (self.layers, self.planes, self.kv_heads, self.chunk_tokens, self.head_dim)
         return (self.layers, self.planes, self.chunk_tokens, self.kv_heads, self.head_dim)
 
     def fields(self) -> dict[str, str]:
-        """Every field as text: this is what salts the keys (see :class:`Namespace`)."""
+        """Returns every field as text: this is what salts the keys (see :class:`Namespace`)."""
         return {name: str(value) for name, value in asdict(self).items()}
 
 

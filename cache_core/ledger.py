@@ -1,4 +1,4 @@
-"""Who holds what: lookup, pins, placement. Decides everything and moves no byte.
+"""Knows who holds what: lookup, pins, placement. Decides everything and moves no byte.
 
 The same Ledger runs under the engines, under the simulator (tiers without bytes) and in an engine's
 scheduler process. It is not thread-safe: :class:`cache_core.cache.TieredCache` holds one lock
@@ -16,7 +16,7 @@ from cache_core.policies import LRU, Admission, PolicyMaker
 
 
 class Books(Protocol):
-    """The books of :class:`cache_core.ledger.Ledger`, whose verbs these are.
+    """The native books of :class:`cache_core.ledger.Ledger`, which have the same methods.
 
     Raises ``ValueError`` for keys of other than 32 bytes, ``IndexError`` for a tier that does not
     exist.
@@ -29,7 +29,7 @@ class Books(Protocol):
     def refusals(self) -> list[int]: ...
     @property
     def records(self) -> int:
-        """Chunks that anything is known of: held, pending, remembered, or before one of those."""
+        """Returns how many chunks are known: held, pending, remembered, or before such a one."""
 
     @property
     def arriving(self) -> list[int]: ...
@@ -44,12 +44,12 @@ class Books(Protocol):
     def follow(self) -> None: ...
     def changed(self) -> list[bytes]: ...
     def fastest(self, keys: Sequence[bytes], run: bool) -> list[int]:
-        """The fastest tier that can serve each key, -1 for none; of a ``run`` only the leading ones
-        that some tier can."""
+        """Returns the fastest tier that can serve each key, -1 for none; of a ``run`` only the
+        leading ones that some tier can."""
 
     def pending(self, keys: Iterable[bytes]) -> bool: ...
     def pin(self, keys: Sequence[bytes]) -> int:
-        """Chunks of the leading run that is held: those are pinned now."""
+        """Pins the leading run of chunks that is held. Returns how many chunks it has."""
 
     def unpin(self, keys: Sequence[bytes]) -> None: ...
     def restore(self, tier: int, keys: Iterable[bytes]) -> list[bytes]: ...
@@ -67,7 +67,7 @@ class Books(Protocol):
     def forget(self, key: bytes, tier: int) -> bool: ...
     def clear(self) -> list[Move]: ...
     def broken(self) -> str | None:
-        """The first invariant that does not hold, in words."""
+        """Returns the first invariant that does not hold, in words; None if all hold."""
 
     def spoil(self, key: bytes, held: int, pending: int) -> None:
         """Overwrites the tiers, a bit each, that a chunk's record says can serve it and are being
@@ -92,7 +92,7 @@ class LedgerError(AssertionError):
 
 
 class Ledger:
-    """Decides for a stack of tiers, fastest first.
+    """Decides what a stack of tiers holds, fastest first.
 
     ``capacities`` are in chunks; None is unbounded. ``write_on_insertion`` keeps a copy in every
     tier (inclusive, write-through); ``write_on_eviction`` keeps one, which moves down when it is
@@ -124,83 +124,84 @@ class Ledger:
         )
 
     def __len__(self) -> int:
-        """Distinct chunks that can be served."""
+        """Returns the number of distinct chunks that can be served."""
         return len(self._books)
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether any tier can serve the key now."""
+        """Returns whether any tier can serve the key now."""
         return self._books.fastest([key], run=False)[0] >= 0
 
     @property
     def evictions(self) -> list[int]:
-        """Chunks that each tier evicted to make room."""
+        """Returns how many chunks each tier evicted to make space."""
         return self._books.evictions
 
     @property
     def refusals(self) -> list[int]:
-        """New chunks that each tier's admission kept out, counted at each use."""
+        """Returns how many new chunks each tier's admission kept out, counted at each use."""
         return self._books.refusals
 
     @property
     def arriving(self) -> list[int]:
-        """Chunks that are on their way into each tier, which has reserved room for them."""
+        """Returns how many chunks are on their way into each tier, all with reserved space."""
         return self._books.arriving
 
     @property
     def pinned(self) -> int:
-        """Chunks that requests have pinned, each counted once."""
+        """Returns how many chunks requests have pinned, each counted once."""
         return self._books.pinned
 
     @property
     def steps(self) -> int:
-        """Steps that searches for victims took so far: their cost, whatever the machine."""
+        """Returns the steps that searches for victims took: their cost on any machine."""
         return self._books.steps
 
     def count(self, tier: int) -> int:
-        """Chunks that ``tier`` holds or has reserved room for."""
+        """Returns how many chunks ``tier`` holds or has reserved space for."""
         return self._books.count(tier)
 
     def keys(self, tier: int) -> list[bytes]:
-        """Keys that ``tier`` holds or has reserved room for, the next victim first."""
+        """Returns the keys that ``tier`` holds or has reserved space for, the next victim first."""
         return self._books.keys(tier)
 
     def holds(self, key: bytes, tier: int) -> bool:
-        """Whether ``tier`` can serve the key now."""
+        """Returns whether ``tier`` can serve the key now."""
         return self._books.holds(key, tier)
 
     def where(self, keys: Iterable[bytes]) -> list[tuple[int, int]]:
-        """For each key the tiers that can serve it now and those that it is on its way into, as
-        bits: tier 0 is 1, tier 1 is 2, and so on."""
+        """Returns for each key the tiers that can serve it now and those that it is on its way
+        into, as bits: tier 0 is 1, tier 1 is 2, and so on."""
         return self._books.where(keys)
 
     def follow(self) -> None:
-        """From here on :meth:`changed` tells what has changed."""
+        """Starts to record what changes, for :meth:`changed`."""
         self._books.follow()
 
     def changed(self) -> list[bytes]:
-        """Chunks that a tier got, lost or failed to get since the last call, in that order; one may
-        stand there twice. Empty without :meth:`follow`, which makes it grow until it is called."""
+        """Returns the chunks that a tier got, lost or failed to get since the last call, in that
+        order; one may be there twice. Empty without :meth:`follow`, after which it grows until it
+        is returned."""
         return self._books.changed()
 
     def lookup(self, keys: Sequence[bytes]) -> Hit:
-        """The longest held run from the first key on. Changes nothing."""
+        """Returns the longest held run from the first key on. Changes nothing."""
         tiers = self._books.fastest(keys, run=True)
         return Hit(tuple(keys[: len(tiers)]), tuple(tiers))
 
     def held(self, keys: Sequence[bytes]) -> Hit:
-        """Those of the keys that any tier can serve, in their order. Changes nothing."""
+        """Returns those of the keys that any tier can serve, in their order. Changes nothing."""
         tiers = self._books.fastest(keys, run=False)
         found = [(key, tier) for key, tier in zip(keys, tiers, strict=True) if tier >= 0]
         return Hit(tuple(key for key, _ in found), tuple(tier for _, tier in found))
 
     def restore(self, tier: int, keys: Iterable[bytes]) -> list[bytes]:
-        """``tier`` holds these chunks from an earlier process, least recently used first. Returns
-        those that it must discard: the oldest beyond its capacity, what another tier of an
-        exclusive stack has. Counts no eviction."""
+        """Takes in the chunks that ``tier`` holds from an earlier process, least recently used
+        first. Returns those that it must discard: the oldest beyond its capacity, and what another
+        tier of an exclusive stack has. Counts no eviction."""
         return self._books.restore(tier, keys)
 
     def pending(self, keys: Iterable[bytes]) -> bool:
-        """Whether any of the keys is on its way into a tier and can't be served by one yet."""
+        """Returns whether any key is on its way into a tier and can't be served by one yet."""
         return self._books.pending(keys)
 
     def pin(self, hit: Hit) -> Hit:
@@ -224,41 +225,41 @@ class Ledger:
         parent: bytes | None = None,
         depth: int = 0,
     ) -> Plan:
-        """One request used these chunks (hits and misses alike, in prompt order), and the engine
-        has the KV of all: orders them and makes room.
+        """Admits the chunks that one request used (hits and misses alike, in prompt order), all of
+        whose KV the engine has: orders them and makes space.
 
         Chunks are touched tail first, so that the head of a prefix outlives its tail and what is
         held stays prefix-closed; then each tier is cut to its capacity. Evicted chunks can't be
         served from here on; admitted ones can after :meth:`settle`.
 
         A request that is admitted in parts gives all its chunks so far, of which ``counted`` have
-        counted as used before. Or only those behind the first ``depth``, the last of which is
-        ``parent``, for as much work as those are; then the ones before keep their places in the
+        counted as used before. Or only those after the first ``depth``, the last of which is
+        ``parent``, for as much work as those are; then the ones before keep their positions in the
         orders, until :meth:`touch` with ``counted`` moves them.
         """
         return Plan(tuple(self._books.admit(keys, counted, parent, depth, self._admission)))
 
     def touch(self, keys: Sequence[bytes], counted: int = 0) -> None:
-        """One request used these chunks, and the engine has no KV that could be stored for them:
-        orders them where they are. Keys that no tier has are ignored. The first ``counted`` have
-        counted as used by the same request before."""
+        """Orders the chunks that one request used where they are: the engine has no KV that could
+        be stored for them. Keys that no tier has are ignored. The first ``counted`` have counted as
+        used by the same request before."""
         self._books.touch(keys, counted)
 
     def adopt(self, keys: Sequence[bytes], tier: int) -> Plan:
-        """``tier``, which others fill too, was found to hold these chunks (in prompt order): they
-        can be served from now on. Makes room for them; returns what leaves for it. In an exclusive
-        stack a chunk that any tier has stays there alone."""
+        """Takes in chunks (in prompt order) that ``tier``, which others fill too, was found to
+        hold: they can be served from now on. Makes space for them; returns what leaves for it. In
+        an exclusive stack a chunk that any tier has stays there alone."""
         return Plan(tuple(self._books.adopt(keys, tier)))
 
     def settle(self, moves: Iterable[Move], stored: bool) -> None:
-        """The moves were carried out (or failed): publishes the chunks, or gives the room back.
-        Raises ``ValueError`` for a move that is not under way."""
+        """Ends moves that were carried out (or failed): publishes the chunks, or gives the space
+        back. Raises ``ValueError`` for a move that is not under way."""
         self._books.settle(moves, stored)
 
     def forget(self, key: bytes, tier: int) -> bool:
-        """The tier could not serve the key: takes it out, unless another request has pinned it or
-        it is on its way into another tier (its bytes may be being read: the last one to fail takes
-        it out). Returns whether it did."""
+        """Takes out a key that the tier could not serve, unless another request has pinned it or it
+        is on its way into another tier (its bytes may be being read: the last one to fail takes it
+        out). Returns whether it did."""
         return self._books.forget(key, tier)
 
     def clear(self) -> list[Move]:

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, before the kernel kills it for taking more."""
+"""Finds how much memory this process may still take, before the kernel kills it for that."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNLIMITED = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """``bytes`` that may be taken in total, of which ``used`` are; ``name`` says by whom."""
+    """A limit of ``bytes`` in total, of which ``used`` are taken; ``name`` says whose it is."""
 
     name: str
     bytes: int
@@ -28,9 +28,9 @@ class MemoryLimit:
 
 
 def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
-    """Of the machine, of each control group that this process is in (v1 and v2, those above it
-    too), and of its own address space. What the kernel would give back at once counts as free.
-    ``root`` is where ``proc`` and the control groups' mounts are."""
+    """Returns the limits of the machine, of each control group that this process is in (v1 and v2,
+    those above it too), and of its own address space. What the kernel would give back at once
+    counts as free. ``root`` is where ``proc`` and the control groups' mounts are."""
     machine = psutil.virtual_memory()
     found = [MemoryLimit("this machine's memory", machine.total, machine.total - machine.available)]
     found += _of_groups(root)
@@ -46,12 +46,12 @@ def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
 
 
 def tightest_limit(root: Path = Path("/")) -> MemoryLimit:
-    """The one that leaves least."""
+    """Returns the memory limit that leaves least."""
     return min(memory_limits(root), key=lambda limit: limit.free)
 
 
 def require_memory(nbytes: int, purpose: str, root: Path = Path("/")) -> None:
-    """Raises ``MemoryError``, in one line, if ``nbytes`` more are not to be had. Takes none."""
+    """Raises ``MemoryError``, in one line, if ``nbytes`` more can't be had. Takes no memory."""
     tightest = tightest_limit(root)
     if nbytes > tightest.free:
         raise MemoryError(
@@ -84,8 +84,8 @@ def _of_groups(root: Path) -> Iterator[MemoryLimit]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, PurePosixPath, PurePosixPath]]:
-    """Of the memory controller: "cgroup" (v1) or "cgroup2", what part of its tree is mounted, and
-    where; see proc(5), mountinfo."""
+    """Yields the mounts of the memory controller: "cgroup" (v1) or "cgroup2", what part of its tree
+    is mounted, and where; see proc(5), mountinfo."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()
@@ -97,7 +97,7 @@ def _mounts(root: Path) -> Iterator[tuple[str, PurePosixPath, PurePosixPath]]:
 
 
 def _own_group(root: Path, kind: str) -> PurePosixPath | None:
-    """This process's group in that hierarchy; see cgroups(7)."""
+    """Returns this process's control group in the hierarchy ``kind``; see cgroups(7)."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         mine = number == "0" if kind == "cgroup2" else "memory" in controllers.split(",")
@@ -107,7 +107,7 @@ def _own_group(root: Path, kind: str) -> PurePosixPath | None:
 
 
 def _limit_of(group: Path, kind: str, root: Path) -> MemoryLimit | None:
-    """None if it has none."""
+    """Returns the memory limit of a control group; None if it has none."""
     most, current, given_back = (
         ("memory.max", "memory.current", "inactive_file")
         if kind == "cgroup2"

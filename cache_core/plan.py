@@ -1,5 +1,5 @@
-"""What a Ledger answers, and what came of it: hits and moves, loads and stores. Frozen, for other
-processes too."""
+"""Defines what a Ledger answers, and what came of it: hits and moves, loads and stores. Frozen, for
+other processes too."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Hit:
 
 
 class Move(NamedTuple):
-    """One chunk's way: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its place in the
-    admitted prompt (where the engine has it), -1 for a chunk that came down from a tier."""
+    """The way of one chunk: from ENGINE or a tier, to a tier or NOWHERE. ``index`` is its position
+    in the admitted prompt (where the engine has it), -1 for a chunk that came down from a tier."""
 
     key: bytes
     source: int
@@ -41,7 +41,7 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Moves in the order that never needs more room than a tier has: first what leaves, then
+    """Moves in the order that never needs more space than a tier has: first what leaves, then
     demotions from the slowest tier up, then what the engine brings."""
 
     moves: tuple[Move, ...]
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def from_engine(self) -> bool:
-        """Whether anything is read from the engine's memory."""
+        """Returns whether anything is read from the engine's memory."""
         return any(m.source == ENGINE and m.target != NOWHERE for m in self.moves)
 
 
@@ -63,11 +63,11 @@ def _unpacked(packed: bytes) -> Plan:
 
 @dataclass(slots=True)
 class TierCounters:
-    """What one tier has done since the cache was made or its ``reset_counters()``.
-    Times are of the calls, in seconds. ``promised_chunks`` were the tier's part of loaded hits, of
-    which it gave ``read_chunks``. ``dropped_chunks`` were not written because too much was queued
-    for the tier or it did not come back; ``suspensions`` count how often it was left out of
-    look-ups for a while because it could not be read."""
+    """Counts of what one tier has done since the cache was made or its ``reset_counters()``. Times
+    are of the calls, in seconds. ``promised_chunks`` were the tier's part of loaded hits, of which
+    it gave ``read_chunks``. ``dropped_chunks`` were not written because too much was queued for the
+    tier or it did not come back; ``suspensions`` count how often it was left out of look-ups for a
+    while because it could not be read."""
 
     promised_chunks: int = 0
     read_chunks: int = 0
@@ -82,7 +82,7 @@ class TierCounters:
 
 @dataclass(frozen=True, slots=True)
 class LoadOutcome:
-    """Outcome of a load. ``chunks`` leading chunks are in place; ``by_tier`` splits them."""
+    """The outcome of a load. ``chunks`` leading chunks were loaded; ``by_tier`` splits them."""
 
     chunks: int
     by_tier: dict[str, int]
@@ -92,7 +92,7 @@ class LoadOutcome:
 
 @dataclass(frozen=True, slots=True)
 class StoreOutcome:
-    """Outcome of a store: chunks and bytes that the engine gave to any tier, and seconds spent."""
+    """The outcome of a store: chunks and bytes that the engine gave, and seconds spent."""
 
     chunks: int
     bytes: int

@@ -1,4 +1,4 @@
-"""Which chunk goes when a tier is full (orders, by name), and which new ones may enter it
+"""Chooses which chunk goes when a tier is full (orders, by name), and which new ones may enter it
 (admission: saves writes on a medium that wears, for some hits).
 
 What each order is stands beside its code, in csrc/ledger/.
@@ -42,8 +42,8 @@ POLICIES: dict[str, PolicyMaker] = {
 
 
 def belady(requests: Sequence[Sequence[bytes]]) -> PolicyMaker:
-    """What is needed last goes first: the bound that knows the future. For a Ledger that will
-    admit exactly these requests, in this order."""
+    """Makes the order in which what is needed last goes first: the bound that knows the future. It
+    is for a Ledger that will admit exactly these requests, in this order."""
     return PolicyMaker("belady", future=_native.Future(requests))
 
 
@@ -54,15 +54,16 @@ _DAY_S = 86_400.0
 
 
 class Admission(Protocol):
-    """Decides for one tier. Refusing a chunk never hides others: where not all of a request's new
-    chunks may enter, those nearer to the prompt's start come first."""
+    """Decides which new chunks may enter one tier. Refusing a chunk never hides others: where not
+    all of a request's new chunks may enter, those nearer to the prompt's start come first."""
 
     def select(self, keys: Sequence[bytes], times: Sequence[int]) -> list[bool]:
-        """Which of these chunks may enter, first chunk of the prompt first; ``times`` says how many
-        requests have used each since any tier took it, this one included. May remember them."""
+        """Returns which of these chunks may enter, first chunk of the prompt first; ``times`` says
+        how many requests have used each since any tier took it, this one included. May remember
+        them."""
 
     def entered(self, chunks: int) -> None:
-        """So many of the selected chunks are being written; the others lost their place at once."""
+        """Records that so many of the selected chunks are being written; others left at once."""
 
 
 class SecondTouch:
@@ -125,8 +126,8 @@ class BytesPerDay:
 def make_admission(
     name: str, bytes_per_day: float, chunk_bytes: int, clock: Callable[[], float]
 ) -> Admission | None:
-    """An admission by name; None for "none". The numbers matter to "bytes-per-day" only. Raises
-    ``ValueError`` naming the known ones, or for a budget that is no budget."""
+    """Makes an admission by name; None for "none". The numbers matter to "bytes-per-day" only.
+    Raises ``ValueError`` naming the known ones, or for a budget that is no budget."""
     if name == "none":
         return None
     if name == "second-touch":

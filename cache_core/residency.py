@@ -1,5 +1,5 @@
-"""What is believed of a tier that other processes fill too, and for how long: keys of late, held
-and missing ones."""
+"""Keeps what is believed of a tier that other processes fill too, and for how long: keys of late,
+held and missing ones."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ FRESH_S = 10.0
 
 
 def remembered(capacity: int | None) -> int:
-    """Chunks that a Ledger may keep in mind of a shared tier: an unbounded one's fill no memory
-    without end."""
+    """Returns how many chunks a Ledger may keep in mind of a shared tier: an unbounded one's fill
+    no memory without end."""
     return MOST_REMEMBERED if capacity is None else capacity
 
 
@@ -88,17 +88,17 @@ class Residency:
         self._heard = Recent(fresh_s, MOST_REMEMBERED, clock)
 
     def lookup(self, keys: Sequence[bytes]) -> Hit:
-        """What the Ledger believes: the longest held run from the first key on."""
+        """Returns what the Ledger believes: the longest held run from the first key on."""
         return self._ledger.lookup(keys)
 
     def unsure(self, hit: Hit) -> list[bytes]:
-        """Chunks of the hit that would come from the tier, and that were not heard of lately."""
+        """Returns the hit's chunks that would come from the tier, and were not heard of lately."""
         pairs = zip(hit.keys, hit.tiers, strict=True)
         return [key for key, tier in pairs if tier == self._tier and key not in self._heard]
 
     def heard(self, keys: Iterable[bytes], answers: Iterable[Read]) -> set[bytes]:
-        """The tier was asked for chunks, or gave them: forgets what is gone. Returns what it
-        has."""
+        """Takes in what the tier answered for chunks that it was asked for, or gave: forgets what
+        is gone. Returns what the tier has."""
         found: dict[Read, list[bytes]] = {answer: [] for answer in Read}
         for key, answer in zip(keys, answers, strict=True):
             found[Read(answer)].append(key)
@@ -109,25 +109,26 @@ class Residency:
         return set(found[Read.HERE])
 
     def lost(self, key: bytes, tier: int) -> None:
-        """A tier, perhaps this one, could not give the chunk."""
+        """Records that a tier, perhaps this one, could not give the chunk."""
         if tier == self._tier:
             self._heard.discard([key])
 
     def adopt(self, keys: Iterable[bytes], here: set[bytes]) -> Plan:
-        """Those of the keys that the tier has can be served from now on. Returns what the tier's
+        """Lets those of the keys that the tier has be served from now on. Returns what the tier's
         capacity lets go for them."""
         new = [key for key in keys if key in here and not self._ledger.holds(key, self._tier)]
         return self.without_forgotten(self._ledger.adopt(new, self._tier)) if new else Plan(())
 
     def adopt_run(self, keys: Sequence[bytes], here: set[bytes]) -> Plan:
-        """As :meth:`adopt`, up to the first gap: what is behind it can't be used. What another
-        tier holds is no gap."""
+        """Lets the keys that the tier has be served from now on, up to the first gap: what is after
+        it can't be used. What another tier holds is no gap. Returns what leaves the tier for
+        them."""
         gaps = (n for n, key in enumerate(keys) if key not in here and key not in self._ledger)
         return self.adopt(keys[: next(gaps, len(keys))], here)
 
     def sure(self, hit: Hit, *, prefix: bool = True) -> Hit:
-        """What of the hit can be promised: its leading chunks, or with ``prefix`` False all those
-        that are not unsure."""
+        """Returns what of the hit can be promised: its leading chunks, or with ``prefix`` False all
+        those that are not unsure."""
         unsure = set(self.unsure(hit))
         if not unsure:
             return hit
@@ -137,8 +138,8 @@ class Residency:
         return Hit(tuple(hit.keys[row] for row in rows), tuple(hit.tiers[row] for row in rows))
 
     def without_forgotten(self, plan: Plan, used: Iterable[bytes] = ()) -> Plan:
-        """The plan of an admission of the ``used`` chunks without what left the tier only because
-        no more is kept in mind: the server has that, and it may be anybody's."""
+        """Returns the plan of an admission of the ``used`` chunks without what left the tier only
+        because no more is kept in mind: the server has that, and it may be anybody's."""
         if self._ledger.capacities[self._tier] != MOST_REMEMBERED:
             return plan
         spared = set(used)

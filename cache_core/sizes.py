@@ -1,4 +1,4 @@
-"""Sizes as people write them: 512MiB."""
+"""Reads sizes as people write them: 512MiB."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def size_in_bytes(text: str) -> int:
-    """``512MiB`` -> bytes. KiB, MiB, GiB, TiB (or K, M, G, T) are powers of 1024, KB .. TB of
-    1000. Raises ``ValueError`` for anything else."""
+    """Returns the bytes of a size such as ``512MiB``. KiB, MiB, GiB, TiB (or K, M, G, T) are powers
+    of 1024, KB .. TB of 1000. Raises ``ValueError`` for anything else."""
     match = _SIZE.fullmatch(text)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write it like 512MiB, 2GiB or 1.5GB")

@@ -1,8 +1,9 @@
-"""A privacy-safe record of requests: which chunks they share, how long they are, when they came.
+"""Records requests without private data: which chunks they share, how long they are, when they
+came.
 
-JSON lines. The first is a header, each other one a request, in the order in which they finished.
-No text and no token id is in it, and none can be guessed from it: chunk names are keyed hashes of
-prefix keys, under a secret that is drawn for each recording and never written.
+The file has JSON lines. The first is a header, each other one a request, in the order in which they
+finished. No text and no token id is in it, and none can be guessed from it: chunk names are keyed
+hashes of prefix keys, under a secret that is drawn for each recording and never written.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _NAME_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class ServedRequest:
-    """One request. ``arrival_s`` and ``ttft_s`` are in seconds, ``arrival_s`` on the clock of
-    :class:`TraceWriter`'s caller; ``keys`` are the prefix keys of the prompt's full chunks, and
-    ``hits`` maps a tier to the prompt tokens that it served, where that is known."""
+    """One request that was served. ``arrival_s`` and ``ttft_s`` are in seconds, ``arrival_s`` on
+    the clock of :class:`TraceWriter`'s caller; ``keys`` are the prefix keys of the prompt's full
+    chunks, and ``hits`` maps a tier to the prompt tokens that it served, where that is known."""
 
     id: str
     arrival_s: float
@@ -62,7 +63,7 @@ class TraceWriter:
         self._write(header)
 
     def name(self, key: bytes) -> str:
-        """What stands for a chunk (or a session) in this recording: 16 hexadecimal digits."""
+        """Returns a chunk's (or a session's) name in this recording: 16 hexadecimal digits."""
         return blake2b(key, digest_size=_NAME_BYTES, key=self._secret).hexdigest()
 
     def write(self, request: ServedRequest) -> None:

@@ -1,4 +1,4 @@
-"""Which weights made KV: a digest of the files that a model or an adapter is read from.
+"""Says which weights made KV: a digest of the files that a model or an adapter is read from.
 
 Reading a model of 100 GB takes minutes, so a file's digest is remembered by the file's identity: by
 this process, and in a folder that all processes of the user share.
@@ -38,28 +38,28 @@ Identity = tuple[int, int, int, int, int]
 
 
 def file_identity(path: Path) -> Identity:
-    """What changes whenever a file's bytes do: device, inode, size, and the times of its last
-    change (bytes, and anything), in nanoseconds. Raises ``OSError``."""
+    """Returns what changes whenever a file's bytes do: device, inode, size, and the times of its
+    last change (bytes, and anything), in nanoseconds. Raises ``OSError``."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def settled(identities: Iterable[Identity]) -> bool:
-    """Whether these files were last changed so long ago that another change would show."""
+    """Returns whether these files last changed so long ago that another change would show."""
     now = time.time_ns()
     return all(now - max(found[3:]) > _SETTLED_NS for found in identities)
 
 
 def model_files(path: Path) -> list[Path]:
-    """What a model is read from: the file itself, or weights, configuration and code in the folder
-    and below it. Empty if there is neither. Raises ``OSError``."""
+    """Returns what a model is read from: the file itself, or weights, configuration and code in the
+    folder and below it. Empty if there is neither. Raises ``OSError``."""
     if path.is_file():
         return [path]
     return sorted(_walk(path, set())) if path.is_dir() else []
 
 
 def adapter_files(path: Path) -> list[Path]:
-    """What a LoRA adapter is read from; empty if that is no folder. Raises ``OSError``."""
+    """Returns what a LoRA adapter is read from; empty if that is no folder. Raises ``OSError``."""
     if not path.is_dir():
         return []
     return sorted(p for p in path.iterdir() if p.name.startswith(_ADAPTER) and p.is_file())
@@ -77,8 +77,8 @@ class FileDigests:
         self._known: dict[str, str] = {}
 
     def of(self, files: Sequence[Path], root: Path) -> str:
-        """64 hexadecimal digits for these files' names below ``root`` and bytes; empty text for no
-        files. Of files over 4 GiB (64 MiB, below sub-folders) 64 samples of 1 MiB count: a
+        """Returns 64 hexadecimal digits for these files' names below ``root`` and bytes; empty text
+        for no files. Of files over 4 GiB (64 MiB, below sub-folders) 64 samples of 1 MiB count: a
         fine-tune changes weights everywhere. Raises ``OSError``."""
         if not files:
             return ""
@@ -110,8 +110,8 @@ class FileDigests:
 
     @contextmanager
     def _alone(self, name: str, size: int) -> Iterator[None]:
-        """Of processes that start together, as an engine's workers do, one reads ``size`` bytes;
-        the others wait for what it leaves, though not for ever."""
+        """Lets one of the processes that start together, as an engine's workers do, read ``size``
+        bytes; the others wait for what it leaves, though not for ever."""
         with ExitStack() as stack:
             if self._shared is not None:
                 path = self._shared / f"{name}.lock"
@@ -123,8 +123,8 @@ class FileDigests:
             yield
 
     def _locked(self, lock: IO[bytes], name: str, size: int) -> bool:
-        """Whether nobody else reads now, or will before the lock is closed; False once there is a
-        digest, or waiting for it has taken too long."""
+        """Returns whether nobody else reads now, or will before the lock is closed; False once
+        there is a digest, or waiting for it has taken too long."""
         end = time.monotonic() + _PATIENCE_S + size / _SLOWEST_BYTES_S
         while True:
             try:
@@ -146,7 +146,7 @@ class FileDigests:
         return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else ""
 
     def _leave(self, name: str, value: str) -> None:
-        """Beside, and renamed: another process sees all of it or nothing."""
+        """Writes a digest beside and renames it: another process sees all of it or nothing."""
         if self._shared is None:
             return
         with suppress(OSError):
@@ -165,7 +165,7 @@ def _remove(path: Path) -> None:
 
 
 def _written(path: Path) -> int:
-    """When; another process may have removed it."""
+    """Returns when a file was written; 0 if another process has removed it."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -173,7 +173,7 @@ def _written(path: Path) -> int:
 
 
 def _shared() -> Path | None:
-    """Where processes of a user leave digests for each other; None for one without a home."""
+    """Returns where a user's processes leave digests for each other; None without a home."""
     try:
         return Path.home() / ".cache" / "lmcache-bench" / "digests"
     except RuntimeError:
@@ -184,8 +184,8 @@ _DIGESTS = FileDigests(_shared())
 
 
 def model_digest(path: Path) -> str:
-    """Of a model's folder or file, see :func:`model_files`; empty text if there is none.
-    Raises ``OSError``."""
+    """Returns the digest of a model's folder or file, see :func:`model_files`; empty text if there
+    is none. Raises ``OSError``."""
     return _DIGESTS.of(model_files(path), path)
 
 
@@ -201,7 +201,7 @@ def _digest(path: Path, size: int, full: int) -> str:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Files that decide, below a folder; links are followed, each folder once."""
+    """Yields the files that decide, below a folder; links are followed, each folder once."""
     stat = folder.stat()
     if (stat.st_dev, stat.st_ino) in seen:
         return

@@ -1,4 +1,4 @@
-"""What ``lmcache bench`` needs, and what each engine, device and tier would need."""
+"""Checks what ``lmcache bench`` needs, and what each engine, device and tier would need."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _DISK_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked for.
+    """One check of ``lmcache doctor``: what was looked for, and what was found.
 
-    ``status``: "ok"; "warn", there but not as it should be; "missing". ``fix`` is what to do
-    about it, None if nothing. ``required``: the default bench does not run without it.
+    ``status``: "ok"; "warn", there but not as it should be; "missing". ``fix`` is what to do about
+    it, None if nothing. ``required``: the default bench does not run without it.
     """
 
     name: str
@@ -65,7 +65,8 @@ def run_doctor(json_file: str | None = None) -> int:
 
 
 def findings(runs: Path = Path("runs")) -> list[Finding]:
-    """Looks at this machine. ``runs`` is the folder that run files will go to.
+    """Runs all checks on this machine and returns what they found. ``runs`` is the folder that run
+    files will go to.
 
     Reads files and package metadata, and runs a kernel on each GPU; imports neither torch nor an
     engine, writes nothing.
@@ -89,12 +90,12 @@ def findings(runs: Path = Path("runs")) -> list[Finding]:
 
 
 def is_ready(checks: Iterable[Finding]) -> bool:
-    """Whether all that the default bench needs is there."""
+    """Returns whether all that the default bench needs is there."""
     return all(check.status != "missing" for check in checks if check.required)
 
 
 def doctor_report(checks: Sequence[Finding]) -> Group:
-    """What the default bench needs, then the rest, then the remedies, then the verdict."""
+    """Lays out what the default bench needs, then the rest, then the remedies, then the verdict."""
     needed = [check for check in checks if check.required]
     others = [check for check in checks if not check.required]
     lacking = [check.name for check in needed if check.status == "missing"]
@@ -109,7 +110,7 @@ def doctor_report(checks: Sequence[Finding]) -> Group:
 
 
 def doctor_json(checks: Iterable[Finding]) -> dict[str, Any]:
-    """The document of ``doctor --json``, schema ``lmcache.doctor/1``."""
+    """Returns the document of ``doctor --json``, schema ``lmcache.doctor/1``."""
     checks = list(checks)
     return {
         "schema": DOCTOR_SCHEMA,
@@ -126,7 +127,7 @@ def check_python() -> Finding:
 
 
 def check_distribution() -> Finding:
-    """Its metadata say which packages go with this version."""
+    """Checks that this distribution is installed: its metadata say which packages go with it."""
     found, need = version(DISTRIBUTION), "everything"
     if found is None:
         fix = "make (or: pip install -e .)"
@@ -147,12 +148,12 @@ def check_native() -> Finding:
 
 
 def check_engine_packages() -> Iterator[Finding]:
-    """What the extra ``transformers`` asks for, against what is installed."""
+    """Checks what the extra ``transformers`` asks for against what is installed."""
     return _packages("transformers", "--engine transformers", required=True)
 
 
 def check_client_packages() -> Iterator[Finding]:
-    """What the extra ``openai`` asks for: engines with a server need it."""
+    """Checks what the extra ``openai`` asks for, which engines with a server need."""
     return _packages("openai", "--engine openai, vllm", required=False)
 
 
@@ -180,7 +181,7 @@ def check_embedded_model() -> Finding:
 
 
 def check_runs_folder(runs: Path) -> Finding:
-    """Whether ``runs``, or the folder that it would be made in, can be written and has room."""
+    """Checks whether ``runs``, or the folder to make it in, can be written and has space."""
     home = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
     need = "run files"
     if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
@@ -214,7 +215,7 @@ def check_memory() -> Finding:
 
 
 def check_script() -> Finding:
-    """Whose script the shell runs for ``lmcache``: LMCache's own package installs one too."""
+    """Checks whose script the shell runs for ``lmcache``: LMCache's own package has one too."""
     name, need = "lmcache script", "typing `lmcache`"
     path = shutil.which("lmcache")
     here = Path(sys.executable).parent / "lmcache-bench"
@@ -248,8 +249,9 @@ def check_cuda_compiler() -> Finding:
 
 
 def check_cuda_kernels() -> Finding:
-    """Whether the native module was built with them, or why not; where there is a GPU, whether they
-    move a few bytes on each as the CPU does, which makes a context there for as long."""
+    """Checks whether the native module was built with CUDA kernels, or why not; where there is a
+    GPU, whether they move a few bytes on each as the CPU does, which makes a context there for as
+    long."""
     name, need = "CUDA kernels", "fast moves of KV on GPUs"
     try:
         state: str = import_module("cache_core._native").CUDA
@@ -325,18 +327,19 @@ def _program(
 
 
 def _beside(name: str) -> str | None:
-    """On PATH, or beside this Python, whose environment need not be activated."""
+    """Finds a program on PATH or beside this Python, whose environment need not be activated."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def _nvcc(name: str) -> str | None:
-    """Toolkits often stay off PATH."""
+    """Finds the compiler on PATH or in the CUDA toolkit's folder: toolkits often stay off PATH."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """Of our own distribution's ``extra``; empty if it is not installed (a bare checkout)."""
+    """Returns the requirements of our own distribution's ``extra``; none if it is not installed (a
+    bare checkout)."""
     try:
         texts = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

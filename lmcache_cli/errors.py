@@ -27,6 +27,6 @@ class CellError(UserError):
 
 
 class CellMissingError(CellError, MissingError):
-    """Likewise, for want of something that is not here."""
+    """One cell of a bench can't be measured because something that it needs is not here."""
 
     exit_code = EXIT_MISSING

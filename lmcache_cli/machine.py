@@ -1,5 +1,5 @@
-"""What a number was measured on: the machine, and the versions that took part; and where this
-program keeps files of its own."""
+"""Describes what a number was measured on, the machine and the versions that took part, and says
+where this program keeps files of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 
 
 def cache_home() -> Path:
-    """``lmcache-bench`` below ``$XDG_CACHE_HOME`` or ``~/.cache``; not made here."""
+    """Returns ``lmcache-bench`` below ``$XDG_CACHE_HOME`` or ``~/.cache``; it is not made here."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmcache-bench"
 
 
@@ -40,11 +40,11 @@ _CPU_FEATURES = ("sha_ni", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "sha2",
 
 
 def machine() -> dict[str, Any]:
-    """Facts about this machine, ready for JSON: ``cpu``, ``cpu_features``, ``cores`` that this
-    process may use, ``memory_bytes``, ``gpus``, ``kernel``, ``python`` and ``fingerprint``.
+    """Returns facts about this machine, ready for JSON: ``cpu``, ``cpu_features``, ``cores`` that
+    this process may use, ``memory_bytes``, ``gpus``, ``kernel``, ``python`` and ``fingerprint``.
 
-    The fingerprint is 12 hex digits over the hardware alone: it stays the same across reboots
-    and updates, and runs with different ones should not be compared.
+    The fingerprint is 12 hex digits over the hardware alone: it stays the same across reboots and
+    updates, and runs with different ones should not be compared.
     """
     hardware: dict[str, Any] = {
         "arch": platform.machine(),
@@ -67,13 +67,13 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the installed packages that shape a measurement; nothing is imported."""
+    """Returns the versions of installed packages that shape a measurement; nothing is imported."""
     found = {name: version(name) for name in _PACKAGES}
     return {name: text for name, text in found.items() if text is not None}
 
 
 def version(distribution: str) -> str | None:
-    """Of an installed distribution, by its metadata; None if it is not installed."""
+    """Returns an installed distribution's version by its metadata; None if it isn't installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -81,12 +81,12 @@ def version(distribution: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """As the kernel names it; the architecture where it has no name."""
+    """Returns the CPU's model as the kernel names it; the architecture where it has no name."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def gpu_models() -> list[str]:
-    """One name per GPU: as the NVIDIA driver lists them, else as torch does if it is loaded."""
+    """Returns a name per GPU: as the NVIDIA driver lists them, else as torch does if loaded."""
     torch = sys.modules.get("torch")
     listed = _driver_gpus()
     if listed or torch is None or not torch.cuda.is_available():
@@ -108,7 +108,7 @@ def _cpu_features() -> list[str]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Of the first core; empty where there is no such file."""
+    """Reads the first core's facts from ``/proc/cpuinfo``; empty where there is no such file."""
     try:
         return _fields(Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0])
     except OSError:
@@ -116,6 +116,6 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Of lines like ``model name : AMD EPYC``."""
+    """Parses lines like ``model name : AMD EPYC`` into values by name."""
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}

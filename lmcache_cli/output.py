@@ -1,4 +1,4 @@
-"""Where ``--json FILE`` and its like go."""
+"""Writes the files of ``--json FILE`` and flags like it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from lmcache_cli.errors import UserError
 
 Say = Callable[[str], None]
-"""Tells the user something that is neither a result nor an error."""
+"""A function that tells the user something that is neither a result nor an error."""
 
 
 def write_output(target: str, text: str, flag: str = "--json") -> None:
-    """To a file, or to stdout for ``-``. A regular file appears whole or not at all. Raises
-    ``UserError`` naming the flag."""
+    """Writes ``text`` to a file, or to stdout for ``-``. A regular file appears whole or not at
+    all. Raises ``UserError`` naming the flag."""
     if target == "-":
         sys.stdout.write(text)
         return
@@ -40,7 +40,7 @@ def write_output(target: str, text: str, flag: str = "--json") -> None:
 
 
 def check_output(target: str | None, flag: str = "--json") -> None:
-    """Before long work: raises ``UserError`` for a file that could not be written after it."""
+    """Raises ``UserError``, before long work, for a file that could not be written after it."""
     if target is None or target == "-":
         return
     path = Path(target)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """What the fixture is. A disk tier's folder, if there is one, is made in ``folder``."""
+    """The fixture ``lmcache_benchmark``: a call runs ``lmcache check``. A disk tier's folder, if
+    there is one, is made in ``folder``."""
 
     folder: Path
 

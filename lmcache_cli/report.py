@@ -27,7 +27,7 @@ from reports.tables.tune import front_columns, recommended
 
 REPORT_SCHEMA = "lmcache.report/1"
 _WIDTH = 120
-"""Of text in a file."""
+"""The width of text in a file, in characters."""
 _ENDINGS = {
     ".txt": "text",
     ".json": "json",

@@ -13,8 +13,8 @@ _T = TypeVar("_T")
 
 
 def parse_size(text: str, flag: str) -> int:
-    """``512MiB`` -> bytes. KiB, MiB, GiB, TiB (or K, M, G, T) are powers of 1024, KB .. TB of
-    1000. Raises ``UserError`` naming the flag."""
+    """Parses a size such as ``512MiB`` into bytes. KiB, MiB, GiB, TiB (or K, M, G, T) are powers of
+    1024, KB .. TB of 1000. Raises ``UserError`` naming the flag."""
     try:
         return size_in_bytes(text)
     except ValueError as error:
@@ -22,7 +22,7 @@ def parse_size(text: str, flag: str) -> int:
 
 
 def parse_count(text: str, flag: str) -> int:
-    """A whole number of at least 1."""
+    """Parses a whole number of at least 1. Raises ``UserError`` naming the flag."""
     try:
         value = int(text)
     except ValueError:
@@ -33,7 +33,8 @@ def parse_count(text: str, flag: str) -> int:
 
 
 def parse_duration(text: str, flag: str) -> float:
-    """``90s``, ``10m``, ``1.5h`` or plain seconds -> seconds, more than 0."""
+    """Parses ``90s``, ``10m``, ``1.5h`` or plain seconds into seconds, more than 0. Raises
+    ``UserError`` naming the flag."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not seconds:
@@ -42,7 +43,7 @@ def parse_duration(text: str, flag: str) -> float:
 
 
 def parse_list(text: str, flag: str, parse: Callable[[str, str], _T]) -> list[_T]:
-    """Comma-separated values, each parsed; duplicates are dropped, order is kept."""
+    """Parses each of the comma-separated values; duplicates are dropped, order is kept."""
     parts = [part for part in text.split(",") if part.strip()]
     if not parts:
         raise UserError(f"{flag}: no value given; write one, or several with commas to sweep")

@@ -1,4 +1,4 @@
-"""From raw samples to numbers, tables and JSON. Nothing here measures, and nothing here prints.
+"""Turns raw samples into numbers, tables and JSON. Nothing here measures, and nothing here prints.
 
 ``reports.load(paths)`` is for notebooks: run files as a pandas DataFrame, see :func:`.stored.load`.
 """

@@ -22,8 +22,8 @@ def bench_json(
     complete: bool = True,
     refused: Sequence[RefusedCell] = (),
 ) -> dict[str, Any]:
-    """The whole document. ``complete`` is False for a run that was interrupted or is void;
-    ``refused`` are cells that could not be measured."""
+    """Returns the whole document of ``lmcache bench --json``. ``complete`` is False for a run that
+    was interrupted or is void; ``refused`` are cells that could not be measured."""
     return {
         "schema": BENCH_SCHEMA,
         "machine": dict(machine),
@@ -37,7 +37,8 @@ def bench_json(
 
 
 def cell_json(cell: CellSummary) -> dict[str, Any]:
-    """One cell. Every key is always there; a value that does not exist is None."""
+    """Returns one cell of the document. Every key is always there; a value that does not exist is
+    None."""
     meta = cell.meta
     return {
         "workload": meta["workload"],
@@ -127,15 +128,15 @@ def _shared_json(cell: CellSummary) -> dict[str, str | None]:
 
 
 def json_text(document: Mapping[str, Any]) -> str:
-    """Indented JSON with a newline at its end. Raises ``ValueError`` for NaN or infinity, which
-    JSON does not have."""
+    """Returns the document as indented JSON with a newline at its end. Raises ``ValueError`` for
+    NaN or infinity, which JSON does not have."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def csv_text(cells: Sequence[CellSummary], runs: Sequence[str] = ()) -> str:
-    """One line per cell under a header. Columns are the JSON paths (``ttft_ms.p50``), the same for
-    every run; a value that does not exist is empty. ``runs`` names each cell's run, in a first
-    column; without it there is none."""
+    """Returns CSV with one line per cell under a header. Columns are the JSON paths
+    (``ttft_ms.p50``), the same for every run; a value that does not exist is empty. ``runs`` names
+    each cell's run, in a first column; without it there is no such column."""
     import pandas
 
     rows = []

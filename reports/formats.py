@@ -1,4 +1,4 @@
-"""A benchmark as Markdown, for a pull request or a job summary, and as JUnit XML."""
+"""Formats a benchmark as Markdown, for a pull request or a job summary, and as JUnit XML."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
 def escaped(text: object) -> str:
-    """One line in which nothing is markup."""
+    """Returns the text as one line in which nothing is markup."""
     return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def bench_markdown(cells: Sequence[CellSummary]) -> str:
-    """A heading and a table per workload, and what the columns mean."""
+    """Returns a heading and a table per workload, and what the columns mean."""
     parts: list[str] = []
     for group in workloads_of(cells):
         facts, keys = describe(group)
@@ -39,7 +39,7 @@ def bench_markdown(cells: Sequence[CellSummary]) -> str:
 
 
 def table(columns: Sequence[Column]) -> str:
-    """A pipe table; numbers stand at the right."""
+    """Returns a Markdown pipe table; numbers stand at the right."""
     heads, name = [], ""
     for column in columns:  # p90 and p99 stand under the name that p50 has
         name = column.name or (name if column.unit else "")
@@ -58,10 +58,11 @@ _SHOWN = (
 
 
 def junit_text(runs: Sequence[StoredRun]) -> str:
-    """A suite per run and a case per cell, whose time is the sum of its requests' seconds.
+    """Returns JUnit XML with a suite per run and a case per cell, whose time is the sum of its
+    requests' seconds.
 
-    A case fails where requests failed, hit more or less than they should have, or where exact
-    reuse changed the output; a run that is incomplete or void is an error of its own.
+    A case fails where requests failed, hit more or less than they should have, or where exact reuse
+    changed the output; a run that is incomplete or void is an error of its own.
     """
     document = JUnitXml("lmcache bench")
     for run in runs:

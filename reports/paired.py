@@ -1,4 +1,4 @@
-"""One cell against the cell without reuse, request by request."""
+"""Compares one cell with the cell without reuse, request by request."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MIN_REQUESTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """``ratio`` is TTFT p50 without reuse over TTFT p50 with it; ``low`` and ``high`` bound its
-    95 % interval, None with fewer than five requests."""
+    """The speed-up of a cell. ``ratio`` is TTFT p50 without reuse over TTFT p50 with it; ``low``
+    and ``high`` bound its 95 % interval, None with fewer than five requests."""
 
     ratio: float | None = None
     low: float | None = None
@@ -27,31 +27,33 @@ class Speedup:
 
 @dataclass(frozen=True, slots=True)
 class OutputChanges:
-    """How many pairs of outputs could be compared, and how many of them differ."""
+    """The number of pairs of outputs that could be compared, and of those that differ."""
 
     compared: int = 0
     different: int = 0
 
     @property
     def identical(self) -> bool | None:
-        """None if nothing could be compared."""
+        """Returns whether no compared outputs differ; None if nothing could be compared."""
         return self.different == 0 if self.compared else None
 
 
 def pair_samples(off: Sequence[Sample], cell: Sequence[Sample]) -> Any:
-    """A DataFrame of the requests that both completed, joined by repeat and request, in that order;
-    columns as of :func:`reports.sample.frame`, with ``_off`` and ``_cell`` behind their names."""
+    """Returns a DataFrame of the requests that both completed, joined by repeat and request, in
+    that order; columns as of :func:`reports.sample.frame`, with ``_off`` and ``_cell`` after their
+    names."""
     keys = ["repeat", "request_id"]
     pairs = done(frame(off)).merge(done(frame(cell)), on=keys, suffixes=("_off", "_cell"))
     return pairs.sort_values(keys, ignore_index=True)
 
 
 def ttft_speedup(pairs: Any, seed: int = 0) -> Speedup:
-    """The ratio of the medians and its interval. The same pairs and seed give the same answer.
+    """Returns the ratio of the TTFT medians and its interval. The same pairs and seed give the same
+    answer.
 
     The interval is a percentile bootstrap that draws whole requests, off and cell and all repeats
-    together. It draws hits and misses apart: which requests hit is settled by the workload and
-    the tiers, and is no noise.
+    together. It draws hits and misses apart: which requests hit is settled by the workload and the
+    tiers, and is no noise.
     """
     pairs = pairs[(pairs.output_tokens_off > 0) & (pairs.output_tokens_cell > 0)]
     if pairs.empty or (pairs.ttft_cell <= 0).any():  # a clock too coarse to divide by

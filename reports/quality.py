@@ -1,4 +1,5 @@
-"""How far reused KV moves a model's answers from a full prefill's, and from the right ones.
+"""Measures how far reused KV moves a model's answers from a full prefill's, and from the right
+ones.
 
 Answers are scored as SQuAD's evaluation does (Rajpurkar et al. 2016, section 6.1), which MuSiQue
 took over: lower case, without punctuation, articles and superfluous blanks; F1 over the bag of
@@ -25,8 +26,9 @@ LEAST_ANSWERS = 5
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """One answer: ``kl`` in nats from the full prefill's next-token distribution to this one, and
-    the share of positions whose likeliest token is the same, over ``positions`` of the answer."""
+    """The quality of one answer: ``kl`` in nats from the full prefill's next-token distribution to
+    this one, and the share of positions whose likeliest token is the same, over ``positions`` of
+    the answer."""
 
     kl: float
     agreement: float
@@ -35,8 +37,9 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class QualitySummary:
-    """Means over all positions of a cell's answers. ``kl_low`` and ``kl_high`` bound the mean's
-    95 % interval, None with fewer than five requests; all None if nothing was compared."""
+    """The quality of a cell's answers: means over all positions. ``kl_low`` and ``kl_high`` bound
+    the mean's 95 % interval, None with fewer than five requests; all None if nothing was compared.
+    """
 
     positions: int = 0
     kl: float | None = None
@@ -60,8 +63,8 @@ class AnswerSummary:
 
 
 def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
-    """Intervals are percentile bootstraps over requests, repeats averaged. The same samples and
-    seed give the same answer."""
+    """Summarises how right the answers are. Intervals are percentile bootstraps over requests,
+    repeats averaged. The same samples and seed give the same answer."""
     known = frame(samples).dropna(subset=["f1", "exact"])
     if known.empty:
         return AnswerSummary()
@@ -76,8 +79,9 @@ def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
 
 
 def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
-    """The interval is a percentile bootstrap over whole requests, all repeats together: positions
-    of one answer are not independent. The same samples and seed give the same answer."""
+    """Summarises the quality of the answers. The interval is a percentile bootstrap over whole
+    requests, all repeats together: positions of one answer are not independent. The same samples
+    and seed give the same answer."""
     rows = frame(samples).dropna(subset=["kl", "agreement", "kl_positions"])
     answers = [
         [Quality(s.kl, s.agreement, int(s.kl_positions)) for s in group.itertuples()]
@@ -87,7 +91,8 @@ def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
 
 
 def pooled(answers: Sequence[Sequence[Quality]], seed: int = 0) -> QualitySummary:
-    """As :func:`quality_of`, of every request's answers."""
+    """Summarises the quality of every request's answers. The interval is a percentile bootstrap
+    over whole requests; the same answers and seed give the same result."""
     if not answers:
         return QualitySummary()
     # [requests, (positions, sum of KL, sum of agreements)]
@@ -108,7 +113,7 @@ def pooled(answers: Sequence[Sequence[Quality]], seed: int = 0) -> QualitySummar
 def _bounds(
     values: NDArray[np.float64], statistic: Callable[[Any], Any], seed: int
 ) -> NDArray[np.float64]:
-    """The 95 % interval of a statistic of rows that are drawn with replacement."""
+    """Returns the 95 % interval of a statistic of rows that are drawn with replacement."""
     count = len(values)
     drawn = np.random.default_rng(seed).integers(0, count, (QUALITY_RESAMPLES, count))
     bounds: NDArray[np.float64] = np.percentile(statistic(values[drawn]), [2.5, 97.5], axis=0)
@@ -122,27 +127,27 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """What is compared."""
+    """Returns the text as it is compared: in lower case, without punctuation and articles."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_of(output: str) -> str:
-    """The answer in what a model wrote: its first line that is not empty."""
+    """Returns the answer in what a model wrote: its first line that is not empty."""
     return next((line.strip() for line in output.splitlines() if line.strip()), "")
 
 
 def f1(answer: str, right: Sequence[str]) -> float:
-    """From 0 to 1; 0 if there is no right answer."""
+    """Returns the F1 of the best right answer, from 0 to 1; 0 if there is no right answer."""
     return max((_f1(normalised(answer).split(), normalised(r).split()) for r in right), default=0.0)
 
 
 def exact(answer: str, right: Sequence[str]) -> float:
-    """1 if it equals a right answer, else 0."""
+    """Returns 1 if the answer equals a right answer, else 0."""
     return float(any(normalised(answer) == normalised(r) for r in right))
 
 
 def scored(sample: Sample, answer: str, right: Sequence[str]) -> Sample:
-    """The sample with both scores of its answer."""
+    """Returns the sample with F1 and exact match of its answer."""
     return replace(sample, f1=f1(answer, right), exact=exact(answer, right))
 
 

@@ -14,7 +14,7 @@ from reports.sample import BLEND_FIELDS, Sample
 
 RUN_SCHEMA = "lmcache.run/1"
 CHECK = "check"
-"""``kind`` of what ``lmcache check`` keeps; a run's is ``bench``."""
+"""The ``kind`` of what ``lmcache check`` keeps; a run's is ``bench``."""
 META_KEY = b"lmcache"
 _T = TypeVar("_T")
 
@@ -58,8 +58,8 @@ class CheckRecordError(RunFileError):
 
 
 def refuse_check_record(path: str | Path, meta: Mapping[str, Any]) -> None:
-    """Raises ``CheckRecordError`` if ``meta`` is of one: it has rounds of two sides, but nothing
-    that describes its cells."""
+    """Raises ``CheckRecordError`` if ``meta`` is of a check, which has rounds of two sides, but
+    nothing that describes its cells."""
     if meta.get("kind") == CHECK:
         raise CheckRecordError(
             f"{path}: the samples of a `lmcache check`, no run of `lmcache bench`; its verdict was"
@@ -69,8 +69,8 @@ def refuse_check_record(path: str | Path, meta: Mapping[str, Any]) -> None:
 
 
 def read_among(paths: Sequence[Path], read: Callable[[Path], _T]) -> tuple[list[_T], list[str]]:
-    """What ``read`` makes of each file, without the records of checks that lie among them, and a
-    warning for each of those. Raises ``CheckRecordError`` if there is nothing else."""
+    """Returns what ``read`` makes of each file, without the records of checks that lie among them,
+    and a warning for each of those. Raises ``CheckRecordError`` if there is nothing else."""
     found: list[_T] = []
     skipped: dict[Path, CheckRecordError] = {}
     for path in paths:
@@ -85,7 +85,7 @@ def read_among(paths: Sequence[Path], read: Callable[[Path], _T]) -> tuple[list[
 
 
 def read_run(path: str | Path) -> tuple[list[Sample], dict[str, Any]]:
-    """The samples, in the order they were written, and the metadata, ``schema`` included.
+    """Reads the samples, in the order they were written, and the metadata, ``schema`` included.
 
     Raises ``RunFileError`` for a file that is missing, damaged, no run, or of a newer schema.
     """

@@ -19,18 +19,18 @@ _TIMES = ("scheduled_s", "sent_s", "first_token_s", "finished_s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What happened to one request.
+    """The raw facts of one request.
 
-    Times are seconds on one monotonic clock that starts with the run. ``token_s`` holds the time
-    of each output token, the first included. ``hit_tokens`` maps a tier to the prompt tokens it
+    Times are seconds on one monotonic clock that starts with the run. ``token_s`` holds the time of
+    each output token, the first included. ``hit_tokens`` maps a tier to the prompt tokens it
     served; a tier that the cell does not have is absent. ``error`` is None if the request
     succeeded; if it failed, ``finished_s`` is when it failed and ``first_token_s`` means nothing.
 
     The last nine may be None. Seven are blend's: tokens reused by content (those reused exactly are
-    in ``hit_tokens`` only), how many of them were recomputed, the share of the prompt's token-
-    layers that was run, seconds spent matching, rotating and selecting; and against a full prefill
-    the mean KL divergence in nats, and top-1 agreement, over ``kl_positions`` of the answer. ``f1``
-    and ``exact`` say how right the answer is, see :mod:`reports.quality`.
+    in ``hit_tokens`` only), how many of them were recomputed, the share of the prompt's
+    token-layers that was run, seconds spent matching, rotating and selecting; and against a full
+    prefill the mean KL divergence in nats, and top-1 agreement, over ``kl_positions`` of the
+    answer. ``f1`` and ``exact`` say how right the answer is, see :mod:`reports.quality`.
 
     Raises ``ValueError`` for an unknown tier or a time that is not finite.
     """
@@ -84,33 +84,33 @@ class Sample:
 
     @property
     def completed(self) -> bool:
-        """Whether the request succeeded."""
+        """Returns whether the request succeeded."""
         return self.error is None
 
     @property
     def hits(self) -> int:
-        """Prompt tokens that any tier served."""
+        """Returns the prompt tokens that any tier served."""
         return sum(self.hit_tokens.values())
 
     @property
     def ttft_s(self) -> float:
-        """Seconds from the scheduled arrival to the first token."""
+        """Returns the seconds from the scheduled arrival to the first token."""
         return self.first_token_s - self.scheduled_s
 
     @property
     def e2e_s(self) -> float:
-        """Seconds from the scheduled arrival to the last token."""
+        """Returns the seconds from the scheduled arrival to the last token."""
         return self.finished_s - self.scheduled_s
 
     def later(self, seconds: float) -> Sample:
-        """The same on a clock that began so much earlier."""
+        """Returns the same sample on a clock that began ``seconds`` earlier."""
         if not seconds:
             return self
         times = {name: getattr(self, name) + seconds for name in _TIMES}
         return replace(self, token_s=tuple(at + seconds for at in self.token_s), **times)
 
     def to_row(self) -> dict[str, Any]:
-        """A flat dict: ``hit_tokens`` becomes one ``hit_*`` value per tier, None if absent."""
+        """Returns a flat dict: ``hit_tokens`` becomes ``hit_*`` values by tier, None if absent."""
         row: dict[str, Any] = {}
         for name in FIELDS:
             if name == "hit_tokens":
@@ -121,7 +121,7 @@ class Sample:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Sample:
-        """The inverse of ``to_row``; keys it does not know are ignored.
+        """Makes a sample from what ``to_row`` returns; keys it does not know are ignored.
 
         Raises ``KeyError`` for a missing key and ``ValueError`` for a value that no sample has.
         """
@@ -138,12 +138,12 @@ FIELDS = tuple(f.name for f in fields(Sample))
 BLEND_FIELDS = FIELDS[FIELDS.index("blended_tokens") :]
 _AT = FIELDS.index("hit_tokens")
 COLUMNS = (*FIELDS[:_AT], *(f"hit_{tier}" for tier in TIERS), *FIELDS[_AT + 1 :])
-"""Of a run file, in its order."""
+"""The columns of a run file, in its order."""
 
 
 def frame(samples: Sequence[Sample]) -> Any:
-    """A pandas DataFrame of one row per sample: the columns of a run file, and what follows from
-    them, in seconds: ``ttft`` and ``e2e`` from the scheduled arrival, ``ttft_from_send``,
+    """Returns a pandas DataFrame of one row per sample: the columns of a run file, and what follows
+    from them, in seconds: ``ttft`` and ``e2e`` from the scheduled arrival, ``ttft_from_send``,
     ``client_queue`` between the two, ``tpot`` per further output token (NaN without one); ``hits``
     are the tokens that any tier served. What is None in a sample is NaN."""
     import pandas
@@ -162,13 +162,13 @@ def frame(samples: Sequence[Sample]) -> Any:
 
 
 def done(rows: Any) -> Any:
-    """The rows of requests that succeeded."""
+    """Returns the rows of requests that succeeded."""
     return rows[rows.error.isna()]
 
 
 def times(rows: Any) -> dict[str, NDArray[np.float64]]:
-    """The values of single requests that succeeded, in seconds, by name; TTFT only of those that
-    were answered, and all gaps between output tokens pooled as ``itl``."""
+    """Returns the values of single requests that succeeded, in seconds, by name; TTFT only of those
+    that were answered, and all gaps between output tokens pooled as ``itl``."""
     rows = done(rows)
     answered = rows[rows.output_tokens > 0]
     gaps = [np.diff(token_s) for token_s in answered.token_s]

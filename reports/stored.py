@@ -1,4 +1,4 @@
-"""What a report is made from: run files of ``bench``, and files of ``tune --json``."""
+"""Reads what a report is made from: run files of ``bench``, and files of ``tune --json``."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class StoredRun:
 
     @property
     def complete(self) -> bool:
-        """False if it was interrupted or found void."""
+        """Returns False if the run was interrupted or found void."""
         return bool(self.meta.get("complete", True))
 
     @property
     def warnings(self) -> list[str]:
-        """As the run gave them, each with its remedy."""
+        """Returns the run's warnings, each with its remedy."""
         return list(self.meta.get("warnings", []))
 
     @property
     def refused(self) -> list[RefusedCell]:
-        """Cells that could not be measured, each with its reason."""
+        """Returns the cells that could not be measured, each with its reason."""
         return [RefusedCell.from_json(cell) for cell in self.meta.get("refused", [])]
 
     @classmethod
     def read(cls, path: str | Path) -> StoredRun:
-        """Raises ``StoredError`` for a file that is missing, damaged, or no run of ``bench``;
-        ``CheckRecordError`` for what ``check`` keeps."""
+        """Reads a run file. Raises ``StoredError`` for a file that is missing, damaged, or no run
+        of ``bench``; ``CheckRecordError`` for what ``check`` keeps."""
         try:
             samples, meta = read_run(path)
             refuse_check_record(path, meta)
@@ -80,7 +80,7 @@ StoredResult = StoredRun | StoredTune
 
 
 def read_stored(path: str | Path) -> StoredResult:
-    """Either kind, by the file's first bytes. Raises ``StoredError``."""
+    """Reads a run file or a file of ``tune --json``, by its first bytes. Raises ``StoredError``."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -112,8 +112,8 @@ def read_stored(path: str | Path) -> StoredResult:
 def run_summaries(
     samples_of: Sequence[Sequence[Sample]], metas: Sequence[CellMeta]
 ) -> list[CellSummary]:
-    """One summary per cell, against the cell of the same workload and context length without
-    reuse, as ``bench`` itself has it."""
+    """Returns one summary per cell, against the cell of the same workload and context length
+    without reuse, as ``bench`` itself has it."""
     base = {_scenario(meta): i for i, meta in reversed(list(enumerate(metas))) if _off(meta)}
     found = []
     for index, (samples, meta) in enumerate(zip(samples_of, metas, strict=True)):

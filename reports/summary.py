@@ -1,4 +1,4 @@
-"""The numbers of one cell, from its samples."""
+"""Derives the numbers of one cell from its samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float] | NDArray[np.float64]) -> Spread:
-        """The spread of any number of values, also of none."""
+        """Returns the spread of any number of values, also of none."""
         if len(values) == 0:
             return cls()
         array = np.asarray(values, dtype=np.float64)
@@ -47,10 +47,10 @@ class Spread:
 
 
 class TierWork(TypedDict):
-    """What one tier did in a cell: chunks that loads were promised and that it gave, bytes, the
-    seconds of the calls that moved them, chunks evicted, chunks that failed, chunks that were not
-    written because too much was queued, how often the tier was left out of look-ups for a while,
-    and what the tier itself counts of trouble."""
+    """The work that one tier did in a cell: chunks that loads were promised and that it gave,
+    bytes, the seconds of the calls that moved them, chunks evicted, chunks that failed, chunks that
+    were not written because too much was queued, how often the tier was left out of look-ups for a
+    while, and what the tier itself counts of trouble."""
 
     promised_chunks: int
     delivered_chunks: int
@@ -67,7 +67,7 @@ class TierWork(TypedDict):
 
 class BlendMeta(TypedDict):
     """How a cell of reuse ``blend`` recomputes: the share of reused tokens, which of them, seen at
-    which layer, narrowed over how many, and behind what chunks were encoded."""
+    which layer, narrowed over how many, and after what chunks were encoded."""
 
     ratio: float
     selection: str
@@ -85,8 +85,8 @@ class SharedMeta(TypedDict):
 
 
 class CellMeta(TypedDict):
-    """What a cell is. ``tiers`` maps tier names to bytes; ``busy_s`` is the sum of the cell's own
-    wall time over its rounds, for cells that were measured in turns."""
+    """The description of a cell. ``tiers`` maps tier names to bytes; ``busy_s`` is the sum of the
+    cell's own wall time over its rounds, for cells that were measured in turns."""
 
     workload: str
     engine: str
@@ -100,10 +100,11 @@ class CellMeta(TypedDict):
     placement: NotRequired[str]
     admission: NotRequired[str]
     codec: NotRequired[str]
-    """How tiers but the device tier kept KV; absent: as it is."""
+    """The codec with which tiers but the device tier kept KV; absent: they kept it as it is."""
     state: NotRequired[str]
-    """``cold``, ``warm``: after requests that had the same parts, ``lasting``: with what earlier
-    runs left in it, or ``base``: the base model has served each prompt before."""
+    """The state of the cache at the start: ``cold``, ``warm``: after requests that had the same
+    parts, ``lasting``: with what earlier runs left in it, or ``base``: the base model has served
+    each prompt before."""
     blend: NotRequired[BlendMeta]
     shared: NotRequired[SharedMeta]
     tier_work: NotRequired[Mapping[str, TierWork]]
@@ -161,17 +162,18 @@ class CellSummary:
     quality: QualitySummary
     answers: AnswerSummary
     own_share: float | None
-    """Of TTFT from the send: what matching, rotating and selecting took, all requests together."""
+    """The share of TTFT from the send that matching, rotating and selecting took, all requests
+    together."""
 
     def tier_rate(self, tier: str) -> float | None:
-        """The share of prompt tokens that this tier served."""
+        """Returns the share of prompt tokens that this tier served."""
         return self.hit_tokens[tier] / self.prompt_tokens if self.prompt_tokens else None
 
 
 def summarise(
     samples: Sequence[Sample], off: Sequence[Sample] | None, meta: CellMeta
 ) -> CellSummary:
-    """The summary of one cell's samples, all repeats together.
+    """Summarises one cell's samples, all repeats together.
 
     ``off`` are the samples of the same requests served without reuse; None leaves the speed-up and
     the comparison of outputs empty. A cell without samples, or with failed ones only, has None
@@ -244,24 +246,24 @@ def _throughput(rows: Any, busy_s: float | None) -> Throughput:
 
 @dataclass(frozen=True, slots=True)
 class RefusedCell:
-    """What a cell is, and in one line why it was not measured, or not to its end."""
+    """A cell that was not measured, or not to its end: what it is, and why in one line."""
 
     meta: CellMeta
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """What it is, as in a run file, and ``reason``."""
+        """Returns what the cell is, as in a run file, and ``reason``."""
         return {**self.meta, "reason": self.reason}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> RefusedCell:
-        """The reverse."""
+        """Makes a refused cell from what ``to_json`` returns."""
         meta: Any = {name: value for name, value in stored.items() if name != "reason"}
         return cls(meta, stored["reason"])
 
 
 def refused_lines(refused: Sequence[RefusedCell]) -> list[str]:
-    """A line per reuse mode and reason, with the number of cells where there are several."""
+    """Returns a line per reuse mode and reason, with the number of cells if there are several."""
     found = Counter((cell.meta["reuse"], cell.reason) for cell in refused)
     return [
         f"Not measured: {reuse}{f' ({count} cells)' if count > 1 else ''}: {reason}"

@@ -1,4 +1,4 @@
-"""Numbers for people. Byte sizes are binary (MiB), rates are decimal (GB/s)."""
+"""Formats numbers for people. Byte sizes are binary (MiB), rates are decimal (GB/s)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 EN_DASH = "\N{EN DASH}"
 NONE = EN_DASH
-"""Stands for a value that does not exist."""
+"""The text that stands for a value that does not exist."""
 
 
 def bytes_text(nbytes: float) -> str:
-    """Three digits at most: ``536870912`` -> ``512 MiB``, ``1610612736`` -> ``1.5 GiB``."""
+    """Formats bytes with three digits at most: ``536870912`` -> ``512 MiB``, ``1610612736`` ->
+    ``1.5 GiB``."""
     value = float(nbytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if round(value) < 1024:
@@ -20,7 +21,7 @@ def bytes_text(nbytes: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """``4.2`` -> ``4.2 s``, ``0.038`` -> ``38 ms``, ``95`` -> ``1 min 35 s``."""
+    """Formats seconds: ``4.2`` -> ``4.2 s``, ``0.038`` -> ``38 ms``, ``95`` -> ``1 min 35 s``."""
     if round(seconds) >= 3600:
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
@@ -35,7 +36,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def rate_text(bytes_per_s: float) -> str:
-    """Three digits at most: ``3.2e9`` -> ``3.2 GB/s``."""
+    """Formats a rate with three digits at most: ``3.2e9`` -> ``3.2 GB/s``."""
     value = float(bytes_per_s)
     for unit in ("B/s", "kB/s", "MB/s"):
         if round(value) < 1000:
@@ -45,7 +46,7 @@ def rate_text(bytes_per_s: float) -> str:
 
 
 def bytes_unit(values: Iterable[float]) -> tuple[str, int]:
-    """One unit for a column, the largest of which each value has at least 1: ``MiB, 2**20``."""
+    """Chooses a column's unit, the largest of which each value has at least 1: ``MiB, 2**20``."""
     smallest = min((value for value in values if value), default=0)
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if smallest >= scale:
@@ -54,12 +55,12 @@ def bytes_unit(values: Iterable[float]) -> tuple[str, int]:
 
 
 def number_text(value: float | None, places: int) -> str:
-    """With thousands separated: ``5203.44, 1`` -> ``5,203.4``; None is a dash."""
+    """Formats a number with thousands separated: ``5203.44, 1`` -> ``5,203.4``; None is a dash."""
     return NONE if value is None else f"{value:,.{places}f}"
 
 
 def places_for(values: Iterable[float | None], most: int = 2) -> int:
-    """Decimals that give the smallest of the values three digits, at most ``most``.
+    """Returns the decimals that give the smallest of the values three digits, at most ``most``.
 
     One choice for a whole column keeps its decimal points under each other.
     """

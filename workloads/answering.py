@@ -49,13 +49,13 @@ def answering(
     bos: int | None,
     frame: tuple[str, str] = ("", ""),
 ) -> tuple[list[Request], Cut]:
-    """One request per example, the first ``settings.requests`` of them (or all): a system prompt,
-    passages, the question. At most ``context_tokens`` tokens each, reached by leaving passages out:
-    those that share the least with the question go first (:func:`relevance`; answers are not looked
-    at), the others stay in the order of the file. If not even one fits, the most relevant is cut.
-    ``frame`` is what a chat model's template puts before and behind a user's turn.
+    """Makes one request per example, the first ``settings.requests`` of them (or all): a system
+    prompt, passages, the question. At most ``context_tokens`` tokens each, reached by leaving
+    passages out: those that share the least with the question go first (:func:`relevance`; answers
+    are not looked at), the others stay in the order of the file. If not even one fits, the most
+    relevant is cut. ``frame`` is what a chat model's template puts before and after a user's turn.
 
-    Raises ``ValueError`` if there are no examples, or no room beside the question.
+    Raises ``ValueError`` if there are no examples, or no space beside the question.
     """
     chosen = list(examples)[: settings.requests]
     if not chosen:
@@ -85,8 +85,8 @@ def answering(
 
 
 def relevance(question: str, passages: Sequence[str]) -> list[float]:
-    """Of each passage: the sum over the question's words that it has, each weighted by
-    log(1 + passages / passages that have it). Case and word forms as written, lowered."""
+    """Scores each passage: the sum over the question's words that it has, each weighted by log(1 +
+    passages / passages that have it). Case and word forms as written, lowered."""
     sets = [set(_words(passage)) for passage in passages]
     having = Counter(word for words in sets for word in words)
     wanted = set(_words(question))
@@ -97,7 +97,7 @@ def relevance(question: str, passages: Sequence[str]) -> list[float]:
 
 
 def _fitting(example: Example, room: int, encode: Callable[[str], TokenIds]) -> dict[int, TokenIds]:
-    """Passages by their place, those of the highest relevance that fit."""
+    """Returns passages by their place, those of the highest relevance that fit."""
     scores = relevance(example.question, example.passages)
     order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
     found: dict[int, TokenIds] = {}

@@ -15,8 +15,8 @@ from workloads.tokens import ABOUT_A_TEXT, PASSAGE_GAP, Quoter, TokenReader
 
 
 def long_context(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
-    """``documents`` of exactly ``context_tokens`` tokens (BOS included), each asked ``questions``
-    questions of ``question_tokens``, interleaved: d0q0 d1q0 ... d0q1 d1q1 ...
+    """Asks each of ``documents`` documents of exactly ``context_tokens`` tokens (BOS included)
+    ``questions`` questions of ``question_tokens``, interleaved: d0q0 d1q0 ... d0q1 d1q1 ...
 
     So a document returns only after all others: a tier too small for all of them gets no hit under
     LRU. With ``requests``, the round goes on until so many are made.
@@ -39,8 +39,9 @@ def long_context(settings: Settings, reader: TokenReader, draw: Draw) -> list[Pr
 
 
 def unrelated(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
-    """Prompts of exactly ``context_tokens`` tokens (BOS included) that have no beginning and no
-    text in common: what reuse costs where it can't help. As many as ``long_context`` makes."""
+    """Makes prompts of exactly ``context_tokens`` tokens (BOS included) that have no beginning and
+    no text in common: what reuse costs where it can't help. There are as many as ``long_context``
+    makes."""
     total = settings.requests or settings.documents * settings.questions
     # Texts of a user may begin alike; with a number of its own in front, none does.
     first = draw.below(10_000)
@@ -56,8 +57,8 @@ NATURAL_REQUESTS = 16
 
 
 def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
-    """``requests`` (or 16) prompts: one shared system prompt, ``passages`` different passages of
-    exactly ``passage_tokens`` tokens out of ``corpus_passages``, and a question about them.
+    """Makes ``requests`` (or 16) prompts: one shared system prompt, ``passages`` different passages
+    of exactly ``passage_tokens`` tokens out of ``corpus_passages``, and a question about them.
 
     The passage of rank r (0 is the most popular) is drawn with a weight of 1 / (r + 1) ** zipf.
     """
@@ -79,11 +80,11 @@ def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
 
 
 def popular(total: int, count: int, zipf: float, draw: Draw) -> list[int]:
-    """``count`` different ranks in [0, total), as if drawn one after the other without putting
-    back, with weights 1 / (rank + 1) ** zipf.
+    """Draws ``count`` different ranks in [0, total), as if drawn one after the other without
+    putting back, with weights 1 / (rank + 1) ** zipf.
 
-    Each rank waits an exponential time of that rate; the first to come are drawn. In logarithms,
-    as steep weights leave the range of a float.
+    Each rank waits an exponential time of that rate; the first to come are drawn. In logarithms, as
+    steep weights leave the range of a float.
     """
     waits = [math.log(draw.exponential()) + zipf * math.log(rank + 1) for rank in range(total)]
     return nsmallest(count, range(total), key=waits.__getitem__)

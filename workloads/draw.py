@@ -23,27 +23,27 @@ class Draw:
         self._random = Random("/".join(str(part) for part in name)).random
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Returns True with this probability."""
         return self._random() < probability
 
     def below(self, bound: int) -> int:
-        """A whole number in [0, bound); ``bound`` is at least 1."""
+        """Draws a whole number in [0, bound); ``bound`` is at least 1."""
         return int(self._random() * bound)
 
     def between(self, low: int, high: int) -> int:
-        """A whole number in [low, high], both included."""
+        """Draws a whole number in [low, high], both included."""
         return low + self.below(high - low + 1)
 
     def pick(self, options: Sequence[_T]) -> _T:
-        """One of the options, all equally likely."""
+        """Draws one of the options, all equally likely."""
         return options[int(self._random() * len(options))]
 
     def sample(self, options: Sequence[_T], count: int) -> list[_T]:
-        """``count`` different ones of the options, in random order. Raises ``IndexError`` if there
-        are fewer."""
+        """Draws ``count`` different ones of the options, in random order. Raises ``IndexError`` if
+        there are fewer."""
         left = list(options)
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
     def exponential(self) -> float:
-        """An exponential variate of mean 1, above 0."""
+        """Draws an exponential variate of mean 1, above 0."""
         return -math.log(self._random() or 2.0**-54)

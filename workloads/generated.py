@@ -18,7 +18,7 @@ from workloads.draw import Draw
 
 
 def phrases(name: str) -> dict[str, str]:
-    """A file of ``workloads/data``: what stands below each line in brackets, by its text."""
+    """Reads a file of ``workloads/data``: what stands below each line in brackets, by its text."""
     text = (files("workloads") / "data" / f"{name}.txt").read_text("utf-8")
     parts = re.split(r"^\[([^\]]+)\]\n", text, flags=re.MULTILINE)[1:]
     return {title: body.strip("\n") for title, body in zip(parts[::2], parts[1::2], strict=True)}
@@ -26,7 +26,7 @@ def phrases(name: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """``{3-28}``; with ``#``, thousands are separated."""
+    """A number of a pattern, ``{3-28}``; with ``#``, thousands are separated."""
 
     low: int
     high: int
@@ -35,8 +35,8 @@ class _Number:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """``{name}``: of the cast if it is there, else one of ``words.txt``. ``{other_name}`` is
-    never of the cast."""
+    """A word of a pattern, ``{name}``: of the cast if it is there, else one of ``words.txt``.
+    ``{other_name}`` is never of the cast."""
 
     name: str
 
@@ -78,7 +78,7 @@ _TOPICS = (
     *(_topic(text, True) for text in phrases("papers").values()),
 )
 _LEAD, _ASIDE = _pattern("{lead} "), _pattern(", {aside}.")
-# What a sentence may start with and go on in lower case behind a lead.
+# What a sentence may start with and go on in lower case after a lead.
 _LOWERABLE = ("The ", "Its ", "A ", "An ", "It ", "Most ", "Some ", "No ", "About ", "Nobody ")
 # Words that keep their value throughout a passage.
 _ONCE = (
@@ -106,11 +106,11 @@ class GeneratedCorpus:
     name: str = field(default="the generated corpus", init=False)
 
     def passages(self) -> Iterator[str]:
-        """All passages from the first on."""
+        """Yields all passages from the first on."""
         return (self.passage(number) for number in count())
 
     def passage(self, number: int) -> str:
-        """One passage; the others need not be made before."""
+        """Returns passage ``number``; the others need not be made before."""
         draw = Draw("text", self.seed, number)
         topic = draw.pick(_TOPICS)
         cast = _cast(draw)
@@ -122,7 +122,7 @@ class GeneratedCorpus:
 
 
 def _cast(draw: Draw) -> dict[str, str]:
-    """What keeps its name throughout a passage."""
+    """Draws what keeps its name throughout a passage."""
     place, place2 = _place(draw), _place(draw)
     surname, surname2 = draw.sample(_WORDS["last"], 2)
     first, first2 = draw.sample(_WORDS["first"], 2)
@@ -155,7 +155,7 @@ def _sentence(pattern: _Pattern, cast: dict[str, str], draw: Draw) -> str:
 
 
 def _dressed(sentence: str, cast: dict[str, str], draw: Draw) -> str:
-    """Some sentences get a lead or an aside, which makes few patterns many."""
+    """Gives some sentences a lead or an aside, which makes few patterns many."""
     if sentence.startswith(_LOWERABLE) and draw.chance(0.2):
         sentence = _sentence(_LEAD, cast, draw) + sentence[0].lower() + sentence[1:]
     elif len(sentence) < 100 and draw.chance(0.2):

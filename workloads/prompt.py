@@ -47,8 +47,8 @@ tools and give the answer together with the documents that support it."""
 
 
 def system_prompt(text: str, count: int, reader: TokenReader) -> Part:
-    """Exactly ``count`` tokens, BOS included: the text, cut, or followed by notes from the corpus
-    where it is too short."""
+    """Makes a system prompt of exactly ``count`` tokens, BOS included: the text, cut, or followed
+    by notes from the corpus where it is too short."""
     return Part("system", reader.read(count, text + PASSAGE_GAP + "Background:\n\n", first=True))
 
 
@@ -62,14 +62,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What a workload makes; when it is sent and how much is generated is settled later."""
+    """A prompt that a workload makes; when it is sent and how much is generated is set later."""
 
     id: str
     session: str
     parts: tuple[Part, ...]
 
     def request(self, arrival_s: float, max_tokens: int, answers: tuple[str, ...] = ()) -> Request:
-        """The parts in one read-only array. Empty parts leave no segment."""
+        """Makes a request of the parts in one read-only array. Empty parts leave no segment."""
         segments = []
         end = 0
         for part in self.parts:

@@ -20,7 +20,7 @@ from workloads.traces.trace import open_trace
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What to replay. ``requests``: the first so many by arrival, None for all. ``speed_up``
+    """The plan of a replay. ``requests``: the first so many by arrival, None for all. ``speed_up``
     divides the times, ``scale`` multiplies all lengths; ``seed`` decides the tokens. Raises
     ``ValueError``, one line, for a value out of range."""
 
@@ -47,14 +47,14 @@ def replay(
     bos: int | None,
     warn: Callable[[str], None] | None = None,
 ) -> list[Request]:
-    """The trace's requests in the order of arrival, from time 0 on.
+    """Returns the trace's requests in the order of arrival, from time 0 on.
 
     A prompt is its chunks (or, where the trace tells them, its segments) as tokens, then as many
     tokens that no other prompt has as its length asks for. With ``scale``, a chunk of c tokens has
     round(c x scale), at least 1, and the rest of the prompt and the output shrink alike. ``bos``,
-    if given, comes before all that. ``warn`` is told of malformed lines. The same arguments give
-    the same requests. Raises ``TraceError`` if the trace can't be read and ``ValueError`` if chunks
-    get too short to differ.
+    if given, comes before all that. ``warn`` is given a report of malformed lines. The same
+    arguments give the same requests. Raises ``TraceError`` if the trace can't be read and
+    ``ValueError`` if chunks get too short to differ.
     """
     trace = open_trace(plan.path, plan.format, ReadOptions(chunk_tokens=plan.chunk_tokens))
     numbered = enumerate(trace.requests())
@@ -102,7 +102,7 @@ def _parts(request: TraceRequest, number: int, scale: float, tokens: ChunkTokens
 
 
 def _with_own_ids(requests: list[Request]) -> list[Request]:
-    """A trace may use an id twice, a bench may not."""
+    """Gives requests ids of their own: a trace may use an id twice, a bench may not."""
     if len({request.id for request in requests}) == len(requests):
         return requests
     return [
@@ -135,7 +135,8 @@ _ODD = 0x1D8AF066F5A0E2B0B  # odd: multiplying by it loses nothing
 
 
 class ChunkTokens:
-    """Equal names, equal tokens; different names, different tokens; the same in every process.
+    """Makes tokens from names: equal ones from equal names, different ones from different names,
+    the same in every process.
 
     Tokens are of ``alphabet``, int32 [a], different ids that are ordinary in the model's language.
     A chunk's name, mixed one to one with the seed, is written with them as digits, which takes
@@ -157,15 +158,15 @@ class ChunkTokens:
 
     @classmethod
     def from_text(cls, encode: Callable[[str], Sequence[int]], seed: int) -> ChunkTokens:
-        """With the tokens that generated English is made of."""
+        """Makes chunks of the tokens that generated English is made of."""
         found: set[int] = set()
         for passage in islice(GeneratedCorpus(0).passages(), _PASSAGES):
             found.update(encode(passage))
         return cls(np.array(sorted(found), np.int32), seed)
 
     def chunk(self, name: int, length: int) -> TokenIds:
-        """A chunk's tokens, int32 [length]. Raises ``ValueError`` if they are too few to tell all
-        names apart."""
+        """Returns a chunk's tokens, int32 [length]. Raises ``ValueError`` if they are too few to
+        tell all names apart."""
         if length < self.digits:
             raise ValueError(
                 f"scale: chunks of {length} tokens can't all differ; scale so that they have"
@@ -174,11 +175,12 @@ class ChunkTokens:
         return self._tokens(name & _WORD, length)
 
     def segment(self, name: int, length: int) -> TokenIds:
-        """Like :meth:`chunk`, of any length: very short ones may be equal by chance."""
+        """Returns a segment's tokens, int32 [length], of any length: very short ones may be equal
+        by chance."""
         return self._tokens(name & _WORD, length)
 
     def unique(self, number: int, length: int) -> TokenIds:
-        """Tokens of nobody but request ``number`` (0 or more), int32 [length]."""
+        """Returns tokens of nobody but request ``number`` (0 or more), int32 [length]."""
         return self._tokens((number & _WORD) | 1 << 64, length)
 
     def _tokens(self, value: int, length: int) -> TokenIds:
@@ -205,7 +207,8 @@ def _mixed64(value: int) -> int:
 
 
 def _splitmix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finisher: the same numbers in every version of numpy, unlike its generators."""
+    """Applies SplitMix64's finisher: the same numbers in every version of numpy, unlike its
+    generators."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     result: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 TokenIds: TypeAlias = npt.NDArray[np.int32]
 
 SEGMENT_KINDS = ("system", "document", "passage", "history", "question", "tool", "padding")
-"""What a segment of a prompt can be."""
+"""The kinds of a prompt's segments."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ _TASKS = (
 
 
 def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
-    """``sessions`` conversations of ``rounds`` rounds, interleaved: s0r0 s1r0 ... s0r1 s1r1 ...
+    """Makes ``sessions`` chats of ``rounds`` rounds, interleaved: s0r0 s1r0 ... s0r1 s1r1 ...
 
     Round r's prompt is the shared system prompt, all earlier turns of the user (``question_tokens``
     each) with their scripted replies (``reply_tokens`` each), and a new turn. With ``requests``
@@ -56,7 +56,7 @@ def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
 
 
 def agent(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
-    """``sessions`` tool loops of ``rounds`` steps, interleaved like ``chat``.
+    """Makes ``sessions`` tool loops of ``rounds`` steps, interleaved: s0r0 s1r0 ... s0r1 s1r1 ...
 
     Step s's prompt is the shared descriptions of the tools (``system_tokens``), the session's task
     (``question_tokens``), and s times a scripted call (``reply_tokens``) with its result
@@ -84,7 +84,7 @@ def agent(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
 
 
 def _interleaved(settings: Settings) -> Iterator[tuple[int, int]]:
-    """(session, number of its request), round by round, and wave by wave of sessions."""
+    """Yields (session, number of its request), round by round, and wave by wave of sessions."""
     wave = settings.sessions * settings.rounds
     for i in range(settings.requests or wave):
         waves, rest = divmod(i, wave)

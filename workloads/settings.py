@@ -10,7 +10,7 @@ from workloads.draw import Draw
 
 
 def arrival_times(count: int, rate: float | None, draw: Draw) -> list[float]:
-    """Seconds since the start of the run, never falling.
+    """Returns the arrivals in seconds since the start of the run, never falling.
 
     Without a rate (closed loop) all are 0: the order of the list is the order of sending. With a
     rate in requests per second (open loop) they are a Poisson process.
@@ -39,11 +39,12 @@ _LEAST = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to generate. Each workload reads the knobs that it knows; lengths are exact, in tokens.
+    """The settings of all workloads: what to generate. Each workload reads the knobs that it knows;
+    lengths are exact, in tokens.
 
-    ``requests`` overrides a workload's own number. ``rate`` (requests per second) makes arrivals
-    an open loop. ``seed`` decides all that is drawn: questions, popularity, arrivals; the texts
-    are the corpus's. Raises ``ValueError``, one line that names the field.
+    ``requests`` overrides a workload's own number. ``rate`` (requests per second) makes arrivals an
+    open loop. ``seed`` decides all that is drawn: questions, popularity, arrivals; the texts are
+    the corpus's. Raises ``ValueError``, one line that names the field.
     """
 
     context_tokens: int = 2000

@@ -1,4 +1,4 @@
-"""Where the words come from: a corpus, and one read from files."""
+"""Holds the corpora that words come from: the protocol, and one corpus read from files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Corpus(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Returns what messages call the corpus."""
 
     def passages(self) -> Iterator[str]:
-        """All passages from the first on; may never end."""
+        """Yields all passages from the first on; may never end."""
 
 
 class FolderCorpus:
@@ -51,7 +51,7 @@ class FolderCorpus:
         return len(self._passages)
 
     def passages(self) -> Iterator[str]:
-        """All passages, file by file."""
+        """Yields all passages, file by file."""
         return iter(self._passages)
 
 
@@ -75,7 +75,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _texts(file: Path) -> list[str]:
-    """The file's documents, none of them blank."""
+    """Reads the file's documents, none of them blank."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -119,8 +119,8 @@ def _json_text(file: Path, number: int, line: str) -> str:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """Passages of whole paragraphs. A paragraph that alone is too long is cut between sentences or
-    lines, and between words where there are none."""
+    """Cuts a text into passages of whole paragraphs. A paragraph that alone is too long is cut
+    between sentences or lines, and between words where there are none."""
     passage = ""
     for paragraph in _PARAGRAPH_GAP.split(text):
         for piece in _short_enough(paragraph.strip("\n").rstrip()):

@@ -12,7 +12,7 @@ from workloads.request import TokenIds
 from workloads.text import Corpus, CorpusError
 
 Encode: TypeAlias = Callable[[str], Sequence[int]]
-"""Text to token ids, without special tokens."""
+"""A function from text to token ids, without special tokens."""
 
 PASSAGE_GAP = "\n\n"
 
@@ -32,14 +32,14 @@ class TokenReader:
         self._handed_out = 0
 
     def encode(self, text: str) -> TokenIds:
-        """Tokens of any text, int32, shape [n]."""
+        """Returns the tokens of any text, int32, shape [n]."""
         return np.array(self._encode(text), np.int32)
 
     def read(self, count: int, label: str = "", *, first: bool = False) -> TokenIds:
-        """Exactly ``count`` tokens: the label, then the next passages, cut. ``first``: what the
-        prompt starts with, so that BOS, if there is one, is among them.
+        """Returns exactly ``count`` tokens: the label, then the next passages, cut. ``first``: what
+        the prompt starts with, so that BOS, if there is one, is among them.
 
-        Raises ``CorpusError`` if the corpus ends before.
+        Raises ``CorpusError`` if the corpus ends before that.
         """
         ids = list(self._bos) if first else []
         before = label
@@ -93,9 +93,9 @@ class Quoter:
         self._openings: dict[str, TokenIds] = {}
 
     def write(self, opening: str, about: TokenIds, count: int) -> TokenIds:
-        """``count`` tokens: the opening, tokens from a drawn place in ``about`` (not empty; begun
-        again where it ends), and an ending that leaves room for a quotation. Where none does, the
-        shortest is used and cut."""
+        """Writes ``count`` tokens: the opening, tokens from a drawn place in ``about`` (not empty;
+        begun again where it ends), and an ending that leaves space for a quotation. Where none
+        does, the shortest is used and cut."""
         if opening not in self._openings:
             self._openings[opening] = self._reader.encode(opening)
         head = self._openings[opening]

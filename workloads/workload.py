@@ -1,4 +1,4 @@
-"""From a workload's name and knobs to requests."""
+"""Makes requests from a workload's name and knobs."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ WORKLOAD_USES: dict[str, tuple[str, ...]] = {
     "agent": ("sessions", "rounds", "system_tokens", "question_tokens"),
     "random": ("context_tokens", "documents", "questions"),
 }
-"""The knobs of :class:`Settings` that are not every workload's."""
+"""The knobs of :class:`Settings` that are not every workload's, by workload."""
 
 
 def generate(
     name: str, settings: Settings, corpus: Corpus, encode: Encode, bos: int | None = None
 ) -> list[Request]:
-    """The requests of a workload in the order of sending.
+    """Makes the requests of a workload in the order of sending.
 
     ``encode`` turns text into token ids without special tokens; ``bos``, if given, is put first in
     each prompt. The same arguments give the same requests. Raises ``ValueError`` for an unknown
@@ -61,11 +61,11 @@ def generate(
 
 
 def warming(requests: Sequence[Request]) -> list[Request]:
-    """Requests that show every part between the first and the last segment of ``requests`` once.
+    """Makes requests that show each part between the first and last segment of ``requests`` once.
 
     Each begins with the first request's first segment and ends with its last one, and has as many
     parts between as it has. Parts come in reverse order of their first use, so that hardly one
-    stands where, and behind what, it stands in ``requests``. One token is generated. Requests of
+    stands where, and after what, it stands in ``requests``. One token is generated. Requests of
     fewer than three segments give nothing.
     """
     parts: dict[bytes, Part] = {}

@@ -1,1 +1,1 @@
-"""Reuse of KV at any place of a prompt, not only at its start."""
+"""Reuses KV at any position of a prompt, not only at its start."""

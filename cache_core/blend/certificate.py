@@ -1,4 +1,4 @@
-"""What a model was found to be under blend, in a file that later runs ask for.
+"""Writes and reads blend certificates: files that say how a model did under blend.
 
 Blend is refused on a model that has not passed its gates. The file names the model by what its KV
 depends on (weights, dtype, RoPE), so that it serves another process, and another engine.
@@ -34,12 +34,12 @@ _ROPE_DEFAULT = {"rope_type": "default", "partial_rotary_factor": 1.0}
 
 
 class CertificateError(ValueError):
-    """A certificate that is missing, unreadable, of another model, or that says no."""
+    """A certificate is missing, unreadable or of another model, or says that a gate failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The model that is verified. ``weights`` is a digest or a commit, ``rope`` of
+    """The model that is verified. ``weights`` is a digest or a commit, ``rope`` comes from
     :func:`rope_text`; ``model`` is its name, which counts only where ``weights`` is not known."""
 
     model: str
@@ -49,7 +49,7 @@ class Subject:
 
     @property
     def digest(self) -> str:
-        """64 hex digits, equal for equal models wherever they lie."""
+        """Returns 64 hex digits that are equal for equal models, wherever their files are."""
         digest = hashlib.sha256(_DOMAIN)
         for text in (self.weights or f"named {self.model}", self.dtype, self.rope):
             digest.update(len(text.encode()).to_bytes(8, "little") + text.encode())
@@ -58,9 +58,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """``failed`` are the names of the gates that did not hold. ``calibration`` are settings found
-    for the model, with what they rest on; empty if none were looked for. ``details`` are gates,
-    curve and settings as ``verify blend --json`` writes them."""
+    """The result of verifying a model under blend. ``failed`` are the names of the gates that did
+    not hold. ``calibration`` are settings found for the model, with what they rest on; empty if
+    none were looked for. ``details`` are gates, curve and settings as ``verify blend --json``
+    writes them."""
 
     subject: Subject
     failed: tuple[str, ...]
@@ -68,7 +69,7 @@ class Certificate:
     details: Mapping[str, Any]
 
     def write(self, path: Path) -> None:
-        """Whole or not at all. Raises ``OSError``."""
+        """Writes the certificate to ``path``, whole or not at all. Raises ``OSError``."""
         path.parent.mkdir(parents=True, exist_ok=True)
         subject = self.subject
         document = {
@@ -90,7 +91,8 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Raises :class:`CertificateError` for a file that is missing, damaged or no certificate."""
+    """Reads a certificate. Raises :class:`CertificateError` for a file that is missing, damaged or
+    no certificate."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -112,7 +114,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def checked_certificate(path: Path, subject: Subject) -> Certificate:
-    """Reads the certificate, if it is of this model and all gates held. Raises
+    """Reads the certificate, which must be of ``subject`` and have no failed gate. Raises
     :class:`CertificateError`."""
     certificate = read_certificate(path)
     other = certificate.subject
@@ -132,7 +134,7 @@ def checked_certificate(path: Path, subject: Subject) -> Certificate:
 
 
 def rope_text(parameters: Mapping[str, Any] | None) -> str:
-    """RoPE parameters in one form, whatever an engine has filled in by itself."""
+    """Returns RoPE parameters as text in one form, whatever an engine has filled in by itself."""
     given = {name: value for name, value in (parameters or {}).items() if value is not None}
     if "type" in given:
         given.setdefault("rope_type", given["type"])

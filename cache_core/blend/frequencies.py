@@ -1,4 +1,4 @@
-"""RoPE frequencies from a model's plain parameters, and which kinds of RoPE can be shifted."""
+"""Computes RoPE frequencies from a model's parameters, and says which RoPE can be shifted."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _REFUSED = {
 
 
 class RopeError(ValueError):
-    """K under this RoPE can't be moved to another position; one line that says why."""
+    """K under this RoPE can't be moved to another position; the text says why in one line."""
 
 
 def check_shiftable(parameters: Mapping[str, Any]) -> str:
-    """The kind of RoPE, of :data:`ROPE_KINDS`. Raises :class:`RopeError` if it can't be shifted.
+    """Returns the kind of RoPE, of :data:`ROPE_KINDS`. Raises :class:`RopeError` if it can't be
+    shifted.
 
     ``parameters`` are Hugging Face's ``rope_parameters`` (or ``rope_scaling``). M-RoPE is known by
     ``mrope_section``: a text token's three positions move together, an image's do not.
@@ -39,10 +40,11 @@ def check_shiftable(parameters: Mapping[str, Any]) -> str:
 
 
 def frequencies(parameters: Mapping[str, Any], dim: int, max_position: int = 0) -> Frequencies:
-    """Radians per position of each of the ``dim // 2`` pairs, float64.
+    """Returns radians per position of each of the ``dim // 2`` pairs, float64.
 
     ``max_position`` is ``max_position_embeddings``, for YaRN configurations that leave out
-    ``original_max_position_embeddings``. Raises :class:`RopeError` as :func:`check_shiftable`.
+    ``original_max_position_embeddings``. Raises :class:`RopeError` for a kind that can't be
+    shifted.
     """
     kind = check_shiftable(parameters)
     base = float(parameters.get("rope_theta", 10_000.0))
@@ -62,7 +64,7 @@ def frequencies(parameters: Mapping[str, Any], dim: int, max_position: int = 0) 
 def _llama3(
     plain: Frequencies, factor: float, original: float, parameters: Mapping[str, Any]
 ) -> Frequencies:
-    """Llama 3.1's scaling by wavelength (apply_scaling in Meta's llama-models, model.py)."""
+    """Scales by wavelength as Llama 3.1 does (apply_scaling in Meta's llama-models, model.py)."""
     low, high = float(parameters["low_freq_factor"]), float(parameters["high_freq_factor"])
     wavelength = 2 * math.pi / plain
     smooth = (original / wavelength - low) / (high - low)
@@ -79,8 +81,8 @@ def _yarn(
     base: float,
     dim: int,
 ) -> Frequencies:
-    """YaRN's ramp between interpolated and kept frequencies (Peng et al. 2023, section 3.2). Its
-    factor on the attention is in K already, and a rotation keeps it."""
+    """Applies YaRN's ramp between interpolated and kept frequencies (Peng et al. 2023, section
+    3.2). Its factor on the attention is in K already, and a rotation keeps it."""
 
     def pair_of(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))

@@ -1,4 +1,4 @@
-"""Finding chunks in a prompt at any offset, by segment boundaries or by a rolling hash (Rabin-Karp)
+"""Finds chunks in a prompt at any offset, by segment boundaries or by a rolling hash (Rabin-Karp)
 of their tokens."""
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 def window_hashes(token_ids: NDArray[np.int32], length: int) -> Hashes:
-    """The hash of every window of ``length`` tokens, ``[n - length + 1]``, equal for equal tokens
-    wherever they stand: ``sum(mix(token j) * base ** (first - j))`` modulo 2 ** 64."""
+    """Returns the hash of every window of ``length`` tokens, ``[n - length + 1]``, equal for equal
+    tokens wherever they stand: ``sum(mix(token j) * base ** (first - j))`` modulo 2 ** 64."""
     n = len(token_ids)
     if n < length:
         return np.empty(0, dtype=np.uint64)
@@ -40,8 +40,8 @@ def window_hashes(token_ids: NDArray[np.int32], length: int) -> Hashes:
 
 
 class RollingIndex:
-    """Hashes of stored chunks of one length, to content keys. A match here is a hint only: the
-    key decides. Forgets the oldest chunks beyond ``most``."""
+    """A map from hashes of stored chunks of one length to content keys. A match here is a hint
+    only: the key decides. Forgets the oldest chunks beyond ``most``."""
 
     def __init__(self, length: int, most: int = 1 << 20) -> None:
         self.length = length
@@ -54,7 +54,7 @@ class RollingIndex:
         return len(self._keys)
 
     def add(self, tokens: NDArray[np.int32], key: bytes) -> None:
-        """A chunk of exactly ``length`` tokens is stored under ``key``."""
+        """Records that a chunk of exactly ``length`` tokens is stored under ``key``."""
         value = int(window_hashes(tokens, self.length)[0])
         self._keys.pop(value, None)  # to the young end
         self._keys[value] = key
@@ -63,16 +63,16 @@ class RollingIndex:
         self._stale = True
 
     def discard(self, hashes: Iterable[int]) -> None:
-        """These are not stored any more."""
+        """Forgets the chunks with these hashes, which are not stored any more."""
         for value in hashes:
             self._stale |= self._keys.pop(value, None) is not None
 
     def key(self, value: int) -> bytes:
-        """The content key of a hash that :meth:`candidates` found."""
+        """Returns the content key of a hash that :meth:`candidates` found."""
         return self._keys[value]
 
     def candidates(self, token_ids: NDArray[np.int32]) -> tuple[NDArray[np.int64], Hashes]:
-        """Starts of the windows whose hash is known, ascending, and those hashes."""
+        """Returns the starts of windows whose hash is known, ascending, and those hashes."""
         if not self._keys or len(token_ids) < self.length:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
         if self._stale:
@@ -123,8 +123,8 @@ class Matcher:
         first: int = 0,
         last: int | None = None,
     ) -> list[Piece]:
-        """The chunks of tokens ``[first, last)``, in order. ``segments`` are (start, end) in the
-        whole prompt; None: boundaries are not known."""
+        """Returns the chunks of tokens ``[first, last)``, in order. ``segments`` are (start, end)
+        in the whole prompt; None: boundaries are not known."""
         last = len(token_ids) if last is None else last
         if segments is None:
             return self._search(token_ids, first, last)
@@ -134,8 +134,8 @@ class Matcher:
         return found
 
     def stored(self, token_ids: NDArray[np.int32], pieces: Sequence[Piece]) -> None:
-        """These chunks of a prompt are in the cache now: the rolling hash finds them from here
-        on. It is this process's memory: a tier's chunks of an earlier one need segments."""
+        """Records that these chunks of a prompt are in the cache: the rolling hash finds them from
+        here on. It is this process's memory: a tier's chunks of an earlier one need segments."""
         for piece in pieces:
             self.index.add(token_ids[piece.start : piece.stop], piece.key)
 

@@ -1,4 +1,4 @@
-"""Moving K to another position: rotary embeddings add up, so K needs no recomputation.
+"""Moves K to another position: rotary embeddings add up, so K needs no recomputation.
 
 A K row at position p is ``R(p) k``; ``R(new - old) R(old) k`` is what it would be at ``new``. torch
 is imported with this file only.
@@ -21,8 +21,8 @@ class Rope:
     ``inv_freq`` are radians per position, one for each pair (see
     :func:`cache_core.blend.frequencies.frequencies`, or the model's own). ``style`` says which
     items pair up: ``neox`` item i with i + dim/2, ``gptj`` item 2i with 2i + 1. ``offset`` is where
-    the rotated part of a head begins: behind MLA's latent, or 0 for a partial rotary head.
-    Angles are computed in float64.
+    the rotated part of a head begins: after MLA's latent, or 0 for a partial rotary head. Angles
+    are computed in float64.
     """
 
     def __init__(self, inv_freq: ArrayLike, style: Style = "neox", offset: int = 0) -> None:
@@ -37,7 +37,8 @@ class Rope:
     def rotate(
         self, k: torch.Tensor, delta: int | torch.Tensor, *, in_place: bool = False
     ) -> torch.Tensor:
-        """``k`` ``[..., tokens, head_dim]`` moved by ``delta``, one for all or int64 ``[tokens]``.
+        """Returns ``k`` ``[..., tokens, head_dim]`` moved by ``delta``, an int or int64
+        ``[tokens]``.
 
         Computed in float32, or in float64 for K in float64. A token moved by 0 keeps its bits.
         Raises ``ValueError`` if the window exceeds the head.
@@ -78,7 +79,7 @@ class Rope:
         first.copy_(turned)
 
     def _frequencies(self, device: torch.device) -> torch.Tensor:
-        """``inv_freq`` on the device, brought there once."""
+        """Returns ``inv_freq`` on the device, brought there once."""
         if device not in self._there:
             self._there[device] = self.inv_freq.to(device)
         return self._there[device]

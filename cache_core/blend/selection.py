@@ -1,4 +1,4 @@
-"""Which reused tokens are recomputed, layer by layer. torch is imported with this file only.
+"""Selects the reused tokens to recompute, layer by layer. torch is imported with this file only.
 
 A selection says at which positions layer 0 runs (:meth:`Selection.begin`) and, as it sees each
 layer's new KV beside the reused one, which of them to keep (:meth:`Selection.narrow`). Positions
@@ -31,7 +31,8 @@ class Reused:
     """A prompt with its merged, re-rotated KV (all layers; rows that are not cached are garbage).
 
     ``starts`` are its segments' first positions, from 0 on; the last segment is the question.
-    ``chunks`` are the reused chunks whose KV is not exact, as (start, stop). KV below ``exact`` is.
+    ``chunks`` are the reused chunks whose KV is not exact, as (start, stop). KV below ``exact`` is
+    exact.
     """
 
     ids: Tensor
@@ -42,12 +43,12 @@ class Reused:
 
     @property
     def question(self) -> int:
-        """First position of the question."""
+        """Returns the first position of the question."""
         return self.starts[-1]
 
     @property
     def candidates(self) -> Tensor:
-        """All positions that could be recomputed."""
+        """Returns all positions that could be recomputed."""
         spans = [torch.arange(start, stop) for start, stop in self.chunks]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
@@ -56,31 +57,31 @@ class Selection(Protocol):
     """Chooses rows for one prompt after another; :meth:`begin` starts a prompt."""
 
     def begin(self, prompt: Reused) -> Tensor:
-        """Positions at which layer 0 runs."""
+        """Returns the positions at which layer 0 runs."""
 
     def narrow(self, layer: int, rows: Tensor, new: KV, old: KV) -> Tensor:
-        """Which of ``rows`` to keep in ``layer`` and above: boolean ``[rows]``. ``new`` and ``old``
-        are that layer's computed and reused KV of the rows."""
+        """Returns which of ``rows`` to keep in ``layer`` and above: boolean ``[rows]``. ``new`` and
+        ``old`` are that layer's computed and reused KV of the rows."""
 
 
 class Looking(Selection, Protocol):
-    """What a selection may have besides."""
+    """A selection that also looks at the queries and keys of a layer."""
 
     def narrows(self, layer: int) -> bool:
-        """Whether it wants to see that layer; without this method it sees all."""
+        """Returns whether it wants to see that layer; without this method it sees all."""
 
     def see(self, layer: int, queries: Tensor, keys: Tensor) -> None:
-        """Called before ``narrow``: ``queries`` ``[heads, questions, head_dim]`` after RoPE,
+        """Is called before ``narrow``: ``queries`` ``[heads, questions, head_dim]`` after RoPE,
         ``keys`` ``[kv_heads, tokens, head_dim]`` of the whole prompt, new where computed."""
 
 
 def budget(ratio: float, candidates: int) -> int:
-    """Tokens to recompute of ``candidates``: the nearest whole number, halves up."""
+    """Returns how many of ``candidates`` to recompute: the nearest whole number, halves up."""
     return min(candidates, int(ratio * candidates + 0.5))
 
 
 class Fixed:
-    """Rows that are known before anything is computed."""
+    """A selection of rows that are known before anything is computed."""
 
     def __init__(self, choose: Callable[[Reused], Tensor]) -> None:
         self._choose = choose
@@ -125,20 +126,20 @@ class Ranked:
         return keep
 
     def scores(self, rows: Tensor, new: KV, old: KV) -> Tensor:
-        """A number per row; the largest are kept."""
+        """Returns a number per row; the rows with the largest are kept."""
         raise NotImplementedError
 
 
 class Deviating(Ranked):
-    """``hkvd``: the largest KV deviation (CacheBlend, Yao et al. 2024, section 4.3); K and V count
-    alike, each in units of its own mean square."""
+    """The selection ``hkvd``: rows of the largest KV deviation (CacheBlend, Yao et al. 2024,
+    section 4.3); K and V count alike, each in units of its own mean square."""
 
     def scores(self, rows: Tensor, new: KV, old: KV) -> Tensor:
         return _deviation(new.k, old.k) + _deviation(new.v, old.v)
 
 
 class QuestionGuided(Ranked):
-    """``query``: what the question attends to most, at the check layer."""
+    """The selection ``query``: rows that the question attends to most, at the check layer."""
 
     def __init__(self, ratio: float, check_layer: int, steps: int = 1) -> None:
         super().__init__(ratio, check_layer, steps)
@@ -163,7 +164,8 @@ def _deviation(new: Tensor, old: Tensor) -> Tensor:
 
 
 def _first(ratio: float) -> Callable[[Reused], Tensor]:
-    """The first share of each chunk (EPIC, Hu et al. 2024); rounding is spread over the chunks."""
+    """Returns what chooses the first share of each chunk (EPIC, Hu et al. 2024); rounding is spread
+    over the chunks."""
 
     def choose(prompt: Reused) -> Tensor:
         spans, seen, given = [], 0, 0
@@ -189,7 +191,7 @@ def _random(ratio: float, seed: int) -> Callable[[Reused], Tensor]:
 
 
 class Choice(NamedTuple):
-    """What a selection is made from. ``steps`` is over how many layers it narrows."""
+    """The settings that a selection is made from. ``steps`` is over how many layers it narrows."""
 
     ratio: float
     check_layer: int = 1
@@ -205,11 +207,11 @@ SELECTIONS: Mapping[str, Callable[[Choice], Selection]] = {
     "none": lambda c: Fixed(lambda prompt: torch.empty(0, dtype=torch.int64)),
     "full": lambda c: Fixed(lambda prompt: prompt.candidates),
 }
-"""Selections by name; a new one is a line here."""
+"""What makes each selection, by name; a new one is a line here."""
 
 
 def make_selection(name: str, choice: Choice) -> Selection:
-    """A selection by name. Raises ``ValueError`` for an unknown one or a ratio outside 0 to 1."""
+    """Makes a selection by name. Raises ``ValueError`` if it is unknown or the ratio not 0 to 1."""
     if name not in SELECTIONS:
         raise ValueError(f"selection {name!r} is not known; use one of {', '.join(SELECTIONS)}")
     if not 0 <= choice.ratio <= 1:

@@ -1,1 +1,1 @@
-"""Threads between a cache and tiers that take their time."""
+"""Runs the threads between a cache and tiers that take their time."""

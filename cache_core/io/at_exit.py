@@ -13,14 +13,14 @@ EXIT_TIMEOUT_S = 5.0
 
 
 class Closable(Protocol):
-    """What ends in time."""
+    """An object that can be closed within a given time."""
 
     def close(self, timeout_s: float) -> None: ...
 
 
 def at_exit(thing: Closable) -> Callable[[], None]:
-    """Has ``thing``, if it still exists then, closed within ``EXIT_TIMEOUT_S`` seconds when the
-    interpreter ends, but not by a forked child. Returns what calls that off."""
+    """Closes ``thing``, if it still exists then, within ``EXIT_TIMEOUT_S`` seconds when the
+    interpreter ends, but not in a forked child. Returns what calls that off."""
     call = partial(_close, weakref.ref(thing), os.getpid())
     atexit.register(call)
     return partial(atexit.unregister, call)

@@ -1,4 +1,4 @@
-"""One tier's queue and its thread: every change to the tier happens on it, in order."""
+"""Runs one tier's queue and its thread: every change to the tier happens on it, in order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cache_core.transfer.chunks import ChunkBuffers
 
 @dataclass(slots=True, eq=False)
 class Errand:
-    """One plan on its way. ``finished`` is called once, with the number of chunks that a tier took
-    from the engine, when none of its batches is ``reading`` the engine's memory any more; when
-    nothing is ``left`` of it, all its moves are settled."""
+    """One plan that is being carried out. ``finished`` is called once, with the number of chunks
+    that a tier took from the engine, when none of its batches is ``reading`` the engine's memory
+    any more; when nothing is ``left`` of it, all its moves are settled."""
 
     finished: Callable[[int], None]
     reading: int = 1
@@ -47,11 +47,11 @@ class Batch:
 
     @property
     def from_engine(self) -> bool:
-        """Whether it needs the engine's memory."""
+        """Returns whether the batch needs the engine's memory."""
         return self.source == ENGINE and self.memory is None
 
     def part(self, first: int, last: int) -> ChunkBuffers | None:
-        """Where the chunks from ``first`` up to ``last`` lie, of a batch that is in no tier."""
+        """Returns where chunks ``first`` up to ``last`` lie, of a batch that is in no tier."""
         if self.place is None or (not first and last == len(self.place)):
             return self.place
         return self.place.pick(self.rows[first:last])
@@ -69,7 +69,7 @@ class Parting:
 
 @dataclass(slots=True, eq=False)
 class TierQueue:
-    """The state of one tier; its PlanExecutor's lock guards it.
+    """The queue and state of one tier; its PlanExecutor's lock guards it.
 
     ``most`` chunks may be queued at once. ``deadline`` is set while a call is in the tier that may
     never come back; ``stuck`` from when it was given up until it does come back.
@@ -83,7 +83,7 @@ class TierQueue:
     leaving: deque[Parting] = field(default_factory=deque)
     coming: deque[Batch] = field(default_factory=deque)
     queued: int = 0
-    """Chunks in ``coming`` and in the batch that is being written."""
+    """The number of chunks in ``coming`` and in the batch that is being written."""
     most_queued: int = 0
     going: set[bytes] = field(default_factory=set)
     """Chunks that the tier may still hold, but not for long."""
@@ -92,9 +92,9 @@ class TierQueue:
     late: Counter[bytes] = field(default_factory=Counter)
     """Chunks that a read which was given up may still be reading."""
     writing: tuple[Batch, int] | None = None
-    """The batch in hand, and its first chunk that is not settled."""
+    """The batch that is being written, and the index of its first chunk that is not settled."""
     parting: Parting | None = None
-    """What is leaving right now."""
+    """The chunks that are leaving the tier right now."""
     deadline: float | None = None
     stuck: bool = False
     users: int = 0
@@ -103,14 +103,14 @@ class TierQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether something is queued or being done, and may yet end."""
+        """Returns whether something is queued or being done, and may yet end."""
         work = self.coming or self.leaving or self.writing or self.parting
         return bool(work) and not self.stuck
 
     def room(self, chunks: int) -> int:
-        """How many of so many chunks the queue takes: none of a tier that is stuck or closes, and
-        a whole batch, whatever its length, if nothing else is queued or the tier is memory, whose
-        callers have waited (:meth:`PlanExecutor.wait_for_room`)."""
+        """Returns how many of so many chunks the queue takes: none of a tier that is stuck or
+        closes, and a whole batch, whatever its length, if nothing else is queued or the tier is
+        memory, whose callers have waited (:meth:`PlanExecutor.wait_for_room`)."""
         if self.stuck or self.closing:
             return 0
         if self.in_memory:
@@ -118,7 +118,7 @@ class TierQueue:
         return min(chunks, max(self.most - self.queued, 0 if self.queued else chunks))
 
     def queue(self, batch: Batch, source: TierQueue | None = None) -> None:
-        """One more batch to write; ``source`` is the lane of the tier that it reads from."""
+        """Queues a batch to write; ``source`` is the queue of the tier that it reads from."""
         if source is not None:
             source.users += 1
         batch.errand.left += 1
@@ -128,9 +128,9 @@ class TierQueue:
         self.coming.append(batch)
 
     def give_up(self) -> tuple[list[Batch], list[Parting]]:
-        """Empties the queues, and, if a call that is late is in the tier, what that is about.
-        Returns batches that won't be written, and partings as they were: their chunks leave all
-        the same, sometime, for nowhere."""
+        """Gives up the queued batches, and, if a call that is late is in the tier, what that is
+        about. Returns batches that won't be written, and partings as they were: their chunks leave
+        all the same, sometime, for nowhere."""
         batches, partings = list(self.coming), list(self.leaving)
         if self.deadline is not None:
             self.deadline, self.stuck = None, True
@@ -154,7 +154,7 @@ _T = TypeVar("_T")
 
 
 class Desk(Protocol):
-    """What the threads of all tiers have in common."""
+    """The state and the calls that the threads of all tiers have in common."""
 
     lanes: Sequence[TierQueue]
     changed: threading.Condition
@@ -165,21 +165,21 @@ class Desk(Protocol):
     def feed(
         self, moves: Sequence[Move], targets: tuple[int, ...], source: int, batch: Batch
     ) -> None:
-        """Gives chunks of a batch on, from the tier ``source`` or from where the batch has them."""
+        """Passes chunks on, from the tier ``source`` or from where the batch has them."""
 
     def tell(self, done: Executed) -> None:
-        """Moves are settled."""
+        """Reports moves that are settled."""
 
     def end_batch(self, batch: Batch) -> None:
-        """A batch is written or given up: it needs nothing any more."""
+        """Ends a batch that is written or given up: it needs nothing any more."""
 
     def end(self, errand: Errand | None, reading: bool) -> None:
-        """A part of an errand has ended; ``reading``: it needed the engine's memory."""
+        """Ends a part of an errand; ``reading``: it needed the engine's memory."""
 
 
 class TierWorker(threading.Thread):
-    """Works off a lane: first what leaves, then what comes. A daemon: a tier that hangs must not
-    hold up the end of the process."""
+    """A thread that works off a tier's queue: first what leaves, then what comes. It is a daemon: a
+    tier that hangs must not hold up the end of the process."""
 
     def __init__(self, lane: TierQueue, desk: Desk) -> None:
         super().__init__(name=f"lmcache-{lane.tier.name}", daemon=True)
@@ -188,7 +188,7 @@ class TierWorker(threading.Thread):
         self._room: Staged | None = None
 
     def run(self) -> None:
-        """Until the lane closes; then closes the tier, when nobody is inside."""
+        """Works until the queue closes; then closes the tier, when nobody is inside."""
         lane = self._lane
         while True:
             with self._changed:
@@ -213,7 +213,7 @@ class TierWorker(threading.Thread):
     def _write(self, batch: Batch) -> None:
         lane = self._lane
         if lane.again:
-            self._discard(())  # it may be what there is no room for
+            self._discard(())  # they may take the space that this batch needs
             if self._given_up():
                 return  # the engine's memory has other chunks now
         # Whatever may never come back reads from memory of our own.
@@ -254,12 +254,12 @@ class TierWorker(threading.Thread):
         self._desk.end_batch(batch)
 
     def _given_up(self) -> bool:
-        """Whether the batch in hand is settled already, and what it reads from given back."""
+        """Returns whether the batch in hand is settled, and what it reads from given back."""
         with self._changed:
             return self._lane.writing is None
 
     def _bytes_of(self, batch: Batch, first: int, last: int, direct: bool) -> ChunkBuffers | None:
-        """Where the tier can read the chunks for as long as it likes; or, if memory, at once."""
+        """Returns where the tier can read the chunks for as long as it likes; memory, at once."""
         if batch.source == ENGINE:
             place = batch.part(first, last)
         else:
@@ -280,7 +280,7 @@ class TierWorker(threading.Thread):
         self._desk.end(errand, False)
 
     def _demote(self, parting: Parting, errand: Errand) -> None:
-        """Copies chunks out for a slower tier, which drops what it has no room for."""
+        """Copies chunks out for a slower tier, which drops what it has no space for."""
         lane = self._lane
         below = self._desk.lanes[parting.unsettled[0].target]
         done = threading.Event()
@@ -334,7 +334,7 @@ class TierWorker(threading.Thread):
                 lane.going.difference_update(ready)
 
     def _timed(self, call: Callable[[], _T]) -> _T | None:
-        """What the call returns; None if it was given up meanwhile."""
+        """Makes a call and returns what it does; None if it was given up meanwhile."""
         lane = self._lane
         if lane.keeps_time:
             return call()
@@ -357,7 +357,7 @@ class TierWorker(threading.Thread):
 
 
 def close(lane: TierQueue, changed: threading.Condition) -> None:
-    """Closes the tier of a lane that nobody uses any more."""
+    """Closes the tier of a queue that nobody uses any more."""
     try:
         lane.tier.close()
     except Exception:

@@ -1,4 +1,4 @@
-"""Reads of a tier that may never come back, by threads and into memory of their own, and copies of
+"""Reads from a tier that may never come back, by threads and into memory of their own, and copies
 chunks for tiers that may take their time."""
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PAGE = 4096
 
 
 def staged_chunks(chunk_bytes: int) -> int:
-    """How many chunks are staged at a time, between a tier and what they come from or go to."""
+    """Returns how many chunks are staged at a time, between a tier and their source or target."""
     return max(1, _BYTES // _stride(chunk_bytes))
 
 
 class Staged:
-    """Room for ``chunks`` chunks of ``chunk_bytes``, for as long as the object lives. Raises
+    """Memory for ``chunks`` chunks of ``chunk_bytes``, for as long as the object lives. Raises
     ``MemoryError``."""
 
     def __init__(self, chunks: int, chunk_bytes: int) -> None:
@@ -45,7 +45,7 @@ class Staged:
         self.addresses: Addresses = np.uint64(self._slab.address) + steps
 
     def copy(self, place: ChunkBuffers) -> ChunkBuffers:
-        """Where a copy of the chunks is now. Coded chunks stay coded."""
+        """Copies the chunks and returns where the copy is. Coded chunks stay coded."""
         addresses = self.addresses[: len(place)]
         if isinstance(place, DecodedBuffers) and place.codec.coded_bytes <= self._stride:
             place.coded.copy_to(addresses)
@@ -55,12 +55,12 @@ class Staged:
         return FlatBuffers(addresses, self._chunk_bytes)
 
     def place(self, chunks: int) -> ChunkBuffers:
-        """The first chunks of the room."""
+        """Returns buffers of the first ``chunks`` chunks of this memory."""
         return FlatBuffers(self.addresses[:chunks], self._chunk_bytes)
 
 
 def _stride(chunk_bytes: int) -> int:
-    """Bytes from one staged chunk to the next, page by page."""
+    """Returns the bytes from one staged chunk to the next, page by page."""
     return -(-chunk_bytes // _PAGE) * _PAGE
 
 
@@ -78,7 +78,7 @@ class Unavailable(Exception):
 
 
 class TimedRead(Generic[_T]):
-    """Work of a :class:`DaemonPool`, whose lock guards it."""
+    """A task of a :class:`DaemonPool`, whose lock guards it."""
 
     def __init__(self, work: Callable[[], _T]) -> None:
         self._work = work
@@ -87,7 +87,7 @@ class TimedRead(Generic[_T]):
         self.abandoned = False
 
     def run(self) -> None:
-        """Runs it, for the one who waits."""
+        """Runs the task and keeps its result for the one who waits."""
         try:
             result = self._work()
         except BaseException as error:  # noqa: BLE001 - the one who waits gets it
@@ -97,9 +97,9 @@ class TimedRead(Generic[_T]):
 
 
 class DaemonPool:
-    """Up to ``most`` threads, started when they are needed. Unlike those of
-    ``concurrent.futures``, one that hangs holds up no end of the process; when its task is
-    abandoned another may take its place, for up to ``spare`` that hang."""
+    """A pool of up to ``most`` threads, started when they are needed. Unlike those of
+    ``concurrent.futures``, one that hangs does not hold up the end of the process; when its task is
+    abandoned another may replace it, for up to ``spare`` that hang."""
 
     def __init__(self, most: int, spare: int, name: str) -> None:
         self._most, self._spare, self._name = most, spare, name
@@ -125,7 +125,7 @@ class DaemonPool:
         return task
 
     def result(self, task: TimedRead[_T], timeout_s: float) -> _T:
-        """What the task returns or raises. Raises ``TimeoutError`` if it runs for longer than
+        """Returns or raises what the task does. Raises ``TimeoutError`` if it runs for longer than
         ``timeout_s``; the time that it waits for a thread does not count."""
         with self._changed:
             self._changed.wait_for(lambda: task.began is not None or task.future.done())
@@ -133,8 +133,8 @@ class DaemonPool:
         return task.future.result(max(0.0, left))
 
     def abandon(self, task: TimedRead[_T]) -> bool:
-        """Nobody waits for it any more. Returns whether it is still running. If all threads hang
-        now, what is queued fails."""
+        """Stops waiting for a task. Returns whether it is still running. If all threads hang now,
+        what is queued fails."""
         with self._changed:
             if task.future.cancel() or task.future.done():
                 return False
@@ -186,19 +186,19 @@ class DaemonPool:
 
 
 class _Part:
-    """Rows of a read that are under way."""
+    """The rows of a read that are under way together."""
 
     def __init__(self, rows: range, buffer: Staged | None, task: TimedRead[list[Read]]) -> None:
         self.rows, self.buffer, self.task = rows, buffer, task
 
 
 class TimedReads:
-    """Reads ``tier``; what takes longer than ``timeout_s`` is ``LATER``, and is left behind: its
-    thread keeps its buffer and never touches the caller's memory. ``late`` is told the chunks of
-    such a read, and again, with False, when it did come back. ``entered`` and ``left`` are told of
-    each read, from its beginning until no thread is inside the tier for it; a False of
-    ``entered`` refuses it. One that is inside ``stays`` there once more for each of its parts.
-    """
+    """Reads ``tier``; what takes longer than ``timeout_s`` is ``LATER``, and is abandoned: its
+    thread keeps its buffer and never touches the caller's memory. ``late`` is called with the
+    chunks of such a read, and again, with False, when it did come back. ``entered`` and ``left``
+    are called for each read, from its beginning until no thread is inside the tier for it; a False
+    of ``entered`` refuses it. One that is inside ``stays`` there once more for each of its
+    parts."""
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ class TimedReads:
         self._free: list[Staged] = []
 
     def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
-        """As the tier's. An error of the tier is ``LATER``; one of ``place`` is raised."""
+        """Reads chunks to ``place``. A tier's error is ``LATER``; one of ``place`` is raised."""
         answers = [Read.LATER] * len(keys)
         if not self._entered():
             return answers

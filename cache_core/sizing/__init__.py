@@ -1,1 +1,1 @@
-"""What a cache would do, told without its bytes: curves, replays, costs."""
+"""Predicts what a cache would do, without its bytes: curves, replays, costs."""

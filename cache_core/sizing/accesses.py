@@ -1,4 +1,4 @@
-"""A trace as the simulator sees it: which chunks each request uses, in arrays."""
+"""Holds a trace as the simulator sees it: which chunks each request uses, in arrays."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def _numbers(values: Any) -> Numbers:
 
 @dataclass(frozen=True)
 class AccessTrace:
-    """``ids`` int64 ``[references]``: names of chunks, request after request, in prompt order;
-    any numbers. Request i has ``ids[offsets[i]:offsets[i + 1]]``, ``offsets`` int64
-    ``[requests + 1]``. ``naming`` says what a name stands for: the ``prefix`` that ends with the
-    chunk (a chained hash), or the chunk's own ``content``.
+    """The chunks that requests use. ``ids`` int64 ``[references]``: names of chunks, request after
+    request, in prompt order; any numbers. Request i has ``ids[offsets[i]:offsets[i + 1]]``,
+    ``offsets`` int64 ``[requests + 1]``. ``naming`` says what a name stands for: the ``prefix``
+    that ends with the chunk (a chained hash), or the chunk's own ``content``.
 
     ``prompt_tokens`` int64 ``[requests]`` cut the last chunk of each request where they say so;
     without them every chunk has ``chunk_tokens``. ``arrivals`` float64 ``[requests]`` are seconds,
@@ -56,7 +56,7 @@ class AccessTrace:
                 raise ValueError(f"{name} has {len(values)} entries for {len(self)} requests")
 
     def __len__(self) -> int:
-        """Requests."""
+        """Returns the number of requests."""
         return len(self.offsets) - 1
 
     @classmethod
@@ -68,7 +68,7 @@ class AccessTrace:
         prompt_tokens: Sequence[int] | None = None,
         arrivals: Sequence[float] | None = None,
     ) -> AccessTrace:
-        """From one sequence of names per request."""
+        """Makes a trace from one sequence of names per request."""
         rows = [_numbers(request) for request in requests]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
@@ -83,26 +83,26 @@ class AccessTrace:
 
     @cached_property
     def distinct(self) -> int:
-        """Distinct chunks."""
+        """Returns the number of distinct chunks."""
         return len(np.unique(self.ids))
 
     @property
     def tokens(self) -> int:
-        """Of all prompts, also of what no full chunk holds."""
+        """Returns the number of tokens of all prompts, also of what no full chunk holds."""
         if self.prompt_tokens is None:
             return len(self.ids) * self.chunk_tokens
         return int(self.prompt_tokens.sum())
 
     def prefixes(self) -> AccessTrace:
-        """The same with names of prefixes: two requests share a name if all up to it is equal."""
+        """Returns the trace with prefixes as names: requests share one if all up to it is equal."""
         if self.naming == "prefix":
             return self
         chained = _native.chain_names(self.ids, self.offsets)
         return replace(self, ids=chained, naming="prefix")
 
     def merged(self, group: int) -> AccessTrace:
-        """Chunks of ``group`` times the length. What does not fill one is no chunk any more, but
-        stays in the prompt. Raises ``ValueError`` if ``group`` < 1."""
+        """Returns the trace with chunks of ``group`` times the length. What does not fill one is no
+        chunk any more, but stays in the prompt. Raises ``ValueError`` if ``group`` < 1."""
         if group == 1:
             return self
         ids = _native.group_names(self.ids, self.offsets, group, self.naming == "prefix")
@@ -121,8 +121,8 @@ class AccessTrace:
         )
 
     def sampled(self, rate: float, seed: int = 0) -> AccessTrace:
-        """Only those chunks whose hash falls into ``rate`` of all hashes: all of a chunk's uses or
-        none. Prompts' lengths are left out: they belong to the whole."""
+        """Returns the trace of only those chunks whose hash falls into ``rate`` of all hashes: all
+        of a chunk's uses or none. Prompts' lengths are left out: they belong to the whole."""
         kept = _native.sampled(self.ids, threshold(rate), seed)
         counts = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
         return replace(
@@ -130,7 +130,7 @@ class AccessTrace:
         )
 
     def ledger_keys(self) -> list[list[bytes]]:
-        """Each request's chunks as the Ledger names them: 32 bytes each."""
+        """Returns each request's chunks as the Ledger names them: 32 bytes each."""
         made = {i: i.to_bytes(32, "little", signed=True) for i in map(int, np.unique(self.ids))}
         ends = self.offsets.tolist()
         names = [made[i] for i in self.ids.tolist()]
@@ -138,8 +138,8 @@ class AccessTrace:
 
 
 def threshold(rate: float) -> int:
-    """The largest of 64-bit hashes that a sample of ``rate`` takes. Raises ``ValueError`` for a
-    rate outside (0, 1]."""
+    """Returns the largest of 64-bit hashes that a sample of ``rate`` takes. Raises ``ValueError``
+    for a rate outside (0, 1]."""
     if not 0 < rate <= 1:
         raise ValueError(f"a sampling rate of {rate} is not possible; it must be in (0, 1]")
     return (1 << 64) - 1 if rate == 1 else int(rate * 2**64)

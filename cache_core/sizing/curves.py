@@ -1,8 +1,8 @@
-"""Hit rates at every capacity from one pass over a trace: LRU, as the Ledger runs it.
+"""Computes hit rates at every capacity from one pass over a trace: LRU, as the Ledger runs it.
 
-Exact for equal chunks and stacks of LRU tiers without admission, in both placements; the tests
-hold it against the Ledger. Sampled above a size, with SHARDS_adj's correction (Waldspurger et al.,
-FAST 2015): without it the one chunk that every prompt starts with decides the error.
+They are exact for equal chunks and stacks of LRU tiers without admission, in both placements; the
+tests hold it against the Ledger. Sampled above a size, with SHARDS_adj's correction (Waldspurger et
+al., FAST 2015): without it the one chunk that every prompt starts with decides the error.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from cache_core.sizing.accesses import AccessTrace, Numbers, threshold
 Kind = Literal["prefix", "any_position"]
 REUSE_KINDS: tuple[Kind, ...] = ("prefix", "any_position")
 SAMPLE_ABOVE = 20_000_000
-"""References from which on curves are sampled, unless told otherwise."""
+"""The number of references above which curves are sampled, unless the caller sets another."""
 
 
 @dataclass(frozen=True)
 class HitCurve:
-    """``capacities[i]`` chunks and more hit ``hits[i]`` tokens, up to the next entry; fewer than
-    the first hit none. Both are int64 ``[points]`` and rise. ``tokens`` are of all prompts.
+    """Tokens hit at every capacity: ``capacities[i]`` chunks and more hit ``hits[i]`` tokens, up to
+    the next entry; fewer than the first hit none. Both are int64 ``[points]`` and rise. ``tokens``
+    are of all prompts.
 
     ``rate`` is the share of chunks that the curve was made from: 1 is exact.
     """
@@ -38,30 +39,30 @@ class HitCurve:
     hits: Numbers
     tokens: int
     distinct: int
-    """Chunks; an estimate on a sampled curve."""
+    """The number of distinct chunks; an estimate on a sampled curve."""
     rate: float = 1.0
 
     def hit_tokens(self, capacity: int | None) -> int:
-        """Tokens that an LRU tier of so many chunks hits; None is without a bound."""
+        """Returns the tokens that an LRU tier of so many chunks hits; None is without a bound."""
         return int(self.at([self.distinct if capacity is None else capacity])[0])
 
     def hit_rate(self, capacity: int | None) -> float:
-        """Share of all prompt tokens, 0 to 1."""
+        """Returns the share of all prompt tokens that is hit, 0 to 1."""
         return self.hit_tokens(capacity) / max(self.tokens, 1)
 
     def at(self, capacities: Sequence[int] | Numbers) -> Numbers:
-        """Tokens hit at each capacity."""
+        """Returns the tokens hit at each capacity."""
         places = np.searchsorted(self.capacities, np.asarray(capacities, np.int64), side="right")
         hits: Numbers = np.concatenate([np.zeros(1, np.int64), self.hits])
         return hits[places]
 
     @property
     def ceiling(self) -> float:
-        """The hit rate without a bound."""
+        """Returns the hit rate without a bound."""
         return int(self.hits[-1]) / max(self.tokens, 1) if len(self.hits) else 0.0
 
     def capacity_for(self, rate: float) -> int | None:
-        """The fewest chunks with at least this hit rate; None if no capacity reaches it."""
+        """Returns the fewest chunks with at least this hit rate; None if no capacity reaches it."""
         place = int(np.searchsorted(self.hits, np.ceil(rate * self.tokens), side="left"))
         if rate <= 0:
             return 0
@@ -74,8 +75,9 @@ def hit_curves(
     sample_above: int = SAMPLE_ABOVE,
     seed: int = 0,
 ) -> dict[Kind, HitCurve]:
-    """A curve of each kind. ``prefix`` counts a chunk if it and all in front of it are held, as an
-    engine can use them; ``any_position`` counts each chunk on its own, as blending could.
+    """Returns a curve of each kind. ``prefix`` counts a chunk if it and all in front of it are
+    held, as an engine can use them; ``any_position`` counts each chunk on its own, as blending
+    could.
 
     More than ``sample_above`` references are sampled down to about as many.
     """
@@ -120,8 +122,8 @@ def _curves(
 def _adjusted(
     places: NDArray[np.intp], hits: Numbers, total: int, sampled: int, rate: float
 ) -> tuple[Numbers, Numbers]:
-    """SHARDS_adj: uses that the sample has too many or too few are of chunks that are used all the
-    time, so they go to the shortest distance; then distances and counts are scaled up."""
+    """Applies SHARDS_adj: uses that the sample has too many or too few are of chunks that are used
+    all the time, so they go to the shortest distance; then distances and counts are scaled up."""
     missing = total * rate - sampled
     scaled = np.rint((hits + missing) / rate).clip(0, total).astype(np.int64)
     # A chunk's distance counts the chunk itself, and only the others were thinned out.
@@ -133,8 +135,8 @@ def _adjusted(
 
 
 def curve_error(curve: HitCurve, exact: HitCurve) -> tuple[float, float]:
-    """Mean and greatest absolute difference of hit rate, at every thousandth of all distinct
-    chunks."""
+    """Returns the mean and greatest absolute difference of hit rate, at every thousandth of all
+    distinct chunks."""
     capacities = np.ceil(np.arange(1, 1001) * exact.distinct / 1000).astype(np.int64)
     apart = np.abs(curve.at(capacities) - exact.at(capacities)) / max(exact.tokens, 1)
     return float(apart.mean()), float(apart.max())
@@ -153,9 +155,9 @@ class TierCurves:
     def hits(
         self, stacks: Sequence[Sequence[int | None]], placement: Placement = "write_on_insertion"
     ) -> NDArray[np.int32]:
-        """Chunks of each request's leading held run that each tier serves, ``[stacks, requests,
-        tiers]``. A stack is its tiers' capacities in chunks, fastest first, None without a bound;
-        all have the same number of tiers. Raises ``ValueError``."""
+        """Returns the chunks of each request's leading held run that each tier serves, ``[stacks,
+        requests, tiers]``. A stack is its tiers' capacities in chunks, fastest first, None without
+        a bound; all have the same number of tiers. Raises ``ValueError``."""
         if placement not in PLACEMENTS:
             raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
         if len({len(stack) for stack in stacks}) != 1:

@@ -1,4 +1,4 @@
-"""What prefill costs: a formula, fitted to what was seen."""
+"""Estimates what prefill costs: a formula, fitted to what was seen."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PrefillCost:
-    """Seconds to prefill ``n`` new tokens behind ``m`` that are there: ``a + b n + c n (m + n/2)``.
-    ``a`` is a step's fixed cost, ``b`` the work per token, ``c`` attention's per pair of tokens."""
+    """The seconds to prefill ``n`` new tokens after ``m`` that are there: ``a + b n + c n (m +
+    n/2)``. ``a`` is a step's fixed cost, ``b`` the work per token, ``c`` attention's per pair of
+    tokens."""
 
     a: float
     b: float
     c: float
 
     def seconds(self, new: int, cached: int = 0) -> float:
-        """Of one request's prefill alone."""
+        """Returns the seconds of one request's prefill alone."""
         return self.a + self.saved(new, cached)
 
     def saved(self, new: int, cached: int = 0) -> float:
-        """What not computing these tokens saves: the same without the step's fixed cost."""
+        """Returns the seconds saved by not computing these tokens: a step's fixed cost stays."""
         return self.b * new + self.c * new * (cached + new / 2)
 
     def each(self, new: Tokens, cached: Tokens) -> NDArray[np.float64]:
-        """:meth:`seconds` of many requests, each alone, ``[n]``."""
+        """Returns the seconds of many requests' prefill, each alone, ``[n]``."""
         return self.a + self.b * new + self.c * new * (cached + new / 2)
 
 
 def fit(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> PrefillCost | None:
-    """The cost behind what was seen. ``features`` is ``[n, 3]``: 1, tokens, pairs. None if there is
-    nothing to fit."""
+    """Fits the cost of prefill to what was seen. ``features`` is ``[n, 3]``: 1, tokens, pairs.
+    Returns None if there is nothing to fit."""
     found = nonnegative_fit(features, seconds)
     return None if found is None else PrefillCost(*map(float, found))
 
@@ -45,9 +46,9 @@ def fit(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> PrefillC
 def nonnegative_fit(
     features: NDArray[np.float64], seconds: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    """Least squares of relative errors with no coefficient below zero: ``features`` ``[n, k]`` to
-    coefficients ``[k]``, k small. None if there is nothing to fit. Exact: tries every set of
-    coefficients."""
+    """Fits least squares of relative errors with no coefficient below zero: ``features`` ``[n, k]``
+    to coefficients ``[k]``, k small. Returns None if there is nothing to fit. Exact: tries every
+    set of coefficients."""
     usable = seconds > 0
     if not usable.any():
         return None
@@ -79,7 +80,7 @@ class PrefillWatch:
         self._stale = False
 
     def saw(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
-        """One step computed ``(new, cached)`` tokens of each of its requests."""
+        """Records that one step computed ``(new, cached)`` tokens of each of its requests."""
         tokens = sum(new for new, _ in parts)
         if tokens >= self._least and seconds > 0:
             pairs = sum(new * (cached + new / 2) for new, cached in parts)
@@ -87,7 +88,7 @@ class PrefillWatch:
             self._stale = True
 
     def cost(self) -> PrefillCost | None:
-        """None until two steps were seen."""
+        """Returns the fitted cost of prefill; None until two steps were seen."""
         if self._stale and len(self._rows) > 1:
             rows = np.array(self._rows)
             self._fitted = fit(rows[:, :3], rows[:, 3])
@@ -96,22 +97,22 @@ class PrefillWatch:
 
 
 class Savings:
-    """Seconds of prefill that loading spared, priced by what the same engine's steps cost."""
+    """The seconds of prefill that loading spared, priced by what the same engine's steps cost."""
 
     def __init__(self) -> None:
         self._watch = PrefillWatch()
         self._unpriced: list[tuple[int, int, float]] = []
 
     def saw(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
-        """See :meth:`PrefillWatch.saw`."""
+        """Records that one step computed ``(new, cached)`` tokens of each of its requests."""
         self._watch.saw(parts, seconds)
 
     def loaded(self, new: int, cached: int, seconds: float) -> None:
-        """``new`` tokens behind ``cached`` were loaded in ``seconds`` instead of computed."""
+        """Records that ``new`` tokens after ``cached`` were loaded in ``seconds``, not computed."""
         self._unpriced.append((new, cached, seconds))
 
     def take(self) -> float:
-        """What was saved since the last call; kept back until a price is known."""
+        """Returns the seconds saved since the last call; kept back until a price is known."""
         cost = self._watch.cost() if self._unpriced else None
         if cost is None:
             return 0.0

@@ -1,4 +1,4 @@
-"""The Ledger itself over a trace, without bytes: what curves can't tell, and the proof of them."""
+"""Runs the Ledger itself over a trace, without bytes: what curves can't tell, and their proof."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cache_core.sizing.curves import hit_curves
 
 @dataclass(frozen=True)
 class LedgerReplay:
-    """``hits`` int32 ``[requests, tiers]``: chunks of each request's leading held run that each
-    tier served (of a sample: its own). ``rate`` is the share of chunks that were replayed;
-    ``hit_rate`` is over all prompt tokens, 0 to 1."""
+    """The result of a replay. ``hits`` int32 ``[requests, tiers]``: chunks of each request's
+    leading held run that each tier served (of a sample: its own). ``rate`` is the share of chunks
+    that were replayed; ``hit_rate`` is over all prompt tokens, 0 to 1."""
 
     policy: str
     hits: NDArray[np.int32]
     hit_rate: float
     rate: float = 1.0
     written: tuple[int, ...] = ()
-    """Chunks that went into each tier; scaled up where sampled."""
+    """The number of chunks that went into each tier; scaled up where sampled."""
 
 
 def replay_ledger(
@@ -44,9 +44,8 @@ def replay_ledger(
 
     With ``rate`` < 1 a sample of the chunks runs through tiers of that share of the capacity, and
     the hits are scaled up with SHARDS_adj's correction. ``admission`` is the Ledger's, new and for
-    this replay only; ``on_request`` is told the number of each request before it is served, for
-    admissions with a clock. Raises ``ValueError`` naming what is not
-    known.
+    this replay only; ``on_request`` is called with the number of each request before it is served,
+    for admissions with a clock. Raises ``ValueError`` naming what is not known.
     """
     named = references.prefixes()
     sample = named if rate >= 1 else named.sampled(rate, seed)
@@ -81,9 +80,9 @@ def hit_rates(
     sample_above: int = 1_000_000,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Hit rate of one tier at each capacity: ``lru`` from its curve, the other ``policies`` by
-    replays, and the ``ceiling``, which keeps everything. Replays of more than ``sample_above``
-    references are sampled down to about as many."""
+    """Returns the hit rate of one tier at each capacity: ``lru`` from its curve, the other
+    ``policies`` by replays, and the ``ceiling``, which keeps everything. Replays of more than
+    ``sample_above`` references are sampled down to about as many."""
     curve = hit_curves(references, ["prefix"])["prefix"]
     rate = min(1.0, sample_above / max(len(references.ids), 1))
     rates = {"lru": [curve.hit_rate(c) for c in capacities]}
@@ -97,7 +96,7 @@ def hit_rates(
 
 
 def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker:
-    """The maker of a policy's orders by name, Belady's for exactly these prompts. Raises
+    """Returns the maker of a policy's orders by name, Belady's for exactly these prompts. Raises
     ``ValueError`` naming the known ones."""
     if policy == "belady":
         return belady(prompts)
@@ -108,7 +107,7 @@ def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker
 
 
 def _tokens(references: AccessTrace, chunks: NDArray[np.int64]) -> float:
-    """Of so many leading chunks of each request."""
+    """Returns the tokens of so many leading chunks of each request."""
     whole = chunks * references.chunk_tokens
     if references.prompt_tokens is not None:
         whole = np.minimum(whole, references.prompt_tokens)

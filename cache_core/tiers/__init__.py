@@ -1,4 +1,4 @@
-"""Tiers: bounded maps from key to bytes. They move bytes and decide nothing."""
+"""Provides tiers: bounded maps from key to bytes. They move bytes and decide nothing."""
 
 from cache_core.tiers.disk import DiskTier
 from cache_core.tiers.memory import MemoryTier, SlabMemory

@@ -1,4 +1,4 @@
-"""Tiers in memory that the CPU can address: the cpu tier, and the device tier of a CPU engine."""
+"""Provides tiers in CPU memory: the cpu tier, and the device tier of a CPU engine."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _ALIGN = 4096
 
 
 class Memory(Protocol):
-    """Room for chunks: their addresses, and whatever keeps them alive."""
+    """Memory for chunks: their addresses, and whatever keeps them alive."""
 
     def addresses(self, chunks: int, stride: int) -> Addresses:
-        """``chunks`` addresses of ``stride`` bytes each, pre-faulted. Raises ``MemoryError``."""
+        """Returns ``chunks`` addresses of ``stride`` bytes each, pre-faulted. Raises
+        ``MemoryError``."""
 
     def release(self) -> None:
         """Gives the memory back."""
 
 
 class Slab(Protocol):
-    """Memory in one piece, for as long as the object lives."""
+    """A piece of memory that lasts for as long as the object lives."""
 
     @property
     def address(self) -> int: ...
@@ -70,9 +71,9 @@ class SlabMemory:
 
 
 class MemoryTier:
-    """Chunks at fixed addresses, taken from and returned to a free list.
+    """A tier of chunks at fixed addresses, taken from and returned to a free list.
 
-    ``capacity`` in chunks of ``chunk_bytes``; all memory is taken, and faulted in, here. Raises
+    ``capacity`` is in chunks of ``chunk_bytes``; all memory is taken, and faulted in, here. Raises
     ``MemoryError`` if the machine has not that much.
     """
 

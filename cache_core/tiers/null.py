@@ -1,4 +1,4 @@
-"""A tier that holds keys and no bytes: with it the Ledger is a simulator."""
+"""Provides a tier that holds keys and no bytes: with it the Ledger is a simulator."""
 
 from __future__ import annotations
 

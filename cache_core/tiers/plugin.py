@@ -1,4 +1,4 @@
-"""Tiers that others wrote: by the name of an entry point, or as ``module:Class``."""
+"""Opens tiers that others wrote: by the name of an entry point, or as ``module:Class``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VERBS = ("contains", "read", "write", "discard", "place", "close", "__len__")
 
 
 def known_plugins() -> list[str]:
-    """Names of the installed entry points of the group ``lmcache.tiers``."""
+    """Returns the names of the installed entry points of the group ``lmcache.tiers``."""
     return sorted(entry_points(group=GROUP).names)
 
 
@@ -28,7 +28,7 @@ def open_plugin(
     """Opens the tier that ``spec`` names: ``make(name, capacity, chunk_bytes, **options)`` is
     called, where make is what the entry point or ``module:Class`` is.
 
-    ``capacity`` in chunks, None is unbounded. Imports and runs the plugin's code. Raises
+    ``capacity`` is in chunks, None is unbounded. Imports and runs the plugin's code. Raises
     :class:`TierError` if there is none, it can't be loaded or opened, or is no tier.
     """
     make = find_plugin(spec)
@@ -46,8 +46,8 @@ def open_plugin(
 
 
 def find_plugin(spec: str) -> Any:
-    """What ``spec`` names, to be called by :func:`open_plugin`. Imports the plugin's code. Raises
-    :class:`TierError` if there is none or it can't be loaded."""
+    """Returns what ``spec`` names, to be called by :func:`open_plugin`. Imports the plugin's code.
+    Raises :class:`TierError` if there is none or it can't be loaded."""
     module, colon, path = spec.partition(":")
     if not colon:
         found = entry_points(group=GROUP, name=spec)

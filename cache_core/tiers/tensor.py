@@ -1,5 +1,5 @@
-"""Tiers and places in torch memory: what a CUDA engine uses. torch is imported with this file
-only, so the core stays light without it."""
+"""Provides a tier and buffers in torch memory: what a CUDA engine uses. torch is imported with this
+file only, so the core stays light without it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cache_core.transfer.chunks import ChunkBuffers
 
 
 class TensorBuffers:
-    """Chunks that are views ``layout.chunk_shape`` of tensors on any device. One that is shorter
-    than a chunk is what there is of it: of a chunk that is kept, the first tokens."""
+    """Buffers of chunks that are views ``layout.chunk_shape`` of tensors on any device. One that is
+    shorter than a chunk is what there is of it: of a chunk that is kept, the first tokens."""
 
     def __init__(self, blocks: Sequence[torch.Tensor]) -> None:
         self.blocks = list(blocks)
@@ -26,8 +26,8 @@ class TensorBuffers:
     def of_arena(
         cls, arena: torch.Tensor, layout: KVLayout, first: int, count: int
     ) -> TensorBuffers:
-        """Chunks ``first`` .. ``first + count`` of one request's KV, ``[layers, planes, kv_heads,
-        tokens, head_dim]``."""
+        """Returns chunks ``first`` .. ``first + count`` of one request's KV, ``[layers, planes,
+        kv_heads, tokens, head_dim]``."""
         size = layout.chunk_tokens
         return cls([arena[..., i * size : (i + 1) * size, :] for i in range(first, first + count)])
 
@@ -50,7 +50,8 @@ class TensorBuffers:
 
 
 class TensorTier:
-    """The device tier: chunks in one tensor ``[capacity, *chunk_shape]`` of the engine's device.
+    """The device tier, with chunks in one tensor ``[capacity, *chunk_shape]`` of the engine's
+    device.
 
     Takes all its memory here. Raises torch's out-of-memory error if there is not that much.
     """
@@ -116,7 +117,7 @@ class TensorTier:
 
 
 def _move(source: ChunkBuffers, target: ChunkBuffers) -> None:
-    """Between tensors directly; between a tensor and host memory through the host side."""
+    """Copies between tensors directly; between a tensor and host memory through the host side."""
     if isinstance(source, TensorBuffers) and isinstance(target, TensorBuffers):
         for here, there in zip(source.blocks, target.blocks, strict=True):
             tokens = min(here.shape[-2], there.shape[-2])
@@ -138,14 +139,14 @@ def _move(source: ChunkBuffers, target: ChunkBuffers) -> None:
 
 
 def _host(address: int, like: torch.Tensor) -> torch.Tensor:
-    """Host memory as a tensor of the shape and type of ``like``; no copy."""
+    """Returns host memory as a tensor of the shape and type of ``like``; no copy."""
     size = like.numel() * like.element_size()
     raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
     return torch.from_numpy(raw).view(like.dtype).view(like.shape)
 
 
 def current_stream(device: torch.device) -> int:
-    """The handle of the stream on which torch queues this thread's work on a CUDA device."""
+    """Returns the stream, by its handle, on which torch queues this thread's work on a GPU."""
     streams: Any = torch.cuda
     handle: int = streams.current_stream(device).cuda_stream
     return handle

@@ -1,4 +1,4 @@
-"""What every tier can do."""
+"""Defines what every tier can do."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class TierError(Exception):
 
 
 class Read(IntEnum):
-    """What became of one chunk's read. True only if it is ``HERE``; a plain False of a tier that
-    somebody else wrote means ``GONE``, a plain True ``HERE``."""
+    """The outcome of one chunk's read. It is true only if it is ``HERE``; a plain False of a tier
+    that somebody else wrote means ``GONE``, a plain True ``HERE``."""
 
     GONE = 0
-    """Not held, or damaged: it will never be read, and may be forgotten."""
+    """The chunk is not held, or damaged: it will never be read, and may be forgotten."""
     HERE = 1
-    """It has been copied, whole and right."""
+    """The chunk has been copied, whole and right."""
     LATER = 2
-    """It could not be read now (a server or a disk that does not answer, too many open files): it
-    is a miss for this request, and stays where it is for the next."""
+    """The chunk could not be read now (a server or a disk that does not answer, too many open
+    files): it is a miss for this request, and stays where it is for the next."""
 
     def __bool__(self) -> bool:
         return self is Read.HERE
 
     @classmethod
     def of(cls, held: Iterable[bool]) -> list[Read]:
-        """``HERE`` for each True and ``GONE`` for each False."""
+        """Returns ``HERE`` for each True and ``GONE`` for each False."""
         return [cls.HERE if ok else cls.GONE for ok in held]
 
 
@@ -55,38 +55,38 @@ class Tier(Protocol):
 
     name: str
     capacity: int | None
-    """Chunks; None is unbounded."""
+    """The number of chunks that the tier can hold; None is unbounded."""
 
     def __len__(self) -> int:
-        """Chunks held."""
+        """Returns the number of chunks that are held."""
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which of the keys can be read. Changes nothing."""
+        """Returns which of the keys can be read. Changes nothing."""
 
     def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         """Copies chunks to ``place`` (same order); without one, only looks. Changes nothing."""
 
     def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
-        """Copies chunks from ``place``. False: no room, or the write failed; then the key is not
-        held. Writing a held key overwrites it."""
+        """Copies chunks from ``place``. Returns False for no space, or if the write failed; then
+        the key is not held. Writing a held key overwrites it."""
 
     def discard(self, keys: Sequence[bytes]) -> None:
         """Frees chunks. Unknown keys are ignored."""
 
     def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
-        """Where held chunks lie, to be read from without a copy; None if not in memory."""
+        """Returns buffers of held chunks, to be read without a copy; None if not in memory."""
 
     def close(self) -> None:
         """Frees everything of this process. A closed tier answers nothing any more."""
 
 
 def recovered(tier: Tier) -> list[bytes]:
-    """What the tier holds from an earlier process, least recently stored first: nothing, unless its
-    chunks outlive one."""
+    """Returns what the tier holds from an earlier process, least recently stored first: nothing,
+    unless its chunks outlive one."""
     # Asked for by name and not by type: a wrapper has what the tier within has.
     ask = getattr(tier, "recovered", None)
     return list(ask()) if ask is not None else []
 
 
 class TierInUse(TierError):
-    """Another process has it open; the text names that one."""
+    """Another process has the tier open; the text names that one."""

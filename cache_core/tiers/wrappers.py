@@ -1,4 +1,4 @@
-"""Tiers around other ones: coded in a byte an item, or slower on purpose."""
+"""Wraps tiers: coded in a byte an item, or slower on purpose."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cache_core.transfer.coded import CodedBuffers, DecodedBuffers
 
 
 class Wrapper:
-    """``tier``, to be changed in some of what it does. All else is the tier's own: also what not
-    every tier has, such as ``recovered``, ``shared``, ``counters`` or ``sync``."""
+    """A tier like ``tier``, to be changed in some of what it does. All else is the tier's own: also
+    what not every tier has, such as ``recovered``, ``shared``, ``counters`` or ``sync``."""
 
     def __init__(self, tier: Tier) -> None:
         self.name: str = tier.name
@@ -50,7 +50,7 @@ class Wrapper:
 
 
 class CodedTier(Wrapper):
-    """``tier``, whose chunks have ``codec.coded_bytes``, to callers whose chunks are raw.
+    """A tier with ``tier``'s chunks of ``codec.coded_bytes``, for callers whose chunks are raw.
 
     Its keys must be of a namespace that names the codec: raw and coded chunks, or two codecs', must
     never be taken for one another. Chunks that go from one tier of the same codec to another stay
@@ -80,11 +80,11 @@ class CodedTier(Wrapper):
 
 
 class Throttled(Wrapper):
-    """``tier`` with the bandwidth and latency of one device that all callers share.
+    """A tier like ``tier``, with the bandwidth and latency of one device that all callers share.
 
     A call takes ``latency_s`` and the time of its chunks at the given bytes per second (None: as
-    fast as the tier is), after whatever the device still has to do in that direction; what the
-    tier needs itself counts towards it. Sleeps in the caller.
+    fast as the tier is), after whatever the device still has to do in that direction; what the tier
+    needs itself counts towards it. Sleeps in the caller.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Throttled(Wrapper):
     def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         began = self._clock()
         found = self._tier.read(keys, place)
-        # Who asks a shared tier without a place wants to know what it has.
+        # Who asks a shared tier without buffers wants to know what it has.
         moved = 0 if getattr(self, "shared", False) and place is None else found.count(Read.HERE)
         self._until(self._reads.end(began, moved) + self._latency_s)
         return found
@@ -130,7 +130,7 @@ class Throttled(Wrapper):
         return stored
 
     def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
-        """Chunks are asked for where they lie in order to be read from there."""
+        """Returns buffers of held chunks in the time of a read: they are asked for to be read."""
         began = self._clock()
         place = self._tier.place(keys)
         if place is not None:
@@ -152,7 +152,7 @@ class _Wire:
         self._lock = threading.Lock()
 
     def end(self, began: float, chunks: int) -> float:
-        """When a transfer of ``chunks`` that was asked for at ``began`` is through."""
+        """Returns when a transfer of ``chunks`` that was asked for at ``began`` is through."""
         with self._lock:
             if not self._seconds or not chunks:
                 return began

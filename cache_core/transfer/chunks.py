@@ -1,4 +1,4 @@
-"""Where chunks lie outside a tier: an engine's paged KV, or flat memory."""
+"""Says where chunks lie outside a tier: in an engine's paged KV, or flat memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChunkBuffers(Protocol):
-    """``len()`` chunks somewhere, which can be copied to and from flat host memory.
+    """Buffers of ``len()`` chunks, which can be copied to and from flat host memory.
 
     Addresses are of ``chunk_bytes`` each, in the layout's order. The memory must outlive the call.
     """
@@ -24,20 +24,20 @@ class ChunkBuffers(Protocol):
     def __len__(self) -> int: ...
 
     def pick(self, rows: Sequence[int]) -> ChunkBuffers:
-        """The place of some of the chunks, in the order of ``rows``."""
+        """Returns the buffers of some of the chunks, in the order of ``rows``."""
 
     def flat(self) -> Addresses | None:
-        """The chunks' addresses where each is contiguous in host memory already, else None."""
+        """Returns the chunks' addresses if each is contiguous in host memory already, else None."""
 
     def copy_to(self, addresses: Addresses) -> None:
-        """Chunk i -> memory at ``addresses[i]``."""
+        """Copies chunk i to the memory at ``addresses[i]``."""
 
     def copy_from(self, addresses: Addresses) -> None:
-        """Memory at ``addresses[i]`` -> chunk i."""
+        """Copies the memory at ``addresses[i]`` to chunk i."""
 
 
 class FlatBuffers:
-    """Chunks that are contiguous in host memory."""
+    """Buffers of chunks that are contiguous in host memory."""
 
     def __init__(self, addresses: Addresses, chunk_bytes: int, threads: int = 1) -> None:
         self._addresses = addresses
@@ -63,7 +63,7 @@ class FlatBuffers:
 
 
 class PagedBuffers:
-    """Chunks inside an engine's KV, in host memory, described by ``_native.Paged``.
+    """Buffers of chunks inside an engine's KV, in host memory, described by ``_native.Paged``.
 
     ``slots`` is int64 ``[chunks, chunk_tokens]``: the engine's slot of each token, -1 to leave a
     token out. Raises ``IndexError`` on a move if a slot lies outside the engine's KV.
@@ -100,7 +100,8 @@ class PagedBuffers:
         _native.scatter(self._paged, self._slots, addresses, self._layout.order, self._threads)
 
     def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """See :class:`cache_core.transfer.coded.Coding`: rows must be heads."""
+        """Copies the chunks to ``addresses``, coded. Returns False, and copies nothing, unless the
+        codec's rows are heads of this KV."""
         if codec.items != self._layout.head_dim or codec.dtype != self._layout.dtype:
             return False
         order = self._layout.order
@@ -110,7 +111,8 @@ class PagedBuffers:
         return True
 
     def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Likewise."""
+        """Decodes the chunks at ``addresses`` into these. Returns False, and copies nothing, unless
+        the codec's rows are heads of this KV."""
         if codec.items != self._layout.head_dim or codec.dtype != self._layout.dtype:
             return False
         order = self._layout.order

@@ -1,4 +1,4 @@
-"""KV in a byte an item: what a tier keeps of a chunk when it has a codec."""
+"""Codes KV in a byte an item: what a tier keeps of a chunk when it has a codec."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ITEM_TYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """``rows`` rows of ``items`` items of ``dtype`` in a chunk, each item coded in one byte and
-    each row with a float32 scale (see ``_native.gather_coded``).
+    """A codec for chunks of ``rows`` rows of ``items`` items of ``dtype``: each item is coded in
+    one byte and each row with a float32 scale (see ``_native.gather_coded``).
 
     A row is ``items`` consecutive items of the chunk, so that each head of each token has its own
     scale where a chunk has heads of ``items``. Raises ``ValueError`` for a dtype that has no codec
@@ -33,7 +33,7 @@ class Codec:
     def of(
         cls, name: str, dtype: str, chunk_bytes: int, items: int, threads: int = 1
     ) -> Codec | None:
-        """None for ``none``."""
+        """Makes the codec ``name`` for chunks of ``chunk_bytes``; returns None for ``none``."""
         if name not in CODECS:
             raise ValueError(f"codec {name!r} is not known; use one of {', '.join(CODECS)}")
         if name == "none":
@@ -52,23 +52,23 @@ class Codec:
 
     @classmethod
     def of_layout(cls, name: str, layout: KVLayout, threads: int = 1) -> Codec | None:
-        """With a scale for each head of each token."""
+        """Makes the codec ``name`` with a scale for each head of each token; None for ``none``."""
         return cls.of(name, layout.dtype, layout.chunk_bytes, layout.head_dim, threads)
 
     @property
     def raw_bytes(self) -> int:
-        """Of a chunk as the engine has it."""
+        """Returns the bytes of a chunk as the engine has it."""
         return self.rows * self.items * ITEM_BYTES[self.dtype]
 
     @property
     def coded_bytes(self) -> int:
-        """Of a chunk as a tier keeps it."""
+        """Returns the bytes of a chunk as a tier keeps it."""
         return _native.coded_bytes(self.rows, self.items)
 
     def encode(self, coded: Addresses, raw: Addresses) -> None:
-        """Raw chunks -> coded ones, in host memory."""
+        """Codes raw chunks, in host memory."""
         _native.encode(coded, raw, self.rows, self.items, self.dtype, self.name, self.threads)
 
     def decode(self, raw: Addresses, coded: Addresses) -> None:
-        """Coded chunks -> raw ones, in host memory."""
+        """Decodes coded chunks to raw ones, in host memory."""
         _native.decode(raw, coded, self.rows, self.items, self.dtype, self.name, self.threads)

@@ -1,4 +1,4 @@
-"""Chunk buffers that code on their way to and from a tier."""
+"""Provides chunk buffers that code on their way to and from a tier."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ _STAGED_BYTES = 8 << 20
 
 @runtime_checkable
 class Coding(Protocol):
-    """A place that codes on its way, with no raw chunk in between."""
+    """Buffers that code on their way, with no raw chunk in between."""
 
     def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """False where it can't with this codec: then nothing was copied."""
+        """Copies the chunks to ``addresses``, coded. Returns False where it can't with this codec:
+        then nothing was copied."""
 
     def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Likewise."""
+        """Decodes the chunks at ``addresses`` into these. Returns False where it can't with this
+        codec: then nothing was copied."""
 
 
 class CodedBuffers:
-    """The raw chunks of ``place``, as coded ones to whoever copies them."""
+    """Buffers that give the raw chunks of ``place`` as coded ones to whoever copies them."""
 
     def __init__(self, place: ChunkBuffers, codec: Codec) -> None:
         self._place, self._codec = place, codec
@@ -74,7 +76,7 @@ class CodedBuffers:
 
 
 class DecodedBuffers:
-    """Coded chunks that lie in ``coded``, as raw ones to whoever copies them."""
+    """Buffers that give the coded chunks in ``coded`` as raw ones to whoever copies them."""
 
     def __init__(self, coded: ChunkBuffers, codec: Codec) -> None:
         self.coded, self.codec = coded, codec
@@ -122,7 +124,8 @@ _slabs = _Slabs()
 
 @contextmanager
 def _staged(count: int, chunk_bytes: int) -> Iterator[tuple[Addresses, list[range]]]:
-    """Addresses of as many chunks as are staged at a time, and the rows that take turns there."""
+    """Yields the addresses of as many chunks as are staged at a time, and the rows that take turns
+    there."""
     stride = -(-chunk_bytes // 64) * 64
     at_once = max(1, min(count, _STAGED_BYTES // stride))
     slab, _slabs.slab = _slabs.slab, None  # whoever comes in between gets another

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from cache_core import _cuda
 
 
-# Where Linux tells of what is on the PCI bus.
+# Where Linux says what is on the PCI bus.
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 class CudaMissing(RuntimeError):
-    """One line: what is missing for the GPU verbs, and what to do."""
+    """The GPU verbs can't be used; the text says in one line what is missing and what to do."""
 
 
 def cuda_module() -> ModuleType:
-    """``cache_core._cuda``. Raises :class:`CudaMissing` where it is not built."""
+    """Returns ``cache_core._cuda``. Raises :class:`CudaMissing` where it is not built."""
     try:
         return import_module("cache_core._cuda")
     except ImportError as error:
@@ -38,7 +38,7 @@ def cuda_module() -> ModuleType:
 
 
 def cuda_devices() -> list[_cuda.Device]:
-    """The GPUs. Raises :class:`CudaMissing` where there is none, or no driver."""
+    """Returns the GPUs. Raises :class:`CudaMissing` where there is none, or no driver."""
     cuda = cuda_module()
     try:
         found: list[_cuda.Device] = cuda.devices()
@@ -50,7 +50,7 @@ def cuda_devices() -> list[_cuda.Device]:
 
 
 def numa_node(device: int) -> int:
-    """The NUMA node next to a GPU; -1 where the system does not say. Raises ``CudaError``."""
+    """Returns the NUMA node next to a GPU; -1 if the system does not say. Raises ``CudaError``."""
     address: str = cuda_module().pci_address(device)
     try:
         return int((PCI_DEVICES / address / "numa_node").read_text())
@@ -61,7 +61,7 @@ def numa_node(device: int) -> int:
 class PinnedMemory(SlabMemory):
     """Slabs that all GPUs reach directly: page-locked once, when they are made, by the context of
     ``device``, which is made for it: name a GPU that the process uses. They lie next to that GPU,
-    as far as its NUMA node has room.
+    as far as its NUMA node has space.
 
     A slab that is forgotten is unpinned before its pages go. ``addresses`` raises ``CudaError``
     too, where the system lets no more memory be locked: then it has taken none.
@@ -82,7 +82,7 @@ class PinnedMemory(SlabMemory):
             raise
 
     def release(self) -> None:
-        """Raises ``CudaError`` where the GPU is lost, after all else is given back."""
+        """Gives the memory back. Raises ``CudaError`` at the end if the GPU is lost."""
         errors = []
         for slab in self._pinned:
             try:

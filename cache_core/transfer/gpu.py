@@ -1,5 +1,5 @@
-"""KV and chunks in a GPU's memory as places, and a tier of them: what moves them are this project's
-kernels and the GPU's copy engines."""
+"""Provides buffers of KV and chunks in a GPU's memory, and a tier of them: what moves them are this
+project's kernels and the GPU's copy engines."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 # KiB under way. A load has to wait for what it reads from the host, a store for nothing.
 _CTAS = {"in": 12, "out": 8}
 
-# Makes a stream, given by its handle, wait for what the engine had queued when a place was made.
+# Makes a stream, given by its handle, wait for what the engine had queued when buffers were made.
 Ready = Callable[[int], None]
 
 
 class CopyStreams:
-    """Transfers of one GPU: one into its memory and one out of it, so that a load need not wait for
-    a store. Requests wait for loads: these come first on the GPU, stores last. ``planner`` chooses
-    between kernels and copy engines. Raises :class:`~cache_core.transfer.cuda.CudaMissing` and
-    ``CudaError``."""
+    """The transfers of one GPU: one into its memory and one out of it, so that a load need not wait
+    for a store. Requests wait for loads: these come first on the GPU, stores last. ``planner``
+    chooses between kernels and copy engines. Raises :class:`~cache_core.transfer.cuda.CudaMissing`
+    and ``CudaError``."""
 
     def __init__(self, device: int, planner: Planner | None = None) -> None:
         self.device = device
@@ -49,25 +49,26 @@ class CopyStreams:
         }
 
     def stream(self, name: str) -> int:
-        """The handle of a transfer's stream."""
+        """Returns the handle of a transfer's stream."""
         return self._ways[name][0].stream
 
     def mark(self, stream: int) -> _cuda.Mark:
-        """What a stream of the GPU, by its handle, has queued so far."""
+        """Marks what a stream of the GPU, by its handle, has queued so far."""
         mark: _cuda.Mark = self._cuda.Mark(self.device, stream)
         return mark
 
     def choose(
         self, name: str, paged: _native.Paged, slots: NDArray[np.int64], order: Order
     ) -> Way:
-        """How to move these slots from (``out``) or to (``in``) host memory."""
+        """Returns how to move these slots from (``out``) or to (``in``) host memory."""
         count, nbytes = _native.pieces(paged, slots, order)
         direction: Direction = "d2h" if name == "out" else "h2d"
         return self._planner.choose(direction, count, nbytes // max(count, 1))
 
     @contextmanager
     def way(self, name: str) -> Iterator[_cuda.Transfer]:
-        """The transfer ``in`` or ``out``, for one thread at a time; at the end its work is done."""
+        """Yields the transfer ``in`` or ``out`` to one thread at a time; ends when its work is
+        done."""
         transfer, lock = self._ways[name]
         with lock:
             try:
@@ -77,8 +78,8 @@ class CopyStreams:
 
 
 class GpuBuffers:
-    """Chunks inside an engine's KV in a GPU's memory. As
-    :class:`~cache_core.transfer.chunks.PagedBuffers`, but addresses may be the GPU's own too."""
+    """Buffers of chunks inside an engine's KV in a GPU's memory, with ``slots`` as in
+    :class:`~cache_core.transfer.chunks.PagedBuffers`. Addresses may be the GPU's own too."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class GpuBuffers:
         return self._of(chosen, self._within)
 
     def within(self) -> GpuBuffers:
-        """The same for addresses that are all in the GPU's own memory: kernels do it."""
+        """Returns the same buffers for addresses in the GPU's own memory: kernels copy them."""
         return self._of(self._slots, True)
 
     def flat(self) -> Addresses | None:
@@ -120,7 +121,8 @@ class GpuBuffers:
             verb(self._paged, self._slots, addresses, self._layout.order)
 
     def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """See :class:`cache_core.transfer.coded.Coding`: rows must be heads."""
+        """Copies the chunks to ``addresses``, coded. Returns False, and copies nothing, unless the
+        codec's rows are heads of this KV."""
         if not self._codes(codec):
             return False
         with self._way("out") as transfer:
@@ -130,7 +132,8 @@ class GpuBuffers:
         return True
 
     def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Likewise."""
+        """Decodes the chunks at ``addresses`` into these. Returns False, and copies nothing, unless
+        the codec's rows are heads of this KV."""
         if not self._codes(codec):
             return False
         with self._way("in") as transfer:
@@ -159,7 +162,7 @@ class GpuBuffers:
 
 
 class GpuChunks:
-    """Chunks that are contiguous in a GPU's memory; addresses may be the GPU's own too."""
+    """Buffers of chunks that are contiguous in a GPU's memory; addresses may be there too."""
 
     def __init__(self, ways: CopyStreams, addresses: Addresses, chunk_bytes: int) -> None:
         self._ways, self._addresses, self._chunk_bytes = ways, addresses, chunk_bytes
@@ -187,7 +190,7 @@ class GpuChunks:
 
 
 class GpuMemory(SlabMemory):
-    """Room for chunks on a GPU, taken beside what torch has. Raises ``CudaError``."""
+    """Memory for chunks on a GPU, taken beside what torch has. Raises ``CudaError``."""
 
     def __init__(self, device: int) -> None:
         super().__init__()
@@ -225,7 +228,7 @@ class GpuTier(MemoryTier):
 
 
 class _HostSide:
-    """A place that only the CPU reaches, whose chunks are copied to and from a GPU's memory."""
+    """Buffers that only the CPU reaches, whose chunks are copied to and from a GPU's memory."""
 
     def __init__(self, place: ChunkBuffers, ways: CopyStreams, chunk_bytes: int) -> None:
         self._place, self._ways, self._chunk_bytes = place, ways, chunk_bytes
@@ -258,7 +261,7 @@ class _HostSide:
         self._place.copy_from(_rows(room))
 
     def _room(self) -> NDArray[np.uint8]:
-        """Host memory for all chunks, for places that are nowhere contiguous (coded ones)."""
+        """Returns host memory for all chunks, for buffers that are not contiguous (coded ones)."""
         return np.empty((len(self), self._chunk_bytes), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Copy engines or a kernel? By what each way was measured to cost on this GPU."""
+"""Chooses copy engines or a kernel, by what each way was measured to cost on this GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNMEASURED_RUN_BYTES = 28 << 10
 
 @dataclass(frozen=True, slots=True)
 class RunCost:
-    """Seconds of a move of runs of ``run_bytes``: ``fixed_s + runs * run_s``."""
+    """The seconds of a move of runs of ``run_bytes``: ``fixed_s + runs * run_s``."""
 
     run_bytes: int
     fixed_s: float
@@ -32,7 +32,7 @@ class RunCost:
 
 @dataclass(frozen=True, slots=True)
 class CopyCost:
-    """What a way costs, by the length of runs: ``sizes`` rise in ``run_bytes``.
+    """The cost of a way, by the length of runs: ``sizes`` rise in ``run_bytes``.
 
     One line through all lengths would hide that copy engines have a rate of their own for each.
     Raises ``ValueError`` for none, and for sizes that don't rise.
@@ -45,8 +45,9 @@ class CopyCost:
             raise ValueError("a cost needs run lengths, each longer than the one before")
 
     def seconds(self, runs: int, run_bytes: int) -> float:
-        """Between two lengths that were measured, on the line between them. A shorter run than any
-        costs what the shortest one does, a longer one has the longest one's rate."""
+        """Returns the seconds of a move: between two lengths that were measured, on the line
+        between them. A shorter run than any costs what the shortest one does, a longer one has the
+        longest one's rate."""
         at = bisect_left(self.sizes, run_bytes, key=lambda size: size.run_bytes)
         if at == len(self.sizes):
             last = self.sizes[-1]
@@ -60,8 +61,9 @@ class CopyCost:
 
     @classmethod
     def fit(cls, samples: Sequence[tuple[int, int, float]]) -> CopyCost:
-        """From (runs, run_bytes, seconds) of moves of two or more numbers of runs of each length:
-        least squares of relative errors, no term below zero. Raises ``ValueError`` for fewer."""
+        """Fits the cost to (runs, run_bytes, seconds) of moves of two or more numbers of runs of
+        each length: least squares of relative errors, no term below zero. Raises ``ValueError`` for
+        fewer."""
         lengths: dict[int, list[tuple[int, float]]] = {}
         for runs, run_bytes, seconds in samples:
             lengths.setdefault(run_bytes, []).append((runs, seconds))
@@ -83,12 +85,13 @@ def _fit(run_bytes: int, samples: Sequence[tuple[int, float]]) -> RunCost:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """``costs`` of one GPU, by direction and way; without them a fixed run length decides."""
+    """Chooses a way by the ``costs`` of one GPU, by direction and way, or else by a fixed run
+    length."""
 
     costs: Mapping[tuple[Direction, Way], CopyCost] = field(default_factory=dict)
 
     def choose(self, direction: Direction, runs: int, run_bytes: int) -> Way:
-        """The way that is expected to take less time for ``runs`` runs of ``run_bytes``."""
+        """Returns the way that is expected to be faster for ``runs`` runs of ``run_bytes``."""
         dma, kernel = self.costs.get((direction, "dma")), self.costs.get((direction, "kernel"))
         if dma is None or kernel is None:
             return "dma" if run_bytes >= UNMEASURED_RUN_BYTES else "kernel"
@@ -109,8 +112,8 @@ def save_costs(path: Path, gpu: str, planner: Planner) -> None:
 
 
 def load_costs(path: Path, gpu: str) -> Planner:
-    """The costs of ``gpu``, or a planner without any if the file has none. Raises ``OSError`` and
-    ``ValueError`` for a file of another kind."""
+    """Reads the costs of ``gpu``, or a planner without any if the file has none. Raises ``OSError``
+    and ``ValueError`` for a file of another kind."""
     try:
         found = _read(path).get(gpu, {})
         return Planner(

@@ -1,5 +1,4 @@
-"""Whether the CUDA kernels work on a GPU, told by running them: a millisecond, once there is a
-context."""
+"""Tries the CUDA kernels on a GPU by running them: a millisecond, once there is a context."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What this machine's tiers can do: figures for sizing and for the simulated engine."""
+"""Measures what this machine's tiers can do: figures for sizing and for the simulated engine."""

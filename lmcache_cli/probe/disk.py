@@ -1,5 +1,5 @@
-"""The disk under a folder: reads, writes and a mix of them at several sizes and depths, cold
-reads through the page cache, and what a sync costs."""
+"""Measures the disk under a folder: reads, writes and a mix of them at several sizes and depths,
+cold reads through the page cache, and what a sync costs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _PER_RUN = 128 << 20  # bytes that one measured run moves
 
 @dataclass(frozen=True, slots=True)
 class DiskFigure:
-    """``depth`` calls of ``size_bytes`` under way at once. ``direct``: around the page cache;
-    otherwise reads are cold (the cache was told to forget the file) and writes include the sync."""
+    """The rate of one kind of call, ``depth`` calls of ``size_bytes`` under way at once.
+    ``direct``: around the page cache; otherwise reads are cold (the cache was made to forget the
+    file) and writes include the sync."""
 
     mode: str
     size_bytes: int
@@ -37,7 +38,7 @@ class DiskFigure:
 
 @dataclass(frozen=True, slots=True)
 class DiskProbe:
-    """All figures of one folder."""
+    """All figures of the disk under one folder."""
 
     folder: str
     direct: bool
@@ -111,7 +112,7 @@ class _Calls:
         os.close(self._fd)
 
     def run(self, mode: str) -> int:
-        """One run of all calls; returns the bytes moved."""
+        """Runs all calls once; returns the bytes moved."""
         places = [self._random.randrange(self._places) for _ in range(self._count)]
         if mode == "read" and not self._direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,7 +1,7 @@
-"""An engine's own costs: prefill behind what is cached, decode steps, loads from each tier.
+"""Measures an engine's own costs: prefill after what is cached, decode steps, loads from each tier.
 
-Measured through the very calls that serve requests: the engine's forward over its arena, and
-``TieredCache.load`` into it.
+The costs are measured through the very calls that serve requests: the engine's forward over its
+arena, and ``TieredCache.load`` into it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 CHUNKS = (16, 64, 256)
 _STEPS = 4
-"""Decode steps per round and place."""
+"""The number of decode steps per round and place."""
 _LEAST_CONTEXT = 64
 _NO_TIME = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillFigure:
-    """``new`` tokens computed behind ``cached`` ones, to the first token."""
+    """The time of ``new`` tokens computed after ``cached`` ones, to the first token."""
 
     new: int
     cached: int
@@ -50,7 +50,7 @@ class PrefillFigure:
 
 @dataclass(frozen=True, slots=True)
 class StepFigure:
-    """One decode step behind ``cached`` tokens."""
+    """The time of one decode step after ``cached`` tokens."""
 
     cached: int
     time: Figure
@@ -58,7 +58,7 @@ class StepFigure:
 
 @dataclass(frozen=True, slots=True)
 class LoadFigure:
-    """A hit of ``chunks`` chunks, found and loaded into the engine's memory."""
+    """The time of a hit of ``chunks`` chunks, found and loaded into the engine's memory."""
 
     tier: str
     chunk_tokens: int
@@ -69,14 +69,15 @@ class LoadFigure:
 
 @dataclass(frozen=True, slots=True)
 class EngineProbe:
-    """What was measured, and the costs fitted to the medians. ``prefill_range`` are fits to the
-    shortest and the longest times. ``worst`` is the fit's greatest relative error at a point."""
+    """What was measured of an engine, and the costs fitted to the medians. ``prefill_range`` are
+    fits to the shortest and the longest times. ``worst`` is the fit's greatest relative error at a
+    point."""
 
     facts: dict[str, object]
     asked: str
     """The model as it was named; ``embedded`` for the embedded one."""
     layout: KVLayout
-    """Of one token."""
+    """The KV layout of one token."""
     prefill: PrefillCost
     prefill_range: tuple[PrefillCost, PrefillCost]
     worst: float
@@ -97,9 +98,10 @@ def probe_engine(
     on_step: Callable[[str], None] = lambda text: None,
     asked: str = "embedded",
 ) -> EngineProbe:
-    """Measures with prompts of up to ``context`` tokens, every point once a round in an order drawn
-    anew, so that a drift of the machine hits all points alike. Files of the disk tier are made in
-    ``folder`` and removed. Raises ``UserError`` for a context that is too short or too long."""
+    """Measures an engine with prompts of up to ``context`` tokens, every point once a round in an
+    order drawn anew, so that a drift of the machine hits all points alike. Files of the disk tier
+    are made in ``folder`` and removed. Raises ``UserError`` for a context that is too short or too
+    long."""
     if not _LEAST_CONTEXT <= context <= engine.max_context:
         raise UserError(
             f"--context-tokens: {context} must be from {_LEAST_CONTEXT} to {engine.max_context}"
@@ -196,7 +198,7 @@ def _loads(
 
 
 def _room(engine: TransformersEngine, context: int, size: int) -> int:
-    """Bytes of a tier that holds a context, whatever it keeps for itself."""
+    """Returns the bytes of a tier that holds a context, whatever it keeps for itself."""
     return 4 * engine.token_bytes() * (context + 4 * size) + (8 << 20)
 
 
@@ -292,7 +294,8 @@ def _names(loads: Sequence[LoadFigure]) -> list[str]:
 
 
 def _tier_cost(figures: Sequence[LoadFigure]) -> TierCost:
-    """Several chunk lengths tell a chunk's fixed cost from that of its bytes."""
+    """Fits a tier's costs: several chunk lengths separate a chunk's fixed cost from that of its
+    bytes."""
     rows = np.array([(1.0, f.chunks, f.nbytes) for f in figures], dtype=np.float64)
     found = nonnegative_fit(rows, np.array([f.time.median for f in figures]))
     assert found is not None

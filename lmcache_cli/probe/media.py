@@ -26,7 +26,7 @@ class ProbeError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Median, smallest and largest of ``n`` repeats, in ``unit``."""
+    """A measured figure: median, smallest and largest of ``n`` repeats, in ``unit``."""
 
     median: float
     low: float
@@ -36,8 +36,8 @@ class Figure:
 
 
 def rates(run: Callable[[], int], repeats: int) -> Figure:
-    """Bytes per second of ``run``, which returns how many bytes it moved; the first call, which
-    warms up, does not count."""
+    """Measures the bytes per second of ``run``, which returns how many bytes it moved; the first
+    call, which warms up, does not count."""
     run()
     values = []
     for _ in range(repeats):
@@ -48,7 +48,7 @@ def rates(run: Callable[[], int], repeats: int) -> Figure:
 
 
 def timed_figure(run: Callable[[], None], repeats: int) -> Figure:
-    """Seconds per call of ``run``, after one call that does not count."""
+    """Measures the seconds per call of ``run``, after one call that does not count."""
     run()
     values = []
     for _ in range(repeats):
@@ -63,7 +63,7 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CopyFigure:
-    """Copies of ``piece_bytes`` by ``threads`` threads."""
+    """The rate of copies of ``piece_bytes`` by ``threads`` threads."""
 
     threads: int
     piece_bytes: int
@@ -98,7 +98,8 @@ COUNT = 32
 
 @dataclass(frozen=True, slots=True)
 class RemoteProbe:
-    """Batches of ``count`` chunks of ``chunk_bytes``, and one existence check of all of them."""
+    """The figures of a remote tier: batches of ``count`` chunks of ``chunk_bytes``, and one
+    existence check of all of them."""
 
     url: str
     chunk_bytes: int
@@ -111,7 +112,7 @@ class RemoteProbe:
 def probe_remote(url: str, repeats: int) -> RemoteProbe:
     """Writes chunks of its own to the server, reads them back, compares, and removes them.
 
-    Raises ``MissingError`` if it does not answer and :class:`ProbeError` if a call fails.
+    Raises ``MissingError`` if the server does not answer and :class:`ProbeError` if a call fails.
     """
     try:
         tier = open_remote(url, CHUNK)

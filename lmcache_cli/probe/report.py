@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which model's engine is measured too; ``context`` tokens are the longest prompt."""
+    """The model whose engine is measured too; ``context`` tokens are the longest prompt."""
 
     model: str | None
     device: str = "cpu"
@@ -173,7 +173,7 @@ def _remote_table(far: RemoteProbe | None) -> Table | str:
 
 
 def engine_tables(probe: EngineProbe) -> list[Table]:
-    """Prefill beside its fit, and loads by tier beside theirs."""
+    """Makes the tables of prefill beside its fit, and of loads by tier beside theirs."""
     cost = probe.prefill
     prefill = Table(
         title=f"prefill of {probe.facts['model']}: ms, median (min-max)", title_justify="left"

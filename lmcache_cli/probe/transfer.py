@@ -1,4 +1,4 @@
-"""Moves between a GPU and pinned host memory: what each way costs, for the planner."""
+"""Measures moves between a GPU and pinned host memory: what each way costs, for the planner."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ WAYS: tuple[Way, ...] = ("dma", "kernel")
 
 
 def gpu_number(device: str) -> int:
-    """Of ``cuda`` or ``cuda:N``; 0 where no GPU is named. Raises ``UserError``."""
+    """Returns the number of the GPU ``cuda`` or ``cuda:N``; 0 where no GPU is named. Raises
+    ``UserError``."""
     _, _, number = device.partition(":")
     if device == "cpu" or not number:
         return 0
@@ -53,7 +54,8 @@ def gpu_number(device: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """``runs`` scattered runs of ``run_bytes`` each, in ``seconds`` (median of the repeats)."""
+    """One measured move: ``runs`` scattered runs of ``run_bytes`` each, in ``seconds`` (median of
+    the repeats)."""
 
     direction: Direction
     way: Way
@@ -63,7 +65,8 @@ class Moved:
 
 
 class Bench:
-    """KV on one GPU and as much pinned memory, with slots of one run each, in mixed order."""
+    """The memory to move between: KV on one GPU and as much pinned memory, with slots of one run
+    each, in mixed order."""
 
     def __init__(self, device: int, nbytes: int = MOST_BYTES) -> None:
         self._cuda = cuda_module()
@@ -75,7 +78,7 @@ class Bench:
         self._ways = CopyStreams(device)  # what is measured is what is used
 
     def call(self, direction: Direction, way: Way, runs: int, run_bytes: int) -> Callable[[], None]:
-        """A move that returns when it is done."""
+        """Returns a function that makes one move and returns when it is done."""
         base = np.array([self._engine.address], dtype=np.uint64)
         count = self._nbytes * 2 // run_bytes
         paged = _native.Paged(
@@ -93,12 +96,12 @@ class Bench:
         return run
 
     def close(self) -> None:
-        """Unpins and frees."""
+        """Unpins and frees the host memory."""
         self._memory.release()
 
 
 def seconds_of(run: Callable[[], None], repeats: int) -> float:
-    """Median of ``repeats`` calls, after one that does not count."""
+    """Returns the median seconds of ``repeats`` calls, after one that does not count."""
     run()
     values = []
     for _ in range(repeats):
@@ -109,7 +112,7 @@ def seconds_of(run: Callable[[], None], repeats: int) -> float:
 
 
 def measure_moves(bench: Bench, repeats: int) -> list[Moved]:
-    """All shapes in both directions and ways; the ways take turns."""
+    """Measures all shapes of moves in both directions and ways; the ways take turns."""
     found = []
     for run_bytes in RUN_BYTES:
         for runs in (runs for runs in RUNS if runs * run_bytes <= MOST_BYTES):
@@ -121,7 +124,7 @@ def measure_moves(bench: Bench, repeats: int) -> list[Moved]:
 
 
 def fitted(moves: list[Moved]) -> Planner:
-    """The costs that the moves tell. Raises ``ValueError`` for too few."""
+    """Fits the costs of each way to the moves. Raises ``ValueError`` for too few."""
     return Planner(
         {
             (direction, way): CopyCost.fit(
@@ -185,7 +188,7 @@ def _document(name: str, planner: Planner, moves: list[Moved]) -> dict[str, Any]
 
 
 def _table(name: str, planner: Planner) -> Table:
-    """A row for each length of runs: the rate of many of them, each way."""
+    """Makes a table with a row for each length of runs: the rate of many of them, each way."""
     table = Table(title=f"moves of KV: {name}", title_justify="left")
     for column in ("direction", "run", "DMA GB/s", "kernel GB/s", "DMA µs a call", "kernel µs"):
         table.add_column(column, justify="left" if column == "direction" else "right")

@@ -1,4 +1,4 @@
-"""What a server answers, read along as it passes: first token, usage, text to count."""
+"""Reads what a server answers as it passes: first token, usage, text to count."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StreamedAnswer:
         self._rest = bytearray()
 
     def feed(self, data: bytes, now_s: float) -> None:
-        """The next bytes of the body, which came at ``now_s``."""
+        """Takes the next bytes of the body, which came at ``now_s``."""
         self._rest += data
         if not self.stream:
             return
@@ -39,7 +39,7 @@ class StreamedAnswer:
             self._line(bytes(line), now_s)
 
     def end(self, now_s: float) -> None:
-        """No more bytes will come."""
+        """Ends the body: no more bytes will come."""
         rest = bytes(self._rest)
         self._rest.clear()
         if self.stream:
@@ -48,7 +48,7 @@ class StreamedAnswer:
             self._object(rest, None)
 
     def texts(self, first: int, count: int) -> list[str]:
-        """Output of choices ``first`` to ``first + count - 1``, those that have any."""
+        """Returns the output of choices ``first`` to ``first + count - 1``, those that have any."""
         found = ("".join(self._texts.get(i, ())) for i in range(first, first + count))
         return [text for text in found if text]
 
@@ -118,8 +118,9 @@ def _count(value: object, otherwise: int | None) -> int | None:
 
 @dataclass(slots=True)
 class Exchange:
-    """``number`` counts requests in the order of their arrival. ``error`` is a word of ours, never
-    a server's message: those quote prompts. What is private stays out of ``repr``."""
+    """One request and its answer. ``number`` counts requests in the order of their arrival.
+    ``error`` is a word of ours, never a server's message: those quote prompts. What is private
+    stays out of ``repr``."""
 
     number: int
     arrival_s: float

@@ -1,5 +1,5 @@
-"""What an OpenAI-compatible request asks, as text, messages or tokens, and where its token ids come
-from."""
+"""Reads what an OpenAI-compatible request asks, as text, messages or tokens, and gets its token
+ids."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TokenSource(Protocol):
     async def token_ids(
         self, model: str, prompt: AskedPrompt, authorization: str | None
     ) -> list[int] | None:
-        """The ids, or None if this source has none for this prompt."""
+        """Returns the prompt's token ids, or None if this source has none for this prompt."""
 
 
 class ServerTokens:
-    """Asks ``url``/tokenize, which vLLM has for prompts and for messages. A request's own
-    ``authorization`` is sent with it."""
+    """Gets token ids from ``url``/tokenize, which vLLM has for prompts and for messages. A
+    request's own ``authorization`` is sent with it."""
 
     def __init__(self, client: aiohttp.ClientSession, url: str) -> None:
         self._client = client
@@ -41,7 +41,7 @@ class ServerTokens:
     async def token_ids(
         self, model: str, prompt: AskedPrompt, authorization: str | None
     ) -> list[int] | None:
-        """See :class:`TokenSource`; None for every failure."""
+        """Returns the prompt's token ids from the server; None for every failure."""
         import aiohttp
 
         asked: dict[str, Any] = dict(prompt.options)
@@ -99,7 +99,8 @@ class LocalTokens:
     async def token_ids(
         self, model: str, prompt: AskedPrompt, authorization: str | None
     ) -> list[int] | None:
-        """See :class:`TokenSource`. Works in a thread: a long prompt takes long."""
+        """Returns the prompt's token ids from the tokenizer; None for every failure. Works in a
+        thread: a long prompt takes long."""
         try:
             async with self._turn:
                 return await asyncio.to_thread(self._encode, prompt)
@@ -126,7 +127,7 @@ class LocalTokens:
 
 
 def _plain(message: dict[str, Any]) -> object:
-    """Text in parts as servers give it to templates that know only text."""
+    """Joins text in parts as servers do for templates that know only text."""
     content = message.get("content")
     if not isinstance(content, list):
         return content
@@ -151,9 +152,9 @@ _CHAT_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class AskedPrompt:
-    """``content`` is a text, token ids, or a chat's messages. ``keep_last`` is how many tokens
-    the server keeps (None: all). Two prompts of different ``salt`` share no KV although their
-    tokens may be equal: tenants, or images behind equal placeholders."""
+    """One prompt of a request. ``content`` is a text, token ids, or a chat's messages.
+    ``keep_last`` is how many tokens the server keeps (None: all). Two prompts of different ``salt``
+    share no KV although their tokens may be equal: tenants, or images with equal placeholders."""
 
     kind: Literal["text", "tokens", "chat"]
     content: Content = field(repr=False)
@@ -173,7 +174,7 @@ class AskedPrompts:
 
 
 def read_body(body: bytes, chat: bool) -> AskedPrompts:
-    """What a request asks. Raises ``ValueError`` if it is nothing that could be recorded; the
+    """Reads what a request asks. Raises ``ValueError`` if it is nothing that could be recorded; the
     text of the error has nothing of the body in it."""
     try:
         asked = json.loads(body)
@@ -226,7 +227,8 @@ def _is_tokens(value: object) -> bool:
 
 
 def _media_digest(messages: list[dict[str, Any]]) -> str:
-    """Empty for pure text. Images are equal placeholders to a tokenizer."""
+    """Returns a digest of what is not text; empty for pure text. Images are equal placeholders to a
+    tokenizer."""
     parts = [
         part
         for message in messages

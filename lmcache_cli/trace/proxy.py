@@ -33,7 +33,7 @@ _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
 
 def open_client() -> aiohttp.ClientSession:
-    """A client that adds, follows, keeps and unpacks nothing of its own."""
+    """Opens a client that adds, follows, keeps and unpacks nothing of its own."""
     return aiohttp.ClientSession(
         # uvicorn drops idle connections after 5 s; a request must not meet one that just dies.
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3),

@@ -1,4 +1,4 @@
-"""``lmcache trace record``: from the flags to a finished file."""
+"""Runs ``lmcache trace record``: from the flags to a finished file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _GRACE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """The flags. ``duration_s`` and ``requests``: when to stop by itself; None is never."""
+    """The flags of ``lmcache trace record``. ``duration_s`` and ``requests``: when to stop by
+    itself; None is never."""
 
     out: Path
     url: str
@@ -43,11 +44,11 @@ class RecordOptions:
 
 
 def run_recording(options: RecordOptions) -> int:
-    """Records until it is told to stop; returns the exit code. What was recorded is in the file
-    however it ends.
+    """Records until it is stopped; returns the exit code. What was recorded is in the file however
+    it ends.
 
-    Raises ``UserError`` for flags that can't work, ``MissingError`` if the server or a
-    tokenizer is missing.
+    Raises ``UserError`` for flags that can't work, ``MissingError`` if the server or a tokenizer is
+    missing.
     """
     url = _server_url(options.url)
     host, port = _address(options.listen)
@@ -138,7 +139,7 @@ async def _until_stopped(
 
 
 async def _model(client: aiohttp.ClientSession, url: str, authorization: str | None) -> str:
-    """The first model that the server lists, or nothing."""
+    """Returns the first model that the server lists, or an empty string."""
     headers = {"Authorization": authorization} if authorization else {}
     timeout = aiohttp.ClientTimeout(total=_PROBE_S)
     try:
@@ -203,7 +204,8 @@ def _writer(options: RecordOptions, model: str, start_s: float) -> TraceWriter:
 
 
 def _server_url(text: str) -> str:
-    """Without the /v1 that clients want at the end: /tokenize is beside it."""
+    """Returns the server's URL without the /v1 that clients want at the end: /tokenize is beside
+    it."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise UserError(f"--url: {text!r} is no address; write it like http://127.0.0.1:8000")

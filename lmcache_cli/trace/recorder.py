@@ -1,4 +1,4 @@
-"""From exchanges to lines of a trace, away from the requests' own way, and a count of them as they
+"""Writes exchanges as lines of a trace, away from the requests' own way, and counts them as they
 come."""
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lmcache_cli.trace.prompt import AskedPrompt, AskedPrompts, TokenSource, rea
 
 @dataclass(slots=True)
 class Counts:
-    """So far: ``shared_tokens`` are prompt tokens in chunks that came before, ``unnamed`` the
-    requests whose prompt could not be turned into tokens, ``differing`` those for which the
-    server counted other prompt tokens than were hashed."""
+    """What was recorded so far: ``shared_tokens`` are prompt tokens in chunks that came before,
+    ``unnamed`` the requests whose prompt could not be turned into tokens, ``differing`` those for
+    which the server counted other prompt tokens than were hashed."""
 
     requests: int = 0
     failed: int = 0
@@ -35,7 +35,7 @@ class Counts:
 
     @property
     def sharing(self) -> float:
-        """Share of the prompt tokens, 0 to 1."""
+        """Returns the share of the prompt tokens in chunks that came before, 0 to 1."""
         return self.shared_tokens / self.input_tokens if self.input_tokens else 0.0
 
 
@@ -71,14 +71,14 @@ class Recorder:
             self._reading[exchange.number] = asyncio.create_task(self._read(exchange))
 
     def finish(self, exchange: Exchange) -> None:
-        """The exchange is over: it is written as soon as its tokens are known."""
+        """Ends the exchange: it is written as soon as its tokens are known."""
         self.read(exchange)
         task = asyncio.create_task(self._write(exchange))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
     async def drain(self) -> None:
-        """Returns when everything that was finished is written."""
+        """Waits until everything that was finished is written."""
         while self._writing:
             await asyncio.wait(self._writing)
 
@@ -210,8 +210,8 @@ def _since(exchange: Exchange) -> float | None:
 
 
 def counts_text(counts: Counts) -> str:
-    """``12 requests (1 failed), 3,456 prompt and 78 output tokens, 61% seen before``: of the
-    prompt tokens."""
+    """Formats ``12 requests (1 failed), 3,456 prompt and 78 output tokens, 61% seen before``: of
+    the prompt tokens."""
     failed = f" ({counts.failed:,} failed)" if counts.failed else ""
     return (
         f"{counts.requests:,} request{'' if counts.requests == 1 else 's'}{failed},"
@@ -221,7 +221,7 @@ def counts_text(counts: Counts) -> str:
 
 
 class LiveCount:
-    """Redraws the line on a terminal; silent when ``quiet`` or anywhere else."""
+    """The line of counts, redrawn on a terminal; silent when ``quiet`` or anywhere else."""
 
     def __init__(self, console: Console, counts: Counts, quiet: bool) -> None:
         self._counts = counts

@@ -1,4 +1,4 @@
-"""``lmcache trace info``, ``convert`` and ``synth``."""
+"""Runs ``lmcache trace info``, ``convert`` and ``synth``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TraceSource:
     tokenizer: str | None = None
 
     def open(self) -> Trace:
-        """Raises ``TraceError``, ``UserError``."""
+        """Opens the trace with these flags. Raises ``TraceError``, ``UserError``."""
         if self.unit_s is not None and not 0 < self.unit_s < float("inf"):
             raise UserError(f"--time-unit: {self.unit_s} must be above 0 seconds")
         tokenize = None if self.tokenizer is None else _tokenizer(self.tokenizer)
@@ -53,7 +53,8 @@ class TraceSource:
 
 
 def show_info(source: TraceSource, json_file: str | None) -> None:
-    """Prints a table, or writes JSON to a file or (``-``) stdout. Raises ``UserError``."""
+    """Prints a table about a trace, or writes JSON to a file or (``-``) stdout. Raises
+    ``UserError``."""
     with _one_line():
         trace = source.open()
         found = summary(trace)
@@ -66,7 +67,7 @@ def show_info(source: TraceSource, json_file: str | None) -> None:
 
 
 def convert_trace(source: TraceSource, out: Path, to: str) -> None:
-    """Writes a new file. Raises ``UserError``."""
+    """Writes a trace to a new file in the format ``to``. Raises ``UserError``."""
     with _one_line():
         _check_target(out, to)
         trace = source.open()
@@ -132,7 +133,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _check_target(out: Path, to: str) -> None:
-    """Before the work, not after it."""
+    """Checks the file to write before the work, not after it. Raises ``TraceError``."""
     if to not in WRITERS:
         raise TraceError(f"--to: {to!r} can't be written; use one of {', '.join(WRITERS)}")
     if out.exists():

@@ -16,22 +16,22 @@ HOURS_PER_MONTH = 730
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Per GiB and hour. The defaults are street prices over three years, in dollars: DRAM 4 a GiB,
-    NVMe 0.10; power and servers not counted. Set your own."""
+    """Prices of each tier per GiB and hour. The defaults are street prices over three years, in
+    dollars: DRAM 4 a GiB, NVMe 0.10; power and servers not counted. Set your own."""
 
     cpu: float = DRAM_PRICE
     disk: float = DISK_PRICE
 
     def per_hour(self, tiers: Mapping[str, int]) -> float:
-        """Of a stack of tiers, bytes by name."""
+        """Returns the price per hour of a stack of tiers, given as bytes by name."""
         known = {"cpu": self.cpu, "disk": self.disk}
         return sum(known.get(name, 0.0) * size / GIB for name, size in tiers.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a recommendation must keep: ``ttft`` maps ``p50`` .. ``p99`` to seconds; None is no
-    bound. ``writes_per_day`` are bytes that the disk may take."""
+    """The bounds that a recommendation must keep: ``ttft`` maps ``p50`` .. ``p99`` to seconds; None
+    is no bound. ``writes_per_day`` are bytes that the disk may take."""
 
     most_per_hour: float | None = None
     largest: Mapping[str, int] = field(default_factory=dict)
@@ -41,30 +41,31 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class TierConfiguration:
-    """Sizes in bytes by tier name, fastest first; empty: no cache."""
+    """One stack of tiers: sizes in bytes by tier name, fastest first; without any, no cache."""
 
     tiers: tuple[tuple[str, int], ...]
     chunk_tokens: int
     placement: Placement = "write_on_insertion"
     policy: str = "lru"
     admission: str = "none"
-    """Of the disk tier."""
+    """The admission of the disk tier."""
 
     @property
     def plain(self) -> bool:
-        """Whether curves tell its hits exactly."""
+        """Returns whether curves give the stack's hits exactly."""
         return self.policy == "lru" and self.admission == "none"
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By name."""
+        """Returns the sizes in bytes by tier name."""
         return dict(self.tiers)
 
 
 @dataclass(frozen=True, slots=True)
 class StackOutcome:
-    """What a stack gives on the trace. ``idle_s`` is the mean TTFT without queueing, the score that
-    stacks are ordered by; ``ttft`` percentiles are of a run over the arrivals, empty before it."""
+    """The predicted results of one stack on the trace. ``idle_s`` is the mean TTFT without
+    queueing, the score that stacks are ordered by; ``ttft`` percentiles are of a run over the
+    arrivals, empty before it."""
 
     stack: TierConfiguration
     hit_tokens: Mapping[str, int]
@@ -83,7 +84,7 @@ def stacks(
     chunks: Iterable[int],
     placements: Sequence[Placement] = ("write_on_insertion",),
 ) -> list[TierConfiguration]:
-    """Every combination, 0 leaving a tier out; the first has no tier at all."""
+    """Returns every combination, a size of 0 leaving a tier out; the first has no tier at all."""
     names = [name for name in ("cpu", "disk") if name in sizes]
     found = []
     for chunk, placement in product(chunks, placements):
@@ -96,7 +97,7 @@ def stacks(
 
 
 def broken(outcome: StackOutcome, goal: Goal) -> list[str]:
-    """Which of the goal's bounds an outcome breaks."""
+    """Returns which of the goal's bounds an outcome breaks."""
     found = []
     if goal.most_per_hour is not None and outcome.cost_per_hour > goal.most_per_hour:
         found.append("budget")
@@ -114,7 +115,7 @@ def broken(outcome: StackOutcome, goal: Goal) -> list[str]:
 
 
 def front(outcomes: Iterable[StackOutcome]) -> list[StackOutcome]:
-    """The Pareto front: no other stack is both cheaper and faster. Cheapest first."""
+    """Returns the Pareto front, cheapest first: no other stack is both cheaper and faster."""
     best: list[StackOutcome] = []
     for outcome in sorted(outcomes, key=lambda o: (o.cost_per_hour, o.idle_s)):
         if not best or outcome.idle_s < best[-1].idle_s:
@@ -123,9 +124,9 @@ def front(outcomes: Iterable[StackOutcome]) -> list[StackOutcome]:
 
 
 def recommend(outcomes: Sequence[StackOutcome], goal: Goal, worth: float) -> StackOutcome:
-    """The cheapest stack that keeps the goal, if the goal has a TTFT; else the stack of the front
-    behind which another dollar an hour buys less than ``worth`` seconds of mean TTFT. Where none
-    keeps the goal, the one that breaks the fewest bounds, then the fastest."""
+    """Chooses the cheapest stack that keeps the goal, if the goal has a TTFT; else the stack of the
+    front after which another dollar an hour buys less than ``worth`` seconds of mean TTFT. Where
+    none keeps the goal, the one that breaks the fewest bounds, then the fastest."""
     keeping = [o for o in outcomes if not broken(o, goal)]
     if not keeping:
         return min(outcomes, key=lambda o: (len(broken(o, goal)), o.idle_s))
@@ -142,7 +143,7 @@ def recommend(outcomes: Sequence[StackOutcome], goal: Goal, worth: float) -> Sta
 
 @dataclass(frozen=True, slots=True)
 class Marginal:
-    """What twice (or half) of one tier would change."""
+    """The change in results from doubling (or halving) one tier."""
 
     tier: str
     from_bytes: int
@@ -152,7 +153,7 @@ class Marginal:
     cost_per_hour: float
 
     def text(self) -> str:
-        """As a person would say it."""
+        """Describes the change in words."""
         more = self.to_bytes - self.from_bytes
         verb = "another" if more > 0 else "giving up"
         size = bytes_text(abs(more))
@@ -166,7 +167,7 @@ class Marginal:
 
 
 def marginals(chosen: StackOutcome, judge: Judge) -> list[Marginal]:
-    """Each tier doubled and halved, the others as they are."""
+    """Returns what doubling and halving each tier would change, the others as they are."""
     found = []
     for name, size in chosen.stack.tiers:
         for other in (2 * size, size // 2):

@@ -15,9 +15,10 @@ TERA, GIGA = 10**12, 10**9
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """``active`` parameters are those that one token passes. ``qk_dim`` and ``v_dim`` are a query
-    head's. ``latent`` is MLA's compressed width with its RoPE part (0: GQA, whose KV is
-    ``kv_heads`` of ``head_dim``). ``source`` is the model's config.json on its maker's page."""
+    """A model's architecture. ``active`` parameters are those that one token passes. ``qk_dim`` and
+    ``v_dim`` are a query head's. ``latent`` is MLA's compressed width with its RoPE part (0: GQA,
+    whose KV is ``kv_heads`` of ``head_dim``). ``source`` is the model's config.json on its maker's
+    page."""
 
     name: str
     parameters: float
@@ -32,26 +33,26 @@ class Architecture:
     v_dim: int = 0
 
     def kv_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
-        """Bytes of KV of one token over all ranks: GQA ``2 L h d b`` times max(1, TP / h), since
-        ranks beyond the heads hold copies; MLA ``L (c + r) b`` on every rank."""
+        """Returns the bytes of KV of one token over all ranks: GQA ``2 L h d b`` times max(1, TP /
+        h), since ranks beyond the heads hold copies; MLA ``L (c + r) b`` on every rank."""
         if self.latent:
             return self.layers * self.latent * item_bytes * tensor_parallel
         copies = max(1.0, tensor_parallel / self.kv_heads)
         return round(2 * self.layers * self.kv_heads * self.head_dim * item_bytes * copies)
 
     def token_flops(self) -> float:
-        """Work of one token apart from attention: two operations per active parameter (Kaplan et
-        al. 2020, section 2.1)."""
+        """Returns the work of one token apart from attention: two operations per active parameter
+        (Kaplan et al. 2020, section 2.1)."""
         return 2 * self.active
 
     def pair_flops(self) -> float:
-        """Attention's work per pair of tokens: a product of Q and K and one with V."""
+        """Returns attention's work per pair of tokens: a product of Q and K and one with V."""
         qk, v = self.qk_dim or self.head_dim, self.v_dim or self.head_dim
         return 2.0 * self.layers * self.heads * (qk + v)
 
 
 def _short(page: str) -> str:
-    """The last part of a page's name, without the format and version of its files."""
+    """Returns the last part of a page's name, without the format and version of its files."""
     name = page.rpartition("/")[2].lower()
     return re.sub(r"-(hf|v0\.\d|base-\d+)$", "", name)
 
@@ -66,7 +67,7 @@ def _architecture(
 
 
 def find_architecture(name: str) -> Architecture:
-    """Raises ``UserError`` listing what is known."""
+    """Returns the catalogue's model of that name. Raises ``UserError`` listing what is known."""
     found = ARCHITECTURES.get(name.lower().rpartition("/")[2])
     if found is None:
         known = ", ".join(ARCHITECTURES)
@@ -76,9 +77,9 @@ def find_architecture(name: str) -> Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """``flops`` are bfloat16 operations per second, ``memory_bytes_s`` and ``link_bytes_s`` bytes
-    per second of the device's memory and of one direction of its link to the host. ``source`` is
-    the maker's data sheet."""
+    """An accelerator. ``flops`` are bfloat16 operations per second, ``memory_bytes_s`` and
+    ``link_bytes_s`` bytes per second of the device's memory and of one direction of its link to the
+    host. ``source`` is the maker's data sheet."""
 
     name: str
     flops: float
@@ -101,7 +102,7 @@ HARDWARE = {found.name: found for found in (_hardware(**row) for row in _FOUND["
 
 
 def find_hardware(name: str) -> Hardware:
-    """Raises ``UserError`` listing what is known."""
+    """Returns the accelerator of that name. Raises ``UserError`` listing what is known."""
     found = HARDWARE.get(name.lower())
     if found is None:
         raise UserError(f"--hardware: {name!r} is not known; use one of {', '.join(HARDWARE)}")

@@ -1,4 +1,4 @@
-"""What a request costs: prefill by the work it is, loading by the bytes it moves."""
+"""Computes what a request costs: prefill by the work it is, loading by the bytes it moves."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from lmcache_cli.options.tune import PREFILL_EFFICIENCY
 from lmcache_cli.tune.catalogue import Architecture, Hardware
 
 EFFICIENCY_RANGE = (0.4, 0.6)
-"""What the ± of a predicted TTFT covers, widened where ``--efficiency`` lies outside."""
+"""The prefill efficiencies that the ± of a predicted TTFT covers, widened where ``--efficiency``
+lies outside."""
 _STEP_S = 0.01
-"""What an engine's step costs beside the work: scheduling, launches, sampling."""
+"""Seconds that an engine's step costs beside the work: scheduling, launches, sampling."""
 
 
 ServingOrder = Literal["batches", "in_turn"]
-"""Continuous batching, or one request after another."""
+"""How an engine serves requests: by continuous batching, or one after another."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """Of one engine. ``overlap``: layers are loaded while others compute, so that the longer of
-    the two counts. ``decode_s`` is a decode step's time, with ``decode_token_s`` for each token in
-    front of it. ``prefill_range``: the costs of a prefill at its fastest and its slowest, as far as
-    is known; they give the ± of what is predicted."""
+    """The costs of requests on one engine. ``overlap``: layers are loaded while others compute, so
+    that the longer of the two counts. ``decode_s`` is a decode step's time, with ``decode_token_s``
+    for each token before it. ``prefill_range``: the costs of a prefill at its fastest and its
+    slowest, as far as is known; they give the ± of what is predicted."""
 
     prefill: PrefillCost
     tiers: Mapping[str, TierCost]
@@ -41,23 +42,25 @@ class RequestCost:
     model: str = ""
 
     def decoding_s(self, there: int, steps: int) -> float:
-        """``steps`` decode steps of one request alone behind ``there`` tokens."""
+        """Returns the seconds of ``steps`` decode steps of one request alone after ``there``
+        tokens."""
         return steps * (self.decode_s + self.decode_token_s * (there + (steps - 1) / 2))
 
     def load_s(self, tier: str, tokens: int, chunk_tokens: int) -> float:
-        """Loading ``tokens`` of hits from a tier."""
+        """Returns the seconds of loading ``tokens`` of hits from a tier."""
         chunks = -(-tokens // chunk_tokens)
         return self.tiers[tier].seconds(chunks, tokens * self.token_bytes)
 
     def service_s(self, prompt: int, hits: Mapping[str, int], chunk_tokens: int) -> float:
-        """TTFT of one request on an idle engine."""
+        """Returns the TTFT of one request on an idle engine, in seconds."""
         cached = sum(hits.values())
         load = sum(self.load_s(tier, n, chunk_tokens) for tier, n in hits.items() if n)
         compute = self.prefill.seconds(max(1, prompt - cached), cached)
         return max(load, compute) if self.overlap else load + compute
 
     def break_even(self, tokens: int, cached: int = 0) -> float:
-        """Bytes per second below which loading ``tokens`` takes longer than computing them."""
+        """Returns the bytes per second below which loading ``tokens`` takes longer than computing
+        them."""
         return tokens * self.token_bytes / self.prefill.saved(tokens, cached)
 
 
@@ -72,8 +75,9 @@ def catalogue_cost(
     remote_bytes_s: float = 2.5e9,
     overlap: bool = False,
 ) -> RequestCost:
-    """From data sheets. ``devices`` share the work by tensor parallelism, each with a link of its
-    own. A decode step reads all active weights once (the memory's rate bounds it)."""
+    """Builds the costs from data sheets. ``devices`` share the work by tensor parallelism, each
+    with a link of its own. A decode step reads all active weights once (the memory's rate bounds
+    it)."""
     rate = hardware.flops * devices * efficiency
     prefill = PrefillCost(_STEP_S, model.token_flops() / rate, model.pair_flops() / rate)
     link = hardware.link_bytes_s * devices
@@ -115,12 +119,13 @@ def catalogue_cost(
 
 
 def _at(prefill: PrefillCost, times: float) -> PrefillCost:
-    """With so many times the work."""
+    """Returns the cost of a prefill with ``times`` as much work."""
     return PrefillCost(prefill.a, times * prefill.b, times * prefill.c)
 
 
 def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
-    """As measured: the engine transformers serves one request after another."""
+    """Builds the costs as measured by a probe: the engine transformers serves one request after
+    another."""
     longest = max(new + cached for new, cached, _ in engine.prefill_points)
     worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
     facts = engine.facts

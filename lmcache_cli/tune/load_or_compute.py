@@ -26,11 +26,11 @@ class LoadOrCompute:
 
     @property
     def loads(self) -> bool:
-        """Whether loading is faster."""
+        """Returns whether loading is faster than computing."""
         return self.load_s < self.compute_s
 
     def text(self) -> str:
-        """As a person would say it."""
+        """Describes the choice between loading and computing in words."""
         ms = f"{1e3 * self.load_s:,.3g} ms against {1e3 * self.compute_s:,.3g} ms"
         what = "load" if self.loads else "recompute"
         if self.break_even_bytes_s is None:
@@ -44,7 +44,8 @@ class LoadOrCompute:
 
 
 def load_or_compute(study: Study, chosen: StackOutcome) -> list[LoadOrCompute]:
-    """Of every tier that the costs know, in the chosen stack or not."""
+    """Compares loading with computing for every tier that the costs know, in the chosen stack or
+    not."""
     stack, cost = chosen.stack, study.cost
     hits = study.hits(stack)
     names = [name for name, _ in stack.tiers]

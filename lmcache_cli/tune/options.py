@@ -23,7 +23,8 @@ class TuneOptions(TuneFlags):
 
     source: str = ""
     bench: BenchOptions = field(default_factory=BenchOptions)
-    """How requests are made, where SOURCE is a workload's name or a trace to be replayed."""
+    """The flags by which requests are made, where SOURCE is a workload's name or a trace to be
+    replayed."""
 
     def check(self) -> None:
         """Raises ``UserError`` for what is out of range or does not go together."""
@@ -45,17 +46,17 @@ class TuneOptions(TuneFlags):
 
     @property
     def measured(self) -> bool:
-        """Whether costs come from an engine here, not from data sheets."""
+        """Returns whether costs come from an engine here, not from data sheets."""
         return self.probe is not None or self.validate
 
     @property
     def made(self) -> bool:
-        """Whether requests are made as tokens, as ``bench`` does."""
+        """Returns whether requests are made as tokens, as ``bench`` does."""
         replayed = self.validate or self.bench.requests is not None or self.bench.scale != 1
         return self.source in WORKLOADS or replayed
 
     def made_bench(self) -> BenchOptions:
-        """What ``bench`` would be told, to serve these requests."""
+        """Returns the flags with which ``bench`` would serve these requests."""
         if self.source in WORKLOADS:
             return replace(self.bench, workloads=(self.source,))
         return replace(
@@ -67,7 +68,7 @@ class TuneOptions(TuneFlags):
         )
 
     def tolerances(self) -> tuple[float, float]:
-        """Of TTFT p50 and p90. Raises ``UserError``."""
+        """Returns the tolerances of TTFT p50 and p90. Raises ``UserError``."""
         try:
             found = [float(part) for part in self.tolerance.split(",")]
         except ValueError:
@@ -79,11 +80,11 @@ class TuneOptions(TuneFlags):
         return found[0], found[-1]
 
     def chunks_made(self) -> list[int]:
-        """Chunk lengths to try where requests are tokens. Raises ``UserError``."""
+        """Returns the chunk lengths to try where requests are tokens. Raises ``UserError``."""
         return parse_list(self.chunk_tokens or "16,64,256", "--chunk-tokens", parse_count)
 
     def goal(self) -> Goal:
-        """The bounds. Raises ``UserError``."""
+        """Returns the bounds that a recommendation must keep. Raises ``UserError``."""
         ttft: dict[str, float] = {}
         for text in self.slo or ():
             match = _SLO.fullmatch(text.replace(" ", ""))
@@ -104,21 +105,21 @@ class TuneOptions(TuneFlags):
         return Goal(most, self.largest(), writes, ttft)
 
     def largest(self) -> dict[str, int]:
-        """Bytes by tier. Raises ``UserError``."""
+        """Returns the largest size of each tier in bytes. Raises ``UserError``."""
         return {
             "cpu": parse_size(self.max_cpu, "--max-cpu"),
             "disk": parse_size(self.max_disk, "--max-disk"),
         }
 
     def prices(self) -> Prices:
-        """Per GiB and hour. Raises ``UserError``."""
+        """Returns the prices of each tier per GiB and hour. Raises ``UserError``."""
         for flag, price in (("--dram-price", self.dram_price), ("--disk-price", self.disk_price)):
             if price < 0:
                 raise UserError(f"{flag}: {price} is negative")
         return Prices(self.dram_price, self.disk_price)
 
     def chunks(self, trace_chunk: int) -> list[int]:
-        """Chunk lengths to try, multiples of the trace's. Raises ``UserError``."""
+        """Returns the chunk lengths to try, multiples of the trace's. Raises ``UserError``."""
         if self.chunk_tokens is None:
             return [trace_chunk * n for n in (1, 2, 4) if trace_chunk * n <= 2048] or [trace_chunk]
         chosen = parse_list(self.chunk_tokens, "--chunk-tokens", parse_count)
@@ -131,7 +132,7 @@ class TuneOptions(TuneFlags):
         return chosen
 
     def path(self) -> Path:
-        """The trace's file. Raises ``UserError`` if there is none."""
+        """Returns the trace's file. Raises ``UserError`` if there is none."""
         path = Path(self.source)
         if not path.exists():
             raise UserError(

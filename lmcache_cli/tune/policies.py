@@ -1,4 +1,4 @@
-"""What another eviction policy or SSD admission would give: replays of the real Ledger."""
+"""Replays the real Ledger to find what another eviction policy or SSD admission would give."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lmcache_cli.tune.study import Study
 
 USABLE = tuple(name for name in POLICIES if name != "unbounded")
 BELADY = "belady"
-"""Knows the future: what is left to gain at this size."""
+"""The policy that knows the future: it shows what is left to gain at this size."""
 WORTH_CHANGING = 0.005
-"""Of the hit rate, that another policy must gain over LRU."""
+"""The least hit rate that another policy must gain over LRU to be chosen."""
 ADMITTING = ("second-touch", "bytes-per-day")
 COMPARED = 50_000
-"""References that replays of all policies see; more are sampled (SHARDS_adj)."""
+"""The most references that replays of all policies see; more are sampled (SHARDS_adj)."""
 REPLAYED = 3_000_000
-"""References up to which what is chosen is replayed in full."""
+"""The number of references up to which the chosen stack is replayed in full."""
 _CURVE_POINTS = 4
 _CURVE_REFERENCES = 15_000
 
@@ -41,22 +41,22 @@ class PolicyCurve:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """Hit rates of the chosen stack under every policy, all replayed alike, ``rate`` of the
-    chunks. ``ceiling`` keeps everything."""
+    """Hit rates of the chosen stack under every policy, all replayed alike over the share ``rate``
+    of the chunks. ``ceiling`` is that of a cache that keeps everything."""
 
     hit_rates: dict[str, float]
     ceiling: float
     rate: float
 
     def best(self) -> str:
-        """The policy to use: LRU, unless another gains enough."""
+        """Returns the policy to use: LRU, unless another gains enough."""
         rates = {name: rate for name, rate in self.hit_rates.items() if name != BELADY}
         found = max(rates, key=lambda name: rates[name])
         return found if rates[found] - rates["lru"] >= WORTH_CHANGING else "lru"
 
 
 def headroom(study: Study, stack: TierConfiguration, on_step: Say = lambda text: None) -> Headroom:
-    """Of a stack that has tiers."""
+    """Replays a stack that has tiers under every policy and returns the hit rates."""
     share = _share(study, stack.chunk_tokens, COMPARED)
     rates = {}
     for name in (*USABLE, BELADY):
@@ -69,8 +69,8 @@ def headroom(study: Study, stack: TierConfiguration, on_step: Say = lambda text:
 def with_best_policy(
     study: Study, chosen: StackOutcome, room: Headroom, goal: Goal
 ) -> StackOutcome:
-    """The chosen stack under the best policy: replayed in full, and kept only if it is faster and
-    breaks no further bound."""
+    """Replays the chosen stack in full under the best policy; returns it with that policy only if
+    it is faster and breaks no further bound, else as it was."""
     name = room.best()
     if name == chosen.stack.policy or _large(study, chosen.stack.chunk_tokens):
         return chosen
@@ -80,8 +80,8 @@ def with_best_policy(
 
 
 def admitted(study: Study, outcome: StackOutcome, goal: Goal, on_step: Say) -> list[StackOutcome]:
-    """A stack that writes more to its SSD than it may, under every admission that writes less; only
-    those that keep the bound."""
+    """Judges a stack that writes more to its SSD than it may under every admission that writes
+    less; returns only those that keep the bound."""
     if goal.writes_per_day is None or _large(study, outcome.stack.chunk_tokens):
         return []
     found = []
@@ -94,7 +94,7 @@ def admitted(study: Study, outcome: StackOutcome, goal: Goal, on_step: Say) -> l
 def policy_curves(
     study: Study, chunk_tokens: int, on_step: Say = lambda text: None
 ) -> list[PolicyCurve]:
-    """One tier at a few capacities up to what LRU can use, under every policy but LRU."""
+    """Replays one tier at a few capacities up to what LRU can use, under every policy but LRU."""
     curve = study.curves(chunk_tokens)["prefix"]
     most = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else None
     if not most:
@@ -125,5 +125,6 @@ def _large(study: Study, chunk_tokens: int) -> bool:
 
 
 def _scale(study: Study, chunk_tokens: int) -> float:
-    """Replays count over full chunks; rates here are over all prompt tokens."""
+    """Returns the factor from hit rates over full chunks, as replays count, to those over all
+    prompt tokens."""
     return study.references(chunk_tokens).tokens / max(1, study.tokens)

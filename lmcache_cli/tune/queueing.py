@@ -27,7 +27,7 @@ Seconds = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: when, its prompt's and its answer's tokens, and its hits by tier."""
+    """One request: when it comes, its prompt's and its answer's tokens, and its hits by tier."""
 
     at_s: float
     prompt: int
@@ -52,9 +52,9 @@ def first_token_times(
     budget: int = 8192,
     most: int = 256,
 ) -> Seconds:
-    """TTFT of each request in seconds, ``[n]``, in order. ``arrivals`` ascend in time; with
-    ``clients`` (closed loop) their times are not looked at. A step has at most ``budget`` tokens
-    and ``most`` requests."""
+    """Returns the TTFT of each request in seconds, ``[n]``, in order. ``arrivals`` ascend in time;
+    with ``clients`` (closed loop) their times are not looked at. A step has at most ``budget``
+    tokens and ``most`` requests."""
     if cost.serving == "in_turn":
         return _in_turn(arrivals, cost, chunk_tokens, clients)
     return _Batches(arrivals, cost, chunk_tokens, clients, budget, most).run()
@@ -87,9 +87,9 @@ class _Batches:
     most: int
     due: Seconds = field(init=False)
     free: dict[str, float] = field(init=False, default_factory=dict)
-    """When each tier has loaded all that was asked of it."""
+    """The time at which each tier has loaded all that was asked of it."""
     waiting: list[tuple[float, int]] = field(init=False, default_factory=list)
-    """(when its KV is there, number): a heap."""
+    """A heap of the waiting requests: (when its KV is there, its number)."""
     sent: int = field(init=False, default=0)
 
     def run(self) -> Seconds:
@@ -138,7 +138,7 @@ class _Batches:
         return ttft
 
     def _send(self, at: float | None) -> None:
-        """The next request comes ``at`` (None: at its own time), and its load queues."""
+        """Lets the next request come ``at`` (None: at its own time), and queues its load."""
         i = self.sent
         if i >= len(self.arrivals):
             return
@@ -157,7 +157,8 @@ class _Batches:
 def _skip(
     decoding: list[_Active], waiting: list[tuple[float, int]], now: float, step_s: float
 ) -> float:
-    """Nothing happens until the next arrival or the end of an answer: many steps at once."""
+    """Takes the steps until the next arrival or the end of an answer at once, as nothing happens in
+    them; returns the time after them."""
     steps = min(one.output for one in decoding) - 1
     if waiting:
         steps = min(steps, int((waiting[0][0] - now) / step_s))

@@ -1,4 +1,4 @@
-"""A recommendation for people, and as JSON (``lmcache.tune/1``, see docs/json.md)."""
+"""Reports a recommendation, for people and as JSON (``lmcache.tune/1``, see docs/json.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POINTS = 32
 def document(
     study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
 ) -> dict[str, Any]:
-    """All of it, as plain values."""
+    """Returns the whole recommendation and what it rests on, as plain values."""
     arrays = study.arrays
     return {
         "schema": TUNE_SCHEMA,
@@ -100,14 +100,14 @@ def document(
 def tune_json_text(
     study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
 ) -> str:
-    """The document."""
+    """Returns the document of a recommendation as JSON text."""
     return json.dumps(document(study, found, chunks, validation), indent=1) + "\n"
 
 
 def print_report(
     console: Console, study: Study, found: Recommendation, validation: Validation | None = None
 ) -> None:
-    """The recommendation, what else there was, how to set it, and whether it held."""
+    """Prints the recommendation, what else there was, how to set it, and whether it held."""
     console.print(_report(study, found, validation))
 
 
@@ -271,5 +271,6 @@ def _uncertainty_text(of: Uncertainty) -> list[str]:
 
 
 def _shown(found: Recommendation, one: LoadOrCompute) -> bool:
-    """Tiers that could be bought."""
+    """Returns whether a tier is shown: it was chosen, or it could be bought but does not load
+    faster."""
     return one.tier in found.chosen.stack.sizes or (not one.loads and one.tier in ("cpu", "disk"))

@@ -26,7 +26,7 @@ _TIMES = ("p50", "p90")
 
 
 def validation_tables(validation: Validation) -> list[RenderableType]:
-    """One row per stack, then the verdict."""
+    """Returns a table with one row per stack, then the verdict."""
     table = point_table()
     for point in validation.points:
         table.add_row(*point_row(point, validation))
@@ -42,7 +42,8 @@ def validation_tables(validation: Validation) -> list[RenderableType]:
 
 
 def point_table(*before: str) -> Table:
-    """Without rows; ``before`` are further columns on the left."""
+    """Makes the table of predictions and measurements without rows; ``before`` are further columns
+    on the left."""
     table = Table(box=None, pad_edge=False, header_style="")
     for name in (*before, "", "cpu", "disk", "n"):
         table.add_column(name, justify="left" if name in (*before, "") else "right")
@@ -54,7 +55,7 @@ def point_table(*before: str) -> Table:
 
 
 def point_row(point: ValidationPoint, validation: Validation) -> list[str]:
-    """The cells of one stack."""
+    """Returns the cells of one stack's row."""
     sizes = point.stack.sizes
     cells = [point.role]
     cells += [bytes_text(sizes[name]) if name in sizes else NONE for name in ("cpu", "disk")]
@@ -68,7 +69,7 @@ def point_row(point: ValidationPoint, validation: Validation) -> list[str]:
 
 
 def drift_text(drift: float) -> str:
-    """How fast the machine was."""
+    """Says how fast the machine was compared with the probe."""
     far = abs(drift - 1) > MOST_DRIFT
     return (
         f"a reference prefill between the requests took {drift:.2f} times what it took in the probe"
@@ -77,7 +78,7 @@ def drift_text(drift: float) -> str:
 
 
 def validation_json(validation: Validation) -> dict[str, Any]:
-    """``validation`` of ``lmcache.tune/1``."""
+    """Returns the field ``validation`` of ``lmcache.tune/1``."""
     points = [_point_json(point) for point in validation.points]
     chosen = next((p for p in points if p["role"] == "recommended"), points[0])
     return {
@@ -121,12 +122,13 @@ _POINTS = 64
 
 
 _SPAN = 4096
-"""The largest size that is shown over the smallest."""
+"""The ratio of the largest size that is shown to the smallest."""
 
 
 def plots(study: Study, found: Recommendation, width: int = WIDTH) -> list[str]:
-    """Miss ratio over size, and TTFT over price; the recommendation is a vertical line. Empty where
-    plotext is missing (it is no part of a bare installation), or where there is nothing to see."""
+    """Draws the miss ratio over size, and TTFT over price; the recommendation is a vertical line.
+    Empty where plotext is missing (it is no part of a bare installation), or where there is nothing
+    to see."""
     if find_spec("plotext") is None:
         return []
     whole = sum(found.chosen.stack.sizes.values())
@@ -138,8 +140,8 @@ def plots(study: Study, found: Recommendation, width: int = WIDTH) -> list[str]:
 
 
 def _curves(study: Study, found: Recommendation) -> dict[str, list[PlotPoint]]:
-    """(Bytes, hit rate) of one tier: LRU by prefix and at any position, the policy that did best,
-    Belady."""
+    """Returns (bytes, hit rate) of one tier by curve: LRU by prefix and at any position, the policy
+    that did best, Belady."""
     chunk = found.chosen.stack.chunk_tokens
     size = study.chunk_bytes(chunk)
     curves = study.curves(chunk)
@@ -164,7 +166,7 @@ def _curves(study: Study, found: Recommendation) -> dict[str, list[PlotPoint]]:
 
 
 def _front(found: Recommendation) -> dict[str, list[PlotPoint]]:
-    """(Price per hour, seconds) of the stacks whose arrivals were run."""
+    """Returns (price per hour, seconds) by percentile of the stacks whose arrivals were run."""
     ran = [outcome for outcome in found.front if outcome.ttft]
     if len({outcome.cost_per_hour for outcome in ran}) < 2:
         return {}
@@ -172,8 +174,8 @@ def _front(found: Recommendation) -> dict[str, list[PlotPoint]]:
 
 
 def snippets(stack: TierConfiguration) -> dict[str, str]:
-    """For our connector, vLLM's native offloading, LMCache and SGLang's HiCache, by name. Empty for
-    no cache."""
+    """Returns settings for our connector, vLLM's native offloading, LMCache and SGLang's HiCache,
+    by name. Empty for no cache."""
     sizes = stack.sizes
     if not sizes:
         return {}
@@ -210,7 +212,7 @@ def snippets(stack: TierConfiguration) -> dict[str, str]:
 
 
 def _gib_up(size: int) -> str:
-    """In GiB, never less than asked for."""
+    """Formats a size in GiB, never less than asked for."""
     return f"{math.ceil(size / GIB * 10) / 10:.1f}"
 
 
@@ -218,7 +220,7 @@ PlotPoint = tuple[float, float]
 
 
 _MARKERS = ("●", "▲", "■", "◆", "+", "x", "o", "*")
-"""One per curve: shapes tell them apart where there is no colour."""
+"""The markers of curves, one each: shapes tell them apart where there is no colour."""
 
 
 _LEAST_COLUMNS, _LEAST_LINES = 40, 8
@@ -230,9 +232,10 @@ def curve_plot(
     height: int = 18,
     marked: float = 0.0,
 ) -> str:
-    """Miss-ratio curves. ``curves`` maps a name to points of (capacity in bytes, hit rate from 0 to
-    1); capacities are drawn on a logarithmic axis, those of 0 left out. ``marked`` is a capacity in
-    bytes at which a vertical line stands, 0 for none. ``width`` and ``height`` are in characters.
+    """Draws miss-ratio curves. ``curves`` maps a name to points of (capacity in bytes, hit rate
+    from 0 to 1); capacities are drawn on a logarithmic axis, those of 0 left out. ``marked`` is a
+    capacity in bytes at which a vertical line stands, 0 for none. ``width`` and ``height`` are in
+    characters.
 
     Returns lines of text that end in a newline; empty text if there is nothing to draw.
     """
@@ -263,9 +266,9 @@ def front_plot(
     width: int = 80,
     height: int = 18,
 ) -> str:
-    """A Pareto front. ``series`` maps a name, such as a percentile, to points of (cost per hour,
-    TTFT in seconds); ``marked`` is the recommendation's cost, at which a vertical line stands.
-    Returns text as ``curve_plot`` does."""
+    """Draws a Pareto front. ``series`` maps a name, such as a percentile, to points of (cost per
+    hour, TTFT in seconds); ``marked`` is the recommendation's cost, at which a vertical line
+    stands. Returns lines of text that end in a newline; empty text if there is nothing to draw."""
     known = {name: sorted(points) for name, points in series.items() if points}
     if not known:
         return ""
@@ -293,7 +296,7 @@ def _canvas(width: int, height: int) -> Any:
 
 
 def _byte_ticks(plot: Any, low: float, high: float, width: int) -> None:
-    """Powers of two, as many as there is room for."""
+    """Sets ticks at powers of two, as many as there is space for."""
     step = max(1, math.ceil((high - low) / max(2, width // 14)))
     whole = range(math.ceil(low), math.floor(high) + 1, step)
     ticks: list[float] = [*whole] or [low]

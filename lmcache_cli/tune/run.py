@@ -1,4 +1,4 @@
-"""Reads the source, searches, validates, reports."""
+"""Runs ``lmcache tune``: reads the source, searches, validates, reports."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _check_model(options: TuneOptions, probed: ProbedEngine | None) -> None:
 
 
 def _named(options: TuneOptions, probed: ProbedEngine | None) -> str | None:
-    """The model that is loaded here; None is the embedded one."""
+    """Returns the model that is loaded here; None is the embedded one."""
     asked = probed.asked if probed is not None else options.model or "embedded"
     return None if asked == "embedded" else asked
 
@@ -133,7 +133,7 @@ def _source(
 def _probe_now(
     options: TuneOptions, engine: Engine | None, source: RequestSource, on_step: Say
 ) -> ProbedEngine:
-    """Of the engine that is about to validate, with prompts as long as those that come."""
+    """Probes the engine that is about to validate, with prompts as long as those that come."""
     from lmcache_cli.engines.transformers.engine import TransformersEngine
     from lmcache_cli.probe.engine import probe_engine
 

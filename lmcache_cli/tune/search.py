@@ -1,4 +1,4 @@
-"""From a trace to a recommendation."""
+"""Searches for the stack of tiers to recommend for a trace."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from lmcache_cli.tune.study import Study, Uncertainty, uncertainty
 from reports.units import bytes_text
 
 _QUEUED = 8
-"""Stacks whose arrivals are run: those of the front, evenly spaced."""
+"""The most stacks whose arrivals are run: those of the front, evenly spaced."""
 _POINTS = 10
 _NO_GAIN = 0.02
-"""Of the mean TTFT: what takes off less is no help."""
+"""The least share of the mean TTFT that a cache must take off to be of help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """``none`` is no cache at all, ``ceiling`` the hit rate without a bound. ``rejected`` are
-    stacks of the front that lost, each with why; ``verdicts`` what a person should know."""
+    """The recommended stack and what it was chosen from. ``none`` is no cache at all, ``ceiling``
+    the hit rate without a bound. ``rejected`` are stacks of the front that lost, each with why;
+    ``verdicts`` what a person should know."""
 
     chosen: StackOutcome
     none: StackOutcome
@@ -51,15 +52,15 @@ class Recommendation:
     ceiling: float
     verdicts: tuple[str, ...] = field(default_factory=tuple)
     headroom: Headroom | None = None
-    """None without a tier."""
+    """The hit rates of the chosen stack under every policy; None without a tier."""
     policy_curves: tuple[PolicyCurve, ...] = ()
     loads: tuple[LoadOrCompute, ...] = ()
     uncertainty: Uncertainty | None = None
 
 
 def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu") -> list[int]:
-    """0, and sizes by powers of two up to where the curve has nothing more to give, or ``largest``
-    bytes; only those with room for a chunk."""
+    """Returns 0, and sizes by powers of two up to where the curve has nothing more to give, or
+    ``largest`` bytes; only those with space for a chunk."""
 
     def room(nbytes: int) -> int:
         return study.rooms(TierConfiguration(((tier, nbytes),), chunk_tokens))[0]
@@ -148,8 +149,8 @@ def _admitted(
     worth: float,
     on_step: Callable[[str], None],
 ) -> list[StackOutcome]:
-    """Where the SSD's endurance binds: the stack that would be bought without that bound, under
-    admissions that keep it."""
+    """Returns, where the SSD's endurance binds, the stack that would be bought without that bound,
+    under admissions that keep it."""
     free = replace(goal, writes_per_day=None)
     line = front(o for o in outcomes if not broken(o, free)) or front(outcomes)
     wished = recommend([study.queued(o) for o in _spread(line, _QUEUED)], free, worth)
@@ -165,7 +166,7 @@ def _spread(line: Sequence[StackOutcome], count: int) -> list[StackOutcome]:
 
 
 def _binding(chosen: StackOutcome, outcomes: Sequence[StackOutcome], goal: Goal) -> str | None:
-    """The first bound that a faster stack breaks."""
+    """Returns the first bound that a faster stack breaks."""
     for outcome in sorted(outcomes, key=lambda o: o.idle_s):
         if outcome.idle_s < chosen.idle_s and (why := broken(outcome, goal)):
             return why[0]
@@ -181,7 +182,8 @@ def _verdicts(
     chunks: Sequence[int],
     room: Headroom | None,
 ) -> list[str]:
-    """``line`` are the best stacks that keep the bounds on sizes."""
+    """Returns what a person should know about the choice. ``line`` are the best stacks that keep
+    the bounds on sizes."""
     found = []
     ceiling = max(study.ceiling(chunk) for chunk in chunks)
     gain = 1 - min(o.idle_s for o in line) / none.idle_s

@@ -1,4 +1,4 @@
-"""What is tuned for: a trace, or the requests that ``lmcache bench`` would make."""
+"""Reads or makes what is tuned for: a trace, or the requests that ``lmcache bench`` would make."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from workloads.traces import TraceArrays, TraceError, load_arrays, open_trace
 
 @dataclass(frozen=True, slots=True)
 class RequestSource:
-    """The requests as arrays; as tokens too where they were made here. ``chunks`` are the chunk
-    lengths to try, ``load`` how the requests come."""
+    """The requests that are tuned for, as arrays; as tokens too where they were made here.
+    ``chunks`` are the chunk lengths to try, ``load`` how the requests come."""
 
     arrays: TraceArrays
     chunks: list[int]
@@ -37,7 +37,7 @@ class RequestSource:
 
 
 def trace_source(options: TuneOptions) -> RequestSource:
-    """A trace as it is. Raises ``UserError``."""
+    """Reads the requests of a trace as they are. Raises ``UserError``."""
     try:
         trace = open_trace(options.path(), options.format)
         arrays = load_arrays(trace.requests())
@@ -57,8 +57,8 @@ def trace_source(options: TuneOptions) -> RequestSource:
 def made_source(
     options: TuneOptions, bench: BenchOptions, encode: Encode, bos: int | None
 ) -> RequestSource:
-    """The requests that ``lmcache bench`` makes of these options and this tokenizer, token for
-    token. Raises ``UserError``."""
+    """Makes the requests that ``lmcache bench`` makes of these options and this tokenizer, token
+    for token. Raises ``UserError``."""
     plan = make_plan(bench, options.out)
     warnings: list[str] = []
     [scenario, *others] = plan.scenarios
@@ -71,8 +71,8 @@ def made_source(
 
 
 def request_arrays(requests: Sequence[Request], chunk_tokens: int) -> TraceArrays:
-    """Requests as a trace: chunks of that length, named by their prefix. Requests are to ascend in
-    time."""
+    """Turns requests into a trace: chunks of ``chunk_tokens``, named by their prefix. Requests are
+    to ascend in time."""
     # Only what is equal matters here, not the shape of the KV.
     hasher = ChunkHasher(Namespace(KVLayout(1, 1, 1, "int8", chunk_tokens), "trace"))
     names: dict[bytes, int] = {}

@@ -1,5 +1,5 @@
-"""Requests under many stacks of tiers: exact hits from one pass or the Ledger itself, times from
-the cost model."""
+"""Judges requests under many stacks of tiers: exact hits from one pass or the Ledger itself, times
+from the cost model."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class _Chunking:
 
 
 class Study:
-    """Judges stacks on one list of requests. Chunk lengths are multiples of its own. ``rate``
-    divides arrival times: 2 is twice the load; ``clients`` makes it a closed loop, without times.
-    ``bytes_per_day`` is the budget of the admission of that name. Loads and keeps 8 bytes per
-    reference and chunk length."""
+    """Judges stacks on one list of requests. Chunk lengths are multiples of the trace's own.
+    ``rate`` divides arrival times: 2 is twice the load; ``clients`` makes it a closed loop, without
+    times. ``bytes_per_day`` is the budget of the admission of that name. Loads and keeps 8 bytes
+    per reference and chunk length."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class Study:
 
     @cached_property
     def duration_s(self) -> float:
-        """From the first arrival to the last; in a closed loop, as long as all requests take
-        without a cache."""
+        """Returns the seconds from the first arrival to the last; in a closed loop, as long as all
+        requests take without a cache."""
         if self.clients is None:
             return max(_LEAST_DURATION_S, float(self.arrivals[-1] - self.arrivals[0]))
         prompt, output = self.arrays.input_tokens, self.arrays.output_tokens
@@ -70,11 +70,12 @@ class Study:
         return float(first + self.cost.decode_s * output.sum()) / self.clients
 
     def chunk_bytes(self, chunk_tokens: int) -> int:
-        """Of KV."""
+        """Returns the bytes of KV in a chunk of that many tokens."""
         return self.cost.token_bytes * chunk_tokens
 
     def rooms(self, stack: TierConfiguration) -> list[int]:
-        """Chunks that each tier has room for. A disk tier keeps some of its bytes for itself."""
+        """Returns how many chunks each tier can hold. A disk tier keeps some of its bytes for
+        itself."""
         size = self.chunk_bytes(stack.chunk_tokens)
         return [
             chunks_under(nbytes, size) if name == "disk" else nbytes // size
@@ -82,20 +83,21 @@ class Study:
         ]
 
     def references(self, chunk_tokens: int) -> AccessTrace:
-        """The requests in chunks of that length."""
+        """Returns the requests in chunks of ``chunk_tokens``."""
         return self._chunking(chunk_tokens).references
 
     def curves(self, chunk_tokens: int) -> dict[Kind, HitCurve]:
-        """By kind; capacities are in chunks."""
+        """Returns the hit curves by kind; capacities are in chunks."""
         return self._chunking(chunk_tokens).curves
 
     def ceiling(self, chunk_tokens: int) -> float:
-        """The hit rate of a cache without a bound."""
+        """Returns the hit rate of a cache without a bound."""
         return self.curves(chunk_tokens)["prefix"].ceiling
 
     def hits(self, stack: TierConfiguration) -> TokenCounts:
-        """Prompt tokens that each tier serves, ``[requests, tiers]``, in whole chunks; the last
-        token of a prompt is always computed. From curves for LRU, else a replay of the Ledger."""
+        """Returns the prompt tokens that each tier serves, ``[requests, tiers]``, in whole chunks;
+        the last token of a prompt is always computed. They come from curves for LRU, else from a
+        replay of the Ledger."""
         count = len(self.arrays)
         if not stack.tiers:
             return np.zeros((count, 0), dtype=np.int64)
@@ -114,7 +116,8 @@ class Study:
         return tokens
 
     def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
-        """The Ledger over the requests, of a share of the chunks with ``rate`` < 1. Kept."""
+        """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks.
+        The results are kept."""
         key = (stack, rate)
         if key not in self._replays:
             now = [0.0]
@@ -146,7 +149,7 @@ class Study:
 
     @cached_property
     def times(self) -> Seconds:
-        """When each request comes; spread evenly in a closed loop."""
+        """Returns when each request comes, in seconds; spread evenly in a closed loop."""
         if self.clients is None:
             return self.arrivals
         return np.linspace(0.0, self.duration_s, len(self.arrays))
@@ -154,7 +157,7 @@ class Study:
     def service(
         self, stack: TierConfiguration, hits: TokenCounts, prefill: PrefillCost | None = None
     ) -> Seconds:
-        """TTFT of each request on an idle engine, ``[requests]``."""
+        """Returns the TTFT of each request on an idle engine, ``[requests]``."""
         cached = hits.sum(axis=1)
         new = np.maximum(1, self.arrays.input_tokens - cached)
         compute = (prefill or self.cost.prefill).each(new, cached)
@@ -167,7 +170,7 @@ class Study:
         return np.maximum(compute, load) if self.cost.overlap else compute + load
 
     def judge(self, stack: TierConfiguration) -> StackOutcome:
-        """Hits, the mean TTFT without queueing, costs."""
+        """Returns the hits, the mean TTFT without queueing, and the costs of a stack."""
         hits = self.hits(stack)
         by_tier = {name: int(hits[:, i].sum()) for i, (name, _) in enumerate(stack.tiers)}
         return StackOutcome(
@@ -180,7 +183,7 @@ class Study:
         )
 
     def ttft(self, stack: TierConfiguration, prefill: PrefillCost | None = None) -> Seconds:
-        """TTFT of each request in a run over the arrivals, with this cost of prefill."""
+        """Returns the TTFT of each request in a run over the arrivals, with this prefill cost."""
         hits = self.hits(stack)
         names = [name for name, _ in stack.tiers]
         arrivals = [
@@ -199,12 +202,12 @@ class Study:
         return first_token_times(arrivals, cost, stack.chunk_tokens, clients=self.clients)
 
     def queued(self, outcome: StackOutcome) -> StackOutcome:
-        """The same with TTFT percentiles of a run over the arrivals."""
+        """Returns the outcome with TTFT percentiles of a run over the arrivals."""
         return replace(outcome, ttft=percentiles(self.ttft(outcome.stack)))
 
     def _disk_writes(self, stack: TierConfiguration) -> float:
-        """Bytes per day: what the disk does not hold when it is used is written there. With another
-        policy or admission, what the Ledger wrote."""
+        """Returns the bytes written to the disk per day: what the disk does not hold when it is
+        used is written there. With another policy or admission, what the Ledger wrote."""
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0
@@ -225,14 +228,14 @@ class Study:
                 arrays.chunk_ids, arrays.offsets, chunk_tokens, arrivals=self.arrivals
             )
             curves = hit_curves(references)
-            # A rate is of all prompt tokens, those behind the last full chunk too.
+            # A rate is of all prompt tokens, those after the last full chunk too.
             curves = {kind: replace(curve, tokens=self.tokens) for kind, curve in curves.items()}
             self._chunkings[chunk_tokens] = _Chunking(references, TierCurves(references), curves)
         return self._chunkings[chunk_tokens]
 
 
 def percentiles(ttft: Seconds) -> dict[str, float]:
-    """``p50`` .. ``p99``, in seconds, interpolated linearly."""
+    """Returns ``p50`` .. ``p99`` of TTFT, in seconds, interpolated linearly."""
     return {name: float(np.percentile(ttft, q)) for name, q in PERCENTILES.items()}
 
 
@@ -240,7 +243,8 @@ DAYS_RESAMPLED = 1000
 
 
 BLOCKS = 20
-"""Stretches of time that are drawn where a trace does not tell sessions, or has few of them."""
+"""The number of stretches of time that are drawn where a trace does not tell sessions, or has few
+of them."""
 
 
 _LEAST_GROUPS = 5
@@ -251,10 +255,10 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """``hit_rate``: a 95 % interval, a bootstrap over ``groups`` (None with fewer than 5, and
-    without a tier, which hits nothing on any day).
-    ``ttft``: percentile to seconds with the fastest and the slowest prefill that is assumed, or was
-    measured, at the same hits; None if that is not known."""
+    """The uncertainty of a prediction. ``hit_rate``: a 95 % interval, a bootstrap over ``groups``
+    (None with fewer than 5, and without a tier, which hits nothing on any day). ``ttft``:
+    percentile to seconds with the fastest and the slowest prefill that is assumed, or was measured,
+    at the same hits; None if that is not known."""
 
     hit_rate: tuple[float, float] | None
     groups: str
@@ -262,7 +266,7 @@ class Uncertainty:
 
 
 def uncertainty(study: Study, stack: TierConfiguration, seed: int = 0) -> Uncertainty:
-    """Of a stack's prediction."""
+    """Returns the uncertainty of a stack's prediction."""
     groups, what = _groups(study)
     rate = None
     if stack.tiers:
@@ -272,9 +276,9 @@ def uncertainty(study: Study, stack: TierConfiguration, seed: int = 0) -> Uncert
 
 
 def _groups(study: Study) -> tuple[NDArray[np.int64], str]:
-    """Each request's group. Requests of a session are not independent of each other, nor are those
-    of the same hour; a resampled session keeps the hits that it had (Efron & Tibshirani 1993,
-    section 8.5: blocks)."""
+    """Returns each request's group, and what the groups are. Requests of a session are not
+    independent of each other, nor are those of the same hour; a resampled session keeps the hits
+    that it had (Efron & Tibshirani 1993, section 8.5: blocks)."""
     sessions = study.arrays.session
     named = np.unique(sessions[sessions >= 0])
     if len(named) >= BLOCKS and (sessions >= 0).all() and len(named) < len(sessions):

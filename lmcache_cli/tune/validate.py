@@ -1,4 +1,4 @@
-"""Predicted against measured: the bench, on what was recommended and its neighbours."""
+"""Compares predictions with measurements: the bench, on what was recommended and its neighbours."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from reports.sample import Sample
 
 Validity = Literal["confirmed", "refuted", "inconclusive"]
 MOST_DRIFT = 0.1
-"""Of the machine's speed since the probe; beyond it times prove nothing."""
+"""The greatest drift of the machine's speed since the probe; beyond it times prove nothing."""
 _REFERENCE_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Greatest relative errors of TTFT. The hit rate has to be exact."""
+    """The greatest relative errors of TTFT that are allowed. The hit rate has to be exact."""
 
     p50: float = 0.15
     p90: float = 0.25
@@ -60,23 +60,23 @@ class ValidationPoint:
     failed: int
 
     def error(self, name: str) -> float:
-        """Relative: predicted over measured less 1."""
+        """Returns the relative error of a TTFT percentile: predicted over measured less 1."""
         return self.predicted[name] / self.measured[name] - 1
 
     @property
     def hits_exact(self) -> bool:
-        """Whether every request hit what was predicted, tier by tier."""
+        """Returns whether every request hit what was predicted, tier by tier."""
         return self.wrong == 0 and self.failed == 0 and self.predicted_hits == self.measured_hits
 
     def times_within(self, tolerance: Tolerance) -> bool:
-        """Whether p50 and p90 are near enough."""
+        """Returns whether TTFT p50 and p90 are within the tolerance."""
         return abs(self.error("p50")) <= tolerance.p50 and abs(self.error("p90")) <= tolerance.p90
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Of all points. ``drift``: how long a reference prefill took while it was measured, over what
-    it took in the probe; None where none was run."""
+    """The predictions and measurements of all stacks. ``drift``: how long a reference prefill took
+    while it was measured, over what it took in the probe; None where none was run."""
 
     points: tuple[ValidationPoint, ...]
     tolerance: Tolerance
@@ -87,12 +87,12 @@ class Validation:
 
     @property
     def drifted(self) -> bool:
-        """Whether the machine was faster or slower than when it was probed."""
+        """Returns whether the machine was faster or slower than when it was probed."""
         return self.drift is not None and abs(self.drift - 1) > MOST_DRIFT
 
     @property
     def verdict(self) -> Validity:
-        """Hits have no excuse; times have one, if the machine changed its speed."""
+        """Judges all points: hits have no excuse; times have one if the machine's speed changed."""
         if not all(point.hits_exact for point in self.points):
             return "refuted"
         if all(point.times_within(self.tolerance) for point in self.points):
@@ -101,13 +101,13 @@ class Validation:
 
     @property
     def exit_code(self) -> int:
-        """0, 1 or 3."""
+        """Returns the exit code of the verdict: 0, 1 or 3."""
         codes = {"confirmed": 0, "refuted": EXIT_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
         return codes[self.verdict]
 
 
 def neighbours(stack: TierConfiguration) -> list[tuple[str, TierConfiguration]]:
-    """The stack, with half and twice of every tier."""
+    """Returns the stack and its neighbours, with half and twice of every tier."""
     if not stack.tiers:
         return [("recommended", stack)]
 

@@ -1,1 +1,1 @@
-"""Whether reused KV is right, and how far approximate reuse is from it."""
+"""Verifies whether reused KV is right, and how far approximate reuse is from it."""

@@ -120,7 +120,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
 
 
 def _prompts(engine: TransformersEngine, passage: int, seed: int) -> list[Request]:
-    """Prompts of a BOS (or a first token), passages of the same length, and a question."""
+    """Makes prompts of a BOS (or a first token), passages of the same length, and a question."""
     # Longer than is taken: a passage must fill its chunk.
     length = passage + QUESTION_TOKENS
     settings = Settings(context_tokens=length, requests=_PROMPTS * (_PASSAGES + 1), seed=seed)
@@ -147,7 +147,7 @@ def _request(
 
 
 def _reordered(request: Request) -> Request:
-    """The same passages, the last first."""
+    """Returns a request with the same passages, the last first."""
     cut = [request.token_ids[part.start : part.end] for part in request.segments]
     return replace(_request(f"{request.id} warm", cut[0], cut[-2:0:-1], cut[-1]), max_tokens=1)
 
@@ -155,7 +155,7 @@ def _reordered(request: Request) -> Request:
 def _measure(
     engine: TransformersEngine, spec: CacheSpec, ratio: float, prompts: list[Request], need: int
 ) -> tuple[RatioPoint, torch.Tensor]:
-    """Quality at one ratio, and the first prompt's logits."""
+    """Measures the quality at one ratio, and returns it with the first prompt's logits."""
     assert spec.blend is not None
     with_ratio = replace(spec, blend=replace(spec.blend, ratio=ratio))
     session: BlendSession = engine.open(with_ratio, need)  # type: ignore[assignment]
@@ -198,7 +198,7 @@ def _rotation(engine: TransformersEngine) -> Gate:
 
 
 def _causality(engine: TransformersEngine, request: Request) -> Gate:
-    """Changed KV behind a position moves no computed row up to it."""
+    """Checks that changed KV after a position moves no computed row up to it."""
     import torch
 
     from cache_core.blend.selection import KV, Fixed, Reused

@@ -123,14 +123,14 @@ def calibrate_settings(
 
 
 def choose_setting(trials: Sequence[SettingTrial], naive: float) -> SettingTrial:
-    """By :data:`RULE`."""
+    """Chooses a setting by :data:`RULE`; ``naive`` is the KL of reuse without recomputing."""
     best = min(trial.kl for trial in trials)
     most = best + BOUND * max(0.0, naive - best)
     return min((t for t in trials if t.kl <= most), key=lambda trial: (trial.work, trial.kl))
 
 
 def calibration_table(found: Mapping[str, Any]) -> Table:
-    """The held-out trials; an arrow shows the one that was chosen."""
+    """Makes the table of the held-out trials; an arrow shows the one that was chosen."""
     prompts = found["prompts"]
     names = ("encoding", "ratio", "layer", "work %", "KL nats", "95 %", "TTFT ms", "")
     title = (
@@ -182,7 +182,7 @@ def _requests(engine: TransformersEngine, wanted: BlendGateFlags) -> list[Reques
 
 
 def _layers(engine: TransformersEngine, selection: str) -> list[int]:
-    """Check layers to try: the first ones, a sixth and a third of the way up."""
+    """Returns the check layers to try: the first ones, a sixth and a third of the way up."""
     if selection not in LAYERED:
         return [1]
     count = len(engine.layers().layers)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CROSS_MODEL_SCHEMA = "lmcache.verify-between/1"
 PROMPTS = 4
-"""Of each length."""
+"""The number of prompts of each length."""
 
 
 def verify_cross_model(

@@ -41,8 +41,9 @@ def check_fits(engine: TransformersEngine, flag: str, length: int, need: int) ->
 def long_contexts(
     engine: TransformersEngine, length: int, documents: int, output_tokens: int, seed: int
 ) -> list[Request]:
-    """A request with a question of :data:`QUESTION_TOKENS` for each of so many documents of
-    ``length`` tokens. Raises ``UserError`` naming ``--context-tokens``, if they do not fit."""
+    """Makes a request with a question of :data:`QUESTION_TOKENS` for each of ``documents``
+    documents of ``length`` tokens. Raises ``UserError`` naming ``--context-tokens``, if they do not
+    fit."""
     settings = Settings(
         context_tokens=length,
         documents=documents,
@@ -60,7 +61,7 @@ def long_contexts(
 
 
 def columns(*names: str, left: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """A table without a frame; ``left`` are the columns of words."""
+    """Makes a table without a frame; ``left`` are the columns of words."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for name in names:
         table.add_column(name, justify="left" if name in left else "right")
@@ -68,7 +69,7 @@ def columns(*names: str, left: tuple[str, ...] = (), title: str | None = None) -
 
 
 def gate_table(title: str, gates: Iterable[Mapping[str, Any]]) -> Table:
-    """Gates as in JSON: ``name``, ``passed``, ``found``."""
+    """Makes a table of gates given as in JSON: ``name``, ``passed``, ``found``."""
     table = columns("gate", "", "found", left=("gate", "", "found"), title=title)
     for gate in gates:
         table.add_row(gate["name"], "ok" if gate["passed"] else "FAILED", gate["found"])

@@ -43,9 +43,9 @@ _DISK_EXTRA = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class HitVerdict:
-    """One prompt served from one tier. ``logit_error`` is the largest difference of the next
-    token's logits over the spread (max - min) of the cold ones, ``kl`` the divergence of its
-    distribution from the cold one in nats. ``codec`` is how the tier keeps KV."""
+    """The verdict on one prompt served from one tier. ``logit_error`` is the largest difference of
+    the next token's logits over the spread (max - min) of the cold ones, ``kl`` the divergence of
+    its distribution from the cold one in nats. ``codec`` is how the tier keeps KV."""
 
     tier: str
     context_tokens: int
@@ -59,7 +59,8 @@ class HitVerdict:
 
     @property
     def passed(self) -> bool:
-        """A hit took place and changed nothing; with a codec, no more than a codec may."""
+        """Returns whether a hit took place and changed nothing; with a codec, no more than a codec
+        may."""
         right = self.logit_error <= self.tolerance
         if self.codec == "none":
             right = right and self.tokens_identical
@@ -117,7 +118,7 @@ def _compare(
 ) -> HitVerdict:
     """Serves the prompt cold, then as a hit from ``tier``, and compares."""
     need = len(request.token_ids) + request.max_tokens
-    # Twice the chunks and some: a disk tier keeps room for its own order.
+    # Twice the chunks and some: a disk tier keeps space for its own order.
     size = 2 * engine.layout(chunk).chunk_bytes * (need // chunk + 8) + _DISK_EXTRA
     with TemporaryDirectory(prefix="lmcache-verify-") as folder:
         spec = CacheSpec(
@@ -163,7 +164,7 @@ def _serve_twice(
 
 
 def _table(model: str, verdicts: Sequence[HitVerdict]) -> Table:
-    # What a codec costs is told beside what is allowed; without one there is nothing to tell.
+    # What a codec costs is reported beside what is allowed; without one there is nothing to report.
     coded = any(v.codec != "none" for v in verdicts)
     names = ("tier", "prompt", "chunk", "hit", "logit error", "KL" if coded else "allowed")
     title = f"verify: {model}, a hit against a cold prefill"

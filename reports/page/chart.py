@@ -17,7 +17,7 @@ from reports.tables.columns import Column
 
 Spec = dict[str, Any]
 WIDE, HALF, NARROW = 760, 368, 344
-"""Pixels: of the page's column, of half of it, and of a telephone's."""
+"""Widths in pixels: of the page's column, of half of it, and of a telephone's."""
 _VEGA_LITE = "6.4"
 _INK, _QUIET, _RULE = "var(--ink)", "var(--quiet)", "var(--rule)"
 _CONFIG: Spec = {
@@ -43,9 +43,9 @@ _CONFIG: Spec = {
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """``draw`` makes the specification for a width in pixels, told whether it is the narrow one.
-    ``caption`` says what is shown, in which unit and of how many; ``numbers`` are the same as a
-    table. ``keys`` maps what a colour means to that colour."""
+    """A chart of the page. ``draw`` makes the specification for a width in pixels, given whether it
+    is the narrow one. ``caption`` says what is shown, in which unit and of how many; ``numbers``
+    are the same as a table. ``keys`` maps what a colour means to that colour."""
 
     name: str
     title: str
@@ -56,7 +56,7 @@ class Chart:
     half: bool = False
 
     def svg(self, narrow: bool, number: int) -> str:
-        """The drawing, whose identifiers no other drawing of the page has."""
+        """Draws the chart as SVG, whose identifiers no other drawing of the page has."""
         width = NARROW if narrow else HALF if self.half else WIDE
         spec = self.draw(width, narrow) | {"background": None, "description": self.title}
         spec["config"] = _CONFIG
@@ -72,18 +72,20 @@ class Chart:
 
 
 def _rounded(attribute: re.Match[str]) -> str:
-    """Hundredths of a pixel: half of a page's bytes would be digits that nobody sees."""
+    """Cuts numbers to hundredths of a pixel: half of a page's bytes would be digits that nobody
+    sees."""
     return re.sub(r"(\d\.\d\d)\d+", r"\1", attribute[0])
 
 
 def room_for(texts: Iterable[str]) -> float:
-    """Pixels that the longest of the texts takes in the widest font that a page may fall back
-    on."""
+    """Returns the pixels that the longest of the texts takes in the widest font that a page may
+    fall back on."""
     return 7.3 * max(map(len, texts), default=0)
 
 
 def row_axis(title: str, narrow: bool) -> Spec | None:
-    """For one row per cell: labels at the left, or above each row where there is no room."""
+    """Returns the axis for one row per cell: labels at the left, or above each row where there is
+    no space."""
     if narrow:
         return {
             "title": title,
@@ -118,7 +120,7 @@ def row_axis(title: str, narrow: bool) -> Spec | None:
 
 
 def row_layers(rows: Sequence[Spec], layers: Sequence[Spec], narrow: bool) -> list[Spec]:
-    """The layers, and in a narrow chart the rows' labels, each above its row."""
+    """Returns the layers, and in a narrow chart the rows' labels, each above its row."""
     if not narrow:
         return list(layers)
     names = {
@@ -134,7 +136,7 @@ def row_layers(rows: Sequence[Spec], layers: Sequence[Spec], narrow: bool) -> li
 
 
 def beside(rows: Sequence[Spec], field: str, head: str, offset: int = 10) -> list[Spec]:
-    """A column of text at the right of the plot, and its heading."""
+    """Returns a column of text at the right of the plot, and its heading."""
     place = {"x": {"value": "width"}, "y": {"field": "row", "type": "nominal", "sort": None}}
     mark = {"type": "text", "align": "left", "dx": offset, "aria": False}
     return [
@@ -152,5 +154,5 @@ def beside(rows: Sequence[Spec], field: str, head: str, offset: int = 10) -> lis
 
 
 def step(narrow: bool) -> Spec:
-    """The height of a row."""
+    """Returns the height of a row for a specification."""
     return {"step": 46 if narrow else 26}

@@ -1,4 +1,4 @@
-"""The page: its sections, from stored runs to HTML."""
+"""Makes the page: its sections, from stored runs to HTML."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PagePart:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One file: its parts, its warnings, and what it was measured on."""
+    """The section of one file: its parts, its warnings, and what it was measured on."""
 
     name: str
     kind: str
@@ -51,8 +51,8 @@ class Section:
 
 
 def html_page(stored: Sequence[StoredResult]) -> str:
-    """One page, whole in itself: it loads nothing, and runs no script but its own, by a policy that
-    it carries. Everything that comes from files is escaped."""
+    """Makes one page, whole in itself: it loads nothing, and runs no script but its own, by a
+    policy that it carries. Everything that comes from files is escaped."""
     sections = [_run(one) if isinstance(one, StoredRun) else _tune(one) for one in stored]
     folder = resources.files("reports.page")
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
@@ -141,7 +141,8 @@ def _workload(cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample
 
 
 def _lede(rows: RowChart) -> str:
-    """The row with the largest speed-up, in a sentence; the hit rate where nothing is compared."""
+    """Describes the row with the largest speed-up in a sentence; the hit rate where nothing is
+    compared."""
     compared = [(c.speedup.ratio, i) for i, c in enumerate(rows.cells) if c.speedup.ratio]
     if not compared:
         best = max(rows.cells, key=lambda cell: cell.hit_rate or 0)
@@ -189,7 +190,7 @@ def _tune(tuned: StoredTune) -> Section:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, str]:
-    """What is set, as text."""
+    """Returns the values that are set, as text by name."""
     found = {}
     for name, value in values.items():
         if value is None or value in ([], {}, ""):

@@ -1,4 +1,4 @@
-"""How a cache fills: hits by tier from the first request to the last."""
+"""Shows how a cache fills: hits by tier from the first request to the last."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ MOST_BINS = 48
 
 
 def filling_chart(rows: RowChart) -> Chart | None:
-    """Of the row with the highest hit rate: what served each request, in the order of sending,
-    repeats taken together. None where nothing hit or there are fewer than three requests."""
+    """Charts what served each request of the row with the highest hit rate, in the order of
+    sending, repeats taken together. None where nothing hit or there are fewer than three requests.
+    """
     best = max(range(len(rows.cells)), key=lambda i: rows.cells[i].hit_rate or 0.0)
     samples = [s for s in rows.samples_of[best] if s.completed]
     turns = in_turn(samples)
@@ -106,7 +107,8 @@ def filling_chart(rows: RowChart) -> Chart | None:
 
 
 def in_turn(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """By place in the order of sending within a repeat: the samples of all repeats there."""
+    """Groups samples by place in the order of sending within a repeat: those of all repeats
+    together."""
     repeats: defaultdict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         repeats[sample.repeat].append(sample)

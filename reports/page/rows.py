@@ -15,7 +15,7 @@ from reports.tables.columns import Column, describe
 from reports.units import EN_DASH, NONE, number_text, places_for
 
 MOST_TICKS = 1000
-"""Ticks of a whole chart: with more, a row is drawn by its quantiles."""
+"""The most ticks of a whole chart: with more, a row is drawn by its quantiles."""
 COMPUTED = "computed"
 COLOURS = {
     **{tier: f"var(--{tier})" for tier in TIERS},
@@ -34,7 +34,7 @@ class RowChart:
 
     @classmethod
     def of(cls, cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample]]) -> RowChart:
-        """Labels name what differs between the cells."""
+        """Makes the rows of these cells; labels name what differs between them."""
         columns = [c for c in describe(cells)[1] if c.name not in ("n", "start")]
         columns.sort(key=lambda column: column.name != "reuse")
         labels: list[str] = []
@@ -47,11 +47,11 @@ class RowChart:
 
     @property
     def column(self) -> Column:
-        """The labels, for a table."""
+        """Returns the labels as a column of a table."""
         return Column(self.title, "", tuple(map(Text, self.labels)), left=True)
 
     def n_text(self) -> str:
-        """How many requests a row is of."""
+        """Says how many requests a row is of."""
         counts = sorted({cell.n for cell in self.cells})
         if len(counts) == 1:
             return f"n = {counts[0]} requests a row"
@@ -59,7 +59,7 @@ class RowChart:
 
 
 def ttft_chart(rows: RowChart) -> Chart | None:
-    """Every request's TTFT, hits apart from misses, and the median."""
+    """Charts every request's TTFT, hits apart from misses, and the median."""
     values = [
         [(s.ttft_s, s.hits > 0) for s in samples if s.completed and s.output_tokens]
         for samples in rows.samples_of
@@ -167,7 +167,7 @@ def ttft_chart(rows: RowChart) -> Chart | None:
 
 
 def speedup_chart(rows: RowChart) -> Chart | None:
-    """TTFT p50 without reuse over the row's, with 95 % intervals."""
+    """Charts TTFT p50 without reuse over the row's, with 95 % intervals."""
     kept = [
         (label, c)
         for label, c in zip(rows.labels, rows.cells, strict=True)
@@ -257,7 +257,7 @@ def speedup_chart(rows: RowChart) -> Chart | None:
 
 
 def hits_chart(rows: RowChart) -> Chart | None:
-    """Where the prompt tokens came from, as stacked bars."""
+    """Charts where the prompt tokens came from, as stacked bars."""
     cells = [(label, c) for label, c in zip(rows.labels, rows.cells, strict=True) if c.hit_rate]
     if not cells:
         return None
@@ -317,18 +317,18 @@ def hits_chart(rows: RowChart) -> Chart | None:
 
 
 def source_text(part: str) -> str:
-    """``from cpu``, or ``computed``."""
+    """Returns ``from cpu`` for the tier ``cpu``, or ``computed``."""
     return part if part == COMPUTED else f"from {part}"
 
 
 def part_colour(parts: Sequence[str]) -> Spec:
-    """Tiers and what was computed, in their colours."""
+    """Returns the encoding of tiers and what was computed by their colours."""
     scale = {"domain": list(parts), "range": [COLOURS[part] for part in parts]}
     return {"field": "part", "type": "nominal", "scale": scale, "legend": None}
 
 
 def part_keys(tiers: Sequence[str]) -> dict[str, str]:
-    """What the colours of ``part_colour`` mean."""
+    """Maps the names of tiers and of what was computed to their colours."""
     return {source_text(part): COLOURS[part] for part in (*tiers, COMPUTED)}
 
 

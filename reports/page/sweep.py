@@ -14,8 +14,8 @@ from reports.units import NONE, bytes_text, number_text, places_for
 
 
 def sweep_charts(cells: Sequence[CellSummary]) -> Iterator[Chart]:
-    """For each reuse mode with two tier sizes and two chunk lengths or more: a map of hit rates
-    and one of speed-ups."""
+    """Yields for each reuse mode with two tier sizes and two chunk lengths or more a map of hit
+    rates and one of speed-ups."""
     for mode in dict.fromkeys(cell.meta["reuse"] for cell in cells):
         swept = [c for c in cells if c.meta["reuse"] == mode and c.meta["tiers"]]
         names = _size_names(swept)
@@ -135,7 +135,7 @@ def _map(
 
 
 def _size_names(cells: Sequence[CellSummary]) -> list[str]:
-    """Of each cell's tiers those whose size differs."""
+    """Names each cell by the sizes of its tiers that differ between the cells."""
     sizes = {tier: [cell.meta["tiers"].get(tier) for cell in cells] for tier in TIERS}
     varying = [tier for tier, found in sizes.items() if len(set(found)) > 1]
     return [

@@ -18,7 +18,7 @@ _KINDS = {"prefix": "prefix", "any_position": "any place"}
 
 
 def miss_ratio_chart(document: Document) -> Chart | None:
-    """A curve per chunk length and kind of hit, named at its end."""
+    """Charts a curve per chunk length and kind of hit, named at its end."""
     curves = [curve for curve in document["curves"] if curve["points"]]
     if not curves:
         return None
@@ -154,7 +154,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
 
 
 def front_chart(document: Document) -> Chart | None:
-    """What another dollar buys: each stack of the front."""
+    """Charts what another dollar buys: each stack of the front."""
     front = document["front"]
     if not front:
         return None
@@ -237,7 +237,7 @@ def front_chart(document: Document) -> Chart | None:
 
 
 def _recommended_label(stacks: Sequence[Spec], right: float, x: Spec, y: Spec) -> list[Spec]:
-    """The chosen stack's sizes, beside its dot, on the side where there is room."""
+    """Labels the chosen stack's dot with its sizes, on the side where there is space."""
     found = []
     for stack in (stack for stack in stacks if stack["chosen"]):
         left = stack["cost"] > right / 2
@@ -264,7 +264,7 @@ def _curve_name(curve: Document) -> str:
 
 
 def _apart(ends: Sequence[Spec], height: int) -> list[Spec]:
-    """The ends with a place for each label (``at``, in per cent), none upon another."""
+    """Returns the ends with a place for each label (``at``, in per cent), none upon another."""
     least = 100 * _LINE_PX / height
     placed: list[Spec] = []
     for end in sorted(ends, key=lambda end: float(end["miss"])):

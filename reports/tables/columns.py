@@ -1,4 +1,4 @@
-"""What a benchmark's table says. How it is laid out is in layout.py."""
+"""Decides what a benchmark's table says. How it is laid out is in layout.py."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Terminal columns that it needs."""
+        """Returns the terminal columns that this column needs."""
         return max(cell_len(str(text)) for text in (self.name, self.unit, *self.values))
 
     @property
     def empty(self) -> bool:
-        """Whether no cell has a value."""
+        """Returns whether no cell has a value."""
         return all(value.plain == NONE for value in self.values)
 
 
 def describe(cells: Cells) -> tuple[list[str], list[Column]]:
-    """What the cells of one workload are: facts that they share, and columns for what differs.
+    """Describes the cells of one workload: facts that they share, and columns for what differs.
 
-    Tiers, chunks and policies are compared among the cells with tiers only: a cell without has
-    none of them, and a dash in their columns.
+    Tiers, chunks and policies are compared among the cells with tiers only: a cell without has none
+    of them, and a dash in their columns.
     """
     facts: list[str] = []
     columns: list[Column] = []
@@ -86,8 +86,8 @@ def describe(cells: Cells) -> tuple[list[str], list[Column]]:
 
 
 def measured(cells: Cells) -> list[list[Column]]:
-    """What was measured, most important first. The columns of a group belong side by side; those
-    that no cell has a value for are left out."""
+    """Returns the columns of what was measured, most important first. The columns of a group belong
+    side by side; those that no cell has a value for are left out."""
     groups = [_trouble(cells), _ttft(cells), _speedup(cells), _hits(cells), _rates(cells)]
     groups += [_answers(cells), _quality(cells), _moved(cells)]
     kept = [[column for column in group if not column.empty] for group in groups]
@@ -182,7 +182,8 @@ def _hits(cells: Cells) -> list[Column]:
 
 
 def _quality(cells: Cells) -> list[Column]:
-    """What blend computed, and how far its answers are from a full prefill's."""
+    """Returns the columns of what blend computed, and how far its answers are from a full
+    prefill's."""
 
     def interval(cell: CellSummary) -> Text:
         low, high = cell.quality.kl_low, cell.quality.kl_high
@@ -205,7 +206,7 @@ def _quality(cells: Cells) -> list[Column]:
 
 
 def _answers(cells: Cells) -> list[Column]:
-    """How many answers are right."""
+    """Returns the columns of how many answers are right."""
 
     def percent(value: float | None) -> str:
         return number_text(None if value is None else value * 100, 1)
@@ -249,8 +250,8 @@ def _numbers(values: Sequence[float | None]) -> tuple[Text, ...]:
 def _times(
     cells: Cells, spread: Callable[[CellSummary], Spread], name: str, fields: str
 ) -> list[Column]:
-    """One column per field of the spread, all in one unit and with as many decimals. The name and
-    the unit are over the first only."""
+    """Returns one column per field of the spread, all in one unit and with as many decimals. The
+    name and the unit are over the first only."""
     seconds = {field: [getattr(spread(cell), field) for cell in cells] for field in fields.split()}
     known = [value for values in seconds.values() for value in values if value is not None]
     unit, scale = ("s", 1.0) if min(known, default=0) >= 1 else ("ms", 1e3)
@@ -266,7 +267,7 @@ def _times(
 
 
 def cell_name(meta: CellMeta) -> str:
-    """What a cell is, on one line and without its workload: ``prefix, cpu 2 GiB, chunks of 64``."""
+    """Describes a cell on one line without its workload: ``prefix, cpu 2 GiB, chunks of 64``."""
     parts = [meta["reuse"]]
     if meta.get("context_tokens"):
         parts.insert(0, f"contexts of {meta['context_tokens']}")

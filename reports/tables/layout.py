@@ -1,4 +1,4 @@
-"""Benchmark results as tables for a terminal. Pure: nothing is printed here."""
+"""Lays out benchmark results as tables for a terminal. Pure: nothing is printed here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reports.tables.columns import BAD, Column, describe, measured
 from reports.tables.tiers import tier_tables
 
 GAP = 2
-"""Blanks between columns; the box draws one of them."""
+"""The blanks between columns; the box draws one of them."""
 LEGEND = {
     "TTFT": "TTFT counts from the scheduled arrival; percentiles are interpolated linearly.",
     "unsent": "Unsent: how long due requests waited in the client; a busy client voids a run.",
@@ -29,13 +29,14 @@ LEGEND = {
     "KL": "KL: from a full prefill's next-token distributions to this row's, over its answer.",
     "hit": "Hit %: share of the prompt tokens that the cache served.",
 }
-"""What a column means, by the first word of its name."""
+"""The meaning of each column, by the first word of its name."""
 
 
 @dataclass(frozen=True)
 class WorkloadTable:
-    """The cells of one workload, one row each. What all cells share is a line above the table. What
-    doesn't fit the width goes on in further blocks below, which repeat the first columns."""
+    """The table of one workload's cells, one row each. What all cells share is a line above the
+    table. What doesn't fit the width goes on in further blocks below, which repeat the first
+    columns."""
 
     cells: Sequence[CellSummary]
 
@@ -52,8 +53,8 @@ class WorkloadTable:
 def bench_tables(
     cells: Sequence[CellSummary], refused: Sequence[RefusedCell] = ()
 ) -> RenderableType:
-    """All cells of a run: a table per workload, in the order in which they first appear, the
-    ``refused`` ones with their reasons, and a legend. Adapts to the width it is printed in."""
+    """Lays out all cells of a run: a table per workload, in the order in which they first appear,
+    the ``refused`` ones with their reasons, and a legend. Adapts to the width it is printed in."""
     if not cells:
         return Text("Nothing was measured.")
     parts: list[RenderableType] = []
@@ -68,7 +69,7 @@ def bench_tables(
 
 
 def workloads_of(cells: Sequence[CellSummary]) -> list[list[CellSummary]]:
-    """The cells of each workload, in the order in which workloads first appear."""
+    """Groups the cells by workload, in the order in which workloads first appear."""
     groups: dict[str, list[CellSummary]] = {}
     for cell in cells:
         groups.setdefault(cell.meta["workload"], []).append(cell)
@@ -76,7 +77,7 @@ def workloads_of(cells: Sequence[CellSummary]) -> list[list[CellSummary]]:
 
 
 def legend(cells: Sequence[CellSummary]) -> list[str]:
-    """A line for each kind of column that the tables of these cells have."""
+    """Returns a line for each kind of column that the tables of these cells have."""
     columns = [
         column for group in workloads_of(cells) for part in measured(group) for column in part
     ]
@@ -85,7 +86,7 @@ def legend(cells: Sequence[CellSummary]) -> list[str]:
 
 
 def _wrapped(facts: Sequence[str], width: int) -> list[str]:
-    """Lines that break between facts: inside of one, textwrap sees no blank."""
+    """Wraps facts into lines that break between facts: inside of one, textwrap sees no blank."""
     joined = " · ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(joined, width)]
 
@@ -109,7 +110,7 @@ def _fits(columns: Sequence[Column], width: int) -> bool:
 
 
 def column_table(columns: Sequence[Column]) -> Table:
-    """Columns under two-line headers."""
+    """Returns a table of the columns under two-line headers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
         header = Text(column.name, style="bold")

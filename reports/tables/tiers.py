@@ -1,4 +1,4 @@
-"""What each tier did: hits, bytes moved and how fast, evictions, failures."""
+"""Shows what each tier did: hits, bytes moved and how fast, evictions, failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS = (
 
 
 def tier_tables(cells: Sequence[CellSummary]) -> list[Table]:
-    """A table per cell that has several tiers or a tier that failed: one row per tier."""
+    """Returns a table per cell that has several tiers or a tier that failed: one row per tier."""
     shown = []
     for cell in cells:
         works = cell.meta.get("tier_work", {})

@@ -1,4 +1,4 @@
-"""What ``tune --json`` says, in lines and columns."""
+"""Shows what ``tune --json`` says, in lines and columns."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Document = Mapping[str, Any]
 
 
 def tiers_text(tiers: Mapping[str, int]) -> str:
-    """``cpu 64 GiB, disk 1 TiB``; ``no cache`` where there are none."""
+    """Formats tiers like ``cpu 64 GiB, disk 1 TiB``; ``no cache`` where there are none."""
     return ", ".join(f"{name} {bytes_text(size)}" for name, size in tiers.items()) or "no cache"
 
 
 def heading(keeps_bounds: bool) -> str:
-    """What stands before the sizes."""
+    """Returns what stands before the sizes of a recommendation."""
     return "Recommended" if keeps_bounds else "No stack keeps every bound; the nearest"
 
 
 def recommended(document: Document) -> list[str]:
-    """The recommendation, and on what it stands."""
+    """Returns the lines of the recommendation, and on what it stands."""
     best, source = document["recommendation"], document["source"]
     lines = [
         f"{heading(best.get('keeps_bounds', True))}: {tiers_text(best['tiers'])}",
@@ -38,7 +38,7 @@ def recommended(document: Document) -> list[str]:
 
 
 def front_columns(document: Document) -> list[Column]:
-    """The Pareto front, cheapest first; an arrow marks what is recommended."""
+    """Returns the Pareto front's columns, cheapest first; an arrow marks what is recommended."""
     front: Sequence[Document] = document["front"]
     best = document["recommendation"]
     marks = ["→" if is_recommended(point, best) else "" for point in front]
@@ -58,7 +58,7 @@ def front_columns(document: Document) -> list[Column]:
 
 
 def is_recommended(point: Document, best: Document) -> bool:
-    """Whether a point of the front is the recommendation."""
+    """Returns whether a point of the front is the recommendation."""
     return bool(
         point["tiers"] == best["tiers"]
         and point["chunk_tokens"] == best["chunk_tokens"]

@@ -1,1 +1,1 @@
-"""Did it get worse? Rules, intervals and verdicts."""
+"""Judges whether something got worse: rules, intervals and verdicts."""

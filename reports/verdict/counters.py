@@ -10,7 +10,8 @@ from reports.verdict.round import COUNTERS, Round
 
 Strictness = Literal["exact", "worse", "ignore"]
 ALWAYS = ("n", "failed", "prompt_tokens")
-"""Judged even if the others are ignored: without them nothing else is comparable."""
+"""The counters that are judged even if the others are ignored: without them nothing else is
+comparable."""
 _MORE_IS_BETTER = ("n", "hit_tokens")
 
 
@@ -22,7 +23,7 @@ def judge_counters(
     ruled: Collection[str] = (),
     least_rounds: int = LEAST_COUNTED,
 ) -> list[Verdict]:
-    """One verdict per counter that both sides have.
+    """Returns one verdict per counter that both sides have.
 
     ``exact``: any change fails. ``worse``: one for the better passes. ``ignore``: only those of
     :data:`ALWAYS` are judged, exactly. Counters in ``ruled`` have a limit of their own.
@@ -66,7 +67,7 @@ def _judge(
     strictness: str,
     least_rounds: int,
 ) -> tuple[Outcome, str, bool]:
-    """The outcome, why, and whether more rounds can't change it."""
+    """Returns the outcome, why, and whether more rounds can't change it."""
     if name == "n" and not any(after):
         measured = any(before)
         return "FAIL" if measured else "INCONCLUSIVE", "the candidate measured nothing", True

@@ -21,8 +21,9 @@ _HEADERS = ("metric", "baseline", "candidate", "change", "interval", "limit", "v
 
 
 def shown(verdicts: Sequence[Verdict], outcome: Outcome) -> tuple[list[Verdict], list[str]]:
-    """Those that a table has rows for, and lines on the counters that it only counts: those that
-    are equal and, once something has failed, those that were not decided before it ended."""
+    """Returns the verdicts that a table has rows for, and lines on the counters that it only
+    counts: those that are equal and, once something has failed, those that were not decided before
+    it ended."""
     quiet = ("PASS", "INCONCLUSIVE") if outcome == "FAIL" else ("PASS",)
     hidden = [v for v in verdicts if v.rule in ("exact", "worse") and v.outcome in quiet]
     equal = sum(v.outcome == "PASS" for v in hidden)
@@ -39,7 +40,7 @@ def _counters(count: int) -> str:
 
 
 def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableType:
-    """A row per metric, but for the counters that :func:`shown` leaves out."""
+    """Returns a table with a row per metric, but for the counters that :func:`shown` leaves out."""
     rows, counted = shown(verdicts, outcome)
     parts: list[RenderableType] = []
     for cell in dict.fromkeys(v.cell for v in rows):
@@ -62,7 +63,7 @@ def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableTy
 def verdict_markdown(
     verdicts: Sequence[Verdict], outcome: Outcome, title: str, notes: Sequence[str] = ()
 ) -> str:
-    """For ``$GITHUB_STEP_SUMMARY`` and pull requests."""
+    """Returns the verdicts as Markdown, for ``$GITHUB_STEP_SUMMARY`` and pull requests."""
     rows, counted = shown(verdicts, outcome)
     lines = [f"### {outcome}: {title}", ""]
     if rows:
@@ -79,7 +80,7 @@ def verdict_markdown(
 
 
 def cells_of(verdict: Verdict) -> tuple[str, ...]:
-    """The texts of a row, the verdict's word last."""
+    """Returns the texts of a verdict's row, the verdict's word last."""
     interval = NONE
     if verdict.low is not None and verdict.high is not None:
         low = change_text(verdict.low, verdict).rsplit(" ", 1)[0]
@@ -97,7 +98,7 @@ def cells_of(verdict: Verdict) -> tuple[str, ...]:
 
 
 def explained(verdict: Verdict) -> str:
-    """Why, after how many rounds, and what could have been seen."""
+    """Says why a verdict was given, after how many rounds, and what could have been seen."""
     text = f"{verdict.reason} ({verdict.rounds} round{'s' if verdict.rounds != 1 else ''})"
     if verdict.outcome == "INCONCLUSIVE" and verdict.smallest is not None:
         seen = change_text(verdict.smallest, verdict)
@@ -106,7 +107,7 @@ def explained(verdict: Verdict) -> str:
 
 
 def value_text(value: float | None, metric: str) -> str:
-    """With the unit of the metric."""
+    """Formats a value with the unit of its metric."""
     if value is None:
         return NONE
     if metric.partition(".")[0] in TIMES:
@@ -119,7 +120,7 @@ def value_text(value: float | None, metric: str) -> str:
 
 
 def change_text(change: float | None, verdict: Verdict) -> str:
-    """``+3.1 %``, ``-0.5 pp``."""
+    """Formats a change like ``+3.1 %`` or ``-0.5 pp``."""
     if change is None or abs(change) == float("inf"):
         return NONE
     return f"{change * 100:+.1f} {'pp' if verdict.points else '%'}".replace("-", EN_DASH, 1)
@@ -136,8 +137,8 @@ def verdict_json(
     warnings: Sequence[str],
     complete: bool = True,
 ) -> dict[str, Any]:
-    """The document of ``lmcache check --json`` and ``lmcache compare --json``. Changes, limits and
-    intervals are shares (0.05 is 5 %); times are seconds."""
+    """Returns the document of ``lmcache check --json`` and ``lmcache compare --json``. Changes,
+    limits and intervals are shares (0.05 is 5 %); times are seconds."""
     return {
         "schema": VERDICT_SCHEMA,
         "verdict": outcome,
@@ -175,8 +176,8 @@ def _finite(value: float | None) -> float | None:
 
 
 def verdict_junit(verdicts: Sequence[Verdict], name: str) -> str:
-    """A test case per metric: FAIL is a failure; INCONCLUSIVE is an error, as it must not pass for
-    a success."""
+    """Returns JUnit XML with a test case per metric: FAIL is a failure; INCONCLUSIVE is an error,
+    as it must not pass for a success."""
     from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
 
     suite = TestSuite(name)

@@ -1,7 +1,7 @@
-"""Intervals for a change between two sides: one that may be looked at after every round, and one
-for stored runs. Where a series of runs changes its level.
+"""Computes intervals for a change between two sides: one that may be looked at after every round,
+and one for stored runs. Finds where a series of runs changes its level.
 
-Both are of plain numbers: what is put in is logarithms of times or differences of shares.
+Both intervals are of plain numbers: what is put in is logarithms of times or differences of shares.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR_VARIANCE = 0.25
-"""Of the effect in units of its noise, in the mixture below. It is no assumption about the effect:
-it chooses the rounds at which the interval is tightest (here: some dozens)."""
+"""The variance of the effect in units of its noise, in the mixture of ``anytime_intervals``. It is
+no assumption about the effect: it chooses the rounds at which the interval is tightest (here: some
+dozens)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """``middle`` is the estimate, ``low`` and ``high`` its bounds (infinite while too little is
-    known), ``error`` its standard error, after ``n`` values (of the smaller side)."""
+    """An interval for a change. ``middle`` is the estimate, ``low`` and ``high`` its bounds
+    (infinite while too little is known), ``error`` its standard error, after ``n`` values (of the
+    smaller side)."""
 
     low: float
     middle: float
@@ -31,12 +33,13 @@ class Interval:
 
 
 def anytime_intervals(values: Sequence[float], level: float) -> list[Interval]:
-    """The interval for the mean after each value. They hold together: the chance that any of them,
-    however many are looked at and whenever looking ends, misses the mean is at most ``level``.
+    """Returns the interval for the mean after each value. They hold together: the chance that any
+    of them, however many are looked at and whenever looking ends, misses the mean is at most
+    ``level``.
 
     Values are independent and normal with unknown variance. It is the set of means that a test
-    martingale has not rejected: the likelihood of the t statistic, its effect size mixed over
-    N(0, PRIOR_VARIANCE), over its likelihood without an effect; a bet that exceeds 1/level with
+    martingale has not rejected: the likelihood of the t statistic, its effect size mixed over N(0,
+    PRIOR_VARIANCE), over its likelihood without an effect; a bet that exceeds 1/level with
     probability at most ``level`` (Ville 1939). T. L. Lai, "On confidence sequences", Ann. Stat. 4
     (1976); H. Wang and A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian
     means with unknown variance", Sequential Analysis 44 (2025). The closed form of the mixture:
@@ -60,7 +63,8 @@ def anytime_intervals(values: Sequence[float], level: float) -> list[Interval]:
 
 
 def welch_interval(base: Sequence[float], new: Sequence[float], level: float) -> Interval:
-    """For the difference of two means of values that belong to no pairs, looked at once.
+    """Returns the interval for the difference of two means of values that belong to no pairs,
+    looked at once.
 
     B. L. Welch, "The generalization of Student's problem", Biometrika 34 (1947). Infinite with
     fewer than two values on a side, or with equal ones on both.
@@ -78,7 +82,7 @@ def welch_interval(base: Sequence[float], new: Sequence[float], level: float) ->
 
 
 def _critical_t(counts: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-    """The |t| at which the bet reaches 1/level; infinite where no t does."""
+    """Returns the |t| at which the bet reaches 1/level; infinite where no t does."""
     freedom = np.maximum(counts - 1, 1)
     spread = 1 + counts * PRIOR_VARIANCE
     needed = (np.sqrt(spread) / level) ** (2 / counts)
@@ -98,13 +102,13 @@ _NORMAL_MAD = 1.4826
 
 
 def change_points(values: Sequence[float]) -> list[int]:
-    """Indices at which a new level begins, ascending; none for fewer than six values.
+    """Returns the indices at which a new level begins, ascending; none for fewer than six values.
 
-    ``values`` are on a scale on which noise is alike everywhere, such as logarithms of times.
-    PELT (Killick, Fearnhead, Eckley, "Optimal detection of changepoints with a linear
-    computational cost", JASA 107, 2012) over the cost of a shifted mean, in the library ruptures.
-    The penalty is 3 sigma^2 ln n (over BIC's 2, as short segments overfit), with sigma from the
-    median absolute difference of neighbours, which a change of level hardly moves.
+    ``values`` are on a scale on which noise is alike everywhere, such as logarithms of times. PELT
+    (Killick, Fearnhead, Eckley, "Optimal detection of changepoints with a linear computational
+    cost", JASA 107, 2012) over the cost of a shifted mean, in the library ruptures. The penalty is
+    3 sigma^2 ln n (over BIC's 2, as short segments overfit), with sigma from the median absolute
+    difference of neighbours, which a change of level hardly moves.
     """
     n = len(values)
     if n < LEAST_RUNS:

@@ -19,10 +19,10 @@ Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 LEVEL = 0.05
 """The chance of any false FAIL, over all metrics and looks."""
 LEAST_ROUNDS = 5
-"""Below this, no number of decimals makes noise known."""
+"""The least number of rounds; below it, no number of decimals makes noise known."""
 LEAST_COUNTED = 2
-"""Of a counter: a change that shows in one round may be chance; in two, each side has proven to be
-steady."""
+"""The least number of rounds for a counter: a change that shows in one round may be chance; in two,
+each side has proven to be steady."""
 _UNMEASURED = "{} was not measured in every round"
 _SAME = 1e-9
 """Values that differ by less, relatively, are the same but for rounding."""
@@ -31,10 +31,11 @@ _POWER_80 = 0.8416  # the normal quantile
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One metric of one cell. ``base`` and ``new`` are its typical values (seconds, shares, counts;
-    None if there is none), ``change`` with ``low`` and ``high`` its interval in the unit of the
-    rule's limit, ``smallest`` the smallest change for the worse that would have been seen with 80 %
-    power. ``exact``: without noise, so without an interval. ``reason`` says why, in words."""
+    """The verdict on one metric of one cell. ``base`` and ``new`` are its typical values (seconds,
+    shares, counts; None if there is none), ``change`` with ``low`` and ``high`` its interval in the
+    unit of the rule's limit, ``smallest`` the smallest change for the worse that would have been
+    seen with 80 % power. ``exact``: without noise, so without an interval. ``reason`` says why, in
+    words."""
 
     cell: str
     metric: str
@@ -51,16 +52,17 @@ class Verdict:
     exact: bool = False
     points: bool = False
     hopeless: bool = False
-    """No further round would change it."""
+    """Whether no further round would change the verdict."""
 
     @property
     def settled(self) -> bool:
-        """Whether it is decided, or can't be."""
+        """Returns whether the verdict is decided, or can't be."""
         return self.hopeless or self.outcome != "INCONCLUSIVE"
 
 
 def overall(verdicts: Sequence[Verdict]) -> Outcome:
-    """FAIL if any fails; PASS if there are verdicts and all pass."""
+    """Returns FAIL if any verdict fails; PASS if there are verdicts and all pass; else
+    INCONCLUSIVE."""
     outcomes = {verdict.outcome for verdict in verdicts}
     if "FAIL" in outcomes:
         return "FAIL"
@@ -77,7 +79,7 @@ def judge(
     metrics: int = 1,
     noise: float | None = None,
 ) -> Verdict:
-    """The verdict on one metric.
+    """Returns the verdict on one metric of one cell.
 
     ``paired``: round i of both sides ran in turns, so that what they share cancels, and more rounds
     follow until something is decided; the first decision stands. Else the rounds lie there already
@@ -164,7 +166,7 @@ def _judge_steady(
     paired: bool,
     metrics: int,
 ) -> Verdict:
-    """A counter with a limit: exact where it does not vary."""
+    """Judges a counter with a limit: exact where it does not vary."""
     before = [r.value(rule.metric) for r in base]
     after = [r.value(rule.metric) for r in new]
     typical = _typical(before), _typical(after)
@@ -233,7 +235,8 @@ def _collapsed(before: Sequence[float | None], after: Sequence[float | None]) ->
 
 
 def _too_few_each(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
-    """A percentile needs a value beyond it in each round."""
+    """Returns why a round has too few values for a percentile, which needs one beyond it in each
+    round; else empty text."""
     share = _refusable(base, new, metric)
     each = math.ceil(round(1 / (1 - share), 6))
     least = min(r.count(metric) for r in (*base, *new))
@@ -244,8 +247,9 @@ def _too_few_each(base: Sequence[Round], new: Sequence[Round], metric: str) -> s
 
 
 def _too_few_in_all(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
-    """And in all rounds together as many as make a 95 % bound for it: ln 0.05 / ln q (S. S. Wilks,
-    "Determination of sample sizes for setting tolerance limits", Ann. Math. Stat. 12, 1941)."""
+    """Returns why all rounds together have fewer values than make a 95 % bound for a percentile,
+    else empty text: ln 0.05 / ln q (S. S. Wilks, "Determination of sample sizes for setting
+    tolerance limits", Ann. Math. Stat. 12, 1941)."""
     share = _refusable(base, new, metric)
     total = math.ceil(math.log(LEVEL) / math.log(share)) if share else 0
     pooled = min(sum(r.count(metric) for r in side) for side in (base, new))
@@ -256,7 +260,7 @@ def _too_few_in_all(base: Sequence[Round], new: Sequence[Round], metric: str) ->
 
 
 def _refusable(base: Sequence[Round], new: Sequence[Round], metric: str) -> float:
-    """The share on the longer side of a percentile; 0 for what is none."""
+    """Returns the share on the longer side of a percentile; 0 for what is none."""
     share = share_below(metric.partition(".")[2])
     return max(share, 1 - share) if share else 0.0
 

@@ -23,7 +23,7 @@ COUNTERS = (
     "bytes_stored",
     "evicted_chunks",
 )
-"""What a round counts. The first three say whether the same was asked and answered."""
+"""The counters of a round. The first three say whether the same was asked and answered."""
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?)")
 
 
@@ -44,7 +44,8 @@ class Round:
     hit_rate: float | None = None
 
     def value(self, metric: str) -> float | None:
-        """Of a metric as in :func:`is_metric`, or None where the round does not have it."""
+        """Returns the value of a metric as in :func:`is_metric`, or None where the round does not
+        have it."""
         if metric == "hit_rate":
             return self.hit_rate
         if metric in self.counters:
@@ -60,14 +61,14 @@ class Round:
         return float(np.percentile(values, share_below(statistic) * 100))
 
     def count(self, metric: str) -> int:
-        """How many values the metric summarises in this round."""
+        """Returns how many values the metric summarises in this round."""
         values = self.times.get(metric.partition(".")[0])
         return self.n if values is None else len(values)
 
 
 def round_of(samples: Sequence[Sample], busy_s: float | None, evicted: int | None = None) -> Round:
-    """From the samples of one cell and repeat, the seconds it was busy, and the chunks that its
-    tiers evicted (None: unknown)."""
+    """Makes a round from the samples of one cell and repeat, the seconds it was busy, and the
+    chunks that its tiers evicted (None: unknown)."""
     rows = frame(samples)
     found = done(rows)
     prompt, output, hits = (int(found[n].sum()) for n in ("prompt_tokens", "output_tokens", "hits"))
@@ -98,8 +99,8 @@ def round_of(samples: Sequence[Sample], busy_s: float | None, evicted: int | Non
 
 
 def is_metric(name: str) -> bool:
-    """Whether a round can have it: ``ttft.p50``, ``e2e.mean``, ``throughput.requests_per_s``,
-    ``hit_rate``, or a counter."""
+    """Returns whether a round can have the metric: ``ttft.p50``, ``e2e.mean``,
+    ``throughput.requests_per_s``, ``hit_rate``, or a counter."""
     first, _, rest = name.partition(".")
     if name == "hit_rate" or name in COUNTERS:
         return True
@@ -109,11 +110,11 @@ def is_metric(name: str) -> bool:
 
 
 def share_below(statistic: str) -> float:
-    """``p99`` -> 0.99; 0 for what is no percentile."""
+    """Returns the share below a percentile: ``p99`` -> 0.99; 0 for what is no percentile."""
     match = _PERCENTILE.fullmatch(statistic)
     return float(match[1]) / 100 if match else 0.0
 
 
 def measured_by_clock(metric: str) -> bool:
-    """Whether noise is to be expected in it."""
+    """Returns whether noise is to be expected in the metric."""
     return metric != "hit_rate" and metric not in COUNTERS

@@ -1,4 +1,4 @@
-"""What a regression is: ``ttft.p50>5%``, ``hit_rate<-0.5pp``."""
+"""Parses rules of what a regression is: ``ttft.p50>5%``, ``hit_rate<-0.5pp``."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Rule:
 
     @property
     def bound(self) -> float:
-        """The limit on the scale on which changes are judged: see :meth:`scaled`."""
+        """Returns the limit on the scale on which changes are judged: see :meth:`scaled`."""
         return self.limit if self.points else math.log1p(self.limit)
 
     def scaled(self, value: float) -> float:
-        """A value on the scale on which changes are differences: its logarithm, or itself for
-        points. Raises ``ValueError`` for a value that has none."""
+        """Returns a value on the scale on which changes are differences: its logarithm, or itself
+        for points. Raises ``ValueError`` for a value that has none."""
         return value if self.points else math.log(value)
 
     def change(self, scaled: float) -> float:
-        """A difference on that scale as a change in the unit of ``limit``."""
+        """Returns a difference on the scale of :meth:`scaled` as a change in ``limit``'s unit."""
         if self.points or math.isinf(scaled):
             return scaled
         return math.expm1(min(scaled, 700.0))
 
 
 def parse_rule(text: str) -> Rule:
-    """Raises ``RuleError`` for what is no rule, an unknown metric, or a limit that makes no sense
-    for it."""
+    """Parses a rule. Raises ``RuleError`` for what is no rule, an unknown metric, or a limit that
+    makes no sense for it."""
     match = _RULE.fullmatch(text)
     if match is None:
         raise RuleError(

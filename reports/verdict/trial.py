@@ -22,8 +22,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """``comparisons`` under ``rules`` and the strictness of counters. ``paired`` and ``noise`` are
-    those of :func:`.judge`; stored runs (not paired) need one round for counters."""
+    """The judgement of ``comparisons`` under ``rules`` and the strictness of counters. ``paired``
+    and ``noise`` are those of :func:`.judge`; stored runs (not paired) need one round for counters.
+    """
 
     comparisons: Sequence[Comparison]
     rules: Sequence[Rule]
@@ -32,7 +33,7 @@ class Trial:
     noise: float | None = None
 
     def of(self, comparison: Comparison) -> list[Verdict]:
-        """The verdicts on one cell: rules first."""
+        """Returns the verdicts on one cell, those on rules first."""
         timed = sum(measured_by_clock(rule.metric) for rule in self.rules)
         metrics = max(1, timed * len(self.comparisons))
         base, new = comparison.base, comparison.new
@@ -53,14 +54,15 @@ class Trial:
         return found + judge_counters(comparison.cell, base, new, self.counters, ruled, least)
 
     def settled(self, comparison: Comparison) -> bool:
-        """Whether another round of it would be wasted: one has failed, or none can change."""
+        """Returns whether another round of a cell would be wasted: one has failed, or none can
+        change."""
         found = self.of(comparison)
         return overall(found) == "FAIL" or all(verdict.settled for verdict in found)
 
     def verdicts(self) -> list[Verdict]:
-        """All of them."""
+        """Returns the verdicts on all cells."""
         return [verdict for comparison in self.comparisons for verdict in self.of(comparison)]
 
     def outcome(self) -> Outcome:
-        """The one that the exit code tells."""
+        """Returns the outcome over all verdicts, by which the exit code is chosen."""
         return overall(self.verdicts())

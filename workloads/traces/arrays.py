@@ -41,12 +41,12 @@ class TraceArrays:
         return len(self.arrival_s)
 
     def chunks(self, request: int) -> ChunkIds:
-        """A request's chunks, int64 [n], a view."""
+        """Returns a request's chunks, int64 [n], a view."""
         return self.chunk_ids[self.offsets[request] : self.offsets[request + 1]]
 
     def longer_chunks(self, times: int) -> TraceArrays:
-        """The same trace in chunks of ``times`` as many tokens: with prefix names, the name of the
-        last part names the whole. Raises ``ValueError`` below 1."""
+        """Returns the same trace in chunks of ``times`` as many tokens: with prefix names, the name
+        of the last part names the whole. Raises ``ValueError`` below 1."""
         if times < 1:
             raise ValueError(f"times: {times} is too small; it must be at least 1")
         counts = np.diff(self.offsets)
@@ -64,11 +64,11 @@ class TraceArrays:
 def load_arrays(
     requests: Iterable[TraceRequest], *, names: Names = "prefix", tails: bool = False
 ) -> TraceArrays:
-    """All requests, sorted by arrival (equal times keep the file's order). What is in memory is 8
-    bytes per chunk and 50 per request, twice while it sorts.
+    """Loads all requests, sorted by arrival (equal times keep the file's order). What is in memory
+    is 8 bytes per chunk and 50 per request, twice while it sorts.
 
-    ``names="content"`` takes the names of chunks at any position where the trace has them, which
-    is RAGPulse; of others, prefix names: there, what is behind a difference counts as different.
+    ``names="content"`` takes the names of chunks at any position where the trace has them, which is
+    RAGPulse; of others, prefix names: there, what comes after a difference counts as different.
     ``tails=True`` adds the partial chunk at the end under the trace's own name, as simulators that
     count blocks do; caches of full chunks never hit it. Raises ``TraceError`` if the requests are
     in chunks of different lengths.

@@ -18,14 +18,15 @@ _TOP = 1 << 63
 
 
 def value(record: Record, name: str) -> Any:
-    """The field. Raises ``ValueError`` if it is missing."""
+    """Returns a field of the record. Raises ``ValueError`` if it is missing."""
     if name not in record:
         raise ValueError(f"{name} is missing")
     return record[name]
 
 
 def whole(record: Record, name: str, least: int = 0) -> int:
-    """A whole number of at least ``least``; digits in a string count. Raises ``ValueError``."""
+    """Returns a field as a whole number of at least ``least``; digits in a string count. Raises
+    ``ValueError``."""
     given = value(record, name)
     number = given
     if isinstance(given, str):
@@ -43,8 +44,8 @@ def whole(record: Record, name: str, least: int = 0) -> int:
 
 
 def seconds(record: Record, name: str, unit_s: float = 1.0) -> float:
-    """A time: a number (or digits in a string) times ``unit_s``, or a date, as seconds since 1970
-    (UTC where it says nothing else). Raises ``ValueError``."""
+    """Returns a field as a time: a number (or digits in a string) times ``unit_s``, or a date, as
+    seconds since 1970 (UTC where it says nothing else). Raises ``ValueError``."""
     given = value(record, name)
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError(f"{name}: {_short(given)} is no time")
@@ -62,7 +63,7 @@ def seconds(record: Record, name: str, unit_s: float = 1.0) -> float:
 
 
 def text(record: Record, *names: str) -> str | None:
-    """The first of these fields that is there, as a string; None if none is."""
+    """Returns the first of these fields that is there, as a string; None if none is."""
     for name in names:
         given = record.get(name)
         if isinstance(given, str | int) and not isinstance(given, bool) and given != "":
@@ -71,8 +72,9 @@ def text(record: Record, *names: str) -> str | None:
 
 
 def as_id(name: object) -> int:
-    """An int64 that stands for a chunk's name: whole numbers below 2**64 and hexadecimal strings of
-    up to 16 digits as they are, other strings by hash. Raises ``ValueError`` for anything else."""
+    """Returns an int64 that stands for a chunk's name: whole numbers below 2**64 and hexadecimal
+    strings of up to 16 digits as they are, other strings by hash. Raises ``ValueError`` for
+    anything else."""
     if type(name) is int:
         number = name
     elif isinstance(name, str) and name:
@@ -91,7 +93,7 @@ def as_id(name: object) -> int:
 
 
 def ids(names: object, field: str) -> ChunkIds:
-    """Chunk names as int64, shape [n]. Raises ``ValueError``."""
+    """Returns chunk names as int64, shape [n]. Raises ``ValueError``."""
     if not isinstance(names, list):
         raise ValueError(f"{field}: {_short(names)} is no list")
     # The usual case, small numbers, without a call for each.
@@ -104,8 +106,8 @@ def ids(names: object, field: str) -> ChunkIds:
 
 
 def full_chunks(named: ChunkIds, tokens: int, chunk_tokens: int) -> tuple[ChunkIds, int | None]:
-    """(names of full chunks, name of the partial one at the end or None). Raises ``ValueError`` if
-    there are more names than ``tokens`` can have."""
+    """Returns (names of full chunks, name of the partial one at the end or None). Raises
+    ``ValueError`` if there are more names than ``tokens`` can have."""
     most = -(-tokens // chunk_tokens)
     if len(named) > most:
         raise ValueError(f"{len(named)} chunks of {chunk_tokens} tokens in a prompt of {tokens}")
@@ -114,13 +116,13 @@ def full_chunks(named: ChunkIds, tokens: int, chunk_tokens: int) -> tuple[ChunkI
 
 
 def chained(before: int, own: int) -> int:
-    """The name of a chunk by its own name and that of the chunk before it (0 at the start)."""
+    """Returns a chunk's name from its own name and that of the chunk before it (0 at the start)."""
     digest = xxh3_64_intdigest(own.to_bytes(8, "little", signed=True), before % (2 * _TOP))
     return digest - 2 * _TOP if digest >= _TOP else digest
 
 
 def named(numbers: Iterable[int]) -> int:
-    """A name for these numbers (or tokens), in this order."""
+    """Returns a name for these numbers (or tokens), in this order."""
     digest = xxh3_64_intdigest(array("q", numbers).tobytes())
     return digest - 2 * _TOP if digest >= _TOP else digest
 

@@ -1,4 +1,4 @@
-"""Lines of a trace file, plain or compressed, with a count of those that can't be used."""
+"""Reads the lines of a trace file, plain or compressed, and counts those that can't be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 Record: TypeAlias = dict[str, Any]
-"""A JSON object."""
+"""A JSON object of a trace file."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _KEPT = 10
@@ -31,15 +31,15 @@ class Malformed:
     examples: list[str] = field(default_factory=list)
 
     def note(self, where: str, reason: object) -> None:
-        """Counts one."""
+        """Counts one line that could not be used, and keeps the first few as examples."""
         self.count += 1
         if len(self.examples) < _KEPT:
             self.examples.append(f"{where}: {reason}")
 
 
 def opened(path: Path) -> IO[bytes]:
-    """The file's bytes; gzip and Zstandard are told by their first bytes and undone. Raises
-    ``TraceError`` if it can't be opened."""
+    """Opens a file's bytes; gzip and Zstandard are recognised by their first bytes and
+    decompressed. Raises ``TraceError`` if it can't be opened."""
     try:
         with path.open("rb") as raw:
             magic = raw.read(4)
@@ -69,7 +69,8 @@ class Lines:
         self.malformed.note(f"{self.path}:{number}", reason)
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        """(number, text without its end). A file that breaks off ends there, and is noted."""
+        """Yields (number, text without its end) of each line. A file that breaks off ends there,
+        and is noted."""
         number = 0
         with opened(self.path) as file:
             try:
@@ -86,7 +87,7 @@ class Lines:
                 self.bad(number + 1, f"the compressed file breaks off or is damaged ({error})")
 
     def records(self) -> Iterator[tuple[int, Record]]:
-        """(number, object) of every line that is a JSON object."""
+        """Yields (number, object) of every line that is a JSON object."""
         for number, text in self:
             try:
                 record = json.loads(text)
@@ -99,8 +100,8 @@ class Lines:
                 self.bad(number, f"a JSON {type(record).__name__}, not an object")
 
     def whole(self) -> Record | None:
-        """The object that all of the file is, over several lines; None if it is none, or larger
-        than 256 MiB."""
+        """Returns the object that all of the file is, over several lines; None if it is none, or
+        larger than 256 MiB."""
         with opened(self.path) as file:
             try:
                 start = file.read(1)

@@ -1,4 +1,4 @@
-"""What a reader of a trace format is."""
+"""Defines what a reader of a trace format is."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class TraceRequest:
 
     ``arrival_s`` is in seconds since the start of the trace. ``chunks`` names the prompt's full
     chunks of ``chunk_tokens`` tokens, in order, int64, shape [n] with n <= ``input_tokens //
-    chunk_tokens``. Equal names mean that this chunk and everything before it are equal; what is
-    behind the last named chunk is shared with nobody. ``content`` names chunks by their own tokens
+    chunk_tokens``. Equal names mean that this chunk and everything before it are equal; what comes
+    after the last named chunk is shared with nobody. ``content`` names chunks by their own tokens
     alone, at whatever position, and is None where the trace doesn't tell. ``tail`` is the trace's
     own name for the partial chunk at the end, where it has one. ``think_s`` is how long the client
     waited before it sent, ``parent`` the session that started this one; None is unknown.
@@ -59,14 +59,15 @@ class TraceRequest:
 
 
 Tokenize: TypeAlias = Callable[[Any], Sequence[int]]
-"""A prompt (a string, or a list of OpenAI messages) to token ids, as the server would."""
+"""A function from a prompt (a string, or a list of OpenAI messages) to token ids, as the server
+would make them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a file may not say itself. ``chunk_tokens``: tokens per chunk; ``unit_s``: seconds per
-    unit of its times (0.001 for milliseconds); None is the format's own. ``tokenize`` is needed for
-    formats that hold text."""
+    """Options for what a file may not say itself. ``chunk_tokens``: tokens per chunk; ``unit_s``:
+    seconds per unit of its times (0.001 for milliseconds); None is the format's own. ``tokenize``
+    is needed for formats that hold text."""
 
     chunk_tokens: int | None = None
     unit_s: float | None = None
@@ -86,25 +87,26 @@ class TraceReader(Protocol):
 
     name: str
     holds: str
-    """What a file of it holds, for people."""
+    """What a file of the format holds, for people."""
     shares: bool
-    """Whether it says which chunks are equal; otherwise it has lengths and arrivals only."""
+    """Whether the format says which chunks are equal; otherwise it has lengths and arrivals only.
+    """
 
     def looks_like(self, head: Head) -> bool:
-        """Whether a file that begins like this is of the format."""
+        """Returns whether a file that begins like this is of the format."""
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """The requests in the order of the file. Lines that can't be used are counted in
+        """Reads the requests in the order of the file. Lines that can't be used are counted in
         ``malformed`` and left out. Raises ``TraceError`` for a file that can't be opened."""
 
 
 def each(
     lines: Lines, make: Callable[[int, Record], TraceRequest | None]
 ) -> Iterator[TraceRequest]:
-    """``make`` of each line that is a JSON object; where it raises ``ValueError``, the line is
-    malformed. None leaves a line out that is no request."""
+    """Yields what ``make`` returns for each line that is a JSON object; where it raises
+    ``ValueError``, the line is malformed. None leaves a line out that is no request."""
     for number, record in lines.records():
         try:
             request = make(number, record)

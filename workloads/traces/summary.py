@@ -1,4 +1,4 @@
-"""What a trace amounts to: lengths, arrivals, and the most that a cache could serve of it."""
+"""Sums up a trace: lengths, arrivals, and the most that a cache could serve of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ TRACE_INFO_SCHEMA = "lmcache.trace-info/1"
 
 
 def summary(trace: Trace) -> dict[str, Any]:
-    """A trace as plain values, JSON-ready. Ceilings are shares of all prompt tokens that a cache
-    without limits, empty at first, would serve: by prefix, and at any position, where the trace
-    names content (null if not). Rates are null for a trace without lengths, sharing or times."""
+    """Sums up a trace as plain values, JSON-ready. Ceilings are shares of all prompt tokens that a
+    cache without limits, empty at first, would serve: by prefix, and at any position, where the
+    trace names content (null if not). Rates are null for a trace without lengths, sharing or times.
+    """
     content = _Content()
     arrays = load_arrays(content.watch(trace.requests()))
     tokens = int(arrays.input_tokens.sum())
@@ -46,13 +47,13 @@ def summary(trace: Trace) -> dict[str, Any]:
 
 
 def ceiling(arrays: TraceArrays) -> float:
-    """The share of prompt tokens that a prefix cache without limits would serve, 0..1."""
+    """Returns the share of prompt tokens that a prefix cache without limits would serve, 0..1."""
     tokens = int(arrays.input_tokens.sum())
     return float(first_hits(arrays).sum()) * arrays.chunk_tokens / tokens if tokens else 0.0
 
 
 def first_hits(arrays: TraceArrays) -> npt.NDArray[np.int64]:
-    """Leading chunks of each request that an earlier one had, int64 [requests]."""
+    """Returns how many leading chunks of each request an earlier one had too, int64 [requests]."""
     owner = np.repeat(np.arange(len(arrays)), np.diff(arrays.offsets))
     _, first, inverse = np.unique(arrays.chunk_ids, return_index=True, return_inverse=True)
     # Within one request, a chunk is not served by its own first occurrence.
@@ -74,13 +75,13 @@ class _Content:
         self._known = False
 
     def watch(self, requests: Any) -> Any:
-        """The same requests."""
+        """Yields the same requests, and counts their hits."""
         for request in requests:
             self._note(request)
             yield request
 
     def ceiling(self, tokens: int) -> float | None:
-        """Share of ``tokens``; None if no request named content."""
+        """Returns the hits' share of ``tokens``; None if no request named content."""
         return self._hit_tokens / tokens if self._known and tokens else None
 
     def _note(self, request: TraceRequest) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic traces: as many requests as one likes that share as a given trace's do."""
+"""Makes synthetic traces: as many requests as one likes that share as a given trace's do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WINDOW = 64
 
 
 def like(arrays: TraceArrays, requests: int, seed: int) -> TraceArrays:
-    """``requests`` new requests in the manner of ``arrays``.
+    """Makes ``requests`` new requests in the manner of ``arrays``.
 
     Each draws an example: a request of the trace with its lengths, the time since the one before,
     how many of its chunks were seen before, and how many requests ago the last of these was used.
@@ -62,7 +62,7 @@ def like(arrays: TraceArrays, requests: int, seed: int) -> TraceArrays:
 
 
 def of_requests(requests: Sequence[Request], chunk_tokens: int) -> TraceArrays:
-    """The trace that serving these requests would leave."""
+    """Returns the trace that serving these requests would leave."""
     return load_arrays(
         TraceRequest(
             id=request.id,
@@ -78,8 +78,8 @@ def of_requests(requests: Sequence[Request], chunk_tokens: int) -> TraceArrays:
 
 
 def _ages(arrays: TraceArrays) -> Ints:
-    """How many requests ago the last of a request's leading seen chunks was used, int64 [n]; 0
-    where none was seen."""
+    """Returns how many requests ago the last of a request's leading seen chunks was used, int64
+    [n]; 0 where none was seen."""
     ages = np.zeros(len(arrays), np.int64)
     last: dict[int, int] = {}
     for i, hit in enumerate(first_hits(arrays).tolist()):
@@ -91,8 +91,8 @@ def _ages(arrays: TraceArrays) -> Ints:
 
 
 def _parent(made: Sequence[TraceRequest], age: int, wanted: int, draw: Draw) -> TraceRequest:
-    """A request about ``age`` requests ago: the nearest that has ``wanted`` chunks; if there is
-    none, the one of the most chunks that was looked at."""
+    """Chooses a request about ``age`` requests ago: the nearest that has ``wanted`` chunks; if
+    there is none, the one of the most chunks that was looked at."""
     at = len(made) - age if age <= len(made) else draw.below(len(made))
     best = made[at]
     for step in range(_WINDOW):

@@ -48,12 +48,12 @@ class Trace:
 
     @property
     def format(self) -> str:
-        """One of ``FORMATS``."""
+        """Returns the name of the trace's format, one of ``FORMATS``."""
         return self.reader.name
 
     def requests(self) -> Iterator[TraceRequest]:
-        """All requests in the order of the file, which needn't be that of arrival; in memory is one
-        at a time (of ``weka``, a session). Raises ``TraceError`` if no line is a request."""
+        """Yields all requests in the order of the file, which needn't be that of arrival; in memory
+        is one at a time (of ``weka``, a session). Raises ``TraceError`` if no line is a request."""
         self.malformed.count = 0
         self.malformed.examples.clear()
         any_request = False
@@ -75,9 +75,9 @@ class Trace:
 
 
 def open_trace(path: Path, format: str | None = None, options: ReadOptions | None = None) -> Trace:
-    """The trace in a file (or, for ``weka`` and ``ragpulse``, a folder), in ``format`` or in the
-    one that it looks like. Raises ``TraceError``, one line, if it can't be opened or is no known
-    format."""
+    """Opens the trace in a file (or, for ``weka`` and ``ragpulse``, a folder), in ``format`` or in
+    the one that it looks like. Raises ``TraceError``, one line, if it can't be opened or is no
+    known format."""
     path = _file_of(path)
     options = options or ReadOptions()
     if format is not None:
@@ -96,7 +96,7 @@ def open_trace(path: Path, format: str | None = None, options: ReadOptions | Non
 
 
 def detect(path: Path) -> TraceReader | None:
-    """The format that a file looks like by one of its first lines; None if it is like none."""
+    """Returns the format that one of a file's first lines looks like; None if there is none."""
     if path.is_dir():
         files = sorted(path.glob("*.json*"))
         found = detect(files[0]) if files else None
@@ -112,7 +112,7 @@ def detect(path: Path) -> TraceReader | None:
 
 
 def appearance(path: Path) -> str:
-    """What a file looks like, for people who gave the wrong one."""
+    """Says what a file looks like, for people who gave the wrong one."""
     if path.is_dir():
         return "a folder without agent sessions"
     with opened(path) as file:
@@ -145,6 +145,6 @@ def _heads(path: Path) -> Iterator[Head]:
 
 
 def _file_of(path: Path) -> Path:
-    """RAGPulse's folder stands for its trace."""
+    """Returns the file of a trace: RAGPulse's folder stands for its trace."""
     trace = path / "0_trace.jsonl"
     return trace if trace.is_file() else path

@@ -1,4 +1,4 @@
-"""Traces as files: our own format and Mooncake's."""
+"""Writes traces as files: our own format and Mooncake's."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def _ours(arrays: TraceArrays, source: str) -> Iterator[dict[str, object]]:
 
 
 def _mooncake(arrays: TraceArrays, source: str) -> Iterator[dict[str, object]]:
-    """Ids are numbers from 0 in the order of first use, and every block of a prompt has one: those
-    that no other prompt has, the partial one at the end too, are new."""
+    """Yields the lines of Mooncake's format. Ids are numbers from 0 in the order of first use, and
+    every block of a prompt has one: those that no other prompt has, the partial one at the end too,
+    are new."""
     names: dict[int, int] = {}
     fresh = 0
     size = arrays.chunk_tokens or _MOONCAKE_CHUNK
@@ -72,13 +73,13 @@ WRITERS: dict[str, Callable[[TraceArrays, str], Iterator[dict[str, object]]]] = 
     "lmcache": _ours,
     "mooncake": _mooncake,
 }
-"""Formats that can be written."""
+"""The writers of formats by name."""
 
 
 def write_trace(path: Path, arrays: TraceArrays, format: str, source: str) -> None:
-    """Writes a new file, whole or not at all, in one of ``WRITERS``; ``source`` says where it is
-    from. Raises ``TraceError`` if the format is not known, or the file is there or can't be made.
-    """
+    """Writes a trace to a new file, whole or not at all, in one of ``WRITERS``; ``source`` says
+    where it is from. Raises ``TraceError`` if the format is not known, or the file is there or
+    can't be made."""
     if format not in WRITERS:
         raise TraceError(f"format {format!r} can't be written; use one of {', '.join(WRITERS)}")
     if path.exists():

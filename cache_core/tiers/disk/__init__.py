@@ -1,4 +1,4 @@
-"""Chunks in files that outlive the process; docs/disk-format.md has the format."""
+"""Keeps chunks in files that outlive the process; docs/disk-format.md has the format."""
 
 from cache_core.tiers.disk.disk_tier import DiskTier
 from cache_core.tiers.disk.health import DiskCounters

@@ -1,4 +1,4 @@
-"""The files of a disk tier and the bytes they take."""
+"""Manages the files of a disk tier and the bytes they take."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ logger = logging.getLogger("lmcache")
 
 
 class Allocator:
-    """Segments, and strangers that are dropped first when room is needed. Not thread-safe but for
-    what says so; the sum of its files stays within ``sizes.budget``."""
+    """A disk tier's segments, and strangers that are dropped first when space is needed. Not
+    thread-safe but for what says so; the sum of its files stays within ``sizes.budget``."""
 
     def __init__(
         self, directory: Directory, sizes: Sizes, namespace: bytes, catalog: Catalog
@@ -31,34 +31,34 @@ class Allocator:
 
     @property
     def used(self) -> int:
-        """Bytes on disk, at most."""
+        """Returns the bytes that files take on disk, at most."""
         ours = sum(segment.bytes for segment in self.segments.values())
         return ours + self._stuck + sum(stranger.bytes for stranger in self._strangers)
 
     @property
     def free(self) -> int:
-        """Bytes of the budget that no file takes."""
+        """Returns the bytes of the budget that no file takes."""
         return self.sizes.budget - self.used
 
     @property
     def spare(self) -> int:
-        """Bytes that new chunks may take: not those that are kept to copy live ones to."""
+        """Returns the bytes that new chunks may take: not those kept to copy live ones to."""
         return self.free - self.sizes.reserve
 
     def settle(self) -> None:
-        """Before room is given out that files had: makes their removal durable, or a power cut
+        """Makes the removal of files durable, before their space is given out: else a power cut
         could leave both, and what is over the cap would be dropped. Raises ``OSError``."""
         if self._removed:
             self.directory.sync()
             self._removed = False
 
     def next_number(self) -> int:
-        """A file name that was never used."""
+        """Returns the number of a file name that was never used."""
         self._next_number += 1
         return self._next_number - 1
 
     def drop_stranger(self) -> bool:
-        """Removes the oldest one; False if there is none."""
+        """Removes the oldest stranger; returns False if there is none."""
         while self._strangers:
             stranger = self._strangers.pop(0)
             try:
@@ -77,9 +77,9 @@ class Allocator:
         return False
 
     def new_segment(self, make_room: Callable[[], bool]) -> SegmentFile | None:
-        """A segment that is as large as may be: None if not one slot fits. On a file system that
-        is full, ``make_room`` is called for as long as it says that it helped. The caller's to put
-        into ``segments``. Raises ``OSError``."""
+        """Makes a segment that is as large as may be: None if not one slot fits. On a file system
+        that is full, ``make_room`` is called for as long as it says that it helped. The caller puts
+        it into ``segments``. Raises ``OSError``."""
         slots = self.sizes.fit(self.spare)
         while slots > 0:
             try:

@@ -1,4 +1,4 @@
-"""What a directory holds when it is opened."""
+"""Finds what a directory holds when it is opened."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OF_ONE_FILE = (
 @dataclass(frozen=True, slots=True)
 class ForeignSegment:
     """A segment whose chunks are not served: of another namespace or chunk length, or damaged
-    beyond reading. It is kept until its room is needed."""
+    beyond reading. It is kept until its space is needed."""
 
     name: str
     bytes: int
@@ -50,9 +50,9 @@ class ForeignSegment:
 
 @dataclass(slots=True)
 class Catalog:
-    """``segments`` and ``strangers`` oldest first. ``untouched_bytes`` are in files that are not
-    ours, or can't be read now: they stay as they are and count against the cap. ``unknown`` says
-    that there may be records of ours among them."""
+    """What a directory holds: ``segments`` and ``strangers``, oldest first. ``untouched_bytes`` are
+    in files that are not ours, or can't be read now: they stay as they are and count against the
+    cap. ``unknown`` says that there may be records of ours among them."""
 
     segments: list[SegmentFile] = field(default_factory=list)
     strangers: list[ForeignSegment] = field(default_factory=list)
@@ -126,7 +126,7 @@ def _take(
             segment.seal()
     except OSError as error:
         logger.warning("%s can't be mended: %s", path, error.strerror)
-    # One without a record has nothing to serve and goes when it is looked at for its room.
+    # One without a record has nothing to serve and goes when it is looked at for its space.
     segment.sealed = True
     if (segment.header.payload_bytes, segment.header.namespace) == (payload_bytes, namespace):
         catalog.segments.append(segment)

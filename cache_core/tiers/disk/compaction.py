@@ -1,4 +1,4 @@
-"""Getting room back: live chunks of segments that are mostly dead move to a new one."""
+"""Gets space back: live chunks of segments that are mostly dead move to a new one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NO_FILE = -1
 def choose_segments(
     segments: Iterable[SegmentFile], sizes: Sizes, room: int, wanted: int
 ) -> list[SegmentFile]:
-    """Segments to empty so that about ``wanted`` bytes come back, the cheapest first. Their live
-    chunks together take at most ``room`` bytes. None if nothing comes back."""
+    """Returns the segments to empty so that about ``wanted`` bytes come back, the cheapest first.
+    Their live chunks together take at most ``room`` bytes. It is none if nothing comes back."""
 
     def gain_per_byte(segment: SegmentFile) -> float:
         return segment.reclaimable / (segment.live * segment.header.slot_bytes + 1)
@@ -53,9 +53,10 @@ def move_live(
     direct: bool,
     depth: int,
 ) -> tuple[SegmentFile, list[bool]]:
-    """A new, sealed, durable segment with copies of the records as they are, in their order; and
-    for each whether it could be read: False is for ever. Raises ``OSError`` if the copy can't be
-    written, or a record can't be read for a reason that may pass; then nothing has changed."""
+    """Makes a new, sealed, durable segment with copies of the records as they are, in their order.
+    Returns it, and for each record whether it could be read: False is for ever. Raises ``OSError``
+    if the copy can't be written, or a record can't be read for a reason that may pass; then nothing
+    has changed."""
     first = records[0][0].header
     target = SegmentFile.create(
         directory, number, len(records), first.payload_bytes, first.namespace
@@ -103,8 +104,8 @@ def move_live(
 
 
 def _is_lost(segment: SegmentFile, fd: int, offset: int, direct: bool) -> bool:
-    """Whether a record that could not be copied is not on its disk any more. A copy that failed
-    does not say which side did, nor for how long."""
+    """Returns whether a record that could not be copied is not on its disk any more. A copy that
+    failed does not say which side did, nor for how long."""
     statuses, _, _ = _native.scan_records(
         np.array([fd], dtype=np.int32),
         np.array([offset], dtype=np.int64),

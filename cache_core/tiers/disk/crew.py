@@ -1,4 +1,4 @@
-"""Threads that do the calls of a disk, so that a caller can stop waiting for one that hangs."""
+"""Does a disk's calls on threads, so that a caller can stop waiting for one that hangs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Hung(Exception):
 
 
 class DiskCall(Generic[_T]):
-    """A call that is under way; see :meth:`IoThreads.start`."""
+    """A call of a disk that is under way; :meth:`IoThreads.start` begins it."""
 
     def __init__(self, work: Callable[[], _T]) -> None:
         self._work = work
@@ -45,10 +45,10 @@ class DiskCall(Generic[_T]):
 class IoThreads:
     """Runs calls on threads of its own, as many as there are callers.
 
-    A call that has not ended after ``timeout_s`` seconds is left behind with all that it refers to;
+    A call that has not ended after ``timeout_s`` seconds is abandoned with all that it refers to;
     until it has ended, new ones are refused at once: callers don't queue for a disk that is away,
-    and a change that was left behind has no second beside it. None waits for ever, in the caller's
-    thread. So does a forked child, which has no threads.
+    and a change that was abandoned has no second beside it. With ``timeout_s`` None they run in the
+    caller's thread, for ever if need be. So they do in a forked child, which has no threads.
     """
 
     def __init__(self, name: str, timeout_s: float | None) -> None:
@@ -57,12 +57,12 @@ class IoThreads:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[queue.SimpleQueue[DiskCall[object] | None]] = []
-        self._behind = 0  # calls that were left behind and have not ended
+        self._behind = 0  # calls that were abandoned and have not ended
         self._last: DiskCall[object] | None = None
 
     @property
     def hung(self) -> bool:
-        """Whether calls are refused now."""
+        """Returns whether calls are refused now."""
         return self._behind > 0
 
     def check(self) -> None:
@@ -71,12 +71,13 @@ class IoThreads:
             raise Hung("an earlier call has not ended")
 
     def call(self, work: Callable[[], _T]) -> _T:
-        """What ``work`` returns or raises. Raises :class:`Hung`, and ``OSError`` if no thread is
-        to be had."""
+        """Runs ``work`` on a thread, and returns or raises what it does. Raises :class:`Hung`, and
+        ``OSError`` if no thread is to be had."""
         return self.wait(self.start(work))
 
     def start(self, work: Callable[[], _T]) -> DiskCall[_T]:
-        """Begins a call, to be waited for by :meth:`wait`. Raises as :meth:`call`."""
+        """Begins a call, to be waited for by :meth:`wait`. Raises :class:`Hung` if it is refused,
+        and ``OSError`` if no thread is to be had."""
         task = DiskCall(work)
         if self.timeout_s is None or os.getpid() != self._pid:
             task.run()
@@ -89,7 +90,8 @@ class IoThreads:
         return task
 
     def wait(self, task: DiskCall[_T]) -> _T:
-        """The rest of :meth:`call`. The call is left behind if it has not ended afterwards."""
+        """Waits for a call, and returns or raises what its work does. Raises :class:`Hung`, and
+        abandons the call, if it has not ended in time."""
         try:
             ended = task.ended.wait(self.timeout_s)
         except BaseException:
@@ -100,8 +102,8 @@ class IoThreads:
         return task.result()
 
     def close(self, work: Callable[[], object]) -> None:
-        """As :meth:`call` for the last time: ``work`` runs once nothing else does, even if that is
-        after this has raised :class:`Hung`."""
+        """Runs ``work`` as the last call, once nothing else runs, even if that is after this has
+        raised :class:`Hung`."""
         if self.timeout_s is None or os.getpid() != self._pid:
             work()
             return
@@ -135,7 +137,7 @@ class IoThreads:
         tasks.put(task)  # type: ignore[arg-type]
 
     def leave(self, task: DiskCall[_T]) -> bool:
-        """Leaves a call behind; False if it has ended."""
+        """Abandons a call; returns False if it has ended."""
         with self._lock:
             if task.ended.is_set():
                 return False

@@ -1,4 +1,4 @@
-"""A directory that one process owns; all that is done in it goes by its descriptor."""
+"""Owns a directory for one process; all that is done in it goes by its descriptor."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Directory:
 
     @property
     def ours(self) -> bool:
-        """False once it is closed, and in a forked child: the directory belongs to the parent."""
+        """Returns False once the directory is closed, and in a forked child: it is the parent's."""
         return self._lock >= 0 and self.pid == os.getpid()
 
     def check(self) -> None:
         """Raises :class:`Lost` if the ``LOCK`` that is there is not the one that we hold, and
-        another ``OSError`` if that can't be told now."""
+        another ``OSError`` if that can't be known now."""
         try:
             there = self.stat(LOCK_NAME)
         except FileNotFoundError:
@@ -80,45 +80,45 @@ class Directory:
             raise Lost(self.path)
 
     def open(self, name: str, flags: int) -> int:
-        """A descriptor of a file in it, the caller's to close. Raises ``OSError``."""
+        """Opens a file in the directory; the caller closes the descriptor. Raises ``OSError``."""
         if flags & os.O_CREAT:
             self.check()
         return self._open(name, flags)
 
     def rename(self, old: str, new: str) -> None:
-        """Raises ``OSError``."""
+        """Renames a file in the directory. Raises ``OSError``."""
         self.check()
         os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
-        """A file that is gone already is no trouble. Raises ``OSError``."""
+        """Removes a file; one that is gone already is no trouble. Raises ``OSError``."""
         self.check()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
 
     def stat(self, name: str) -> os.stat_result:
-        """Of the name itself, should it be a link. Raises ``OSError``."""
+        """Returns the status of a file, of the name itself if it is a link. Raises ``OSError``."""
         return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
 
     def scan(self) -> list[os.DirEntry[str]]:
-        """What is in it, by name. Raises ``OSError``."""
+        """Returns what is in the directory, sorted by name. Raises ``OSError``."""
         with os.scandir(self.fd) as entries:
             return sorted(entries, key=lambda entry: entry.name)
 
     def sync(self) -> None:
-        """Makes the names in it durable. Raises ``OSError``."""
+        """Makes the names in the directory durable. Raises ``OSError``."""
         os.fsync(self.fd)
 
     def close(self) -> None:
-        """Lets the directory go. Idempotent."""
+        """Closes the directory and releases its lock. Idempotent."""
         for fd in (self._lock, self.fd):
             if fd >= 0:
                 os.close(fd)
         self._lock = self.fd = -1
 
     def let_go(self) -> None:
-        """In a forked child, which may go on reading: it shares the parent's lock by its
-        descriptor, and would keep it when the parent is gone."""
+        """Releases the lock in a forked child, which may go on reading: it shares the parent's lock
+        by its descriptor, and would keep it when the parent is gone."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -136,7 +136,7 @@ class Directory:
                 " give each process a directory of its own"
             ) from None
         try:
-            # Its room is kept: a file system that is full would not give it again.
+            # Its space is kept: a file system that is full would not give it again.
             number = f"{os.getpid()}\n".encode()
             os.pwrite(self._lock, number, 0)
             os.ftruncate(self._lock, len(number))
@@ -145,7 +145,7 @@ class Directory:
                 raise  # else only the number is missing: what is there can be served
 
     def _is_fresh(self) -> bool:
-        """Whether nothing is there yet. Raises :class:`TierError` for what is not ours."""
+        """Returns whether nothing is there yet. Raises :class:`TierError` for what is not ours."""
         try:
             with open(self._open(FORMAT_NAME, os.O_RDONLY), "rb") as file:
                 text = file.read(200).decode("utf-8", "replace")
@@ -211,9 +211,9 @@ _NAME = "probe"
 
 
 def does_direct(directory: Path | int) -> bool:
-    """Writes and reads a block by O_DIRECT in a directory, or in that of a descriptor; tmpfs and
-    some network file systems refuse, others want larger units, and a full one has no room to ask
-    in."""
+    """Returns whether a block can be written and read by O_DIRECT in a directory, or in that of a
+    descriptor; tmpfs and some network file systems refuse, others want larger units, and a full one
+    has no space to try it in."""
     if isinstance(directory, Path):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

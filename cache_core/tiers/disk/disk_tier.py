@@ -1,4 +1,4 @@
-"""The disk tier: chunks that outlive the process, never served wrong."""
+"""Implements the disk tier: chunks that outlive the process, never served wrong."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ DISK_TIMEOUT_S = 30.0
 
 
 class DiskTier:
-    """Chunks of ``chunk_bytes`` in segment files in ``directory``, which takes at most
+    """A tier of chunks of ``chunk_bytes`` in segment files in ``directory``, which takes at most
     ``cap_bytes`` on disk, all files and what file systems add counted.
 
     What was written is found again by the next process that opens the directory. A chunk counts as
     stored once its bytes are with the operating system, where they survive this process; they
     survive a power cut after :meth:`sync`, which happens by itself after ``sync_bytes`` or
-    ``sync_s`` seconds. Every read proves header and payload by checksum: damage is a miss, one
-    line in the log, and the chunk is forgotten.
+    ``sync_s`` seconds. Every read proves header and payload by checksum: damage is a miss, one line
+    in the log, and the chunk is forgotten.
 
     ``namespace``, 32 bytes, says what shape the chunks have; those of another one stay unserved
-    until their room is needed. ``segment_bytes`` defaults to 256 MiB or a 32nd of the cap.
+    until their space is needed. ``segment_bytes`` defaults to 256 MiB or a 32nd of the cap.
     ``depth`` reads or writes are under way at once. ``direct`` goes around the page cache; None
     asks the file system whether it can.
 
@@ -118,14 +118,14 @@ class DiskTier:
 
     @property
     def keeps_time(self) -> bool:
-        """Whether its calls always come back, and late ones touch no memory of the caller's."""
+        """Returns whether calls always come back, and late ones touch no memory of the caller's."""
         return self._crew.timeout_s is not None
 
     def __len__(self) -> int:
         return 0 if self._over else len(self._log)
 
     def recovered(self) -> list[bytes]:
-        """Keys that are held, least recently written first: at most ``capacity``."""
+        """Returns the keys that are held, least recently written first: at most ``capacity``."""
         return [] if self._over else self._log.keys()
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
@@ -177,7 +177,7 @@ class DiskTier:
         except (Hung, MemoryError, OSError) as trouble:
             self._say("write", trouble)
         except BaseException:
-            # The place's: who gave it counts none of this call's chunks as stored.
+            # The buffers failed: who gave them counts none of this call's chunks as stored.
             self._log.discard([keys[row] for row in rows if stored[row]])
             raise
         self.counters.unwritten += len(rows) - sum(stored)
@@ -196,8 +196,8 @@ class DiskTier:
         return DiskBuffers(keys, self.read, self._chunk_bytes)
 
     def sync(self) -> bool:
-        """Waits until everything written so far survives a power cut. False if it may not; the
-        log says why, and the next sync tries again."""
+        """Waits until everything written so far survives a power cut. Returns False if it may not;
+        the log says why, and the next sync tries again."""
         if self._over:
             return False
         try:
@@ -213,7 +213,7 @@ class DiskTier:
             return
         over, self._over = self._over, True
         if over and self._crew.hung:
-            return  # what is left behind closes it
+            return  # the abandoned call closes it
         self._syncer.close()
         try:
             self._crew.close(self._shut)
@@ -224,8 +224,8 @@ class DiskTier:
     def _fetched(
         self, keys: Sequence[bytes], rows: list[int], buffer: Buffer
     ) -> Generator[tuple[list[int], list[Read], Addresses]]:
-        """Rows, what became of them, and where they are until the next is asked for: that one is
-        being read meanwhile."""
+        """Yields rows, what became of them, and where they are until the next are asked for: those
+        are being read meanwhile."""
         size = self._batch
         ahead: deque[tuple[list[int], Addresses, DiskCall[list[Read]]]] = deque()
         try:
@@ -242,7 +242,7 @@ class DiskTier:
                 ahead.popleft()
         finally:
             for _, _, task in ahead:
-                # The place has failed, or the disk: only the latter has been waited for.
+                # The buffers have failed, or the disk: only the latter has been waited for.
                 if not self._crew.hung:
                     task.ended.wait(self._crew.timeout_s)
                 buffer.left = self._crew.leave(task) or buffer.left
@@ -257,11 +257,11 @@ class DiskTier:
             self._ask(self._log.tidy)
 
     def _ask(self, work: Callable[[], _T]) -> _T:
-        """Raises :class:`Hung` or ``OSError``."""
+        """Runs ``work`` on a thread and returns its result. Raises :class:`Hung` or ``OSError``."""
         return self._answer(self._crew.start(work))
 
     def _answer(self, task: DiskCall[_T]) -> _T:
-        """Likewise."""
+        """Waits for a call and returns its result. Raises :class:`Hung` or ``OSError``."""
         try:
             answer = self._crew.wait(task)
         except Lost:
@@ -293,7 +293,7 @@ class DiskTier:
             self._directory.close()
 
     def _say(self, verb: str, trouble: Exception) -> None:
-        """One line for each kind of trouble."""
+        """Logs one line for each kind of trouble."""
         if isinstance(trouble, Hung):
             self._complaints.about("hung", f"{self._directory.path} hangs: {trouble}")
         elif isinstance(trouble, Lost):
@@ -304,7 +304,7 @@ class DiskTier:
             self._complaints.about(verb, f"can't {verb}: {trouble.strerror or trouble}")
 
     def _admitted(self, keys: Sequence[bytes]) -> list[int]:
-        """Rows that the capacity has room for; held keys always."""
+        """Returns the rows that the capacity has space for; those of held keys always."""
         room = (self.capacity or 0) - len(self._log)
         fresh: set[bytes] = set()
         rows = []
@@ -357,7 +357,7 @@ class DiskTier:
 
 
 def _with(_: object, work: Callable[[], _T]) -> _T:
-    """The work, which keeps an object alive."""
+    """Runs the work, and keeps an object alive meanwhile."""
     return work()
 
 

@@ -1,4 +1,4 @@
-"""What lies in a disk tier's directory, byte by byte; docs/disk-format.md tells it in words.
+"""Defines a disk tier's directory, byte by byte; docs/disk-format.md describes it in words.
 
 The header of a record is csrc/disk/record.h's; this file has the rest: the segment's header, its
 table and the sizes that follow from a cap.
@@ -49,21 +49,21 @@ class Damaged(Exception):
 
 
 class Foreign(Exception):
-    """Bytes that are not ours to touch: another program's, or a later version's. Says which."""
+    """Bytes that are not ours: another program's, or a later version's. The text says which."""
 
 
 def rounded(nbytes: int) -> int:
-    """Up to whole blocks."""
+    """Returns a number of bytes rounded up to whole blocks."""
     return -(-nbytes // BLOCK) * BLOCK
 
 
 def slot_bytes(payload_bytes: int) -> int:
-    """A record: header and padded payload."""
+    """Returns the bytes of a record: header and padded payload."""
     return BLOCK + rounded(payload_bytes)
 
 
 def key_array(keys: Sequence[bytes]) -> Keys:
-    """Keys as csrc takes them, ``[n, 32]``."""
+    """Returns keys as csrc takes them, ``[n, 32]``."""
     return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), KEY_FIELD_BYTES)
 
 
@@ -86,7 +86,7 @@ class SegmentHeader:
 
     @property
     def data_offset(self) -> int:
-        """Where slot 0 starts."""
+        """Returns where slot 0 starts in the file, in bytes."""
         return BLOCK + self.table_bytes
 
     @property
@@ -97,7 +97,7 @@ class SegmentHeader:
         return self.data_offset + slot * self.slot_bytes
 
     def pack(self) -> bytes:
-        """One block."""
+        """Returns the header as one block."""
         body = _HEADER.pack(
             _HEADER_MAGIC,
             VERSION,
@@ -112,7 +112,7 @@ class SegmentHeader:
 
     @classmethod
     def unpack(cls, block: bytes) -> SegmentHeader:
-        """Raises :class:`Damaged` or :class:`Foreign`."""
+        """Reads a header from its block. Raises :class:`Damaged` or :class:`Foreign`."""
         if not block.strip(b"\0"):
             raise Damaged("its header was never written")
         if block[:8] != _HEADER_MAGIC:
@@ -132,7 +132,7 @@ class SegmentHeader:
 
 
 def pack_table(header: SegmentHeader, keys: Keys, sequences: Sequences) -> bytes:
-    """The table of a full segment: key and sequence number of each slot, 0 where none is."""
+    """Returns the table of a full segment: each slot's key and sequence number, 0 for none."""
     entries = np.zeros(len(sequences), dtype=_ENTRY)
     entries["key"] = keys
     entries["sequence"] = sequences
@@ -146,7 +146,8 @@ def pack_table(header: SegmentHeader, keys: Keys, sequences: Sequences) -> bytes
 
 
 def unpack_table(header: SegmentHeader, table: bytes) -> tuple[Keys, Sequences] | None:
-    """None if the segment has no table yet: it was never full. Raises :class:`Damaged`."""
+    """Returns the keys and sequence numbers of a table, or None if the segment has none yet: it was
+    never full. Raises :class:`Damaged`."""
     if not table[:_TABLE_HEAD].strip(b"\0"):
         return None
     if len(table) < header.table_bytes:
@@ -166,7 +167,7 @@ def unpack_table(header: SegmentHeader, table: bytes) -> tuple[Keys, Sequences] 
 
 
 def chunks_under(cap_bytes: int, payload_bytes: int) -> int:
-    """Chunks that a fresh disk tier of so many bytes holds; 0 if not one."""
+    """Returns how many chunks a fresh disk tier of so many bytes holds; 0 if not one."""
     try:
         return spend(cap_bytes, payload_bytes, None, 0, 0).capacity
     except TierError:
@@ -175,8 +176,8 @@ def chunks_under(cap_bytes: int, payload_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How a cap in bytes is spent. ``budget`` is for segments; ``reserve`` of it is empty between
-    two calls, as room to copy live chunks to."""
+    """The sizes by which a cap in bytes is spent. ``budget`` is for segments; ``reserve`` of it is
+    empty between two calls, as space to copy live chunks to."""
 
     payload_bytes: int
     slots: int
@@ -187,14 +188,14 @@ class Sizes:
     capacity: int
 
     def fit(self, nbytes: int) -> int:
-        """Slots of a segment that takes up to ``nbytes`` on disk; at most ``slots``."""
+        """Returns the slots of a segment that takes up to ``nbytes`` on disk; at most ``slots``."""
         count = min(self.slots, max(0, nbytes // slot_bytes(self.payload_bytes)))
         while count > 0 and self.on_disk(count) > nbytes:
             count -= 1
         return count
 
     def on_disk(self, slots: int) -> int:
-        """What a segment of ``slots`` slots takes, the file system's own blocks included."""
+        """Returns the bytes that ``slots`` slots take, the file system's own blocks included."""
         return SegmentHeader(0, slots, self.payload_bytes, b"").file_bytes + ALLOWANCE
 
 
@@ -207,14 +208,14 @@ _FIXED = 6 * BLOCK
 def spend(
     cap_bytes: int, payload_bytes: int, segment_bytes: int | None, taken: int, largest: int
 ) -> Sizes:
-    """Sizes for a cap, of which ``taken`` bytes are in files that are not ours. ``largest`` is the
-    size of the largest segment that is there, by an earlier setting.
+    """Returns the sizes for a cap, of which ``taken`` bytes are in files that are not ours.
+    ``largest`` is the size of the largest segment that is there, by an earlier setting.
 
     Raises :class:`TierError` if not one chunk fits.
     """
     slot = slot_bytes(payload_bytes)
     # Sequence numbers of dead records, 8 bytes each, in frames of up to 20 with one of them; the
-    # list is written anew when half of the room is used.
+    # list is written anew when half of the space is used.
     deaths = rounded(max(4 * BLOCK, 32 * (cap_bytes // slot)))
     budget = cap_bytes - taken - _FIXED - 2 * deaths
 

@@ -1,4 +1,4 @@
-"""What a disk tier did beside serving, counted; trouble that lasts is said once."""
+"""Counts what a disk tier did beside serving; logs trouble that lasts only once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ logger = logging.getLogger("lmcache")
 
 
 class RateLimitedWarnings:
-    """One line in the log per kind of trouble, until it has gone well again."""
+    """Writes one line in the log per kind of trouble, until it has gone well again."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -26,7 +26,8 @@ class RateLimitedWarnings:
 
 @dataclass(slots=True)
 class DiskCounters:
-    """What went wrong and what it cost, since the tier was opened. Chunks, but for ``syncs``."""
+    """Counts of what went wrong and what it cost, since the tier was opened. All count chunks, but
+    for ``syncs`` and ``failed_syncs``."""
 
     damaged: int = 0
     unreadable: int = 0

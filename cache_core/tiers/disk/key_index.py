@@ -1,4 +1,4 @@
-"""Which record has a key's chunk."""
+"""Knows which record has a key's chunk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cache_core.tiers.disk.segment import SegmentFile, Spot
 
 
 class KeyIndex:
-    """Key to spot. Keeps each segment's count of live chunks; ``emptied`` are those that came to
-    have none, in that order. Not thread-safe but for :meth:`get`, ``in`` and ``len``."""
+    """A map from key to spot. Keeps each segment's count of live chunks; ``emptied`` are those that
+    came to have none, in that order. Not thread-safe but for :meth:`get`, ``in`` and ``len``."""
 
     def __init__(self) -> None:
         self.emptied: dict[SegmentFile, None] = {}
@@ -25,11 +25,11 @@ class KeyIndex:
         return key in self._spots
 
     def get(self, key: bytes) -> Spot | None:
-        """None if not held."""
+        """Returns where the key's record is; None if it is not held."""
         return self._spots.get(key)
 
     def put(self, key: bytes, spot: Spot) -> list[int]:
-        """The key's chunk is there now. Returns the number of its older record, now dead."""
+        """Sets where the key's chunk is. Returns the number of its older record, now dead."""
         dead = self.remove(key)
         if spot.segment is not None:
             spot.segment.live += 1
@@ -37,7 +37,7 @@ class KeyIndex:
         return dead
 
     def remove(self, key: bytes) -> list[int]:
-        """The number of the key's record, now dead, if it had one."""
+        """Forgets a key. Returns the number of its record, now dead, if it had one."""
         spot = self._spots.pop(key, None)
         if spot is None or spot.segment is None:
             return []
@@ -47,11 +47,11 @@ class KeyIndex:
         return [spot.sequence]
 
     def keys(self) -> list[bytes]:
-        """Least recently written first."""
+        """Returns the keys that are held, least recently written first."""
         return sorted(self._spots, key=lambda key: self._spots[key].sequence)
 
     def live(self, segment: SegmentFile) -> list[tuple[bytes, Spot]]:
-        """A segment's chunks, in its order."""
+        """Returns a segment's live chunks, in the order of its slots."""
         raw = segment.keys[: segment.filled].tobytes()
         keys = {raw[at : at + KEY_FIELD_BYTES] for at in range(0, len(raw), KEY_FIELD_BYTES)}
         found = [(key, self._spots[key]) for key in keys if key in self._spots]
@@ -59,7 +59,7 @@ class KeyIndex:
         return sorted(live, key=lambda record: record[1].slot)
 
     def sequences(self) -> Sequences:
-        """Of all records that are alive."""
+        """Returns the sequence numbers of all records that are alive."""
         return np.array([spot.sequence for spot in self._spots.values()], dtype=np.uint64)
 
     def load(self, segments: Iterable[SegmentFile], dead: set[int]) -> None:

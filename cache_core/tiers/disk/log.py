@@ -1,4 +1,4 @@
-"""The segments of a directory as one log: where a chunk is, and where the next one goes."""
+"""Keeps the segments of a directory as one log: where a chunk is, and where the next one goes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ logger = logging.getLogger("lmcache")
 
 
 class Log:
-    """Index and room. :meth:`room`, :meth:`publish`, :meth:`discard` and :meth:`tidy` are for one
-    thread at a time, the writer; :meth:`find`, :meth:`drop` and :meth:`sync` for any. No lock is
-    held while a disk works but by what waits for disks itself: :meth:`room`, :meth:`tidy`,
-    :meth:`drop`, :meth:`sync` and :meth:`close`."""
+    """The index of a disk tier's records, and the space for new ones. :meth:`room`,
+    :meth:`publish`, :meth:`discard` and :meth:`tidy` are for one thread at a time, the writer;
+    :meth:`find`, :meth:`drop` and :meth:`sync` for any. No lock is held while a disk works but by
+    what waits for disks itself: :meth:`room`, :meth:`tidy`, :meth:`drop`, :meth:`sync` and
+    :meth:`close`."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class Log:
         self._index = KeyIndex()
         self._head: SegmentFile | None = None
         self._names_changed = True
-        # Dead because a newer record of the key was written: told only once that one is durable.
+        # Dead because a newer record of the key was written: noted only once that one is durable.
         self._overwritten: list[int] = []
         # Numbers are unique over all namespaces, as the list of deaths is one for all.
         ours = [segment.sequences for segment in catalog.segments]
@@ -85,19 +86,19 @@ class Log:
         return key in self._index
 
     def keys(self) -> list[bytes]:
-        """Least recently written first."""
+        """Returns the keys that are held, least recently written first."""
         with self._lock:
             return self._index.keys()
 
     def find(self, key: bytes) -> Spot | None:
-        """None if not held."""
+        """Returns where the key's record is; None if it is not held."""
         return self._index.get(key)
 
     # -- the writer's --
 
     def room(self, wanted: int) -> tuple[SegmentFile, NDArray[np.int64], Sequences] | None:
-        """Up to ``wanted`` fresh slots of one segment, and sequence numbers for them; None if no
-        room can be made. Raises ``OSError``, mostly for a file system that is full."""
+        """Reserves up to ``wanted`` fresh slots of one segment, and sequence numbers for them; None
+        if no space can be made. Raises ``OSError``, mostly for a file system that is full."""
         head = self._head
         if head is None or head.filled == head.header.slots:
             self._retire()
@@ -127,7 +128,7 @@ class Log:
         sequences: Sequences,
         keys: list[bytes],
     ) -> None:
-        """These records are whole. Like :meth:`discard` it leaves the rest to :meth:`tidy`."""
+        """Adds records that are whole to the index. It leaves the rest to :meth:`tidy`."""
         with self._lock:
             for slot, sequence, key in zip(slots.tolist(), sequences.tolist(), keys, strict=True):
                 segment.keys[slot] = np.frombuffer(key, dtype=np.uint8)
@@ -136,13 +137,13 @@ class Log:
             segment.unsynced = True
 
     def discard(self, keys: Iterable[bytes]) -> None:
-        """Frees chunks."""
+        """Frees chunks in the index. It leaves the rest to :meth:`tidy`."""
         with self._lock:
             self._deaths.queue([n for key in keys for n in self._index.remove(key)])
 
     @property
     def untidy(self) -> bool:
-        """Whether :meth:`tidy` has something to do."""
+        """Returns whether :meth:`tidy` has something to do."""
         return bool(self._index.emptied) or self._deaths.waiting
 
     def tidy(self) -> None:
@@ -156,7 +157,7 @@ class Log:
     # -- any thread's --
 
     def drop(self, key: bytes, spot: Spot) -> None:
-        """The record could not be served."""
+        """Forgets a record that could not be served."""
         with self._lock:
             dead = self._index.remove(key) if self._index.get(key) is spot else []
         if self.directory.ours:
@@ -202,7 +203,7 @@ class Log:
             return self._deaths.sync() and good
 
     def close(self) -> bool:
-        """Seals and syncs. Whether all of it is durable."""
+        """Seals and syncs all segments. Returns whether all of it is durable."""
         self._retire()
         good = self.sync()
         self._deaths.close()
@@ -234,13 +235,13 @@ class Log:
         self._give_back(index.emptied)
 
     def _retire(self) -> None:
-        """The head takes no more records; the next sync seals it."""
+        """Gives the head no more records; the next sync seals it."""
         with self._lock:
             head, self._head = self._head, None
         self._give_back([head] if head is not None else [])
 
     def _give_back(self, segments: Iterable[SegmentFile]) -> None:
-        """Removes those that have no live chunk. Raises :class:`Lost`."""
+        """Removes those of the segments that have no live chunk. Raises :class:`Lost`."""
         with self._lock:
             segments = list(segments)
         if not segments:
@@ -258,7 +259,7 @@ class Log:
                     self._space.segments.pop(segment.number, None)
 
     def _compact(self) -> bool:
-        """Moves live chunks together. Whether that gave room back."""
+        """Moves live chunks together. Returns whether that gave space back."""
         with self._lock:
             others = [s for s in self._space.segments.values() if s is not self._head]
             before = self._space.free
@@ -295,8 +296,8 @@ class Log:
                     self._index.put(key, Spot(to, slot, spot.sequence))
 
     def _try_to_shorten_deaths(self) -> None:
-        """Raises :class:`Lost`. Without room for it, the list of the dead stays as long as it is:
-        what is there can be served, and perhaps there is room again later."""
+        """Shortens the list of the dead. Without space for it the list stays as long as it is: what
+        is there can be served, and perhaps there is space again later. Raises :class:`Lost`."""
         try:
             self._shorten_deaths()
         except Lost:
@@ -305,7 +306,7 @@ class Log:
             logger.warning("%s can't be written anew: %s", self._deaths.path, error.strerror)
 
     def _shorten_deaths(self) -> None:
-        """Leaves out records that are gone with their segments. Raises ``OSError``."""
+        """Leaves out of the list of the dead what is gone with its segment. Raises ``OSError``."""
         with self._lock:
             written = [segment.sequences for segment in self._space.segments.values()]
             there = np.concatenate([np.empty(0, dtype=np.uint64), *written])

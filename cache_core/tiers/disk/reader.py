@@ -1,5 +1,5 @@
-"""Chunks from disk to memory, each proven by its checksums, through memory of the tier's own: of an
-engine's no disk ever reads or writes a byte."""
+"""Reads chunks from disk to memory, each proven by its checksums, through memory of the tier's own:
+no disk ever reads or writes a byte of an engine's."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _KEPT = 2  # slabs: one for the writer, one for a reader
 
 @dataclass(slots=True)
 class Buffer:
-    """Room for chunks, for as long as somebody has this object. ``left`` says that a call that was
-    left behind may still use it: nobody else may then."""
+    """Memory for chunks, for as long as somebody has this object. ``left`` says that a call that
+    was abandoned may still use it: nobody else may then."""
 
     slab: _native.Slab
     addresses: Addresses
@@ -52,8 +52,8 @@ class Staging:
 
     @contextmanager
     def borrow(self, chunks: int) -> Iterator[Buffer]:
-        """Room for so many chunks, or for the most that there is for one caller, for as long as the
-        context is open. Raises ``MemoryError``."""
+        """Lends memory for so many chunks, or for the most that one caller may have, for as long as
+        the context is open. Raises ``MemoryError``."""
         chunks = min(chunks, self.chunks)
         nbytes = chunks * self._stride
         with self._lock:
@@ -70,7 +70,7 @@ class Staging:
                     self._free = sorted([*self._free, slab], key=lambda kept: kept.nbytes)[-_KEPT:]
 
     def release(self) -> None:
-        """Gives the memory back."""
+        """Gives the memory that is kept back."""
         with self._lock:
             self._free.clear()
 
@@ -122,7 +122,7 @@ class DiskReader:
         return good
 
     def _fetch_batch(self, keys: list[bytes], addresses: Addresses) -> list[Read]:
-        """Answers for leading chunks: as many as there are descriptors for, and one at least."""
+        """Reads leading chunks: as many as there are descriptors for, and one at least."""
         good: list[Read] = []
         with ExitStack() as stack:
             opened: dict[SegmentFile, int] = {}
@@ -158,8 +158,8 @@ class DiskReader:
     def _open(
         self, key: bytes, opened: dict[SegmentFile, int], stack: ExitStack
     ) -> tuple[Spot, int] | Read | None:
-        """Where the key's record is, in a file that stays open: it may be given up meanwhile. None
-        if those that are open must be closed first."""
+        """Returns where the key's record is, in a file that stays open: it may be given up
+        meanwhile. Returns None if those that are open must be closed first."""
         spot = None
         for _ in range(3):
             spot = self._log.find(key)
@@ -196,7 +196,8 @@ class DiskReader:
         return Read.GONE if spot is None else self._report(key, spot, _GONE)
 
     def _counted(self, segment: SegmentFile, first: bool) -> int:
-        """Opens it. It counts before it is there: nobody finds no descriptor and no holder."""
+        """Opens a segment's file that was counted before: none finds no descriptor and no
+        holder."""
         try:
             return segment.open(self._direct)
         except BaseException:
@@ -212,13 +213,14 @@ class DiskReader:
             self._files.notify_all()
 
     def _wait_for_another(self, ended: int) -> bool:
-        """Until more calls than ``ended`` have closed their files; False if none has any open."""
+        """Waits until more calls than ``ended`` have closed their files; False if none has any."""
         with self._files:
             self._files.wait_for(lambda: self._ended != ended or self._holding == 0)
             return self._ended != ended
 
     def _report(self, key: bytes, spot: Spot, status: int) -> Read:
-        """A record can't be served. Damage stays: the chunk is dropped. Other trouble may pass."""
+        """Reports a record that can't be served. A damaged one is dropped; other trouble may
+        pass."""
         away = status == errno.EIO and spot.segment is not None
         if away and spot.segment is not None:
             away = not spot.segment.has_lost_a_block(self._direct)
@@ -240,7 +242,7 @@ class DiskReader:
 
 
 class DiskBuffers:
-    """Held chunks; copying them out reads them. Nothing can be copied in."""
+    """Buffers of held chunks; copying them out reads them. Nothing can be copied in."""
 
     def __init__(
         self,
@@ -262,7 +264,7 @@ class DiskBuffers:
         return None
 
     def copy_to(self, addresses: Addresses) -> None:
-        """Raises :class:`TierError` if one of them can't be read."""
+        """Reads the chunks to ``addresses``. Raises :class:`TierError` if one can't be read."""
         answers = self._read(self._keys, FlatBuffers(addresses, self._chunk_bytes))
         failed = len(answers) - answers.count(Read.HERE)
         if failed:

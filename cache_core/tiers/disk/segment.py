@@ -1,4 +1,4 @@
-"""One file of records."""
+"""Reads and writes one segment: a file of records."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from cache_core.tiers.disk.format import (
 
 # One read at opening has header and table of a segment of up to some 1,500 slots.
 _FRONT = 64 << 10
-# What csrc/disk/record.h calls a slot that was never written, and one behind the end of the file.
+# What csrc/disk/record.h calls a slot that was never written, and one after the end of the file.
 _EMPTY, _CUT = -5, -4
 
 
 class SegmentFile:
-    """A preallocated file: header, room for a table, slots. Slots are given out in order and
+    """A preallocated file: header, space for a table, slots. Slots are given out in order and
     written once; the table is written when no slot will be given out any more.
 
     ``filled`` slots are given out, ``live`` of them hold a chunk that can be served, ``bytes`` is
@@ -55,22 +55,22 @@ class SegmentFile:
 
     @property
     def number(self) -> int:
-        """Its file's name: what the header says is of no interest if a file was renamed."""
+        """Returns the number in the file's name, which counts if the file was renamed."""
         return int(self.name.partition(".")[0], 16)
 
     @property
     def path(self) -> Path:
-        """For messages."""
+        """Returns the path of the file, for messages."""
         return self.directory.path / self.name
 
     @property
     def most_bytes(self) -> int:
-        """Bytes on disk as long as it is not sealed."""
+        """Returns the bytes on disk as long as the segment is not sealed."""
         return self.header.file_bytes + ALLOWANCE
 
     @property
     def reclaimable(self) -> int:
-        """Bytes that are not live chunks."""
+        """Returns the bytes that are not live chunks."""
         return self.bytes - self.live * self.header.slot_bytes
 
     @property
@@ -81,7 +81,7 @@ class SegmentFile:
     def create(
         cls, directory: Directory, number: int, slots: int, payload_bytes: int, namespace: bytes
     ) -> SegmentFile:
-        """Takes all its room on disk. Raises ``OSError``; then nothing is left behind."""
+        """Makes a file with all its space on disk. Raises ``OSError``; then no file is left."""
         header = SegmentHeader(number, slots, payload_bytes, namespace)
         name, new = f"{number:016x}.seg", f"{number:016x}.new"
         fd = directory.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -101,8 +101,8 @@ class SegmentFile:
 
     @classmethod
     def load(cls, directory: Directory, name: str) -> tuple[SegmentFile, str | None]:
-        """What is on disk, by one read if it has a table: (segment, what is wrong with its table).
-        Without a table, ``sealed`` is False and the records must be found by :meth:`scan`.
+        """Reads what is on disk, by one read if it has a table: (segment, what is wrong with its
+        table). Without a table, ``sealed`` is False and the records must be found by :meth:`scan`.
 
         Raises ``Damaged``, ``Foreign`` or ``OSError``.
         """
@@ -129,7 +129,7 @@ class SegmentFile:
         return segment, segment.drop_cut_off() if segment.sealed else None
 
     def drop_cut_off(self) -> str | None:
-        """Forgets records behind the file's end; says so if there are any."""
+        """Forgets records after the file's end; says so if there are any."""
         room = self.directory.stat(self.name).st_size - self.header.data_offset
         left = min(self.filled, max(0, room // self.header.slot_bytes))
         cut = int(np.count_nonzero(self.sequences[left : self.filled]))
@@ -138,7 +138,7 @@ class SegmentFile:
         return f"it is cut off: {cut} records are gone" if cut else None
 
     def measure(self, fd: int) -> None:
-        """Asks the file system for ``bytes``."""
+        """Sets ``bytes`` by what the file system says."""
         stat = os.fstat(fd)
         self.bytes = max(stat.st_size, stat.st_blocks * 512) + ALLOWANCE
 
@@ -171,18 +171,18 @@ class SegmentFile:
         return int(np.count_nonzero(~good & (statuses != _EMPTY) & (statuses != _CUT)))
 
     def offsets(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where slots start in the file."""
+        """Returns where slots start in the file, in bytes."""
         start = np.int64(self.header.data_offset)
         return start + slots.astype(np.int64) * np.int64(self.header.slot_bytes)
 
     def open(self, direct: bool, write: bool = False) -> int:
-        """A descriptor, the caller's to close. Raises ``OSError``."""
+        """Opens the file and returns a descriptor, the caller's to close. Raises ``OSError``."""
         flags = os.O_RDWR if write else os.O_RDONLY
         return self.directory.open(self.name, flags | (os.O_DIRECT if direct else 0))
 
     def has_lost_a_block(self, direct: bool) -> bool:
-        """After an input/output error: whether the file's first block can be read none the less.
-        Then the record's are lost for good; else the whole disk may be away for a while."""
+        """Returns whether the file's first block can be read after an input/output error. Then the
+        record's are lost for good; else the whole disk may be away for a while."""
         try:
             fd = self.open(direct)
         except OSError:
@@ -198,7 +198,7 @@ class SegmentFile:
             os.close(fd)
 
     def sync(self) -> None:
-        """Makes its records durable. Raises ``OSError``."""
+        """Makes the segment's records durable. Raises ``OSError``."""
         fd = self.directory.open(self.name, os.O_RDWR)
         try:
             os.fdatasync(fd)
@@ -206,8 +206,8 @@ class SegmentFile:
             os.close(fd)
 
     def seal(self) -> None:
-        """Makes the records durable, then the table, and gives back the room that no record
-        used. Raises ``OSError``."""
+        """Makes the records durable, then the table, and gives back the space that no record used.
+        Raises ``OSError``."""
         fd = self.directory.open(self.name, os.O_RDWR)
         try:
             if self.filled < self.header.slots:
@@ -223,14 +223,14 @@ class SegmentFile:
         self.sealed = True
 
     def unlink(self) -> None:
-        """Gives the room back; a file that is gone already is no trouble. Raises ``OSError``."""
+        """Removes the file; one that is gone already is no trouble. Raises ``OSError``."""
         self.directory.unlink(self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A record: where it is and what it must say. Without a segment it could not be copied when
-    its segment was given up: it is lost, which its reader is told."""
+    """The position of a record, and what it must say. Without a segment it could not be copied when
+    its segment was given up: it is lost, which is reported to its reader."""
 
     segment: SegmentFile | None
     slot: int

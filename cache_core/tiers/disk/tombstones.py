@@ -1,4 +1,4 @@
-"""Which records are dead: the sequence numbers of what was discarded or overwritten.
+"""Lists which records are dead: the sequence numbers of what was discarded or overwritten.
 
 Records are never changed, so a death is written down beside them. What is lost of the list (its
 last moments in a crash, or all in a damage) comes back to life: with the bytes that were stored.
@@ -33,8 +33,8 @@ class Tombstones:
     :meth:`queue` never waits for a disk."""
 
     def __init__(self, directory: Directory, limit_bytes: int) -> None:
-        """Reads what is there; :meth:`rewrite` must come before the first :meth:`add`. Raises
-        ``OSError``."""
+        """Reads the list that is there; :meth:`rewrite` must come before the first :meth:`add`.
+        Raises ``OSError``."""
         self.path = directory.path / _NAME
         self._directory = directory
         self._limit = limit_bytes
@@ -53,12 +53,12 @@ class Tombstones:
 
     @property
     def waiting(self) -> bool:
-        """Whether some are not written down yet."""
+        """Returns whether some numbers are not written down yet."""
         return bool(self._waiting)
 
     @property
     def long(self) -> bool:
-        """Whether it is time to :meth:`rewrite`."""
+        """Returns whether the list is so long that it is time to :meth:`rewrite` it."""
         return self._size > self._limit
 
     def rewrite(self, sequences: Iterable[int]) -> None:
@@ -78,21 +78,21 @@ class Tombstones:
             self._unsynced = True  # the new name is not durable yet
 
     def queue(self, sequences: list[int]) -> None:
-        """Written down by the next :meth:`flush` or :meth:`sync`."""
+        """Queues numbers, which the next :meth:`flush` or :meth:`sync` writes down."""
         self._waiting.extend(sequences)
 
     def add(self, sequences: list[int]) -> None:
-        """Durable after :meth:`sync`. What can't be written now is tried again with the next."""
+        """Adds numbers, durable after :meth:`sync`. What can't be written is tried again later."""
         self.queue(sequences)
         self.flush()
 
     def flush(self) -> bool:
-        """Whether nothing waits any more."""
+        """Writes down what waits. Returns whether nothing waits any more."""
         with self._io:
             return self._flush()
 
     def sync(self) -> bool:
-        """Whether all that was added is durable."""
+        """Makes the list durable. Returns whether all that was added is."""
         with self._io:
             if not self._flush():
                 return False
@@ -124,8 +124,8 @@ class Tombstones:
         return fd
 
     def _resume(self) -> None:
-        """Goes on behind the last whole frame of what was found: a file system that is full has no
-        room for another list. Raises ``OSError``."""
+        """Goes on after the last whole frame of what was found: a file system that is full has no
+        space for another list. Raises ``OSError``."""
         if self._whole:
             self._adopt(self._directory.open(_NAME, os.O_RDWR), self._whole)
         else:
@@ -144,7 +144,7 @@ class Tombstones:
         try:
             if self._fd < 0:
                 self._resume()
-            # Always behind the last whole frame: a half-written one is written over.
+            # Always after the last whole frame: a half-written one is written over.
             _write_all(self._fd, frame, self._size)
         except OSError as error:
             if not self._troubled:
@@ -172,8 +172,8 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def _parse(path: Path, data: bytes) -> tuple[NDArray[np.uint64], int]:
-    """All numbers up to the end or the first frame that is not whole, and where that is; 0 if this
-    is no list at all."""
+    """Returns all numbers up to the end or the first frame that is not whole, and where that is; 0
+    if this is no list at all."""
     parts = [np.empty(0, dtype=np.uint64)]
     at = len(_MAGIC)
     whole = data[:at] == _MAGIC

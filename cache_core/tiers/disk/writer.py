@@ -1,5 +1,5 @@
-"""Chunks from memory to disk, into slots that nothing else is in, and made durable in the
-background, many at a time."""
+"""Writes chunks from memory to disk, into slots that nothing else is in, and makes them durable in
+the background, many at a time."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Writer:
         self._log, self._namespace, self._direct, self._depth = log, namespace, direct, depth
 
     def append(self, keys: list[bytes], buffer: Buffer, first: int) -> Written | None:
-        """Writes leading ones of the keys, whose chunks are in the buffer from ``first`` on, to
-        fresh slots of one segment; None if there is no room. Raises ``OSError``."""
+        """Writes the leading keys, whose chunks are in the buffer from ``first`` on, to fresh slots
+        of one segment; returns None if there is no space. Raises ``OSError``."""
         self._log.directory.check()
         given = self._log.room(len(keys))
         if given is None:
@@ -75,7 +75,7 @@ class Syncer:
         self._thread: threading.Thread | None = None
 
     def wrote(self, nbytes: int) -> None:
-        """Returns at once. One thread at a time."""
+        """Counts bytes that were written; returns at once. For one thread at a time."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lmcache-disk-sync", daemon=True)
             self._thread.start()
@@ -86,8 +86,8 @@ class Syncer:
                 self._changed.notify()
 
     def close(self) -> None:
-        """The thread ends once what it does now is done; what is not durable yet is the caller's
-        to sync."""
+        """Lets the thread end once what it does now is done; what is not durable yet is the
+        caller's to sync."""
         with self._changed:
             self._ended = True
             self._changed.notify()

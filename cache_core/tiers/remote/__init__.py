@@ -1,1 +1,1 @@
-"""The remote tier, and the stores that it can be kept in."""
+"""Provides the remote tier, and the stores that it can be kept in."""

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 
 class CircuitBreaker:
-    """Closed: every call may go. After ``failures`` in a row it opens: no call may go for
-    ``pause_s`` seconds, then one probe may; its success closes the breaker; without it the
-    next pause, twice as long up to ``longest_pause_s``, has begun with the probe.
+    """A breaker for calls that fail. While it is closed every call may go. After ``failures`` in a
+    row it opens: no call may go for ``pause_s`` seconds, then one probe may; its success closes the
+    breaker; without it the next pause, twice as long up to ``longest_pause_s``, has begun with the
+    probe.
 
     Safe for any number of threads. ``clock`` in seconds, monotonic.
     """
@@ -36,12 +37,12 @@ class CircuitBreaker:
 
     @property
     def closed(self) -> bool:
-        """Whether calls go through as usual."""
+        """Returns whether calls go through as usual."""
         with self._lock:
             return self._retry_at is None
 
     def allow(self) -> bool:
-        """Whether a call may go now. A True while open makes that call the probe."""
+        """Returns whether a call may go now. A True while open makes that call the probe."""
         with self._lock:
             if self._retry_at is None:
                 return True
@@ -54,14 +55,15 @@ class CircuitBreaker:
             return True
 
     def unused(self) -> None:
-        """The last probe was not made, unless its outcome is known: another may go instead."""
+        """Takes back the last probe, which was not made, so that another may go, unless its outcome
+        is known."""
         with self._lock:
             if self._before_probe is not None:
                 self._pause_s, self._retry_at = self._before_probe
                 self._before_probe = None
 
     def succeeded(self) -> bool:
-        """A call came through. Returns whether that closed the breaker."""
+        """Records that a call came through. Returns whether that closed the breaker."""
         with self._lock:
             self._before_probe = None
             self._in_a_row = 0
@@ -70,7 +72,7 @@ class CircuitBreaker:
             return was_open
 
     def failed(self) -> bool:
-        """A call failed. Returns whether that opened a closed breaker."""
+        """Records that a call failed. Returns whether that opened a closed breaker."""
         with self._lock:
             self._before_probe = None
             self._in_a_row += 1

@@ -1,4 +1,4 @@
-"""Threads that talk to a remote store, so that a caller can stop waiting for one that hangs."""
+"""Talks to a remote store on threads, so that a caller can stop waiting for one that hangs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _PAGE = 4096
 
 
 def stride_of(value_bytes: int) -> int:
-    """Bytes that a value takes in a lane's buffer."""
+    """Returns the bytes that a value takes in an I/O worker's buffer."""
     return _PAGE + -(-value_bytes // _PAGE) * _PAGE
 
 
 class IoWorker:
-    """A store, a buffer of ``rows`` values of ``value_bytes`` each, and the thread that owns both.
+    """An I/O worker: a store, a buffer of ``rows`` values of ``value_bytes`` each, and the thread
+    that owns both.
 
-    Each value ends at its row's end such that its part behind the first ``head_bytes`` is
-    page-aligned. The buffer is taken on first use and goes when the lane is retired, nobody holds
+    Each value ends at its row's end such that its part after the first ``head_bytes`` is
+    page-aligned. The buffer is taken on first use and goes when the worker is retired, nobody holds
     it and its thread has ended: one that hangs may still write to it.
     """
 
@@ -60,20 +61,21 @@ class IoWorker:
         self._thread.start()
 
     def values(self, count: int) -> list[Bytes]:
-        """The first ``count`` values of the buffer, heads included. Raises ``MemoryError``."""
+        """Returns the first ``count`` values of the buffer, heads included. Raises
+        ``MemoryError``."""
         view = self._view()
         starts = [i * self._stride + _PAGE - self._head_bytes for i in range(count)]
         return [view[start : start + self._value_bytes] for start in starts]
 
     def payloads(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-        """Addresses of the first ``count`` values behind their heads, page-aligned."""
+        """Returns the addresses of the first ``count`` values after their heads, page-aligned."""
         self._view()
         assert self._slab is not None
         steps = np.arange(count, dtype=np.uint64) * np.uint64(self._stride)
         return np.uint64(self._slab.address + _PAGE) + steps
 
     def submit(self, work: Callable[[Store], _T]) -> Future[_T]:
-        """Runs ``work`` on the lane's thread, connected. The caller has the lane to itself."""
+        """Runs ``work`` on the worker's thread, connected. The caller has the worker to itself."""
         future: Future[_T] = Future()
 
         def task() -> None:
@@ -95,7 +97,7 @@ class IoWorker:
         return future
 
     def abandon(self) -> None:
-        """The caller stops waiting. The lane frees itself when its work ends, if ever."""
+        """Stops waiting for the worker, which frees itself when its work ends, if ever."""
         with self._lock:
             if self._busy:
                 self._abandoned = True
@@ -107,14 +109,14 @@ class IoWorker:
         self._tasks.put(None)
 
     def give_up(self) -> None:
-        """Nobody holds the lane, and nobody will again."""
+        """Lets the buffer go once the thread has ended: nobody holds the worker, nor will again."""
         with self._lock:
             self._given_up = True
             if self._ended:
                 self._slab = None
 
     def join(self, timeout_s: float) -> None:
-        """Waits for a retired lane."""
+        """Waits for a retired worker to end."""
         self._thread.join(timeout_s)
 
     def _view(self) -> Bytes:
@@ -144,7 +146,7 @@ class IoWorker:
                 self._slab = None
 
     def _done(self) -> None:
-        """Before anyone hears of the result: who does may hand the lane on at once."""
+        """Marks the worker idle before its result is known: who has it may hand it on at once."""
         with self._lock:
             self._busy = False
             abandoned, self._abandoned = self._abandoned, False
@@ -153,7 +155,7 @@ class IoWorker:
 
 
 class IoWorkers:
-    """Lanes of one kind; a caller takes one, uses it and gives it back."""
+    """A pool of I/O workers of one kind; a caller takes one, uses it and gives it back."""
 
     def __init__(self, count: int, make: Callable[[Callable[[IoWorker], None]], IoWorker]) -> None:
         self._condition = threading.Condition()
@@ -162,13 +164,13 @@ class IoWorkers:
         self._idle = list(self._all)
 
     def take(self, timeout_s: float) -> IoWorker | None:
-        """An idle lane; None if none comes free in time, or all are retired."""
+        """Returns an idle I/O worker; None if none comes free in time, or all are retired."""
         with self._condition:
             self._condition.wait_for(lambda: self._idle or self._closed, timeout_s)
             return self._idle.pop() if self._idle and not self._closed else None
 
     def give(self, lane: IoWorker) -> None:
-        """Puts a lane back."""
+        """Puts an I/O worker back."""
         with self._condition:
             if self._closed:
                 lane.give_up()
@@ -177,7 +179,7 @@ class IoWorkers:
             self._condition.notify()
 
     def close(self, deadline: float) -> None:
-        """Retires all lanes and waits for their work in hand, until ``time.monotonic()`` is
+        """Retires all I/O workers and waits for their work in hand, until ``time.monotonic()`` is
         ``deadline``. What hangs longer frees its memory when it ends."""
         with self._condition:
             self._closed = True

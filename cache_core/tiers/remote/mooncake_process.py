@@ -1,4 +1,4 @@
-"""Mooncake's client in a process of its own: ``python mooncake_process.py FD SETTINGS``.
+"""Runs Mooncake's client in a process of its own: ``python mooncake_process.py FD SETTINGS``.
 
 Mooncake holds the interpreter's lock while it joins a master, for minutes if that does not answer,
 so it must not do that in the process that serves. This one is started by
@@ -31,7 +31,7 @@ _VERBS = ("batch_is_exist", "batch_upsert_from", "batch_get_into", "batch_remove
 
 
 def main() -> None:
-    """Joins, serves channels until the parent is gone, and leaves."""
+    """Joins the master, serves channels until the parent is gone, and leaves."""
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
         with ending_with(control):
@@ -52,7 +52,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def ending_with(control: socket.socket) -> Iterator[None]:
-    """The kernel ends this process if the other end, which says nothing yet, is closed, or after
+    """Has the kernel end this process if the other end, which says nothing yet, is closed, or after
     two minutes: no thread of ours can run while Mooncake joins."""
     flags = fcntl.fcntl(control, fcntl.F_GETFL)
     fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
@@ -68,7 +68,8 @@ def ending_with(control: socket.socket) -> Iterator[None]:
 
 
 def join(settings: list[Any]) -> Any:
-    """The connected client. Raises ``ImportError`` or ``ConnectionError``."""
+    """Returns a client that has joined the master. Raises ``ImportError`` or
+    ``ConnectionError``."""
     try:
         from mooncake.store import MooncakeDistributedStore
     except ImportError as error:

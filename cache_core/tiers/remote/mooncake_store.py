@@ -1,4 +1,4 @@
-"""Mooncake Store as a remote store; its client has a process of its own."""
+"""Makes Mooncake Store a remote store; its client has a process of its own."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class MooncakeServer:
 
 
 class MooncakeClient:
-    """The one client that all lanes share, which is large, in a process of its own: it can hang
-    for minutes, and then nobody else does. Started when a channel is wanted, ended with the last
-    user; one that ended by itself is started anew. Safe for any number of threads."""
+    """The one client that all I/O workers share, which is large, in a process of its own: it can
+    hang for minutes, and then nobody else does. Started when a channel is wanted, ended with the
+    last user; one that ended by itself is started anew. Safe for any number of threads."""
 
     def __init__(self, server: MooncakeServer) -> None:
         self._server = server
@@ -61,20 +61,21 @@ class MooncakeClient:
         self._users = 0
 
     def open(self) -> None:
-        """One user more."""
+        """Counts one user more."""
         with self._lock:
             self._users += 1
 
     def close(self) -> None:
-        """One user less. The last one ends the process, by force after ten seconds."""
+        """Counts one user less. The last one ends the process, by force after ten seconds."""
         with self._lock:
             self._users -= 1
             if not self._users:
                 self._end(_LEAVING_S if self._joined else 0.0)
 
     def channel(self, nbytes: int, timeout_s: float) -> Channel:
-        """A way to the client, with ``nbytes`` of memory for values. Raises :class:`StoreError`,
-        after ``timeout_s`` seconds if nobody answers; the client goes on trying then."""
+        """Opens a channel to the client, with ``nbytes`` of memory for values. Raises
+        :class:`StoreError`, after ``timeout_s`` seconds if nobody answers; the client goes on
+        trying then."""
         deadline = time.monotonic() + timeout_s
         if not self._lock.acquire(timeout=timeout_s):
             raise StoreError(self._silent)
@@ -100,7 +101,7 @@ class MooncakeClient:
         return f"the Mooncake master {self._server.master} does not answer"
 
     def _join(self, deadline: float) -> socket.socket:
-        """The line to a client that has joined the master."""
+        """Returns the line to a client that has joined the master."""
         if self._process is not None and self._process.poll() is not None:
             self._end(0)
         if self._control is None:
@@ -121,7 +122,7 @@ class MooncakeClient:
         return self._control
 
     def _knock(self, deadline: float) -> None:
-        """Mooncake would look for an absent master for minutes."""
+        """Checks that the master is there: Mooncake would look for an absent one for minutes."""
         host, _, port = self._server.master.rpartition(":")
         left = max(1e-3, deadline - time.monotonic())
         try:
@@ -165,9 +166,9 @@ class MooncakeClient:
 
 
 class Channel:
-    """One lane's way to the client's process: calls go over a socket, values through memory that
-    both have. Raises :class:`StoreError`, and is of no use any more then: a value that comes late
-    goes to memory that nobody reads."""
+    """One I/O worker's way to the client's process: calls go over a socket, values through memory
+    that both have. Raises :class:`StoreError`, and is of no use any more then: a value that comes
+    late goes to memory that nobody reads."""
 
     def __init__(self, line: socket.socket, memory_fd: int, nbytes: int, deadline: float) -> None:
         self._line = Connection(line.detach())
@@ -183,7 +184,7 @@ class Channel:
             raise
 
     def call(self, timeout_s: float, verb: str, names: Sequence[str], *rest: Any) -> list[int]:
-        """Codes by name. Raises :class:`StoreError`."""
+        """Calls the client and returns a code for each name. Raises :class:`StoreError`."""
         deadline = time.monotonic() + timeout_s
         try:
             self._line.send((verb, [MOONCAKE_PREFIX + name for name in names], *rest))
@@ -199,7 +200,7 @@ class Channel:
         return answer
 
     def close(self) -> None:
-        """Never raises."""
+        """Closes the channel. Never raises."""
         with contextlib.suppress(OSError):
             self._line.close()
 
@@ -213,7 +214,7 @@ class Channel:
 
 
 class MooncakeStore:
-    """A lane's view of the shared client."""
+    """An I/O worker's view of the shared client."""
 
     def __init__(self, client: MooncakeClient) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""Redis and Valkey as a remote store."""
+"""Makes Redis and Valkey remote stores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """Where a server is and how to get in. ``tls`` None: in the clear."""
+    """The address of a server and how to log in. ``tls`` None: in the clear."""
 
     host: str
     port: int = 6379
@@ -39,14 +39,14 @@ class RedisServer:
 
 
 class RedisStore:
-    """Values of ``value_bytes``, whose payloads are cut into parts of at most ``part_bytes``: a
-    server that copies or frees one large string serves nobody meanwhile.
+    """A store of values of ``value_bytes``, whose payloads are cut into parts of at most
+    ``part_bytes``: a server that copies or frees one large string serves nobody meanwhile.
 
     Part 0, ``lmcache:NAME``, begins with the value's head. A value is there if all of its parts
-    are, since a server evicts them one by one. One MSET stores it: all of it or nothing, so that
-    a write that fails leaves what another process stored, and no reader sees two halves. Parts
-    that do not belong together are found out by the head all the same. Redis Cluster, which would
-    spread the parts, is not supported.
+    are, since a server evicts them one by one. One MSET stores it: all of it or nothing, so that a
+    write that fails leaves what another process stored, and no reader sees two halves. Parts that
+    do not belong together are found out by the head all the same. Redis Cluster, which would spread
+    the parts, is not supported.
     """
 
     def __init__(self, server: RedisServer, value_bytes: int, part_bytes: int = PART_BYTES) -> None:
@@ -69,7 +69,7 @@ class RedisStore:
         return self._exchange(ask)
 
     def put(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
-        """A user who may not write is refused each value, and may read on."""
+        """Stores values. A user who may not write is refused each value, and may read on."""
 
         def send(connection: RespConnection) -> list[bool]:
             pairs = zip(names, values, strict=True)
@@ -143,9 +143,9 @@ class RedisStore:
         return connection
 
     def _exchange(self, work: Callable[[RespConnection], _T]) -> _T:
-        """Within the timeout, and once more if a connection from before turns out to be dead: a
-        server that was restarted, or closes what is idle, is no failure. All our commands may be
-        repeated."""
+        """Runs ``work`` within the timeout, and once more if a connection from before turns out to
+        be dead: a server that was restarted, or closes what is idle, is no failure. All our
+        commands may be repeated."""
         deadline = time.monotonic() + self._timeout_s
         connection = self._connection
         if connection is None:
@@ -180,8 +180,9 @@ class RedisStore:
         return [word for pair in pairs for word in pair]
 
     def _replies(self, verb: str, reads: Sequence[Callable[[], _T]]) -> list[_T | None]:
-        """What each of the reads brings, None for a value that was refused. All replies are read,
-        so that the connection stays in step. Raises ``_Denied`` if the user may not do this."""
+        """Returns what each of the reads brings, None for a value that was refused. All replies are
+        read, so that the connection stays in step. Raises ``_Denied`` if the user may not do
+        this."""
         replies: list[_T | None] = []
         denied = False
         for read in reads:
@@ -198,7 +199,7 @@ class RedisStore:
 
 
 class _Denied(StoreError):
-    """The connection is in step, and the user may not."""
+    """The server denies the user a command; the connection is still in step."""
 
     def __init__(self, server: RedisServer, *verbs: str) -> None:
         super().__init__(

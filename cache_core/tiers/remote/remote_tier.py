@@ -1,4 +1,4 @@
-"""The remote tier: chunks in an engine that other processes and machines use too."""
+"""Provides the remote tier: chunks in an engine that other processes and machines use too."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _UNREADABLE_S = 10.0
 
 @dataclass(slots=True)
 class RemoteCounters:
-    """What went wrong or missing, since the tier was opened. All count chunks, but for the
-    ``errors``, ``timeouts`` and ``refused`` calls and the times the breaker ``opened``."""
+    """Counts of what went wrong or missing, since the tier was opened. All count chunks, but for
+    the ``errors``, ``timeouts`` and ``refused`` calls and the times the breaker ``opened``."""
 
     absent: int = 0
     damaged: int = 0
@@ -54,18 +54,18 @@ class _Batch:
 
 
 class _Patience:
-    """How much longer one call may wait for the next answer."""
+    """The time that one call may still wait for the next answer."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.renew()
 
     def renew(self) -> None:
-        """An answer came."""
+        """Starts the time anew: an answer came."""
         self._end = time.monotonic() + self._seconds
 
     def left(self) -> float:
-        """In seconds."""
+        """Returns the seconds that are left."""
         return max(0.0, self._end - time.monotonic())
 
 
@@ -77,7 +77,8 @@ def _prove(store: Store) -> None:
 
 
 class RemoteTier:
-    """Chunks in a :class:`Store`, staged through buffers of its own, ``lanes`` batches at a time.
+    """A tier of chunks in a :class:`Store`, staged through buffers of its own, ``lanes`` batches at
+    a time.
 
     No engine memory is touched by a store: what arrives is verified first and copied then. A call
     that hears nothing for ``timeout_s`` seconds ends, ``LATER`` or False for what is left; after
@@ -86,10 +87,10 @@ class RemoteTier:
 
     Others share the store (``shared``): ``contains`` asks it, ``len`` counts what this process
     wrote and has not discarded (at most ``capacity``, or the latest million), ``discard`` removes
-    that and nothing else, ``close`` leaves the chunks where they are. A value that can't
-    be read, torn or damaged, is not removed, since another process may just have written it anew:
-    it is not held for ten seconds, or until this process writes it. ``clock`` counts them.
-    Takes ``lanes`` x ``batch_bytes`` of memory when used.
+    that and nothing else, ``close`` leaves the chunks where they are. A value that can't be read,
+    torn or damaged, is not removed, since another process may just have written it anew: it is not
+    held for ten seconds, or until this process writes it. ``clock`` counts them. Takes ``lanes`` x
+    ``batch_bytes`` of memory when used.
     """
 
     shared = True
@@ -125,7 +126,7 @@ class RemoteTier:
         self._lanes = lanes
         self._rows = max(1, batch_bytes // stride_of(size))
         self._bulk = IoWorkers(lanes, partial(make, self._rows))
-        # Look-ups must not queue behind transfers.
+        # Look-ups must not wait for transfers.
         self._quick = IoWorkers(2, partial(make, 0))
 
     def __len__(self) -> int:
@@ -133,7 +134,7 @@ class RemoteTier:
 
     @property
     def counters(self) -> RemoteCounters:
-        """A copy of the counters."""
+        """Returns a copy of the counters."""
         with self._lock:
             self._counters.opened = self._breaker.opened
             return RemoteCounters(**asdict(self._counters))
@@ -216,7 +217,7 @@ class RemoteTier:
         self._quick.close(deadline)
 
     def _fitting(self, keys: Sequence[bytes]) -> list[int]:
-        """Rows that the capacity has room for."""
+        """Returns the rows that the capacity has space for."""
         if self.capacity is None:
             return list(range(len(keys)))
         rows = []
@@ -270,10 +271,10 @@ class RemoteTier:
         start: Callable[[IoWorker, range], Future[list[bool]]],
         finish: Callable[[IoWorker, range, list[bool]], None],
     ) -> None:
-        """Moves ``count`` rows in batches over the lanes; starts no more once one has failed."""
+        """Moves ``count`` rows in batches over I/O workers; starts no more once one has failed."""
         if not count or not self._may_go():
             return
-        # A small transfer spreads over the lanes, too.
+        # A small transfer spreads over the I/O workers, too.
         step = min(self._rows, -(-count // self._lanes))
         running: deque[_Batch] = deque()
         failures: list[Exception] = []
@@ -325,7 +326,7 @@ class RemoteTier:
             self._succeeded()
 
     def _call(self, work: Callable[[Store], _T]) -> _T | None:
-        """One round trip on a lane without a buffer; None if the store did not answer."""
+        """Makes one round trip without a buffer; returns None if the store did not answer."""
         if not self._may_go():
             return None
         try:

@@ -1,4 +1,4 @@
-"""Redis's protocol (RESP2) on a socket: what a cache needs of it, without copies.
+"""Speaks Redis's protocol (RESP2) on a socket: what a cache needs of it, without copies.
 
 Bulk strings are sent from, and received into, the caller's memory, and one deadline covers a whole
 exchange however slowly bytes drip. General clients copy every value several times and can bound
@@ -31,8 +31,8 @@ class RespError(StoreError):
 
 
 class RespConnection:
-    """One connection. Raises :class:`StoreError` for anything that goes wrong but a server's
-    ``-ERR``, which comes as :class:`RespError` and leaves the connection usable."""
+    """One connection to a Redis server. Raises :class:`StoreError` for anything that goes wrong but
+    a server's ``-ERR``, which comes as :class:`RespError` and leaves the connection usable."""
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
         self._where = f"{host}:{port}"
@@ -56,7 +56,7 @@ class RespConnection:
                 raise self._broken(error) from error
 
     def allow(self, timeout_s: float) -> None:
-        """The exchange that starts now may take this long in all."""
+        """Sets how long the exchange that starts now may take in all."""
         self._deadline = time.monotonic() + timeout_s
 
     def send(self, commands: Sequence[Sequence[WirePart]]) -> None:
@@ -85,7 +85,7 @@ class RespConnection:
             raise self._broken(error) from error
 
     def reply(self) -> int | bytes | None:
-        """An integer, a status or a string (at most 16 KiB), or nil."""
+        """Reads an integer, a status or a string (at most 16 KiB), or nil."""
         kind, text = self._header()
         if kind == b"$":
             size = int(text)
@@ -104,8 +104,8 @@ class RespConnection:
         raise StoreError(f"{self._where} does not speak Redis's protocol")
 
     def reply_into(self, target: memoryview) -> bool:
-        """A string of exactly ``target``'s size. False for nil and for one of another size, which
-        is read and dropped."""
+        """Reads a string of exactly ``target``'s size. Returns False for nil and for one of another
+        size, which is read and dropped."""
         kind, text = self._header()
         if kind != b"$":
             raise StoreError(f"{self._where} sent {kind.decode('latin-1')!r} where a value was due")
@@ -120,7 +120,7 @@ class RespConnection:
         return True
 
     def close(self) -> None:
-        """Disconnects. Never raises."""
+        """Closes the connection. Never raises."""
         with contextlib.suppress(OSError):
             self._socket.close()
 

@@ -1,4 +1,4 @@
-"""What a remote engine must be able to do for :class:`.RemoteTier`, and the head of every value.
+"""Defines what a remote engine must do for :class:`.RemoteTier`, and the head of every value.
 
 Every value has a head of 64 bytes, little-endian: magic ``LMKV``, u32 format version, u64 payload
 bytes, the chunk's 32-byte key, xxh3-128 of the payload. A reader knows what each field must be, so
@@ -26,37 +26,37 @@ class StoreError(Exception):
 class Store(Protocol):
     """One connection to a remote engine: named values of a few MiB. One thread uses it.
 
-    Values and their room are contiguous ``uint8`` arrays inside the buffer given to
+    Values and the buffers for them are contiguous ``uint8`` arrays inside the buffer given to
     :meth:`connect`. Answers are per name; whatever concerns more than a name is a
     :class:`StoreError`, after which :meth:`connect` is called again, or :meth:`close`.
     """
 
     def connect(self, buffer: Bytes, timeout_s: float) -> None:
-        """Connects, or anew after an error. No call, this one too, should take longer than
-        ``timeout_s``. The buffer stays the same. Raises :class:`StoreError`."""
+        """Connects to the engine, or anew after an error. No call, this one too, should take longer
+        than ``timeout_s``. The buffer stays the same. Raises :class:`StoreError`."""
 
     def exists(self, names: Sequence[str]) -> list[bool]:
-        """Which values there are, in one round trip."""
+        """Returns which values there are, in one round trip."""
 
     def put(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
-        """Stores or overwrites. False: the engine refused that value."""
+        """Stores or overwrites values. Returns False for each that the engine refused."""
 
     def get_into(self, names: Sequence[str], values: Sequence[Bytes]) -> list[bool]:
-        """Receives values of exactly the room's size. False: absent, or of another size."""
+        """Receives values of exactly the buffers' sizes. False: absent, or of another size."""
 
     def remove(self, names: Sequence[str]) -> None:
         """Removes values. Unknown names are ignored."""
 
     def close(self) -> None:
-        """Disconnects; the values stay. Never raises."""
+        """Disconnects from the engine; the values stay. Never raises."""
 
 
 @runtime_checkable
 class Proving(Protocol):
-    """A store that can tell whether it would be let do all of the above."""
+    """A store that can tell whether it would be let do all that :class:`Store` does."""
 
     def prove(self) -> None:
-        """Raises :class:`StoreError` naming what the engine refuses; leaves nothing behind."""
+        """Raises :class:`StoreError` naming what the engine refuses; leaves no value in it."""
 
 
 ENVELOPE_VERSION = 1
@@ -72,14 +72,14 @@ _MAGIC = b"LMKV"
 
 
 def seal(key: bytes, value: Bytes) -> None:
-    """Writes the head of ``value``, whose payload is in place."""
+    """Writes the head of ``value``, whose payload is there already."""
     payload = value[HEAD_BYTES:]
     head = _HEAD.pack(_MAGIC, ENVELOPE_VERSION, payload.nbytes, key, _digest(payload))
     value[:HEAD_BYTES] = np.frombuffer(head, dtype=np.uint8)
 
 
 def intact(key: bytes, value: Bytes) -> bool:
-    """Whether ``value`` is exactly what was sealed under ``key``."""
+    """Returns whether ``value`` is exactly what was sealed under ``key``."""
     payload = value[HEAD_BYTES:]
     head = value[:HEAD_BYTES].tobytes()
     if head[:48] != _HEAD.pack(_MAGIC, ENVELOPE_VERSION, payload.nbytes, key, b"")[:48]:

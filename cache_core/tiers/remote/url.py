@@ -1,4 +1,4 @@
-"""Remote tiers by URL."""
+"""Opens remote tiers by URL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OPTIONS = {
 def open_remote(
     url: str, chunk_bytes: int, capacity: int | None = None, name: str = "remote"
 ) -> RemoteTier:
-    """A remote tier of ``capacity`` chunks (None: as many as the server likes) by its URL:
+    """Opens a remote tier of ``capacity`` chunks (None: as many as the server likes) by its URL:
 
         redis://[[user]:password@]host[:port][/database]    rediss:// the same over TLS
         mooncake://host:port
@@ -76,7 +76,7 @@ def open_remote(
 
 
 def redacted(url: str) -> str:
-    """The URL without its password and options: fit for a log."""
+    """Returns the URL without its password and options: fit for a log."""
     before, at, host = url.partition("?")[0].rpartition("@")
     if not at:
         return host

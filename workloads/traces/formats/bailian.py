@@ -13,22 +13,24 @@ _CHUNK = 16
 
 
 class Bailian:
-    """``chat_id``, ``parent_chat_id`` (-1 for the first turn), ``turn``, ``timestamp`` in s,
-    ``input_length``, ``output_length``, ``hash_ids`` of chained blocks of 16 tokens."""
+    """Reads Qwen-Bailian's traces: ``chat_id``, ``parent_chat_id`` (-1 for the first turn),
+    ``turn``, ``timestamp`` in s, ``input_length``, ``output_length``, ``hash_ids`` of chained
+    blocks of 16 tokens."""
 
     name = "bailian"
     holds = "chat_id, parent_chat_id, turn, timestamp (s), hash_ids of 16-token blocks"
     shares = True
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this is of Qwen-Bailian's format."""
         return head.record is not None and {"chat_id", "hash_ids"} <= head.record.keys()
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`. The session is the chat of the first turn; a turn whose parent
-        is not in the file begins one."""
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``. The session is the chat of the first turn; a turn whose parent is not in the
+        file begins one."""
         chunk = options.chunk_tokens or _CHUNK
         roots: dict[str, str] = {}
 

@@ -18,16 +18,16 @@ _LENGTHS = ("output_tokens", "output_length", "max_completion_tokens", "max_toke
 
 
 class Chats:
-    """``messages`` or ``prompt`` (text or token ids), at the top or in ``body`` as in batch files.
-    Times, sessions (``session_id``, ``user``) and output lengths where it has them. If the last
-    message is the assistant's, it is the answer."""
+    """Reads OpenAI-style requests: ``messages`` or ``prompt`` (text or token ids), at the top or in
+    ``body`` as in batch files. Times, sessions (``session_id``, ``user``) and output lengths are
+    read where a line has them. If the last message is the assistant's, it is the answer."""
 
     name = "openai-chat"
     holds = "OpenAI requests: messages or prompt, as text (needs a tokenizer)"
     shares = True
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this holds OpenAI-style requests."""
         record = head.record or {}
         body = record.get("body")
         inner = body if isinstance(body, dict) else record
@@ -36,7 +36,8 @@ class Chats:
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`. Raises ``TraceError`` without a tokenizer."""
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``. Raises ``TraceError`` without a tokenizer."""
         if options.tokenize is None:
             raise TraceError(f"{path}: holds text; name the model's tokenizer (--tokenizer)")
         tokenize = options.tokenize
@@ -69,7 +70,7 @@ class Chats:
 
 
 def token_chunks(tokens: Sequence[int], chunk_tokens: int) -> ChunkIds:
-    """Names of the full chunks of a prompt, int64, shape [n]."""
+    """Returns the names of the full chunks of a prompt, int64, shape [n]."""
     ids = list(tokens)
     names = np.empty(len(ids) // chunk_tokens, np.int64)
     before = 0
@@ -80,7 +81,7 @@ def token_chunks(tokens: Sequence[int], chunk_tokens: int) -> ChunkIds:
 
 
 def _split(body: Record) -> tuple[Any, str | None]:
-    """(prompt, answer or None)."""
+    """Splits a request's body into (prompt, answer or None)."""
     if "messages" not in body:
         prompt = value(body, "prompt")
         if not isinstance(prompt, str | list) or not prompt:

@@ -12,7 +12,7 @@ from workloads.traces.reader import Head, ReadOptions, TraceRequest
 
 
 class _Csv:
-    """A CSV file with a header. Nothing is shared between its requests, as far as it tells."""
+    """Reads CSV files with a header. Nothing is shared between requests, as far as they tell."""
 
     name: str
     shares = False
@@ -22,13 +22,14 @@ class _Csv:
     session: str = ""
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this has the columns of the format."""
         return {self.time, self.input, self.output} <= set(_cells(head.line))
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`."""
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``."""
         lines = Lines(path, malformed)
         header: list[str] = []
         start: float | None = None
@@ -59,7 +60,7 @@ class _Csv:
 
 
 class Azure(_Csv):
-    """Azure's LLM inference traces of 2023 and 2024."""
+    """Reads Azure's LLM inference traces of 2023 and 2024."""
 
     name = "azure"
     holds = "CSV of TIMESTAMP, ContextTokens, GeneratedTokens: lengths and arrivals only"
@@ -67,7 +68,7 @@ class Azure(_Csv):
 
 
 class BurstGpt(_Csv):
-    """BurstGPT. Its failed requests, which generated nothing, count as requests."""
+    """Reads BurstGPT's traces. Failed requests, which generated nothing, count as requests."""
 
     name = "burstgpt"
     holds = "CSV of Timestamp, Request tokens, Response tokens: lengths and arrivals only"

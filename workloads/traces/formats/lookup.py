@@ -1,5 +1,5 @@
-"""LMCache's log of look-ups (``--lookup-hash-log-dir``): the chunks of every prompt it was asked
-for."""
+"""Reads LMCache's log of look-ups (``--lookup-hash-log-dir``): the chunks of every prompt it was
+asked for."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from workloads.traces.reader import Head, ReadOptions, TraceRequest, each
 
 
 class LookupLog:
-    """``timestamp`` (s or a date), ``chunk_size``, ``seq_len``, ``chunk_hashes`` of chained chunks.
-    Answers are not in it: their length is 0. A log is one model's; look-ups of another model than
-    the first are told apart by their hashes only."""
+    """Reads LMCache's log of look-ups: ``timestamp`` (s or a date), ``chunk_size``, ``seq_len``,
+    ``chunk_hashes`` of chained chunks. Answers are not in it: their length is 0. A log is one
+    model's; look-ups of another model than the first differ by their hashes only."""
 
     name = "lmcache-lookup"
     holds = "timestamp, chunk_size, seq_len, chunk_hashes; no output lengths"
     shares = True
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this is LMCache's log of look-ups."""
         return head.record is not None and {"chunk_hashes", "seq_len"} <= head.record.keys()
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`. Time 0 is the first line's."""
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``. Time 0 is the first line's."""
         start: list[float] = []
 
         def make(number: int, record: Record) -> TraceRequest:

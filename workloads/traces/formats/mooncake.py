@@ -11,16 +11,16 @@ from workloads.traces.reader import Head, ReadOptions, TraceRequest, each
 
 
 def is_hashed(record: Record | None) -> bool:
-    """Whether a line has Mooncake's fields."""
+    """Returns whether a line has Mooncake's fields."""
     return record is not None and (
         isinstance(record.get("hash_ids"), list) and {"timestamp", "input_length"} <= record.keys()
     )
 
 
 class Mooncake:
-    """``timestamp`` in ms, ``input_length``, ``output_length``, ``hash_ids`` of chained blocks of
-    512 tokens, of which the last may be partial. ``block_size``, where a line has it (as
-    kvcache-simulator's traces do), is the block's length."""
+    """Reads Mooncake's traces: ``timestamp`` in ms, ``input_length``, ``output_length``,
+    ``hash_ids`` of chained blocks of 512 tokens, of which the last may be partial. ``block_size``,
+    where a line has it (as kvcache-simulator's traces do), is the block's length."""
 
     name = "mooncake"
     holds = "timestamp (ms), input_length, output_length, hash_ids of 512-token blocks"
@@ -29,13 +29,14 @@ class Mooncake:
     unit_s = 0.001
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this is of Mooncake's format."""
         return is_hashed(head.record) and not _sixteen(head.record)
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`."""
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``."""
         chunk = options.chunk_tokens or self.chunk_tokens
         unit = options.unit_s or self.unit_s
 
@@ -61,8 +62,8 @@ class Mooncake:
 
 
 class TimedTrace(Mooncake):
-    """What vLLM's ``bench serve --dataset-name timed_trace`` reads: Mooncake's fields with blocks
-    of 16 tokens and seconds, unless told otherwise."""
+    """Reads what vLLM's ``bench serve --dataset-name timed_trace`` takes: Mooncake's fields with
+    blocks of 16 tokens and seconds, unless the options say otherwise."""
 
     name = "timed-trace"
     holds = "timestamp (s), input_length, output_length, hash_ids of 16-token blocks"
@@ -70,7 +71,8 @@ class TimedTrace(Mooncake):
     unit_s = 1.0
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`. Told from Mooncake's by the number of blocks."""
+        """Returns whether a file that begins like this is vLLM's timed trace, which differs from
+        Mooncake's in the number of blocks."""
         return is_hashed(head.record) and _sixteen(head.record)
 
 

@@ -34,22 +34,23 @@ _PARTS = (
 
 
 class RagPulse:
-    """``timestamp`` in s, lengths, ``session_id``, and ``hash_ids`` by part. The side files
-    ``1_`` to ``5_`` lie beside the trace. What ``input_length`` has beyond its parts (a few tokens
-    of the chat template) is behind them and counts as shared with nobody."""
+    """Reads RAGPulse's traces: ``timestamp`` in s, lengths, ``session_id``, and ``hash_ids`` by
+    part. The side files ``1_`` to ``5_`` lie beside the trace. What ``input_length`` has beyond its
+    parts (a few tokens of the chat template) comes after them and counts as shared with nobody."""
 
     name = "ragpulse"
     holds = "hash_ids by part (sys_prompt, passages_ids, ...), with side files of token counts"
     shares = True
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this is of RAGPulse's format."""
         return head.record is not None and isinstance(head.record.get("hash_ids"), dict)
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`. Raises ``TraceError`` if a side file is missing."""
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``. Raises ``TraceError`` if a side file is missing."""
         chunk = options.chunk_tokens or _CHUNK
         lengths = {part.part: _lengths(path, part, malformed) for part in _PARTS}
 
@@ -74,8 +75,8 @@ class RagPulse:
 
 
 def prefix_chunks(segments: tuple[TraceSegment, ...], chunk_tokens: int) -> ChunkIds:
-    """Names of the full chunks of the segments in a row, int64, shape [n]: each by all that is in
-    it and before it."""
+    """Returns the names of the full chunks of the segments in a row, int64, shape [n]: each by all
+    that is in it and before it."""
     names: list[int] = []
     before, room = 0, chunk_tokens
     inside: list[int] = []
@@ -93,8 +94,8 @@ def prefix_chunks(segments: tuple[TraceSegment, ...], chunk_tokens: int) -> Chun
 
 
 def content_chunks(segments: tuple[TraceSegment, ...], chunk_tokens: int) -> ChunkIds:
-    """Names of the full chunks of each segment on its own, int64, shape [n]: the same wherever the
-    segment stands. The rest of a segment that fills no chunk has no name."""
+    """Returns the names of the full chunks of each segment on its own, int64, shape [n]: the same
+    wherever the segment stands. The rest of a segment that fills no chunk has no name."""
     names = [
         named((segment.id, number, chunk_tokens))
         for segment in segments

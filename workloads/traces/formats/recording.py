@@ -1,4 +1,4 @@
-"""Our own recordings, ``lmcache.trace/1`` (see docs/traces.md)."""
+"""Reads our own recordings, ``lmcache.trace/1`` (see docs/traces.md)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ RECORDING_SCHEMA = "lmcache.trace/1"
 
 
 class Recording:
-    """A header line with ``schema`` and ``chunk_tokens``, then a request per line. What its client
-    or server broke off is a request too, since its prompt was looked up."""
+    """Reads our own recordings: a header line with ``schema`` and ``chunk_tokens``, then a request
+    per line. What its client or server broke off is a request too, since its prompt was looked up.
+    """
 
     name = "lmcache"
     holds = f"a recording of ours ({RECORDING_SCHEMA})"
     shares = True
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`. Other versions too, so that they are refused by name."""
+        """Returns whether a file that begins like this is a recording of ours, of any version, so
+        that other versions are refused by name."""
         schema = head.record.get("schema") if head.record is not None else None
         return isinstance(schema, str) and schema.startswith("lmcache.trace/")
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`. The order is that of finishing."""
+        """Yields the requests in the order of finishing; unusable lines are counted in
+        ``malformed``."""
         chunk: list[int] = []
 
         def make(number: int, record: Record) -> TraceRequest | None:

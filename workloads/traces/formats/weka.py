@@ -17,24 +17,25 @@ _ID_BITS = 32
 
 
 class Weka:
-    """A JSON object per session: ``block_size``, ``hash_id_scope``, and ``requests`` with ``t`` in
-    s, ``in``, ``out``, ``hash_ids`` of chained blocks, ``think_time``; an entry of the type
-    ``subagent`` has ``requests`` of its own. Give a file, a folder of them (sessions start
-    together), or JSON lines."""
+    """Reads Weka's traces, a JSON object per session: ``block_size``, ``hash_id_scope``, and
+    ``requests`` with ``t`` in s, ``in``, ``out``, ``hash_ids`` of chained blocks, ``think_time``;
+    an entry of the type ``subagent`` has ``requests`` of its own. Give a file, a folder of them
+    (sessions start together), or JSON lines."""
 
     name = "weka"
     holds = "an agent's session: block_size and requests with t, in, out, hash_ids, think_time"
     shares = True
 
     def looks_like(self, head: Head) -> bool:
-        """See :class:`TraceReader`."""
+        """Returns whether a file that begins like this is of Weka's format."""
         record = head.record
         return record is not None and isinstance(record.get("requests"), list)
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
     ) -> Iterator[TraceRequest]:
-        """See :class:`TraceReader`. Within a session, the order is that of arrival."""
+        """Yields the requests session by session, in the order of arrival within each; unusable
+        lines and entries are counted in ``malformed``."""
         number = 0
         for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
             lines = Lines(file, malformed)
@@ -109,8 +110,8 @@ def _requests(
 
 
 def _absolute(inner: list[object], marker: float) -> bool:
-    """Whether a sub-agent's times count from the start of the session. Raw traces count from the
-    marker, published ones from the start: one before its marker can only be the former."""
+    """Returns whether a sub-agent's times count from the start of the session. Raw traces count
+    from the marker, published ones from the start: one before its marker can only be the former."""
     times = [entry["t"] for entry in inner if isinstance(entry, dict) and "t" in entry]
     numbers = [time for time in times if isinstance(time, int | float)]
     return bool(numbers) and min(numbers) >= marker > 0
