@@ -68,7 +68,7 @@ class TieredWorker:
             self._done.append(SaveDone(save.id, settled, free=True))
         if not withhold:
             report.saves, self._done = self._done, []
-        return told
+        return Told(None, told.received) if report.empty and not step.timed else told
 
 
 class OffloadingWorker:

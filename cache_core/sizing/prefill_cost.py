@@ -70,19 +70,22 @@ def nonnegative_fit(
     return None if best is None else best[1]
 
 
+LEAST_PRICED_TOKENS = 16
+"""Steps of fewer tokens decode: they say nothing about the cost of prefill."""
+
+
 class PrefillWatch:
     """Fits the cost of prefill to the latest steps of an engine that prefills in batches."""
 
-    def __init__(self, keep: int = 512, least_tokens: int = 16) -> None:
+    def __init__(self, keep: int = 512) -> None:
         self._rows: deque[tuple[float, float, float, float]] = deque(maxlen=keep)
-        self._least = least_tokens
         self._fitted: PrefillCost | None = None
         self._stale = False
 
     def saw(self, parts: Sequence[tuple[int, int]], seconds: float) -> None:
         """Records that one step computed ``(new, cached)`` tokens of each of its requests."""
         tokens = sum(new for new, _ in parts)
-        if tokens >= self._least and seconds > 0:
+        if tokens >= LEAST_PRICED_TOKENS and seconds > 0:
             pairs = sum(new * (cached + new / 2) for new, cached in parts)
             self._rows.append((1.0, float(tokens), pairs, seconds))
             self._stale = True

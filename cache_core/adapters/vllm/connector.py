@@ -89,6 +89,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._codec = self._codec_of(self._layout.chunk_bytes)
         self.scheduler: SchedulerSide | None = None
         self.worker: WorkerSide | None = None
+        self._by_layer: WorkerSide | None = None
         self._watch: WeightsWatch | None = None
         self._outdated = -1
         self._observed: Observed | None = None
@@ -134,6 +135,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._options.layerwise,
             blender,
         )
+        self._by_layer = self.worker if self._options.layerwise else None
         model = model_in_use() if self._options.weights == "watched" else None
         self._watch = WeightsWatch(model) if model is not None else None
 
@@ -162,14 +164,14 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self.worker.start_loads(step)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        if self.worker is not None:
-            self.worker.layer_needed(layer_name)
+        if self._by_layer is not None:
+            self._by_layer.layer_needed(layer_name)
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        if self.worker is not None:
-            self.worker.layer_done(layer_name)
+        if self._by_layer is not None:
+            self._by_layer.layer_done(layer_name)
 
     def wait_for_save(self) -> None:
         if self.worker is not None:
@@ -184,7 +186,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return set() if self.worker is None else self.worker.bad_blocks()
 
     def build_connector_worker_meta(self) -> WorkerReport | None:
-        return None if self.worker is None else self.worker.report(self._step().step)
+        return None if self.worker is None else self.worker.report(self._step())
 
     # What the scheduler does.
 
@@ -245,6 +247,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, WorkerReport):
             self._half.reported(report)
+        else:
+            self._half.passed()
 
     def request_finished(
         self, request: Any, block_ids: list[int]

@@ -88,7 +88,7 @@ class EncodeSpec:
 class StepMeta(KVConnectorMetadata):
     """Scheduler to workers, once per step. ``plans`` need nothing of the engine. Saves ``after``
     which it comes still read blocks that it writes to. Keys are of weights of that
-    ``generation``."""
+    ``generation``. A ``timed`` step is reported whatever there is to say."""
 
     step: int
     generation: int = 0
@@ -97,6 +97,7 @@ class StepMeta(KVConnectorMetadata):
     encodes: list[EncodeSpec] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     after: set[int] = field(default_factory=set)
+    timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,11 @@ class WorkerReport(KVConnectorWorkerMetadata):
     outdated: int = -1
     loads: list[LoadDone] = field(default_factory=list)
     saves: list[SaveDone] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing but that the step is over."""
+        return not self.loads and not self.saves and self.outdated < 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         """The reports of two ranks together."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,7 +97,7 @@ class World:
         self.worker._saver.submit(lambda: None).result()
         self.worker._carrier.flush()
         self.worker.finished(set())
-        return self.worker.report(meta.step)
+        return self.worker.report(replace(meta, timed=True)) or WorkerReport(meta.step)
 
     def serve(self) -> int:
         """One request from its look-up to its end; returns the tokens that were loaded."""

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_core.adapters.vllm.metadata import EncodeSpec, LoadSpec, SaveSpec, StepMeta
+from cache_core.adapters.vllm.metadata import (
+    EncodeSpec,
+    LoadSpec,
+    SaveSpec,
+    StepMeta,
+    WorkerReport,
+)
 from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
 from cache_core.adapters.vllm.worker.worker import WorkerSide
 from cache_core.plan import ENGINE, Hit, Move, Plan
@@ -173,7 +179,7 @@ def lanes() -> dict[str, Any]:
     worker.end_step(step)
     worker.before_overwriting(StepMeta(1, after={1}))
     free = not disk.go.is_set()
-    early = [(part.id, part.settled, part.free) for part in worker.report(0).saves]
+    early = [(part.id, part.settled, part.free) for part in reported(worker, 0).saves]
     far = LoadSpec(2, "far", 0, Hit((LOST,), (1,)), 0, 0, CHUNK, ids, False)
     near = LoadSpec(3, "near", 0, Hit((KEY,), (0,)), 0, 0, CHUNK, ids, False)
     worker.start_loads(StepMeta(1, loads=[far, near]))
@@ -181,10 +187,16 @@ def lanes() -> dict[str, Any]:
     loaded = sorted(worker.finished(set()))
     disk.go.set()
     worker._carrier.flush()
-    late = [(part.id, part.settled, part.free) for part in worker.report(1).saves]
+    late = [(part.id, part.settled, part.free) for part in reported(worker, 1).saves]
     held = [cpu.contains([KEY]), disk.contains([KEY])]
     worker.close()
     return {"free": free, "early": early, "loaded": loaded, "late": late, "held": held}
+
+
+def reported(worker: WorkerSide, step: int) -> WorkerReport:
+    report = worker.report(StepMeta(step, timed=True))
+    assert report is not None
+    return report
 
 
 class Away(MemoryTier):
@@ -216,7 +228,7 @@ def away() -> dict[str, Any]:
         hit = Hit((KEY,), (0,))
         step = [LoadSpec(n, f"r{n}", 0, hit, 0, 0, CHUNK, ids, True) for n in numbers]
         worker.start_loads(StepMeta(1, loads=step))
-        return [load.chunks for load in worker.report(1).loads]
+        return [load.chunks for load in reported(worker, 1).loads]
 
     first, reads = loads(1, 2, 3, 4, 5, 6), tier.reads
     tier.now, tier.well = tier.now + 60, True

@@ -33,7 +33,7 @@ from cache_core.adapters.vllm.scheduler.transfer_state import (
     merged_inventories,
 )
 from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
-from cache_core.sizing.prefill_cost import Savings
+from cache_core.sizing.prefill_cost import LEAST_PRICED_TOKENS, Savings
 from cache_core.tiers import Tier
 from cache_core.trace_writer import TraceWriter
 
@@ -243,12 +243,18 @@ class SchedulerSide:
                     meta.saves.append(save)
         self._busy = bool(scheduled)
         self._hashing.next_pass(self._busy)
-        self._steps[meta.step] = (self._clock(), parts)
+        if sum(scheduled.values()) >= LEAST_PRICED_TOKENS:
+            self._steps[meta.step] = (self._clock(), parts)
+            meta.timed = True
         self._meta = StepMeta(meta.step + 1, meta.generation)
         return meta
 
+    def passed(self) -> None:
+        """Notes that a step is over of which workers have nothing to report."""
+        self._last_report = self._clock()
+
     def reported(self, report: WorkerReport) -> None:
-        """What workers did."""
+        """Takes in what workers did in a step, and that it is over."""
         now = self._clock()
         began, parts = self._steps.pop(report.step, (now, []))
         self._savings.saw(parts, now - max(began, self._last_report))

@@ -174,11 +174,14 @@ class WorkerSide:
             bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 
-    def report(self, step: int) -> WorkerReport:
-        """Since the last call."""
+    def report(self, meta: StepMeta) -> WorkerReport | None:
+        """Returns what was done since the last report; None where there is nothing to say: a step
+        that decodes is no work for the scheduler."""
         with self._lock:
+            if self._report.empty and not meta.timed:
+                return None
             report, self._report = self._report, WorkerReport(-1)
-        report.step = step
+        report.step = meta.step
         return report
 
     def take_counts(self) -> dict[str, float]:
@@ -196,7 +199,9 @@ class WorkerSide:
         self._saver.shutdown(wait=True)
         self._carrier.close(TIMEOUT_S)
 
-    def _start_saves(self, saves: Iterable[SaveSpec], plans: Iterable[Plan]) -> None:
+    def _start_saves(self, saves: Sequence[SaveSpec], plans: Sequence[Plan]) -> None:
+        if not saves and not plans:
+            return
         fence = self.blocks.fence()
         for plan in plans:
             self._saver.submit(self._carrier.submit, plan, None)
