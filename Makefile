@@ -39,6 +39,10 @@ bench: all ## Run the benchmark of the README (BENCH_ARGS="rag --cpu-size 512MiB
 test: all ## Run the tests (PYTEST_ARGS="-k tiers")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: test-fast
+test-fast: all ## Run the tests that need no model, no vLLM and no browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not vllm and not browser" $(PYTEST_ARGS)
+
 .PHONY: check
 check: all ## Lint, formatting and types
 	$(BIN)/ruff check .

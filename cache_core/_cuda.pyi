@@ -8,7 +8,7 @@ Arguments are as of ``_native``. A ``Paged`` is of memory that the GPU can reach
 GPU or not aligned to its items, and :class:`CudaError`, whose text says what to do.
 """
 
-from typing import Final, Literal, TypedDict
+from typing import Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,18 +96,6 @@ class Transfer:
 
     def scatter_dma(
         self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
-    ) -> None: ...
-    def scatter_rotated(
-        self,
-        paged: Paged,
-        slots: NDArray[np.int64],
-        chunks: NDArray[np.uint64],
-        order: Order,
-        dtype: Item,
-        deltas: NDArray[np.int64],
-        inv_freq: NDArray[np.float64],
-        style: Literal["neox", "gptj"] = "neox",
-        offset: int = 0,
     ) -> None: ...
     def gather_coded(
         self,

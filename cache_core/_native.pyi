@@ -1,4 +1,4 @@
-"""What csrc does, as Python sees it. Sizes, strides and addresses are in bytes.
+"""Declares what csrc does, as Python sees it. Sizes, strides and addresses are in bytes.
 
 All functions let go of the interpreter lock while they hash or move; the Ledger's keep it. Arrays
 are taken as they are, never converted: another dtype, rank or a gap between elements is a
@@ -22,13 +22,13 @@ Item = Literal["float32", "bfloat16", "float16"]
 Code = Literal["fp8", "int8"]
 
 CUDA: Final[str]
-"""``"built by CUDA ..."``, or ``"not built: "`` and why."""
+"""The state of the CUDA kernels: ``"built by CUDA ..."``, or ``"not built: "`` and why."""
 
 PREFIX_DOMAIN: Final[bytes]
 CONTENT_DOMAIN: Final[bytes]
 
 def sha256_backend() -> str:
-    """``"sha-ni"`` where the CPU has SHA instructions, else ``"portable"``."""
+    """Returns ``"sha-ni"`` where the CPU has SHA instructions, else ``"portable"``."""
 
 def chunk_keys(
     tokens: NDArray[np.int32],
@@ -38,7 +38,8 @@ def chunk_keys(
     content: bool = True,
     portable: bool = False,
 ) -> tuple[list[bytes], list[bytes]]:
-    """Prefix keys and content keys, 32 bytes each, of the full chunks of ``tokens`` ``[n]``.
+    """Returns prefix keys and content keys, 32 bytes each, of the full chunks of ``tokens``
+    ``[n]``.
 
     prefix[i] = sha256(PREFIX_DOMAIN | prefix[i-1], or root for i = 0 | int32 bytes of chunk i)
     content[i] = sha256(CONTENT_DOMAIN | namespace | int32 bytes of chunk i)
@@ -56,17 +57,17 @@ class Slab:
     """
 
     def __init__(self, nbytes: int, numa_node: int = -1) -> None:
-        """``numa_node``: whose memory it is, as far as that has room; -1 for any."""
+        """Takes the memory of ``numa_node``, as far as that has space; -1 for any."""
 
     @property
     def address(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     def view(self) -> NDArray[np.uint8]:
-        """The memory itself, ``[nbytes]``, writable; keeps the slab alive."""
+        """Returns the memory itself, ``[nbytes]``, writable; it keeps the slab alive."""
 
 class Paged:
-    """Where an engine keeps its KV. ``item_bytes`` contiguous bytes lie at
+    """The layout of an engine's paged KV. ``item_bytes`` contiguous bytes lie at
 
     base[kv][layer] + (slot // block_tokens) * block_stride + (slot % block_tokens) * token_stride
     + head * head_stride + item * item_stride
@@ -96,12 +97,12 @@ class Paged:
     ) -> None: ...
     @property
     def overlaps(self) -> bool:
-        """Whether tokens, heads or planes share bytes. Such KV can be read, but not written."""
+        """Returns whether tokens, heads or planes share bytes: such KV can only be read."""
 
 def pieces(paged: Paged, slots: NDArray[np.int64], order: Order) -> tuple[int, int]:
-    """How many runs of bytes, each contiguous in the engine and in a chunk, a move of ``slots``
-    ``[n, chunk_tokens]`` has, and their bytes in all. Raises ``IndexError`` for a slot that is not
-    in the engine's KV."""
+    """Counts the runs of bytes, each contiguous in the engine and in a chunk, that a move of
+    ``slots`` ``[n, chunk_tokens]`` has, and their bytes in all. Raises ``IndexError`` for a slot
+    that is not in the engine's KV."""
 
 def gather(
     paged: Paged,
@@ -110,7 +111,7 @@ def gather(
     order: Order,
     threads: int = 1,
 ) -> None:
-    """Engine KV -> chunk i's bytes at ``chunks[i]``, for ``slots`` ``[n, chunk_tokens]``.
+    """Copies engine KV to chunk i's bytes at ``chunks[i]``, for ``slots`` ``[n, chunk_tokens]``.
 
     A chunk's bytes are ``[layers][planes][kv_heads][chunk_tokens][head_bytes]`` for ``"HND"``,
     ``[layers][planes][chunk_tokens][kv_heads][head_bytes]`` for ``"NHD"``. A token with slot -1 is
@@ -126,8 +127,9 @@ def scatter(
     order: Order,
     threads: int = 1,
 ) -> None:
-    """Chunk i's bytes at ``chunks[i]`` -> engine KV: ``gather`` backwards. Raises ``ValueError``
-    too where a slot comes twice."""
+    """Copies chunk i's bytes at ``chunks[i]`` to engine KV: ``gather`` backwards. Raises
+    ``IndexError`` for a slot that the engine has not, ``ValueError`` for another order or number of
+    chunks, for null addresses and where a slot comes twice."""
 
 def gather_rows(
     paged: Paged,
@@ -137,8 +139,9 @@ def gather_rows(
     groups: int = 3,
     lanes: int = 4,
 ) -> None:
-    """``gather`` by the code that a GPU runs, ``groups`` of ``lanes`` one after another: a means of
-    testing that code. Raises ``ValueError`` too where a head's bytes lie apart."""
+    """Copies as ``gather`` does, by the code that a GPU runs, ``groups`` of ``lanes`` one after
+    another: a means of testing that code. Raises ``ValueError`` too where a head's bytes lie
+    apart."""
 
 def scatter_rows(
     paged: Paged,
@@ -148,30 +151,8 @@ def scatter_rows(
     groups: int = 3,
     lanes: int = 4,
 ) -> None:
-    """``scatter`` likewise."""
-
-def scatter_rotated(
-    paged: Paged,
-    slots: NDArray[np.int64],
-    chunks: NDArray[np.uint64],
-    order: Order,
-    dtype: Item,
-    deltas: NDArray[np.int64],
-    inv_freq: NDArray[np.float64],
-    style: Literal["neox", "gptj"] = "neox",
-    offset: int = 0,
-    threads: int = 1,
-    portable: bool = False,
-) -> None:
-    """``scatter``, with chunk i's K turned by ``deltas[i]`` positions (RoFormer, Su et al. 2021,
-    section 3.2.2).
-
-    ``inv_freq`` ``[pairs]`` are radians per position. ``offset`` items of each head lie before the
-    window of ``2 * pairs`` items that turns; with one plane (MLA) that is the latent's length.
-    Angles are float64, the rest float32, rounded to ``dtype``. A chunk that moves by 0, and what
-    lies outside the window, keeps its bits. ``portable`` leaves AVX2 out. Raises ``ValueError`` too
-    for a window that exceeds the head.
-    """
+    """Copies as ``scatter`` does, by the code that a GPU runs: a means of testing that code. Raises
+    ``ValueError`` too where a head's bytes lie apart."""
 
 def gather_coded(
     paged: Paged,
@@ -183,7 +164,7 @@ def gather_coded(
     threads: int = 1,
     portable: bool = False,
 ) -> None:
-    """``gather``, with each item of ``dtype`` coded in one byte.
+    """Copies as ``gather`` does, with each item of ``dtype`` coded in one byte.
 
     ``"fp8"`` is E4M3 (OCP 8-bit Floating Point Specification), ``"int8"`` symmetric. A row, one
     head of one token, has a float32 scale: its largest finite magnitude over 448 or 127. A coded
@@ -201,7 +182,8 @@ def scatter_coded(
     threads: int = 1,
     portable: bool = False,
 ) -> None:
-    """``gather_coded`` backwards: code times scale, rounded to ``dtype``."""
+    """Copies coded chunks to engine KV, ``gather_coded`` backwards: code times scale, rounded to
+    ``dtype``."""
 
 def encode(
     dst: NDArray[np.uint64],
@@ -213,8 +195,8 @@ def encode(
     threads: int = 1,
     portable: bool = False,
 ) -> None:
-    """Raw chunks of ``rows`` rows of ``items`` items at ``src`` -> coded ones at ``dst``, as
-    :func:`gather_coded` has them. Raises ``ValueError`` for null addresses and destinations that
+    """Codes raw chunks of ``rows`` rows of ``items`` items at ``src`` to ``dst``, in the form that
+    :func:`gather_coded` has. Raises ``ValueError`` for null addresses and destinations that
     overlap."""
 
 def decode(
@@ -227,10 +209,11 @@ def decode(
     threads: int = 1,
     portable: bool = False,
 ) -> None:
-    """``encode`` backwards."""
+    """Decodes chunks that :func:`encode` made at ``src`` to raw ones at ``dst``. Raises
+    ``ValueError`` for null addresses and destinations that overlap."""
 
 def coded_bytes(rows: int, items: int) -> int:
-    """Bytes of a coded chunk. Raises ``ValueError`` for sizes below 1."""
+    """Returns the bytes of a coded chunk. Raises ``ValueError`` for sizes below 1."""
 
 def copy(
     dst: NDArray[np.uint64],
@@ -238,15 +221,15 @@ def copy(
     nbytes: NDArray[np.uint64],
     threads: int = 1,
 ) -> None:
-    """``nbytes[i]`` bytes from ``src[i]`` to ``dst[i]``. Raises ``ValueError`` if the arrays differ
-    in length, for addresses that no process has and for destinations that overlap."""
+    """Copies ``nbytes[i]`` bytes from ``src[i]`` to ``dst[i]``. Raises ``ValueError`` if the arrays
+    differ in length, for addresses that no process has and for destinations that overlap."""
 
 def crc32c(data: bytes, before: int = 0, portable: bool = False) -> int:
-    """CRC-32C; ``before`` continues an earlier result. ``portable`` leaves the CPU's instruction
-    out."""
+    """Returns the CRC-32C of ``data``; ``before`` continues an earlier result. ``portable`` leaves
+    the CPU's instruction out."""
 
 def xxh3_128(data: bytes) -> bytes:
-    """XXH3-128, 16 bytes in canonical order."""
+    """Returns the XXH3-128 of ``data``, 16 bytes in canonical order."""
 
 def write_records(
     fds: NDArray[np.int32],
@@ -280,8 +263,8 @@ def read_records(
     """Reads payload i to ``addresses[i]`` and proves that it is the record that was asked for.
 
     Returns for each: 0, or errno, or -1 (no sound header), -2 (another record), -3 (the payload
-    does not match its hash), -4 (the file ends); memory is undefined then. Raises as
-    :func:`write_records`.
+    does not match its hash), -4 (the file ends); memory is undefined then. Raises ``ValueError``
+    for arrays of different lengths, offsets that are no multiple of 4096 and sizes below 1.
     """
 
 def scan_records(
@@ -292,9 +275,10 @@ def scan_records(
     direct: bool,
     depth: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint64]]:
-    """What is there: statuses as from :func:`read_records`, or -5 where a header's place is all
-    zeros; keys ``[n, 32]``; sequences. Only where the status is 0 do the others mean anything.
-    Raises as :func:`write_records`."""
+    """Returns what is at the offsets: statuses as from :func:`read_records`, or -5 where a header's
+    bytes are all zeros; keys ``[n, 32]``; sequences. Only where the status is 0 do the others mean
+    anything. Raises ``ValueError`` for arrays of different lengths, offsets that are no multiple of
+    4096 and sizes below 1."""
 
 def copy_records(
     from_fds: NDArray[np.int32],
@@ -305,8 +289,9 @@ def copy_records(
     direct: bool,
     depth: int,
 ) -> NDArray[np.int32]:
-    """Copies records as they are, damage and all; statuses as from :func:`read_records`. Raises as
-    :func:`write_records`."""
+    """Copies records as they are, damage and all; statuses as from :func:`read_records`. Raises
+    ``ValueError`` for arrays of different lengths, offsets that are no multiple of 4096 and sizes
+    below 1."""
 
 class Distances(TypedDict):
     """Tokens by the smallest LRU capacity in chunks that hits them, int64 ``[distinct + 1]``, and
@@ -328,34 +313,38 @@ def count_distances(
     threshold: int = 2**64 - 1,
     seed: int = 0,
 ) -> Distances:
-    """Of ``ids`` ``[references]``, where request i has those from ``offsets[i]`` to before
-    ``offsets[i + 1]``. A chunk has ``chunk_tokens``, as far as ``prompt_tokens[i]`` reach. Only
-    chunks whose hash with ``seed`` is at most ``threshold`` count.
+    """Counts tokens of ``ids`` ``[references]`` by the smallest LRU capacity that hits them:
+    request i has those from ``offsets[i]`` to before ``offsets[i + 1]``. A chunk has
+    ``chunk_tokens``, as far as ``prompt_tokens[i]`` reach. Only chunks whose hash with ``seed`` is
+    at most ``threshold`` count.
 
     Memory is O(distinct chunks). Raises ``ValueError`` for offsets that do not rise from 0 to
     ``len(ids)``, prompts of another number than requests, and ``chunk_tokens`` < 1.
     """
 
 def stack_distances(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The smallest LRU capacity that holds each reference's chunk when its request comes; -1 where
-    none does. Raises as :func:`count_distances`."""
+    """Returns the smallest LRU capacity that holds each reference's chunk when its request comes;
+    -1 where none does. Raises ``ValueError`` for offsets that do not rise from 0 to
+    ``len(ids)``."""
 
 def last_uses(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The request that used each reference's chunk before; its own where the chunk stood in it
-    already, -1 if none did. Raises as :func:`count_distances`."""
+    """Returns the request that used each reference's chunk before; its own where the chunk stood in
+    it already, -1 if none did. Raises ``ValueError`` for offsets that do not rise from 0 to
+    ``len(ids)``."""
 
 def chain_names(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A 64-bit hash of all names of the request up to each. Raises as :func:`count_distances`."""
+    """Returns for each name a 64-bit hash of all names of its request up to it. Raises
+    ``ValueError`` for offsets that do not rise from 0 to ``len(ids)``."""
 
 def group_names(
     ids: NDArray[np.int64], offsets: NDArray[np.int64], group: int, chained: bool
 ) -> NDArray[np.int64]:
-    """Names of chunks ``group`` times as long, of full groups only: the last name of each if names
-    are ``chained``, else a 64-bit hash of all. Raises as :func:`count_distances`, and for
-    ``group`` < 1."""
+    """Returns names of chunks ``group`` times as long, of full groups only: the last name of each
+    if names are ``chained``, else a 64-bit hash of all. Raises ``ValueError`` for offsets that do
+    not rise from 0 to ``len(ids)`` and for ``group`` < 1."""
 
 def sampled(ids: NDArray[np.int64], threshold: int, seed: int) -> NDArray[np.bool_]:
-    """Which chunks :func:`count_distances` takes."""
+    """Returns which chunks a sample takes: hashes with ``seed`` of at most ``threshold``."""
 
 def tier_hits(
     distances: NDArray[np.int64],
@@ -363,13 +352,13 @@ def tier_hits(
     capacities: NDArray[np.int64],
     exclusive: bool,
 ) -> NDArray[np.int32]:
-    """How many chunks of each request's leading held run each tier serves, ``[stacks, requests,
-    tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. Raises as
-    :func:`count_distances`."""
+    """Returns how many chunks of each request's leading held run each tier serves, ``[stacks,
+    requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. Raises
+    ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``."""
 
 class Future:
-    """When each chunk will be used: request i has the keys ``requests[i]``. Raises ``ValueError``
-    for keys of other than 32 bytes."""
+    """Knows when each chunk will be used: request i has the keys ``requests[i]``. Raises
+    ``ValueError`` for keys of other than 32 bytes."""
 
     def __init__(self, requests: Sequence[Sequence[bytes]]) -> None: ...
 
@@ -380,12 +369,13 @@ def Ledger(
     exclusive: bool,
     move: type[Move],
 ) -> Books:
-    """``future`` is for the policy ``"belady"`` alone; ``move`` is the class of what is answered, a
-    tuple of four. Raises ``ValueError`` for more than 8 tiers and unknown policies."""
+    """Makes the books of a Ledger. ``future`` is for the policy ``"belady"`` alone; ``move`` is the
+    class of what is answered, a tuple of four. Raises ``ValueError`` for more than 8 tiers and
+    unknown policies."""
 
 def pack_moves(moves: tuple[Move, ...]) -> bytes:
-    """Moves as bytes, for other processes of the same build. Raises ``TypeError`` or ``ValueError``
-    for what is no move."""
+    """Returns moves as bytes, for other processes of the same build. Raises ``TypeError`` or
+    ``ValueError`` for what is no move."""
 
 def unpack_moves(packed: bytes, move: type[Move]) -> list[Move]:
-    """What :func:`pack_moves` packed. Raises ``ValueError`` for what it did not."""
+    """Returns the moves that :func:`pack_moves` packed. Raises ``ValueError`` for other bytes."""

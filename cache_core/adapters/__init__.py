@@ -1,1 +1,1 @@
-"""What plugs the core into serving engines that run in processes of their own."""
+"""Plugs the core into serving engines that run in processes of their own."""

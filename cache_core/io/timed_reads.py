@@ -48,7 +48,7 @@ class Staged:
         """Copies the chunks and returns where the copy is. Coded chunks stay coded."""
         addresses = self.addresses[: len(place)]
         if isinstance(place, DecodedBuffers) and place.codec.coded_bytes <= self._stride:
-            place.coded.copy_to(addresses)
+            place.inner.copy_to(addresses)
             coded = FlatBuffers(addresses, place.codec.coded_bytes)
             return DecodedBuffers(coded, place.codec)
         place.copy_to(addresses)

@@ -75,7 +75,7 @@ class CodedTier(Wrapper):
         if place is None:
             return None
         if isinstance(place, DecodedBuffers) and place.codec == self.codec:
-            return place.coded
+            return place.inner
         return CodedBuffers(place, self.codec)
 
 

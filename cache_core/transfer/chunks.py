@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from copy import copy
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,38 +38,99 @@ class ChunkBuffers(Protocol):
         """Copies the memory at ``addresses[i]`` to chunk i."""
 
 
-class FlatBuffers:
-    """Buffers of chunks that are contiguous in host memory."""
+class SlotBuffers(ABC):
+    """Buffers of chunks inside an engine's KV, of which a subclass knows how to move them.
 
-    def __init__(self, addresses: Addresses, chunk_bytes: int, threads: int = 1) -> None:
-        self._addresses = addresses
-        self._sizes = np.full(len(addresses), chunk_bytes, dtype=np.uint64)
-        self._threads = threads
+    ``slots`` is int64 ``[chunks, chunk_tokens]``: the engine's slot of each token, -1 to leave a
+    token out.
+    """
+
+    def __init__(self, slots: NDArray[np.int64]) -> None:
+        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def pick(self, rows: Sequence[int]) -> Self:
+        chosen = copy(self)
+        chosen._slots = self._slots[np.asarray(rows, dtype=np.intp)]
+        return chosen
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        self.move(addresses, out=True)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        self.move(addresses, out=False)
+
+    @abstractmethod
+    def move(self, addresses: Addresses, out: bool) -> None:
+        """Copies chunk i to (``out``) or from the memory at ``addresses[i]``."""
+
+    def move_coded(self, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        """Moves as :meth:`move` does, coding on the way, with no raw chunk in between. Returns
+        False where that can't be with this codec: then nothing was moved."""
+        return False
+
+
+class AddressBuffers:
+    """Buffers of chunks of ``chunk_bytes`` that are contiguous at ``addresses``."""
+
+    def __init__(self, addresses: Addresses, chunk_bytes: int) -> None:
+        self._addresses, self._chunk_bytes = addresses, chunk_bytes
 
     def __len__(self) -> int:
         return len(self._addresses)
 
-    def pick(self, rows: Sequence[int]) -> FlatBuffers:
-        chosen = self._addresses[np.asarray(rows, dtype=np.intp)]
-        size = int(self._sizes[0]) if len(self._sizes) else 0
-        return FlatBuffers(chosen, size, self._threads)
+    def pick(self, rows: Sequence[int]) -> Self:
+        chosen = copy(self)
+        chosen._addresses = self._addresses[np.asarray(rows, dtype=np.intp)]
+        return chosen
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def _sizes(self) -> Addresses:
+        return np.full(len(self), self._chunk_bytes, dtype=np.uint64)
+
+
+class FlatBuffers(AddressBuffers):
+    """Buffers of chunks that are contiguous in host memory."""
+
+    def __init__(self, addresses: Addresses, chunk_bytes: int, threads: int = 1) -> None:
+        super().__init__(addresses, chunk_bytes)
+        self._threads = threads
 
     def flat(self) -> Addresses | None:
         return self._addresses
 
     def copy_to(self, addresses: Addresses) -> None:
-        _native.copy(addresses, self._addresses, self._sizes, self._threads)
+        _native.copy(addresses, self._addresses, self._sizes(), self._threads)
 
     def copy_from(self, addresses: Addresses) -> None:
-        _native.copy(self._addresses, addresses, self._sizes, self._threads)
+        _native.copy(self._addresses, addresses, self._sizes(), self._threads)
 
 
-class PagedBuffers:
-    """Buffers of chunks inside an engine's KV, in host memory, described by ``_native.Paged``.
+class LaidOut(SlotBuffers):
+    """Buffers in an engine's KV that ``_native.Paged`` describes, in the order of a layout. Raises
+    ``ValueError`` for slots that are no whole chunks of the layout."""
 
-    ``slots`` is int64 ``[chunks, chunk_tokens]``: the engine's slot of each token, -1 to leave a
-    token out. Raises ``IndexError`` on a move if a slot lies outside the engine's KV.
-    """
+    def __init__(self, paged: _native.Paged, slots: NDArray[np.int64], layout: KVLayout) -> None:
+        if slots.ndim != 2 or slots.shape[1] != layout.chunk_tokens:
+            raise ValueError(f"slots have shape {slots.shape}, not [n, {layout.chunk_tokens}]")
+        super().__init__(slots)
+        self._paged, self._layout = paged, layout
+
+    def _codes(self, codec: Codec) -> bool:
+        """Returns whether the codec's rows are heads of this KV."""
+        return codec.items == self._layout.head_dim and codec.dtype == self._layout.dtype
+
+
+class PagedBuffers(LaidOut):
+    """Buffers of chunks inside an engine's KV in host memory. Raises ``IndexError`` on a move if a
+    slot lies outside the engine's KV."""
 
     def __init__(
         self,
@@ -76,47 +139,17 @@ class PagedBuffers:
         layout: KVLayout,
         threads: int = 1,
     ) -> None:
-        if slots.ndim != 2 or slots.shape[1] != layout.chunk_tokens:
-            raise ValueError(f"slots have shape {slots.shape}, not [n, {layout.chunk_tokens}]")
-        self._paged = paged
-        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
-        self._layout = layout
+        super().__init__(paged, slots, layout)
         self._threads = threads
 
-    def __len__(self) -> int:
-        return len(self._slots)
+    def move(self, addresses: Addresses, out: bool) -> None:
+        verb = _native.gather if out else _native.scatter
+        verb(self._paged, self._slots, addresses, self._layout.order, self._threads)
 
-    def pick(self, rows: Sequence[int]) -> PagedBuffers:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return PagedBuffers(self._paged, chosen, self._layout, self._threads)
-
-    def flat(self) -> Addresses | None:
-        return None
-
-    def copy_to(self, addresses: Addresses) -> None:
-        _native.gather(self._paged, self._slots, addresses, self._layout.order, self._threads)
-
-    def copy_from(self, addresses: Addresses) -> None:
-        _native.scatter(self._paged, self._slots, addresses, self._layout.order, self._threads)
-
-    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Copies the chunks to ``addresses``, coded. Returns False, and copies nothing, unless the
-        codec's rows are heads of this KV."""
-        if codec.items != self._layout.head_dim or codec.dtype != self._layout.dtype:
+    def move_coded(self, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        if not self._codes(codec):
             return False
-        order = self._layout.order
-        _native.gather_coded(
-            self._paged, self._slots, addresses, order, codec.dtype, codec.name, self._threads
-        )
-        return True
-
-    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Decodes the chunks at ``addresses`` into these. Returns False, and copies nothing, unless
-        the codec's rows are heads of this KV."""
-        if codec.items != self._layout.head_dim or codec.dtype != self._layout.dtype:
-            return False
-        order = self._layout.order
-        _native.scatter_coded(
-            self._paged, self._slots, addresses, order, codec.dtype, codec.name, self._threads
-        )
+        verb = _native.gather_coded if out else _native.scatter_coded
+        order, kind = self._layout.order, (codec.dtype, codec.name)
+        verb(self._paged, self._slots, addresses, order, *kind, self._threads)
         return True

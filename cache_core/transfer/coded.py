@@ -3,114 +3,92 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from cache_core import _native
 from cache_core.layout import Addresses
-from cache_core.transfer.chunks import ChunkBuffers
+from cache_core.transfer.chunks import ChunkBuffers, SlotBuffers
 from cache_core.transfer.codec import Codec
 
 # Raw chunks that wait beside the tier, at a time: enough for the threads, little memory.
 _STAGED_BYTES = 8 << 20
 
 
-@runtime_checkable
-class Coding(Protocol):
-    """Buffers that code on their way, with no raw chunk in between."""
+class _Recoded:
+    """Buffers that give the chunks of ``inner`` in another form to whoever copies them. Chunks that
+    are not flat in host memory pass through staging memory, ``staged_bytes`` each."""
 
-    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Copies the chunks to ``addresses``, coded. Returns False where it can't with this codec:
-        then nothing was copied."""
-
-    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Decodes the chunks at ``addresses`` into these. Returns False where it can't with this
-        codec: then nothing was copied."""
-
-
-class CodedBuffers:
-    """Buffers that give the raw chunks of ``place`` as coded ones to whoever copies them."""
-
-    def __init__(self, place: ChunkBuffers, codec: Codec) -> None:
-        self._place, self._codec = place, codec
+    def __init__(self, inner: ChunkBuffers, codec: Codec, staged_bytes: int) -> None:
+        self.inner, self.codec, self._staged_bytes = inner, codec, staged_bytes
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self.inner)
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def _out(self, code: Callable[[Addresses, Addresses], None], addresses: Addresses) -> None:
+        """Calls ``code(addresses, theirs)`` for all chunks."""
+        flat = self.inner.flat()
+        if flat is not None:
+            code(addresses, flat)
+            return
+        with _staged(len(self), self._staged_bytes) as (there, batches):
+            for rows in batches:
+                staging = there[: len(rows)]
+                self.inner.pick(rows).copy_to(staging)
+                code(addresses[rows.start : rows.stop], staging)
+
+    def _in(self, code: Callable[[Addresses, Addresses], None], addresses: Addresses) -> None:
+        """Calls ``code(theirs, addresses)`` for all chunks."""
+        flat = self.inner.flat()
+        if flat is not None:
+            code(flat, addresses)
+            return
+        with _staged(len(self), self._staged_bytes) as (there, batches):
+            for rows in batches:
+                staging = there[: len(rows)]
+                code(staging, addresses[rows.start : rows.stop])
+                self.inner.pick(rows).copy_from(staging)
+
+
+class CodedBuffers(_Recoded):
+    """Buffers that give the raw chunks of ``inner`` as coded ones to whoever copies them."""
+
+    def __init__(self, inner: ChunkBuffers, codec: Codec) -> None:
+        super().__init__(inner, codec, codec.raw_bytes)
 
     def pick(self, rows: Sequence[int]) -> CodedBuffers:
-        return CodedBuffers(self._place.pick(rows), self._codec)
-
-    def flat(self) -> Addresses | None:
-        return None
+        return CodedBuffers(self.inner.pick(rows), self.codec)
 
     def copy_to(self, addresses: Addresses) -> None:
-        place, codec = self._place, self._codec
-        if isinstance(place, Coding) and place.copy_to_coded(addresses, codec):
-            return
-        raw = place.flat()
-        if raw is not None:
-            codec.encode(addresses, raw)
-            return
-        with _staged(len(self), codec.raw_bytes) as (there, batches):
-            for rows in batches:
-                room = there[: len(rows)]
-                place.pick(rows).copy_to(room)
-                codec.encode(addresses[rows.start : rows.stop], room)
+        inner, codec = self.inner, self.codec
+        if not (isinstance(inner, SlotBuffers) and inner.move_coded(addresses, codec, out=True)):
+            self._out(codec.encode, addresses)
 
     def copy_from(self, addresses: Addresses) -> None:
-        place, codec = self._place, self._codec
-        if isinstance(place, Coding) and place.copy_from_coded(addresses, codec):
-            return
-        raw = place.flat()
-        if raw is not None:
-            codec.decode(raw, addresses)
-            return
-        with _staged(len(self), codec.raw_bytes) as (there, batches):
-            for rows in batches:
-                room = there[: len(rows)]
-                codec.decode(room, addresses[rows.start : rows.stop])
-                place.pick(rows).copy_from(room)
+        inner, codec = self.inner, self.codec
+        if not (isinstance(inner, SlotBuffers) and inner.move_coded(addresses, codec, out=False)):
+            self._in(codec.decode, addresses)
 
 
-class DecodedBuffers:
-    """Buffers that give the coded chunks in ``coded`` as raw ones to whoever copies them."""
+class DecodedBuffers(_Recoded):
+    """Buffers that give the coded chunks of ``inner`` as raw ones to whoever copies them."""
 
-    def __init__(self, coded: ChunkBuffers, codec: Codec) -> None:
-        self.coded, self.codec = coded, codec
-
-    def __len__(self) -> int:
-        return len(self.coded)
+    def __init__(self, inner: ChunkBuffers, codec: Codec) -> None:
+        super().__init__(inner, codec, codec.coded_bytes)
 
     def pick(self, rows: Sequence[int]) -> DecodedBuffers:
-        return DecodedBuffers(self.coded.pick(rows), self.codec)
-
-    def flat(self) -> Addresses | None:
-        return None
+        return DecodedBuffers(self.inner.pick(rows), self.codec)
 
     def copy_to(self, addresses: Addresses) -> None:
-        flat = self.coded.flat()
-        if flat is not None:
-            self.codec.decode(addresses, flat)
-            return
-        with _staged(len(self), self.codec.coded_bytes) as (there, batches):
-            for rows in batches:
-                room = there[: len(rows)]
-                self.coded.pick(rows).copy_to(room)
-                self.codec.decode(addresses[rows.start : rows.stop], room)
+        self._out(self.codec.decode, addresses)
 
     def copy_from(self, addresses: Addresses) -> None:
-        flat = self.coded.flat()
-        if flat is not None:
-            self.codec.encode(flat, addresses)
-            return
-        with _staged(len(self), self.codec.coded_bytes) as (there, batches):
-            for rows in batches:
-                room = there[: len(rows)]
-                self.codec.encode(room, addresses[rows.start : rows.stop])
-                self.coded.pick(rows).copy_from(room)
+        self._in(self.codec.encode, addresses)
 
 
 class _Slabs(threading.local):

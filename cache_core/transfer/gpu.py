@@ -15,7 +15,7 @@ from cache_core import _native
 from cache_core.layout import Addresses, KVLayout
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.tiers.tier import Read
-from cache_core.transfer.chunks import ChunkBuffers
+from cache_core.transfer.chunks import AddressBuffers, ChunkBuffers, LaidOut
 from cache_core.transfer.cuda import cuda_module
 from cache_core.transfer.planner import Direction, Planner, Way
 
@@ -77,9 +77,9 @@ class CopyStreams:
                 transfer.synchronize()
 
 
-class GpuBuffers:
-    """Buffers of chunks inside an engine's KV in a GPU's memory, with ``slots`` as in
-    :class:`~cache_core.transfer.chunks.PagedBuffers`. Addresses may be the GPU's own too."""
+class GpuBuffers(LaidOut):
+    """Buffers of chunks inside an engine's KV in a GPU's memory; addresses may be the GPU's own
+    too. ``ready`` is called with the stream before a move is queued."""
 
     def __init__(
         self,
@@ -90,69 +90,36 @@ class GpuBuffers:
         ready: Ready,
         within: bool = False,
     ) -> None:
-        if slots.ndim != 2 or slots.shape[1] != layout.chunk_tokens:
-            raise ValueError(f"slots have shape {slots.shape}, not [n, {layout.chunk_tokens}]")
-        self._ways, self._paged, self._layout, self._ready = ways, paged, layout, ready
-        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
-        self._within = within
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def pick(self, rows: Sequence[int]) -> GpuBuffers:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return self._of(chosen, self._within)
+        super().__init__(paged, slots, layout)
+        self._ways, self._ready, self._within = ways, ready, within
 
     def within(self) -> GpuBuffers:
-        """Returns the same buffers for addresses in the GPU's own memory: kernels copy them."""
-        return self._of(self._slots, True)
-
-    def flat(self) -> Addresses | None:
-        return None
-
-    def copy_to(self, addresses: Addresses) -> None:
-        with self._way("out") as transfer:
-            verb = transfer.gather_dma if self._by_dma("out") else transfer.gather
-            verb(self._paged, self._slots, addresses, self._layout.order)
-
-    def copy_from(self, addresses: Addresses) -> None:
-        with self._way("in") as transfer:
-            verb = transfer.scatter_dma if self._by_dma("in") else transfer.scatter
-            verb(self._paged, self._slots, addresses, self._layout.order)
-
-    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Copies the chunks to ``addresses``, coded. Returns False, and copies nothing, unless the
-        codec's rows are heads of this KV."""
-        if not self._codes(codec):
-            return False
-        with self._way("out") as transfer:
-            transfer.gather_coded(
-                self._paged, self._slots, addresses, self._layout.order, codec.dtype, codec.name
-            )
-        return True
-
-    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Decodes the chunks at ``addresses`` into these. Returns False, and copies nothing, unless
-        the codec's rows are heads of this KV."""
-        if not self._codes(codec):
-            return False
-        with self._way("in") as transfer:
-            transfer.scatter_coded(
-                self._paged, self._slots, addresses, self._layout.order, codec.dtype, codec.name
-            )
-        return True
-
-    def _of(self, slots: NDArray[np.int64], within: bool) -> GpuBuffers:
-        return GpuBuffers(self._ways, self._paged, slots, self._layout, self._ready, within)
-
-    def _by_dma(self, name: str) -> bool:
-        order = self._layout.order
-        return (
-            not self._within and self._ways.choose(name, self._paged, self._slots, order) == "dma"
+        """Returns the same for addresses that are all in the GPU's own memory: kernels move
+        them."""
+        return GpuBuffers(
+            self._ways, self._paged, self._slots, self._layout, self._ready, within=True
         )
 
-    def _codes(self, codec: Codec) -> bool:
-        return codec.items == self._layout.head_dim and codec.dtype == self._layout.dtype
+    def move(self, addresses: Addresses, out: bool) -> None:
+        way, order = "out" if out else "in", self._layout.order
+        with self._way(way) as transfer:
+            verb = transfer.gather if out else transfer.scatter
+            if not self._within and self._by_dma(way):
+                verb = transfer.gather_dma if out else transfer.scatter_dma
+            verb(self._paged, self._slots, addresses, order)
+
+    def move_coded(self, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        if not self._codes(codec):
+            return False
+        with self._way("out" if out else "in") as transfer:
+            verb = transfer.gather_coded if out else transfer.scatter_coded
+            order = self._layout.order
+            verb(self._paged, self._slots, addresses, order, codec.dtype, codec.name)
+        return True
+
+    def _by_dma(self, way: str) -> bool:
+        order = self._layout.order
+        return self._ways.choose(way, self._paged, self._slots, order) == "dma"
 
     @contextmanager
     def _way(self, name: str) -> Iterator[_cuda.Transfer]:
@@ -161,21 +128,13 @@ class GpuBuffers:
             yield transfer
 
 
-class GpuChunks:
-    """Buffers of chunks that are contiguous in a GPU's memory; addresses may be there too."""
+class GpuChunks(AddressBuffers):
+    """Buffers of chunks that are contiguous in a GPU's memory; addresses may be the GPU's own
+    too."""
 
     def __init__(self, ways: CopyStreams, addresses: Addresses, chunk_bytes: int) -> None:
-        self._ways, self._addresses, self._chunk_bytes = ways, addresses, chunk_bytes
-
-    def __len__(self) -> int:
-        return len(self._addresses)
-
-    def pick(self, rows: Sequence[int]) -> GpuChunks:
-        chosen = self._addresses[np.asarray(rows, dtype=np.intp)]
-        return GpuChunks(self._ways, chosen, self._chunk_bytes)
-
-    def flat(self) -> Addresses | None:
-        return None
+        super().__init__(addresses, chunk_bytes)
+        self._ways = ways
 
     def copy_to(self, addresses: Addresses) -> None:
         with self._ways.way("out") as transfer:
@@ -184,9 +143,6 @@ class GpuChunks:
     def copy_from(self, addresses: Addresses) -> None:
         with self._ways.way("in") as transfer:
             transfer.copy(self._addresses, addresses, self._sizes())
-
-    def _sizes(self) -> Addresses:
-        return np.full(len(self), self._chunk_bytes, dtype=np.uint64)
 
 
 class GpuMemory(SlabMemory):

@@ -59,19 +59,6 @@ void py_move(Transfer& transfer, const Paged& paged, const Slots& slots, const A
   }
 }
 
-void py_scatter_rotated(Transfer& transfer, const Paged& paged, const Slots& slots,
-                        const Addresses& chunks, std::string_view order, std::string_view dtype,
-                        const Deltas& deltas, const Frequencies& inv_freq, std::string_view style,
-                        std::int64_t offset) {
-  const SlotTable table = to_table(slots, chunks);
-  require_length("deltas", deltas.size(), table.chunks);
-  const Order parsed = to_order(order);
-  const ItemType type = to_item(dtype);
-  const RopeWindow window = to_window(inv_freq, style, offset);
-  const Unlocked unlocked;
-  transfer.scatter_rotated(paged, table, chunks.data(), parsed, type, deltas.data(), window);
-}
-
 template <bool kEncode>
 void py_code(Transfer& transfer, const Paged& paged, const Slots& slots, const Addresses& chunks,
              std::string_view order, std::string_view dtype, std::string_view codec) {
@@ -140,9 +127,6 @@ NB_MODULE(_cuda, m) {
            "chunks"_a.noconvert(), "order"_a)
       .def("scatter_dma", py_move<false, true>, "paged"_a, "slots"_a.noconvert(),
            "chunks"_a.noconvert(), "order"_a)
-      .def("scatter_rotated", py_scatter_rotated, "paged"_a, "slots"_a.noconvert(),
-           "chunks"_a.noconvert(), "order"_a, "dtype"_a, "deltas"_a.noconvert(),
-           "inv_freq"_a.noconvert(), "style"_a = "neox", "offset"_a = 0)
       .def("gather_coded", py_code<true>, "paged"_a, "slots"_a.noconvert(),
            "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a)
       .def("scatter_coded", py_code<false>, "paged"_a, "slots"_a.noconvert(),

@@ -72,20 +72,6 @@ void py_move_by_rows(const Paged& paged, const Slots& slots, const Addresses& ch
   move_by_rows(paged, table, chunks.data(), parsed, kGather, groups, lanes);
 }
 
-void py_scatter_rotated(const Paged& paged, const Slots& slots, const Addresses& chunks,
-                        std::string_view order, std::string_view dtype, const Deltas& deltas,
-                        const Frequencies& inv_freq, std::string_view style, std::int64_t offset,
-                        int threads, bool portable) {
-  const SlotTable table = to_table(slots, chunks);
-  require_length("deltas", deltas.size(), table.chunks);
-  const Order parsed = to_order(order);
-  const ItemType type = to_item(dtype);
-  const RopeWindow window = to_window(inv_freq, style, offset);
-  const Unlocked unlocked;
-  scatter_rotated(paged, table, chunks.data(), parsed, type, deltas.data(), window, threads,
-                  portable);
-}
-
 template <auto verb>
 void py_coded(const Paged& paged, const Slots& slots, const Addresses& chunks,
               std::string_view order, std::string_view dtype, std::string_view codec, int threads,
@@ -141,10 +127,6 @@ void bind_moves(nb::module_& m) {
         "chunks"_a.noconvert(), "order"_a, "groups"_a = 3, "lanes"_a = 4);
   m.def("scatter_rows", py_move_by_rows<false>, "paged"_a, "slots"_a.noconvert(),
         "chunks"_a.noconvert(), "order"_a, "groups"_a = 3, "lanes"_a = 4);
-  m.def("scatter_rotated", py_scatter_rotated, "paged"_a, "slots"_a.noconvert(),
-        "chunks"_a.noconvert(), "order"_a, "dtype"_a, "deltas"_a.noconvert(),
-        "inv_freq"_a.noconvert(), "style"_a = "neox", "offset"_a = 0, "threads"_a = 1,
-        "portable"_a = false);
   m.def("gather_coded", py_coded<gather_coded>, "paged"_a, "slots"_a.noconvert(),
         "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a, "threads"_a = 1,
         "portable"_a = false);

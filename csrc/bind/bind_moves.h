@@ -10,8 +10,6 @@
 namespace lmcache {
 
 using Slots = Array<std::int64_t, 2>;
-using Deltas = Array<std::int64_t, 1>;
-using Frequencies = Array<double, 1>;
 
 inline SlotTable to_table(const Slots& slots, const Addresses& chunks) {
   require_length("chunks", chunks.size(), slots.shape(0));
@@ -36,15 +34,6 @@ inline CodeType to_code(std::string_view name) {
   if (name == "fp8") return CodeType::kFp8;
   if (name == "int8") return CodeType::kInt8;
   throw std::invalid_argument("codec is '" + std::string(name) + "'; it must be 'fp8' or 'int8'");
-}
-
-inline RopeWindow to_window(const Frequencies& inv_freq, std::string_view style,
-                            std::int64_t offset) {
-  if (style != "neox" && style != "gptj") {
-    throw std::invalid_argument("style is '" + std::string(style) +
-                                "'; it must be 'neox' or 'gptj'");
-  }
-  return {inv_freq.data(), inv_freq.size(), offset, style == "gptj"};
 }
 
 }  // namespace lmcache

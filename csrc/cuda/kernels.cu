@@ -50,16 +50,6 @@ __device__ __forceinline__ void for_rows(const Rows& rows, const Group& group, B
   }
 }
 
-template <typename Item, int N>
-__global__ void __launch_bounds__(kThreads)
-    rotate_kernel(const __grid_constant__ Rows rows, const __grid_constant__ Rotation rotation,
-                  std::uint32_t lanes) {
-  const Group group(lanes);
-  for_rows(rows, group, [&](const Row& row, std::uint32_t chunk) {
-    rotate_row<Item, N>(rows, rotation, row, chunk, group.lane, lanes);
-  });
-}
-
 template <typename Item, typename Code, int N>
 __global__ void __launch_bounds__(kThreads)
     encode_kernel(const __grid_constant__ Rows rows, std::uint32_t lanes) {
@@ -128,13 +118,6 @@ cudaError_t start_move(const Rows& rows, int unit, const Launch& launch) {
   }
 }
 
-template <typename Item, int N>
-cudaError_t start_rotate(const Rows& rows, const Rotation& rotation, const Launch& launch) {
-  const std::uint32_t lanes = lanes_for(rows.items / N);
-  const dim3 blocks = grid(rows, lanes, 1, launch);
-  return start(rotate_kernel<Item, N>, blocks, launch, rows, rotation, lanes);
-}
-
 template <typename Item, typename Code, int N>
 cudaError_t start_code(const Rows& rows, bool encode, const Launch& launch) {
   const std::uint32_t lanes = lanes_for(rows.items / N);
@@ -162,22 +145,6 @@ bool nothing(const Rows& rows) { return rows.per_chunk == 0 || rows.chunk_count 
 cudaError_t launch_move(const Rows& rows, bool gather, int unit, Launch launch) {
   if (nothing(rows)) return cudaSuccess;
   return gather ? start_move<true>(rows, unit, launch) : start_move<false>(rows, unit, launch);
-}
-
-cudaError_t launch_rotate(const Rows& rows, const Rotation& rotation, ItemType type, bool wide,
-                          Launch launch) {
-  if (nothing(rows)) return cudaSuccess;
-  switch (type) {
-    case ItemType::kFloat32:
-      return wide ? start_rotate<Float32, 4>(rows, rotation, launch)
-                  : start_rotate<Float32, 1>(rows, rotation, launch);
-    case ItemType::kBFloat16:
-      return wide ? start_rotate<BFloat16, 8>(rows, rotation, launch)
-                  : start_rotate<BFloat16, 1>(rows, rotation, launch);
-    default:
-      return wide ? start_rotate<Float16, 8>(rows, rotation, launch)
-                  : start_rotate<Float16, 1>(rows, rotation, launch);
-  }
 }
 
 cudaError_t launch_code(const Rows& rows, bool encode, ItemType type, CodeType code, bool wide,

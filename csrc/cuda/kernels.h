@@ -1,4 +1,4 @@
-// Launches of the bodies of rows.h on a GPU. All pointers in `rows` and `rotation` are the device's.
+// Launches of the bodies of rows.h on a GPU. All pointers in `rows` are the device's.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,8 @@ struct Launch {
 
 // `unit`: 16, 8, 4, 2 or 1 bytes at a time; all addresses and rows must be multiples of it.
 cudaError_t launch_move(const Rows& rows, bool gather, int unit, Launch launch);
-// `wide`: 16 bytes of items at a time, for addresses that are multiples of 16 and rows and windows
-// that are whole numbers of these; else an item at a time.
-cudaError_t launch_rotate(const Rows& rows, const Rotation& rotation, ItemType type, bool wide,
-                          Launch launch);
+// `wide`: 16 bytes of items at a time, for addresses that are multiples of 16 and rows that are
+// whole numbers of these; else an item at a time.
 cudaError_t launch_code(const Rows& rows, bool encode, ItemType type, CodeType code, bool wide,
                         Launch launch);
 

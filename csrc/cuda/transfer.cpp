@@ -249,41 +249,6 @@ void Transfer::move(const Paged& paged, const SlotTable& table, const std::uint6
              });
 }
 
-void Transfer::scatter_rotated(const Paged& paged, const SlotTable& table,
-                               const std::uint64_t* chunks, Order order, ItemType type,
-                               const std::int64_t* deltas, const RopeWindow& window) {
-  State& s = *state_;
-  const Scope scope(s.device, s.stream);
-  const RowPlan whole = plan_items(paged, table, chunks, order, type, Verb::kScatter);
-  const Turns turns = plan_turns(window, deltas, table.chunks, whole.rows.items);
-  if (whole.tokens == 0) return;
-  s.check_engine(paged);
-  const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
-  s.in_parts(
-      table, chunks, bytes, true, false,
-      [&](const SlotTable& some, const std::uint64_t* there, std::size_t first) {
-        const RowPlan plan = plan_items(paged, some, there, order, type, Verb::kScatter);
-        require(plan.alignment >= item_size(type), "KV and chunks must be aligned to their items");
-        Rotation rotation = turns.rotation;
-        const std::size_t per_chunk = std::size_t{rotation.pairs} * 2;
-        Parcel parcel;
-        std::size_t at[3];
-        Rows rows = s.on_device(plan, some, parcel, at);
-        const std::size_t angles = parcel.add(turns.turns.data() + first * per_chunk,
-                                              some.chunks * per_chunk * sizeof(float));
-        const std::size_t moved = parcel.add(turns.moved.data() + first, some.chunks);
-        const char* sent = s.send(parcel);
-        State::point(rows, sent, at);
-        rotation.turns = reinterpret_cast<const float*>(sent + angles);
-        rotation.moved = reinterpret_cast<const std::uint8_t*>(sent + moved);
-        const std::uint32_t n = wide_items(type);
-        const bool wide = plan.alignment == 16 && paged.contiguous_heads() &&
-                          (rotation.offset | rotation.pairs | rows.items) % n == 0;
-        check(launch_rotate(rows, rotation, type, wide, s.launch()), "turning K");
-        s.sent_is_used();
-      });
-}
-
 void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                     Order order, ItemType type, CodeType code, bool encode) {
   State& s = *state_;

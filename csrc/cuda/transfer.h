@@ -101,9 +101,6 @@ class Transfer {
 
   void move(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
             bool gather);
-  void scatter_rotated(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
-                       Order order, ItemType type, const std::int64_t* deltas,
-                       const RopeWindow& window);
   void code(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks, Order order,
             ItemType type, CodeType code, bool encode);
   // The same as `move`, by copy engines: one copy for each piece that is contiguous on both sides.

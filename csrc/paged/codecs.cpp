@@ -87,16 +87,6 @@ void code(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chun
 
 }  // namespace
 
-void scatter_rotated(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
-                     Order order, ItemType type, const std::int64_t* deltas,
-                     const RopeWindow& window, int threads, bool portable) {
-  const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kScatter);
-  const Turns turns = plan_turns(window, deltas, table.chunks, plan.rows.items);
-  const auto body = bodies(portable).rotate;
-  for_rows(plan.rows, threads,
-           [&](RowRange range) { body(plan.rows, turns.rotation, type, range); });
-}
-
 void gather_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
                   Order order, ItemType type, CodeType code, int threads, bool portable) {
   const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kEncode);

@@ -1,4 +1,4 @@
-// Verbs that change KV on its way: turned to another position, or coded in a byte an item.
+// Verbs that change KV on its way: coded in a byte an item.
 #pragma once
 
 #include <cstddef>
@@ -7,12 +7,6 @@
 #include "paged/row_plan.h"
 
 namespace lmcache {
-
-// Chunks -> engine KV, with K (plane 0) turned by deltas[i] positions; a chunk that moves by 0, and
-// what lies outside the window, keeps its bits. Else as `scatter`.
-void scatter_rotated(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
-                     Order order, ItemType type, const std::int64_t* deltas,
-                     const RopeWindow& window, int threads, bool portable);
 
 // Engine KV -> coded chunks, and back. Else as `gather` and `scatter`.
 void gather_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,

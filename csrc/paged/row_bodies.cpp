@@ -2,6 +2,6 @@
 
 namespace lmcache {
 
-const RowBodies kRowBodies = {encode, decode, rotate};
+const RowBodies kRowBodies = {encode, decode};
 
 }  // namespace lmcache

@@ -16,7 +16,6 @@ struct RowRange {
 struct RowBodies {
   void (*encode)(const Rows&, ItemType, CodeType, RowRange);
   void (*decode)(const Rows&, ItemType, CodeType, RowRange);
-  void (*rotate)(const Rows&, const Rotation&, ItemType, RowRange);
 };
 
 extern const RowBodies kRowBodies, kRowBodiesAvx2;

@@ -3,6 +3,6 @@
 
 namespace lmcache {
 
-const RowBodies kRowBodiesAvx2 = {encode, decode, rotate};
+const RowBodies kRowBodiesAvx2 = {encode, decode};
 
 }  // namespace lmcache

@@ -1,7 +1,6 @@
 #include "paged/row_plan.h"
 
 #include <bit>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -120,30 +119,6 @@ std::int64_t coded_chunk_bytes(std::int64_t rows, std::int64_t items) {
     throw std::invalid_argument("a coded chunk is too large");
   }
   return bytes;
-}
-
-Turns plan_turns(const RopeWindow& window, const std::int64_t* deltas, std::size_t chunks,
-                 std::int64_t items) {
-  const auto pairs = static_cast<std::int64_t>(window.pairs);
-  require(window.offset >= 0, "offset is " + std::to_string(window.offset) +
-                                  "; it must not be negative");
-  require(window.offset <= items && pairs <= (items - window.offset) / 2,
-          "RoPE turns items " + std::to_string(window.offset) + " to " +
-              std::to_string(window.offset + 2 * pairs) + " of a head that has " +
-              std::to_string(items));
-  Turns made;
-  made.turns.reserve(chunks * window.pairs * 2);
-  for (std::size_t i = 0; i < chunks; ++i) {
-    made.moved.push_back(deltas[i] != 0);
-    for (std::size_t p = 0; p < window.pairs; ++p) {
-      const double angle = static_cast<double>(deltas[i]) * window.inv_freq[p];
-      made.turns.push_back(static_cast<float>(std::cos(angle)));
-      made.turns.push_back(static_cast<float>(std::sin(angle)));
-    }
-  }
-  made.rotation = {made.turns.data(), made.moved.data(), static_cast<std::uint32_t>(pairs),
-                   static_cast<std::uint32_t>(window.offset), window.interleaved};
-  return made;
 }
 
 }  // namespace lmcache

@@ -36,23 +36,4 @@ RowPlan plan_items(const Paged& paged, const SlotTable& table, const std::uint64
 // Bytes of a coded chunk: see rows.h.
 std::int64_t coded_chunk_bytes(std::int64_t rows, std::int64_t items);
 
-// Cosines and sines for each chunk, which `scatter_rotated` and the GPU share.
-struct Turns {
-  std::vector<float> turns;
-  std::vector<std::uint8_t> moved;
-  Rotation rotation;  // points into these
-};
-
-struct RopeWindow {
-  const double* inv_freq;  // radians per position
-  std::size_t pairs;
-  std::int64_t offset;     // items before it
-  bool interleaved;
-};
-
-// `deltas`: how far chunk i moves, in positions. Throws std::invalid_argument for a window that
-// exceeds the head of `items`.
-Turns plan_turns(const RopeWindow& window, const std::int64_t* deltas, std::size_t chunks,
-                 std::int64_t items);
-
 }  // namespace lmcache

@@ -183,69 +183,6 @@ LMCACHE_HD void move_rows(const Rows& rows, std::uint32_t chunk, std::uint32_t f
   }
 }
 
-// How scatter turns K to another position (RoFormer, Su et al. 2021, section 3.2.2).
-struct Rotation {
-  const float* turns;            // [chunks][pairs][2]: cosine and sine
-  const std::uint8_t* moved;     // [chunks]: 0 where nothing turns, and bits are kept
-  std::uint32_t pairs, offset;   // items before the window
-  bool interleaved;              // GPT-J: item 2i pairs with 2i + 1; NeoX: i with i + pairs
-};
-
-template <typename Item>
-LMCACHE_HD void turn(typename Item::Bits& first, typename Item::Bits& second, const float* by) {
-  const float a = Item::read(first), b = Item::read(second), cos = by[0], sin = by[1];
-  first = Item::write(plus(times(a, cos), -times(b, sin)));
-  second = Item::write(plus(times(b, cos), times(a, sin)));
-}
-
-// One row: chunk -> engine, N items at a time. N > 1 needs N dividing what lies before, in each half
-// of and behind the window, and addresses aligned to as much.
-template <typename Item, int N>
-LMCACHE_HD void rotate_row(const Rows& rows, const Rotation& rotation, const Row& row,
-                           std::uint32_t chunk, std::uint32_t lane, std::uint32_t lanes) {
-  using Bits = typename Item::Bits;
-  using Some = Items<Item, N>;
-  const std::uint64_t from = row.chunk + std::uint64_t{row.number} * rows.row_bytes;
-  const std::int64_t stride = rows.strides[row.plane].item;
-  const bool turned = row.plane == 0 && rotation.moved[chunk];
-  const float* turns = rotation.turns + std::uint64_t{chunk} * rotation.pairs * 2;
-  const std::uint32_t begin = turned ? rotation.offset : rows.items;
-  const std::uint32_t end = turned ? begin + 2 * rotation.pairs : rows.items;
-  // Outside the window bits are kept.
-  for (std::uint32_t i = lane * N; i < rows.items; i += lanes * N) {
-    if (i >= begin && i < end) continue;
-    Some::at(from + i * sizeof(Bits)).store(row.engine + i * stride);
-  }
-  if (!turned) return;
-  if (rotation.interleaved) {
-    if constexpr (N > 1) {
-      for (std::uint32_t i = lane * N; i < 2 * rotation.pairs; i += lanes * N) {
-        Some some = Some::at(from + (begin + i) * sizeof(Bits));
-        for (int k = 0; k < N; k += 2) {
-          turn<Item>(some.values[k], some.values[k + 1], turns + i + k);
-        }
-        some.store(row.engine + (begin + i) * stride);
-      }
-    } else {
-      for (std::uint32_t p = lane; p < rotation.pairs; p += lanes) {
-        const std::uint32_t i = begin + 2 * p;
-        Some a = Some::at(from + i * sizeof(Bits)), b = Some::at(from + (i + 1) * sizeof(Bits));
-        turn<Item>(a.values[0], b.values[0], turns + 2 * p);
-        a.store(row.engine + i * stride);
-        b.store(row.engine + (i + 1) * stride);
-      }
-    }
-    return;
-  }
-  for (std::uint32_t p = lane * N; p < rotation.pairs; p += lanes * N) {
-    const std::uint32_t i = begin + p, j = i + rotation.pairs;
-    Some a = Some::at(from + i * sizeof(Bits)), b = Some::at(from + j * sizeof(Bits));
-    for (int k = 0; k < N; ++k) turn<Item>(a.values[k], b.values[k], turns + 2 * (p + k));
-    a.store(row.engine + i * stride);
-    b.store(row.engine + j * stride);
-  }
-}
-
 // A coded chunk: one byte for each item, in the chunk's order, then a float32 for each row, what its
 // codes are multiplied by. Codes end at a multiple of 16.
 LMCACHE_HD std::uint64_t scales_offset(std::uint64_t items) { return (items + 15) / 16 * 16; }

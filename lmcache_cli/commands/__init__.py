@@ -1,1 +1,1 @@
-"""One file per command: its flags, and nothing that the flags don't need."""
+"""Declares the commands, one file each: its flags, and nothing that the flags don't need."""

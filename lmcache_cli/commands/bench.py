@@ -1,4 +1,4 @@
-"""``lmcache bench``: what does reuse give me?"""
+"""Declares ``lmcache bench``: what does reuse give me?"""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="WORKLOAD",
-            help="long-context, rag, chat, agent, random; or trace. \\[default: long-context rag]",
+            help="Workloads: long-context, rag, chat, agent, random; or trace."
+            " \\[default: long-context rag]",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, flag("Folder for the run file.")] = Path("runs"),
+    out: Annotated[Path, flag("Folder for the run file.", metavar="FOLDER")] = Path("runs"),
     resume: Annotated[
         Path | None,
         flag(

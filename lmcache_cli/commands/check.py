@@ -1,4 +1,4 @@
-"""``lmcache check``: did this change make it slower?"""
+"""Declares ``lmcache check``: did this change make it slower?"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check(
     candidate: Annotated[
         str | None,
         flag(
-            "Likewise, without run files. \\[default: the baseline's]",
+            "Flags of bench in one argument, or a YAML file of them. \\[default: the baseline's]",
             _SIDES,
             metavar="ARGS",
             show_default=False,
@@ -66,18 +66,20 @@ def check(
     calibrate: Annotated[
         bool,
         flag(
-            "Instead: the baseline against itself; prints noise, false alarms and the rounds that"
-            " a verdict needs.",
+            "Compare the baseline against itself instead; prints noise, false alarms and the"
+            " rounds that a verdict needs.",
             "The verdict",
             "--calibrate",
         ),
     ] = False,
-    max_rounds: Annotated[int, flag("Most rounds per cell.", _BUDGET)] = 60,
+    max_rounds: Annotated[int, flag("Limit of rounds per cell.", _BUDGET)] = 60,
     max_time: Annotated[
-        str, flag("Most time, after which it ends undecided: 90s, 10m.", _BUDGET)
+        str, flag("Limit of time, after which the check ends undecided: 90s, 10m.", _BUDGET)
     ] = "10m",
     seed: Annotated[int, flag("Seed of the order of turns.", _BUDGET)] = 0,
-    out: Annotated[Path, flag("Folder for the run file.", "Outputs")] = Path("runs"),
+    out: Annotated[Path, flag("Folder for the run file.", "Outputs", metavar="FOLDER")] = Path(
+        "runs"
+    ),
     quiet: Quiet = False,
 ) -> None:
     """Runs baseline and candidate in turns, round by round, until it is decided whether the
@@ -107,7 +109,7 @@ def check(
     if calibrate:
         raise typer.Exit(run_calibrate(base, rules, budget, seed, out, outputs, quiet))
     if (base.args, base.python) == (new.args, new.python) and not base.stored:
-        make_plan(base.options(), out)  # a typo is told first: it may be what should differ
+        make_plan(base.options(), out)  # a typo is reported first: it may be what should differ
         raise UserError(
             "both sides are the same; let something differ, or measure the noise: --calibrate"
         )

@@ -1,4 +1,4 @@
-"""``lmcache compare``: the judgement of check over runs that are stored."""
+"""Declares ``lmcache compare``: the judgement of check over runs that are stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def compare(
         ),
     ] = None,
     new: Annotated[
-        str | None, typer.Argument(metavar="NEW", help="Likewise.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NEW",
+            help="A run file, several with commas, or a folder of them, to judge by BASE.",
+            show_default=False,
+        ),
     ] = None,
     noise: Annotated[
         float | None,
@@ -53,13 +58,13 @@ def compare(
     history: Annotated[
         Path | None,
         flag(
-            "Instead: look for the runs of a folder, in order of time, after which a metric"
+            "Look instead for the runs of a folder, in order of time, after which a metric"
             " changed.",
             metavar="FOLDER",
             show_default=False,
         ),
     ] = None,
-    quiet: Annotated[bool, flag("No warnings.", None, "--quiet")] = False,
+    quiet: Annotated[bool, flag("Show no warnings.", None, "--quiet")] = False,
 ) -> None:
     """Judges stored runs against stored runs. Runs that are not alike are refused. Exit code 0
     PASS, 1 FAIL, 3 INCONCLUSIVE."""

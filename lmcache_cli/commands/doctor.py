@@ -1,4 +1,4 @@
-"""``lmcache doctor``: what is installed, built, reachable."""
+"""Declares ``lmcache doctor``: what is installed, built, reachable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lmcache probe``: what can this machine's tiers do?"""
+"""Declares ``lmcache probe``: what can this machine's tiers do?"""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ _ENGINE = "The engine (only with --model)"
 
 
 def probe(
-    disk_path: Annotated[Path, typer.Option(help="Folder on the disk to measure.")] = Path("runs"),
+    disk_path: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder on the disk to measure.")
+    ] = Path("runs"),
     disk_size: Annotated[
-        str, typer.Option(help="File to make there; larger than the device's cache is better.")
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Size of the file to make on the disk; larger than the device's cache is better.",
+        ),
     ] = "512MiB",
     memory_size: Annotated[
-        str, typer.Option(help="Bytes to copy; larger than the last-level cache.")
+        str,
+        typer.Option(
+            metavar="SIZE", help="Bytes to copy in memory; larger than the last-level cache."
+        ),
     ] = "512MiB",
     remote: Annotated[
         str | None,
@@ -39,11 +48,13 @@ def probe(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=_ENGINE)
+        str, typer.Option(help="Device: cpu, cuda, cuda:1.", rich_help_panel=_ENGINE)
     ] = "cpu",
     dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_ENGINE),
+        typer.Option(
+            help="Number format: auto, float32, bfloat16 or float16.", rich_help_panel=_ENGINE
+        ),
     ] = "auto",
     context_tokens: Annotated[
         int, typer.Option(help="Longest prompt that is measured.", rich_help_panel=_ENGINE)
@@ -52,12 +63,14 @@ def probe(
         bool,
         typer.Option(
             "--transfer",
-            help="Instead: how fast a GPU's ways of moving KV are (--device), for the planner;"
-            " saved as transfer.json.",
+            help="Measure instead how fast a GPU's ways of moving KV are (--device), for the"
+            " planner; saved as transfer.json.",
         ),
     ] = False,
     repeat: Annotated[int, typer.Option(help="Repeats per figure.")] = 5,
-    out: Annotated[Path, typer.Option(help="Folder for the probe file.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the probe file.")] = Path(
+        "runs"
+    ),
     json: Json = None,
     config: Config = None,
     quiet: Quiet = False,

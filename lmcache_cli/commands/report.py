@@ -1,4 +1,4 @@
-"""``lmcache report``: what did the runs say?"""
+"""Declares ``lmcache report``: what did the runs say?"""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def report(
     format: Annotated[
         str | None,
         typer.Option(
-            help="text, json, csv, markdown, junit, or html: one page that needs no network."
-            " \\[default: by the ending of --out; text]",
+            help="Format: text, json, csv, markdown, junit, or html, one page that needs no"
+            " network. \\[default: by the ending of --out; text]",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         str,
-        typer.Option(metavar="FILE", help="Where to write it; - for stdout."),
+        typer.Option(metavar="FILE", help="File to write; - for stdout."),
     ] = "-",
 ) -> None:
     """Shows runs again: the tables of bench as text, Markdown, CSV or JSON, JUnit XML for

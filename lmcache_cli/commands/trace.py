@@ -1,4 +1,4 @@
-"""``lmcache trace``: what do real requests share?"""
+"""Declares ``lmcache trace``: what do real requests share?"""
 
 from __future__ import annotations
 
@@ -38,16 +38,18 @@ trace_app = typer.Typer(
 # Without a callback, typer would make a group of one command that command.
 @trace_app.callback()
 def trace() -> None:
-    """Traces of real requests: names of chunks, lengths and times; no text, no tokens."""
+    """Works on traces of real requests: names of chunks, lengths and times; no text, no tokens."""
 
 
 @trace_app.command(
     "record", short_help="Records requests to a server, through a proxy.", epilog=EXAMPLES
 )
 def record(
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="New file to write.", show_default=False)
+    ],
     url: Annotated[
-        str, typer.Option(help="The OpenAI-compatible server to record.", show_default=False)
+        str, typer.Option(help="OpenAI-compatible server to record.", show_default=False)
     ],
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Loopback address of the proxy; port 0: any.")
@@ -56,7 +58,7 @@ def record(
         str | None,
         typer.Option(
             metavar="FOLDER_OR_ID",
-            help="The model's tokenizer, where the server has no /tokenize.",
+            help="Tokenizer of the model, where the server has no /tokenize.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +71,9 @@ def record(
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option(min=1, help="Stop after so many. \\[default: Ctrl-C]", show_default=False),
+        typer.Option(
+            min=1, help="Stop after so many requests. \\[default: Ctrl-C]", show_default=False
+        ),
     ] = None,
     config: Config = None,
     quiet: Quiet = False,
@@ -106,12 +110,14 @@ def record(
 _Format = Annotated[
     str | None,
     typer.Option(
-        "--format", help="Of the trace. \\[default: what it looks like]", show_default=False
+        "--format", help="Format of the trace. \\[default: what it looks like]", show_default=False
     ),
 ]
 _ChunkTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens per chunk. \\[default: the format's]", show_default=False),
+    typer.Option(
+        min=1, help="Tokens per chunk of the trace. \\[default: the format's]", show_default=False
+    ),
 ]
 _TimeUnit = Annotated[
     float | None,
@@ -123,9 +129,11 @@ _TimeUnit = Annotated[
 ]
 _Tokenizer = Annotated[
     str | None,
-    typer.Option(metavar="FOLDER_OR_ID", help="For traces that hold text.", show_default=False),
+    typer.Option(
+        metavar="FOLDER_OR_ID", help="Tokenizer for traces that hold text.", show_default=False
+    ),
 ]
-_To = Annotated[str, typer.Option("--to", help="lmcache or mooncake.")]
+_To = Annotated[str, typer.Option("--to", help="Format to write: lmcache or mooncake.")]
 
 
 @trace_app.command(
@@ -135,7 +143,8 @@ _To = Annotated[str, typer.Option("--to", help="lmcache or mooncake.")]
 )
 def info(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Trace, or folder.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE", help="Trace file, or a folder of them.", show_default=False),
     ],
     format: _Format = None,
     chunk_tokens: _ChunkTokens = None,
@@ -143,7 +152,7 @@ def info(
     tokenizer: _Tokenizer = None,
     json: Json = None,
 ) -> None:
-    """What a trace amounts to: requests, lengths, arrivals, and the most that a cache without
+    """Shows what a trace amounts to: requests, lengths, arrivals, and the most that a cache without
     limits would serve of it, by prefix and at any position."""
     from lmcache_cli.trace.tools import TraceSource, show_info
 
@@ -155,9 +164,12 @@ def info(
 )
 def convert(
     file: Annotated[
-        Path, typer.Argument(metavar="IN", help="Trace, or folder.", show_default=False)
+        Path,
+        typer.Argument(metavar="IN", help="Trace file, or a folder of them.", show_default=False),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="New file to write.", show_default=False)
+    ],
     to: _To = "lmcache",
     format: _Format = None,
     chunk_tokens: _ChunkTokens = None,
@@ -175,26 +187,32 @@ def convert(
     "synth", short_help="Makes a trace that shares as another does.", epilog=SYNTH_EXAMPLES
 )
 def synth(
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="New file.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="New file to write.", show_default=False)
+    ],
     like: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Share as this trace does.", show_default=False),
     ] = None,
     workload: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Or as a workload of bench does.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Share as this workload of bench does.", show_default=False
+        ),
     ] = None,
     requests: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many. \\[default: the trace's or workload's own]", show_default=False
+            min=1,
+            help="Number of requests. \\[default: the trace's or workload's own]",
+            show_default=False,
         ),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(help="Requests per second (--workload). \\[default: 1]", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same trace.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the trace: same seed, same trace.")] = 0,
     to: _To = "lmcache",
     format: _Format = None,
     chunk_tokens: _ChunkTokens = None,

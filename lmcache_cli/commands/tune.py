@@ -1,4 +1,4 @@
-"""``lmcache tune``: how big should each tier be?"""
+"""Declares ``lmcache tune``: how big should each tier be?"""
 
 from __future__ import annotations
 

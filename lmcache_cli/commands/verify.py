@@ -1,4 +1,4 @@
-"""``lmcache verify``: is a hit the same as computing it?"""
+"""Declares ``lmcache verify``: is a hit the same as computing it?"""
 
 from __future__ import annotations
 

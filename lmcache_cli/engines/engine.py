@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from cache_core.blend.certificate import Subject
 from cache_core.plan import TierCounters
@@ -153,3 +153,22 @@ def first_come_first_served(
         sample = serve(request, due, due)
         finished.append(sample.finished_s)
         yield sample
+
+
+def sample_of(
+    request: Request, due_s: float, sent_s: float, token_s: Sequence[float], **facts: Any
+) -> Sample:
+    """Returns the sample of a request that this process has answered: its prompt, and a token at
+    each of ``token_s``, at least one. ``facts`` are further fields of a sample."""
+    return Sample(
+        request_id=request.id,
+        session=request.session,
+        prompt_tokens=len(request.token_ids),
+        output_tokens=len(token_s),
+        scheduled_s=due_s,
+        sent_s=sent_s,
+        first_token_s=token_s[0],
+        finished_s=token_s[-1],
+        token_s=tuple(token_s),
+        **facts,
+    )

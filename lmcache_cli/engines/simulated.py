@@ -21,7 +21,7 @@ from cache_core.tiers import NullTier, Tier
 from cache_core.tiers.wrappers import Throttled
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import CachedSession, chunks_per_tier, tier_chunk_bytes
-from lmcache_cli.engines.engine import Load, first_come_first_served
+from lmcache_cli.engines.engine import Load, first_come_first_served, sample_of
 from lmcache_cli.engines.measured_costs import CostModel
 from lmcache_cli.errors import UserError
 from reports.sample import Sample
@@ -182,26 +182,14 @@ class SimulatedSession(CachedSession):
         for done in range(request.max_tokens - 1):
             engine.advance(cost.step_s(len(ids) + done) * noise)
             times.append(engine.now())
-        return Sample(
-            cell=-1,
-            repeat=0,
-            request_id=request.id,
-            session=request.session,
-            workload="",
-            prompt_tokens=len(ids),
-            output_tokens=len(times),
-            scheduled_s=scheduled_s,
-            sent_s=sent_s,
-            first_token_s=times[0],
-            finished_s=times[-1],
-            token_s=tuple(times),
+        return sample_of(
+            request,
+            scheduled_s,
+            sent_s,
+            times,
             hit_tokens=hits,
-            expected_hit_tokens=None,
             bytes_loaded=cached * self._layout.token_bytes,
             bytes_stored=stored,
             load_s=load_s,
-            lookup_s=0.0,
             prefill_s=prefill_s,
-            output_ids=(),
-            error=None,
         )

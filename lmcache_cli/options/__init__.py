@@ -1,1 +1,1 @@
-"""Flags that commands share."""
+"""Declares the flags that commands share."""

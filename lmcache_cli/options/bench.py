@@ -1,4 +1,4 @@
-"""The flags of ``lmcache bench``, each declared once, in groups that other commands share."""
+"""Declares the flags of ``lmcache bench``, each once, in groups that other commands share."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """The model, and what it runs on."""
+    """The flags of the model, and of what it runs on."""
 
     model: Annotated[
         str | None,
         flag("Hugging Face id or folder. \\[default: the embedded SmolLM2-135M]", MEASURED),
     ] = None
-    device: Annotated[str, flag("cpu, cuda, cuda:1.", MEASURED)] = "cpu"
+    device: Annotated[str, flag("Device: cpu, cuda, cuda:1.", MEASURED)] = "cpu"
     dtype: Annotated[Dtype, flag("Number format of weights and KV.", MEASURED)] = "auto"
 
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """The engine that is measured."""
+    """The flags of the engine that is measured."""
 
     engine: Annotated[
         Literal["transformers", "vllm", "openai", "simulated"],
         flag(
-            "transformers (embedded), vllm (starts servers), openai (a running server), simulated"
-            " (costs of a probe).",
+            "Engine: transformers (embedded), vllm (starts servers), openai (a running server),"
+            " simulated (costs of a probe).",
             MEASURED,
             metavar="ENGINE",
         ),
@@ -71,14 +71,14 @@ class EngineFlags:
 
 @dataclass(frozen=True)
 class SweptFlags:
-    """What is crossed: reuse modes, sizes and lengths, each a list with commas."""
+    """The flags of what is crossed: reuse modes, sizes and lengths, each a list with commas."""
 
     reuse: Annotated[
         str | None,
         flag(
-            "off, prefix, blend, shared (transformers); vllm: also vllm (its prefix cache),"
-            " offload, lmcache; openai: only server (as it is, since a running server's cache"
-            " can't be switched). \\[default: off,prefix; off,vllm,prefix; server]",
+            "Reuse modes: off, prefix, blend, shared (transformers); vllm: also vllm (its prefix"
+            " cache), offload, lmcache; openai: only server (as it is, since a running server's"
+            " cache can't be switched). \\[default: off,prefix; off,vllm,prefix; server]",
             SWEPT,
             metavar="LIST",
         ),
@@ -93,11 +93,15 @@ class SweptFlags:
 
 @dataclass(frozen=True)
 class CacheFlags:
-    """The cache, in every cell."""
+    """The flags of the cache, for every cell."""
 
     disk_path: Annotated[
         Path | None,
-        flag("Folder of the disk tier. \\[default: one below --out, removed afterwards]", CACHE),
+        flag(
+            "Folder of the disk tier. \\[default: one below --out, removed afterwards]",
+            CACHE,
+            metavar="FOLDER",
+        ),
     ] = None
     remote: Annotated[
         str | None,
@@ -108,11 +112,11 @@ class CacheFlags:
         ),
     ] = None
     codec: Annotated[
-        Literal["none", "fp8", "int8"], flag("How tiers below the device keep KV.", CACHE)
+        Literal["none", "fp8", "int8"], flag("Codec of the KV in tiers below the device.", CACHE)
     ] = "none"
     admission: Annotated[
         Literal["none", "second-touch", "bytes-per-day"],
-        flag("What may enter the disk tier; none: all.", CACHE),
+        flag("Rule for what may enter the disk tier; none: all may.", CACHE),
     ] = "none"
     disk_writes_per_day: Annotated[
         str | None, flag("Budget of --admission bytes-per-day.", CACHE, metavar="SIZE")
@@ -132,13 +136,16 @@ class CacheFlags:
     ] = "lru"
     placement: Annotated[
         Literal["write_on_insertion", "write_on_eviction"],
-        flag("When chunks reach slower tiers: at once (inclusive), or evicted (exclusive).", CACHE),
+        flag(
+            "Time when chunks reach slower tiers: at once (inclusive), or evicted (exclusive).",
+            CACHE,
+        ),
     ] = "write_on_insertion"
 
 
 @dataclass(frozen=True)
 class ApproximateFlags:
-    """Reuse whose answers are not a full prefill's: blend, and another model's KV."""
+    """The flags of reuse whose answers are not a full prefill's: blend, and another model's KV."""
 
     blend_ratio: Annotated[
         str | None,
@@ -146,14 +153,16 @@ class ApproximateFlags:
             "Share of reused tokens to recompute (blend). Default: as calibrated by lmcache"
             " verify, else 0.15.",
             SWEPT,
+            metavar="LIST",
         ),
     ] = None
     blend_selection: Annotated[
         str | None,
         flag(
-            "Which of them: hkvd, query, first, random, none, full (blend). Default: hkvd;"
-            " first for vllm.",
+            "Selection of the tokens to recompute: hkvd, query, first, random, none, full (blend)."
+            " Default: hkvd; first for vllm.",
             SWEPT,
+            metavar="LIST",
         ),
     ] = None
     blend_check_layer: Annotated[
@@ -162,15 +171,16 @@ class ApproximateFlags:
             "Layer at which hkvd and query choose, from 0 on (blend). Default: as calibrated,"
             " else 1.",
             SWEPT,
+            metavar="LIST",
         ),
     ] = None
     blend_narrow: Annotated[
-        int, flag("Layers over which they narrow their choice (blend).", CACHE)
+        int, flag("Layers over which hkvd and query narrow their choice (blend).", CACHE)
     ] = 1
     blend_encoding: Annotated[
         str | None,
         flag(
-            "Behind what chunks are encoded: auto, system, bos, none (blend). Default: as"
+            "Tokens after which chunks are encoded: auto, system, bos, none (blend). Default: as"
             " calibrated, else auto.",
             CACHE,
         ),
@@ -178,7 +188,7 @@ class ApproximateFlags:
     blend_certificate: Annotated[
         Path | None,
         flag(
-            "What lmcache verify blend --out wrote (blend). Default: its own place.",
+            "Certificate that lmcache verify blend --out wrote (blend). Default: its own place.",
             CACHE,
             metavar="FILE",
         ),
@@ -190,25 +200,33 @@ class ApproximateFlags:
     shared_from: Annotated[
         str | None,
         flag(
-            "The base whose KV --model is served: id, folder or 'embedded' (shared).",
+            "Base whose KV --model is served: id, folder or 'embedded' (shared).",
             CACHE,
             metavar="MODEL",
         ),
     ] = None
     recompute_layers: Annotated[
-        str, flag("Layers computed again: none, all, 25% (the lowest), 0-3+12 (shared).", SWEPT)
+        str,
+        flag(
+            "Layers computed again: none, all, 25% (the lowest), 0-3+12 (shared).",
+            SWEPT,
+            metavar="LIST",
+        ),
     ] = "25%"
 
 
 @dataclass(frozen=True)
 class WorkloadFlags:
-    """The requests of a workload; ``workloads.WORKLOAD_USES`` says which of these each one uses."""
+    """The flags of a workload's requests; ``workloads.WORKLOAD_USES`` says which of these each
+    uses."""
 
     context_tokens: Annotated[
-        str, flag("Length of a document or context; bench takes a list.", WORKLOAD)
+        str, flag("Length of a document or context; bench takes a list.", WORKLOAD, metavar="LIST")
     ] = "2000"
-    documents: Annotated[int, flag("Documents (long-context).", WORKLOAD)] = 4
-    questions: Annotated[int, flag("Questions per document (long-context).", WORKLOAD)] = 3
+    documents: Annotated[int, flag("Number of documents (long-context).", WORKLOAD)] = 4
+    questions: Annotated[
+        int, flag("Number of questions per document (long-context).", WORKLOAD)
+    ] = 3
     requests: Annotated[
         int | None,
         flag(
@@ -217,49 +235,52 @@ class WorkloadFlags:
         ),
     ] = None
     question_tokens: Annotated[int, flag("Length of a question.", WORKLOAD)] = 64
-    output_tokens: Annotated[int, flag("Tokens generated per request.", WORKLOAD)] = 16
-    passages: Annotated[int, flag("Passages per request (rag).", WORKLOAD)] = 4
+    output_tokens: Annotated[int, flag("Number of tokens generated per request.", WORKLOAD)] = 16
+    passages: Annotated[int, flag("Number of passages per request (rag).", WORKLOAD)] = 4
     passage_tokens: Annotated[int, flag("Length of a passage (rag).", WORKLOAD)] = 480
-    corpus_passages: Annotated[int, flag("Passages in the corpus (rag).", WORKLOAD)] = 64
+    corpus_passages: Annotated[int, flag("Number of passages in the corpus (rag).", WORKLOAD)] = 64
     zipf: Annotated[float, flag("Skew of passage popularity (rag).", WORKLOAD)] = 1.0
     system_tokens: Annotated[int, flag("Length of the system prompt.", WORKLOAD)] = 128
-    sessions: Annotated[int, flag("Sessions (chat, agent).", WORKLOAD)] = 4
-    rounds: Annotated[int, flag("Rounds or steps per session.", WORKLOAD)] = 4
+    sessions: Annotated[int, flag("Number of sessions (chat, agent).", WORKLOAD)] = 4
+    rounds: Annotated[int, flag("Number of rounds or steps per session.", WORKLOAD)] = 4
     corpus: Annotated[
-        Path | None, flag("File or folder of real text. \\[default: generated text]", WORKLOAD)
+        Path | None,
+        flag("File or folder of real text. \\[default: generated text]", WORKLOAD, metavar="FILE"),
     ] = None
-    seed: Annotated[int, flag("Same seed, same requests.", None)] = 0
+    seed: Annotated[int, flag("Seed of the requests: same seed, same requests.", None)] = 0
 
 
 @dataclass(frozen=True)
 class TraceFlags:
-    """The trace of the workload ``trace``."""
+    """The flags of the trace that the workload ``trace`` replays."""
 
     trace: Annotated[
         Path | None,
         flag(
-            "The trace to replay (trace); formats: lmcache trace info --help.",
+            "Trace to replay (trace); formats: lmcache trace info --help.",
             TRACE_PANEL,
             metavar="FILE",
         ),
     ] = None
     trace_format: Annotated[
         str | None,
-        flag("Its format. \\[default: what it looks like]", TRACE_PANEL, metavar="FORMAT"),
+        flag("Format of the trace. \\[default: what it looks like]", TRACE_PANEL, metavar="FORMAT"),
     ] = None
     trace_chunk_tokens: Annotated[
-        int | None, flag("Its tokens per chunk. \\[default: its format's]", TRACE_PANEL)
+        int | None, flag("Tokens per chunk of the trace. \\[default: its format's]", TRACE_PANEL)
     ] = None
-    speed_up: Annotated[float, flag("Requests come so many times as fast.", TRACE_PANEL)] = 1.0
+    speed_up: Annotated[float, flag("Factor on the speed at which requests come.", TRACE_PANEL)] = (
+        1.0
+    )
     scale: Annotated[
         float,
-        flag("All lengths times this, for small machines: 0.125 makes 512 tokens 64.", TRACE_PANEL),
+        flag("Factor on all lengths, for small machines: 0.125 makes 512 tokens 64.", TRACE_PANEL),
     ] = 1.0
 
 
 @dataclass(frozen=True)
 class LoadFlags:
-    """How requests arrive."""
+    """The flags of how requests arrive."""
 
     rate: Annotated[
         float | None, flag("Open loop: Poisson arrivals, requests per second.", LOAD)
@@ -271,7 +292,7 @@ class LoadFlags:
 
 @dataclass(frozen=True)
 class ServerFlags:
-    """How long servers may take, and how often all is repeated."""
+    """The flags of how long servers may take, and of how often all is repeated."""
 
     request_timeout: Annotated[
         float,
@@ -289,7 +310,7 @@ class ServerFlags:
 
 @dataclass(frozen=True)
 class RehearsalFlags:
-    """What makes things worse on purpose."""
+    """The flags that make things worse on purpose."""
 
     tier_latency: Annotated[
         float,
@@ -320,16 +341,16 @@ class BenchOptions(
     ModelFlags,
     EngineFlags,
 ):
-    """The flags of ``lmcache bench``, as given. What blend's are None for was calibrated for the
-    model, or is the default."""
+    """The flags of ``lmcache bench``, as given. Where one of blend is None, the model's calibration
+    counts, or else the default."""
 
     warm: Annotated[
-        bool, flag("First serve, unmeasured, the same parts in another order.", WORKLOAD, "--warm")
+        bool, flag("Serve first, unmeasured, the same parts in another order.", WORKLOAD, "--warm")
     ] = False
     dataset: Annotated[
         Path | None,
         flag(
-            "Questions with passages and answers, JSON or JSON lines as of MuSiQue or"
+            "Questions with passages and answers, JSON or JSON lines in the form of MuSiQue or"
             " LongBench; prompts are cut to --context-tokens (rag).",
             WORKLOAD,
             metavar="FILE",
@@ -339,7 +360,8 @@ class BenchOptions(
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> BenchOptions:
-        """From the command's parameters by name; those that are no options are left out."""
+        """Makes options of the command's parameters by name; those that are no options are left
+        out."""
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in flags.items() if name in known}
         values["workloads"] = tuple(values.get("workloads") or cls.workloads)

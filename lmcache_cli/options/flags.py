@@ -1,4 +1,4 @@
-"""What flags are made of: panels, groups of flags as dataclasses, and files that set them."""
+"""Defines what flags are made of: panels, groups as dataclasses, and files that set them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ REHEARSAL = "Made worse on purpose (to rehearse lmcache check)"
 
 
 def flag(text: str, panel: str | None = None, *names: str, **more: Any) -> Any:
-    """The option of a field ``Annotated[type, flag(...)]``, with its help and its panel there. A
-    default is shown unless it is none."""
+    """Makes the option of a field ``Annotated[type, flag(...)]``, with its help and its panel. A
+    default is shown unless it is None."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
 def flag_name(field: str) -> str:
-    """As it is written on the command line."""
+    """Returns the flag of a field as it is written on the command line."""
     return "--" + field.replace("_", "-")
 
 
 def flag_fields(group: type) -> Iterator[tuple[Field[Any], Any]]:
-    """The fields of a group that are flags, each with its annotation."""
+    """Yields the fields of a group that are flags, each with its annotation."""
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
         if get_origin(hints[field.name]) is Annotated:
@@ -44,7 +44,7 @@ def flag_fields(group: type) -> Iterator[tuple[Field[Any], Any]]:
 
 
 def flattened(command: _F) -> _F:
-    """A command whose parameters may be groups: dataclasses whose fields are flags, as
+    """Makes a command of one whose parameters may be groups: dataclasses whose fields are flags, as
     ``Annotated[type, flag(...)]``. Typer sees each of them as a parameter of its own, and the
     command gets groups that are filled."""
     hints = get_type_hints(command, include_extras=True)
@@ -86,8 +86,8 @@ def flattened(command: _F) -> _F:
 
 
 def _name_choices(annotation: Any) -> None:
-    """Puts the choices of a ``Literal`` at the end of the help: as a metavar, where Typer has
-    them, they would leave no room for it."""
+    """Puts the choices of a ``Literal`` at the end of the help: as a metavar, where Typer has them,
+    they would leave no space for it."""
     if get_origin(annotation) is not Annotated:
         return
     kind, option = get_args(annotation)[:2]
@@ -140,4 +140,4 @@ Config = Annotated[
         metavar="FILE",
     ),
 ]
-Quiet = Annotated[bool, flag("No progress.", None, "--quiet")]
+Quiet = Annotated[bool, flag("Show no progress.", None, "--quiet")]

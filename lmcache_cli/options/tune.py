@@ -1,4 +1,4 @@
-"""The flags of ``lmcache tune`` that no other command has."""
+"""Declares the flags of ``lmcache tune`` that no other command has."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Annotated, Literal
 from lmcache_cli.options.flags import WORKLOAD, flag
 
 DRAM_PRICE, DISK_PRICE = round(4.0 / (3 * 8760), 7), round(0.1 / (3 * 8760), 8)
-"""Dollars per GiB and hour: 4 and 0.1 dollars a GiB, over three years."""
+"""The prices of DRAM and disk in dollars per GiB and hour: 4 and 0.1 dollars a GiB, over three
+years."""
 PREFILL_EFFICIENCY = 0.5
 _WHAT, _BOUNDS, _VALIDATION = "What is served", "What must hold", "Validation"
 
 
 @dataclass(frozen=True)
 class TuneFlags:
-    """Flags of ``lmcache tune``: what is served, what must hold, and how it is validated."""
+    """The flags of ``lmcache tune``: what is served, what must hold, and how it is validated."""
 
     model: Annotated[
         str | None,
         flag(
-            "From the catalogue; with --validate, what bench takes. \\[default: llama-3.1-8b,"
-            " the probe's, or the embedded one]",
+            "Model of the catalogue; with --validate, one that bench takes."
+            " \\[default: llama-3.1-8b, the probe's, or the embedded one]",
             _WHAT,
         ),
     ] = None
@@ -38,42 +39,50 @@ class TuneFlags:
         ),
     ] = None
     devices: Annotated[int, flag("Accelerators that share a model.", _WHAT)] = 1
-    efficiency: Annotated[float, flag("Of the peak, that prefill reaches.", _WHAT)] = (
+    efficiency: Annotated[float, flag("Share of the peak that prefill reaches.", _WHAT)] = (
         PREFILL_EFFICIENCY
     )
-    disk_bandwidth: Annotated[str, flag("Per second.", _WHAT, metavar="SIZE")] = "3GB"
-    overlap: Annotated[
-        bool, flag("Layers are loaded while others compute.", _WHAT, "--overlap")
-    ] = False
-    speed_up: Annotated[float, flag("Of the trace's arrivals: 2 is twice the load.", _WHAT)] = 1.0
-    format: Annotated[str | None, flag("Of the trace. \\[default: found out]", None)] = None
+    disk_bandwidth: Annotated[
+        str, flag("Bandwidth of the disk, per second.", _WHAT, metavar="SIZE")
+    ] = "3GB"
+    overlap: Annotated[bool, flag("Load layers while others compute.", _WHAT, "--overlap")] = False
+    speed_up: Annotated[
+        float, flag("Factor on the trace's arrivals: 2 is twice the load.", _WHAT)
+    ] = 1.0
+    format: Annotated[str | None, flag("Format of the trace. \\[default: found out]", None)] = None
     chunk_tokens: Annotated[
         str | None,
         flag(
             "Chunk lengths to try. \\[default: the trace's, twice and four times it; of a workload"
             " 16,64,256]",
             None,
+            metavar="LIST",
         ),
     ] = None
     slo: Annotated[
-        list[str] | None, flag("Repeatable; p50, p90 or p99.", _BOUNDS, metavar="ttft.p90=500ms")
+        list[str] | None,
+        flag(
+            "Bound of a latency at p50, p90 or p99; may be given several times.",
+            _BOUNDS,
+            metavar="ttft.p90=500ms",
+        ),
     ] = None
     budget: Annotated[
-        str | None, flag("For DRAM and disk; or 30/month.", _BOUNDS, metavar="0.05/hour")
+        str | None, flag("Dollars for DRAM and disk; or 30/month.", _BOUNDS, metavar="0.05/hour")
     ] = None
-    max_cpu: Annotated[str, flag("Most DRAM.", _BOUNDS, metavar="SIZE")] = "1TiB"
-    max_disk: Annotated[str, flag("Most disk.", _BOUNDS, metavar="SIZE")] = "8TiB"
+    max_cpu: Annotated[str, flag("Limit of DRAM.", _BOUNDS, metavar="SIZE")] = "1TiB"
+    max_disk: Annotated[str, flag("Limit of disk.", _BOUNDS, metavar="SIZE")] = "8TiB"
     disk_writes_per_day: Annotated[
-        str | None, flag("What the SSD may take a day.", _BOUNDS, metavar="SIZE")
+        str | None, flag("Writes that the SSD may take a day.", _BOUNDS, metavar="SIZE")
     ] = None
-    dram_price: Annotated[float, flag("Per GiB and hour.", _BOUNDS)] = DRAM_PRICE
-    disk_price: Annotated[float, flag("Per GiB and hour.", _BOUNDS)] = DISK_PRICE
+    dram_price: Annotated[float, flag("Dollars per GiB of DRAM and hour.", _BOUNDS)] = DRAM_PRICE
+    disk_price: Annotated[float, flag("Dollars per GiB of disk and hour.", _BOUNDS)] = DISK_PRICE
     worth: Annotated[
         float,
-        flag("Without --slo: seconds of mean TTFT that another dollar an hour must buy.", _BOUNDS),
+        flag("Seconds of mean TTFT that another dollar an hour must buy, without --slo.", _BOUNDS),
     ] = 0.1
     scale: Annotated[
-        float, flag("All lengths of a trace times this, for small machines.", WORKLOAD)
+        float, flag("Factor on all lengths of a trace, for small machines.", WORKLOAD)
     ] = 1.0
     validate: Annotated[
         bool,
@@ -87,10 +96,10 @@ class TuneFlags:
         Literal["transformers", "simulated"],
         flag("Engine that validates: all its hits are our cache's.", _VALIDATION),
     ] = "transformers"
-    tolerance: Annotated[str, flag("Greatest errors of TTFT p50 and p90.", _VALIDATION)] = (
-        "0.15,0.25"
-    )
+    tolerance: Annotated[
+        str, flag("Greatest errors of TTFT p50 and p90.", _VALIDATION, metavar="LIST")
+    ] = "0.15,0.25"
     repeat: Annotated[int, flag("Repeats, each from a cold start.", _VALIDATION)] = 1
-    out: Annotated[Path, flag("Folder for disk tiers, while they are used.", _VALIDATION)] = Path(
-        "runs"
-    )
+    out: Annotated[
+        Path, flag("Folder for disk tiers, while they are used.", _VALIDATION, metavar="FOLDER")
+    ] = Path("runs")

@@ -1,4 +1,5 @@
-"""The flags that ``lmcache check`` and ``compare`` share: what fails, and where verdicts go."""
+"""Declares the flags that ``lmcache check`` and ``compare`` share: what fails, and where verdicts
+go."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ _VERDICT, _OUTPUT = "The verdict", "Outputs"
 
 @dataclass(frozen=True)
 class JudgementFlags:
-    """What fails: rules for metrics, and how strictly counters are compared."""
+    """The flags of what fails: rules for metrics, and how strictly counters are compared."""
 
     fail_on: Annotated[
         list[str] | None,
         flag(
-            "METRIC>LIMIT or METRIC<-LIMIT; may be given several times. \\[default: ttft.p50>5%]",
+            "Rule METRIC>LIMIT or METRIC<-LIMIT; may be given several times."
+            " \\[default: ttft.p50>5%]",
             _VERDICT,
             metavar="RULE",
         ),
@@ -25,7 +27,8 @@ class JudgementFlags:
     counters: Annotated[
         Literal["exact", "worse", "ignore"],
         flag(
-            "exact: any change of a counter fails; worse: only one for the worse; ignore.",
+            "Strictness; exact: any change of a counter fails; worse: only one for the"
+            " worse; ignore.",
             _VERDICT,
             metavar="NAME",
         ),
@@ -34,7 +37,8 @@ class JudgementFlags:
 
 @dataclass(frozen=True)
 class VerdictFiles:
-    """Files by flag; ``-`` is stdout. ``github`` appends the Markdown to the step's summary."""
+    """The flags of the files that verdicts go to; ``-`` is stdout. ``github`` appends the Markdown
+    to the step's summary."""
 
     json: Annotated[str | None, flag("Write JSON; - for stdout.", _OUTPUT, metavar="FILE")] = None
     markdown: Annotated[

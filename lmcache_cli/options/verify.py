@@ -1,4 +1,4 @@
-"""The flags of ``lmcache verify``'s commands."""
+"""Declares the flags of ``lmcache verify``'s commands."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CALIBRATION = "Calibration"
 
 @dataclass(frozen=True)
 class VerifyFlags(ModelFlags):
-    """The model and the seed of what it is asked."""
+    """The flags of the model, and of the seed of what it is asked."""
 
     seed: Annotated[int, flag("Seed of the generated prompts.", WORKLOAD)] = 0
 
 
 @dataclass(frozen=True)
 class HitsFlags(VerifyFlags):
-    """Flags of ``lmcache verify hits``."""
+    """The flags of ``lmcache verify hits``."""
 
     chunk_tokens: Annotated[str, flag("Chunk lengths, in tokens.", WORKLOAD, metavar="LIST")] = "64"
     context_tokens: Annotated[str, flag("Prompt lengths, in tokens.", WORKLOAD, metavar="LIST")] = (
@@ -39,12 +39,12 @@ class HitsFlags(VerifyFlags):
 
 @dataclass(frozen=True)
 class BlendGateFlags(VerifyFlags):
-    """Flags of ``lmcache verify blend``."""
+    """The flags of ``lmcache verify blend``."""
 
     passage_tokens: Annotated[int, flag("Length of a passage, in tokens.", WORKLOAD)] = 160
     blend_selection: Annotated[
         Literal["hkvd", "query", "first", "random", "none", "full"],
-        flag("Which reused tokens are computed again.", WORKLOAD),
+        flag("Selection of the reused tokens that are computed again.", WORKLOAD),
     ] = "hkvd"
     blend_check_layer: Annotated[
         int, flag("Layer at which hkvd and query choose, from 0 on.", WORKLOAD)
@@ -52,7 +52,7 @@ class BlendGateFlags(VerifyFlags):
     out: Annotated[
         Path | None,
         flag(
-            "Where the model's certificate goes, which bench and the vLLM connector ask for."
+            "File for the model's certificate, which bench and the vLLM connector ask for."
             " Default: below $XDG_CACHE_HOME or ~/.cache.",
             metavar="FILE",
         ),
@@ -74,12 +74,13 @@ class BlendGateFlags(VerifyFlags):
         flag(
             "File or folder of real text to calibrate with, in place of generated text.",
             _CALIBRATION,
+            metavar="FILE",
         ),
     ] = None
     dataset: Annotated[
         Path | None,
         flag(
-            "Questions with passages to calibrate with, as of bench; answers are not used.",
+            "Questions with passages to calibrate with, as bench takes them; answers are not used.",
             _CALIBRATION,
             metavar="FILE",
         ),
@@ -88,7 +89,7 @@ class BlendGateFlags(VerifyFlags):
 
 @dataclass(frozen=True)
 class CrossModelFlags(VerifyFlags):
-    """Flags of ``lmcache verify cross-model``."""
+    """The flags of ``lmcache verify cross-model``."""
 
     context_tokens: Annotated[
         str,

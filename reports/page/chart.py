@@ -83,6 +83,29 @@ def room_for(texts: Iterable[str]) -> float:
     return 7.3 * max(map(len, texts), default=0)
 
 
+def above(x: float, y: float, align: str) -> Spec:
+    """Returns where the title of a vertical axis stands: above it, in reading direction."""
+    return {
+        "titleAngle": 0,
+        "titleAlign": align,
+        "titleAnchor": "end",
+        "titleX": x,
+        "titleY": y,
+        "titleBaseline": "bottom",
+    }
+
+
+def percent_axis(field: str, title: str) -> Spec:
+    """Returns the vertical channel of a share, from 0 to 100 %."""
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"domain": [0, 100]},
+        "axis": {"values": [0, 25, 50, 75, 100], **above(-26, -10, "left")},
+    }
+
+
 def row_axis(title: str, narrow: bool) -> Spec | None:
     """Returns the axis for one row per cell: labels at the left, or above each row where there is
     no space."""
@@ -93,12 +116,7 @@ def row_axis(title: str, narrow: bool) -> Spec | None:
             "ticks": False,
             "domain": False,
             "grid": False,
-            "titleAngle": 0,
-            "titleAlign": "left",
-            "titleAnchor": "end",
-            "titleX": 0,
-            "titleY": -10,
-            "titleBaseline": "bottom",
+            **above(0, -10, "left"),
         }
     return {
         "title": title,
@@ -110,12 +128,7 @@ def row_axis(title: str, narrow: bool) -> Spec | None:
         "labelColor": _INK,
         "labelLimit": 320,
         "labelOverlap": False,
-        "titleAngle": 0,
-        "titleAlign": "right",
-        "titleAnchor": "end",
-        "titleX": -10,
-        "titleY": -10,
-        "titleBaseline": "bottom",
+        **above(-10, -10, "right"),
     }
 
 

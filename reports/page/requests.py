@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from reports.page.chart import Chart, Spec
+from reports.page.chart import Chart, Spec, percent_axis
 from reports.page.rows import COMPUTED, RowChart, part_colour, part_keys, source_text
 from reports.sample import TIERS, Sample
 from reports.tables.columns import Column
@@ -65,21 +65,7 @@ def filling_chart(rows: RowChart) -> Chart | None:
                     "axis": {"grid": False, "tickMinStep": 1, "tickCount": 5 if narrow else 10},
                 },
                 "x2": {"field": "last"},
-                "y": {
-                    "field": "from",
-                    "type": "quantitative",
-                    "title": "prompt tokens (%)",
-                    "scale": {"domain": [0, 100]},
-                    "axis": {
-                        "values": [0, 25, 50, 75, 100],
-                        "titleAngle": 0,
-                        "titleX": -26,
-                        "titleAlign": "left",
-                        "titleAnchor": "end",
-                        "titleY": -10,
-                        "titleBaseline": "bottom",
-                    },
-                },
+                "y": percent_axis("from", "prompt tokens (%)"),
                 "y2": {"field": "to"},
                 "color": part_colour([*tiers, COMPUTED]),
                 "stroke": part_colour([*tiers, COMPUTED]),  # no seams between the bars

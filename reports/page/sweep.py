@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.text import Text
 
-from reports.page.chart import Chart, Spec, room_for
+from reports.page.chart import Chart, Spec, above, room_for
 from reports.sample import TIERS
 from reports.summary import CellSummary
 from reports.tables.columns import Column
@@ -78,12 +78,7 @@ def _map(
             "scale": {"padding": 0.05},
             "axis": {
                 "title": "tier size",
-                "titleAngle": 0,
-                "titleAlign": "right",
-                "titleAnchor": "end",
-                "titleX": -8,
-                "titleY": -6,
-                "titleBaseline": "bottom",
+                **above(-8, -6, "right"),
                 "ticks": False,
                 "domain": False,
                 "labelLimit": 200,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from reports.page.chart import Chart, Spec
+from reports.page.chart import Chart, Spec, above, percent_axis
 from reports.tables.columns import Column
 from reports.tables.tune import Document, front_columns, is_recommended, tiers_text
 from reports.units import bytes_text, number_text, places_for
@@ -58,21 +58,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             "scale": {"type": "log", "domainMax": largest, "nice": False},
             "axis": {"values": decades, "format": "~g"},
         }
-        y = {
-            "field": "miss",
-            "type": "quantitative",
-            "title": "prompt tokens missed (%)",
-            "scale": {"domain": [0, 100]},
-            "axis": {
-                "values": [0, 25, 50, 75, 100],
-                "titleAngle": 0,
-                "titleX": -26,
-                "titleAlign": "left",
-                "titleAnchor": "end",
-                "titleY": -10,
-                "titleBaseline": "bottom",
-            },
-        }
+        y = percent_axis("miss", "prompt tokens missed (%)")
         dash = {
             "condition": {"test": "datum.kind == 'any_position'", "value": [4, 3]},
             "value": [1, 0],
@@ -196,12 +182,7 @@ def front_chart(document: Document) -> Chart | None:
             "scale": {"type": "log"} if log else {"zero": True, "nice": True},
             "axis": {
                 "tickCount": 5,
-                "titleAngle": 0,
-                "titleAlign": "left",
-                "titleX": -26,
-                "titleAnchor": "end",
-                "titleY": -10,
-                "titleBaseline": "bottom",
+                **above(-26, -10, "left"),
             },
         }
         hue = {

@@ -22,6 +22,8 @@ from benchmarks.vllm_sched.timing import Spent, Timed
 from benchmarks.vllm_scheduler import Row, main, measured, spread, tables, unit
 from tests.cache_core.adapters.conftest import vllm_needed  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.vllm
+
 ROOT = Path(__file__).parents[2]
 OURS, THEIRS = "TieredKVConnector", "OffloadingConnector"
 CONTEXT, RUNNING, QUEUED, HELD, CHUNK = 256, 3, 5, 40, 32

@@ -14,8 +14,6 @@ from importlib.machinery import ExtensionFileLoader
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tests.cuda_emulation.build import build
 
 NAME = "cache_core._cuda"
@@ -27,7 +25,6 @@ VERBS: dict[str, tuple[Any, ...]] = {
     "scatter": (),
     "gather_dma": (),
     "scatter_dma": (),
-    "scatter_rotated": ("bfloat16", np.array([3, 0]), np.array([1.0, 0.5, 0.25, 0.125])),
     "gather_coded": ("float16", "fp8"),
     "scatter_coded": ("float32", "int8"),
 }

@@ -7,7 +7,6 @@ Formats are told by their definitions, not by bit tricks: E4M3 by the table of i
 from __future__ import annotations
 
 import ctypes
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,37 +123,6 @@ def scatter_coded(
         with np.errstate(over="ignore", invalid="ignore"):
             values = decode_values(codes, codec) * up
         _store(paged, row, dtype, write_items(values.astype(np.float32), dtype))
-
-
-def scatter_rotated(
-    paged: Paged,
-    slots: NDArray[np.int64],
-    chunks: NDArray[np.uint64],
-    order: str,
-    dtype: str,
-    deltas: NDArray[np.int64],
-    inv_freq: NDArray[np.float64],
-    style: str = "neox",
-    offset: int = 0,
-) -> None:
-    size, n = ITEM_BYTES[dtype], len(inv_freq)
-    for row in rows(paged, slots, order):
-        here = int(chunks[row.chunk]) + row.number * paged.head_bytes
-        raw = ctypes.string_at(here, paged.head_bytes)
-        delta = int(deltas[row.chunk])
-        if row.plane == 0 and delta:
-            angles = [float(delta) * float(f) for f in inv_freq]
-            cos = np.array([math.cos(a) for a in angles], np.float32)
-            sin = np.array([math.sin(a) for a in angles], np.float32)
-            window = read_items(raw[offset * size : (offset + 2 * n) * size], dtype).copy()
-            first = slice(0, n) if style == "neox" else slice(0, 2 * n, 2)
-            second = slice(n, 2 * n) if style == "neox" else slice(1, 2 * n, 2)
-            a, b = window[first].copy(), window[second].copy()
-            with np.errstate(invalid="ignore", over="ignore"):
-                window[first], window[second] = a * cos - b * sin, b * cos + a * sin
-            turned = write_items(window, dtype)
-            raw = raw[: offset * size] + turned + raw[(offset + 2 * n) * size :]
-        _store(paged, row, dtype, raw)
 
 
 def _coded_rows(

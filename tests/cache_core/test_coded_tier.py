@@ -19,7 +19,7 @@ from cache_core.tiers.tier import Read
 from cache_core.tiers.wrappers import CodedTier
 from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers, PagedBuffers
 from cache_core.transfer.codec import Codec
-from cache_core.transfer.coded import CodedBuffers, Coding, DecodedBuffers
+from cache_core.transfer.coded import CodedBuffers, DecodedBuffers
 from tests.cache_core.paged_world import u64
 
 LAYOUT = KVLayout(3, 2, 16, "bfloat16", 8)
@@ -110,9 +110,11 @@ def test_an_engine_codes_on_its_way(order: Any, tmp_path: Path) -> None:
     paged = _native.Paged(bases[:3], bases[3:], 40, 0, 32, 40 * 32, 2, 32, 40)
     slots = np.random.default_rng(2).permutation(40).reshape(5, 8)
     place = PagedBuffers(paged, slots, layout)
-    assert isinstance(place, Coding)
     used = Codec.of_layout("int8", layout)
     assert used is not None
+    other = np.zeros((5, used.coded_bytes), np.uint8)
+    rows = np.arange(5, dtype=np.uint64) * np.uint64(used.coded_bytes)
+    assert place.move_coded(np.uint64(other.ctypes.data) + rows, used, out=True)
     results = []
     for each in (place, Scattered(place)):  # type: ignore[arg-type]
         room = np.zeros((5, used.coded_bytes), np.uint8)
@@ -124,7 +126,7 @@ def test_an_engine_codes_on_its_way(order: Any, tmp_path: Path) -> None:
         CodedBuffers(each, used).copy_from(there)
         results.append((room.tobytes(), engine.tobytes()))
         engine[:] = before
-    assert results[0] == results[1]
+    assert results[0] == results[1] and results[0][0] == other.tobytes()
     assert results[0][1] != before.tobytes()
 
 

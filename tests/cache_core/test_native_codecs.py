@@ -102,38 +102,13 @@ def test_coded(
 
 
 @pytest.mark.parametrize("portable", [False, True])
-@pytest.mark.parametrize("style", ["neox", "gptj"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=40)
-@given(data=st.data(), order=ORDERS, threads=st.sampled_from([1, 3]))
-def test_scatter_rotated(
-    dtype: str, style: str, portable: bool, data: st.DataObject, order: Order, threads: int
-) -> None:
-    """With a window at either end: a partial rotary head, or MLA's part behind the latent."""
-    world = finite(data.draw(worlds(reference.ITEM_BYTES[dtype])), dtype)
-    items = world.shape.head_bytes // reference.ITEM_BYTES[dtype]
-    pairs = data.draw(st.integers(0, items // 2))
-    offset = data.draw(st.sampled_from([0, items - 2 * pairs]))
-    deltas = np.array(
-        data.draw(st.lists(st.integers(-40_000, 40_000) | st.just(0), min_size=len(world.slots),
-                           max_size=len(world.slots))), dtype=np.int64,
-    )  # fmt: skip
-    inv_freq = 10_000.0 ** -(np.arange(pairs) / max(pairs, 1))
-    arguments = (order, dtype, deltas, inv_freq, style, offset)
-    agree(world, "scatter_rotated", arguments, threads=threads, portable=portable)
-
-
-@pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_coded_and_rotated(dtype: str, codec: str, portable: bool) -> None:
+def test_large_coded(dtype: str, codec: str, portable: bool) -> None:
     """Rows of 64 items or more, on several threads, at an odd address."""
     world = finite(large("NHD", 1, 3, 256), dtype)
     for name in ("gather_coded", "scatter_coded"):
         agree(world, name, ("HND", dtype, codec), threads=4, portable=portable)
-    style = {"fp8": "neox", "int8": "gptj"}[codec]
-    arguments = ("NHD", dtype, np.array([-123]), 0.5 ** np.arange(24.0), style, 8)
-    agree(world, "scatter_rotated", arguments, threads=4, portable=portable)
 
 
 def all_items(dtype: str) -> NDArray[np.uint8]:

@@ -65,15 +65,11 @@ def stays_inside(arguments: dict[str, Any]) -> bool:
 
 
 def verbs() -> dict[str, Any]:
-    inv_freq, deltas = np.array([1.0, 0.5, 0.25, 0.125]), np.array([3, 0])
     return {
         "gather": lambda p, s, c: _native.gather(p, s, c, "HND"),
         "scatter": lambda p, s, c: _native.scatter(p, s, c, "NHD"),
         "gather_rows": lambda p, s, c: _native.gather_rows(p, s, c, "NHD"),
         "scatter_rows": lambda p, s, c: _native.scatter_rows(p, s, c, "HND"),
-        "scatter_rotated": lambda p, s, c: _native.scatter_rotated(
-            p, s, c, "HND", "bfloat16", deltas, inv_freq
-        ),
         "gather_coded": lambda p, s, c: _native.gather_coded(p, s, c, "NHD", "float16", "fp8"),
         "scatter_coded": lambda p, s, c: _native.scatter_coded(p, s, c, "HND", "float32", "int8"),
     }
@@ -207,21 +203,16 @@ def test_bad_codings(
     [
         ({"order": "DNH"}, ValueError, "order is 'DNH'"),
         ({"dtype": "int8"}, ValueError, "dtype is 'int8'"),
-        ({"style": "llama"}, ValueError, "style is 'llama'"),
-        ({"offset": -1}, ValueError, "offset is -1"),
-        ({"offset": 57}, ValueError, "turns items 57 to 65 of a head that has 32"),
-        ({"deltas": np.zeros(1, np.int64)}, ValueError, "deltas has 1 entries where 2"),
-        ({"deltas": np.zeros(2, np.int32)}, TypeError, "int64"),
-        ({"inv_freq": np.zeros(4, np.float32)}, TypeError, "float64"),
+        ({"codec": "fp4"}, ValueError, "codec is 'fp4'"),
         ({"chunks": u64(1)}, ValueError, "chunks has 1 entries where 2"),
         ({"slots": np.zeros((2, 4), np.int32)}, TypeError, "int64"),
     ],
 )
-def test_rotation_refuses(change: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_coding_refuses(change: dict[str, Any], error: type[Exception], text: str) -> None:
     arguments: dict[str, Any] = {
         "slots": np.array([[0, 1, 2, 3], [4, 5, 6, 7]]),
         "chunks": u64(THERE, THERE + 8192), "order": "HND", "dtype": "bfloat16",
-        "deltas": np.zeros(2, np.int64), "inv_freq": np.ones(4), "style": "neox", "offset": 0,
+        "codec": "fp8",
     }  # fmt: skip
     with pytest.raises(error, match=text):
-        _native.scatter_rotated(_native.Paged(**GOOD), **arguments | change)
+        _native.scatter_coded(_native.Paged(**GOOD), **arguments | change)

@@ -13,6 +13,8 @@ from lmcache_cli.engines.transformers.attention import attend, attend_all, empty
 from lmcache_cli.engines.transformers.blend.runner import attend_apart, attend_rows, spans_of
 from tests.lmcache_cli.gpu_kernels import gpu_kernels
 
+pytestmark = pytest.mark.engine
+
 HEADS = ((6, 2), (4, 4), (8, 1))
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 

@@ -13,6 +13,8 @@ from tests.cache_core.servers import RedisProcess, eventually
 from tests.lmcache_cli.command_line import lmcache, lmcache_process, running
 from tests.lmcache_cli.small_model import save_model
 
+pytestmark = pytest.mark.engine
+
 FLAGS = ["--context-tokens", "160", "--documents", "3", "--questions", "2", "--output-tokens", "4"]
 FLAGS += ["--chunk-tokens", "16", "--question-tokens", "16", "--quiet"]
 

@@ -11,6 +11,8 @@ from reports.run_file import read_run
 from tests.lmcache_cli.between_world import base_model, fine_tune_of
 from tests.lmcache_cli.command_line import lmcache
 
+pytestmark = pytest.mark.engine
+
 SMALL = ["--passages", "2", "--passage-tokens", "32", "--question-tokens", "24"]
 SMALL += ["--system-tokens", "20", "--corpus-passages", "4", "--requests", "5"]
 SMALL += ["--output-tokens", "4", "--chunk-tokens", "16", "--cpu-size", "8MiB"]

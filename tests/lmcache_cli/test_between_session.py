@@ -21,6 +21,8 @@ from tests.lmcache_cli.between_world import (
     shared_session,
 )
 
+pytestmark = pytest.mark.engine
+
 SHARED = 5 * CHUNK
 
 

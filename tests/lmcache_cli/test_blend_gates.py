@@ -26,6 +26,8 @@ from tests.lmcache_cli.blend_world import (
 )
 from tests.lmcache_cli.gpu_kernels import gpu_kernels
 
+pytestmark = pytest.mark.engine
+
 MODELS = [(family, rope) for family in ("llama", "qwen2", "qwen3") for rope in ROPES]
 MODELS.append(("mistral", "default"))
 

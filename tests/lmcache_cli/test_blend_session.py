@@ -28,6 +28,8 @@ from tests.lmcache_cli.blend_world import (
 from tests.lmcache_cli.small_model import save_model
 from workloads import Request
 
+pytestmark = pytest.mark.engine
+
 
 def test_chunks_are_stored_behind_the_answer_and_kept_as_they_were(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)

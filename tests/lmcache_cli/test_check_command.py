@@ -23,6 +23,8 @@ from reports.run_file import read_run
 from tests.lmcache_cli.command_line import ROOT, lmcache, lmcache_process, running, until_said
 from tests.lmcache_cli.small_model import save_model
 
+pytestmark = pytest.mark.engine
+
 QUIET = "long-context --engine simulated --documents 3 --questions 4 --context-tokens 400"
 NOISY = f"{QUIET} --jitter 0.05"
 # A hit reads its chunks in two calls of 5 ms: 10 ms more than about 170 ms is 6 %; see SLOWER.

@@ -15,6 +15,8 @@ from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
 from workloads import Example
 
+pytestmark = pytest.mark.engine
+
 HERE = Path(__file__).parent / "datasets"
 MILL = "Who built the mill on the Orr?"
 

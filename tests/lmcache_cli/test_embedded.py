@@ -11,6 +11,8 @@ from lmcache_cli import embedded
 from lmcache_cli.embedded import embedded_model
 from lmcache_cli.errors import EXIT_MISSING, MissingError
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

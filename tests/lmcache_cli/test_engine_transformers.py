@@ -16,6 +16,8 @@ from lmcache_cli.errors import UserError
 from tests.lmcache_cli.small_model import FAMILIES, save_model
 from workloads import Request
 
+pytestmark = pytest.mark.engine
+
 
 def request(ids: list[int], outputs: int = 6, name: str = "r") -> Request:
     tokens = np.array(ids, dtype=np.int32)

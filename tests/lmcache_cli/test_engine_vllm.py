@@ -29,7 +29,7 @@ from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, nee
 WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
 
 
-pytestmark = pytest.mark.usefixtures("patient_client")
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("patient_client")]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from lmcache_cli.engines.transformers.engine import TransformersEngine
 from lmcache_cli.engines.transformers.models import LoadedModel
 from tests.fake_cuda import CUDA, Recorded, fake_cuda
 
+pytestmark = pytest.mark.engine
+
 LAYERS, HEADS, KV_HEADS, DIM = 3, 8, 2, 64
 CONTEXT, WIDTH, WORDS = 25_000, HEADS * DIM, 32_000
 INNER = 2 * WIDTH

@@ -24,6 +24,8 @@ from tests.lmcache_cli.small_model import save_model
 from tests.lmcache_cli.test_measure import SETTINGS, requests
 from workloads import Request
 
+pytestmark = pytest.mark.engine
+
 SMALL = ["--passages", "2", "--passage-tokens", "32", "--question-tokens", "24"]
 SMALL += ["--system-tokens", "20", "--corpus-passages", "4", "--requests", "3"]
 SMALL += ["--output-tokens", "2", "--chunk-tokens", "16", "--cpu-size", "8MiB"]

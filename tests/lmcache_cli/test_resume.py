@@ -17,6 +17,8 @@ from lmcache_cli.engines.cache_spec import CacheSpec
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache, running, until_said
 
+pytestmark = pytest.mark.engine
+
 REPEATS = 8
 # A sweep of two scenarios by four cells; with so many repeats it takes some seconds.
 SWEEP = [

@@ -14,6 +14,8 @@ import pytest
 from tests.lmcache_cli.recording_process import Recording, ask, events, recording
 from tests.lmcache_cli.vllm_world import VllmAddress
 
+pytestmark = pytest.mark.vllm
+
 WORDS = "zebra quux marzipan obelisk "
 SHARED = WORDS * 12
 

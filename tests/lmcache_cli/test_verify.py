@@ -19,6 +19,8 @@ from lmcache_cli.verify.hits import verify_hits
 from tests.cache_core.servers import RedisProcess
 from tests.lmcache_cli.small_model import save_model
 
+pytestmark = pytest.mark.engine
+
 
 def options(folder: Path, context: str = "100", chunk: str = "16") -> HitsFlags:
     return HitsFlags(str(folder), chunk_tokens=chunk, context_tokens=context, output_tokens=4)

@@ -14,6 +14,8 @@ from lmcache_cli.engines.transformers.engine import TransformersEngine
 from tests.lmcache_cli.between_world import LAYERS, base_model, fine_tune_of, prompt
 from tests.lmcache_cli.command_line import lmcache
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -14,6 +14,8 @@ from tests.lmcache_cli.blend_world import ROPES
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
 
+pytestmark = pytest.mark.engine
+
 
 def verify(*arguments: str, cwd: Path) -> CompletedProcess[str]:
     flags = ["blend", "--quiet", *arguments]

@@ -13,6 +13,8 @@ from reports.page.page import html_page
 from tests.reports.pages import opened, running_browser
 from tests.reports.worlds import HOSTILE, swept_run, tuned
 
+pytestmark = pytest.mark.browser
+
 CHARTS = ["ttft", "speedup", "hits", "filling", "sweep", "sweep", "misses", "front"]
 UNITS = re.compile(r"\((s|ms|%|times|tokens|GiB|number|currency)\b")
 WIDTHS = [1280, 400]

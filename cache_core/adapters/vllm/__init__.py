@@ -1,4 +1,4 @@
-"""The drop-in KV connector for vLLM (V1 API). Needs vLLM; nothing else of the core does."""
+"""Provides the drop-in KV connector for vLLM (V1 API), the one part of the core that needs vLLM."""
 
 from __future__ import annotations
 

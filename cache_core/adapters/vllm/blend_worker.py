@@ -1,4 +1,4 @@
-"""``--worker-cls``: vLLM's own workers, whose model the connector may run."""
+"""Provides vLLM's own workers for ``--worker-cls``, with a model that the connector may run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as _Worker
 
 RUNNERS: list[Any] = []
-"""This process's model runner, once its model is loaded."""
+"""The model runner of this process, in a list that is empty until the model is loaded."""
 
 
 class BlendWorker(_Worker):
-    """Changes nothing but to tell who runs the model."""
+    """A worker of vLLM that changes nothing, but names its model runner in :data:`RUNNERS`."""
 
     def load_model(self, *arguments: Any, **named: Any) -> None:
-        """Loads it, and names its runner in :data:`RUNNERS`."""
+        """Loads the model, and names its runner in :data:`RUNNERS`."""
         super().load_model(*arguments, **named)
         RUNNERS[:] = [self.model_runner]

@@ -1,4 +1,4 @@
-"""What a user may set in ``kv_connector_extra_config``."""
+"""Defines what a user may set in ``kv_connector_extra_config``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _COUNTS = ("chunk_tokens", "threads", "min_load_tokens")
 
 @dataclass(frozen=True, slots=True)
 class ConnectorOptions:
-    """Sizes are in bytes and of each worker: with tensor parallelism every rank has its own.
+    """The connector's settings. Sizes are in bytes and of each worker: with tensor parallelism
+    every rank has its own.
 
     ``load``: ``sync`` loads inside the step that needs the KV, ``async`` between steps while other
-    requests run, ``auto`` chooses (between steps wherever vLLM runs ahead, see
-    :func:`runs_ahead`). ``layerwise`` loads and saves layer by layer beside the forward
-    pass. A hit shorter than ``min_load_tokens`` is recomputed. ``trace`` is a file to record
-    requests in (see :mod:`cache_core.trace_writer`). ``salt`` separates caches, like a tenant's.
-    ``weights`` are ``watched``, or promised to be ``fixed`` as long as the process lives.
+    requests run, ``auto`` chooses (between steps wherever vLLM runs ahead, see :func:`runs_ahead`).
+    ``layerwise`` loads and saves layer by layer beside the forward pass. A hit shorter than
+    ``min_load_tokens`` is recomputed. ``trace`` is a file to record requests in (see
+    :mod:`cache_core.trace_writer`). ``salt`` separates caches, like a tenant's. ``weights`` are
+    ``watched``, or promised to be ``fixed`` as long as the process lives.
     """
 
     chunk_tokens: int = 32
@@ -41,33 +42,37 @@ class ConnectorOptions:
     salt: str = ""
     weights: Weights = "watched"
     weights_id: str = ""
-    """What the weights are, where neither files nor a commit say so; another for others."""
+    """A name for the weights, where neither files nor a commit say what they are; unique to
+    them."""
     trace: str = ""
     load: LoadMode = "auto"
     layerwise: bool = False
     threads: int = 1
     min_load_tokens: int = 1
     blend: bool = False
-    """Reuse segments of a prompt wherever they stand (needs ``--worker-cls``, see the docs)."""
+    """Whether segments of a prompt are reused wherever they stand; needs ``--worker-cls``, see
+    docs."""
     blend_find: bool = False
-    """Look for known segments in requests that name none."""
+    """Whether known segments are looked for in requests that name none."""
     blend_ratio: float = 0.15
-    """Share of reused tokens that is computed anew."""
+    """The share of reused tokens that is computed anew."""
     blend_selection: SelectionName = "first"
     blend_certificate: str = ""
-    """File of ``lmcache verify blend`` that says that this model passed its gates."""
+    """The file of ``lmcache verify blend`` that says that this model passed its gates."""
     blend_unverified: bool = False
-    """Blend without one."""
+    """Whether a model is blended without a ``blend_certificate``."""
     codec: str = "none"
-    """How tiers keep KV: ``none``, as it is; ``fp8`` or ``int8``, lossy, in a byte an item."""
+    """The form of KV in tiers: ``none``, as it is; ``fp8`` or ``int8``, lossy, in a byte an
+    item."""
     transfer_file: str = ""
-    """What ``lmcache probe --transfer`` saved: how fast this GPU's ways of moving KV are."""
+    """The file of ``lmcache probe --transfer``, with the speeds of this GPU's ways of moving KV."""
     wait_s: float = 1.0
-    """How long a request waits for chunks that are being stored, or for a remote's answer."""
+    """The seconds that a request waits for chunks being stored, or for a remote's answer."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> ConnectorOptions:
-        """Raises ``ValueError`` naming the setting and what it may be."""
+        """Reads the options from what the user has set. Raises ``ValueError`` naming the setting
+        and what it may be."""
         known = {field.name: field for field in fields(cls)}
         values: dict[str, Any] = {}
         for name, value in given.items():
@@ -83,12 +88,12 @@ class ConnectorOptions:
 
     @property
     def tier_names(self) -> tuple[str, ...]:
-        """The tiers in use, fastest first."""
+        """Returns the names of the tiers in use, fastest first."""
         given = (("cpu", self.cpu_size), ("disk", self.disk_size), ("remote", self.remote))
         return tuple(name for name, value in given if value)
 
     def between_steps(self, tiers: Container[str], busy: bool) -> bool:
-        """Whether a hit in these tiers is loaded between steps; ``busy`` if others are running."""
+        """Returns whether a hit in these tiers is loaded between steps; ``busy`` if others run."""
         if self.load != "auto":
             return self.load == "async"
         # A load inside a step holds up everyone in it; one between steps costs a step more. And
@@ -97,19 +102,19 @@ class ConnectorOptions:
 
     @property
     def lasting(self) -> bool:
-        """Whether any tier outlives the process."""
+        """Returns whether any tier outlives the process."""
         return bool(self.disk_size or self.remote)
 
     @property
     def folder(self) -> Path:
-        """The disk tier's folder; a worker's own lies below it."""
+        """Returns the disk tier's folder; a worker's own lies below it."""
         return Path(self.disk_path).expanduser()
 
 
 def runs_ahead(vllm_config: Any, options: ConnectorOptions) -> bool:
-    """Whether vLLM schedules steps before it knows how the last one went. Then it can't take back
-    what was computed on top of a load inside a step that failed: raises ``ValueError`` for options
-    that want such loads."""
+    """Returns whether vLLM schedules steps before it knows how the last one went. Then it can't
+    take back what was computed on top of a load inside a step that failed: raises ``ValueError``
+    for options that want such loads."""
     config = vllm_config.scheduler_config
     why = ""
     if config.async_scheduling:

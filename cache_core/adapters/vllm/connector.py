@@ -1,4 +1,4 @@
-"""The KV connector that vLLM loads by name: hands every call to the half whose role it has."""
+"""Defines the KV connector that vLLM loads by name: it hands calls to the side of its role."""
 
 from __future__ import annotations
 
@@ -58,14 +58,11 @@ _PENDING_SHARE = 4
 
 
 class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
-    """KV beyond vLLM's own prefix cache: cpu, disk and remote tiers below it.
-
-    Loaded with ``--kv-transfer-config`` as ``kv_connector: TieredKVConnector``,
-    ``kv_connector_module_path: cache_core.adapters.vllm``, ``kv_role: kv_both``; settings are in
-    ``kv_connector_extra_config`` (:class:`ConnectorOptions`). Raises ``ValueError`` for settings
-    that make no sense and :class:`~cache_core.adapters.vllm.identity.Unsupported` for models whose
-    KV can't be kept.
-    """
+    """Adds cpu, disk and remote tiers below vLLM's own prefix cache. Loaded with
+    ``--kv-transfer-config`` as ``kv_connector: TieredKVConnector``, ``kv_connector_module_path:
+    cache_core.adapters.vllm``, ``kv_role: kv_both``; settings are in ``kv_connector_extra_config``
+    (:class:`ConnectorOptions`). Raises ``ValueError`` for settings that make no sense and
+    :class:`~cache_core.adapters.vllm.identity.Unsupported` for models whose KV can't be kept."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -104,7 +101,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """It is a cache: what is not saved is computed again."""
+        """Returns False: this is a cache, and what is not saved is computed again."""
         return False
 
     # What workers do.
@@ -365,7 +362,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         )
 
     def _codec_of(self, chunk_bytes: int) -> Codec | None:
-        """Of chunks of this size. Raises ``ValueError`` for KV that has no codec."""
+        """Returns the codec for this chunk size, or None. Raises ``ValueError`` for KV without
+        one."""
         options, layout = self._options, self._layout
         return Codec.of(options.codec, layout.dtype, chunk_bytes, layout.head_dim, options.threads)
 

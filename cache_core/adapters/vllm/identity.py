@@ -1,4 +1,4 @@
-"""What vLLM's KV is: its layout, its LoRA adapters, and all that must be equal to share it."""
+"""Describes vLLM's KV: its layout, its LoRA adapters, and all that must be equal to share it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _MOST_SEEN = 4096
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """``digest`` is empty without one. ``unknown`` says why it can't be told what an adapter is:
-    then the digest is random, and nothing of it may be shared. ``renamed`` says that its name and
-    path were another's before: vLLM's own prefix cache takes one for the other."""
+    """A LoRA adapter; ``digest`` is empty without one. ``unknown`` says why it can't be known what
+    an adapter is: then the digest is random, and nothing of it may be shared. ``renamed`` says that
+    its name and path were another's before: vLLM's own prefix cache takes one for the other."""
 
     digest: str = ""
     unknown: str = ""
@@ -60,7 +60,7 @@ class Adapters:
         self._named: dict[tuple[str, str], str | None] = {}  # None: more than one
 
     def of(self, lora: Any) -> Adapter:
-        """What one of vLLM's ``LoRARequest`` is now; None is no adapter."""
+        """Returns the adapter of one of vLLM's ``LoRARequest`` as it is now; None is no adapter."""
         if lora is None:
             return Adapter()
         try:
@@ -104,7 +104,7 @@ def _unknown(why: str) -> Adapter:
 
 
 def _folder(path: str) -> Path | None:
-    """Where vLLM finds the adapter; a hub's, once it was fetched."""
+    """Returns the folder where vLLM finds the adapter, a hub's once it was fetched; else None."""
     local = Path(path).expanduser()
     if local.is_absolute() or local.exists():
         return local
@@ -124,12 +124,13 @@ _MOST_HASHERS = 256
 
 
 class Unsupported(ValueError):
-    """A model or setting whose KV can't be kept here; the text names it."""
+    """The KV of a model or setting can't be kept here; the text names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """One worker's KV. ``whole_blocks``: only whole blocks of ``block_tokens`` can be moved."""
+    """The shape of one worker's KV. ``whole_blocks``: only blocks of ``block_tokens`` can be
+    moved."""
 
     layer_names: tuple[str, ...]
     kv_heads: int
@@ -141,20 +142,21 @@ class KvShape:
 
     @property
     def format(self) -> str:
-        """The order of a chunk's bytes, see :mod:`cache_core.adapters.vllm.worker.kv_blocks`."""
+        """Returns the order of a chunk's bytes, see
+        :mod:`cache_core.adapters.vllm.worker.kv_blocks`."""
         if self.whole_blocks:
             return f"vllm: whole blocks of {self.block_tokens}"
         return "vllm-cpu: K[L][H][D][T] V[L][H][T][D]" if self.on_cpu else "vllm: [L][T][H][C]"
 
     def layout(self, chunk_tokens: int) -> KVLayout:
-        """What one chunk is."""
+        """Returns the layout of a chunk of ``chunk_tokens`` tokens."""
         layers = len(self.layer_names)
         return KVLayout(layers, self.kv_heads, self.head_dim, self.dtype, chunk_tokens)
 
 
 def kv_shape(config: Any, kv_cache_config: Any, chunk_tokens: int) -> KvShape:
-    """Reads vLLM's configuration. Raises :class:`Unsupported` for what can't be kept: hybrid
-    models, MLA, Mamba, sliding windows, quantised pages, context parallelism."""
+    """Reads the KV's shape from vLLM's configuration. Raises :class:`Unsupported` for what can't be
+    kept: hybrid models, MLA, Mamba, sliding windows, quantised pages, context parallelism."""
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
         kinds = ", ".join(sorted({type(g.kv_cache_spec).__name__ for g in groups}))
@@ -201,7 +203,7 @@ def namespace(
     codec: str = "none",
     weights_id: str = "",
 ) -> Namespace:
-    """Everything of the engine that salts the keys, but for what a request brings. Raises
+    """Returns everything of the engine that salts the keys, but for what a request brings. Raises
     :class:`Unsupported` for a model whose files can't be read."""
     model = config.model_config
     text = model.hf_text_config
@@ -242,8 +244,8 @@ def namespace(
 
 
 def unproven(config: Any) -> str:
-    """Why nothing says which weights this engine started with; empty text if a file's digest or a
-    commit does."""
+    """Returns why nothing says which weights this engine started with; empty text if a file's
+    digest or a commit does."""
     model = config.model_config
     how = str(getattr(config.load_config, "load_format", "auto"))
     if how not in _FROM_FILES:
@@ -279,7 +281,7 @@ def require_certificate(file: str, model: Any) -> None:
 
 
 class Hashers:
-    """Hashers of requests: of their tenant (``cache_salt``), their adapter (LoRA) and the
+    """The hashers of requests, by their tenant (``cache_salt``), their adapter (LoRA) and the
     generation of the weights.
 
     The first generation is that of the weights that the engine started with: any process that
@@ -292,16 +294,16 @@ class Hashers:
         self._known: dict[tuple[str, str], ChunkHasher] = {}
 
     def of(self, request: Any) -> ChunkHasher:
-        """The hasher for one of vLLM's requests. One whose adapter is not known shares keys with
-        no other."""
+        """Returns the hasher for one of vLLM's requests. One whose adapter is not known shares keys
+        with no other."""
         return self.hasher(self.adapter(request), request.cache_salt or "")
 
     def adapter(self, request: Any) -> Adapter:
-        """The request's adapter as it is now."""
+        """Returns the request's adapter as it is now."""
         return self._adapters.of(request.lora_request)
 
     def hasher(self, adapter: Adapter, cache_salt: str) -> ChunkHasher:
-        """The hasher for requests with this adapter and salt."""
+        """Returns the hasher for requests with this adapter and salt."""
         key = (adapter.digest, cache_salt)
         found = self._known.get(key)
         if found is None:
@@ -314,13 +316,13 @@ class Hashers:
         return found
 
     def renew(self) -> None:
-        """The weights are, or may be, others from here on."""
+        """Begins a new generation of keys: the weights are, or may be, others from here on."""
         self._known.clear()
         self._base = replace(self._base, extra={**self._base.extra, "generation": token_hex(16)})
 
 
 def _weights(model: Any) -> str:
-    """A digest of the model's files, or the commit of a hub; empty text if neither is known."""
+    """Returns a digest of the model's files, or a hub's commit; empty text if neither is known."""
     path = Path(str(model.model))
     try:
         found = model_digest(path)
@@ -344,7 +346,8 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def _plain_cpu(config: Any, spec: Any) -> bool:
-    """Whether the CPU backend keeps K as [head_dim][tokens] and V as [tokens][head_dim]."""
+    """Returns whether the CPU backend keeps K as ``[head_dim][tokens]`` and V as
+    ``[tokens][head_dim]``."""
     try:
         from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 

@@ -1,4 +1,4 @@
-"""What the connector's two halves tell each other, through vLLM's own channels."""
+"""Defines what scheduler side and worker side send each other, through vLLM's own channels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cache_core.plan import Hit, Plan
 
 BlockIds = NDArray[np.int32]
 Grown = tuple[str, Sequence[int], int, bool]
-"""A request that was given blocks, these, its computed tokens, and whether these are all that it
-has, from token 0 on."""
+"""A request that was given blocks: its id, the blocks, its computed tokens, and whether these are
+all the blocks that it has, from token 0 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class BlendPiece:
 
 @dataclass(frozen=True, slots=True)
 class BlendSpec:
-    """Pieces to load, and then tokens to compute on top of them: ids and positions, ``[n]``."""
+    """The blend of a load: pieces, and then tokens to compute on top of them: ids and positions,
+    ``[n]``."""
 
     pieces: tuple[BlendPiece, ...]
     tokens: NDArray[np.int32]
@@ -45,9 +46,9 @@ class BlendSpec:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """A pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its first chunk
-    begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0 on. Saves
-    ``after`` which it comes still read some of them."""
+    """A load of a pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its
+    first chunk begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0
+    on. The load comes after the saves ``after``, which still read some of them."""
 
     id: int
     request: str
@@ -64,9 +65,9 @@ class LoadSpec:
 
 @dataclass(frozen=True, slots=True)
 class SaveSpec:
-    """A plan to carry out behind the step's forward pass. Move ``index`` counts the request's
-    chunks. ``offset`` is where the first of them begins, in tokens from the first of ``blocks`` on:
-    less than 0 where only blocks of later chunks are given."""
+    """A save: a plan to carry out after the step's forward pass. Move ``index`` counts the
+    request's chunks. ``offset`` is where the first of them begins, in tokens from the first of
+    ``blocks`` on: less than 0 where only blocks of later chunks are given."""
 
     id: int
     request: str
@@ -78,7 +79,8 @@ class SaveSpec:
 
 @dataclass(frozen=True, slots=True)
 class EncodeSpec:
-    """Computes ``tokens`` ``[n]`` alone, from position 0 on, in the save's blocks, and saves."""
+    """An order to compute ``tokens`` ``[n]`` alone, from position 0 on, in the save's blocks, and
+    to save them."""
 
     save: SaveSpec
     tokens: NDArray[np.int32]
@@ -86,9 +88,9 @@ class EncodeSpec:
 
 @dataclass(slots=True)
 class StepMeta(KVConnectorMetadata):
-    """Scheduler to workers, once per step. ``plans`` need nothing of the engine. Saves ``after``
-    which it comes still read blocks that it writes to. Keys are of weights of that
-    ``generation``. A ``timed`` step is reported whatever there is to say."""
+    """The scheduler side's message to workers, once per step. ``plans`` need nothing of the engine.
+    The step comes after the saves ``after``, which still read blocks that it writes to. Keys are of
+    weights of that ``generation``. A ``timed`` step is reported whatever there is to say."""
 
     step: int
     generation: int = 0
@@ -102,8 +104,9 @@ class StepMeta(KVConnectorMetadata):
 
 @dataclass(frozen=True, slots=True)
 class LoadDone:
-    """``chunks`` leading ones are in place. ``gone`` will never be read there: (key, tier).
-    ``asked`` says of each tier that was read whether it could not give a chunk now."""
+    """The report of a load that has ended: ``chunks`` leading ones were read. ``gone`` are those
+    that a tier will never give: (key, tier). ``asked`` says of each tier that was read whether it
+    could not give a chunk now."""
 
     id: int
     chunks: int
@@ -114,9 +117,10 @@ class LoadDone:
 
 @dataclass(frozen=True, slots=True)
 class SaveDone:
-    """A part of a save has ended: of its plan's writing moves (those with a target, by their order
-    there) the ``settled`` ones, and whether they succeeded; ``free``: it needs vLLM's blocks no
-    more. Each is reported once, in any order: tiers take their time, each its own."""
+    """The report of a part of a save that has ended: of its plan's writing moves (those with a
+    target, by their order there) the ``settled`` ones, and whether they succeeded; ``free``: it
+    needs vLLM's blocks no more. Each is reported once, in any order: tiers take their time, each
+    its own."""
 
     id: int
     settled: tuple[tuple[int, bool], ...]
@@ -125,8 +129,9 @@ class SaveDone:
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """Workers to scheduler. Every rank reports every load, and every part of every save, not all in
-    the same step. ``outdated`` is the latest generation whose weights are known to be gone."""
+    """A worker's report to the scheduler side. Every rank reports every load, and every part of
+    every save, not all in the same step. ``outdated`` is the latest generation whose weights are
+    known to be gone."""
 
     step: int
     outdated: int = -1
@@ -135,19 +140,20 @@ class WorkerReport(KVConnectorWorkerMetadata):
 
     @property
     def empty(self) -> bool:
-        """Whether it says nothing but that the step is over."""
+        """Returns whether the report says nothing but that the step is over."""
         return not self.loads and not self.saves and self.outdated < 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
-        """The reports of two ranks together."""
+        """Returns the reports of two ranks as one."""
         outdated = max(self.outdated, other.outdated)
         return WorkerReport(self.step, outdated, self.loads + other.loads, self.saves + other.saves)
 
 
 @dataclass(frozen=True, slots=True)
 class TiersOpened(KVConnectorHandshakeMetadata):
-    """One rank's tiers: what a chunk takes in them, room in chunks (None: unbounded), and what each
-    holds from before. ``watched`` says whether the rank would notice a change of its weights."""
+    """One rank's open tiers: the bytes of a chunk in them, capacities in chunks (None: unbounded),
+    and what each holds from before. ``watched`` says whether the rank would notice a change of its
+    weights."""
 
     chunk_bytes: int
     capacities: Sequence[int | None]
@@ -156,7 +162,7 @@ class TiersOpened(KVConnectorHandshakeMetadata):
 
 
 def grown(output: Any) -> Iterator[Grown]:
-    """Requests that a ``SchedulerOutput`` gives blocks."""
+    """Yields the requests that a ``SchedulerOutput`` gives blocks."""
     for new in output.scheduled_new_reqs:
         yield new.req_id, new.block_ids[0], new.num_computed_tokens, True
     cached = output.scheduled_cached_reqs

@@ -1,5 +1,5 @@
-"""The connector's counters, gauges and histograms, in vLLM's log and beside its own at /metrics,
-and what the scheduler's side observes for them."""
+"""Defines the connector's counters, gauges and histograms, in vLLM's log and beside its own at
+/metrics, and observes for them on the scheduler side."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cache_core.ledger import Ledger
 
 
 class Observed:
-    """Figures of one engine; ``chunk_bytes`` is what a chunk takes in a tier, on all ranks
-    together. ``clock`` in seconds, monotonic."""
+    """The figures of one engine that the scheduler side observes; ``chunk_bytes`` is what a chunk
+    takes in a tier, on all ranks together. ``clock`` in seconds, monotonic."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Observed:
     def lookup(
         self, request: str, look: Callable[[], tuple[int | None, bool]]
     ) -> tuple[int | None, bool]:
-        """Times a look-up, and how long its request has to come back for another."""
+        """Makes a look-up and times it, and how long its request has to come back for another."""
         began = self._clock()
         found = look()
         now = self._clock()
@@ -50,13 +50,13 @@ class Observed:
         return found
 
     def ended(self, request: str) -> None:
-        """The request waits no more, or is gone."""
+        """Records that the request waits no more, or is gone."""
         since = self._waiting.pop(request, None)
         if since is not None:
             observe(self._counts, "wait_seconds", self._clock() - since)
 
     def take(self) -> dict[str, float]:
-        """What was observed since the last call, and the gauges that have changed."""
+        """Returns what was observed since the last call, and the gauges that have changed."""
         counts, self._counts = self._counts, {}
         ledger = self._ledger
         gauges: dict[str, float] = {"pinned_chunks": ledger.pinned}
@@ -124,7 +124,7 @@ _SECONDS = {
     " for, or for its keys.",
 }
 BOUNDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Upper bounds of the histograms' buckets, in seconds; one more is for what lies above."""
+"""The upper bounds of the histograms' buckets, in seconds; one more is for what lies above."""
 
 
 def observe(counts: dict[str, float], name: str, seconds: float) -> None:
@@ -136,9 +136,9 @@ def observe(counts: dict[str, float], name: str, seconds: float) -> None:
 
 
 class ConnectorStats(KVConnectorStats):
-    """Numbers by name, or by ``name:tier`` or ``name:reason``, and for each bucket B of a histogram
-    ``.../B`` (observations) and ``.../Bs`` (their seconds). All add up, over ranks and over time,
-    but for gauges: the scheduler alone knows them, and the latest counts."""
+    """The connector's figures by name, or by ``name:tier`` or ``name:reason``, and for each bucket
+    B of a histogram ``.../B`` (observations) and ``.../Bs`` (their seconds). All add up, over ranks
+    and over time, but for gauges: the scheduler alone knows them, and the latest counts."""
 
     def reset(self) -> None:
         self.data: dict[str, Any] = {}
@@ -152,7 +152,7 @@ class ConnectorStats(KVConnectorStats):
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        """For vLLM's log: one figure for each counter and gauge, and two for each histogram."""
+        """Returns, for vLLM's log, a figure per counter and gauge, and two per histogram."""
         found: dict[str, int | float] = {}
         for full, amount in self.data.items():
             series, _, bucket = full.partition("/")
@@ -167,7 +167,7 @@ class ConnectorStats(KVConnectorStats):
 
 
 class ConnectorMetrics(KVConnectorPromMetrics):
-    """The same as Prometheus has them, ``lmcache:NAME``."""
+    """The connector's figures as Prometheus has them, ``lmcache:NAME``."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -184,7 +184,7 @@ class ConnectorMetrics(KVConnectorPromMetrics):
         self._counters: dict[str, Counter] = made(count, _BY_TIER, tier)
         self._counters |= made(count, _BY_REASON, [*labels, "reason"])
         self._counters |= made(count, _PLAIN, labels)
-        # Of several API servers, each is told of some of the steps.
+        # Of several API servers, each is given some of the steps.
         latest = {"multiprocess_mode": "mostrecent"}
         self._gauges: dict[str, Gauge] = made(gauge, _GAUGES_BY_TIER, tier, **latest)
         self._gauges |= made(gauge, _GAUGES, labels, **latest)
@@ -209,7 +209,8 @@ class ConnectorMetrics(KVConnectorPromMetrics):
 
 
 def _within(bucket: int, seconds: float) -> float:
-    """The mean of a bucket's observations, which lies in it, whatever rounding made of it."""
+    """Returns the mean of a bucket's observations, within the bucket whatever rounding made of
+    it."""
     low = BOUNDS[bucket - 1] if bucket else 0.0
     high = BOUNDS[bucket] if bucket < len(BOUNDS) else math.inf
     return min(max(seconds, math.nextafter(low, math.inf)), high)

@@ -15,7 +15,7 @@ from cache_core.keys import ChunkHasher
 from cache_core.plan import LoadOutcome
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import CachedSession
-from lmcache_cli.engines.engine import Load, first_come_first_served
+from lmcache_cli.engines.engine import Load, first_come_first_served, sample_of
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.open_cache import tier_troubles
@@ -85,28 +85,18 @@ class TransformersSession(CachedSession):
             times.append(now())
             output.append(token)
         self._after(request, arena, served)
-        return Sample(
-            cell=-1,
-            repeat=0,
-            request_id=request.id,
-            session=request.session,
-            workload="",
-            prompt_tokens=len(ids),
-            output_tokens=len(output),
-            scheduled_s=scheduled_s,
-            sent_s=sent_s,
-            first_token_s=times[0],
-            finished_s=times[-1],
-            token_s=tuple(times),
+        return sample_of(
+            request,
+            scheduled_s,
+            sent_s,
+            times,
             hit_tokens=served.hit_tokens,
-            expected_hit_tokens=None,
             bytes_loaded=served.loaded.bytes,
             bytes_stored=served.stored,
             load_s=served.loaded.seconds,
             lookup_s=served.lookup_s,
             prefill_s=times[0] - served.ready_s,
             output_ids=tuple(output),
-            error=None,
             blended_tokens=served.blended_tokens,
             selected_tokens=served.selected_tokens,
             token_layer_share=served.token_layer_share,

@@ -8,6 +8,8 @@ import pytest
 
 from tests.cache_core.adapters.conftest import Scenario
 
+pytestmark = pytest.mark.vllm
+
 SEGMENTS = 4 * 160
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.cache_core.adapters.conftest import Scenario
 
+pytestmark = pytest.mark.vllm
+
 SMALL_TIERS = {"chunk_tokens": 48, "cpu_size": "3MiB", "disk_size": "60MiB"}
 # Blocks for two or three requests of eight: vLLM has to wait, evict and preempt.
 CRAMPED = {

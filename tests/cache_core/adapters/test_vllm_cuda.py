@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cuda_emulation.build import build
+
+pytestmark = pytest.mark.vllm
 
 HERE = Path(__file__).parent
 

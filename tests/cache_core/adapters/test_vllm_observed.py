@@ -8,6 +8,8 @@ import pytest
 
 from tests.cache_core.adapters.conftest import Scenario
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture(scope="module")
 def found(scenario: Scenario) -> dict[str, Any]:

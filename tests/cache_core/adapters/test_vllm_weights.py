@@ -8,6 +8,8 @@ import pytest
 
 from tests.cache_core.adapters.conftest import Scenario
 
+pytestmark = pytest.mark.vllm
+
 USABLE = 192  # whole chunks of 32, of 200 tokens
 
 

@@ -14,6 +14,8 @@ from benchmarks.blend_rules.known import Deviation, Rows, every, first, nothing,
 from benchmarks.blend_rules.reference import KV, Reference, Reused
 from tests.models.tinyqa_task import BOS, questions
 
+pytestmark = pytest.mark.engine
+
 FOLDER = Path(__file__).parents[2] / "models" / "tinyqa"
 
 

@@ -16,6 +16,8 @@ from benchmarks.blend_rules.offline import Calibration, Offline, Profile
 from benchmarks.blend_rules.reference import Reference, Reused, Selection
 from tests.models.tinyqa_task import BOS, questions
 
+pytestmark = pytest.mark.engine
+
 FOLDER = Path(__file__).parents[2] / "models" / "tinyqa"
 COUNT = 60
 

@@ -25,6 +25,8 @@ from lmcache_cli.tune.validate import Tolerance, Validation, ValidationPoint, ne
 from tests.lmcache_cli.small_model import save_model
 from workloads import WORKLOAD_USES
 
+pytestmark = pytest.mark.engine
+
 WORKLOADS = ("long-context", "rag", "chat", "agent", "random")
 SMALL = BenchOptions(
     engine="simulated",

@@ -1,1 +1,1 @@
-"""Blend inside vLLM: what the scheduler plans and what workers compute."""
+"""Implements blend inside vLLM: what the scheduler plans and what workers compute."""

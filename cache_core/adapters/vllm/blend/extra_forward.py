@@ -1,4 +1,4 @@
-"""A forward pass of vLLM's own model over chosen tokens, inside or between its steps.
+"""Runs forward passes of vLLM's own model over chosen tokens, inside or between its steps.
 
 Every run of consecutive positions is presented to the attention backend as a sequence of its own:
 as many queries as the run is long, keys up to the run's end, the request's block table. So each
@@ -46,8 +46,8 @@ class ExtraForward:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[ForwardRows]) -> None:
-        """Overwrites the KV of these tokens. Rows of one sequence see each other's new KV layer by
-        layer, and what is in the blocks for the rest."""
+        """Overwrites the KV of the tokens in ``rows``. Rows of one sequence see each other's new KV
+        layer by layer, and what is in the blocks for the rest."""
         for part in _parts(rows, self._most):
             self._forward(part)
 
@@ -116,7 +116,7 @@ class ExtraForward:
 
 
 def model_rope(model: Any) -> Rope:
-    """The rotation that the model's own table of cosines and sines describes. Raises
+    """Returns the rotation that the model's own table of cosines and sines describes. Raises
     ``ValueError`` for a RoPE whose frequencies depend on the prompt."""
     found = [m for m in model.modules() if getattr(m, "cos_sin_cache", None) is not None]
     if not found:

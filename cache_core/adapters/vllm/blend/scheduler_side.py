@@ -1,5 +1,5 @@
-"""The scheduler's side of blend: where parts of a prompt begin that may stand anywhere, which of
-them a request reuses, and which are encoded for later.
+"""Plans blend on the scheduler side: where parts of a prompt begin that may stand anywhere, which
+of them a request reuses, and which are encoded for later.
 
 A blended request's KV is not what its tokens alone would give. So it must not be found by others:
 it is not saved, and vLLM's own prefix cache knows it under a salt of its own.
@@ -32,27 +32,28 @@ PARAMETER = "lmcache"
 
 
 FIND = "find"
-"""Instead of segments: look for known ones."""
+"""The value of ``segments`` that asks to look for known segments, where a list would name them."""
 
 
 def alone(hasher: ChunkHasher) -> ChunkHasher:
-    """Keys of chunks that were encoded without what stands before their segment: behind a BOS,
-    which is dropped. Within a segment, a chunk's key names all of the segment up to it."""
+    """Returns the hasher of chunks that were encoded without what stands before their segment:
+    after a BOS, which is dropped. Within a segment, a chunk's key names all of the segment up to
+    it."""
     extra = {**hasher.namespace.extra, "encoded": "alone behind bos"}
     return ChunkHasher(replace(hasher.namespace, extra=extra))
 
 
 class Segments:
-    """Finds the segments of prompts. Remembers the first chunk of each segment that it was told of,
-    and looks for those where it is told nothing."""
+    """Finds the segments of prompts. Remembers the first chunk of each segment that a client named,
+    and looks for those in prompts whose segments are not given."""
 
     def __init__(self, chunk_tokens: int) -> None:
         self._size = chunk_tokens
         self._known = RollingIndex(chunk_tokens)
 
     def of(self, prompt: Sequence[int], told: object, hasher: ChunkHasher) -> list[BlendSegment]:
-        """``told`` is what the client says: ``[[start, stop], ...]``, or :data:`FIND`.
-        Raises ``ValueError`` for bounds that are none."""
+        """Returns the segments of a prompt. ``told`` is what the client says: ``[[start, stop],
+        ...]``, or :data:`FIND`. Raises ``ValueError`` for bounds that are not valid."""
         tokens = np.asarray(prompt, dtype=np.int32)
         searched = told == FIND
         bounds = self._search(tokens) if searched else _checked(told, len(tokens))
@@ -77,7 +78,8 @@ class Segments:
 
 
 def settings_of(request: Any) -> Mapping[str, Any]:
-    """What the client set under ``kv_transfer_params`` for us; empty if nothing."""
+    """Returns what the client set under ``kv_transfer_params`` for this connector; empty if
+    nothing."""
     given = request.kv_transfer_params
     ours = given.get(PARAMETER) if isinstance(given, Mapping) else None
     return ours if isinstance(ours, Mapping) else {}
@@ -105,7 +107,8 @@ logger = logging.getLogger("vllm.lmcache")
 
 
 class BlendScheduler:
-    """``bos`` (a token, or none) stands before each segment when it is encoded alone."""
+    """Finds, plans and encodes segments. ``bos`` (a token, or none) stands before each segment when
+    it is encoded alone."""
 
     def __init__(self, options: ConnectorOptions, bos: Sequence[int], block_tokens: int) -> None:
         self._options, self._bos, self._block_tokens = options, list(bos), block_tokens
@@ -115,12 +118,12 @@ class BlendScheduler:
         self._lent: dict[int, list[Any]] = {}
 
     def bind(self, pool: Any) -> None:
-        """vLLM's block pool: encoding borrows blocks from it."""
+        """Sets vLLM's block pool, from which encoding borrows blocks."""
         self._pool = pool
 
     def prepare(self, tracked: RequestState) -> None:
-        """A request has come: finds its segments. Must be called before vLLM looks for it in its
-        own prefix cache."""
+        """Finds the segments of a request that has come. Must be called before vLLM looks for the
+        request in its own prefix cache."""
         request = tracked.request
         given = settings_of(request)
         ratio = given.get("ratio", self._options.blend_ratio)
@@ -149,7 +152,8 @@ class BlendScheduler:
         request.update_block_hashes()
 
     def plan(self, tracked: RequestState, ledger: Ledger, exact: int) -> int | None:
-        """Where the last held segment behind the ``exact`` first tokens ends; None without one."""
+        """Plans the reuse of held segments after the ``exact`` first tokens. Returns where the last
+        one ends; None without one."""
         blend = tracked.blend
         if blend is None:
             return None
@@ -170,7 +174,7 @@ class BlendScheduler:
         return blend.spans[-1].stop if blend.spans else None
 
     def message(self, tracked: RequestState) -> BlendSpec:
-        """What workers need for the latest plan. The request is blended from here on."""
+        """Returns what workers need for the latest plan. The request is blended from here on."""
         blend = tracked.blend
         assert blend is not None
         blend.used = True
@@ -190,8 +194,8 @@ class BlendScheduler:
     def encode(
         self, tracked: RequestState, ledger: Ledger, next_id: int
     ) -> list[tuple[EncodeSpec, Plan]]:
-        """What is to be encoded alone now that the request has ended, and borrows the blocks.
-        Ids count up from ``next_id``."""
+        """Returns what is to be encoded alone now that the request has ended, and borrows the
+        blocks for it. Ids count up from ``next_id``."""
         blend = tracked.blend
         request = tracked.request
         if blend is None or self._pool is None or request.status.name == "FINISHED_ABORTED":
@@ -219,14 +223,14 @@ class BlendScheduler:
         return jobs
 
     def encoded(self, number: int) -> None:
-        """The job is done: gives its blocks back."""
+        """Gives back the blocks of an encoding that is done."""
         lent = self._lent.pop(number, None)
         if lent is not None:
             self._pool.free_blocks(lent)
 
     def _chosen(self, span: BlendSpan, ratio: float) -> NDArray[np.bool_]:
-        """Which tokens of a span are computed anew: the first of each segment, which miss most of
-        what stands before them (EPIC, Hu et al. 2024, section 4), or as many at random."""
+        """Returns which tokens of a span are computed anew: the first of each segment, which miss
+        most of what stands before them (EPIC, Hu et al. 2024, section 4), or as many at random."""
         length = span.stop - span.start
         count = round(ratio * length)
         chosen = np.zeros(length, dtype=bool)

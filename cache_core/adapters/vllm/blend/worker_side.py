@@ -1,4 +1,4 @@
-"""The worker's half of blend: turns K to where it is needed, computes what does not fit."""
+"""Does blend on the worker side: turns K to where it is needed, computes what does not fit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cache_core.layout import Addresses
 
 
 class BlendWorkerSide:
-    """Runs vLLM's model beside vLLM's own steps; see :class:`ExtraForward`.
+    """Runs vLLM's model for blend beside vLLM's own steps, by an :class:`ExtraForward`.
 
-    Raises ``ValueError`` if the workers were not started with ``--worker-cls`` for it.
+    Raises ``ValueError`` if the workers were not started with ``--worker-cls`` for blend.
     """
 
     def __init__(self, config: Any, block_tokens: int) -> None:
@@ -33,11 +33,11 @@ class BlendWorkerSide:
         self.forward = ExtraForward(RUNNERS[0], config, block_tokens)
 
     def turn(self, k: torch.Tensor, delta: int, axis: int) -> None:
-        """K of other positions, in place."""
+        """Turns K by ``delta`` positions, in place; ``axis`` is that of its heads' dimensions."""
         self.forward.rope.rotate(k.movedim(axis, -1), delta, in_place=True)
 
     def compute(self, loads: Sequence[LoadSpec]) -> None:
-        """What is computed on top of loads, all requests of the step together."""
+        """Computes the tokens that come on top of loads, for all requests of the step together."""
         rows = [
             ForwardRows(load.blend.tokens, load.blend.positions, load.blocks)
             for load in loads
@@ -54,7 +54,7 @@ class BlendWorkerSide:
 
 
 class RotatedBuffers:
-    """Chunks that go to the engine with their K turned; nothing can be read from here."""
+    """Buffers of chunks that go to the engine with their K turned; nothing can be read here."""
 
     def __init__(
         self, blocks: EngineBlocks, slots: Slots, turn: Callable[[torch.Tensor, int], None]
@@ -75,7 +75,7 @@ class RotatedBuffers:
         raise NotImplementedError("turned chunks are only ever loaded")
 
     def copy_from(self, addresses: Addresses) -> None:
-        # What a tier holds must not change: it may be wanted at another place again.
+        # What a tier holds must not change: it may be wanted at another position again.
         size = self._blocks.chunk_bytes
         scratch = np.empty((len(addresses), size), dtype=np.uint8)
         for row, address in zip(scratch, addresses, strict=True):

@@ -1,1 +1,1 @@
-"""The connector's side in vLLM's scheduler: it decides and moves no byte."""
+"""Implements the connector's side in vLLM's scheduler: it decides and moves no byte."""

@@ -1,4 +1,4 @@
-"""KV events for routers that look at caches: which of vLLM's blocks each tier can serve."""
+"""Makes KV events for routers that look at caches: which of vLLM's blocks each tier can serve."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Block:
 
 
 class Events:
-    """Tells what of ``ledger`` can be served, in vLLM's own blocks of ``block_tokens``.
+    """Reports what of ``ledger`` can be served, in vLLM's own blocks of ``block_tokens``.
 
     The Ledger is the only source: a block is in a tier if each of its chunks is there or in a
     faster one, and one of them is there. It is announced once, however many chunks hold it, and
@@ -72,7 +72,8 @@ class Events:
         ledger.follow()
 
     def saving(self, tracked: RequestState, plan: Plan) -> None:
-        """The plan stores chunks of this request, whose keys and tokens are known."""
+        """Remembers the request's blocks whose chunks the plan stores: keys and tokens are
+        known."""
         if tracked.blend is not None:
             return  # vLLM knows its blocks by a salt that no other request has
         stored = {move.index for move in plan.moves if move.target != NOWHERE and move.index >= 0}
@@ -83,8 +84,8 @@ class Events:
                 self._describe(tracked, block)
 
     def found(self, tracked: RequestState, first: int, hit: Hit) -> None:
-        """The request loads from this hit, which begins with its chunk ``first``: it may be of
-        chunks that nobody has described."""
+        """Remembers the blocks that the request loads from this hit, which begins with its chunk
+        ``first``: it may be of chunks that nobody has described."""
         if tracked.blend is not None:
             return
         begin, end = first * self._chunk, (first + len(hit)) * self._chunk
@@ -94,12 +95,12 @@ class Events:
                 self._found.append(described)
 
     def cleared(self) -> None:
-        """vLLM tells routers that everything is gone (``AllBlocksCleared``): what tiers still hold
-        is announced anew."""
+        """Has :meth:`take` announce anew what tiers still hold: vLLM tells routers that everything
+        is gone (``AllBlocksCleared``)."""
         self._cleared = True
 
     def take(self) -> list[KVCacheEvent]:
-        """What has changed since the last call: stored blocks, then removed ones."""
+        """Returns events of what changed since the last call: stored blocks, then removed ones."""
         touched: Iterable[_Block] = dict.fromkeys(
             block for key in self._ledger.changed() for block in self._of_chunk.get(key, ())
         ) | dict.fromkeys(self._found)
@@ -123,7 +124,8 @@ class Events:
         return events
 
     def _describe(self, tracked: RequestState, number: int) -> _Block | None:
-        """Remembers block ``number`` of the request; None if that is known, or has no hash."""
+        """Remembers and returns the request's block ``number``; None if known, or without a
+        hash."""
         request, size = tracked.request, self._block
         hashes = request.block_hashes
         if number >= len(hashes):
@@ -154,7 +156,7 @@ class Events:
         return block
 
     def _where(self, blocks: Iterable[_Block]) -> list[tuple[_Block, int]]:
-        """Each block, and the tiers that can serve it, as bits. Forgets those that none ever
+        """Returns each block, and the tiers that can serve it, as bits. Forgets those that none
         will."""
         blocks = list(blocks)
         keys = list(
@@ -209,8 +211,8 @@ class Events:
 
 
 def _servable(held: Sequence[int]) -> int:
-    """Tiers that a run of chunks is in as a whole, if need be with the help of faster ones: its
-    chunks' tiers in, as bits, and out."""
+    """Returns, as bits, the tiers that a run of chunks is in as a whole, if need be with the help
+    of faster ones. ``held`` are each chunk's tiers, as bits."""
     if 0 in held:
         return 0
     slowest = max(tiers & -tiers for tiers in held)
@@ -221,7 +223,7 @@ def _servable(held: Sequence[int]) -> int:
 
 
 def _runs(blocks: Iterable[_Block]) -> list[list[_Block]]:
-    """Blocks in runs that continue each other, parents first: a router must know those."""
+    """Groups blocks into runs that continue each other, parents first: a router must know those."""
     runs: list[list[_Block]] = []
     ending: dict[bytes, list[_Block]] = {}
     for block in sorted(blocks, key=lambda block: block.index):

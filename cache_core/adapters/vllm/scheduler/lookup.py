@@ -1,4 +1,4 @@
-"""What tiers can give a request now: the Ledger's hit, less what can't be promised."""
+"""Finds what tiers can give a request now: the Ledger's hit, less what can't be promised."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TierLookup:
             self._residency = Residency(ledger, shared, clock=clock)
 
     def find(self, tracked: RequestState, computed: int) -> bool:
-        """Looks for the request's chunks behind those that ``computed`` tokens cover, which vLLM
+        """Looks for the request's chunks after those that ``computed`` tokens cover, which vLLM
         has: ``tracked.found`` is what can be loaded. A tier whose pause is over may be tried.
         Returns False while the request has to wait, for what continues its hit and is being stored
         or asked for right now, and has not waited for that for too long."""
@@ -52,7 +52,7 @@ class TierLookup:
         keys = tracked.keys[first:]
         known = self._asked(tracked, keys)
         hit = self._ledger.lookup(keys)
-        # What is stored behind a gap makes no prefix longer.
+        # What is stored after a gap makes no prefix longer.
         rest = keys[len(hit) : len(hit) + 1]
         tracked.awaited = rest[0] if rest and self._ledger.pending(rest) else b""
         if known and not tracked.awaited:
@@ -69,19 +69,20 @@ class TierLookup:
         return True
 
     def remembered(self, plan: Plan, keys: Sequence[bytes]) -> Plan:
-        """The plan of an admission of ``keys`` without what only leaves our memory: the remote tier
-        keeps that."""
+        """Returns the plan of an admission of ``keys`` without what only leaves our memory: the
+        remote tier keeps that."""
         if self._residency is None:
             return plan
         return self._residency.without_forgotten(plan, keys)
 
     def lost(self, key: bytes, tier: int) -> None:
-        """A tier could not give the chunk, and never will."""
+        """Records that a tier could not give the chunk, and never will."""
         if self._residency is not None:
             self._residency.lost(key, tier)
 
     def suspended(self, done: LoadDone) -> list[int]:
-        """A load was carried out: tiers that are left out of look-ups for a while from now on."""
+        """Records a load that was carried out. Returns the tiers that are left out of look-ups for
+        a while from now on."""
         return [tier for tier, later in done.asked if self._suspensions.saw(tier, later)]
 
     def _may_wait(self, tracked: RequestState) -> bool:
@@ -91,7 +92,7 @@ class TierLookup:
         return now - tracked.waiting_since < self._options.wait_s
 
     def _asked(self, tracked: RequestState, keys: Sequence[bytes]) -> bool:
-        """Whether the remote's answer is in (or none is needed); adopts what it has."""
+        """Returns whether the remote's answer is in (or none is needed); adopts what it has."""
         if self._asking is None or self._residency is None:
             return True
         plan = self._asking.plan(tracked.request.request_id, keys, self._residency)

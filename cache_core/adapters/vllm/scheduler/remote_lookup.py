@@ -15,7 +15,8 @@ logger = logging.getLogger("lmcache")
 
 
 class RemoteLookup:
-    """Questions by request. ``tier`` is a connection of its own."""
+    """The open questions to a tier that other processes fill too, by request. ``tier`` is a
+    connection of its own."""
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
@@ -25,10 +26,10 @@ class RemoteLookup:
         self._unheard: set[str] = set()
 
     def plan(self, request: str, keys: Sequence[bytes], residency: Residency) -> Plan | None:
-        """What leaves the tier for what it was found to have of the request's chunks, which are
-        adopted; None: not known yet. One round trip for what nobody here knows of, asked for once,
-        and for what was not heard of for long; again if that is so once more, unless the tier did
-        not answer."""
+        """Asks what the tier has of the request's chunks, and adopts them. Returns what leaves the
+        tier for them; None: not known yet. One round trip for what nobody here knows of, asked for
+        once, and for what was not heard of for long; again if that is so once more, unless the tier
+        did not answer."""
         hit = residency.lookup(keys)
         rest = keys[len(hit) :]
         if request not in self._open:
@@ -52,13 +53,13 @@ class RemoteLookup:
         return residency.adopt_run(rest, residency.heard(question, answers))
 
     def forget(self, request: str) -> None:
-        """The request has ended."""
+        """Forgets the questions of a request that has ended."""
         self._open.pop(request, None)
         self._asked.discard(request)
         self._unheard.discard(request)
 
     def forget_all(self) -> None:
-        """What was asked is not wanted any more: each request may ask again."""
+        """Drops the open questions, which are not wanted any more: each request may ask again."""
         self._open.clear()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the scheduler's side knows of one request, with its keys, which are hashed beside the
+"""Keeps what the scheduler side knows of one request, with its keys, which are hashed beside the
 scheduler."""
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _SLICE_TOKENS = 4096
 
 @dataclass(slots=True)
 class RequestState:
-    """``request`` is vLLM's own object, which grows as tokens are generated. ``keys`` are those of
-    its leading chunks, as far as they are hashed. ``saved`` counts its leading chunks that were
-    given to the Ledger since the last failed load, ``used`` since it came, ``ordered`` those that
-    were put in order since. ``epoch`` counts failed loads: what was computed on top of one is not
-    saved. ``salt`` is the tenant's: blend gives requests another."""
+    """The scheduler side's state of a request: ``request`` is vLLM's own object, which grows as
+    tokens are generated. ``keys`` are those of its leading chunks, as far as they are hashed.
+    ``saved`` counts its leading chunks that were given to the Ledger since the last failed load,
+    ``used`` since it came, ``ordered`` those that were put in order since. ``epoch`` counts failed
+    loads: what was computed on top of one is not saved. ``salt`` is the tenant's: blend gives
+    requests another."""
 
     request: Any
     hasher: ChunkHasher
@@ -38,26 +39,26 @@ class RequestState:
     ordered: int = 0
     epoch: int = 0
     blocks: list[int] = field(default_factory=list)
-    """vLLM's, from token 0 on."""
+    """The request's blocks in vLLM, from token 0 on."""
     hashing: Future[list[bytes]] | None = None
-    """Keys of the prompt, on their way (see :class:`Hashing`)."""
+    """The keys of the prompt, which are being hashed (see :class:`Hashing`)."""
     computed: int = 0
-    """Tokens that vLLM's own prefix cache had at the latest look-up."""
+    """The number of tokens that vLLM's own prefix cache had at the latest look-up."""
     found: Hit = field(default_factory=lambda: Hit((), ()))
-    """What the latest look-up found behind the chunks that ``computed`` covers."""
+    """The hit of the latest look-up, after the chunks that ``computed`` covers."""
     awaited: bytes = b""
-    """The chunk that it waits for, which is being stored."""
+    """The chunk that the request waits for, which is being stored."""
     hits: dict[str, int] | None = None
-    """Prompt tokens by tier, at the request's first scheduling."""
+    """The prompt tokens by tier, at the request's first scheduling."""
     waiting_since: float | None = None
     tried: frozenset[int] = frozenset()
-    """Suspended tiers that the request may try."""
+    """The suspended tiers that the request may try."""
     blend: BlendState | None = None
     mixed: bool = False
-    """Whether its KV was computed by more than one generation of weights: not to be saved."""
+    """Whether weights of more than one generation computed the request's KV: it is not saved."""
 
     def renew(self, hasher: ChunkHasher) -> None:
-        """Its keys are others from here on, and what it has computed belongs to the old ones."""
+        """Gives the request other keys; what it has computed so far belongs to the old ones."""
         if self.hashing is not None:
             self.hashing.cancel()
         self.hasher, self.keys, self.hashing, self.awaited = hasher, [], None, b""
@@ -69,12 +70,12 @@ class RequestState:
             self.blend.segments, self.blend.spans = [], []
 
     def hash_upto(self, tokens: int) -> None:
-        """Hashes on, to the last full chunk of the first ``tokens`` tokens."""
+        """Extends ``keys`` to the last full chunk of the first ``tokens`` tokens."""
         self.keys += self.hashed(self.keys[-1:], len(self.keys), tokens)
 
     def hashed(self, last: Sequence[bytes], have: int, tokens: int) -> list[bytes]:
-        """Prefix keys of the full chunks from number ``have`` on of the first ``tokens`` tokens;
-        the one before has the key ``last``. Changes nothing: any thread may ask."""
+        """Returns prefix keys of the full chunks from number ``have`` on of the first ``tokens``
+        tokens; the chunk before has the key ``last``. Changes nothing: any thread may ask."""
         size, hasher, ids = self.hasher.chunk_tokens, self.hasher, self.request.all_token_ids
         want = tokens // size
         step = max(1, _SLICE_TOKENS // size)
@@ -92,12 +93,12 @@ class RequestState:
         return keys
 
     def upto(self, tokens: int) -> list[bytes]:
-        """Prefix keys of the full chunks of the first ``tokens`` tokens."""
+        """Returns prefix keys of the full chunks of the first ``tokens`` tokens."""
         self.hash_upto(tokens)
         return self.keys[: tokens // self.hasher.chunk_tokens]
 
     def served(self) -> ServedRequest:
-        """What a recording keeps of it."""
+        """Returns what a recording keeps of the request."""
         request = self.request
         prompt = int(request.num_prompt_tokens)
         try:
@@ -114,8 +115,8 @@ class RequestState:
         )
 
     def _runs(self, first: int, last: int) -> Iterator[tuple[int, int, bytes]]:
-        """Chunks ``first`` .. ``last`` in runs of what can be hashed at once. One that holds more
-        than tokens is alone, with what that is."""
+        """Splits chunks ``first`` .. ``last`` into runs of what can be hashed at once. A chunk that
+        holds more than tokens is alone, with what that is."""
         begin = first
         for chunk in range(first, min(last, -(-self._text_from() // self.hasher.chunk_tokens))):
             beside = self._beside(chunk)
@@ -128,7 +129,7 @@ class RequestState:
             yield begin, last, b""
 
     def _text_from(self) -> int:
-        """From this token on, token ids say all."""
+        """Returns the token from which on token ids say all."""
         request = self.request
         if getattr(request, "prompt_embeds", None) is not None:
             return int(request.num_prompt_tokens)
@@ -136,8 +137,8 @@ class RequestState:
         return max((place.offset + place.length for place in places), default=0)
 
     def _beside(self, chunk: int) -> bytes:
-        """What placeholders of the chunk stand for, in vLLM's own terms: hashes of images and of
-        embeddings."""
+        """Returns what placeholders of the chunk stand for, in vLLM's own terms: hashes of images
+        and of embeddings."""
         from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 
         request, size = self.request, self.hasher.chunk_tokens
@@ -165,7 +166,7 @@ class BlendSpan:
 
 @dataclass(slots=True)
 class BlendState:
-    """Of one request. ``used`` says that its KV is blended."""
+    """The segments of a request, and what of them is reused. ``used``: its KV is blended."""
 
     segments: list[BlendSegment]
     ratio: float
@@ -176,7 +177,8 @@ class BlendState:
 
 @dataclass(frozen=True, slots=True)
 class BlendSegment:
-    """Tokens ``start`` .. ``stop`` of a prompt, and keys of its full chunks, encoded alone."""
+    """A prompt's segment: tokens ``start`` .. ``stop``, and keys of its full chunks, encoded
+    alone."""
 
     start: int
     stop: int
@@ -188,7 +190,7 @@ _PASS_S, _IDLE_PASS_S = 0.001, 0.02
 
 
 class Hashing:
-    """One thread, which hashes prompts in the order in which they come."""
+    """A thread that hashes prompts in the order in which they come."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -196,18 +198,20 @@ class Hashing:
         self._left = _IDLE_PASS_S
 
     def begin(self, tracked: RequestState) -> None:
-        """A request has come, or has other keys from now on."""
+        """Begins to hash the prompt of a request that has come, or has other keys from now on."""
         self.ended(tracked)
         tokens = tracked.request.num_prompt_tokens
         if tokens >= tracked.hasher.chunk_tokens:
             tracked.hashing = self._pool.submit(tracked.hashed, (), 0, tokens)
 
     def next_pass(self, busy: bool) -> None:
-        """A pass of the scheduler is over; ``busy``: the next one has requests that run."""
+        """Sets how long the next pass of the scheduler may wait for keys; ``busy``: it has requests
+        that run."""
         self._left = _PASS_S if busy else _IDLE_PASS_S
 
     def ready(self, tracked: RequestState) -> bool:
-        """Whether the request's keys are known. Raises what hashing raised."""
+        """Returns whether the request's keys are known, after a short wait. Raises what hashing
+        did."""
         job = tracked.hashing
         if job is None:
             return True
@@ -222,11 +226,11 @@ class Hashing:
         return True
 
     def ended(self, tracked: RequestState) -> None:
-        """The request needs no keys any more."""
+        """Cancels the hashing of a request that needs no keys any more."""
         if tracked.hashing is not None:
             tracked.hashing.cancel()
             tracked.hashing = None
 
     def close(self) -> None:
-        """Hashes nothing more."""
+        """Ends the thread: nothing more is hashed."""
         self._pool.shutdown(wait=False, cancel_futures=True)

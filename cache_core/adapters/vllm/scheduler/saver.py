@@ -1,4 +1,4 @@
-"""What of requests' KV is saved, and which of vLLM's blocks are still being read for it."""
+"""Decides what of requests' KV is saved, and knows which of vLLM's blocks are still read for it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _REORDER, _REORDER_SHARE = 64, 4
 class Saver:
     """Admits what requests have computed to ``ledger``, each chunk once.
 
-    vLLM frees blocks without waiting for what is being saved from them. So it is told here what
+    vLLM frees blocks without waiting for what is being saved from them. So it is recorded here what
     they are (:meth:`reads`), and whoever writes to a block first waits for the saves that
     :meth:`before_writing` names. ``most_pending`` chunks may be on their way out of blocks at once;
-    behind that, saving waits. ``block_tokens`` is vLLM's.
+    beyond that, saving waits. ``block_tokens`` is vLLM's.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Saver:
         self._transfers, self._block_tokens = transfers, block_tokens
         self._most_pending, self._count = most_pending, count
         self.saving: Callable[[RequestState, Plan], None] = lambda tracked, plan: None
-        """Told of each plan."""
+        """A function that is called with each plan and its request."""
         self._reading: dict[int, tuple[int, ...]] = {}
         self._blocks: dict[int, Sequence[int]] = {}
 
     def save(self, tracked: RequestState, chunks: int) -> SaveSpec | None:
-        """What is to be saved now that the request's first ``chunks`` chunks are, or are about to
-        be, computed; for as much work as those that are new."""
+        """Returns what is to be saved now that the request's first ``chunks`` chunks are, or are
+        about to be, computed; None for nothing. It takes as much work as those that are new."""
         first = tracked.saved
         if chunks <= first or tracked.mixed:
             return None
@@ -96,15 +96,15 @@ class Saver:
         )
 
     def order(self, tracked: RequestState) -> None:
-        """The head of a prefix is to outlive its tail: what was saved in parts is put in the order
-        of one use."""
+        """Puts what was saved of a request in parts in the order of one use: the head of a prefix
+        is to outlive its tail."""
         if tracked.saved > tracked.ordered and not tracked.mixed:
             self._ledger.touch(tracked.keys[: tracked.saved], tracked.saved)
             tracked.ordered = tracked.saved
 
     def failed(self, tracked: RequestState, moves: Iterable[Move]) -> None:
-        """No tier took these chunks of the request: they are saved again with what comes next,
-        which nobody could reach without them."""
+        """Has chunks of the request that no tier took saved again with what comes next, which
+        nobody could reach without them."""
         lost = [m.index for m in moves if m.index >= 0 and m.key not in self._ledger]
         tracked.saved = min([tracked.saved, *lost])
         tracked.ordered = min(tracked.ordered, tracked.saved)
@@ -117,13 +117,13 @@ class Saver:
             meta.encodes.append(encode)
 
     def reads(self, number: int, blocks: Sequence[int]) -> None:
-        """The save reads these blocks until :meth:`free`."""
+        """Records that the save reads these blocks until :meth:`free`."""
         self._blocks[number] = blocks
         for block in blocks:
             self._reading[block] = (*self._reading.get(block, ()), number)
 
     def free(self, number: int) -> None:
-        """The save has read its blocks, on all ranks."""
+        """Records that the save has read its blocks, on all ranks."""
         for block in self._blocks.pop(number, ()):
             left = tuple(other for other in self._reading[block] if other != number)
             if left:
@@ -132,8 +132,8 @@ class Saver:
                 del self._reading[block]
 
     def grown(self, grown: Iterable[Grown], requests: Mapping[str, RequestState]) -> set[int]:
-        """Requests were given blocks. Returns the saves that have to be through with them before
-        the step that writes to them."""
+        """Takes in that requests were given blocks. Returns the saves that have to be through with
+        them before the step that writes to them."""
         after: set[int] = set()
         for name, blocks, computed, anew in grown:
             begin = computed // self._block_tokens if anew else 0
@@ -146,7 +146,7 @@ class Saver:
         return after
 
     def before_writing(self, blocks: Iterable[int]) -> set[int]:
-        """Saves that have to be through with these blocks first."""
+        """Returns the saves that have to be through with these blocks before a write to them."""
         if not self._reading:
             return set()
         found = self._reading.keys() & blocks

@@ -1,4 +1,4 @@
-"""The scheduler's half: the Ledger. Decides what to load, save and forget; moves no byte."""
+"""Keeps the Ledger on the scheduler side: decides what to load, save and forget; moves no byte."""
 
 from __future__ import annotations
 
@@ -41,13 +41,10 @@ logger = logging.getLogger("lmcache")
 
 
 class SchedulerSide:
-    """Follows vLLM's calls in their order: look-up, allocation, step, report, end.
-
-    ``remote`` is a connection of its own to a tier that other processes fill too, to ask only.
-    ``most_pending`` chunks may be on their way out of vLLM's blocks, of ``block_tokens``, at once;
-    behind that, saving waits. ``always_between``: vLLM can't take back what it computed on top of a
-    load inside a step that failed.
-    """
+    """Follows vLLM's calls in their order: look-up, allocation, step, report, end. ``remote`` is a
+    connection of its own, to ask only, to a tier that others fill too. ``most_pending`` chunks may
+    be on their way out of vLLM's blocks, of ``block_tokens``, at once; beyond that, saving waits.
+    ``always_between``: vLLM can't undo what it computed on top of a load in a step that failed."""
 
     def __init__(
         self,
@@ -89,8 +86,7 @@ class SchedulerSide:
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
 
     def opened(self, ranks: Sequence[TiersOpened]) -> Ledger:
-        """Every worker's tiers are open: what all of them hold can be hit from now on. Returns the
-        books of it."""
+        """Returns the Ledger: what all of the workers' open tiers hold can be hit from now on."""
         self._ledger, surplus = merged_inventories(ranks, self.options, self._asking is not None)
         self._lookup = TierLookup(self.options, self._ledger, self._asking, self._free, self._clock)
         books = self._ledger, self._lookup, self._hashers, self._transfers
@@ -103,12 +99,12 @@ class SchedulerSide:
         return self._ledger
 
     def tell(self, events: Events) -> None:
-        """Events tell routers what tiers hold, from now on."""
+        """Has ``events`` report to routers what tiers hold, from now on."""
         assert self._saver is not None
         self.events, self._saver.saving = events, events.saving
 
     def arrived(self, request: Any) -> None:
-        """vLLM has a new request, and has not looked for it anywhere."""
+        """Takes in a new request of vLLM's, which has not looked for it anywhere."""
         reason = self._hashers.adapter(request).unknown
         if reason:
             self._leave_uncached(request, reason)
@@ -121,8 +117,7 @@ class SchedulerSide:
             self.blending.prepare(tracked)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
-        """Tokens beyond ``computed`` that can be loaded (None: ask again), and whether between
-        steps."""
+        """Returns tokens beyond ``computed`` to load (None: ask again), and if between steps."""
         tracked = self._track(request)
         ledger, lookup = self._ledger, self._lookup
         if tracked is None or ledger is None or lookup is None:
@@ -157,7 +152,7 @@ class SchedulerSide:
         return external, self._between_steps(hit.tiers)
 
     def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
-        """vLLM has the blocks for ``external`` tokens, the first of the request from token 0 on."""
+        """Plans the load of ``external`` tokens to ``blocks``, the request's from token 0 on."""
         tracked = self._requests.get(request.request_id)
         ledger, saver = self._ledger, self._saver
         if tracked is None or ledger is None or saver is None:
@@ -214,15 +209,15 @@ class SchedulerSide:
                 tracked.hits[name] = tracked.hits.get(name, 0) + tokens
 
     def sources(self, request: Any, external: int) -> dict[str, int]:
-        """The latest look-up's external tokens by tier."""
+        """Returns the latest look-up's external tokens by tier."""
         tracked = self._requests.get(request.request_id)
         start = tracked.computed if tracked is not None else 0
         hit, first = tracked.found if tracked else Hit((), ()), start // self._size * self._size
         return by_tier(self.options, hit, start, start + external, first)
 
     def step(self, scheduled: Mapping[str, int], grown: Iterable[Grown]) -> StepMeta:
-        """Ends a scheduling step: what workers shall do in it. ``scheduled`` maps requests to the
-        tokens that this step computes, in blocks of which it has ``grown`` some."""
+        """Ends a scheduling step: returns what workers shall do in it. ``scheduled`` maps requests
+        to the tokens that this step computes, in blocks of which it has ``grown`` some."""
         meta, saver = self._meta, self._saver
         if saver is not None:
             meta.after |= saver.grown(grown, self._requests)
@@ -271,8 +266,7 @@ class SchedulerSide:
             self._count("prefill_seconds_saved", saved)
 
     def finished(self, request: Any) -> None:
-        """The request has ended. vLLM may have its blocks back at once: see
-        :class:`~cache_core.adapters.vllm.scheduler.saver.Saver`."""
+        """Ends a request. vLLM may have its blocks back at once; the Saver knows which it reads."""
         self._uncached.discard(request.request_id)
         if self._asking is not None:
             self._asking.forget(request.request_id)
@@ -289,7 +283,7 @@ class SchedulerSide:
 
     @property
     def pending(self) -> bool:
-        """Whether workers have something to do, or to report, though no request runs."""
+        """Returns whether workers have something to do, or to report, though no request runs."""
         return bool(self._meta.encodes or self._meta.plans) or self._transfers.saving
 
     def reset(self, ours: bool = True) -> None:
@@ -313,7 +307,7 @@ class SchedulerSide:
             self._asking.forget_all()
 
     def take_counts(self) -> dict[str, float]:
-        """Counters since the last call."""
+        """Returns what was counted since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 

@@ -1,5 +1,5 @@
-"""Loads and saves that are under way, what all ranks hold, and what generations of weights left in
-tiers."""
+"""Keeps track of loads and saves that are under way, what all ranks hold, and what generations of
+weights left in tiers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cache_core.residency import remembered
 def merged_inventories(
     ranks: Sequence[TiersOpened], options: ConnectorOptions, shared: bool
 ) -> tuple[Ledger, list[tuple[bytes, int]]]:
-    """A Ledger of what every rank holds from earlier processes, and chunks (key, tier) that are to
-    be discarded: those that only some have, or that don't fit. ``shared``: others fill the remote
-    tier too."""
+    """Returns a Ledger of what every rank holds from earlier processes, and chunks (key, tier) that
+    are to be discarded: those that only some have, or that don't fit. ``shared``: others fill the
+    remote tier too."""
     capacities: list[int | None] = []
     tiers = zip(*(rank.capacities for rank in ranks), strict=True)
     for name, rooms in zip(options.tier_names, tiers, strict=True):
@@ -46,7 +46,8 @@ def merged_inventories(
 def by_tier(
     options: ConnectorOptions, hit: Hit, start: int, end: int, first: int
 ) -> dict[str, int]:
-    """Tokens ``start`` .. ``end`` of a hit whose first chunk begins at token ``first``, by tier."""
+    """Counts tokens ``start`` .. ``end`` of a hit whose first chunk begins at token ``first``, by
+    tier."""
     found: dict[str, int] = {}
     size, at = options.chunk_tokens, first
     # In runs: a hit of thousands of chunks has a few.
@@ -62,7 +63,7 @@ def by_tier(
 
 @dataclass(slots=True)
 class Loading:
-    """A pinned hit on its way: tokens ``start`` .. ``end`` of a request."""
+    """A load of a pinned hit that is under way: tokens ``start`` .. ``end`` of a request."""
 
     hit: Hit
     request: str
@@ -72,18 +73,18 @@ class Loading:
     chunks: int
     seconds: float = 0.0
     gone: list[tuple[bytes, int]] = field(default_factory=list)
-    """Chunks that some rank's tier will never give: (key, tier)."""
+    """The chunks that some rank's tier will never give: (key, tier)."""
 
     @property
     def whole(self) -> bool:
-        """Whether every rank has all of it in place."""
+        """Returns whether every rank has read all of the hit."""
         return len(self.hit) > 0 and self.chunks == len(self.hit)
 
 
 @dataclass(slots=True)
 class Saving:
-    """Moves on their way: how many ranks have not settled each, and whether it succeeded on all
-    that have; ``held`` ranks still need vLLM's blocks."""
+    """A save that is under way: how many ranks have not settled each move, and whether it succeeded
+    on all that have; ``held`` ranks still need vLLM's blocks."""
 
     moves: tuple[Move, ...]
     request: str
@@ -93,19 +94,19 @@ class Saving:
 
     @property
     def chunks(self) -> int:
-        """Those that come from vLLM's blocks."""
+        """Returns the number of chunks that come from vLLM's blocks."""
         return len({move.key for move in self.moves if move.source == ENGINE})
 
     @property
     def over(self) -> bool:
-        """Whether all ranks have reported all of it."""
+        """Returns whether all ranks have reported all of the save."""
         return not self.held and not any(self.waits)
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a report brought to an end on every rank: moves that ``good`` says to have succeeded,
-    and whether vLLM's blocks are ``free``."""
+    """The part of a save that a report ended on every rank: moves that ``good`` says to have
+    succeeded, and whether vLLM's blocks are ``free``."""
 
     moves: tuple[Move, ...]
     good: tuple[bool, ...]
@@ -114,37 +115,37 @@ class Saved:
 
 
 class TransferState:
-    """By number; ``ranks`` workers report each."""
+    """The loads and saves that are under way, by number; ``ranks`` workers report each."""
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
         self._loading: dict[int, Loading] = {}
         self._saving: dict[int, Saving] = {}
         self.last = 0
-        """The latest number given."""
+        """The latest number that was given to a load or save."""
         self.pending = 0
-        """Chunks on their way out of vLLM's blocks."""
+        """The number of chunks on their way out of vLLM's blocks."""
 
     def number(self) -> int:
-        """The next one."""
+        """Returns the next number for a load or save."""
         self.last += 1
         return self.last
 
     @property
     def saving(self) -> bool:
-        """Whether any save has not been reported whole."""
+        """Returns whether any save has not been reported whole."""
         return bool(self._saving)
 
     def reading(self) -> set[bytes]:
-        """Keys that loads under way may still read."""
+        """Returns keys that loads under way may still read."""
         return {key for loading in self._loading.values() for key in loading.hit.keys}
 
     def load(self, number: int, hit: Hit, request: str, start: int, end: int) -> None:
-        """A load begins."""
+        """Records that a load begins."""
         self._loading[number] = Loading(hit, request, start, end, self._ranks, len(hit))
 
     def save(self, number: int, request: str, plan: Plan) -> None:
-        """A plan that writes begins."""
+        """Records that a plan that writes begins."""
         moves = tuple(move for move in plan.moves if move.target != NOWHERE)
         ranks, count = self._ranks, len(moves)
         saving = Saving(moves, request, [ranks] * count, [True] * count, ranks)
@@ -152,7 +153,7 @@ class TransferState:
         self.pending += saving.chunks
 
     def loaded(self, done: LoadDone) -> Loading | None:
-        """One rank's report; the load, if that was the last."""
+        """Takes in one rank's report of a load. Returns the load, if that was the last report."""
         loading = self._loading[done.id]
         loading.waits -= 1
         loading.chunks = min(loading.chunks, done.chunks)
@@ -161,7 +162,7 @@ class TransferState:
         return None if loading.waits else self._loading.pop(done.id)
 
     def saved(self, done: SaveDone) -> Saved:
-        """One rank's report of a part of a save: what has ended with it."""
+        """Takes in one rank's report of a part of a save. Returns what has ended with it."""
         saving = self._saving[done.id]
         ended: list[int] = []
         for row, good in done.settled:
@@ -183,7 +184,7 @@ logger = logging.getLogger("lmcache")
 
 
 class Generations:
-    """Begins a new one when weights are, or may be, others."""
+    """Counts generations of weights: a new one begins when weights are, or may be, others."""
 
     def __init__(self, hashers: Hashers, transfers: TransferState, tiers: int) -> None:
         self.number = 0
@@ -191,8 +192,9 @@ class Generations:
         self._last = 0  # transfers up to this number are of earlier generations
 
     def renew(self, why: str, requests: Iterable[RequestState], ledger: Ledger | None) -> Plan:
-        """From here on nothing that was kept is found. What ``requests`` have computed is not
-        saved. Returns what frees the rest; chunks in use are freed by :meth:`ended`."""
+        """Begins a generation, in which nothing that was kept is found. What ``requests`` have
+        computed is not saved. Returns what frees the rest; chunks in use are freed by
+        :meth:`ended`."""
         logger.info("%s: nothing that was kept until now is used again", why)
         self._hashers.renew()
         self.number += 1
@@ -202,8 +204,8 @@ class Generations:
         return Plan(tuple(ledger.clear()) if ledger is not None else ())
 
     def ended(self, number: int, keys: Iterable[bytes], ledger: Ledger) -> Plan:
-        """A load or save of these chunks has ended. Returns what frees those of an earlier
-        generation, but for what is still read."""
+        """Takes in that a load or save of these chunks has ended. Returns what frees those of an
+        earlier generation, but for what is still read."""
         if number > self._last:
             return Plan(())
         reading = self._transfers.reading()

@@ -1,1 +1,1 @@
-"""The connector's side in vLLM's workers: it moves bytes and decides nothing."""
+"""Implements the connector's side in vLLM's workers: it moves bytes and decides nothing."""

@@ -1,4 +1,4 @@
-"""Where vLLM keeps its KV, and how chunks get there and back."""
+"""Knows where vLLM keeps its KV, and moves chunks there and back."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.transfer.chunks import ChunkBuffers
 
 Slots = NDArray[np.int64]
-# Told the number of layers that are on their way, and what the engine's thread is to call: what it
-# queues afterwards finds them there.
+# Is given the number of layers that are on their way, and what the engine's thread is to call: what
+# it queues afterwards finds them there.
 OnLoaded = Callable[[int, Callable[[], None]], None]
 
 
 class EngineBlocks(Protocol):
-    """The engine's KV of one worker."""
+    """The engine's KV of one worker, between which and host memory chunks are moved."""
 
     chunk_bytes: int
     layers: int
 
     def memory(self) -> Memory:
-        """What the cpu tier keeps its chunks in: pinned where a GPU is to reach it."""
+        """Returns what the cpu tier keeps its chunks in: pinned where a GPU is to reach it."""
 
     def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
-        """The chunks at ``slots`` ``[n, chunk_tokens]``, -1 to leave a token out; of some layers
-        only, if given: a move then touches their part of a chunk's bytes alone."""
+        """Returns buffers of the chunks at ``slots`` ``[n, chunk_tokens]``, -1 to leave a token
+        out; of some layers only, if given: a move then touches their part of a chunk's bytes
+        alone."""
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """K of chunks in memory, bytes ``[n, chunk_bytes]``, as a view, and the axis of its heads'
-        dimensions. Raises ``ValueError`` where K can't be told apart."""
+        """Returns K of chunks in memory, bytes ``[n, chunk_bytes]``, as a view, and the axis of its
+        heads' dimensions. Raises ``ValueError`` where K can't be separated."""
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
-        """Call the result in another thread: saves that it starts then come after what the engine
-        has queued until now; with ``loading``, loads, whose blocks that may still use."""
+        """Returns what another thread is to call: saves that it starts then come after what the
+        engine has queued until now; with ``loading``, loads, whose blocks that may still use."""
 
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         """Brings the chunks at ``addresses`` to ``slots``, layer by layer. Returns when all is
-        there; ``loaded`` hears of each layer before."""
+        there; ``loaded`` is called for each layer before."""
 
 
 def load_in_turn(
     blocks: EngineBlocks, slots: Slots, addresses: Addresses, loaded: OnLoaded
 ) -> None:
-    """:meth:`EngineBlocks.load_layers` where a move has ended when its call returns."""
+    """Does the work of :meth:`EngineBlocks.load_layers` where a move has ended when its call
+    returns."""
     for layer in range(blocks.layers):
         blocks.place(slots, range(layer, layer + 1)).copy_from(addresses)
         loaded(layer + 1, _no_wait)
@@ -66,7 +68,7 @@ class Region:
 
 
 class RegionBuffers:
-    """Chunks in host memory whose regions lie apart in the engine."""
+    """Buffers of chunks in host memory whose regions lie apart in the engine."""
 
     def __init__(self, regions: Sequence[Region], slots: Slots, threads: int) -> None:
         self._regions = regions
@@ -95,12 +97,13 @@ class RegionBuffers:
 
 
 class HostBlocks:
-    """vLLM's CPU backend: one contiguous tensor ``[blocks, heads, tokens, 2 * head_dim]`` a layer.
+    """KV of vLLM's CPU backend: a contiguous tensor ``[blocks, heads, tokens, 2 * head_dim]`` a
+    layer.
 
-    Inside a block and head the backend keeps K transposed, ``[head_dim][tokens]``, and V behind
-    it, ``[tokens][head_dim]``. A chunk keeps both as they are, K as ``[layers][heads][head_dim]
-    [tokens]``, then V as ``[layers][heads][tokens][head_dim]``: runs stay long, and any token
-    can stand in any place of any block.
+    Inside a block and head the backend keeps K transposed, ``[head_dim][tokens]``, and V after it,
+    ``[tokens][head_dim]``. A chunk keeps both as they are, K as ``[layers][heads][head_dim]
+    [tokens]``, then V as ``[layers][heads][tokens][head_dim]``: runs stay long, and any token can
+    stand at any position of any block.
     """
 
     def __init__(self, caches: Sequence[torch.Tensor], chunk_tokens: int, threads: int) -> None:
@@ -212,7 +215,8 @@ class WholeBlocks:
 
 
 class TensorBlocks:
-    """Any strided tensors ``[blocks, heads, tokens, content]`` on any device, by torch's indexing.
+    """KV in strided tensors ``[blocks, heads, tokens, content]`` on any device, by torch's
+    indexing.
 
     A chunk is ``[layers][tokens][heads][content]``. On a GPU, copies run on a stream of their own.
     """
@@ -251,7 +255,7 @@ class TensorBlocks:
         return whole[..., : self._shape[2] // 2], 4
 
     def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
-        """``out``: engine -> host."""
+        """Moves these layers of chunks: ``out``: engine -> host, else host -> engine."""
         with torch.cuda.stream(self._stream):
             for row, address in zip(slots, addresses, strict=True):
                 tokens = np.flatnonzero(row >= 0)
@@ -272,7 +276,7 @@ class TensorBlocks:
 
 
 class TensorRows:
-    """Chunks of :class:`TensorBlocks`."""
+    """Buffers of chunks in :class:`TensorBlocks`."""
 
     def __init__(self, blocks: TensorBlocks, slots: Slots, layers: range) -> None:
         self._blocks, self._slots, self._layers = blocks, slots, layers
@@ -301,10 +305,10 @@ def _host_tensor(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> to
 
 
 def _no_wait() -> None:
-    """The CPU has done what it was told."""
+    """Returns at once: the CPU has done what it was given."""
 
 
 def slots_of(blocks: NDArray[np.int32], block_tokens: int, tokens: range) -> Slots:
-    """Slots of a request's tokens, by its blocks from token 0 on."""
+    """Returns the slots of a request's tokens, by its blocks from token 0 on."""
     at = np.arange(tokens.start, tokens.stop, dtype=np.int64)
     return blocks[at // block_tokens].astype(np.int64) * block_tokens + at % block_tokens

@@ -1,4 +1,4 @@
-"""vLLM's KV on a GPU, moved by this project's kernels and the GPU's copy engines."""
+"""Moves vLLM's KV on a GPU by this project's kernels and the GPU's copy engines."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ logger = logging.getLogger("lmcache")
 
 
 def cuda_blocks(caches: Sequence[torch.Tensor], options: ConnectorOptions) -> CudaBlocks | None:
-    """None, with a word in the log, where the kernels are not built or don't fit these tensors:
-    then torch's indexing does it. Raises ``ValueError`` for a ``transfer_file`` that is none."""
+    """Returns the KV as :class:`CudaBlocks`; None, with a word in the log, where the kernels are
+    not built or don't fit these tensors: then torch's indexing does it. Raises ``ValueError`` for a
+    ``transfer_file`` that is none."""
     try:
         gpus = cuda_devices()
     except CudaMissing as error:
@@ -54,9 +55,9 @@ def cuda_blocks(caches: Sequence[torch.Tensor], options: ConnectorOptions) -> Cu
 
 
 class CudaBlocks:
-    """Tensors ``[blocks, heads, tokens, content]`` of any strides but the last, which is 1.
+    """KV in tensors ``[blocks, heads, tokens, content]`` of any strides but the last, which is 1.
 
-    A chunk is ``[layers][tokens][heads][content]``, as of ``TensorBlocks``. Each direction has a
+    A chunk is ``[layers][tokens][heads][content]``, as in ``TensorBlocks``. Each direction has a
     stream of its own; moves return when the bytes are there.
     """
 
@@ -92,7 +93,7 @@ class CudaBlocks:
                 loaded(layer + 1, partial(self._hold, self._ways.mark(transfer.stream)))
 
     def _hold(self, mark: _cuda.Mark) -> None:
-        """The engine, in whose thread this is called, goes on behind the mark."""
+        """Makes the engine, in whose thread this is called, go on after the mark."""
         mark.hold(current_stream(self._caches[0].device))
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -100,7 +101,7 @@ class CudaBlocks:
         return whole[..., : self._shape[2] // 2], 4
 
     def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
-        """``out``: engine -> host."""
+        """Moves these layers of chunks: ``out``: engine -> host, else host -> engine."""
         way = "out" if out else "in"
         with self._ways.way(way) as transfer:
             self._queue(transfer, slots, layers, addresses, way)
@@ -116,7 +117,8 @@ class CudaBlocks:
         getattr(transfer, name)(paged, slots, there, "NHD")
 
     def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
-        """Of all layers. False where the codec's rows are no parts of a head."""
+        """Moves all layers of coded chunks: ``out``: engine -> host. Returns False where the
+        codec's rows are no parts of a head: then nothing was moved."""
         _, heads, content = self._shape
         parts = content // codec.items
         fits = codec.dtype == self._dtype and content % codec.items == 0
@@ -141,7 +143,7 @@ class CudaBlocks:
 
 
 class CudaBuffers:
-    """Chunks of :class:`CudaBlocks`."""
+    """Buffers of chunks in :class:`CudaBlocks`."""
 
     def __init__(self, blocks: CudaBlocks, slots: Slots, layers: range) -> None:
         self._blocks, self._layers = blocks, layers
@@ -164,11 +166,13 @@ class CudaBuffers:
         self._blocks.move(self._slots, self._layers, addresses, out=False)
 
     def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """See :class:`cache_core.transfer.coded.Coding`."""
+        """Copies the chunks to ``addresses``, coded. Returns False where it can't with this codec
+        or these layers: then nothing was copied."""
         whole = len(self._layers) == self._blocks.layers
         return whole and self._blocks.move_coded(self._slots, addresses, codec, out=True)
 
     def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Likewise."""
+        """Decodes the chunks at ``addresses`` into these. Returns False where it can't with this
+        codec or these layers: then nothing was copied."""
         whole = len(self._layers) == self._blocks.layers
         return whole and self._blocks.move_coded(self._slots, addresses, codec, out=False)

@@ -1,4 +1,4 @@
-"""Loading and saving beside the forward pass, layer by layer."""
+"""Loads and saves beside the forward pass, layer by layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pass:
 
 
 class LayerGates:
-    """Who waits for which layer: the forward pass for loads, saves for the forward pass."""
+    """Makes the forward pass wait for loads, and saves for the forward pass, layer by layer."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._index = {name: i for i, name in enumerate(names)}
@@ -41,7 +41,7 @@ class LayerGates:
         self.loads: list[Future[None]] = []
 
     def open(self) -> OnLoaded:
-        """One more load; it tells the result of each of its layers in turn."""
+        """Opens one more load; it reports each of its layers in turn to the result."""
         layers: list[Callable[[], None]] = []
         with self._changed:
             self._loaded.append(layers)
@@ -54,14 +54,14 @@ class LayerGates:
         return loaded
 
     def expect_layers(self, now: Pass) -> None:
-        """A forward pass is about to begin, and saves wait for its layers."""
+        """Begins a forward pass whose layers saves wait for."""
         with self._changed:
             self._computed = 0
             self._number += 1
             now.beside, now.number, now.loads = True, self._number, tuple(self.loads)
 
     def wait_loaded(self, name: str) -> None:
-        """Returns when all loads of this step have the layer on its way, or have ended; what this
+        """Waits until all loads of this step have the layer on its way, or have ended; what this
         thread queues on the engine's stream afterwards finds it there."""
         layer = self._index.get(name, len(self._index))
         loads = self.loads
@@ -79,21 +79,21 @@ class LayerGates:
             hold()
 
     def computed(self, name: str, fence: Callable[[], None]) -> None:
-        """The forward pass has the layer's KV behind ``fence``."""
+        """Records that the forward pass has the layer's KV after ``fence``."""
         with self._changed:
             self._computed = max(self._computed, self._index.get(name, -1) + 1)
             self._fence = fence
             self._changed.notify_all()
 
     def all_computed(self, fence: Callable[[], None]) -> None:
-        """The forward pass is over."""
+        """Records that the forward pass is over, and has all KV after ``fence``."""
         with self._changed:
             self._computed = len(self._index)
             self._fence = fence
             self._changed.notify_all()
 
     def wait_computed(self, number: int, layer: int) -> None:
-        """Returns when that forward pass has the layer, or is over. Raises ``TimeoutError`` if it
+        """Waits until that forward pass has the layer, or is over. Raises ``TimeoutError`` if it
         never comes."""
 
         def there() -> bool:
@@ -106,20 +106,20 @@ class LayerGates:
         fence()
 
     def wait_loads(self) -> None:
-        """Returns when this step's loads have ended, well or badly."""
+        """Waits until this step's loads have ended, well or badly."""
         for load in list(self.loads):
             load.result()
 
     def take_loads(self) -> list[Future[None]]:
-        """This step's loads; the next step has none yet."""
+        """Returns this step's loads; the next step has none yet."""
         with self._changed:
             loads, self.loads, self._loaded = self.loads, [], []
         return loads
 
 
 class LayerwiseBuffers:
-    """Chunks that are moved layer by layer: ``before`` is called ahead of each layer of a save,
-    ``loaded`` hears of each layer of a load."""
+    """Buffers of chunks that are moved layer by layer: ``before`` is called ahead of each layer of
+    a save, ``loaded`` with each layer of a load."""
 
     def __init__(
         self,
@@ -157,4 +157,4 @@ class LayerwiseBuffers:
 
 
 def _nothing() -> None:
-    """Nothing to wait for."""
+    """Waits for nothing."""

@@ -30,11 +30,11 @@ def open_tiers(
     memory: Callable[[], Memory] = SlabMemory,
     replica: int = 0,
 ) -> list[Tier]:
-    """Fastest first. ``chunk_bytes`` are the engine's; with ``codec`` tiers keep coded chunks,
-    and the cpu tier's are in ``memory``. Each data-parallel ``replica`` has a disk tier of its own.
-    A disk tier that another engine has open is left out, with a warning: it holds nothing.
-    Raises ``TierError``, ``OSError`` or ``MemoryError``, and ``ValueError`` for a size that holds
-    no chunk."""
+    """Opens the tiers of one worker, fastest first. ``chunk_bytes`` are the engine's; with
+    ``codec`` tiers keep coded chunks, and the cpu tier's are in ``memory``. Each data-parallel
+    ``replica`` has a disk tier of its own. A disk tier that another engine has open is left out,
+    with a warning: it holds nothing. Raises ``TierError``, ``OSError`` or ``MemoryError``, and
+    ``ValueError`` for a size that holds no chunk."""
     if codec is not None:
         chunk_bytes = codec.coded_bytes
     tiers: list[Tier] = []
@@ -59,7 +59,8 @@ def open_tiers(
 
 
 def of_replica(path: Path, replica: int) -> Path:
-    """A file's or folder's name for one data-parallel replica; the first one's is as it is."""
+    """Returns a file's or folder's name for a data-parallel replica; the first one's is as it
+    is."""
     return path.with_name(f"dp-{replica}-{path.name}") if replica else path
 
 
@@ -76,7 +77,7 @@ def _disk(
 
 
 def open_remote_tier(options: ConnectorOptions, chunk_bytes: int, rank: int, ranks: int) -> Tier:
-    """A connection to the remote tier; with several ranks each has names of its own there."""
+    """Opens a connection to the remote tier; with several ranks each has names of its own there."""
     tier: Tier
     if "://" in options.remote:
         tier = open_remote(options.remote, chunk_bytes)
@@ -110,8 +111,8 @@ class RankTier(Wrapper):
         return self._tier.place(self._own(keys))
 
     def recovered(self) -> list[bytes]:
-        """Keys from an earlier process, least recently stored first. None of a shared tier: other
-        ranks' would be among them, and it is asked for what it has in any case."""
+        """Returns keys from an earlier process, least recently stored first; of a shared tier none:
+        other ranks' would be among them, and it is asked for what it has in any case."""
         shared = getattr(self._tier, "shared", False)
         return [] if shared else self._own(recovered(self._tier))
 

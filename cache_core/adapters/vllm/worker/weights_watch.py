@@ -22,7 +22,7 @@ _MOST_PARAMETERS = 128
 
 
 class WeightsWatch:
-    """Looks at weights of ``model``, at the same places each time."""
+    """Looks at weights of ``model``, at the same items each time, and says whether they changed."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         places: list[tuple[Mapping[str, Any], str]] = []
@@ -42,13 +42,13 @@ class WeightsWatch:
         self._packed = self._empty()
 
     def __len__(self) -> int:
-        """Parameters that are looked at."""
+        """Returns the number of parameters that are looked at."""
         return len(self._places)
 
     @torch.inference_mode()
     def look(self) -> bool:
-        """Whether weights are others than at the last look. On a GPU, which is not waited for, what
-        this look sees is told by the next one."""
+        """Returns whether weights are others than at the last look. On a GPU, which is not waited
+        for, what this look sees is reported by the next one."""
         now = self._arrived()
         if self._coming is None:
             self._start()
@@ -71,7 +71,7 @@ class WeightsWatch:
 
     @torch.inference_mode()
     def _start(self) -> None:
-        """Begins to read."""
+        """Begins to read the weights."""
         parts: dict[torch.dtype, list[torch.Tensor]] = {}
         for parameter in self._parameters():
             items = parameter.numel()
@@ -97,7 +97,7 @@ class WeightsWatch:
         self._coming = found, event
 
     def _arrived(self, wait: bool = False) -> torch.Tensor | None:
-        """What was read, if it is here."""
+        """Returns what was read, if it is here, else None; with ``wait``, waits for it."""
         if self._coming is None:
             return None
         found, event = self._coming
@@ -111,8 +111,8 @@ class WeightsWatch:
 
 
 def model_in_use() -> torch.nn.Module | None:
-    """The model of whoever calls a connector's ``register_kv_caches``: vLLM's model runner, which
-    it does not hand over."""
+    """Returns the model of whoever calls a connector's ``register_kv_caches``: vLLM's model runner,
+    which does not hand it over."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")

@@ -1,4 +1,4 @@
-"""The worker's half: tiers, and the bytes between them and vLLM's blocks. Decides nothing."""
+"""Moves bytes between tiers and vLLM's blocks on the worker side. Decides nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _PAUSE_S = 5.0
 
 
 class WorkerSide:
-    """Loads and saves what the scheduler's half decided, and reports it.
+    """Loads and saves what the scheduler side decided, and reports it.
 
     Plans and saves are handed to the tiers' threads in their order
     (:class:`~cache_core.carrier.PlanExecutor`), by one that waits for what they need of the engine.
@@ -84,7 +84,7 @@ class WorkerSide:
         self._pass = Pass()
 
     def opened(self) -> TiersOpened:
-        """For the scheduler's half."""
+        """Returns what the scheduler side needs to know of this worker's tiers."""
         return TiersOpened(
             self.blocks.chunk_bytes,
             [tier.capacity for tier in self.tiers],
@@ -96,8 +96,8 @@ class WorkerSide:
         self._wait_for(meta.after)
 
     def refuse(self, meta: StepMeta) -> None:
-        """Weights are others than those that the step's keys name: before :meth:`start_loads`, has
-        its loads fail, and its saves."""
+        """Has the step's loads and saves fail, before :meth:`start_loads`: weights are others than
+        those that its keys name."""
         self._refused |= {load.id for load in meta.loads}
         for save in [*meta.saves, *(encode.save for encode in meta.encodes)]:
             self._bad_epoch[save.request] = max(save.epoch, self._bad_epoch.get(save.request, -1))
@@ -105,7 +105,7 @@ class WorkerSide:
             self._report.outdated = meta.generation
 
     def start_loads(self, meta: StepMeta) -> None:
-        """Loads what this step needs; lets the rest begin."""
+        """Loads what this step needs; lets its other loads begin."""
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
         fence = self.blocks.fence(loading=True) if meta.loads else _nothing
         now = self._pass = Pass()
@@ -123,7 +123,7 @@ class WorkerSide:
                 self._gates.wait_loads()
             self._blender.compute(meta.loads)
         if self._gates is not None and meta.saves:
-            # They follow the forward pass, layer by layer, instead of coming behind it.
+            # They follow the forward pass, layer by layer, instead of coming after it.
             self._gates.expect_layers(now)
             self._start_saves(meta.saves, meta.plans)
 
@@ -133,12 +133,12 @@ class WorkerSide:
             self._gates.wait_loaded(name)
 
     def layer_done(self, name: str) -> None:
-        """The step has computed the layer's KV."""
+        """Records that the step has computed the layer's KV."""
         if self._gates is not None:
             self._gates.computed(name, self.blocks.fence())
 
     def end_step(self, meta: StepMeta) -> None:
-        """The forward pass is over: lets saves begin."""
+        """Lets saves begin: the forward pass is over."""
         if self._blender is not None:
             self._blender.encode(meta.encodes)
         if self._gates is not None:
@@ -147,12 +147,12 @@ class WorkerSide:
                 load.result()
         if not self._pass.beside:
             self._start_saves(meta.saves, meta.plans)
-        # Never beside the forward pass: what they save is computed behind it.
+        # Never beside the forward pass: what they save is computed after it.
         self._start_saves([encode.save for encode in meta.encodes], ())
 
     def finished(self, gone: Iterable[str]) -> set[str]:
-        """Requests whose loads between steps are done. ``gone`` are requests that vLLM has
-        finished."""
+        """Returns the requests whose loads between steps are done. ``gone`` are requests that vLLM
+        has finished."""
         self._gone.update(gone)
         for number in [number for number, (_, job) in self._saves.items() if job.done()]:
             with self._lock:
@@ -169,7 +169,7 @@ class WorkerSide:
         return loaded
 
     def bad_blocks(self) -> set[int]:
-        """vLLM's blocks that a load left without KV, since the last call."""
+        """Returns vLLM's blocks that a load left without KV, since the last call."""
         with self._lock:
             bad, self._bad_blocks = self._bad_blocks, set()
         return bad
@@ -185,13 +185,13 @@ class WorkerSide:
         return report
 
     def take_counts(self) -> dict[str, float]:
-        """Counters since the last call."""
+        """Returns what was counted since the last call."""
         with self._lock:
             counts, self.counts = self.counts, {}
         return counts
 
     def close(self) -> None:
-        """Finishes loads and saves and closes the tiers; leaves behind a tier that hangs."""
+        """Finishes loads and saves and closes the tiers; abandons a tier that hangs."""
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
         for loader in self._loaders:
@@ -268,8 +268,8 @@ class WorkerSide:
             self._report.loads.append(told)
 
     def _read(self, tier: int, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
-        """As the tier's. One that has just kept a load waiting in vain keeps no other one: a step
-        may have many, and the scheduler hears of it only afterwards."""
+        """Reads chunks of a tier, ``LATER`` for all if it has just kept a load waiting in vain: a
+        step may have many loads, and the scheduler hears of it only afterwards."""
         if self._suspensions.out([tier], probe=True):
             return [Read.LATER] * len(keys)
         began = self._clock()
@@ -279,7 +279,8 @@ class WorkerSide:
         return answers
 
     def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
-        """Slots ``[chunks, chunk_tokens]`` from token ``first`` on; -1 outside start .. end."""
+        """Returns slots ``[chunks, chunk_tokens]`` of the tokens from ``first`` on; -1 outside
+        start .. end."""
         at = np.arange(first, first + chunks * self._size)
         slots = np.full(len(at), -1, dtype=np.int64)
         inside = (at >= start) & (at < end)
@@ -320,7 +321,7 @@ class WorkerSide:
         self._carrier.submit(plan, place, finished)
 
     def _prepared(self, save: SaveSpec, now: Pass) -> tuple[Plan, ChunkBuffers | None]:
-        """What of the plan can be carried out, and where its chunks are."""
+        """Returns what of the plan can be carried out, and buffers of its chunks."""
         indexes = [m.index for m in save.plan.moves if m.target != NOWHERE and m.index >= 0]
         for load in now.loads:
             load.result()
@@ -368,7 +369,7 @@ class WorkerSide:
 
 
 def _nothing() -> None:
-    """There is nothing to wait for."""
+    """Waits for nothing."""
 
 
 def _shifted(move: Move, by: int) -> Move:
