@@ -61,7 +61,7 @@ def main() -> None:
         nbytes = past * engine.token_bytes()
         spec = CacheSpec(size, {"cpu": nbytes + 2 * engine.layout(size).chunk_bytes})
         session = engine.open(spec, len(ids) + 1)
-        for _ in range(2):  # cold, then a hit: now both of the engine's arenas hold this prompt
+        for _ in range(2):  # cold, then a hit: now both of the engine's buffers hold this prompt
             list(session.serve([request], Load()))
             session.settle()
         hits, tails, ratios = [], [], []
@@ -71,9 +71,9 @@ def main() -> None:
             session.settle()
             assert sample.hit_tokens == {"cpu": past}
             hits.append(sample.first_token_s - sample.scheduled_s)
-            arena = engine.arena()
+            buffer = engine.kv_buffer()
             began = time.perf_counter()
-            int(engine.forward(arena, ids[past:], past).argmax())
+            int(engine.forward(buffer, ids[past:], past).argmax())
             tails.append(time.perf_counter() - began)
             ratios.append(hits[-1] / (tails[-1] + copy_s))
         session.close()

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-from cache_core.carrier import QUEUE_BYTES, TIMEOUT_S, PlanExecutor
 from cache_core.execute import Executed, fetch
 from cache_core.layout import KVLayout
 from cache_core.ledger import NOWHERE, Hit, Ledger, LedgerError, Move, Placement, Plan
 from cache_core.plan import LoadOutcome, StoreOutcome, TierCounters
+from cache_core.plan_executor import QUEUE_BYTES, TIMEOUT_S, PlanExecutor
 from cache_core.policies import LRU, Admission, PolicyMaker
 from cache_core.residency import Residency, remembered
 from cache_core.tiers.suspensions import Suspensions
@@ -84,7 +84,7 @@ class TieredCache:
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._suspensions = Suspensions(len(self.tiers), pause_s, clock)
-        self._carrier = PlanExecutor(
+        self._executor = PlanExecutor(
             self.tiers,
             layout.chunk_bytes,
             self._settle,
@@ -97,8 +97,8 @@ class TieredCache:
         self._process = os.getpid()
         self._said = False
         if surplus:
-            self._carrier.submit(Plan(tuple(surplus)), None)
-            self._carrier.flush()
+            self._executor.submit(Plan(tuple(surplus)), None)
+            self._executor.flush()
 
     def __len__(self) -> int:
         """Returns the number of distinct chunks that can be served."""
@@ -191,7 +191,7 @@ class TieredCache:
             for tier in hit.tiers:
                 self.counters[self.tiers[tier].name].promised_chunks += 1
         try:
-            for run in fetch(self._carrier.read, hit, place, self._clock):
+            for run in fetch(self._executor.read, hit, place, self._clock):
                 name = self.tiers[run.tier].name
                 with self._lock:
                     self.counters[name].read_s += run.seconds
@@ -231,7 +231,7 @@ class TieredCache:
             taken = self._clock() - start
             future.set_result(StoreOutcome(chunks, chunks * self.layout.chunk_bytes, taken))
 
-        self._carrier.wait_for_room()
+        self._executor.wait_for_room()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the cache is closed")
@@ -239,13 +239,13 @@ class TieredCache:
             if self._residency is not None:
                 plan = self._residency.without_forgotten(plan, keys)
             self._count_evictions()
-            self._carrier.submit(plan, place, finished)
+            self._executor.submit(plan, place, finished)
         return future
 
     def flush(self) -> None:
         """Waits until everything admitted so far has been written, or given up."""
         if not self._elsewhere():
-            self._carrier.flush()
+            self._executor.flush()
 
     def clear(self) -> None:
         """Forgets every chunk that is not pinned, and frees its bytes. Waits for stores."""
@@ -255,7 +255,7 @@ class TieredCache:
         with self._lock:
             if self._closed:
                 return
-            self._carrier.submit(Plan(tuple(self._ledger.clear())), None)
+            self._executor.submit(Plan(tuple(self._ledger.clear())), None)
         self.flush()
 
     def queued_chunks(self) -> dict[str, tuple[int, int]]:
@@ -263,7 +263,7 @@ class TieredCache:
         if self._elsewhere():
             return {}
         names = [tier.name for tier in self.tiers]
-        return dict(zip(names, self._carrier.queued(), strict=True))
+        return dict(zip(names, self._executor.queued(), strict=True))
 
     def reset_counters(self) -> None:
         """Sets every tier's counters to zero."""
@@ -281,7 +281,7 @@ class TieredCache:
         with self._lock:
             self._ledger.check()
             # None: others are storing, and tiers are between two states.
-            for index in self._carrier.settled() or ():
+            for index in self._executor.settled() or ():
                 tier = self.tiers[index]
                 if index == self._shared:
                     continue  # others may fill and empty it at any time
@@ -304,7 +304,7 @@ class TieredCache:
                 return
             self._closed = True
             self._settled.notify_all()
-        self._carrier.close(timeout_s)
+        self._executor.close(timeout_s)
 
     def _elsewhere(self) -> bool:
         """Returns whether this is a forked child. Its copies of locks may be held for ever."""
@@ -349,7 +349,7 @@ class TieredCache:
         """Asks the shared tier which of the keys it has: one round trip."""
         if not keys or self._shared is None:
             return []
-        return self._carrier.read(self._shared, keys, None)
+        return self._executor.read(self._shared, keys, None)
 
     def _wait(self, wanted: Callable[[], Sequence[bytes]], wait_s: float) -> None:
         """Waits while any of the wanted chunks is being stored."""
@@ -364,7 +364,7 @@ class TieredCache:
         """Queues moves of what left the shared tier for others' chunks, under the caller's lock."""
         self._count_evictions()
         if plan.moves:
-            self._carrier.submit(plan, None)
+            self._executor.submit(plan, None)
 
     def _count_evictions(self) -> None:
         now = list(self._ledger.evictions)
@@ -390,4 +390,4 @@ class TieredCache:
         lost = [key for key in keys if self._ledger.forget(key, tier)]
         if lost and not self._closed:
             moves = tuple(Move(key, tier, NOWHERE, -1) for key in lost)
-            self._carrier.submit(Plan(moves), None)
+            self._executor.submit(Plan(moves), None)

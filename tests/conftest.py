@@ -41,7 +41,7 @@ LONGEST_FIRST = (
     "tests/lmcache_cli/test_check_command.py",
     "tests/cache_core/test_kernels.py",
     "tests/lmcache_cli/test_bench_tiers.py",
-    "tests/lmcache_cli/test_verify_between.py",
+    "tests/lmcache_cli/test_verify_cross_model.py",
     "tests/benchmarks/test_vllm_scheduler.py",
     "tests/lmcache_cli/test_engine_pages.py",
     "tests/lmcache_cli/test_resume.py",

@@ -191,7 +191,7 @@ class Simulation:
                 return self.result
             self._abort_some()
             if self.result.steps % 50 == 0:
-                self.half.check()
+                self.side.check()
         self.drain()
         self.settle()
         return self.result
@@ -204,11 +204,11 @@ class Simulation:
             self.step()
         while self._started:
             self._finish_one()
-        self.half.check()
+        self.side.check()
         pool = self.scheduler.kv_cache_manager.block_pool
-        half, ledger = self.half, self.half._ledger
-        held = {"requests": len(half._requests), "fenced": len(half._saver._reading)}
-        held["on their way"] = half._transfers.pending
+        side, ledger = self.side, self.side._ledger
+        held = {"requests": len(side._requests), "fenced": len(side._saver._reading)}
+        held["on their way"] = side._transfers.pending
         # What clearing leaves is pinned or pending.
         ledger.clear()
         held["protected"] = sum(ledger.count(tier) for tier in range(len(ledger.capacities)))
@@ -316,7 +316,7 @@ class Simulation:
         from vllm.v1.structured_output import StructuredOutputManager
 
         from cache_core.adapters.vllm.connector import TieredKVConnector
-        from cache_core.carrier import PlanExecutor
+        from cache_core.plan_executor import PlanExecutor
 
         settings = self.settings
         config, kv_config = engine_config(settings, self._scratch)
@@ -345,8 +345,8 @@ class Simulation:
             log_stats=True,
         )
         connector = self.scheduler.connector
-        self.half = connector.scheduler
-        self.half._clock = self.half._hashing._clock = lambda: self.now
+        self.side = connector.scheduler
+        self.side._clock = self.side._hashing._clock = lambda: self.now
         handshake = self.worker.get_handshake_metadata()
         connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
         worker = self.worker.worker

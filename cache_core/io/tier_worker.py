@@ -156,7 +156,7 @@ _T = TypeVar("_T")
 class Desk(Protocol):
     """The state and the calls that the threads of all tiers have in common."""
 
-    lanes: Sequence[TierQueue]
+    workers: Sequence[TierQueue]
     changed: threading.Condition
     chunk_bytes: int
     timeout_s: float
@@ -181,44 +181,44 @@ class TierWorker(threading.Thread):
     """A thread that works off a tier's queue: first what leaves, then what comes. It is a daemon: a
     tier that hangs must not hold up the end of the process."""
 
-    def __init__(self, lane: TierQueue, desk: Desk) -> None:
-        super().__init__(name=f"lmcache-{lane.tier.name}", daemon=True)
-        self._lane, self._desk, self._changed = lane, desk, desk.changed
+    def __init__(self, worker: TierQueue, desk: Desk) -> None:
+        super().__init__(name=f"lmcache-{worker.tier.name}", daemon=True)
+        self._worker, self._desk, self._changed = worker, desk, desk.changed
         self._step = staged_chunks(desk.chunk_bytes)
         self._room: Staged | None = None
 
     def run(self) -> None:
         """Works until the queue closes; then closes the tier, when nobody is inside."""
-        lane = self._lane
+        worker = self._worker
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: lane.leaving or lane.coming or lane.closing)
-                if lane.leaving:
-                    lane.parting = lane.leaving.popleft()
-                elif lane.coming:
-                    lane.writing = (lane.coming.popleft(), 0)
+                self._changed.wait_for(lambda: worker.leaving or worker.coming or worker.closing)
+                if worker.leaving:
+                    worker.parting = worker.leaving.popleft()
+                elif worker.coming:
+                    worker.writing = (worker.coming.popleft(), 0)
                 else:
-                    self._changed.wait_for(lambda: not lane.users)
+                    self._changed.wait_for(lambda: not worker.users)
                     break
-                parting, writing = lane.parting, lane.writing
+                parting, writing = worker.parting, worker.writing
             if parting is not None:
                 self._part(parting)
             elif writing is not None:
                 self._write(writing[0])
             with self._changed:
-                lane.parting, lane.writing = None, None
+                worker.parting, worker.writing = None, None
                 self._changed.notify_all()
-        close(lane, self._changed)
+        close(worker, self._changed)
 
     def _write(self, batch: Batch) -> None:
-        lane = self._lane
-        if lane.again:
+        worker = self._worker
+        if worker.again:
             self._discard(())  # they may take the space that this batch needs
             if self._given_up():
                 return  # the engine's memory has other chunks now
         # Whatever may never come back reads from memory of our own.
-        direct = lane.keeps_time or lane.in_memory or batch.memory is not None
-        step = len(batch.moves) if lane.in_memory else self._step
+        direct = worker.keeps_time or worker.in_memory or batch.memory is not None
+        step = len(batch.moves) if worker.in_memory else self._step
         for at in range(0, len(batch.moves), step):
             moves = batch.moves[at : at + step]
             keys = [move.key for move in moves]
@@ -227,9 +227,9 @@ class TierWorker(threading.Thread):
             try:
                 place = self._bytes_of(batch, at, at + len(moves), direct)
             except Exception:  # the engine's memory, or that of the tier that it is in
-                logger.exception("copying %d chunks for %s failed", len(keys), lane.tier.name)
+                logger.exception("copying %d chunks for %s failed", len(keys), worker.tier.name)
             else:
-                written = self._timed(lambda: write(lane.tier, keys, lambda: place, stuck))  # noqa: B023
+                written = self._timed(lambda: write(worker.tier, keys, lambda: place, stuck))  # noqa: B023
                 if written is None:
                     # Given up, and everybody knows. If it did write, nobody may find it.
                     self._discard(keys)
@@ -237,26 +237,26 @@ class TierWorker(threading.Thread):
                 good = written
             there = {key for key, ok in zip(keys, good, strict=True) if ok}
             with self._changed:
-                lane.writing = (batch, at + len(moves))
-                lane.queued -= len(moves)
-                lane.going -= there
-                lane.again -= there
-                lane.going |= stuck
-                lane.again |= stuck
+                worker.writing = (batch, at + len(moves))
+                worker.queued -= len(moves)
+                worker.going -= there
+                worker.again -= there
+                worker.going |= stuck
+                worker.again |= stuck
                 if batch.from_engine:
                     batch.errand.taken |= there
             self._desk.tell(Executed(moves, good, self._desk.clock() - began))
             if batch.onward:
                 rest = [move for move in moves if move.key not in there]
                 here = [move for move in moves if move.key in there]
-                self._desk.feed(here, batch.onward, lane.index, batch)
+                self._desk.feed(here, batch.onward, worker.index, batch)
                 self._desk.feed(rest, batch.onward, batch.source, batch)
         self._desk.end_batch(batch)
 
     def _given_up(self) -> bool:
         """Returns whether the batch in hand is settled, and what it reads from given back."""
         with self._changed:
-            return self._lane.writing is None
+            return self._worker.writing is None
 
     def _bytes_of(self, batch: Batch, first: int, last: int, direct: bool) -> ChunkBuffers | None:
         """Returns where the tier can read the chunks for as long as it likes; memory, at once."""
@@ -264,7 +264,7 @@ class TierWorker(threading.Thread):
             place = batch.part(first, last)
         else:
             keys = [move.key for move in batch.moves[first:last]]
-            place = self._desk.lanes[batch.source].tier.place(keys)
+            place = self._desk.workers[batch.source].tier.place(keys)
         if place is None or direct:
             return place
         if self._room is None or self._room.chunks < len(place):
@@ -281,16 +281,16 @@ class TierWorker(threading.Thread):
 
     def _demote(self, parting: Parting, errand: Errand) -> None:
         """Copies chunks out for a slower tier, which drops what it has no space for."""
-        lane = self._lane
-        below = self._desk.lanes[parting.unsettled[0].target]
+        worker = self._worker
+        below = self._desk.workers[parting.unsettled[0].target]
         done = threading.Event()
         with self._changed:
             room = below.room(len(parting.unsettled))
             moves, refused = parting.unsettled[:room], parting.unsettled[room:]
-            direct = below.in_memory and lane.in_memory
+            direct = below.in_memory and worker.in_memory
             parting.unsettled = () if direct else moves
             if moves and direct:
-                below.queue(Batch(errand, moves, source=lane.index, done=done), lane)
+                below.queue(Batch(errand, moves, source=worker.index, done=done), worker)
                 self._changed.notify_all()
         self._refuse(refused)
         if moves and direct:
@@ -307,7 +307,7 @@ class TierWorker(threading.Thread):
             self._refuse(moves)
 
     def _copied_out(self, errand: Errand, moves: Sequence[Move]) -> Batch | None:
-        tier = self._lane.tier
+        tier = self._worker.tier
         try:
             place = tier.place([move.key for move in moves])
             if place is None:
@@ -319,36 +319,36 @@ class TierWorker(threading.Thread):
             return None
 
     def _discard(self, keys: Sequence[bytes]) -> None:
-        lane = self._lane
+        worker = self._worker
         with self._changed:
-            lane.again.update(keys)
-            ready = [key for key in lane.again if key not in lane.late]
-            lane.again.difference_update(ready)
+            worker.again.update(keys)
+            ready = [key for key in worker.again if key not in worker.late]
+            worker.again.difference_update(ready)
         if not ready:
             return
-        done = self._timed(lambda: discard(lane.tier, ready))
+        done = self._timed(lambda: discard(worker.tier, ready))
         with self._changed:
             if done is False:
-                lane.again.update(ready)  # it may have them still: with the next ones
+                worker.again.update(ready)  # it may have them still: with the next ones
             else:
-                lane.going.difference_update(ready)
+                worker.going.difference_update(ready)
 
     def _timed(self, call: Callable[[], _T]) -> _T | None:
         """Makes a call and returns what it does; None if it was given up meanwhile."""
-        lane = self._lane
-        if lane.keeps_time:
+        worker = self._worker
+        if worker.keeps_time:
             return call()
         with self._changed:
-            lane.deadline = time.monotonic() + self._desk.timeout_s
+            worker.deadline = time.monotonic() + self._desk.timeout_s
             self._changed.notify_all()
         try:
             result = call()
         finally:
             with self._changed:
-                lane.deadline = None
-                late, lane.stuck = lane.stuck, False
+                worker.deadline = None
+                late, worker.stuck = worker.stuck, False
         if late:
-            logger.warning("the %s tier answers again", lane.tier.name)
+            logger.warning("the %s tier answers again", worker.tier.name)
         return None if late else result
 
     def _refuse(self, moves: Sequence[Move]) -> None:
@@ -356,12 +356,12 @@ class TierWorker(threading.Thread):
             self._desk.tell(Executed(moves, [False] * len(moves), 0.0, dropped=True))
 
 
-def close(lane: TierQueue, changed: threading.Condition) -> None:
+def close(worker: TierQueue, changed: threading.Condition) -> None:
     """Closes the tier of a queue that nobody uses any more."""
     try:
-        lane.tier.close()
+        worker.tier.close()
     except Exception:
-        logger.exception("closing the %s tier failed", lane.tier.name)
+        logger.exception("closing the %s tier failed", worker.tier.name)
     with changed:
-        lane.closed = True
+        worker.closed = True
         changed.notify_all()

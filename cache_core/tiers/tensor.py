@@ -23,13 +23,13 @@ class TensorBuffers:
         self.blocks = list(blocks)
 
     @classmethod
-    def of_arena(
-        cls, arena: torch.Tensor, layout: KVLayout, first: int, count: int
+    def of_kv_buffer(
+        cls, buffer: torch.Tensor, layout: KVLayout, first: int, count: int
     ) -> TensorBuffers:
         """Returns chunks ``first`` .. ``first + count`` of one request's KV, ``[layers, planes,
         kv_heads, tokens, head_dim]``."""
         size = layout.chunk_tokens
-        return cls([arena[..., i * size : (i + 1) * size, :] for i in range(first, first + count)])
+        return cls([buffer[..., i * size : (i + 1) * size, :] for i in range(first, first + count)])
 
     def __len__(self) -> int:
         return len(self.blocks)

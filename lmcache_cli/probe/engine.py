@@ -1,7 +1,7 @@
 """Measures an engine's own costs: prefill after what is cached, decode steps, loads from each tier.
 
 The costs are measured through the very calls that serve requests: the engine's forward over its
-arena, and ``TieredCache.load`` into it.
+buffer, and ``TieredCache.load`` into it.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _prefills(engine: TransformersEngine, context: int) -> dict[_Point, _Timed]:
     ids = _tokens(engine, context)
     engine.reserve(context)
     engine.warm_up(context - 2)
-    arena = engine.arena()
-    engine.forward(arena, ids[:-1], 0)  # KV for what is cached
+    buffer = engine.kv_buffer()
+    engine.forward(buffer, ids[:-1], 0)  # KV for what is cached
     pairs = {
         (new, cached)
         for cached in (0, context // 4, context // 2)
@@ -149,20 +149,20 @@ def _prefills(engine: TransformersEngine, context: int) -> dict[_Point, _Timed]:
 
     def timed(new: int, cached: int) -> list[float]:
         began = time.perf_counter()
-        int(engine.forward(arena, ids[cached : cached + new], cached).argmax())
+        int(engine.forward(buffer, ids[cached : cached + new], cached).argmax())
         return [time.perf_counter() - began]
 
     return {_Point(n, m): lambda n=n, m=m: timed(n, m) for n, m in sorted(pairs)}  # type: ignore[misc]
 
 
 def _steps(engine: TransformersEngine, context: int) -> dict[_Point, _Timed]:
-    ids, arena = _tokens(engine, context), engine.arena()
+    ids, buffer = _tokens(engine, context), engine.kv_buffer()
 
     def timed(cached: int) -> list[float]:
         found = []
         for _ in range(_STEPS):
             began = time.perf_counter()
-            int(engine.forward(arena, ids[cached : cached + 1], cached).argmax())
+            int(engine.forward(buffer, ids[cached : cached + 1], cached).argmax())
             found.append(time.perf_counter() - began)
         return found
 
@@ -211,16 +211,16 @@ def _loads_of(
     namespace = engine.namespace(spec)
     cache: TieredCache = open_cache(spec, namespace, engine.loaded.device)
     stack.callback(cache.close)
-    arena = engine.arena()
+    buffer = engine.kv_buffer()
     size = spec.chunk_tokens
     keys = tuple(ChunkHasher(namespace).keys(_tokens(engine, context)).prefix)
-    cache.store(keys, arena.chunks(cache.layout, 0, len(keys), 1)).result()
+    cache.store(keys, buffer.chunks(cache.layout, 0, len(keys), 1)).result()
     chunk_bytes = cache.layout.chunk_bytes
 
     def timed(count: int) -> list[float]:
         began = time.perf_counter()
         hit = cache.acquire(keys[:count])
-        loaded = cache.load(hit, arena.chunks(cache.layout, 0, len(hit), engine.threads))
+        loaded = cache.load(hit, buffer.chunks(cache.layout, 0, len(hit), engine.threads))
         seconds = time.perf_counter() - began
         if loaded.chunks != count or loaded.by_tier.get(name) != count:
             raise ProbeError(f"engine probe failed: {name} lost {count - loaded.chunks} chunks")

@@ -132,10 +132,10 @@ class _Drift:
 
     def run(self) -> None:
         engine: Any = self.engine
-        engine.arena()  # waits for what is still being stored from it
-        arena = engine.arena()
+        engine.kv_buffer()  # waits for what is still being stored from it
+        buffer = engine.kv_buffer()
         began = time.perf_counter()
-        int(engine.forward(arena, self.ids, 0).argmax())
+        int(engine.forward(buffer, self.ids, 0).argmax())
         self.ratios.append((time.perf_counter() - began) / self.usual)
 
 

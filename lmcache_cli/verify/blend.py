@@ -185,7 +185,7 @@ def _measure(
 
 
 def _cold(engine: TransformersEngine, request: Request) -> torch.Tensor:
-    return engine.forward(engine.arena(), request.token_ids, 0).float().clone()
+    return engine.forward(engine.kv_buffer(), request.token_ids, 0).float().clone()
 
 
 def _rotation(engine: TransformersEngine) -> Gate:
@@ -204,7 +204,7 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     from cache_core.blend.selection import KV, Fixed, Reused
     from lmcache_cli.engines.transformers.blend.forward import blend
 
-    like = engine.arena().tensor
+    like = engine.kv_buffer().tensor
     ids = torch.from_numpy(request.token_ids.astype(np.int64)).to(like.device)
     n, start = len(ids), torch.randn(like.shape).to(like)
     end = n - QUESTION_TOKENS
@@ -212,10 +212,10 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     probe = end // 2
     other = start.clone()
     other[..., probe + 1 :, :] += 5.0
-    for arena in (start, other):
-        kv = KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2))
+    for buffer in (start, other):
+        kv = KV(buffer[:, 0].transpose(1, 2), buffer[:, 1].transpose(1, 2))
         reused = Reused(ids, (0, 1, end), 1, ((1, end),), kv)
-        blend(engine.layers(), reused, arena, np.arange(end, n), Fixed(lambda _: chosen))
+        blend(engine.layers(), reused, buffer, np.arange(end, n), Fixed(lambda _: chosen))
     moved = float((start - other)[..., : probe + 1, :].abs().max())
     return Gate("no row sees the future", moved == 0, f"largest change {moved:g}")
 

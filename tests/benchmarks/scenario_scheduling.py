@@ -138,7 +138,7 @@ def reset(how: str, asynchronous: bool) -> dict[str, Any]:
     with simulation(asynchronous=asynchronous, prefix_caching=True) as sim:
         sim.jobs.held.add(SAVING)
         serve(sim, "before", prompt(320))
-        pending = sim.half._transfers.pending
+        pending = sim.side._transfers.pending
         if how == "pause":
             sim.pause()
         else:
@@ -213,7 +213,7 @@ def burst() -> dict[str, Any]:
 def decoding() -> dict[str, Any]:
     """What is given to the Ledger while a request with a long prompt decodes, and at its end."""
     with simulation() as sim:
-        ledger = sim.half._ledger
+        ledger = sim.side._ledger
         assert ledger is not None
         admitted: list[int] = []
         touched: list[int] = []
@@ -236,7 +236,7 @@ def decoding() -> dict[str, Any]:
             while sim.live:
                 sizes += [len(save.blocks) for save in sim.step().kv_connector_metadata.saves]
         order = ledger.keys(0)
-        keys = sim.half._hashers.of(SimpleNamespace(cache_salt=None, lora_request=None)).keys(
+        keys = sim.side._hashers.of(SimpleNamespace(cache_salt=None, lora_request=None)).keys(
             prompt(1024)
         )
         places = [order.index(key) for key in keys.prefix]
@@ -269,8 +269,8 @@ def unhashable() -> dict[str, Any]:
     """Whatever a prompt is made of, the scheduler goes on."""
     with simulation() as sim:
         counts: Counter[str] = Counter()
-        count = sim.half._count
-        sim.half._count = lambda name, amount: (counts.update({name: amount}), count(name, amount))
+        count = sim.side._count
+        sim.side._count = lambda name, amount: (counts.update({name: amount}), count(name, amount))
         with mock.patch("cache_core.keys.ChunkHasher.keys", side_effect=TypeError("no")):
             spared = serve(sim, "odd", prompt(320))
         again = [serve(sim, f"plain {n}", prompt(320)) for n in range(2)]

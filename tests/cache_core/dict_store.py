@@ -85,7 +85,7 @@ def open_tier(server: Server, clock: Clock | None = None, **options: float) -> R
         None,
         CHUNK,
         server.store,
-        lanes=2,
+        workers=2,
         timeout_s=options.get("timeout_s", 30.0),
         breaker=CircuitBreaker(3, 10.0, clock=clock or Clock()),
     )

@@ -38,7 +38,7 @@ if sys.argv[1] == "forked":
 if sys.argv[1] == "closed":
     ended.set()
     cache.close()
-    cache.close = cache._carrier.close = None
+    cache.close = cache._executor.close = None
 import atexit
 atexit.register(ended.set)
 """

@@ -172,10 +172,10 @@ def test_clear_leaves_a_cold_cache() -> None:
 
 
 def test_tensor_tier_moves_the_same_bytes_as_the_native_path() -> None:
-    """The path of a CUDA engine, on a CPU device: arena -> device tier -> cpu tier -> arena."""
+    """The path of a CUDA engine, on a CPU device: buffer -> device tier -> cpu tier -> buffer."""
     layout = LAYOUT
     engine = MemoryEngine(layout, 3)
-    arena = torch.from_numpy(engine.kv).view(torch.float32)
+    buffer = torch.from_numpy(engine.kv).view(torch.float32)
     device: list[Tier] = [TensorTier("device", 2, layout, torch.device("cpu"))]
     cache = TieredCache(
         layout,
@@ -184,14 +184,14 @@ def test_tensor_tier_moves_the_same_bytes_as_the_native_path() -> None:
     )
     engine.fill([1, 2, 3])
     keys = [key(1), key(2), key(3)]
-    cache.store(keys, TensorBuffers.of_arena(arena, layout, 0, 3)).result()
+    cache.store(keys, TensorBuffers.of_kv_buffer(buffer, layout, 0, 3)).result()
     engine.wipe()
-    loaded = cache.load(cache.acquire(keys), TensorBuffers.of_arena(arena, layout, 0, 3))
+    loaded = cache.load(cache.acquire(keys), TensorBuffers.of_kv_buffer(buffer, layout, 0, 3))
     assert loaded.by_tier == {"device": 2, "cpu": 1}
     assert all(engine.holds(i, n) for i, n in enumerate([1, 2, 3]))
     # 4 pushes 1 and 2 down: a demotion from the device tier to memory.
     engine.fill([4, 5])
-    cache.store([key(4), key(5)], TensorBuffers.of_arena(arena, layout, 0, 2)).result()
+    cache.store([key(4), key(5)], TensorBuffers.of_kv_buffer(buffer, layout, 0, 2)).result()
     engine.wipe()
     assert cache.load(cache.acquire(keys), engine.place(0, 3)).by_tier == {"cpu": 3}
     assert all(engine.holds(i, n) for i, n in enumerate([1, 2, 3]))

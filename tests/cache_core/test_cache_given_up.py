@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cache_core.cache import TieredCache
-from cache_core.carrier import PlanExecutor
 from cache_core.execute import Executed
 from cache_core.plan import ENGINE, Move, Plan
+from cache_core.plan_executor import PlanExecutor
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.gated_tier import PATIENCE_S, GatedMemory, GatedTier, memory, put, served
@@ -41,16 +41,16 @@ def test_what_is_given_up_in_a_clean_up_is_not_written_from_memory_of_others() -
     engine = MemoryEngine(LAYOUT, 1)
     cache = TieredCache(LAYOUT, [disk], timeout_s=0.05)
     put(cache, engine, [1]).result(PATIENCE_S)
-    lane = cache._carrier.lanes[0]
+    worker = cache._executor.workers[0]
     disk.bad = True
     cache.clear()
-    assert lane.again == {key(1)}
+    assert worker.again == {key(1)}
     disk.bad = False
     disk.discards.shut()
     assert put(cache, engine, [2]).result(PATIENCE_S).chunks == 0, "given up"
     engine.fill([99])
     disk.discards.open()
-    while lane.stuck:
+    while worker.stuck:
         threading.Event().wait(0.001)
     put(cache, engine, [3]).result(PATIENCE_S)  # behind whatever the thread did with the first
     assert disk.written == [key(1), key(3)]

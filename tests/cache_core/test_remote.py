@@ -182,7 +182,7 @@ def test_a_store_with_a_defect_costs_hits_only(server: Server, engine: MemoryEng
 def test_one_call_of_many_batches_is_one_failure(server: Server, engine: MemoryEngine) -> None:
     """Eight batches of one chunk on two lanes: the breaker opens at the third call, not within
     the first."""
-    tier = RemoteTier("remote", None, CHUNK, server.store, lanes=2, batch_bytes=1, timeout_s=30)
+    tier = RemoteTier("remote", None, CHUNK, server.store, workers=2, batch_bytes=1, timeout_s=30)
     keys = written(tier, engine, list(range(8)))
     server.trouble = refuse
     for calls in (1, 2):
@@ -212,7 +212,7 @@ def test_only_what_this_process_wrote_is_removed(server: Server, engine: MemoryE
 
 def test_a_damaged_value_is_left_to_whoever_writes_it(server: Server, engine: MemoryEngine) -> None:
     clock = Clock()
-    tier = RemoteTier("remote", None, CHUNK, server.store, lanes=1, clock=clock)
+    tier = RemoteTier("remote", None, CHUNK, server.store, workers=1, clock=clock)
     keys = written(tier, engine, [1])
     whole = server.values[keys[0].hex()]
     server.values[keys[0].hex()] = bytes(len(whole))

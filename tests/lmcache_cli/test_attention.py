@@ -53,7 +53,7 @@ def test_the_last_rows_see_what_is_before_them(
     rows: int, keys: int, heads: int, kv_heads: int, dtype: torch.dtype, kernels: list[str] | None
 ) -> None:
     q, k, v = drawn(heads, kv_heads, rows, keys, dtype)
-    # As an arena has them: views of longer memory.
+    # As an buffer has them: views of longer memory.
     k, v = (torch.cat([x, x], 2)[:, :, :keys] for x in (k, v))
     found, _ = attend(torch.nn.Identity(), q, k, v, None, scaling=0.3)
     assert found.shape == (1, rows, heads, 16) and found.is_contiguous()

@@ -34,9 +34,9 @@ MODELS.append(("mistral", "default"))
 
 def cold(engine: TransformersEngine, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and KV ``[layers, 2, kv_heads, tokens, d]`` of a full prefill."""
-    arena = engine.arena()
-    logits = engine.forward(arena, ids, 0)
-    return logits, arena.tensor[..., : len(ids), :].clone()
+    buffer = engine.kv_buffer()
+    logits = engine.forward(buffer, ids, 0)
+    return logits, buffer.tensor[..., : len(ids), :].clone()
 
 
 @pytest.mark.parametrize(("family", "rope"), MODELS)
@@ -70,8 +70,8 @@ def naive(
     engine: TransformersEngine, session: object, ids: np.ndarray, kv: torch.Tensor
 ) -> torch.Tensor:
     """Logits of the question over chunks encoded one by one and rotated: plain reuse."""
-    arena = engine.arena()
-    shape = arena.tensor.shape
+    buffer = engine.kv_buffer()
+    shape = buffer.tensor.shape
     scratch = torch.zeros(shape)
     runner = engine.layers()
     tokens = torch.from_numpy(ids.astype(np.int64))
@@ -79,19 +79,19 @@ def naive(
         for start in range(10, 10 + 6 * CHUNK, CHUNK):
             runner.behind(tokens[:10], scratch, 0)
             runner.apart(tokens[None, start : start + CHUNK], scratch, 10)
-            arena.tensor[..., :10, :] = scratch[..., :10, :]
+            buffer.tensor[..., :10, :] = scratch[..., :10, :]
             alone = scratch[..., 10 : 10 + CHUNK, :].clone()
             alone[:, 0] = runner.rope.rotate(alone[:, 0], start - 10)
-            arena.tensor[..., start : start + CHUNK, :] = alone
+            buffer.tensor[..., start : start + CHUNK, :] = alone
     # Chunks were stored from one forward of all of them, and products of other shapes round
     # otherwise: what is compared to the bit is the forward over equal KV.
     stored = session._last[0].tensor  # type: ignore[attr-defined]
     end = 10 + 6 * CHUNK
     torch.testing.assert_close(
-        stored[..., :end, :], arena.tensor[..., :end, :], rtol=1e-4, atol=1e-4
+        stored[..., :end, :], buffer.tensor[..., :end, :], rtol=1e-4, atol=1e-4
     )
-    arena.tensor[..., :end, :] = stored[..., :end, :]
-    return engine.forward(arena, ids[end:], end)
+    buffer.tensor[..., :end, :] = stored[..., :end, :]
+    return engine.forward(buffer, ids[end:], end)
 
 
 @pytest.mark.parametrize("flash", [True, False])
@@ -111,29 +111,29 @@ def test_all_rows_over_garbage_give_a_full_prefill(family: str, rope: str, tmp_p
     request = asking(parts())
     full, kv = cold(engine, request.token_ids)
     n = len(request.token_ids)
-    arena = engine.arena().tensor
-    arena[..., : n - 9, :] = kv[..., : n - 9, :]
-    arena[..., n - 9 :, :] = 7.0
+    buffer = engine.kv_buffer().tensor
+    buffer[..., : n - 9, :] = kv[..., : n - 9, :]
+    buffer[..., n - 9 :, :] = 7.0
     torch.manual_seed(1)
     chosen = torch.randperm(n - 9)[:40].sort().values
-    arena[..., chosen, :] = 7.0
-    done = run(engine, arena, request.token_ids, chosen, n)
+    buffer[..., chosen, :] = 7.0
+    done = run(engine, buffer, request.token_ids, chosen, n)
     torch.testing.assert_close(done, full, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(arena[..., :n, :], kv, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(buffer[..., :n, :], kv, rtol=1e-3, atol=1e-3)
 
 
 def run(
-    engine: TransformersEngine, arena: torch.Tensor, ids: np.ndarray, chosen: torch.Tensor, n: int
+    engine: TransformersEngine, buffer: torch.Tensor, ids: np.ndarray, chosen: torch.Tensor, n: int
 ) -> torch.Tensor:
     reused = Reused(
         torch.from_numpy(ids.astype(np.int64)),
         (0, 10, n - 9),
         10,
         ((10, n - 9),),
-        KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2)),
+        KV(buffer[:, 0].transpose(1, 2), buffer[:, 1].transpose(1, 2)),
     )
     selection = Fixed(lambda prompt: chosen)
-    return blend(engine.layers(), reused, arena, np.arange(n - 9, n), selection).logits
+    return blend(engine.layers(), reused, buffer, np.arange(n - 9, n), selection).logits
 
 
 def test_a_row_does_not_see_the_future(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_row_does_not_see_the_future(tmp_path: Path) -> None:
     engine.open(CacheSpec(CHUNK), 256)
     ids = asking(parts()).token_ids
     n = len(ids)
-    start = torch.randn(engine.arena().tensor.shape)
+    start = torch.randn(engine.kv_buffer().tensor.shape)
     chosen = torch.tensor([12, 13, 20, 40, 41, 42, 70, 90])
     for probe in (12, 30, 42, 69, 95):
         one, other = start.clone(), start.clone()

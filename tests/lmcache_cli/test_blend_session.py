@@ -218,8 +218,8 @@ def test_any_device_memory_has_chunks_at_any_place(tmp_path: Path) -> None:
     found = []
     for own in (True, False):
         session = blend_session(engine, ratio=0.3)
-        for arena in engine._arenas:
-            arena._paged = arena._paged if own else None
+        for buffer in engine._arenas:
+            buffer._paged = buffer._paged if own else None
         request = warm(session, parts())
         sample = serve(session, request)
         assert sample.hits == 10 + 6 * CHUNK

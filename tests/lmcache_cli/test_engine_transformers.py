@@ -53,10 +53,10 @@ def test_forward_equals_the_models_own_attention_and_cache(tmp_path: Path) -> No
     with torch.inference_mode():
         expected = plain(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, -1]
     engine.open(CacheSpec(16), 128)
-    arena = engine.arena()
-    torch.testing.assert_close(engine.forward(arena, ids, 0), expected, rtol=1e-4, atol=1e-5)
-    engine.forward(arena, ids[:50], 0)
-    torch.testing.assert_close(engine.forward(arena, ids[50:], 50), expected, rtol=1e-4, atol=1e-5)
+    buffer = engine.kv_buffer()
+    torch.testing.assert_close(engine.forward(buffer, ids, 0), expected, rtol=1e-4, atol=1e-5)
+    engine.forward(buffer, ids[:50], 0)
+    torch.testing.assert_close(engine.forward(buffer, ids[50:], 50), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_whole_prompt_in_the_cache_still_computes_its_last_token(tmp_path: Path) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import signature
-from typing import Annotated
+from typing import Annotated, get_args, get_type_hints
 
 import typer
 from typer.testing import CliRunner
 
+from cache_core.plan import PLACEMENTS
+from cache_core.policies import ADMISSIONS, POLICIES
+from cache_core.transfer.codec import CODECS
+from lmcache_cli.bench.plan import MODES
 from lmcache_cli.commands.bench import bench
 from lmcache_cli.commands.tune import tune
+from lmcache_cli.modes.blend import BLEND_SELECTIONS
+from lmcache_cli.modes.mode import ENGINES
 from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
 from lmcache_cli.options.flags import flag, flag_fields, flattened
+from lmcache_cli.options.verify import BlendGateFlags
 from workloads import WORKLOAD_USES, Settings
 
 
@@ -55,3 +62,17 @@ def test_every_knob_of_a_workload_is_a_flag() -> None:
     knobs = {name for names in WORKLOAD_USES.values() for name in names}
     assert knobs <= {field.name for field, _ in flag_fields(WorkloadFlags)}
     assert all(hasattr(Settings(), name) for name in knobs)
+
+
+def choices(group: type, name: str) -> tuple[str, ...]:
+    return get_args(get_args(get_type_hints(group, include_extras=True)[name])[0])
+
+
+def test_a_flags_names_are_those_of_what_it_chooses() -> None:
+    assert choices(BenchOptions, "policy") == tuple(POLICIES)
+    assert choices(BenchOptions, "codec") == CODECS
+    assert choices(BenchOptions, "placement") == PLACEMENTS
+    assert choices(BenchOptions, "admission") == ADMISSIONS
+    assert choices(BenchOptions, "engine") == tuple(ENGINES)
+    assert choices(BlendGateFlags, "blend_selection") == BLEND_SELECTIONS
+    assert set(MODES) == {mode for modes in ENGINES.values() for mode in modes}

@@ -114,8 +114,8 @@ class Chosen:
 SELECTED = {name: Chosen(name) for name in SELECTIONS}
 
 
-def reused(arena: torch.Tensor) -> Reused:
-    kv = KV(arena[:, 0].transpose(1, 2), arena[:, 1].transpose(1, 2))
+def reused(buffer: torch.Tensor) -> Reused:
+    kv = KV(buffer[:, 0].transpose(1, 2), buffer[:, 1].transpose(1, 2))
     tokens = torch.zeros(PROMPT, dtype=torch.int64, device=CUDA)
     return Reused(tokens, (0, EXACT, QUESTION), EXACT, CHUNKS, kv)
 
@@ -124,7 +124,7 @@ def test_a_cold_prompt_makes_no_mask_and_no_logits_of_all_its_tokens(
     world: tuple[Fake, Recorded],
 ) -> None:
     fake, recorded = world
-    logits = fake.engine.forward(fake.engine.arena(), ids(CONTEXT), 0)
+    logits = fake.engine.forward(fake.engine.kv_buffer(), ids(CONTEXT), 0)
     assert logits.shape == (WORDS,) and logits.device == CUDA
     assert recorded.largest == CONTEXT * INNER, "the inside of an MLP"
     assert recorded.named("scaled_dot_product_attention")[0][-2:] == (CONTEXT, DIM)
@@ -136,7 +136,7 @@ def test_a_hit_makes_nothing_of_the_contexts_length(
     rows: int, world: tuple[Fake, Recorded]
 ) -> None:
     fake, recorded = world
-    fake.engine.forward(fake.engine.arena(), ids(rows), CONTEXT - rows)
+    fake.engine.forward(fake.engine.kv_buffer(), ids(rows), CONTEXT - rows)
     assert recorded.largest == max(rows * INNER, WORDS), "no mask, no copy of K and V"
     assert recorded.uploads == 1 and fake.waits == 0
     if fake.flash:
@@ -147,7 +147,7 @@ def test_transformers_own_attention_would(world: tuple[Fake, Recorded]) -> None:
     """What the test before is there for."""
     fake, recorded = world
     fake.loaded.model.set_attn_implementation("sdpa")
-    fake.engine.forward(fake.engine.arena(), ids(300), CONTEXT - 300)
+    fake.engine.forward(fake.engine.kv_buffer(), ids(300), CONTEXT - 300)
     assert recorded.largest == HEADS * CONTEXT * DIM, "K for every query head"
     assert (1, 1, 300, CONTEXT) in recorded.named("expand", "where", "bitwise_and", "__and__", "le")
 
@@ -167,8 +167,8 @@ def test_blend_runs_on_the_device_and_waits_for_selections_alone(
         return keep
 
     monkeypatch.setattr(blend_module, "on_host", on_host)
-    arena = fake.engine.arena().tensor
-    done = blend(fake.engine.layers(), reused(arena), arena, FRESH, SELECTED[name])
+    buffer = fake.engine.kv_buffer().tensor
+    done = blend(fake.engine.layers(), reused(buffer), buffer, FRESH, SELECTED[name])
     assert done.logits.shape == (WORDS,) and done.logits.device == CUDA
     narrowing = 2 if name in ("hkvd", "query") else 0
     assert fake.waits == len(looked) == narrowing
@@ -184,8 +184,8 @@ def test_rows_that_follow_one_another_take_the_causal_kernel(
 ) -> None:
     fake, recorded = world
     monkeypatch.setattr(blend_module, "on_host", lambda chosen: np.ones(len(chosen), dtype=bool))
-    arena = fake.engine.arena().tensor
-    blend(fake.engine.layers(), reused(arena), arena, FRESH, SELECTED[name])
+    buffer = fake.engine.kv_buffer().tensor
+    blend(fake.engine.layers(), reused(buffer), buffer, FRESH, SELECTED[name])
     assert not recorded.named("masked_fill_")
     if fake.flash:
         assert not recorded.named("_scaled_dot_product_efficient_attention")
@@ -195,18 +195,18 @@ def test_rows_that_follow_one_another_take_the_causal_kernel(
 
 def test_chunks_are_turned_encoded_and_judged_on_the_device(world: tuple[Fake, Recorded]) -> None:
     fake, recorded = world
-    runner, arena = fake.engine.layers(), fake.engine.arena().tensor
+    runner, buffer = fake.engine.layers(), fake.engine.kv_buffer().tensor
     with torch.inference_mode():
         for start in (256, 512, 768):
-            runner.rope.rotate(arena[:, 0, :, start : start + 256], start, in_place=True)
+            runner.rope.rotate(buffer[:, 0, :, start : start + 256], start, in_place=True)
         assert recorded.uploads == 1, "frequencies, once"
         recorded.clear()
         lead, chunks = (torch.zeros(n, dtype=torch.int64, device=CUDA) for n in (100, 12 * 256))
-        hidden = runner.behind(lead, arena, 0)
+        hidden = runner.behind(lead, buffer, 0)
         assert hidden.shape == (100, WIDTH)
-        runner.apart(chunks.view(12, 256), arena, 100)
+        runner.apart(chunks.view(12, 256), buffer, 100)
         assert recorded.largest < WORDS * 100, "no logits of tokens whose KV is all that is wanted"
-        forced = forced_logits(runner, runner.logits(hidden[-1:])[0], lead[:5], arena, 100)
+        forced = forced_logits(runner, runner.logits(hidden[-1:])[0], lead[:5], buffer, 100)
         assert forced.shape == (5, WORDS) and forced.device == CUDA
     assert recorded.uploads == 0
     if fake.flash:
@@ -224,12 +224,12 @@ def test_a_gpu_is_warmed_up_by_a_prompt_of_the_runs_own_length(
     engine.loaded = LoadedModel("m", None, None, "", torch.device(device), "bfloat16", "")
     ran: list[tuple[int, int]] = []
 
-    def forward(arena: Any, tokens: np.ndarray, past: int) -> torch.Tensor:
+    def forward(buffer: Any, tokens: np.ndarray, past: int) -> torch.Tensor:
         ran.append((len(tokens), past))
         return torch.zeros(WORDS)
 
     monkeypatch.setattr(engine, "forward", forward)
-    monkeypatch.setattr(engine, "arena", lambda: None)
+    monkeypatch.setattr(engine, "buffer", lambda: None)
     monkeypatch.setattr(engine, "reserve", lambda tokens: ran.append((tokens, -1)))
     engine.warm_up(CONTEXT)
     assert ran == [(CONTEXT + 1, -1), (longest, 0), (256, longest - 256), (1, longest)]

@@ -97,7 +97,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                     ' set "kv_load_failure_policy": "recompute" to compute it instead',
                     transfer.kv_load_failure_policy,
                 )
-            self.scheduler = self._scheduler_half(kv_cache_config)
+            self.scheduler = self._open_scheduler(kv_cache_config)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -110,9 +110,9 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         caches = [kv_caches[name] for name in self._shape.layer_names]
         blocks = _engine_blocks(caches, self._shape, self._options)
         rank = self._vllm_config.parallel_config.rank
-        blender = None
+        blend_worker = None
         if self._options.blend:
-            blender = BlendWorkerSide(self._vllm_config, self._shape.block_tokens)
+            blend_worker = BlendWorkerSide(self._vllm_config, self._shape.block_tokens)
         tiers = open_tiers(
             self._options,
             blocks.chunk_bytes,
@@ -130,7 +130,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._options.chunk_tokens,
             self._shape.layer_names,
             self._options.layerwise,
-            blender,
+            blend_worker,
         )
         self._by_layer = self.worker if self._options.layerwise else None
         model = model_in_use() if self._options.weights == "watched" else None
@@ -190,69 +190,69 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: Mapping[tuple[int, int], TiersOpened]
     ) -> None:
-        half, ranks = self._half, [metadata[rank] for rank in sorted(metadata)]
-        ledger = half.opened(ranks)
+        side, ranks = self._side, [metadata[rank] for rank in sorted(metadata)]
+        ledger = side.opened(ranks)
         tiers, size = self._options.tier_names, self._options.chunk_tokens
         self._observed = Observed(ledger, tiers, sum(rank.chunk_bytes for rank in ranks))
         told = self._vllm_config.kv_events_config
         if told is not None and told.enable_kv_cache_events:
-            half.tell(Events(ledger, tiers, size, self._shape.block_tokens))
+            side.tell(Events(ledger, tiers, size, self._shape.block_tokens))
 
     def on_new_request(self, request: Any) -> None:
-        self._half.arrived(request)
+        self._side.arrived(request)
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         # Of a reset that does not name connectors vLLM tells them nothing.
         reset = gpu_block_pool.reset_prefix_cache
 
         def told() -> bool:
-            self._half.reset(ours=False)
+            self._side.reset(ours=False)
             done = bool(reset())
-            self._half.stale = not done
-            if done and self._half.events is not None:
-                self._half.events.cleared()
+            self._side.stale = not done
+            if done and self._side.events is not None:
+                self._side.events.cleared()
             return done
 
         gpu_block_pool.reset_prefix_cache = told
-        if self._half.blending is not None:
-            self._half.blending.bind(gpu_block_pool)
+        if self._side.blend_scheduler is not None:
+            self._side.blend_scheduler.bind(gpu_block_pool)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         def look() -> tuple[int | None, bool]:
-            return self._half.matched(request, num_computed_tokens)
+            return self._side.matched(request, num_computed_tokens)
 
         return look() if self._observed is None else self._observed.lookup(request.request_id, look)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         ids = blocks.get_block_ids()[0] if num_external_tokens > 0 else ()
-        self._half.allocated(request, ids, num_external_tokens)
+        self._side.allocated(request, ids, num_external_tokens)
 
     def get_external_cache_hit_sources(
         self, request: Any, num_external_tokens: int
     ) -> dict[CacheHitSource, int]:
         found: dict[CacheHitSource, int] = {}
-        for tier, tokens in self._half.sources(request, num_external_tokens).items():
+        for tier, tokens in self._side.sources(request, num_external_tokens).items():
             found[_SOURCES[tier]] = found.get(_SOURCES[tier], 0) + tokens
         return found
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMeta:
-        return self._half.step(scheduler_output.num_scheduled_tokens, grown(scheduler_output))
+        return self._side.step(scheduler_output.num_scheduled_tokens, grown(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, WorkerReport):
-            self._half.reported(report)
+            self._side.reported(report)
         else:
-            self._half.passed()
+            self._side.passed()
 
     def request_finished(
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         if self._observed is not None:
             self._observed.ended(request.request_id)
-        self._half.finished(request)
+        self._side.finished(request)
         return False, None
 
     def request_finished_all_groups(
@@ -261,22 +261,22 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return self.request_finished(request, [])
 
     def take_events(self) -> Iterable[KVCacheEvent]:
-        events = self._half.events
+        events = self._side.events
         return events.take() if events is not None else ()
 
     def has_pending_push_work(self) -> bool:
         # vLLM goes on with steps meanwhile: reports come with them, and jobs go.
-        return self._half.pending
+        return self._side.pending
 
     def reset_cache(self) -> bool | None:
-        self._half.reset()
+        self._side.reset()
         return True
 
     # Both.
 
     def get_kv_connector_stats(self) -> ConnectorStats | None:
-        half = self.worker or self.scheduler
-        counts = half.take_counts() if half is not None else {}
+        side = self.worker or self.scheduler
+        counts = side.take_counts() if side is not None else {}
         if self._observed is not None:
             counts |= self._observed.take()
         return ConnectorStats(data=counts) if counts else None
@@ -308,7 +308,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return ConnectorMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     @property
-    def _half(self) -> SchedulerSide:
+    def _side(self) -> SchedulerSide:
         assert self.scheduler is not None
         return self.scheduler
 
@@ -317,7 +317,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         assert isinstance(meta, StepMeta)
         return meta
 
-    def _scheduler_half(self, kv_cache_config: Any) -> SchedulerSide:
+    def _open_scheduler(self, kv_cache_config: Any) -> SchedulerSide:
         options, layout = self._options, self._layout
         remote = None
         if options.remote:
@@ -357,7 +357,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             most_pending=max(8, tiers * tokens // (_PENDING_SHARE * options.chunk_tokens)),
             remote=remote,
             recorder=recorder,
-            blending=self._blending(),
+            blend_scheduler=self._open_blend_scheduler(),
             always_between=self._runs_ahead,
         )
 
@@ -367,7 +367,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         options, layout = self._options, self._layout
         return Codec.of(options.codec, layout.dtype, chunk_bytes, layout.head_dim, options.threads)
 
-    def _blending(self) -> BlendScheduler | None:
+    def _open_blend_scheduler(self) -> BlendScheduler | None:
         if not self._options.blend:
             return None
         config = self._vllm_config

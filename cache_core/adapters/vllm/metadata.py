@@ -25,13 +25,13 @@ all the blocks that it has, from token 0 on."""
 @dataclass(frozen=True, slots=True)
 class BlendPiece:
     """Chunks of a segment, the first at token ``first``: tokens ``start`` .. ``stop`` are wanted,
-    with K turned by ``turn`` positions."""
+    with K turned by ``shift`` positions."""
 
     hit: Hit
     first: int
     start: int
     stop: int
-    turn: int
+    shift: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ logger = logging.getLogger("lmcache")
 
 
 class Allocator:
-    """A disk tier's segments, and strangers that are dropped first when space is needed. Not
+    """A disk tier's segments, and foreign_segments that are dropped first when space is needed. Not
     thread-safe but for what says so; the sum of its files stays within ``sizes.budget``."""
 
     def __init__(
@@ -24,8 +24,8 @@ class Allocator:
         self.sizes = sizes
         self.segments = {segment.number: segment for segment in catalog.segments}
         self._namespace = namespace
-        self._strangers: list[ForeignSegment] = list(catalog.strangers)
-        self._stuck = 0  # bytes of strangers that can't be removed
+        self._strangers: list[ForeignSegment] = list(catalog.foreign_segments)
+        self._stuck = 0  # bytes of foreign_segments that can't be removed
         self._next_number = catalog.last_number + 1
         self._removed = False  # a file, whose name a power cut could bring back
 

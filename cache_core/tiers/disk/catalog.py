@@ -50,12 +50,12 @@ class ForeignSegment:
 
 @dataclass(slots=True)
 class Catalog:
-    """What a directory holds: ``segments`` and ``strangers``, oldest first. ``untouched_bytes`` are
-    in files that are not ours, or can't be read now: they stay as they are and count against the
-    cap. ``unknown`` says that there may be records of ours among them."""
+    """What a directory holds: ``segments`` and ``foreign_segments``, oldest first.
+    ``untouched_bytes`` are in files that are not ours, or can't be read now: they stay as they are
+    and count against the cap. ``unknown`` says that there may be records of ours among them."""
 
     segments: list[SegmentFile] = field(default_factory=list)
-    strangers: list[ForeignSegment] = field(default_factory=list)
+    foreign_segments: list[ForeignSegment] = field(default_factory=list)
     untouched_bytes: int = 0
     unknown: bool = False
     last_number: int = -1
@@ -112,7 +112,9 @@ def _take(
         return
     except Damaged as damage:
         logger.warning("%s is damaged: %s; its chunks are lost", path, damage)
-        catalog.strangers.append(ForeignSegment(entry.name, nbytes, np.empty(0, dtype=np.uint64)))
+        catalog.foreign_segments.append(
+            ForeignSegment(entry.name, nbytes, np.empty(0, dtype=np.uint64))
+        )
         return
     except OSError as error:
         if error.errno not in _OF_ONE_FILE:
@@ -131,7 +133,9 @@ def _take(
     if (segment.header.payload_bytes, segment.header.namespace) == (payload_bytes, namespace):
         catalog.segments.append(segment)
     else:
-        catalog.strangers.append(ForeignSegment(entry.name, segment.bytes, segment.sequences))
+        catalog.foreign_segments.append(
+            ForeignSegment(entry.name, segment.bytes, segment.sequences)
+        )
 
 
 def _on_disk(entry: os.DirEntry[str]) -> int:

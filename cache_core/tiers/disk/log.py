@@ -63,7 +63,7 @@ class Log:
         self._overwritten: list[int] = []
         # Numbers are unique over all namespaces, as the list of deaths is one for all.
         ours = [segment.sequences for segment in catalog.segments]
-        theirs = [stranger.sequences for stranger in catalog.strangers]
+        theirs = [stranger.sequences for stranger in catalog.foreign_segments]
         numbers = np.concatenate([self._deaths.found, *ours, *theirs])
         self._next_sequence = int(numbers.max(initial=0)) + 1
         # Not in our segments: of others, or of files that can't be read now.

@@ -57,7 +57,7 @@ class IoWorker:
         self._abandoned = False
         self._given_up = self._ended = False
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="lmcache-lane", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="lmcache-worker", daemon=True)
         self._thread.start()
 
     def values(self, count: int) -> list[Bytes]:
@@ -169,13 +169,13 @@ class IoWorkers:
             self._condition.wait_for(lambda: self._idle or self._closed, timeout_s)
             return self._idle.pop() if self._idle and not self._closed else None
 
-    def give(self, lane: IoWorker) -> None:
+    def give(self, worker: IoWorker) -> None:
         """Puts an I/O worker back."""
         with self._condition:
             if self._closed:
-                lane.give_up()
+                worker.give_up()
                 return
-            self._idle.append(lane)
+            self._idle.append(worker)
             self._condition.notify()
 
     def close(self, deadline: float) -> None:
@@ -183,12 +183,12 @@ class IoWorkers:
         ``deadline``. What hangs longer frees its memory when it ends."""
         with self._condition:
             self._closed = True
-            lanes, self._all = self._all, []
+            workers, self._all = self._all, []
             idle, self._idle = self._idle, []
             self._condition.notify_all()
-        for lane in idle:
-            lane.give_up()
-        for lane in lanes:
-            lane.retire()
-        for lane in lanes:
-            lane.join(max(0.0, deadline - time.monotonic()))
+        for worker in idle:
+            worker.give_up()
+        for worker in workers:
+            worker.retire()
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))

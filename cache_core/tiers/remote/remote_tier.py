@@ -48,7 +48,7 @@ class RemoteCounters:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    lane: IoWorker
+    worker: IoWorker
     rows: range
     future: Future[list[bool]]
 
@@ -77,8 +77,8 @@ def _prove(store: Store) -> None:
 
 
 class RemoteTier:
-    """A tier of chunks in a :class:`Store`, staged through buffers of its own, ``lanes`` batches at
-    a time.
+    """A tier of chunks in a :class:`Store`, staged through buffers of its own, ``workers`` batches
+    at a time.
 
     No engine memory is touched by a store: what arrives is verified first and copied then. A call
     that hears nothing for ``timeout_s`` seconds ends, ``LATER`` or False for what is left; after
@@ -89,8 +89,8 @@ class RemoteTier:
     wrote and has not discarded (at most ``capacity``, or the latest million), ``discard`` removes
     that and nothing else, ``close`` leaves the chunks where they are. A value that can't be read,
     torn or damaged, is not removed, since another process may just have written it anew: it is not
-    held for ten seconds, or until this process writes it. ``clock`` counts them. Takes ``lanes`` x
-    ``batch_bytes`` of memory when used.
+    held for ten seconds, or until this process writes it. ``clock`` counts them. Takes ``workers``
+    x ``batch_bytes`` of memory when used.
     """
 
     shared = True
@@ -103,7 +103,7 @@ class RemoteTier:
         chunk_bytes: int,
         store: Callable[[], Store],
         *,
-        lanes: int = 4,
+        workers: int = 4,
         batch_bytes: int = BATCH_BYTES,
         timeout_s: float = 5.0,
         breaker: CircuitBreaker | None = None,
@@ -123,9 +123,9 @@ class RemoteTier:
         def make(rows: int, freed: Callable[[IoWorker], None]) -> IoWorker:
             return IoWorker(store, rows, HEAD_BYTES, size, timeout_s * _OWN_SHARE, freed)
 
-        self._lanes = lanes
+        self._workers = workers
         self._rows = max(1, batch_bytes // stride_of(size))
-        self._bulk = IoWorkers(lanes, partial(make, self._rows))
+        self._bulk = IoWorkers(workers, partial(make, self._rows))
         # Look-ups must not wait for transfers.
         self._quick = IoWorkers(2, partial(make, 0))
 
@@ -159,14 +159,14 @@ class RemoteTier:
             return self._look_up(keys)
         done = [Read.LATER] * len(keys)
 
-        def start(lane: IoWorker, rows: range) -> Future[list[bool]]:
-            return lane.submit(partial(self._receive, [keys[i] for i in rows], lane))
+        def start(worker: IoWorker, rows: range) -> Future[list[bool]]:
+            return worker.submit(partial(self._receive, [keys[i] for i in rows], worker))
 
-        def finish(lane: IoWorker, rows: range, good: list[bool]) -> None:
+        def finish(worker: IoWorker, rows: range, good: list[bool]) -> None:
             arrived = [i for i, ok in enumerate(good) if ok]
             if arrived:
                 target = place.pick([rows[i] for i in arrived])
-                target.copy_from(lane.payloads(len(rows))[arrived])
+                target.copy_from(worker.payloads(len(rows))[arrived])
             for row, answer in zip(rows, Read.of(good), strict=True):
                 done[row] = answer
 
@@ -179,12 +179,12 @@ class RemoteTier:
         fitting = self._fitting(keys)
         done = [False] * len(keys)
 
-        def start(lane: IoWorker, rows: range) -> Future[list[bool]]:
+        def start(worker: IoWorker, rows: range) -> Future[list[bool]]:
             chosen = [fitting[i] for i in rows]
-            place.pick(chosen).copy_to(lane.payloads(len(chosen)))
-            return lane.submit(partial(self._send, [keys[i] for i in chosen], lane))
+            place.pick(chosen).copy_to(worker.payloads(len(chosen)))
+            return worker.submit(partial(self._send, [keys[i] for i in chosen], worker))
 
-        def finish(lane: IoWorker, rows: range, good: list[bool]) -> None:
+        def finish(worker: IoWorker, rows: range, good: list[bool]) -> None:
             for row, ok in zip(rows, good, strict=True):
                 done[fitting[row]] = ok
 
@@ -242,8 +242,8 @@ class RemoteTier:
             held = [ok and key not in self._unreadable for key, ok in zip(keys, found, strict=True)]
         return Read.of(held)
 
-    def _receive(self, keys: list[bytes], lane: IoWorker, store: Store) -> list[bool]:
-        values = lane.values(len(keys))
+    def _receive(self, keys: list[bytes], worker: IoWorker, store: Store) -> list[bool]:
+        values = worker.values(len(keys))
         here = store.get_into([key.hex() for key in keys], values)
         good = [
             ok and intact(key, value) for key, value, ok in zip(keys, values, here, strict=True)
@@ -256,8 +256,8 @@ class RemoteTier:
             self._unreadable.add(bad)
         return good
 
-    def _send(self, keys: list[bytes], lane: IoWorker, store: Store) -> list[bool]:
-        values = lane.values(len(keys))
+    def _send(self, keys: list[bytes], worker: IoWorker, store: Store) -> list[bool]:
+        values = worker.values(len(keys))
         for key, value in zip(keys, values, strict=True):
             seal(key, value)
         good = store.put([key.hex() for key in keys], values)
@@ -275,7 +275,7 @@ class RemoteTier:
         if not count or not self._may_go():
             return
         # A small transfer spreads over the I/O workers, too.
-        step = min(self._rows, -(-count // self._lanes))
+        step = min(self._rows, -(-count // self._workers))
         running: deque[_Batch] = deque()
         failures: list[Exception] = []
         patience = _Patience(self._timeout_s)
@@ -287,38 +287,38 @@ class RemoteTier:
                 good = batch.future.result(patience.left())
             except Exception as error:  # noqa: BLE001 - a store may be anyone's code
                 failures.append(error)
-                batch.lane.abandon()
+                batch.worker.abandon()
                 return
             patience.renew()
             try:
-                finish(batch.lane, batch.rows, good)
+                finish(batch.worker, batch.rows, good)
             finally:
-                self._bulk.give(batch.lane)
+                self._bulk.give(batch.worker)
 
         try:
             for first in range(0, count, step):
-                lane = self._bulk.take(0 if running else patience.left())
-                while lane is None and running and not failures:
+                worker = self._bulk.take(0 if running else patience.left())
+                while worker is None and running and not failures:
                     end()
-                    lane = self._bulk.take(0 if running or failures else patience.left())
-                if lane is None and not failures:
+                    worker = self._bulk.take(0 if running or failures else patience.left())
+                if worker is None and not failures:
                     failures.append(WaitTimeout())
-                if lane is None:
+                if worker is None:
                     break
                 if failures:
-                    self._bulk.give(lane)
+                    self._bulk.give(worker)
                     break
                 rows = range(first, min(first + step, count))
                 try:
-                    running.append(_Batch(lane, rows, start(lane, rows)))
+                    running.append(_Batch(worker, rows, start(worker, rows)))
                 except BaseException:
-                    self._bulk.give(lane)
+                    self._bulk.give(worker)
                     raise
             while running:
                 end()
         finally:
             for batch in running:
-                batch.lane.abandon()
+                batch.worker.abandon()
         # One call is one success or one failure, however many batches it had.
         if failures:
             self._failed(failures[0])
@@ -339,14 +339,14 @@ class RemoteTier:
 
     def _quick_call(self, work: Callable[[Store], _T]) -> _T:
         patience = _Patience(self._timeout_s)
-        lane = self._quick.take(patience.left())
-        if lane is None:
+        worker = self._quick.take(patience.left())
+        if worker is None:
             raise WaitTimeout
-        future = lane.submit(work)
+        future = worker.submit(work)
         try:
             return future.result(patience.left())
         finally:
-            lane.abandon()
+            worker.abandon()
 
     def _may_go(self) -> bool:
         if self._closed:

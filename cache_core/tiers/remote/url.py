@@ -67,7 +67,7 @@ def open_remote(
             capacity,
             chunk_bytes,
             store,
-            lanes=_number(int, options, "connections", 4),
+            workers=_number(int, options, "connections", 4),
             timeout_s=_number(float, options, "timeout", 5.0),
             breaker=CircuitBreaker(pause_s=_number(float, options, "pause", 5.0)),
         )

@@ -111,7 +111,7 @@ class KvBuffer:
     def chunks(self, layout: KVLayout, first: int, count: int, threads: int) -> ChunkBuffers:
         """Returns the buffers of ``count`` chunks from chunk ``first`` on."""
         if self._paged is None:
-            return TensorBuffers.of_arena(self.tensor, layout, first, count)
+            return TensorBuffers.of_kv_buffer(self.tensor, layout, first, count)
         size = layout.chunk_tokens
         tokens: NDArray[np.int64] = np.arange(first * size, (first + count) * size, dtype=np.int64)
         return self._place(self._paged, tokens.reshape(count, size), layout, threads)

@@ -95,12 +95,12 @@ class ModelRunner:
             tokens = min(tokens, _CPU_WARM_UP_TOKENS)
         rng = np.random.default_rng(0)
         ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
-        arena = self.arena()
-        self.forward(arena, ids, 0)
+        buffer = self.kv_buffer()
+        self.forward(buffer, ids, 0)
         # What comes after a hit, and a step of the answer, take kernels of their own.
         past = max(0, tokens - _TAIL_TOKENS)
-        token = self.forward(arena, ids[past:], past).argmax()
-        int(self.forward(arena, np.array([int(token)], dtype=np.int32), tokens).argmax())
+        token = self.forward(buffer, ids[past:], past).argmax()
+        int(self.forward(buffer, np.array([int(token)], dtype=np.int32), tokens).argmax())
 
     def facts(self) -> dict[str, object]:
         loaded = self.loaded
@@ -120,24 +120,24 @@ class ModelRunner:
         return time.perf_counter()
 
     def close(self) -> None:
-        for arena in self._arenas:
-            arena.wait()
+        for buffer in self._arenas:
+            buffer.wait()
         self._arenas.clear()
 
-    def arena(self) -> KvBuffer:
+    def kv_buffer(self) -> KvBuffer:
         """Returns the static KV buffer for the next request; waits if a store still reads it."""
-        arena = next(self._next_arena)
-        arena.wait()
-        return arena
+        buffer = next(self._next_arena)
+        buffer.wait()
+        return buffer
 
     @torch.inference_mode()
-    def forward(self, arena: KvBuffer, ids: NDArray[np.int32], past: int) -> torch.Tensor:
-        """Runs ``ids`` after ``past`` tokens of the KV in ``arena``. Returns the last position's
+    def forward(self, buffer: KvBuffer, ids: NDArray[np.int32], past: int) -> torch.Tensor:
+        """Runs ``ids`` after ``past`` tokens of the KV in ``buffer``. Returns the last position's
         logits, ``[vocabulary]``. Writes the new KV into the buffer."""
-        arena.seek(past)
+        buffer.seek(past)
         tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.loaded.device)
         out = self.loaded.model(
-            input_ids=tokens, past_key_values=arena.cache, use_cache=True, logits_to_keep=1
+            input_ids=tokens, past_key_values=buffer.cache, use_cache=True, logits_to_keep=1
         )
         logits: torch.Tensor = out.logits[0, -1]
         return logits

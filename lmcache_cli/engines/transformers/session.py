@@ -72,8 +72,8 @@ class TransformersSession(CachedSession):
         engine, now = self.engine, self.engine.now
         ids = request.token_ids
         self._before()
-        arena = engine.arena()
-        served = self._prefill(request, arena)
+        buffer = engine.kv_buffer()
+        served = self._prefill(request, buffer)
         token = int(served.logits.argmax())
         times = [now()]
         if self.keep_logits:
@@ -81,10 +81,10 @@ class TransformersSession(CachedSession):
         output = [token]
         while len(output) < request.max_tokens:
             step = np.array([token], dtype=np.int32)
-            token = int(engine.forward(arena, step, len(ids) + len(output) - 1).argmax())
+            token = int(engine.forward(buffer, step, len(ids) + len(output) - 1).argmax())
             times.append(now())
             output.append(token)
-        self._after(request, arena, served)
+        self._after(request, buffer, served)
         return sample_of(
             request,
             scheduled_s,
@@ -106,7 +106,7 @@ class TransformersSession(CachedSession):
     def _before(self) -> None:
         """Runs before a request's KV buffer is taken; does nothing here."""
 
-    def _prefill(self, request: Request, arena: KvBuffer) -> Prefilled:
+    def _prefill(self, request: Request, buffer: KvBuffer) -> Prefilled:
         """Prefills the prompt, over what the cache has of it."""
         engine, now = self.engine, self.engine.now
         ids, size = request.token_ids, self.spec.chunk_tokens
@@ -120,20 +120,20 @@ class TransformersSession(CachedSession):
             hit = self.cache.acquire(keys[: (len(ids) - 1) // size], _WAIT_S)
             found = now()
             if hit.keys:
-                place = arena.chunks(self.cache.layout, 0, len(hit), engine.threads)
+                place = buffer.chunks(self.cache.layout, 0, len(hit), engine.threads)
                 loaded = self.cache.load(hit, place)
             stored = (len(keys) - loaded.chunks) * self.cache.layout.chunk_bytes
         else:
             found = now()
         ready = now()
         past = loaded.chunks * size
-        logits = engine.forward(arena, ids[past:], past)
+        logits = engine.forward(buffer, ids[past:], past)
         hits = {name: count * size for name, count in loaded.by_tier.items()}
         return Prefilled(logits, loaded, hits, found - began, ready, stored, keys)
 
-    def _after(self, request: Request, arena: KvBuffer, served: Prefilled) -> None:
+    def _after(self, request: Request, buffer: KvBuffer, served: Prefilled) -> None:
         """Stores the prompt's KV, after the answer."""
         if self.cache is not None and served.keys:
             # One thread: a store overlaps the next prefill, and more of them cost that 4 %.
-            place = arena.chunks(self.cache.layout, 0, len(served.keys), 1)
-            arena.pending = self.cache.store(served.keys, place)
+            place = buffer.chunks(self.cache.layout, 0, len(served.keys), 1)
+            buffer.pending = self.cache.store(served.keys, place)

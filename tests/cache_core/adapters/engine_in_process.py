@@ -85,20 +85,20 @@ def engine(
 
 
 def scheduler_half(llm: Any) -> Any:
-    """The connector's half in the scheduler."""
+    """The connector's side in the scheduler."""
     return llm.llm_engine.engine_core.engine_core.scheduler.connector.scheduler
 
 
 def worker_half() -> Any:
-    """The connector's half in the worker."""
+    """The connector's side in the worker."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     return get_kv_transfer_group().worker
 
 
-def keep_counts(half: Any, into: dict[str, float]) -> None:
-    """Adds up what vLLM takes from a half."""
-    take = half.take_counts
+def keep_counts(side: Any, into: dict[str, float]) -> None:
+    """Adds up what vLLM takes from a side."""
+    take = side.take_counts
 
     def taken() -> dict[str, float]:
         counts: dict[str, float] = take()
@@ -106,7 +106,7 @@ def keep_counts(half: Any, into: dict[str, float]) -> None:
             into[name] = into.get(name, 0.0) + amount
         return counts
 
-    half.take_counts = taken
+    side.take_counts = taken
 
 
 def drive(llm: Any, asks: Sequence[Ask], concurrency: int = 1) -> Outcome:

@@ -111,11 +111,11 @@ def main() -> None:
         found["counts"] = counts
         found["blocks"] = [free, core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()]
         # A segment that can't be read any more.
-        half, worker = scheduler_half(llm), worker_half()
+        side, worker = scheduler_half(llm), worker_half()
         (tier,) = worker.tiers
         tier.discard([key for key in tier._slots if key[0] % 2])
         found["lost"] = ask(llm, second, segments=moved, ratio=0.9999)
-        half.check()
+        side.check()
     print(json.dumps(found))
 
 

@@ -95,24 +95,24 @@ def generations(scratch: Path) -> dict[str, Any]:
     found = {}
     for name, given in cases.items():
         WARNINGS.clear()
-        halves = [connector(KVConnectorRole.SCHEDULER, given)._half for _ in range(2)]
-        keys = [half._hashers.of(request).keys(list(range(32))).prefix for half in halves]
+        halves = [connector(KVConnectorRole.SCHEDULER, given)._side for _ in range(2)]
+        keys = [side._hashers.of(request).keys(list(range(32))).prefix for side in halves]
         found[name] = {"found again": keys[0] == keys[1], "warnings": list(WARNINGS)}
     return found
 
 
 def pool() -> dict[str, Any]:
     """What a reset of vLLM's own prefix cache does."""
-    half = connector(KVConnectorRole.SCHEDULER, config({"cpu_size": "1MiB"}))
+    side = connector(KVConnectorRole.SCHEDULER, config({"cpu_size": "1MiB"}))
     answers = iter([False, True])
     bound = SimpleNamespace(reset_prefix_cache=lambda: next(answers))
-    half.bind_gpu_block_pool(bound)
+    side.bind_gpu_block_pool(bound)
     seen = []
     for _ in range(2):
         answer = bound.reset_prefix_cache()
-        seen.append([answer, half._half.stale, half._half._meta.generation])
-    half.reset_cache()
-    return {"seen": seen, "after ours": [half._half.stale, half._half._meta.generation]}
+        seen.append([answer, side._side.stale, side._side._meta.generation])
+    side.reset_cache()
+    return {"seen": seen, "after ours": [side._side.stale, side._side._meta.generation]}
 
 
 def watched(weights: str) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def watched(weights: str) -> dict[str, Any]:
     model = torch.nn.Linear(8, 8)
     Runner(worker, model)
     opened = worker.get_handshake_metadata()
-    half: Any = worker.worker
+    side: Any = worker.worker
     assert opened is not None
     refused: list[list[int]] = []
-    half.refuse = lambda meta: refused[-1].append(meta.generation)
-    half.start_loads = lambda meta: None
+    side.refuse = lambda meta: refused[-1].append(meta.generation)
+    side.start_loads = lambda meta: None
 
     def step(number: int, generation: int, moves: bool = True) -> None:
         meta = StepMeta(number, generation, saves=[None] if moves else [])  # type: ignore[list-item]
@@ -152,8 +152,8 @@ def ahead() -> dict[str, Any]:
             given.use_v2_model_runner = name == "runner V2"
             given.parallel_config.worker_cls = "blend's own"
             try:
-                half = connector(KVConnectorRole.SCHEDULER, given)._half
-                said = "between steps" if half._between_steps([0]) else "in the step"
+                side = connector(KVConnectorRole.SCHEDULER, given)._side
+                said = "between steps" if side._between_steps([0]) else "in the step"
             except ValueError as error:
                 said = str(error)
             found[f"{name}, {next(iter(kind.values()))}"] = said

@@ -99,26 +99,26 @@ class World:
         self.differ = 0
         self.checks = 0
         self.peak: Counter[str] = Counter()
-        saver = self.sim.half._saver
+        saver = self.sim.side._saver
         saving = saver.saving
 
-        def spied(tracked: Any, plan: Any) -> None:
-            self.learn(tracked)
-            saving(tracked, plan)
+        def spied(state: Any, plan: Any) -> None:
+            self.learn(state)
+            saving(state, plan)
 
         saver.saving = spied
 
-    def learn(self, tracked: Any) -> None:
+    def learn(self, state: Any) -> None:
         """By which chunks each block of a request can be loaded."""
-        chunk, block = self.sim.half._size, self.sim.settings.block_tokens
-        for number, found in enumerate(tracked.request.block_hashes):
+        chunk, block = self.sim.side._size, self.sim.settings.block_tokens
+        for number, found in enumerate(state.request.block_hashes):
             first, last = number * block // chunk, -(-(number + 1) * block // chunk)
-            if last <= len(tracked.keys):
-                self.chains[found].add(tuple(tracked.keys[first:last]))
+            if last <= len(state.keys):
+                self.chains[found].add(tuple(state.keys[first:last]))
 
     def expected(self) -> dict[Place, set[bytes]]:
-        half = self.sim.half
-        ledger, names = half._ledger, half.options.tier_names
+        side = self.sim.side
+        ledger, names = side._ledger, side.options.tier_names
         has: dict[Place, set[bytes]] = {PLACES[name]: set() for name in names}
         for found, chains in self.chains.items():
             for chain in chains:
@@ -130,7 +130,7 @@ class World:
         return has
 
     def check(self) -> None:
-        for event in self.sim.half.events.take():
+        for event in self.sim.side.events.take():
             self.router.take(event)
         self.checks += 1
         for place, blocks in self.expected().items():
@@ -138,7 +138,7 @@ class World:
             self.peak[place[0]] = max(self.peak[place[0]], len(blocks))
 
     def close(self) -> dict[str, Any]:
-        events = self.sim.half.events
+        events = self.sim.side.events
         left = [len(events._blocks), len(events._of_chunk)]
         self.sim.close()
         return {
@@ -166,7 +166,7 @@ def traffic(settings: Settings) -> dict[str, Any]:
     sim.step = checked  # type: ignore[method-assign]
     result = sim.run()
     assert result.good, result
-    sim.half.reset()
+    sim.side.reset()
     world.check()
     return world.close() | {"counts": result.counts}
 
@@ -212,8 +212,8 @@ def recovered() -> dict[str, Any]:
     sim.add("a", prompt, 1)
     settle(world)
     before = {place[0]: set(blocks) for place, blocks in world.router.has.items()}
-    half = sim.half
-    half.tell(Events(half._ledger, ("cpu", "disk"), 64, 32))
+    side = sim.side
+    side.tell(Events(side._ledger, ("cpu", "disk"), 64, 32))
     world.router.has.clear()
     sim.add("b", [7], 1)
     settle_unchecked(world)
@@ -252,29 +252,29 @@ def alone() -> dict[str, Any]:
             block_hasher=get_request_block_hasher(32, sha256),
             lora_request=LoRARequest("adapter", 7, "path"),
         )
-        tracked = RequestState(request, hasher)
-        keys = tracked.upto(64)
+        state = RequestState(request, hasher)
+        keys = state.upto(64)
         ledger = Ledger([None] * len(tiers))
         events = Events(ledger, tiers, 64, 32)
-        change(tracked)
+        change(state)
         plan = ledger.admit(keys)
-        events.saving(tracked, plan)
+        events.saving(state, plan)
         ledger.settle(plan.moves, True)
-        events.found(tracked, 0, ledger.lookup(keys))
+        events.found(state, 0, ledger.lookup(keys))
         assert all(block_hash in request.block_hashes for block_hash in events._blocks)
         return [
             [e.medium, e.locality, e.lora_id, e.lora_name, len(e.token_ids), e.extra_keys]
             for e in events.take()
         ]
 
-    def blended(tracked: RequestState) -> None:
-        tracked.blend = BlendState([], 0.1)
+    def blended(state: RequestState) -> None:
+        state.blend = BlendState([], 0.1)
 
-    def unhashed(tracked: RequestState) -> None:
-        tracked.request.block_hashes.clear()
+    def unhashed(state: RequestState) -> None:
+        state.request.block_hashes.clear()
 
     return {
-        "adapter": told(lambda tracked: None, ("cpu", "disk", "remote")),
+        "adapter": told(lambda state: None, ("cpu", "disk", "remote")),
         "blended": told(blended, ("cpu",)),
         "unhashed": told(unhashed, ("cpu",)),
     }
@@ -285,8 +285,8 @@ def off() -> dict[str, Any]:
     sim = Simulation(Settings(1))
     sim.add("a", list(range(100, 300)), 2)
     sim.drain()
-    found = {"events": sim.half.events, "taken": list(sim.scheduler.connector.take_events())}
-    found["changed"] = len(sim.half._ledger.changed())
+    found = {"events": sim.side.events, "taken": list(sim.scheduler.connector.take_events())}
+    found["changed"] = len(sim.side._ledger.changed())
     sim.close()
     return found
 

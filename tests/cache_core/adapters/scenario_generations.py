@@ -38,19 +38,19 @@ class Named(Adapters):
 
 
 class World:
-    """One scheduler's half and one worker's, and requests of one prompt."""
+    """One scheduler's side and one worker's, and requests of one prompt."""
 
     def __init__(self, watched: bool = True, **given: Any) -> None:
         blocks = TensorBlocks([torch.randn(8, 2, SIZE, 8)], SIZE)
         options = ConnectorOptions.parse({"chunk_tokens": SIZE, "load": "sync", **given})
         self.adapters = Named()
         hashers = Hashers(Namespace(KVLayout(1, 1, 8, "float32", SIZE), "m"), self.adapters)
-        self.half = SchedulerSide(options, hashers, ranks=1, block_tokens=SIZE, most_pending=100)
+        self.side = SchedulerSide(options, hashers, ranks=1, block_tokens=SIZE, most_pending=100)
         self.tier = MemoryTier("cpu", 16, blocks.chunk_bytes)
         tiers = [self.tier] if len(options.tier_names) == 1 else [self.tier, self.second(blocks)]
         self.worker = WorkerSide(tiers, blocks, SIZE, SIZE)
         opened = self.worker.opened()
-        self.half.opened([TiersOpened(opened.chunk_bytes, opened.capacities, [[], []], watched)])
+        self.side.opened([TiersOpened(opened.chunk_bytes, opened.capacities, [[], []], watched)])
         self.serial = 0
 
     @staticmethod
@@ -67,7 +67,7 @@ class World:
         request.prompt_token_ids = request.all_token_ids = tokens
         request.num_tokens = request.num_prompt_tokens = TOKENS
         request.num_computed_tokens = request.num_preemptions = 0
-        self.half.arrived(request)
+        self.side.arrived(request)
         return request
 
     def begin(self, request: Any, computed: int = 0) -> int:
@@ -75,16 +75,16 @@ class World:
         ``computed`` tokens are in vLLM's own prefix cache."""
         external = None
         while external is None:  # its prompt is being hashed
-            external, _ = self.half.matched(request, computed)
-            self.half._hashing.next_pass(False)
-        self.half.allocated(request, range(8), external)
+            external, _ = self.side.matched(request, computed)
+            self.side._hashing.next_pass(False)
+        self.side.allocated(request, range(8), external)
         request.num_computed_tokens = external
         return external
 
     def schedule(self, *requests: Any) -> StepMeta:
         """A step that computes the rest of the requests."""
         tokens = {one.request_id: TOKENS - one.num_computed_tokens for one in requests}
-        meta = self.half.step(tokens, [(n, range(8), 0, True) for n in tokens])
+        meta = self.side.step(tokens, [(n, range(8), 0, True) for n in tokens])
         for one in requests:
             one.num_computed_tokens = TOKENS
         return meta
@@ -95,7 +95,7 @@ class World:
         self.worker.start_loads(meta)
         self.worker.end_step(meta)
         self.worker._saver.submit(lambda: None).result()
-        self.worker._carrier.flush()
+        self.worker._executor.flush()
         self.worker.finished(set())
         return self.worker.report(replace(meta, timed=True)) or WorkerReport(meta.step)
 
@@ -103,18 +103,18 @@ class World:
         """One request from its look-up to its end; returns the tokens that were loaded."""
         request = self.ask()
         found = self.begin(request)
-        self.half.reported(self.work(self.schedule(request)))
+        self.side.reported(self.work(self.schedule(request)))
         self.end(request)
         return found
 
     def end(self, request: Any) -> None:
-        self.half.finished(request)
-        self.half.reported(self.work(self.schedule()))
+        self.side.finished(request)
+        self.side.reported(self.work(self.schedule()))
 
     def held(self) -> int:
         """Chunks in the tier; the Ledger must agree."""
-        self.half.check()
-        ledger = self.half._ledger
+        self.side.check()
+        ledger = self.side._ledger
         assert ledger is not None and ledger.count(0) == len(self.tier)
         return len(self.tier)
 
@@ -123,18 +123,18 @@ def resets(ours: bool) -> dict[str, Any]:
     """What one kind of reset leaves, with nothing under way."""
     world = World()
     before = [world.serve(), world.serve()]
-    world.half.reset(ours)
-    world.half.reported(world.work(world.schedule()))
+    world.side.reset(ours)
+    world.side.reported(world.work(world.schedule()))
     return {"before": before, "held": world.held(), "after": [world.serve(), world.serve()]}
 
 
 def fixed() -> dict[str, Any]:
     world = World(weights="fixed")
     world.serve()
-    world.half.reset(ours=False)
+    world.side.reset(ours=False)
     plain = world.serve()
-    world.half.reset()
-    world.half.reported(world.work(world.schedule()))
+    world.side.reset()
+    world.side.reported(world.work(world.schedule()))
     held = world.held()
     return {"plain": plain, "held": held, "after": world.serve(), "again": world.serve()}
 
@@ -145,12 +145,12 @@ def pending_save() -> dict[str, Any]:
     request = world.ask()
     world.begin(request)
     meta = world.schedule(request)
-    world.half.reset()
-    world.half.reported(world.work(meta))
+    world.side.reset()
+    world.side.reported(world.work(meta))
     stored = len(world.tier)
-    world.half.reported(world.work(world.schedule()))
+    world.side.reported(world.work(world.schedule()))
     freed = world.held()
-    world.half.finished(request)
+    world.side.finished(request)
     return {"stored": stored, "freed": freed, "after": [world.serve(), world.serve()]}
 
 
@@ -161,11 +161,11 @@ def pinned_load() -> dict[str, Any]:
     request = world.ask()
     world.begin(request)
     meta = world.schedule(request)
-    world.half.reset()
+    world.side.reset()
     kept = len(world.tier)
-    world.half.reported(world.work(meta))
-    world.half.finished(request)
-    world.half.reported(world.work(world.schedule()))
+    world.side.reported(world.work(meta))
+    world.side.finished(request)
+    world.side.reported(world.work(world.schedule()))
     return {"kept": kept, "freed": world.held()}
 
 
@@ -175,14 +175,14 @@ def running() -> dict[str, Any]:
     world = World()
     request = world.ask()
     world.begin(request)
-    world.half.reported(world.work(world.schedule(request)))
-    world.half.reset()
+    world.side.reported(world.work(world.schedule(request)))
+    world.side.reset()
     request.num_computed_tokens = TOKENS - 1
     saves = len(world.schedule(request).saves)
     request.num_computed_tokens = 0  # preempted
     found = world.begin(request)
     after = world.schedule(request)
-    world.half.reported(world.work(after))
+    world.side.reported(world.work(after))
     world.end(request)
     return {"saves": saves, "found": found, "again": len(after.saves), "then": world.serve()}
 
@@ -198,12 +198,12 @@ def seen_by_worker() -> dict[str, Any]:
     second = world.schedule(two)
     report = world.work(first, refused=True)
     bad = sorted(world.worker.bad_blocks())
-    world.half.reported(report)
-    world.half.reported(world.work(second, refused=True))
-    generation = world.half._meta.generation
+    world.side.reported(report)
+    world.side.reported(world.work(second, refused=True))
+    generation = world.side._meta.generation
     for request in (one, two):
-        world.half.finished(request)
-    world.half.reported(world.work(world.schedule()))
+        world.side.finished(request)
+    world.side.reported(world.work(world.schedule()))
     loads = [load.chunks for load in report.loads]
     return {
         "found": found,
@@ -223,7 +223,7 @@ def refused_save() -> dict[str, Any]:
     world.begin(request)
     report = world.work(world.schedule(request), refused=True)
     stored = len(world.tier)
-    world.half.reported(report)
+    world.side.reported(report)
     world.end(request)
     good = [ok for _, ok in report.saves[0].settled]
     return {"good": good, "stored": stored, "after": [world.serve() for _ in "ab"]}
@@ -239,12 +239,12 @@ def own_cache() -> dict[str, Any]:
         world.begin(request, 2 * SIZE)
         meta = world.schedule(request)
         saves.append(len(meta.saves))
-        world.half.reported(world.work(meta))
+        world.side.reported(world.work(meta))
         world.end(request)
 
-    world.half.reported(WorkerReport(0, outdated=0))
+    world.side.reported(WorkerReport(0, outdated=0))
     ask()
-    world.half.stale = False  # as the connector says behind a reset of vLLM's that succeeded
+    world.side.stale = False  # as the connector says behind a reset of vLLM's that succeeded
     ask()
     world.adapters.renamed, world.adapters.digest = True, "other"
     ask("one")
@@ -262,7 +262,7 @@ def unwatched() -> dict[str, Any]:
     remote = "tests.cache_core.adapters.failing_tier:Forgetful"
     worlds = [World(watched=False), World(watched=False, remote=remote), World(remote=remote)]
     worlds.append(World(watched=False, remote=remote, weights="fixed"))
-    return {"generations": [world.half._meta.generation for world in worlds]}
+    return {"generations": [world.side._meta.generation for world in worlds]}
 
 
 def adapters() -> dict[str, Any]:
@@ -271,14 +271,14 @@ def adapters() -> dict[str, Any]:
     request = world.ask("unknown")
     external = world.begin(request)
     saves = len(world.schedule(request).saves)
-    world.half.finished(request)
-    left = sorted(world.half._uncached)
+    world.side.finished(request)
+    left = sorted(world.side._uncached)
     world.adapters.digest = "one"
     other = world.ask("one")
     world.begin(other)
     world.adapters.digest = "two"
     replaced = len(world.schedule(other).saves)
-    counts = world.half.take_counts()
+    counts = world.side.take_counts()
     return {
         "external": external,
         "saves": [saves, replaced],
@@ -312,9 +312,9 @@ def beside() -> dict[str, Any]:
         request.num_prompt_tokens = 3 * SIZE
         request.prompt_is_token_ids = kinds
         request._prompt_embeds_per_block_hashes = {}
-        tracked = RequestState(request, hashers[which].of(request))
+        state = RequestState(request, hashers[which].of(request))
         for part in range(1, parts + 1):
-            found = tracked.upto(4 * SIZE * part // parts)
+            found = state.upto(4 * SIZE * part // parts)
         return [one.hex() for one in found]
 
     ones, twos = torch.ones(3 * SIZE, 8), torch.ones(3 * SIZE, 8)

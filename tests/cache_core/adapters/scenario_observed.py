@@ -46,10 +46,10 @@ class Shown:
 
     def differ(self) -> list[str]:
         """Gauges that are not what the Ledger says, counted anew."""
-        half = self._sim.half
-        ledger, names = half._ledger, half.options.tier_names
+        side = self._sim.side
+        ledger, names = side._ledger, side.options.tier_names
         size = self._sim.worker_half.blocks.chunk_bytes
-        true: dict[str, float] = {"pinned_chunks": len(half._transfers.reading())}
+        true: dict[str, float] = {"pinned_chunks": len(side._transfers.reading())}
         for tier, name in enumerate(names):
             keys = ledger.keys(tier)
             held = sum(ledger.holds(key, tier) for key in keys)
@@ -65,7 +65,7 @@ def traffic() -> dict[str, Any]:
     settings = Settings(3, requests=60, idle=0.8, prefix_caching=False, options=options)
     sim = Simulation(settings)
     # No request waits longer because the machine is busy.
-    sim.half._lookup._clock = lambda: sim.now
+    sim.side._lookup._clock = lambda: sim.now
     shown = Shown(sim)
     differ: list[str] = []
     peak: dict[str, float] = {}
@@ -80,13 +80,13 @@ def traffic() -> dict[str, Any]:
 
     sim.scheduler.update_from_output = updated
     looked: list[tuple[int | None, bool]] = []
-    matched = sim.half.matched
+    matched = sim.side.matched
 
     def look(*given: Any) -> Any:
         looked.append(matched(*given))
         return looked[-1]
 
-    sim.half.matched = look
+    sim.side.matched = look
     result = sim.run()
     found: dict[str, Any] = {"good": result.good, "differ": sorted(set(differ)), "peak": peak}
     observed = sim.scheduler.connector._observed
@@ -94,7 +94,7 @@ def traffic() -> dict[str, Any]:
     found["looked"], found["deferred"] = len(looked), sum(n is None for n, _ in looked)
     found["log"] = shown.total.reduce()
     found["read"] = shown.read.reduce()
-    found["evictions"] = dict(zip(("cpu", "disk"), sim.half._ledger.evictions, strict=True))
+    found["evictions"] = dict(zip(("cpu", "disk"), sim.side._ledger.evictions, strict=True))
     shown.sent.clear()
     sim.settle()
     sim.step()

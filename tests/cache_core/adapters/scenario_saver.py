@@ -35,9 +35,9 @@ class World:
             status=SimpleNamespace(name="FINISHED_STOPPED"),
         )
         hasher = cast(Any, SimpleNamespace(chunk_tokens=SIZE))
-        self.tracked = RequestState(request, hasher, keys=[key(n) for n in range(chunks)])
-        self.tracked.blocks = list(range(1, chunks + 1))
-        hashers = cast(Any, SimpleNamespace(adapter=lambda request: self.tracked.adapter))
+        self.state = RequestState(request, hasher, keys=[key(n) for n in range(chunks)])
+        self.state.blocks = list(range(1, chunks + 1))
+        hashers = cast(Any, SimpleNamespace(adapter=lambda request: self.state.adapter))
         lookup = TierLookup(OPTIONS, self.ledger, None, lambda plan: None, lambda: 0.0)
         self.saver = Saver(
             self.ledger, lookup, hashers, self.transfers, BLOCK, 1 << 20, lambda name, amount: None
@@ -47,7 +47,7 @@ class World:
 def lent_blocks() -> dict[str, Any]:
     """vLLM lends blocks for encoding that a save still reads, and others."""
     world = World(4)
-    save = world.saver.save(world.tracked, 4)
+    save = world.saver.save(world.state, 4)
     assert save is not None
     free = [SimpleNamespace(block_id=number) for number in (2, 3, 9, 10, 11, 12)]
     pool = SimpleNamespace(
@@ -55,19 +55,19 @@ def lent_blocks() -> dict[str, Any]:
         get_new_blocks=lambda count: [free.pop(0) for _ in range(count)],
         free_blocks=free.extend,
     )
-    blending = BlendScheduler(OPTIONS, (), BLOCK)
-    blending.bind(pool)
+    blend_scheduler = BlendScheduler(OPTIONS, (), BLOCK)
+    blend_scheduler.bind(pool)
     segments = [
         BlendSegment(first * SIZE, (first + 1) * SIZE, (key(100 + first),)) for first in (0, 1)
     ]
-    world.tracked.blend = BlendState(segments, 0.1)
+    world.state.blend = BlendState(segments, 0.1)
     meta = StepMeta(1)
-    world.saver.encode(world.tracked, blending, meta)
+    world.saver.encode(world.state, blend_scheduler, meta)
     first = sorted(meta.after)
     world.saver.free(save.id)
-    world.tracked.blend = BlendState([BlendSegment(0, SIZE, (key(200),))], 0.1)
+    world.state.blend = BlendState([BlendSegment(0, SIZE, (key(200),))], 0.1)
     later = StepMeta(2)
-    world.saver.encode(world.tracked, blending, later)
+    world.saver.encode(world.state, blend_scheduler, later)
     blocks = [encode.save.blocks.tolist() for encode in meta.encodes]
     return {"save": save.id, "after": first, "blocks": blocks, "freed": sorted(later.after)}
 
@@ -84,11 +84,11 @@ def counted() -> dict[str, Any]:
         return admit(keys, counted, **where)
 
     cast(Any, world.ledger).admit = admits
-    world.saver.save(world.tracked, 3)
-    world.saver.save(world.tracked, 5)
-    world.tracked.saved = world.tracked.ordered = 0
-    world.saver.save(world.tracked, 4)
-    world.saver.save(world.tracked, 8)
+    world.saver.save(world.state, 3)
+    world.saver.save(world.state, 5)
+    world.state.saved = world.state.ordered = 0
+    world.saver.save(world.state, 4)
+    world.saver.save(world.state, 8)
     return {"said": said}
 
 

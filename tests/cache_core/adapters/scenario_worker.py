@@ -1,4 +1,4 @@
-"""The worker's half alone, with tiers that wait until they are told to go on.
+"""The worker's side alone, with tiers that wait until they are told to go on.
 
 A load fails, its request is aborted, and a save of what was computed on top is still queued; then
 a slow tier beside a fast one. Prints one JSON object.
@@ -72,7 +72,7 @@ def aborted() -> dict[str, Any]:
     worker.end_step(end)
     worker.finished({"bad"})  # aborted, while the save is still waiting for the one before it
     tier.go.set()
-    worker._saver.submit(worker._carrier.flush).result()
+    worker._saver.submit(worker._executor.flush).result()
     held = tier.contains([OTHER, KEY])
     worker.finished(set())
     left = [sorted(worker._gone), sorted(worker._bad_epoch)]
@@ -99,7 +99,7 @@ def layerwise() -> dict[str, Any]:
         worker.end_step(step)
 
     forward(StepMeta(0, saves=[save(1, "warm", OTHER)]))
-    worker._saver.submit(worker._carrier.flush).result()
+    worker._saver.submit(worker._executor.flush).result()
     tier.go.clear()
     forward(StepMeta(1, saves=[save(2, "a", LOST)]))
     # Only now may the save go on: while the load waits for it, and the step for the load.
@@ -118,7 +118,7 @@ def layerwise() -> dict[str, Any]:
     late.join(60)
     ended = not late.is_alive()
     if ended:
-        worker._saver.submit(worker._carrier.flush).result()
+        worker._saver.submit(worker._executor.flush).result()
     return {"ended": ended, "held": tier.contains([OTHER, LOST, KEY])}
 
 
@@ -142,8 +142,8 @@ def encoded() -> dict[str, Any]:
     blocks = TensorBlocks(caches, CHUNK)
     tier = Slow(blocks.chunk_bytes)
     tier.go.set()
-    blender: Any = Encoder(caches)
-    worker = WorkerSide([tier], blocks, CHUNK, CHUNK, ("first", "second"), True, blender)
+    blend_worker: Any = Encoder(caches)
+    worker = WorkerSide([tier], blocks, CHUNK, CHUNK, ("first", "second"), True, blend_worker)
     plan = Plan((Move(KEY, ENGINE, 0, 0),))
     lent = SaveSpec(2, "a", 0, plan, np.arange(4, 8, dtype=np.int32))
     tokens = np.arange(CHUNK, dtype=np.int32)
@@ -153,9 +153,9 @@ def encoded() -> dict[str, Any]:
         worker.layer_done(name)
     # Whatever follows the layers has all the time that it wants.
     worker._saves[1][1].result(60)
-    worker._saver.submit(worker._carrier.flush).result()
+    worker._saver.submit(worker._executor.flush).result()
     worker.end_step(step)
-    worker._saver.submit(worker._carrier.flush).result()
+    worker._saver.submit(worker._executor.flush).result()
     for cache in caches:
         cache.zero_()
     whole = blocks.place(np.arange(CHUNK, dtype=np.int64).reshape(1, CHUNK))
@@ -186,7 +186,7 @@ def lanes() -> dict[str, Any]:
     worker._loads["near"].result(60)
     loaded = sorted(worker.finished(set()))
     disk.go.set()
-    worker._carrier.flush()
+    worker._executor.flush()
     late = [(part.id, part.settled, part.free) for part in reported(worker, 1).saves]
     held = [cpu.contains([KEY]), disk.contains([KEY])]
     worker.close()
@@ -200,7 +200,7 @@ def reported(worker: WorkerSide, step: int) -> WorkerReport:
 
 
 class Away(MemoryTier):
-    """Can't be read, and takes half a minute of the clock to say so, until it is ``well``."""
+    """Can't be read, and takes side a minute of the clock to say so, until it is ``well``."""
 
     def __init__(self, chunk_bytes: int) -> None:
         super().__init__("cpu", 8, chunk_bytes)
@@ -222,7 +222,7 @@ def away() -> dict[str, Any]:
     ids = np.arange(4, dtype=np.int32)
     plan = Plan((Move(KEY, ENGINE, 0, 0),))
     worker.end_step(StepMeta(0, saves=[SaveSpec(9, "saver", 0, plan, ids)]))
-    worker._saver.submit(worker._carrier.flush).result()
+    worker._saver.submit(worker._executor.flush).result()
 
     def loads(*numbers: int) -> list[int]:
         hit = Hit((KEY,), (0,))

@@ -121,10 +121,10 @@ class BlendScheduler:
         """Sets vLLM's block pool, from which encoding borrows blocks."""
         self._pool = pool
 
-    def prepare(self, tracked: RequestState) -> None:
+    def prepare(self, state: RequestState) -> None:
         """Finds the segments of a request that has come. Must be called before vLLM looks for the
         request in its own prefix cache."""
-        request = tracked.request
+        request = state.request
         given = settings_of(request)
         ratio = given.get("ratio", self._options.blend_ratio)
         if not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
@@ -139,26 +139,26 @@ class BlendScheduler:
             told = given.get("segments", FIND if self._options.blend_find else None)
             if told is None:
                 return  # exact results, unless the client or the operator asks for others
-            found = self._segments.of(prompt, told, alone(tracked.hasher))
+            found = self._segments.of(prompt, told, alone(state.hasher))
         except ValueError as error:
             logger.warning("lmcache.%s: not blended", error)
             return
         if not found:
             return
-        tracked.blend = BlendState(found, float(ratio))
+        state.blend = BlendState(found, float(ratio))
         # Hashes of its blocks are its own from here on: what is blended is never found by others.
         request.cache_salt = f"{request.cache_salt or ''} blended {uuid4().hex}"
         request.block_hashes.clear()
         request.update_block_hashes()
 
-    def plan(self, tracked: RequestState, ledger: Ledger, exact: int) -> int | None:
+    def plan(self, state: RequestState, ledger: Ledger, exact: int) -> int | None:
         """Plans the reuse of held segments after the ``exact`` first tokens. Returns where the last
         one ends; None without one."""
-        blend = tracked.blend
+        blend = state.blend
         if blend is None:
             return None
         blend.spans, blend.exact = [], exact
-        last = tracked.request.num_tokens - 1
+        last = state.request.num_tokens - 1
         for segment in blend.segments:
             hit = ledger.lookup(segment.keys)
             stop = min(segment.start + len(hit) * self._size, last)
@@ -167,15 +167,15 @@ class BlendScheduler:
                 continue
             skip = (start - segment.start) // self._size
             part = Hit(hit.keys[skip:], hit.tiers[skip:])
-            turn = segment.start - len(self._bos)
+            shift = segment.start - len(self._bos)
             blend.spans.append(
-                BlendSpan(start, stop, segment.start + skip * self._size, part, turn)
+                BlendSpan(start, stop, segment.start + skip * self._size, part, shift)
             )
         return blend.spans[-1].stop if blend.spans else None
 
-    def message(self, tracked: RequestState) -> BlendSpec:
+    def message(self, state: RequestState) -> BlendSpec:
         """Returns what workers need for the latest plan. The request is blended from here on."""
-        blend = tracked.blend
+        blend = state.blend
         assert blend is not None
         blend.used = True
         end = blend.spans[-1].stop
@@ -184,20 +184,20 @@ class BlendScheduler:
         for span in blend.spans:
             fresh[span.start : span.stop] = self._chosen(span, blend.ratio)
         positions = np.flatnonzero(fresh).astype(np.int32)
-        tokens = np.array(tracked.request.all_token_ids[:end], dtype=np.int32)[positions]
+        tokens = np.array(state.request.all_token_ids[:end], dtype=np.int32)[positions]
         pieces = tuple(
-            BlendPiece(span.hit, span.first, span.start, span.stop, span.turn)
+            BlendPiece(span.hit, span.first, span.start, span.stop, span.shift)
             for span in blend.spans
         )
         return BlendSpec(pieces, tokens, positions)
 
     def encode(
-        self, tracked: RequestState, ledger: Ledger, next_id: int
+        self, state: RequestState, ledger: Ledger, next_id: int
     ) -> list[tuple[EncodeSpec, Plan]]:
         """Returns what is to be encoded alone now that the request has ended, and borrows the
         blocks for it. Ids count up from ``next_id``."""
-        blend = tracked.blend
-        request = tracked.request
+        blend = state.blend
+        request = state.request
         if blend is None or self._pool is None or request.status.name == "FINISHED_ABORTED":
             return []
         jobs: list[tuple[EncodeSpec, Plan]] = []
@@ -218,7 +218,7 @@ class BlendScheduler:
             self._lent[number] = lent
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
             bos = len(self._bos)
-            save = SaveSpec(number, request.request_id, tracked.epoch, plan, blocks, bos)
+            save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, bos)
             jobs.append((EncodeSpec(save, tokens), plan))
         return jobs
 

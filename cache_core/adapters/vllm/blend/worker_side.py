@@ -13,6 +13,7 @@ from cache_core.adapters.vllm.blend.extra_forward import ExtraForward, ForwardRo
 from cache_core.adapters.vllm.metadata import EncodeSpec, LoadSpec
 from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, Slots
 from cache_core.layout import Addresses
+from cache_core.transfer.chunks import SlotBuffers
 
 
 class BlendWorkerSide:
@@ -32,7 +33,7 @@ class BlendWorkerSide:
             )
         self.forward = ExtraForward(RUNNERS[0], config, block_tokens)
 
-    def turn(self, k: torch.Tensor, delta: int, axis: int) -> None:
+    def rotate(self, k: torch.Tensor, delta: int, axis: int) -> None:
         """Turns K by ``delta`` positions, in place; ``axis`` is that of its heads' dimensions."""
         self.forward.rope.rotate(k.movedim(axis, -1), delta, in_place=True)
 
@@ -53,34 +54,24 @@ class BlendWorkerSide:
             self.forward.run([ForwardRows(encode.tokens, positions, encode.save.blocks)])
 
 
-class RotatedBuffers:
+class RotatedBuffers(SlotBuffers):
     """Buffers of chunks that go to the engine with their K turned; nothing can be read here."""
 
     def __init__(
-        self, blocks: EngineBlocks, slots: Slots, turn: Callable[[torch.Tensor, int], None]
+        self, blocks: EngineBlocks, slots: Slots, rotate: Callable[[torch.Tensor, int], None]
     ) -> None:
-        self._blocks, self._slots, self._turn = blocks, slots, turn
+        super().__init__(slots)
+        self._blocks, self._rotation = blocks, rotate
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def pick(self, rows: Sequence[int]) -> RotatedBuffers:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return RotatedBuffers(self._blocks, chosen, self._turn)
-
-    def flat(self) -> Addresses | None:
-        return None
-
-    def copy_to(self, addresses: Addresses) -> None:
-        raise NotImplementedError("turned chunks are only ever loaded")
-
-    def copy_from(self, addresses: Addresses) -> None:
+    def move(self, addresses: Addresses, out: bool) -> None:
+        if out:
+            raise NotImplementedError("turned chunks are only ever loaded")
         # What a tier holds must not change: it may be wanted at another position again.
         size = self._blocks.chunk_bytes
         scratch = np.empty((len(addresses), size), dtype=np.uint8)
         for row, address in zip(scratch, addresses, strict=True):
             row[:] = np.ctypeslib.as_array(_bytes_at(int(address), size))
-        self._turn(*self._blocks.k_of(torch.from_numpy(scratch)))
+        self._rotation(*self._blocks.k_of(torch.from_numpy(scratch)))
         copies = np.array([row.ctypes.data for row in scratch], dtype=np.uint64)
         self._blocks.place(self._slots).copy_from(copies)
 

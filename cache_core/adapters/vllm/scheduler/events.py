@@ -71,26 +71,26 @@ class Events:
         self._cleared = False
         ledger.follow()
 
-    def saving(self, tracked: RequestState, plan: Plan) -> None:
+    def saving(self, state: RequestState, plan: Plan) -> None:
         """Remembers the request's blocks whose chunks the plan stores: keys and tokens are
         known."""
-        if tracked.blend is not None:
+        if state.blend is not None:
             return  # vLLM knows its blocks by a salt that no other request has
         stored = {move.index for move in plan.moves if move.target != NOWHERE and move.index >= 0}
         for chunk in stored:
             first, last = chunk * self._chunk, (chunk + 1) * self._chunk
             # Those that end in it: whoever saves it has what they begin in.
             for block in range(first // self._block, last // self._block):
-                self._describe(tracked, block)
+                self._describe(state, block)
 
-    def found(self, tracked: RequestState, first: int, hit: Hit) -> None:
+    def found(self, state: RequestState, first: int, hit: Hit) -> None:
         """Remembers the blocks that the request loads from this hit, which begins with its chunk
         ``first``: it may be of chunks that nobody has described."""
-        if tracked.blend is not None:
+        if state.blend is not None:
             return
         begin, end = first * self._chunk, (first + len(hit)) * self._chunk
         for block in range(-(-begin // self._block), end // self._block):
-            described = self._describe(tracked, block)
+            described = self._describe(state, block)
             if described is not None:
                 self._found.append(described)
 
@@ -123,16 +123,16 @@ class Events:
         events += [self._removed(tier, blocks) for tier, blocks in enumerate(removed) if blocks]
         return events
 
-    def _describe(self, tracked: RequestState, number: int) -> _Block | None:
+    def _describe(self, state: RequestState, number: int) -> _Block | None:
         """Remembers and returns the request's block ``number``; None if known, or without a
         hash."""
-        request, size = tracked.request, self._block
+        request, size = state.request, self._block
         hashes = request.block_hashes
         if number >= len(hashes):
             return None
         start, stop = number * size, (number + 1) * size
         first, last = start // self._chunk, -(-stop // self._chunk)
-        chain = tuple(tracked.keys[first:last])
+        chain = tuple(state.keys[first:last])
         block = self._blocks.get(hashes[number])
         if block is None:
             extra, _ = generate_block_hash_extra_keys(request, start, stop, 0)

@@ -20,52 +20,52 @@ _PAUSE_S = 1.0
 
 class TierLookup:
     """Looks requests up in ``ledger``: leaves out tiers that could not be read lately, and what a
-    remote tier was not heard of for long, which ``asking`` asks for; ``free`` is given what leaves
-    the Ledger for what it answers."""
+    remote tier was not heard of for long, which ``remote_lookup`` asks for; ``free`` is given what
+    leaves the Ledger for what it answers."""
 
     def __init__(
         self,
         options: ConnectorOptions,
         ledger: Ledger,
-        asking: RemoteLookup | None,
+        remote_lookup: RemoteLookup | None,
         free: Callable[[Plan], None],
         clock: Callable[[], float],
     ) -> None:
-        self._options, self._ledger, self._asking = options, ledger, asking
+        self._options, self._ledger, self._remote_lookup = options, ledger, remote_lookup
         self._free, self._clock = free, clock
         self._suspensions = Suspensions(len(options.tier_names), _PAUSE_S, clock)
         self._residency: Residency | None = None
-        if asking is not None:
+        if remote_lookup is not None:
             shared = options.tier_names.index("remote")
             self._residency = Residency(ledger, shared, clock=clock)
 
-    def find(self, tracked: RequestState, computed: int) -> bool:
+    def find(self, state: RequestState, computed: int) -> bool:
         """Looks for the request's chunks after those that ``computed`` tokens cover, which vLLM
-        has: ``tracked.found`` is what can be loaded. A tier whose pause is over may be tried.
+        has: ``state.found`` is what can be loaded. A tier whose pause is over may be tried.
         Returns False while the request has to wait, for what continues its hit and is being stored
         or asked for right now, and has not waited for that for too long."""
-        if computed != tracked.computed:
-            tracked.computed, tracked.awaited = computed, b""
-        if tracked.awaited and self._ledger.pending([tracked.awaited]) and self._may_wait(tracked):
+        if computed != state.computed:
+            state.computed, state.awaited = computed, b""
+        if state.awaited and self._ledger.pending([state.awaited]) and self._may_wait(state):
             return False
-        first = computed // tracked.hasher.chunk_tokens
-        keys = tracked.keys[first:]
-        known = self._asked(tracked, keys)
+        first = computed // state.hasher.chunk_tokens
+        keys = state.keys[first:]
+        known = self._asked(state, keys)
         hit = self._ledger.lookup(keys)
         # What is stored after a gap makes no prefix longer.
         rest = keys[len(hit) : len(hit) + 1]
-        tracked.awaited = rest[0] if rest and self._ledger.pending(rest) else b""
-        if known and not tracked.awaited:
-            tracked.waiting_since = None
-        elif self._may_wait(tracked):
+        state.awaited = rest[0] if rest and self._ledger.pending(rest) else b""
+        if known and not state.awaited:
+            state.waiting_since = None
+        elif self._may_wait(state):
             return False
         if self._residency is not None:
             hit = self._residency.sure(hit)
         # Asked again, for want of blocks, say, a request keeps the try that it was given.
-        suspended = self._suspensions.out(hit.tiers) - tracked.tried
-        out = self._suspensions.out(set(hit.tiers) - tracked.tried, probe=True)
-        tracked.tried |= suspended - out
-        tracked.found = self._suspensions.without(self._ledger, hit, out)
+        suspended = self._suspensions.out(hit.tiers) - state.tried
+        out = self._suspensions.out(set(hit.tiers) - state.tried, probe=True)
+        state.tried |= suspended - out
+        state.found = self._suspensions.without(self._ledger, hit, out)
         return True
 
     def remembered(self, plan: Plan, keys: Sequence[bytes]) -> Plan:
@@ -85,17 +85,17 @@ class TierLookup:
         a while from now on."""
         return [tier for tier, later in done.asked if self._suspensions.saw(tier, later)]
 
-    def _may_wait(self, tracked: RequestState) -> bool:
+    def _may_wait(self, state: RequestState) -> bool:
         now = self._clock()
-        if tracked.waiting_since is None:
-            tracked.waiting_since = now
-        return now - tracked.waiting_since < self._options.wait_s
+        if state.waiting_since is None:
+            state.waiting_since = now
+        return now - state.waiting_since < self._options.wait_s
 
-    def _asked(self, tracked: RequestState, keys: Sequence[bytes]) -> bool:
+    def _asked(self, state: RequestState, keys: Sequence[bytes]) -> bool:
         """Returns whether the remote's answer is in (or none is needed); adopts what it has."""
-        if self._asking is None or self._residency is None:
+        if self._remote_lookup is None or self._residency is None:
             return True
-        plan = self._asking.plan(tracked.request.request_id, keys, self._residency)
+        plan = self._remote_lookup.plan(state.request.request_id, keys, self._residency)
         if plan is not None:
             self._free(plan)
         return plan is not None

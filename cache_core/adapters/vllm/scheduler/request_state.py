@@ -155,13 +155,13 @@ class RequestState:
 @dataclass(frozen=True, slots=True)
 class BlendSpan:
     """Tokens ``start`` .. ``stop`` of a prompt that are held as ``hit``, whose first chunk belongs
-    at token ``first``; ``turn`` is how far K has to be turned."""
+    at token ``first``; ``shift`` is how far K has to be turned."""
 
     start: int
     stop: int
     first: int
     hit: Hit
-    turn: int
+    shift: int
 
 
 @dataclass(slots=True)
@@ -197,22 +197,22 @@ class Hashing:
         self._pool = ThreadPoolExecutor(1, "lmcache-hash")
         self._left = _IDLE_PASS_S
 
-    def begin(self, tracked: RequestState) -> None:
+    def begin(self, state: RequestState) -> None:
         """Begins to hash the prompt of a request that has come, or has other keys from now on."""
-        self.ended(tracked)
-        tokens = tracked.request.num_prompt_tokens
-        if tokens >= tracked.hasher.chunk_tokens:
-            tracked.hashing = self._pool.submit(tracked.hashed, (), 0, tokens)
+        self.ended(state)
+        tokens = state.request.num_prompt_tokens
+        if tokens >= state.hasher.chunk_tokens:
+            state.hashing = self._pool.submit(state.hashed, (), 0, tokens)
 
     def next_pass(self, busy: bool) -> None:
         """Sets how long the next pass of the scheduler may wait for keys; ``busy``: it has requests
         that run."""
         self._left = _PASS_S if busy else _IDLE_PASS_S
 
-    def ready(self, tracked: RequestState) -> bool:
+    def ready(self, state: RequestState) -> bool:
         """Returns whether the request's keys are known, after a short wait. Raises what hashing
         did."""
-        job = tracked.hashing
+        job = state.hashing
         if job is None:
             return True
         if not job.done() and self._left > 0:
@@ -221,15 +221,15 @@ class Hashing:
             self._left -= self._clock() - began
         if not job.done():
             return False
-        tracked.hashing = None
-        tracked.keys = job.result()
+        state.hashing = None
+        state.keys = job.result()
         return True
 
-    def ended(self, tracked: RequestState) -> None:
+    def ended(self, state: RequestState) -> None:
         """Cancels the hashing of a request that needs no keys any more."""
-        if tracked.hashing is not None:
-            tracked.hashing.cancel()
-            tracked.hashing = None
+        if state.hashing is not None:
+            state.hashing.cancel()
+            state.hashing = None
 
     def close(self) -> None:
         """Ends the thread: nothing more is hashed."""

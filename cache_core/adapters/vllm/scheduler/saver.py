@@ -43,75 +43,75 @@ class Saver:
         self._ledger, self._lookup, self._hashers = ledger, lookup, hashers
         self._transfers, self._block_tokens = transfers, block_tokens
         self._most_pending, self._count = most_pending, count
-        self.saving: Callable[[RequestState, Plan], None] = lambda tracked, plan: None
+        self.saving: Callable[[RequestState, Plan], None] = lambda state, plan: None
         """A function that is called with each plan and its request."""
         self._reading: dict[int, tuple[int, ...]] = {}
         self._blocks: dict[int, Sequence[int]] = {}
 
-    def save(self, tracked: RequestState, chunks: int) -> SaveSpec | None:
+    def save(self, state: RequestState, chunks: int) -> SaveSpec | None:
         """Returns what is to be saved now that the request's first ``chunks`` chunks are, or are
         about to be, computed; None for nothing. It takes as much work as those that are new."""
-        first = tracked.saved
-        if chunks <= first or tracked.mixed:
+        first = state.saved
+        if chunks <= first or state.mixed:
             return None
-        if tracked.blend is not None and tracked.blend.used:
+        if state.blend is not None and state.blend.used:
             return None
-        if self._hashers.adapter(tracked.request) != tracked.adapter:
-            tracked.mixed = True  # loaded again from other files, while this request ran
+        if self._hashers.adapter(state.request) != state.adapter:
+            state.mixed = True  # loaded again from other files, while this request ran
             return None
         if self._transfers.pending >= self._most_pending:
             self._count("saves_deferred", 1)
             return None
-        size = tracked.hasher.chunk_tokens
+        size = state.hasher.chunk_tokens
         try:
-            tracked.hash_upto(chunks * size)
+            state.hash_upto(chunks * size)
         except Exception:  # whatever its tokens are: it costs hits, never the engine
-            logger.exception("request %s is not saved", tracked.request.request_id)
-            tracked.mixed = True
+            logger.exception("request %s is not saved", state.request.request_id)
+            state.mixed = True
             return None
-        keys = tracked.keys[first:chunks]
-        parent = tracked.keys[first - 1] if first else None
-        plan = self._ledger.admit(keys, tracked.used, parent=parent, depth=first)
-        self.saving(tracked, plan)
+        keys = state.keys[first:chunks]
+        parent = state.keys[first - 1] if first else None
+        plan = self._ledger.admit(keys, state.used, parent=parent, depth=first)
+        self.saving(state, plan)
         plan = self._lookup.remembered(plan, keys)
-        tracked.saved, tracked.used = chunks, max(tracked.used, chunks)
+        state.saved, state.used = chunks, max(state.used, chunks)
         if not first:
-            tracked.ordered = chunks
-        elif chunks - tracked.ordered > max(_REORDER, tracked.ordered // _REORDER_SHARE):
-            self.order(tracked)
+            state.ordered = chunks
+        elif chunks - state.ordered > max(_REORDER, state.ordered // _REORDER_SHARE):
+            self.order(state)
         if not plan.moves:
             return None
         number = self._transfers.number()
-        self._transfers.save(number, tracked.request.request_id, plan)
+        self._transfers.save(number, state.request.request_id, plan)
         begin = first * size // self._block_tokens
-        blocks = tracked.blocks[begin : -(-chunks * size // self._block_tokens)]
+        blocks = state.blocks[begin : -(-chunks * size // self._block_tokens)]
         self.reads(number, blocks)
         return SaveSpec(
             number,
-            tracked.request.request_id,
-            tracked.epoch,
+            state.request.request_id,
+            state.epoch,
             plan,
             np.array(blocks, dtype=np.int32),
             -begin * self._block_tokens,
         )
 
-    def order(self, tracked: RequestState) -> None:
+    def order(self, state: RequestState) -> None:
         """Puts what was saved of a request in parts in the order of one use: the head of a prefix
         is to outlive its tail."""
-        if tracked.saved > tracked.ordered and not tracked.mixed:
-            self._ledger.touch(tracked.keys[: tracked.saved], tracked.saved)
-            tracked.ordered = tracked.saved
+        if state.saved > state.ordered and not state.mixed:
+            self._ledger.touch(state.keys[: state.saved], state.saved)
+            state.ordered = state.saved
 
-    def failed(self, tracked: RequestState, moves: Iterable[Move]) -> None:
+    def failed(self, state: RequestState, moves: Iterable[Move]) -> None:
         """Has chunks of the request that no tier took saved again with what comes next, which
         nobody could reach without them."""
         lost = [m.index for m in moves if m.index >= 0 and m.key not in self._ledger]
-        tracked.saved = min([tracked.saved, *lost])
-        tracked.ordered = min(tracked.ordered, tracked.saved)
+        state.saved = min([state.saved, *lost])
+        state.ordered = min(state.ordered, state.saved)
 
-    def encode(self, tracked: RequestState, blending: BlendScheduler, meta: StepMeta) -> None:
+    def encode(self, state: RequestState, blend_scheduler: BlendScheduler, meta: StepMeta) -> None:
         """Adds to ``meta`` what is to be encoded now that the request has ended."""
-        for encode, plan in blending.encode(tracked, self._ledger, self._transfers.last + 1):
+        for encode, plan in blend_scheduler.encode(state, self._ledger, self._transfers.last + 1):
             self._transfers.save(self._transfers.number(), encode.save.request, plan)
             meta.after |= self.before_writing(encode.save.blocks.tolist())
             meta.encodes.append(encode)
@@ -138,11 +138,11 @@ class Saver:
         for name, blocks, computed, anew in grown:
             begin = computed // self._block_tokens if anew else 0
             after |= self.before_writing(blocks[begin:])
-            tracked = requests.get(name)
-            if tracked is not None and anew:
-                tracked.blocks = list(blocks)
-            elif tracked is not None:
-                tracked.blocks += blocks
+            state = requests.get(name)
+            if state is not None and anew:
+                state.blocks = list(blocks)
+            elif state is not None:
+                state.blocks += blocks
         return after
 
     def before_writing(self, blocks: Iterable[int]) -> set[int]:

@@ -56,7 +56,7 @@ class SchedulerSide:
         most_pending: int,
         remote: Tier | None = None,
         recorder: TraceWriter | None = None,
-        blending: BlendScheduler | None = None,
+        blend_scheduler: BlendScheduler | None = None,
         always_between: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,11 +66,10 @@ class SchedulerSide:
         self._hashers, self._ranks, self._clock = hashers, ranks, clock
         self._block_tokens, self._most_pending = block_tokens, most_pending
         self._always_between = always_between
-        self._hashing = Hashing(clock)
-        self._transfers = TransferState(ranks)
+        self._hashing, self._transfers = Hashing(clock), TransferState(ranks)
         self._recorder = recorder
-        self.blending = blending
-        self._asking = RemoteLookup(remote) if remote is not None else None
+        self.blend_scheduler = blend_scheduler
+        self._remote_lookup = RemoteLookup(remote) if remote is not None else None
         self._size = options.chunk_tokens
         self._ledger: Ledger | None = None
         self._lookup: TierLookup | None = None
@@ -87,8 +86,9 @@ class SchedulerSide:
 
     def opened(self, ranks: Sequence[TiersOpened]) -> Ledger:
         """Returns the Ledger: what all of the workers' open tiers hold can be hit from now on."""
-        self._ledger, surplus = merged_inventories(ranks, self.options, self._asking is not None)
-        self._lookup = TierLookup(self.options, self._ledger, self._asking, self._free, self._clock)
+        options, far = self.options, self._remote_lookup
+        self._ledger, surplus = merged_inventories(ranks, options, far is not None)
+        self._lookup = TierLookup(options, self._ledger, far, self._free, self._clock)
         books = self._ledger, self._lookup, self._hashers, self._transfers
         self._saver = Saver(*books, self._block_tokens, self._most_pending, self._count)
         self._discard(surplus)
@@ -108,41 +108,41 @@ class SchedulerSide:
         reason = self._hashers.adapter(request).unknown
         if reason:
             self._leave_uncached(request, reason)
-        tracked = self._track(request)
-        if tracked is None:
+        state = self._track(request)
+        if state is None:
             return
-        if tracked.hits is None:
-            self._hashing.begin(tracked)
-        if self.blending is not None:
-            self.blending.prepare(tracked)
+        if state.hits is None:
+            self._hashing.begin(state)
+        if self.blend_scheduler is not None:
+            self.blend_scheduler.prepare(state)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Returns tokens beyond ``computed`` to load (None: ask again), and if between steps."""
-        tracked = self._track(request)
+        state = self._track(request)
         ledger, lookup = self._ledger, self._lookup
-        if tracked is None or ledger is None or lookup is None:
+        if state is None or ledger is None or lookup is None:
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
-            tracked.mixed = computed > 0 and (self.stale or tracked.adapter.renamed)
-        if tracked.epoch:
+            state.mixed = computed > 0 and (self.stale or state.adapter.renamed)
+        if state.epoch:
             # What could not be read now may fail again at once, and again.
-            tracked.computed = computed
+            state.computed = computed
             return 0, False
         try:
-            if not self._hashing.ready(tracked):
+            if not self._hashing.ready(state):
                 return None, False
-            tracked.hash_upto(request.num_tokens)
+            state.hash_upto(request.num_tokens)
         except Exception:  # whatever its prompt is made of: it costs hits, never the engine
             logger.exception("request %s is not cached", request.request_id)
             self._leave_uncached(request, "unhashable")
             return 0, False
-        if not lookup.find(tracked, computed):
+        if not lookup.find(state, computed):
             return None, False
-        hit, size = tracked.found, self._size
+        hit, size = state.found, self._size
         held = min((computed // size + len(hit)) * size, request.num_tokens - 1)
-        if self.blending is not None and tracked.blend is not None:
-            end = self.blending.plan(tracked, ledger, max(computed, held))
+        if self.blend_scheduler is not None and state.blend is not None:
+            end = self.blend_scheduler.plan(state, ledger, max(computed, held))
             if end is not None:
                 return end - computed, False
         # The last token is always computed: its logits are wanted.
@@ -153,24 +153,24 @@ class SchedulerSide:
 
     def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
         """Plans the load of ``external`` tokens to ``blocks``, the request's from token 0 on."""
-        tracked = self._requests.get(request.request_id)
+        state = self._requests.get(request.request_id)
         ledger, saver = self._ledger, self._saver
-        if tracked is None or ledger is None or saver is None:
+        if state is None or ledger is None or saver is None:
             return
-        start, end = tracked.computed, tracked.computed + external
-        if tracked.hits is None:
-            tracked.hits = {"device": start}
+        start, end = state.computed, state.computed + external
+        if state.hits is None:
+            state.hits = {"device": start}
             self._count("hit_tokens:device", start)
             self._count("prompt_tokens", request.num_prompt_tokens)
         if external <= 0:
             return
         blend, whole_end = None, end
-        if self.blending is not None and tracked.blend is not None and tracked.blend.spans:
-            blend, end = self.blending.message(tracked), tracked.blend.exact
+        if self.blend_scheduler is not None and state.blend is not None and state.blend.spans:
+            blend, end = self.blend_scheduler.message(state), state.blend.exact
         first, last = start // self._size, -(-end // self._size)
-        hit, count = tracked.found, last - first
+        hit, count = state.found, last - first
         if self.events is not None:
-            self.events.found(tracked, first, hit)
+            self.events.found(state, first, hit)
         wanted = Hit(hit.keys[:count], hit.tiers[:count])
         split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
         if blend is not None:
@@ -192,7 +192,7 @@ class SchedulerSide:
             LoadSpec(
                 number,
                 request.request_id,
-                tracked.epoch,
+                state.epoch,
                 pinned,
                 first * self._size,
                 start,
@@ -206,13 +206,13 @@ class SchedulerSide:
         for name, tokens in split.items():
             self._count(f"hit_tokens:{name}", tokens)
             if request.num_preemptions <= 0:
-                tracked.hits[name] = tracked.hits.get(name, 0) + tokens
+                state.hits[name] = state.hits.get(name, 0) + tokens
 
     def sources(self, request: Any, external: int) -> dict[str, int]:
         """Returns the latest look-up's external tokens by tier."""
-        tracked = self._requests.get(request.request_id)
-        start = tracked.computed if tracked is not None else 0
-        hit, first = tracked.found if tracked else Hit((), ()), start // self._size * self._size
+        state = self._requests.get(request.request_id)
+        start = state.computed if state is not None else 0
+        hit, first = state.found if state else Hit((), ()), start // self._size * self._size
         return by_tier(self.options, hit, start, start + external, first)
 
     def step(self, scheduled: Mapping[str, int], grown: Iterable[Grown]) -> StepMeta:
@@ -224,16 +224,16 @@ class SchedulerSide:
         parts: list[tuple[int, int]] = []
         requests, size = self._requests, self._size
         for name, tokens in scheduled.items():
-            tracked = requests.get(name)
-            if tracked is None:
+            state = requests.get(name)
+            if state is None:
                 continue
-            request = tracked.request
+            request = state.request
             computed = request.num_computed_tokens
             parts.append((tokens, computed))
-            if (computed + tokens) // size > tracked.saved and saver is not None:
+            if (computed + tokens) // size > state.saved and saver is not None:
                 # Token ids of what runs ahead of the sampler are not known yet.
                 known = min(computed + tokens, request.num_tokens)
-                save = saver.save(tracked, known // size)
+                save = saver.save(state, known // size)
                 if save is not None:
                     meta.saves.append(save)
         self._busy = bool(scheduled)
@@ -268,18 +268,18 @@ class SchedulerSide:
     def finished(self, request: Any) -> None:
         """Ends a request. vLLM may have its blocks back at once; the Saver knows which it reads."""
         self._uncached.discard(request.request_id)
-        if self._asking is not None:
-            self._asking.forget(request.request_id)
-        tracked = self._requests.pop(request.request_id, None)
-        if tracked is None:
+        if self._remote_lookup is not None:
+            self._remote_lookup.forget(request.request_id)
+        state = self._requests.pop(request.request_id, None)
+        if state is None:
             return
-        self._hashing.ended(tracked)
+        self._hashing.ended(state)
         if self._recorder is not None:
-            self._recorder.write(tracked.served())
+            self._recorder.write(state.served())
         if self._saver is not None:
-            self._saver.order(tracked)
-            if self.blending is not None:
-                self._saver.encode(tracked, self.blending, self._meta)
+            self._saver.order(state)
+            if self.blend_scheduler is not None:
+                self._saver.encode(state, self.blend_scheduler, self._meta)
 
     @property
     def pending(self) -> bool:
@@ -293,18 +293,18 @@ class SchedulerSide:
             self.renew("the cache was reset")
         elif ours and self._ledger is not None:
             self._free(Plan(tuple(self._ledger.clear())))
-            for tracked in self._requests.values():
-                tracked.saved = tracked.ordered = 0
+            for state in self._requests.values():
+                state.saved = state.ordered = 0
 
     def renew(self, why: str) -> None:
         """Begins a new generation of keys: nothing that was kept until now is found again."""
         self._free(self._generations.renew(why, self._requests.values(), self._ledger))
         self._meta.generation = self._generations.number
-        for tracked in self._requests.values():
-            if tracked.hits is None:
-                self._hashing.begin(tracked)
-        if self._asking is not None:
-            self._asking.forget_all()
+        for state in self._requests.values():
+            if state.hits is None:
+                self._hashing.begin(state)
+        if self._remote_lookup is not None:
+            self._remote_lookup.forget_all()
 
     def take_counts(self) -> dict[str, float]:
         """Returns what was counted since the last call."""
@@ -314,8 +314,8 @@ class SchedulerSide:
     def close(self) -> None:
         """Ends look-ups and the recording."""
         self._hashing.close()
-        if self._asking is not None:
-            self._asking.close()
+        if self._remote_lookup is not None:
+            self._remote_lookup.close()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -365,10 +365,10 @@ class SchedulerSide:
             self._savings.loaded(loading.end - loading.start, loading.start, loading.seconds)
             return
         self._count("failed_loads", 1)
-        tracked = self._requests.get(loading.request)
-        if tracked is not None:
-            tracked.epoch += 1
-            tracked.saved = tracked.ordered = 0
+        state = self._requests.get(loading.request)
+        if state is not None:
+            state.epoch += 1
+            state.saved = state.ordered = 0
 
     def _saved(self, done: SaveDone) -> None:
         saved = self._transfers.saved(done)
@@ -386,8 +386,8 @@ class SchedulerSide:
                 self._discard((move.key, move.target) for move in failed)
         if saved.free:
             saver.free(done.id)
-            if self.blending is not None:
-                self.blending.encoded(done.id)
+            if self.blend_scheduler is not None:
+                self.blend_scheduler.encoded(done.id)
 
     def _discard(self, chunks: Iterable[tuple[bytes, int]]) -> None:
         self._free(Plan(tuple(Move(key, tier, NOWHERE, -1) for key, tier in chunks)))

@@ -199,8 +199,8 @@ class Generations:
         self._hashers.renew()
         self.number += 1
         self._last = self._transfers.last
-        for tracked in requests:
-            tracked.renew(self._hashers.hasher(tracked.adapter, tracked.salt))
+        for state in requests:
+            state.renew(self._hashers.hasher(state.adapter, state.salt))
         return Plan(tuple(ledger.clear()) if ledger is not None else ())
 
     def ended(self, number: int, keys: Iterable[bytes], ledger: Ledger) -> Plan:

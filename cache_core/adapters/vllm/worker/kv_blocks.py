@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from cache_core import _native
 from cache_core.layout import Addresses
 from cache_core.tiers.memory import Memory, SlabMemory
-from cache_core.transfer.chunks import ChunkBuffers
+from cache_core.transfer.chunks import ChunkBuffers, SlotBuffers
+from cache_core.transfer.codec import Codec
 
 Slots = NDArray[np.int64]
 # Is given the number of layers that are on their way, and what the engine's thread is to call: what
@@ -67,33 +68,18 @@ class Region:
     offset: int
 
 
-class RegionBuffers:
+class RegionBuffers(SlotBuffers):
     """Buffers of chunks in host memory whose regions lie apart in the engine."""
 
     def __init__(self, regions: Sequence[Region], slots: Slots, threads: int) -> None:
-        self._regions = regions
-        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
-        self._threads = threads
+        super().__init__(slots)
+        self._regions, self._threads = regions, threads
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def pick(self, rows: Sequence[int]) -> RegionBuffers:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return RegionBuffers(self._regions, chosen, self._threads)
-
-    def flat(self) -> Addresses | None:
-        return None
-
-    def copy_to(self, addresses: Addresses) -> None:
+    def move(self, addresses: Addresses, out: bool) -> None:
+        verb = _native.gather if out else _native.scatter
         for region in self._regions:
             there = addresses + np.uint64(region.offset)
-            _native.gather(region.paged, self._slots, there, "HND", self._threads)
-
-    def copy_from(self, addresses: Addresses) -> None:
-        for region in self._regions:
-            there = addresses + np.uint64(region.offset)
-            _native.scatter(region.paged, self._slots, there, "HND", self._threads)
+            verb(region.paged, self._slots, there, "HND", self._threads)
 
 
 class HostBlocks:
@@ -236,7 +222,7 @@ class TensorBlocks:
         return SlabMemory()
 
     def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
-        return TensorRows(self, slots, layers or range(self.layers))
+        return BlockBuffers(self, slots, layers)
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
         if self._stream is None:
@@ -274,28 +260,36 @@ class TensorBlocks:
         if self._stream is not None:
             self._stream.synchronize()
 
+    def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        """Returns False: torch's indexing codes nothing on its way."""
+        return False
 
-class TensorRows:
-    """Buffers of chunks in :class:`TensorBlocks`."""
 
-    def __init__(self, blocks: TensorBlocks, slots: Slots, layers: range) -> None:
-        self._blocks, self._slots, self._layers = blocks, slots, layers
+class MovesSlots(Protocol):
+    """Blocks that move slots of some layers to (``out``) or from host memory."""
 
-    def __len__(self) -> int:
-        return len(self._slots)
+    layers: int
 
-    def pick(self, rows: Sequence[int]) -> TensorRows:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return TensorRows(self._blocks, chosen, self._layers)
+    def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
+        """Moves the layers' part of each chunk."""
 
-    def flat(self) -> Addresses | None:
-        return None
+    def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        """Moves whole chunks, coding on the way; returns False where that can't be."""
 
-    def copy_to(self, addresses: Addresses) -> None:
-        self._blocks.move(self._slots, self._layers, addresses, out=True)
 
-    def copy_from(self, addresses: Addresses) -> None:
-        self._blocks.move(self._slots, self._layers, addresses, out=False)
+class BlockBuffers(SlotBuffers):
+    """Buffers of chunks in blocks that move themselves; of some layers only, if not of all."""
+
+    def __init__(self, blocks: MovesSlots, slots: Slots, layers: range | None) -> None:
+        super().__init__(slots)
+        self._blocks, self._layers = blocks, layers or range(blocks.layers)
+
+    def move(self, addresses: Addresses, out: bool) -> None:
+        self._blocks.move(self._slots, self._layers, addresses, out)
+
+    def move_coded(self, addresses: Addresses, codec: Codec, out: bool) -> bool:
+        whole = len(self._layers) == self._blocks.layers
+        return whole and self._blocks.move_coded(self._slots, addresses, codec, out)
 
 
 def _host_tensor(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from cache_core import _native
 from cache_core.adapters.vllm.config import ConnectorOptions
-from cache_core.adapters.vllm.worker.kv_blocks import OnLoaded, Slots
+from cache_core.adapters.vllm.worker.kv_blocks import BlockBuffers, OnLoaded, Slots
 from cache_core.layout import Addresses
 from cache_core.tiers.memory import Memory
 from cache_core.tiers.tensor import current_stream
@@ -80,7 +80,7 @@ class CudaBlocks:
         return PinnedMemory(self._device)
 
     def place(self, slots: Slots, layers: range | None = None) -> ChunkBuffers:
-        return CudaBuffers(self, slots, layers or range(self.layers))
+        return BlockBuffers(self, slots, layers)
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
         mark = self._ways.mark(current_stream(self._caches[0].device))
@@ -140,39 +140,3 @@ class CudaBlocks:
         return _native.Paged(
             bases, none, self._tokens, block, token, head, heads, width, self._slots
         )
-
-
-class CudaBuffers:
-    """Buffers of chunks in :class:`CudaBlocks`."""
-
-    def __init__(self, blocks: CudaBlocks, slots: Slots, layers: range) -> None:
-        self._blocks, self._layers = blocks, layers
-        self._slots = np.ascontiguousarray(slots, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def pick(self, rows: Sequence[int]) -> CudaBuffers:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        return CudaBuffers(self._blocks, chosen, self._layers)
-
-    def flat(self) -> Addresses | None:
-        return None
-
-    def copy_to(self, addresses: Addresses) -> None:
-        self._blocks.move(self._slots, self._layers, addresses, out=True)
-
-    def copy_from(self, addresses: Addresses) -> None:
-        self._blocks.move(self._slots, self._layers, addresses, out=False)
-
-    def copy_to_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Copies the chunks to ``addresses``, coded. Returns False where it can't with this codec
-        or these layers: then nothing was copied."""
-        whole = len(self._layers) == self._blocks.layers
-        return whole and self._blocks.move_coded(self._slots, addresses, codec, out=True)
-
-    def copy_from_coded(self, addresses: Addresses, codec: Codec) -> bool:
-        """Decodes the chunks at ``addresses`` into these. Returns False where it can't with this
-        codec or these layers: then nothing was copied."""
-        whole = len(self._layers) == self._blocks.layers
-        return whole and self._blocks.move_coded(self._slots, addresses, codec, out=False)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, OnLoaded
 from cache_core.layout import Addresses
+from cache_core.transfer.chunks import SlotBuffers
 
 _PATIENCE_S = 120.0
 
@@ -117,7 +118,7 @@ class LayerGates:
         return loads
 
 
-class LayerwiseBuffers:
+class LayerwiseBuffers(SlotBuffers):
     """Buffers of chunks that are moved layer by layer: ``before`` is called ahead of each layer of
     a save, ``loaded`` with each layer of a load."""
 
@@ -128,32 +129,27 @@ class LayerwiseBuffers:
         loaded: OnLoaded | None = None,
         before: Callable[[int], None] | None = None,
     ) -> None:
-        self._blocks, self._slots = blocks, slots
-        self._loaded, self._before = loaded, before
-
-    def __len__(self) -> int:
-        return len(self._slots)
+        super().__init__(slots)
+        self._blocks, self._loaded, self._before = blocks, loaded, before
 
     def pick(self, rows: Sequence[int]) -> LayerwiseBuffers:
-        chosen = self._slots[np.asarray(rows, dtype=np.intp)]
-        # A part of a load says nothing about the whole: the forward pass waits for its end.
-        loaded = self._loaded if len(rows) == len(self._slots) else None
-        return LayerwiseBuffers(self._blocks, chosen, loaded, self._before)
+        chosen = super().pick(rows)
+        if len(rows) < len(self):
+            # A part of a load says nothing about the whole: the forward pass waits for its end.
+            chosen._loaded = None
+        return chosen
 
-    def flat(self) -> Addresses | None:
-        return None
-
-    def copy_to(self, addresses: Addresses) -> None:
+    def move(self, addresses: Addresses, out: bool) -> None:
+        if not out and self._loaded is not None:
+            self._blocks.load_layers(self._slots, addresses, self._loaded)
+            return
+        if not out:
+            self._blocks.place(self._slots).copy_from(addresses)
+            return
         for layer in range(self._blocks.layers):
             if self._before is not None:
                 self._before(layer)
             self._blocks.place(self._slots, range(layer, layer + 1)).copy_to(addresses)
-
-    def copy_from(self, addresses: Addresses) -> None:
-        if self._loaded is None:
-            self._blocks.place(self._slots).copy_from(addresses)
-        else:
-            self._blocks.load_layers(self._slots, addresses, self._loaded)
 
 
 def _nothing() -> None:

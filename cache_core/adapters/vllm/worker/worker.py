@@ -26,9 +26,9 @@ from cache_core.adapters.vllm.metadata import (
 from cache_core.adapters.vllm.metrics import observe
 from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, OnLoaded, Slots, slots_of
 from cache_core.adapters.vllm.worker.layerwise import LayerGates, LayerwiseBuffers, Pass
-from cache_core.carrier import TIMEOUT_S, PlanExecutor
 from cache_core.execute import Executed, fetch
 from cache_core.plan import NOWHERE, Hit, Move, Plan
+from cache_core.plan_executor import TIMEOUT_S, PlanExecutor
 from cache_core.tiers import Tier
 from cache_core.tiers.suspensions import Suspensions
 from cache_core.tiers.tier import Read, recovered
@@ -45,9 +45,9 @@ class WorkerSide:
     """Loads and saves what the scheduler side decided, and reports it.
 
     Plans and saves are handed to the tiers' threads in their order
-    (:class:`~cache_core.carrier.PlanExecutor`), by one that waits for what they need of the engine.
-    Loads between steps have a thread for each tier, which serves those whose slowest chunk it has:
-    none waits for a slower tier than its own. A load inside a step is the caller's.
+    (:class:`~cache_core.plan_executor.PlanExecutor`), by one that waits for what they need of the
+    engine. Loads between steps have a thread for each tier, which serves those whose slowest chunk
+    it has: none waits for a slower tier than its own. A load inside a step is the caller's.
     ``block_tokens`` is vLLM's.
     """
 
@@ -59,17 +59,17 @@ class WorkerSide:
         chunk_tokens: int,
         layer_names: Sequence[str] = (),
         layerwise: bool = False,
-        blender: BlendWorkerSide | None = None,
+        blend_worker: BlendWorkerSide | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.tiers = tuple(tiers)
         self.blocks = blocks
         self.counts: dict[str, float] = {}
-        self._blender = blender
+        self._blend_worker = blend_worker
         self._block_tokens, self._size, self._clock = block_tokens, chunk_tokens, clock
         self._saver = ThreadPoolExecutor(1, "lmcache-save")
         self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
-        self._carrier = PlanExecutor(self.tiers, blocks.chunk_bytes, self._carried, clock=clock)
+        self._executor = PlanExecutor(self.tiers, blocks.chunk_bytes, self._executed, clock=clock)
         self._suspensions = Suspensions(len(self.tiers), _PAUSE_S, clock)
         self._writing: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
@@ -118,10 +118,10 @@ class WorkerSide:
             else:
                 job = self._loader(load).submit(self._load, *given, self._gates.open())
                 self._gates.loads.append(job)
-        if self._blender is not None:
+        if self._blend_worker is not None:
             if self._gates is not None:
                 self._gates.wait_loads()
-            self._blender.compute(meta.loads)
+            self._blend_worker.compute(meta.loads)
         if self._gates is not None and meta.saves:
             # They follow the forward pass, layer by layer, instead of coming after it.
             self._gates.expect_layers(now)
@@ -139,8 +139,8 @@ class WorkerSide:
 
     def end_step(self, meta: StepMeta) -> None:
         """Lets saves begin: the forward pass is over."""
-        if self._blender is not None:
-            self._blender.encode(meta.encodes)
+        if self._blend_worker is not None:
+            self._blend_worker.encode(meta.encodes)
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
             for load in self._gates.take_loads():
@@ -197,14 +197,14 @@ class WorkerSide:
         for loader in self._loaders:
             loader.shutdown(wait=True)
         self._saver.shutdown(wait=True)
-        self._carrier.close(TIMEOUT_S)
+        self._executor.close(TIMEOUT_S)
 
     def _start_saves(self, saves: Sequence[SaveSpec], plans: Sequence[Plan]) -> None:
         if not saves and not plans:
             return
         fence = self.blocks.fence()
         for plan in plans:
-            self._saver.submit(self._carrier.submit, plan, None)
+            self._saver.submit(self._executor.submit, plan, None)
         for save in saves:
             job: Future[None] = Future()
             with self._lock:
@@ -235,8 +235,8 @@ class WorkerSide:
         parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
         for piece in pieces:
             table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
-            turned = RotatedBuffers(self.blocks, table, self._turn(piece.turn))
-            parts.append((piece.hit, piece.first, turned))
+            rotated = RotatedBuffers(self.blocks, table, self._rotation(piece.shift))
+            parts.append((piece.hit, piece.first, rotated))
         gone: list[tuple[bytes, int]] = []
         asked: dict[int, bool] = {}
         done, good = 0, load.end
@@ -273,7 +273,7 @@ class WorkerSide:
         if self._suspensions.out([tier], probe=True):
             return [Read.LATER] * len(keys)
         began = self._clock()
-        answers = self._carrier.read(tier, keys, place)
+        answers = self._executor.read(tier, keys, place)
         late = Read.LATER in answers and self._clock() - began >= _LONG_S
         self._suspensions.saw(tier, late)
         return answers
@@ -290,10 +290,10 @@ class WorkerSide:
             slots[inside] = slots_of(blocks, self._block_tokens, span)
         return slots.reshape(-1, self._size)
 
-    def _turn(self, delta: int) -> Callable[[torch.Tensor, int], None]:
-        blender = self._blender
-        assert blender is not None
-        return lambda k, axis: blender.turn(k, delta, axis)
+    def _rotation(self, delta: int) -> Callable[[torch.Tensor, int], None]:
+        blend_worker = self._blend_worker
+        assert blend_worker is not None
+        return lambda k, axis: blend_worker.rotate(k, delta, axis)
 
     def _save(
         self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass
@@ -317,8 +317,8 @@ class WorkerSide:
             logger.exception("saving %d chunks failed", len(writes))
         tried = {(move.key, move.target) for move in plan.moves}
         self._settled((m, False) for m in writes if (m.key, m.target) not in tried)
-        self._carrier.wait_for_room()
-        self._carrier.submit(plan, place, finished)
+        self._executor.wait_for_room()
+        self._executor.submit(plan, place, finished)
 
     def _prepared(self, save: SaveSpec, now: Pass) -> tuple[Plan, ChunkBuffers | None]:
         """Returns what of the plan can be carried out, and buffers of its chunks."""
@@ -340,7 +340,7 @@ class WorkerSide:
             place = LayerwiseBuffers(self.blocks, table, None, wait)
         return Plan(tuple(_shifted(move, first) for move in save.plan.moves)), place
 
-    def _carried(self, done: Executed) -> None:
+    def _executed(self, done: Executed) -> None:
         self._count_tier("write", done.target, sum(done.good), done.seconds)
         if done.dropped:
             name = f"dropped_chunks:{self.tiers[done.target].name}"

@@ -31,26 +31,26 @@ class BlendResult:
 
 @torch.inference_mode()
 def blend(
-    runner: LayerRunner, prompt: Reused, arena: Tensor, fresh: Positions, selection: Selection
+    runner: LayerRunner, prompt: Reused, buffer: Tensor, fresh: Positions, selection: Selection
 ) -> BlendResult:
     """Runs the rows that ``selection`` chooses and ``fresh``, the ascending positions of what is
     not cached, the last token among them.
 
-    ``arena`` ``[layers, 2, kv_heads, capacity, d]``, on the model's device as ``prompt.ids``, holds
-    the reused KV and gets the computed one: each layer's before its attention. A row that is
+    ``buffer`` ``[layers, 2, kv_heads, capacity, d]``, on the model's device as ``prompt.ids``,
+    holds the reused KV and gets the computed one: each layer's before its attention. A row that is
     dropped at a layer has its new KV up to that layer and its reused KV above it.
 
     Which rows run is known on the host throughout, so a GPU is waited for only where a selection
     has looked at what a layer computed.
     """
-    layers, device = len(runner.layers), arena.device
+    layers, device = len(runner.layers), buffer.device
     began = time.perf_counter()
     chosen = selection.begin(prompt).numpy()
     at = np.sort(np.concatenate([chosen, fresh]))
     # Where fresh rows stand among the rows, so that a selection sees its own only.
     ours = np.isin(at, chosen, assume_unique=True)
     rows = torch.from_numpy(at).to(device)
-    spans = spans_of(at, arena)
+    spans = spans_of(at, buffer)
     selecting = time.perf_counter() - began
     hidden = runner.embed(prompt.ids[rows])
     cos, sin = runner.angles(rows)
@@ -58,7 +58,7 @@ def blend(
     for layer in range(layers):
         new = runner.project(layer, hidden, (cos, sin))
         q = new.q
-        plane = arena[layer]
+        plane = buffer[layer]
         kept = None
         if ours.any() and _narrows(selection, layer):
             wait_for(device)  # what follows is the selection's time, not that of the layers before
@@ -69,7 +69,7 @@ def blend(
                 at, ours = at[kept], ours[kept]
                 index = torch.from_numpy(kept).to(device)
                 rows, hidden, q = rows[index], hidden[index], q[:, index]
-                cos, sin, spans = cos[index], sin[index], spans_of(at, arena)
+                cos, sin, spans = cos[index], sin[index], spans_of(at, buffer)
             selecting += time.perf_counter() - began
         else:
             _write(plane, at, rows, new)

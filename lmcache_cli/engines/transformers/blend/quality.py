@@ -45,14 +45,14 @@ class ReferenceAnswers:
 
     def _compute(self, request: Request) -> ReferenceAnswer:
         engine, n = self._engine, len(request.token_ids)
-        arena = engine.arena()
-        first = engine.forward(arena, request.token_ids, 0)
+        buffer = engine.kv_buffer()
+        first = engine.forward(buffer, request.token_ids, 0)
         tokens = [int(first.argmax())]
         while len(tokens) < request.max_tokens:
             step = np.array(tokens[-1:], dtype=np.int32)
-            tokens.append(int(engine.forward(arena, step, n + len(tokens) - 1).argmax()))
+            tokens.append(int(engine.forward(buffer, step, n + len(tokens) - 1).argmax()))
         answer = torch.tensor(tokens, device=first.device)
-        return ReferenceAnswer(answer, forced_logits(self._runner, first, answer, arena.tensor, n))
+        return ReferenceAnswer(answer, forced_logits(self._runner, first, answer, buffer.tensor, n))
 
     def _bytes(self) -> int:
         return sum(answer.logits.nbytes for answer in self._kept.values())

@@ -72,17 +72,17 @@ class BlendSession(TransformersSession):
         """Blends a prompt of no meaning, as long as a static KV buffer: a GPU loads a kernel when
         it first runs, for which the first request would pay. Leaves nothing but a buffer's
         contents."""
-        arena = self.engine.arena()
-        n = arena.capacity - 1
+        buffer = self.engine.kv_buffer()
+        n = buffer.capacity - 1
         question = max(1, n - _REHEARSED_QUESTION)
         tokens = torch.zeros(n, dtype=torch.int64, device=self.runner.device)
-        kv = KV(arena.tensor[:, 0].transpose(1, 2), arena.tensor[:, 1].transpose(1, 2))
+        kv = KV(buffer.tensor[:, 0].transpose(1, 2), buffer.tensor[:, 1].transpose(1, 2))
         prompt = Reused(tokens, (0, question), 0, ((0, question),), kv)
         selection = make_selection(*self._chosen)  # its own state is for the requests
         with torch.inference_mode():
             size = min(question, self.spec.chunk_tokens)
-            self.runner.rope.rotate(arena.tensor[:, 0, :, :size], 1, in_place=True)
-            blend(self.runner, prompt, arena.tensor, np.arange(question, n), selection)
+            self.runner.rope.rotate(buffer.tensor[:, 0, :, :size], 1, in_place=True)
+            blend(self.runner, prompt, buffer.tensor, np.arange(question, n), selection)
         wait_for(self.runner.device)
 
     def settle(self) -> None:
@@ -99,7 +99,7 @@ class BlendSession(TransformersSession):
     def _before(self) -> None:
         self._encode()
 
-    def _prefill(self, request: Request, arena: KvBuffer) -> Prefilled:
+    def _prefill(self, request: Request, buffer: KvBuffer) -> Prefilled:
         engine, now, layers = self.engine, self.engine.now, len(self.runner.layers)
         ids, n = request.token_ids, len(request.token_ids)
         began = now()
@@ -110,12 +110,12 @@ class BlendSession(TransformersSession):
         hit, rows = self.tiers.acquire_any([] if self._full else keys, _WAIT_S)
         found = now()
         pieces = [(*prompt.exact, *prompt.pieces)[row] for row in rows]
-        place = arena.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)
+        place = buffer.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)
         loaded = self.tiers.load(hit, place)
         held = _held(prompt, pieces[: loaded.chunks])
         turned = now()
         for piece in held.moved:
-            k = arena.tensor[:, 0, :, piece.start : piece.stop]
+            k = buffer.tensor[:, 0, :, piece.start : piece.stop]
             self.runner.rope.rotate(k, prompt.shift(piece), in_place=True)
         wait_for(self.runner.device)
         ready = now()
@@ -126,7 +126,7 @@ class BlendSession(TransformersSession):
         selecting, recomputed = 0.0, 0
         only_tail = not cached[int(fresh[0]) :].any()
         if only_tail and (not held.moved or self._naive):
-            logits = engine.forward(arena, ids[fresh[0] :], int(fresh[0]))
+            logits = engine.forward(buffer, ids[fresh[0] :], int(fresh[0]))
             token_layers = len(fresh) * layers
         else:
             reused = Reused(
@@ -134,9 +134,9 @@ class BlendSession(TransformersSession):
                 prompt.starts,
                 int(np.flatnonzero(~exact)[0]),
                 tuple((piece.start, piece.stop) for piece in held.moved),
-                KV(arena.tensor[:, 0].transpose(1, 2), arena.tensor[:, 1].transpose(1, 2)),
+                KV(buffer.tensor[:, 0].transpose(1, 2), buffer.tensor[:, 1].transpose(1, 2)),
             )
-            done = blend(self.runner, reused, arena.tensor, fresh, self.selection)
+            done = blend(self.runner, reused, buffer.tensor, fresh, self.selection)
             logits, token_layers = done.logits, done.token_layers
             selecting, recomputed = done.selecting_s, done.recomputed
         by_tier: dict[str, int] = {}
@@ -149,7 +149,7 @@ class BlendSession(TransformersSession):
         lacking = {p.key: p for p in (*prompt.exact, *prompt.pieces) if p.key not in there}
         self._to_encode = (prompt, list(lacking.values())) if not self._full else None
         self.tiers.touch([p.key for p in pieces])
-        self._last = (arena, logits)
+        self._last = (buffer, logits)
         return Prefilled(
             logits,
             loaded=replace(loaded, by_tier=by_tier),
@@ -163,7 +163,7 @@ class BlendSession(TransformersSession):
             blend_s=(matched - began) + (ready - turned) + selecting,
         )
 
-    def _after(self, request: Request, arena: KvBuffer, served: Prefilled) -> None:
+    def _after(self, request: Request, buffer: KvBuffer, served: Prefilled) -> None:
         """Stores nothing: what was blended is not what the keys mean."""
 
     @torch.inference_mode()
@@ -176,20 +176,20 @@ class BlendSession(TransformersSession):
         if not missing:
             return
         engine, lead = self.engine, len(prompt.lead)
-        arena = engine.arena()
+        buffer = engine.kv_buffer()
         self._last = None
         if lead:
-            self.runner.behind(self._tensor(prompt.lead), arena.tensor, 0)
+            self.runner.behind(self._tensor(prompt.lead), buffer.tensor, 0)
         leading = [p for p in missing if p in prompt.exact]
         alone = [p for p in missing if p not in prompt.exact]
         spans = [(p.start, p.stop) for p in leading]
         if alone:
             size = self.spec.chunk_tokens
             chunks = np.stack([prompt.ids[p.start : p.stop] for p in alone])
-            self.runner.apart(self._tensor(chunks), arena.tensor, lead)
+            self.runner.apart(self._tensor(chunks), buffer.tensor, lead)
             spans += [(lead + i * size, lead + (i + 1) * size) for i in range(len(alone))]
         keys = [p.key for p in (*leading, *alone)]
-        arena.pending = self.tiers.store(keys, arena.spans(self.tiers.layout, spans, 1))
+        buffer.pending = self.tiers.store(keys, buffer.spans(self.tiers.layout, spans, 1))
         prompt.matcher.stored(prompt.ids, alone)
 
     def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:

@@ -58,7 +58,7 @@ class HiddenStates:
         own = replace(namespace, layout=layout, extra={"hidden_states": kept})
         self._hasher = ChunkHasher(own)
         self.cache = open_cache(spec, own, device)
-        self._arena = KvBuffer(replace(layout, chunk_tokens=1), tokens, device)
+        self._kv_buffer = KvBuffer(replace(layout, chunk_tokens=1), tokens, device)
         self._size = layout.chunk_tokens
 
     def store(self, ids: TokenIds, states: dict[int, Tensor]) -> None:
@@ -66,25 +66,25 @@ class HiddenStates:
         keys = self._hasher.keys(ids).prefix
         if not keys:
             return
-        self._arena.wait()
+        self._kv_buffer.wait()
         rows = len(keys) * self._size
         for number, layer in enumerate(self.layers):
             halves = states[layer][:rows].chunk(2, dim=-1)
-            self._arena.tensor[number, :, 0, :rows] = torch.stack(halves)
-        place = self._arena.chunks(self.cache.layout, 0, len(keys), 1)
-        self._arena.pending = self.cache.store(keys, place)
+            self._kv_buffer.tensor[number, :, 0, :rows] = torch.stack(halves)
+        place = self._kv_buffer.chunks(self.cache.layout, 0, len(keys), 1)
+        self._kv_buffer.pending = self.cache.store(keys, place)
 
     def load(
         self, ids: TokenIds, first: int, count: int, threads: int
     ) -> tuple[dict[int, Tensor], LoadOutcome]:
         """Loads ``count`` chunks from chunk ``first`` on, or fewer. Returns the hidden states by
         layer, ``[tokens, width]``, and how many chunks."""
-        self._arena.wait()
+        self._kv_buffer.wait()
         hit = self.cache.acquire(self._hasher.keys(ids).prefix[first : first + count])
-        place = self._arena.chunks(self.cache.layout, 0, len(hit), threads)
+        place = self._kv_buffer.chunks(self.cache.layout, 0, len(hit), threads)
         loaded = self.cache.load(hit, place)
         rows = loaded.chunks * self._size
-        planes = self._arena.tensor[:, :, 0, :rows]
+        planes = self._kv_buffer.tensor[:, :, 0, :rows]
         return {
             layer: torch.cat([planes[number, 0], planes[number, 1]], dim=-1)
             for number, layer in enumerate(self.layers)

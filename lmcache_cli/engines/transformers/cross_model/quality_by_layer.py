@@ -51,8 +51,8 @@ class SharedPrompt:
         self.shared = range(shared)
         engine.reserve(len(request.token_ids) + request.max_tokens)
         self.full = reference_answers(engine).answer(request)
-        self.cold = engine.forward(engine.arena(), request.token_ids, 0).clone()
-        like = engine.arena().tensor
+        self.cold = engine.forward(engine.kv_buffer(), request.token_ids, 0).clone()
+        like = engine.kv_buffer().tensor
         shape = (*like.shape[:3], len(self.ids) + request.max_tokens, like.shape[4])
         self._own, self._theirs, self.work = (
             torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(3)

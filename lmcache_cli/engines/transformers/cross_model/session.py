@@ -71,18 +71,18 @@ class CrossModelSession(TransformersSession):
         for request in requests:
             ids = request.token_ids
             keys = self._theirs.keys(ids).prefix
-            arena = self.engine.arena()
+            buffer = self.engine.kv_buffer()
             self._last = None
             states: dict[int, torch.Tensor] = {}
             if self.hidden is not None:
                 shape = (len(ids), int(self.engine.loaded.config.hidden_size))
-                like = arena.tensor
+                like = buffer.tensor
                 for layer in self.hidden.layers:
                     states[layer] = torch.empty(shape, dtype=like.dtype, device=like.device)
-            prefill(self.base.runner, _tensor(ids, arena), arena.tensor, states)
+            prefill(self.base.runner, _tensor(ids, buffer), buffer.tensor, states)
             if keys:
-                place = arena.chunks(self.tiers.layout, 0, len(keys), 1)
-                arena.pending = self.tiers.store(keys, place)
+                place = buffer.chunks(self.tiers.layout, 0, len(keys), 1)
+                buffer.pending = self.tiers.store(keys, place)
             if self.hidden is not None:
                 self.hidden.store(ids, states)
             self.settle()
@@ -105,18 +105,18 @@ class CrossModelSession(TransformersSession):
         if self.hidden is not None:
             self.hidden.cache.close()
 
-    def _prefill(self, request: Request, arena: KvBuffer) -> Prefilled:
+    def _prefill(self, request: Request, buffer: KvBuffer) -> Prefilled:
         engine, now, size = self.engine, self.engine.now, self.spec.chunk_tokens
         ids = request.token_ids
         most = (len(ids) - 1) // size  # the last token's logits must be computed
         began = now()
         own_keys, keys = self._hasher.keys(ids).prefix, self._theirs.keys(ids).prefix
         hit = self.tiers.acquire(own_keys[:most], _WAIT_S)
-        own = self.tiers.load(hit, arena.chunks(self.tiers.layout, 0, len(hit), engine.threads))
+        own = self.tiers.load(hit, buffer.chunks(self.tiers.layout, 0, len(hit), engine.threads))
         first = own.chunks
         hit = self.tiers.acquire(keys[first:most], _WAIT_S)
         looked = now() - began - own.seconds
-        place = arena.chunks(self.tiers.layout, first, len(hit), engine.threads)
+        place = buffer.chunks(self.tiers.layout, first, len(hit), engine.threads)
         theirs = self.tiers.load(hit, place)
         states: dict[int, torch.Tensor] = {}
         used, extra = theirs.chunks, None
@@ -124,8 +124,8 @@ class CrossModelSession(TransformersSession):
             states, extra = self.hidden.load(ids, first, used, engine.threads)
             used = extra.chunks
         ready = now()
-        done = self._compute(arena, ids, range(first * size, (first + used) * size), states)
-        self._last = (arena, done.logits)
+        done = self._compute(buffer, ids, range(first * size, (first + used) * size), states)
+        self._last = (buffer, done.logits)
         self.tiers.touch([*own_keys[:first], *keys[first : first + used]])
         lacking = () if used else tuple(own_keys)
         parts = [own, theirs, *([extra] if extra is not None else [])]
@@ -148,15 +148,15 @@ class CrossModelSession(TransformersSession):
         )
 
     def _compute(
-        self, arena: KvBuffer, ids: TokenIds, shared: range, states: dict[int, torch.Tensor]
+        self, buffer: KvBuffer, ids: TokenIds, shared: range, states: dict[int, torch.Tensor]
     ) -> Computed:
         """Computes the prompt after or over what is in the static KV buffer."""
         if not shared or not self.groups:
             rest = ids[shared.stop :]
-            logits = self.engine.forward(arena, rest, shared.stop)
+            logits = self.engine.forward(buffer, rest, shared.stop)
             return Computed(logits, len(rest) * len(self.runner.layers))
-        tokens = _tensor(ids, arena)
-        return prefill_over(self.runner, tokens, arena.tensor, shared, self.groups, states)
+        tokens = _tensor(ids, buffer)
+        return prefill_over(self.runner, tokens, buffer.tensor, shared, self.groups, states)
 
     def _all(self) -> bool:
         return self.groups == (range(len(self.runner.layers)),)
@@ -173,5 +173,5 @@ def _tokens_by_tier(own: LoadOutcome, theirs: LoadOutcome, used: int, size: int)
     return tokens
 
 
-def _tensor(ids: TokenIds, arena: KvBuffer) -> torch.Tensor:
-    return torch.from_numpy(ids.astype(np.int64)).to(arena.tensor.device)
+def _tensor(ids: TokenIds, buffer: KvBuffer) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(buffer.tensor.device)

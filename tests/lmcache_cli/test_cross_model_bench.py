@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from reports.run_file import read_run
-from tests.lmcache_cli.between_world import base_model, fine_tune_of
 from tests.lmcache_cli.command_line import lmcache
+from tests.lmcache_cli.cross_model_world import base_model, fine_tune_of
 
 pytestmark = pytest.mark.engine
 

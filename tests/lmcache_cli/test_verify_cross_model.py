@@ -11,8 +11,8 @@ from lmcache_cli.engines.transformers.cross_model.forward import prefill_over
 from lmcache_cli.engines.transformers.cross_model.layers import entries, layer_groups, layers_text
 from lmcache_cli.engines.transformers.cross_model.quality_by_layer import SharedPrompt, profile
 from lmcache_cli.engines.transformers.engine import TransformersEngine
-from tests.lmcache_cli.between_world import LAYERS, base_model, fine_tune_of, prompt
 from tests.lmcache_cli.command_line import lmcache
+from tests.lmcache_cli.cross_model_world import LAYERS, base_model, fine_tune_of, prompt
 
 pytestmark = pytest.mark.engine
 

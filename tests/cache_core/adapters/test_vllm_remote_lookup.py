@@ -42,14 +42,14 @@ class World:
         self.tier = Slow()
         self.ledger = Ledger([2, 100])
         self.residency = Residency(self.ledger, 1, clock=lambda: self.now)
-        self.asking = RemoteLookup(self.tier)
+        self.remote_lookup = RemoteLookup(self.tier)
 
     def hit(self, request: str) -> int:
         """Chunks of the request that are promised once the answer is in."""
         plans: list[Plan] = []
 
         def answered() -> bool:
-            plan = self.asking.plan(request, KEYS, self.residency)
+            plan = self.remote_lookup.plan(request, KEYS, self.residency)
             plans.extend([] if plan is None else [plan])
             return plan is not None
 
@@ -64,13 +64,13 @@ def world() -> Iterator[World]:
     world = World()
     yield world
     world.tier.may.set()
-    world.asking.close()
+    world.remote_lookup.close()
 
 
 def test_a_request_asks_once_for_what_nobody_knows_of(world: World) -> None:
     world.tier.write(KEYS[:3], None)
     world.tier.may.clear()
-    assert world.asking.plan("a", KEYS, world.residency) is None
+    assert world.remote_lookup.plan("a", KEYS, world.residency) is None
     world.tier.may.set()
     assert world.hit("a") == 3
     world.tier.write(KEYS, None)
@@ -110,7 +110,7 @@ def test_a_tier_that_does_not_answer_is_asked_once_and_loses_nothing(
         assert world.hit("b") == 0
     assert len(world.tier.asked) == 2
     world.tier.trouble = lambda answers: answers
-    world.asking.forget("b")
+    world.remote_lookup.forget("b")
     assert world.hit("b") == 6
     assert len(world.ledger) == 6
 

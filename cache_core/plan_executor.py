@@ -60,24 +60,26 @@ class PlanExecutor:
         self.tiers = tuple(tiers)
         self.chunk_bytes, self.clock, self.timeout_s = chunk_bytes, clock, timeout_s
         self.changed = threading.Condition()
-        self._carried = carried
+        self._executed = carried
         self._errands: set[Errand] = set()
-        lanes: list[TierQueue] = []
+        workers: list[TierQueue] = []
         for index, tier in enumerate(self.tiers):
             most = queue_bytes // chunk_bytes
             memory = bool(getattr(tier, "in_memory", False))
-            for faster in lanes if not memory else ():
+            for faster in workers if not memory else ():
                 if faster.in_memory and faster.tier.capacity is not None:
                     # What waits for a slower tier can't be evicted there meanwhile.
                     half = faster.tier.capacity // 2
                     most = min(most, max(half, _LEAST_BYTES // chunk_bytes))
             timely = not threads or bool(getattr(tier, "keeps_time", False))
-            lanes.append(TierQueue(index, tier, max(1, most), memory, timely))
-        self.lanes: Sequence[TierQueue] = lanes
+            workers.append(TierQueue(index, tier, max(1, most), memory, timely))
+        self.workers: Sequence[TierQueue] = workers
         self._reads = {
-            lane.index: self._timed_reads(lane) for lane in self.lanes if not lane.keeps_time
+            worker.index: self._timed_reads(worker)
+            for worker in self.workers
+            if not worker.keeps_time
         }
-        self._threads = [TierWorker(lane, self) for lane in self.lanes] if threads else []
+        self._threads = [TierWorker(worker, self) for worker in self.workers] if threads else []
         self._forget_exit = at_exit(self) if threads else None
         self._all_threads: list[threading.Thread] = [*self._threads]
         if self._reads:
@@ -109,15 +111,15 @@ class PlanExecutor:
         with self.changed:
             self._errands.add(errand)
             for (source, _), group in groupby(leaving, key=lambda m: (m.source, m.target)):
-                lane, moves = self.lanes[source], tuple(group)
+                worker, moves = self.workers[source], tuple(group)
                 demoted = moves if moves[0].target != NOWHERE else ()
-                lane.going.update(move.key for move in moves)
-                if lane.stuck or lane.closing:
+                worker.going.update(move.key for move in moves)
+                if worker.stuck or worker.closing:
                     self._refuse(demoted)
-                    lane.leaving.append(Parting(moves, (), None))
+                    worker.leaving.append(Parting(moves, (), None))
                 else:
                     errand.left += 1
-                    lane.leaving.append(Parting(moves, demoted, errand))
+                    worker.leaving.append(Parting(moves, demoted, errand))
             self.changed.notify_all()
         groups: dict[tuple[int, tuple[int, ...]], list[tuple[int, bytes]]] = {}
         for key, (index, wanted) in routes.items():
@@ -132,27 +134,27 @@ class PlanExecutor:
     def wait_for_room(self) -> None:
         """Waits while the queue of a tier in memory is full: a burst of stores is held up for as
         long as copying it takes, and not dropped there."""
-        memory = [lane for lane in self.lanes if lane.in_memory]
+        memory = [worker for worker in self.workers if worker.in_memory]
         with self.changed:
             self.changed.wait_for(
-                lambda: all(lane.queued < lane.most or lane.closing for lane in memory)
+                lambda: all(worker.queued < worker.most or worker.closing for worker in memory)
             )
 
     def read(self, tier: int, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         """Reads chunks of a tier. Returns ``LATER`` for what the tier does not answer in time, and
         for all if it fails or is closed."""
-        lane = self.lanes[tier]
+        worker = self.workers[tier]
         if tier in self._reads:
             return self._reads[tier].read(keys, place)
-        if not self._enter(lane):
+        if not self._enter(worker):
             return [Read.LATER] * len(keys)
         try:
-            return read(lane.tier, keys, place)
+            return read(worker.tier, keys, place)
         except Exception:  # a broken tier costs hits, never a request
-            logger.exception("reading %d chunks from %s failed", len(keys), lane.tier.name)
+            logger.exception("reading %d chunks from %s failed", len(keys), worker.tier.name)
             return [Read.LATER] * len(keys)
         finally:
-            self._leave(lane)
+            self._leave(worker)
 
     def flush(self) -> None:
         """Waits until everything that was submitted so far is in its tiers, or was dropped or
@@ -165,14 +167,16 @@ class PlanExecutor:
         """Returns the tiers that hold what they were given, and nothing else; None if anything is
         still being done."""
         with self.changed:
-            if self._errands or any(lane.busy for lane in self.lanes):
+            if self._errands or any(worker.busy for worker in self.workers):
                 return None
-            return [lane.index for lane in self.lanes if not lane.stuck and not lane.again]
+            return [
+                worker.index for worker in self.workers if not worker.stuck and not worker.again
+            ]
 
     def queued(self) -> list[tuple[int, int]]:
         """Returns for each tier the chunks that are queued for it, and the most that ever were."""
         with self.changed:
-            return [(lane.queued, lane.most_queued) for lane in self.lanes]
+            return [(worker.queued, worker.most_queued) for worker in self.workers]
 
     def close(self, timeout_s: float) -> None:
         """Refuses what comes from now on, finishes what is queued, waits for those who read, and
@@ -186,23 +190,23 @@ class PlanExecutor:
             with self.changed:
                 return self.changed.wait_for(until, max(0.0, end - time.monotonic()))
 
-        for lane in self.lanes:
+        for worker in self.workers:
             # What a faster tier gives to a slower one goes ahead of its end.
-            waited(partial(_is_idle, lane))
+            waited(partial(_is_idle, worker))
             with self.changed:
-                lane.closing = True
+                worker.closing = True
                 self.changed.notify_all()
-        for lane in self.lanes:
-            if not self._threads and waited(partial(_is_empty, lane)):
-                close(lane, self.changed)
-            if not waited(partial(_is_closed, lane)):
-                logger.warning("the %s tier is still busy: it is left behind", lane.tier.name)
-                self._give_up(lane)
-            if lane.index in self._reads:
-                self._reads[lane.index].close()  # not before: loads that had begun are finished
+        for worker in self.workers:
+            if not self._threads and waited(partial(_is_empty, worker)):
+                close(worker, self.changed)
+            if not waited(partial(_is_closed, worker)):
+                logger.warning("the %s tier is still busy: it is left behind", worker.tier.name)
+                self._give_up(worker)
+            if worker.index in self._reads:
+                self._reads[worker.index].close()  # not before: loads that had begun are finished
         with self.changed:
             self.changed.notify_all()
-        if all(lane.closed for lane in self.lanes):
+        if all(worker.closed for worker in self.workers):
             # What they have in hand, memory of the tiers and of the engine, goes with them.
             for thread in self._all_threads:
                 if thread is not threading.current_thread():
@@ -218,17 +222,17 @@ class PlanExecutor:
         for number, target in enumerate(targets):
             if not moves:
                 return
-            lane = self.lanes[target]
-            onward = targets[number + 1 :] if lane.in_memory else ()
+            worker = self.workers[target]
+            onward = targets[number + 1 :] if worker.in_memory else ()
             moves = [Move(m.key, ENGINE, target, m.index) for m in moves]
             with self.changed:
-                room = lane.room(len(moves))
+                room = worker.room(len(moves))
                 taken, refused = moves[:room], moves[room:]
                 if taken:
                     rows = [move.index for move in taken]
-                    giver = self.lanes[source] if source != ENGINE else None
+                    giver = self.workers[source] if source != ENGINE else None
                     part = Batch(batch.errand, taken, rows, place, source, None, onward)
-                    lane.queue(part, giver)
+                    worker.queue(part, giver)
                     self.changed.notify_all()
             self._refuse(refused)
             if onward:
@@ -238,7 +242,7 @@ class PlanExecutor:
     def tell(self, done: Executed) -> None:
         """Reports moves that are settled to ``carried``."""
         try:
-            self._carried(done)
+            self._executed(done)
         except Exception:  # the thread has the tier's other work to do
             logger.exception("counting %d chunks of a tier failed", len(done.moves))
 
@@ -246,7 +250,7 @@ class PlanExecutor:
         """Ends a batch that is written or given up: it needs nothing any more."""
         self.end(batch.errand, batch.from_engine)
         if batch.source != ENGINE:
-            self._leave(self.lanes[batch.source])
+            self._leave(self.workers[batch.source])
         if batch.done is not None:
             batch.done.set()
 
@@ -268,36 +272,36 @@ class PlanExecutor:
                 self._errands.discard(errand)
                 self.changed.notify_all()
 
-    def _timed_reads(self, lane: TierQueue) -> TimedReads:
+    def _timed_reads(self, worker: TierQueue) -> TimedReads:
         def late(keys: Sequence[bytes], reading: bool) -> None:
             with self.changed:
                 if reading:
-                    lane.late.update(keys)
+                    worker.late.update(keys)
                 else:
-                    lane.late -= Counter(keys)
+                    worker.late -= Counter(keys)
 
         return TimedReads(
-            lane.tier,
+            worker.tier,
             self.chunk_bytes,
             self.timeout_s,
-            partial(self._enter, lane),
-            partial(self._stay, lane),
-            partial(self._leave, lane),
+            partial(self._enter, worker),
+            partial(self._stay, worker),
+            partial(self._leave, worker),
             late,
         )
 
-    def _enter(self, lane: TierQueue) -> bool:
+    def _enter(self, worker: TierQueue) -> bool:
         with self.changed:
-            lane.users += not lane.closing
-            return not lane.closing
+            worker.users += not worker.closing
+            return not worker.closing
 
-    def _stay(self, lane: TierQueue) -> None:
+    def _stay(self, worker: TierQueue) -> None:
         with self.changed:
-            lane.users += 1
+            worker.users += 1
 
-    def _leave(self, lane: TierQueue) -> None:
+    def _leave(self, worker: TierQueue) -> None:
         with self.changed:
-            lane.users -= 1
+            worker.users -= 1
             self.changed.notify_all()
 
     def _carry_out(
@@ -307,14 +311,14 @@ class PlanExecutor:
         for done in execute(self.tiers, plan, place, self.clock):
             if done.source == ENGINE:
                 taken.update(m.key for m, ok in zip(done.moves, done.good, strict=True) if ok)
-            self._carried(done)
+            self._executed(done)
         finished(len(taken))
 
     def _copy_of(self, key: bytes, target: int) -> int:
         """Returns the nearest faster tier in memory that has the chunk for good, or ENGINE."""
-        for lane in reversed(self.lanes[:target]):
-            if lane.in_memory and key not in lane.going and lane.tier.contains([key])[0]:
-                return lane.index
+        for worker in reversed(self.workers[:target]):
+            if worker.in_memory and key not in worker.going and worker.tier.contains([key])[0]:
+                return worker.index
         return ENGINE
 
     def _refuse(self, moves: Sequence[Move]) -> None:
@@ -326,28 +330,28 @@ class PlanExecutor:
         """Gives up calls that take too long."""
         while True:
             with self.changed:
-                if all(lane.closed for lane in self.lanes):
+                if all(worker.closed for worker in self.workers):
                     return
-                ends = [lane.deadline for lane in self.lanes if lane.deadline is not None]
+                ends = [worker.deadline for worker in self.workers if worker.deadline is not None]
                 self.changed.wait(min(ends) - time.monotonic() if ends else None)
                 now = time.monotonic()
                 late = [
-                    lane
-                    for lane in self.lanes
-                    if lane.deadline is not None and lane.deadline <= now
+                    worker
+                    for worker in self.workers
+                    if worker.deadline is not None and worker.deadline <= now
                 ]
-            for lane in late:
+            for worker in late:
                 logger.warning(
                     "the %s tier did not come back within %g s: nothing is stored there until"
                     " it does",
-                    lane.tier.name,
+                    worker.tier.name,
                     self.timeout_s,
                 )
-                self._give_up(lane)
+                self._give_up(worker)
 
-    def _give_up(self, lane: TierQueue) -> None:
+    def _give_up(self, worker: TierQueue) -> None:
         with self.changed:
-            batches, partings = lane.give_up()
+            batches, partings = worker.give_up()
             self.changed.notify_all()
         for batch in batches:
             self._refuse(batch.moves)
@@ -357,13 +361,13 @@ class PlanExecutor:
             self.end(parting.errand, False)
 
 
-def _is_idle(lane: TierQueue) -> bool:
-    return not lane.busy
+def _is_idle(worker: TierQueue) -> bool:
+    return not worker.busy
 
 
-def _is_empty(lane: TierQueue) -> bool:
-    return not lane.users
+def _is_empty(worker: TierQueue) -> bool:
+    return not worker.users
 
 
-def _is_closed(lane: TierQueue) -> bool:
-    return lane.closed
+def _is_closed(worker: TierQueue) -> bool:
+    return worker.closed

@@ -11,7 +11,7 @@ import torch
 
 from lmcache_cli.engines.transformers.engine import TransformersEngine
 from lmcache_cli.errors import UserError
-from tests.lmcache_cli.between_world import (
+from tests.lmcache_cli.cross_model_world import (
     CHUNK,
     LAYERS,
     base_model,
@@ -40,7 +40,7 @@ def engine(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tra
 
 def cold(engine: TransformersEngine, ids: np.ndarray) -> torch.Tensor:
     engine.reserve(256)
-    return engine.forward(engine.arena(), ids, 0).float().clone()
+    return engine.forward(engine.kv_buffer(), ids, 0).float().clone()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
@@ -76,12 +76,12 @@ def test_none_is_the_bases_kv_as_it_is(engine: TransformersEngine, base: Path) -
     session, request = shared_session(engine, base, "none"), prompt()
     session.share([request])
     sample = serve(session, request)
-    arena = engine.arena()
+    buffer = engine.kv_buffer()
     theirs = session.base.runner.behind(
-        torch.from_numpy(request.token_ids[:SHARED].astype(np.int64)), arena.tensor, 0
+        torch.from_numpy(request.token_ids[:SHARED].astype(np.int64)), buffer.tensor, 0
     )
     assert theirs.shape[0] == SHARED
-    expected = engine.forward(arena, request.token_ids[SHARED:], SHARED)
+    expected = engine.forward(buffer, request.token_ids[SHARED:], SHARED)
     # The base's forwards are of other lengths: sums in another order.
     torch.testing.assert_close(session.logits, expected.float(), rtol=1e-4, atol=1e-4)
     assert sample.hit_tokens == {"cpu": SHARED} and sample.selected_tokens == 0
