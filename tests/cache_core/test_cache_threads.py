@@ -176,7 +176,7 @@ def test_close_waits_for_a_load_and_a_load_after_it_gets_nothing(synchronous: bo
     loading = beside(lambda: loaded.append(cache.load(hits[0], engine.place(0, 2)).chunks))
     cpu.reads.await_arrival()
     closing = beside(cache.close)
-    while not cache._executor.lanes[0].closing:
+    while not cache._executor.workers[0].closing:
         closing.join(0.001)
     assert not cpu.closed.is_set(), "the memory of a load was taken away"
     assert cache.load(hits[1], engine.place(0, 2)).chunks == 0

@@ -37,7 +37,7 @@ def test_a_read_that_hangs_is_a_miss_and_never_touches_the_engine_again(
     assert cache.counters["disk"].suspensions == 1
     engine.wipe()
     disk.reads.open()
-    while cache._executor.lanes[0].users:
+    while cache._executor.workers[0].users:
         threading.Event().wait(0.001)
     assert not engine.kv.any(), "a late read wrote to memory that was given back"
     now[0] = 7.0
@@ -55,7 +55,7 @@ def test_what_a_hanging_read_may_still_read_is_discarded_when_it_is_back() -> No
     cache.clear()
     assert len(cache) == 0 and len(disk) == 1
     disk.reads.open()
-    while cache._executor.lanes[0].late:
+    while cache._executor.workers[0].late:
         threading.Event().wait(0.001)
     put(cache, engine, [2]).result(PATIENCE_S)
     cache.clear()
@@ -76,7 +76,7 @@ def test_a_write_that_hangs_gives_the_engine_back_and_leaves_no_chunk() -> None:
     assert put(cache, engines[1], [4]).result(PATIENCE_S).chunks == 0, "still stuck"
     engines[0].wipe()
     disk.writes.open()
-    while cache._executor.lanes[0].stuck or cache._executor.lanes[0].again:
+    while cache._executor.workers[0].stuck or cache._executor.workers[0].again:
         threading.Event().wait(0.001)
     assert len(disk) == 0, "nobody counts what a late write left"
     put(cache, engines[1], [3]).result(PATIENCE_S)

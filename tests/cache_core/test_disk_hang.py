@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -212,7 +212,7 @@ def test_a_place_that_fails_while_the_next_batch_is_read(
         return answer
 
     class Failing(FlatBuffers):
-        def pick(self, rows: Sequence[int]) -> FlatBuffers:
+        def pick(self, rows: Sequence[int]) -> Self:
             assert entered.wait(LIMIT_S)
             raise RuntimeError("the engine is out of order")
 

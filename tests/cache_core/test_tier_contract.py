@@ -95,7 +95,7 @@ class World:
         """The first chunks of the engine's memory."""
         if self.takes_tensors:
             arena = torch.from_numpy(self.engine.kv).view(torch.float32)
-            return TensorBuffers.of_arena(arena, LAYOUT, 0, count)
+            return TensorBuffers.of_kv_buffer(arena, LAYOUT, 0, count)
         return self.engine.place(0, count)
 
     def write(self, keys: list[bytes], numbers: list[int]) -> list[bool]:

@@ -125,7 +125,7 @@ def test_a_load_that_has_begun_is_finished_by_close(monkeypatch: pytest.MonkeyPa
     disk.reads.await_arrival()
     close = threading.Thread(target=cache.close, daemon=True)
     close.start()
-    while not cache._executor.lanes[0].closing:
+    while not cache._executor.workers[0].closing:
         close.join(0.001)
     disk.reads.open()
     for thread in (load, close):
