@@ -17,7 +17,7 @@ from cache_core.plan_executor import QUEUE_BYTES, TIMEOUT_S, PlanExecutor
 from cache_core.policies import LRU, Admission, PolicyMaker
 from cache_core.residency import Residency, remembered
 from cache_core.tiers.suspensions import Suspensions
-from cache_core.tiers.tier import Read, Tier, recovered
+from cache_core.tiers.tier import Read, Tier
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
@@ -60,7 +60,7 @@ class TieredCache:
         self.layout = layout
         self.tiers = tuple(tiers)
         self.counters = {tier.name: TierCounters() for tier in self.tiers}
-        shared = [i for i, tier in enumerate(self.tiers) if getattr(tier, "shared", False)]
+        shared = [i for i, tier in enumerate(self.tiers) if tier.shared]
         self._shared: int | None = shared[0] if shared else None
         capacities = [tier.capacity for tier in self.tiers]
         if self._shared is not None:
@@ -77,7 +77,7 @@ class TieredCache:
             self._residency = Residency(self._ledger, self._shared, clock=clock)
         surplus: list[Move] = []
         for index, tier in enumerate(self.tiers):
-            gone = self._ledger.restore(index, recovered(tier))
+            gone = self._ledger.restore(index, tier.recovered())
             surplus += [Move(key, index, NOWHERE, -1) for key in gone]
         self._clock = clock
         # Re-entrant, so that a synchronous store can settle what it admits.

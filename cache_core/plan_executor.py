@@ -65,13 +65,13 @@ class PlanExecutor:
         workers: list[TierQueue] = []
         for index, tier in enumerate(self.tiers):
             most = queue_bytes // chunk_bytes
-            memory = bool(getattr(tier, "in_memory", False))
+            memory = tier.in_memory
             for faster in workers if not memory else ():
                 if faster.in_memory and faster.tier.capacity is not None:
                     # What waits for a slower tier can't be evicted there meanwhile.
                     half = faster.tier.capacity // 2
                     most = min(most, max(half, _LEAST_BYTES // chunk_bytes))
-            timely = not threads or bool(getattr(tier, "keeps_time", False))
+            timely = not threads or tier.keeps_time
             workers.append(TierQueue(index, tier, max(1, most), memory, timely))
         self.workers: Sequence[TierQueue] = workers
         self._reads = {

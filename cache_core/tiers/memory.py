@@ -10,7 +10,7 @@ import numpy as np
 from cache_core import _native
 from cache_core.layout import Addresses
 from cache_core.memory_limits import require_memory
-from cache_core.tiers.tier import Read
+from cache_core.tiers.tier import Read, Tier
 from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
 
 SLAB_BYTES = 1 << 30
@@ -70,7 +70,7 @@ class SlabMemory:
         self._slabs.clear()
 
 
-class MemoryTier:
+class MemoryTier(Tier):
     """A tier of chunks at fixed addresses, taken from and returned to a free list.
 
     ``capacity`` is in chunks of ``chunk_bytes``; all memory is taken, and faulted in, here. Raises

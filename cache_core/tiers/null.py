@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cache_core.tiers.tier import Read
+from cache_core.tiers.tier import Read, Tier
 from cache_core.transfer.chunks import ChunkBuffers
 
 
-class NullTier:
+class NullTier(Tier):
     """Remembers keys; every read and write succeeds and moves nothing."""
 
     keeps_time = True

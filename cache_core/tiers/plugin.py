@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any
 
 from cache_core.tiers.tier import Tier, TierError
+from cache_core.tiers.wrappers import Wrapper
 
 GROUP = "lmcache.tiers"
 _VERBS = ("contains", "read", "write", "discard", "place", "close", "__len__")
@@ -42,7 +43,28 @@ def open_plugin(
     missing += [field for field in ("name", "capacity") if not hasattr(tier, field)]
     if missing:
         raise TierError(f"{spec} is no tier: it lacks {', '.join(missing)}")
-    return cast(Tier, tier)
+    return tier if isinstance(tier, Tier) else _Plugin(tier)
+
+
+class _Plugin(Wrapper):
+    """A tier of others, and the defaults of what it does not say itself."""
+
+    def __init__(self, tier: Any) -> None:
+        self.name, self.capacity, self._tier = tier.name, tier.capacity, tier
+        self.shared = bool(getattr(tier, "shared", False))
+        self.in_memory = bool(getattr(tier, "in_memory", False))
+
+    @property
+    def keeps_time(self) -> bool:
+        return bool(getattr(self._tier, "keeps_time", False))
+
+    @property
+    def counters(self) -> Any:
+        return getattr(self._tier, "counters", None)
+
+    def recovered(self) -> list[bytes]:
+        ask = getattr(self._tier, "recovered", None)
+        return list(ask()) if ask is not None else []
 
 
 def find_plugin(spec: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cache_core.layout import Addresses, KVLayout
-from cache_core.tiers.tier import Read
+from cache_core.tiers.tier import Read, Tier
 from cache_core.transfer.chunks import ChunkBuffers
 
 
@@ -49,7 +49,7 @@ class TensorBuffers:
             block.copy_(_host(int(address), block))
 
 
-class TensorTier:
+class TensorTier(Tier):
     """The device tier, with chunks in one tensor ``[capacity, *chunk_shape]`` of the engine's
     device.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cache_core.transfer.chunks import ChunkBuffers
 
@@ -36,6 +36,7 @@ class Read(IntEnum):
         return [cls.HERE if ok else cls.GONE for ok in held]
 
 
+@runtime_checkable
 class Tier(Protocol):
     """A bounded map from key to one chunk's bytes.
 
@@ -43,19 +44,33 @@ class Tier(Protocol):
     thread at any time, for keys that nobody discards meanwhile (the Ledger's pins see to that).
     All take lists and answer per key: a failure of one chunk is a False, never an exception.
 
-    A tier that other processes fill too has an attribute ``shared`` that is true: its ``contains``
-    answers for all of them, and may take a round trip. One whose chunks outlive the process has a
-    method ``recovered()``: the keys that are held, least recently stored first.
-
-    Callers guard against calls that never come back (a hung mount, somebody's own tier) with
-    threads and memory of their own. A tier whose calls always do, within a time that it keeps
-    itself, has an attribute ``keeps_time`` that is true; one that is no more than memory, so that
-    its :meth:`place` can be copied from at once, also one ``in_memory``.
+    A tier that derives from this one has what it does not say itself. Callers guard against calls
+    that never come back (a hung mount, somebody's own tier) with threads and memory of their own.
     """
 
     name: str
     capacity: int | None
     """The number of chunks that the tier can hold; None is unbounded."""
+    shared: bool = False
+    """Whether other processes fill it too: ``contains`` then answers for all of them, and may take
+    a round trip."""
+    in_memory: bool = False
+    """Whether it is no more than memory, so that its :meth:`place` can be copied from at once."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether its calls always come back, within a time that it keeps itself."""
+        return False
+
+    @property
+    def counters(self) -> Any:
+        """Counts of its own, a dataclass of numbers; None if it has none."""
+        return None
+
+    def recovered(self) -> list[bytes]:
+        """Returns what the tier holds from an earlier process, least recently stored first:
+        nothing, unless its chunks outlive one."""
+        return []
 
     def __len__(self) -> int:
         """Returns the number of chunks that are held."""
@@ -78,14 +93,6 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Frees everything of this process. A closed tier answers nothing any more."""
-
-
-def recovered(tier: Tier) -> list[bytes]:
-    """Returns what the tier holds from an earlier process, least recently stored first: nothing,
-    unless its chunks outlive one."""
-    # Asked for by name and not by type: a wrapper has what the tier within has.
-    ask = getattr(tier, "recovered", None)
-    return list(ask()) if ask is not None else []
 
 
 class TierInUse(TierError):

@@ -13,14 +13,26 @@ from cache_core.transfer.codec import Codec
 from cache_core.transfer.coded import CodedBuffers, DecodedBuffers
 
 
-class Wrapper:
+class Wrapper(Tier):
     """A tier like ``tier``, to be changed in some of what it does. All else is the tier's own: also
-    what not every tier has, such as ``recovered``, ``shared``, ``counters`` or ``sync``."""
+    what not every tier has, such as ``sync``."""
 
     def __init__(self, tier: Tier) -> None:
         self.name: str = tier.name
         self.capacity: int | None = tier.capacity
+        self.shared, self.in_memory = tier.shared, tier.in_memory
         self._tier = tier
+
+    @property
+    def keeps_time(self) -> bool:
+        return self._tier.keeps_time
+
+    @property
+    def counters(self) -> Any:
+        return self._tier.counters
+
+    def recovered(self) -> list[bytes]:
+        return self._tier.recovered()
 
     def __getattr__(self, name: str) -> Any:
         if name == "_tier":  # not made yet: a copy that is being unpickled, say
@@ -111,7 +123,7 @@ class Throttled(Wrapper):
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         began = self._clock()
         found = self._tier.contains(keys)
-        if getattr(self._tier, "shared", False):  # it asks over the network
+        if self.shared:  # it asks over the network
             self._until(began + self._latency_s)
         return found
 
@@ -119,7 +131,7 @@ class Throttled(Wrapper):
         began = self._clock()
         found = self._tier.read(keys, place)
         # Who asks a shared tier without buffers wants to know what it has.
-        moved = 0 if getattr(self, "shared", False) and place is None else found.count(Read.HERE)
+        moved = 0 if self.shared and place is None else found.count(Read.HERE)
         self._until(self._reads.end(began, moved) + self._latency_s)
         return found
 

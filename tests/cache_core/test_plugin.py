@@ -20,6 +20,33 @@ class Mine(NullTier):
 class Holder:
     Inner = Mine
 
+class Bare:
+    # no more than the verbs, and no class of ours above it
+
+    def __init__(self, name, capacity, chunk_bytes):
+        self.name, self.capacity, self._tier = name, capacity, NullTier(name, capacity)
+
+    def __len__(self):
+        return len(self._tier)
+
+    def contains(self, keys):
+        return self._tier.contains(keys)
+
+    def read(self, keys, place):
+        return self._tier.read(keys, place)
+
+    def write(self, keys, place):
+        return self._tier.write(keys, place)
+
+    def discard(self, keys):
+        self._tier.discard(keys)
+
+    def place(self, keys):
+        return None
+
+    def close(self):
+        self._tier.close()
+
 def half(name, capacity, chunk_bytes):
     return object()
 
@@ -78,3 +105,11 @@ def test_an_unknown_option_is_the_plugins_to_refuse() -> None:
 @pytest.mark.usefixtures("installed")
 def test_the_installed_ones_are_listed() -> None:
     assert {"mine", "broken"} <= set(known_plugins())
+
+
+def test_a_tier_that_says_no_more_than_it_has_to_is_one(installed: None) -> None:
+    tier = open_plugin("their_tiers:Bare", "far", 4, 100)
+    assert not (tier.shared or tier.in_memory or tier.keeps_time)
+    assert tier.counters is None and tier.recovered() == []
+    assert tier.write([b"k"], None) == [True] and tier.contains([b"k"]) == [True]
+    assert (tier.name, tier.capacity, len(tier)) == ("far", 4, 1)

@@ -12,7 +12,7 @@ import pytest
 from cache_core.adapters.vllm.worker.open_tiers import RankTier
 from cache_core.cache import TieredCache
 from cache_core.tiers import DiskTier, MemoryTier, NullTier, Throttled, Tier
-from cache_core.tiers.tier import Read, recovered
+from cache_core.tiers.tier import Read
 from cache_core.tiers.wrappers import CodedTier, Wrapper
 from cache_core.transfer.codec import Codec
 from tests.cache_core.chaos import Chaos
@@ -198,7 +198,7 @@ def test_what_a_disk_tier_kept_is_hit_through_a_wrapper(
     cache.store(keys, engine.place(0, 3)).result()
     cache.close()
     again = on_disk(tmp_path, wrap)
-    assert recovered(again) == keys
+    assert again.recovered() == keys
     cache = TieredCache(LAYOUT, [again])
     assert cache.load(cache.acquire(keys), engine.place(0, 3)).chunks == 3
     cache.check()
@@ -241,12 +241,12 @@ def test_a_shared_tier_is_one_through_a_wrapper(wrap: Callable[[Tier], Wrapper])
     within.asked = 7
     assert tier.counters == 7
     # Of one rank's names others' can't be told.
-    assert recovered(tier) == ([] if isinstance(tier, RankTier) else [key(1)])
+    assert tier.recovered() == ([] if isinstance(tier, RankTier) else [key(1)])
 
 
 @every_wrapper
 def test_a_tier_that_keeps_nothing_recovers_nothing(wrap: Callable[[Tier], Wrapper]) -> None:
-    assert recovered(wrap(NullTier("x", 4))) == []
+    assert wrap(NullTier("x", 4)).recovered() == []
 
 
 def test_ranks_do_not_meet_in_one_tier() -> None:

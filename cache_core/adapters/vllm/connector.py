@@ -323,7 +323,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         if options.remote:
             size = layout.chunk_bytes if self._codec is None else self._codec.coded_bytes
             remote = open_remote_tier(options, size, 0, self._ranks)
-            if not getattr(remote, "shared", False):
+            if not remote.shared:
                 remote.close()
                 remote = None
         recorder = None

@@ -21,7 +21,7 @@ from cache_core.tiers.disk.health import DiskCounters, RateLimitedWarnings
 from cache_core.tiers.disk.log import Log
 from cache_core.tiers.disk.reader import Buffer, DiskBuffers, DiskReader, Staging
 from cache_core.tiers.disk.writer import Syncer, Writer
-from cache_core.tiers.tier import Read, TierError
+from cache_core.tiers.tier import Read, Tier, TierError
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 DISK_TIMEOUT_S = 30.0
 
 
-class DiskTier:
+class DiskTier(Tier):
     """A tier of chunks of ``chunk_bytes`` in segment files in ``directory``, which takes at most
     ``cap_bytes`` on disk, all files and what file systems add counted.
 
@@ -78,7 +78,7 @@ class DiskTier:
                 f"namespace has {len(namespace)} bytes; it must have {KEY_FIELD_BYTES}"
             )
         self.name = name
-        self.counters = DiskCounters()
+        self._counters = DiskCounters()
         self._chunk_bytes = chunk_bytes
         self._depth = depth
         self._complaints = RateLimitedWarnings(name)
@@ -93,7 +93,7 @@ class DiskTier:
                 segment_bytes,
                 self.direct,
                 depth,
-                self.counters,
+                self._counters,
                 self._complaints,
             )
         except OSError as error:
@@ -106,7 +106,7 @@ class DiskTier:
             raise
         self.capacity: int | None = self._log.sizes.capacity
         self._reader = DiskReader(
-            self._log, namespace, self.direct, depth, self.counters, self._complaints
+            self._log, namespace, self.direct, depth, self._counters, self._complaints
         )
         self._writer = Writer(self._log, namespace, self.direct, depth)
         self._staging = Staging(chunk_bytes, depth)
@@ -115,6 +115,10 @@ class DiskTier:
         self._crew = IoThreads(name, timeout_s)
         self._syncer = Syncer(self._sync, sync_bytes, sync_s)
         self._over = False  # closed, or the directory is lost
+
+    @property
+    def counters(self) -> DiskCounters:
+        return self._counters
 
     @property
     def keeps_time(self) -> bool:
@@ -156,7 +160,7 @@ class DiskTier:
             self._say("read", trouble)
             for row in left:
                 answers[row] = Read.GONE if self._over else Read.LATER
-            self.counters.unreadable += len(left)
+            self._counters.unreadable += len(left)
         return answers
 
     def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
@@ -180,7 +184,7 @@ class DiskTier:
             # The buffers failed: who gave them counts none of this call's chunks as stored.
             self._log.discard([keys[row] for row in rows if stored[row]])
             raise
-        self.counters.unwritten += len(rows) - sum(stored)
+        self._counters.unwritten += len(rows) - sum(stored)
         return stored
 
     def discard(self, keys: Sequence[bytes]) -> None:
@@ -280,8 +284,8 @@ class DiskTier:
             self._say("sync", trouble)
             return False
         good = self._log.sync()
-        self.counters.syncs += 1
-        self.counters.failed_syncs += not good
+        self._counters.syncs += 1
+        self._counters.failed_syncs += not good
         return good
 
     def _shut(self) -> None:

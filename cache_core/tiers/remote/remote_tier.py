@@ -18,7 +18,7 @@ from cache_core.residency import Recent
 from cache_core.tiers.remote.breaker import CircuitBreaker
 from cache_core.tiers.remote.io_worker import IoWorker, IoWorkers, stride_of
 from cache_core.tiers.remote.store import HEAD_BYTES, Proving, Store, StoreError, intact, seal
-from cache_core.tiers.tier import Read, TierError
+from cache_core.tiers.tier import Read, Tier, TierError
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
@@ -76,7 +76,7 @@ def _prove(store: Store) -> None:
         store.exists(["ping"])
 
 
-class RemoteTier:
+class RemoteTier(Tier):
     """A tier of chunks in a :class:`Store`, staged through buffers of its own, ``workers`` batches
     at a time.
 

@@ -73,7 +73,7 @@ def tier_troubles(tiers: Sequence[Tier]) -> dict[str, dict[str, int]]:
     """Returns what tiers count of their own that is not zero, but plain work, by tier name."""
     found = {}
     for tier in tiers:
-        counters = getattr(tier, "counters", None)
+        counters = tier.counters
         # Some counters are of plain work.
         if is_dataclass(counters) and not isinstance(counters, type):
             counts = asdict(counters)

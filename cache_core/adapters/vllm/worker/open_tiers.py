@@ -12,7 +12,7 @@ from cache_core.tiers import DiskTier, MemoryTier, NullTier, Tier, TierInUse
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote.url import open_remote
-from cache_core.tiers.tier import Read, recovered
+from cache_core.tiers.tier import Read
 from cache_core.tiers.wrappers import CodedTier, Wrapper
 from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.codec import Codec
@@ -113,8 +113,7 @@ class RankTier(Wrapper):
     def recovered(self) -> list[bytes]:
         """Returns keys from an earlier process, least recently stored first; of a shared tier none:
         other ranks' would be among them, and it is asked for what it has in any case."""
-        shared = getattr(self._tier, "shared", False)
-        return [] if shared else self._own(recovered(self._tier))
+        return [] if self.shared else self._own(self._tier.recovered())
 
     def _own(self, keys: Sequence[bytes]) -> list[bytes]:
         return [

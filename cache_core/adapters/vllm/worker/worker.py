@@ -31,7 +31,7 @@ from cache_core.plan import NOWHERE, Hit, Move, Plan
 from cache_core.plan_executor import TIMEOUT_S, PlanExecutor
 from cache_core.tiers import Tier
 from cache_core.tiers.suspensions import Suspensions
-from cache_core.tiers.tier import Read, recovered
+from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
@@ -88,7 +88,7 @@ class WorkerSide:
         return TiersOpened(
             self.blocks.chunk_bytes,
             [tier.capacity for tier in self.tiers],
-            [recovered(tier) for tier in self.tiers],
+            [tier.recovered() for tier in self.tiers],
         )
 
     def before_overwriting(self, meta: StepMeta) -> None:
