@@ -1,12 +1,16 @@
-"""Models and accelerators by name, from ``catalogue.toml``: what decides the bytes of KV and the
-work of prefill, and what makers say of their devices."""
+"""Models and accelerators by name, from ``catalogue.toml``, and models by their ``config.json``:
+what decides the bytes of KV and the work of prefill, and what makers say of their devices."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 from lmcache_cli.errors import UserError
 
@@ -67,12 +71,105 @@ def _architecture(
 
 
 def find_architecture(name: str) -> Architecture:
-    """Returns the catalogue's model of that name. Raises ``UserError`` listing what is known."""
-    found = ARCHITECTURES.get(name.lower().rpartition("/")[2])
-    if found is None:
+    """Returns the catalogue's model of that name, or what the ``config.json`` says that ``name``
+    is, or that is in that folder, or of that Hugging Face id on this machine. Raises ``UserError``
+    listing what is known, or naming the field of a configuration that it can't do without."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = path / "config.json"
+    elif not path.is_file():
+        short = _short(name)
+        found = ARCHITECTURES.get(short) or ARCHITECTURES.get(_TUNED.sub("", short))
+        if found is not None:
+            return found
+        path = _cached_config(name) or path
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"--model: {name!r} is not in the catalogue; use one of {known}")
-    return found
+        raise UserError(
+            f"--model: {name!r} is not in the catalogue, and no folder or id with a config.json"
+            f" here; use one of {known}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model: {path} can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--model: {path} is no model's configuration")
+    return architecture_of(config, path.parent.name if path.name == "config.json" else path.stem)
+
+
+def _cached_config(name: str) -> Path | None:
+    """Returns the configuration of a Hugging Face id that is in the cache of this machine."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
+    """Returns the architecture that a model's ``config.json`` describes: attention of full width,
+    grouped or latent (MLA), over dense layers or experts. Parameters are counted without norms and
+    biases. Windows count as full attention. Raises ``UserError`` naming the field that is missing,
+    or that says that the model keeps something else than KV."""
+    text = config.get("text_config") or config
+
+    def need(*fields: str) -> int:
+        for field in fields:
+            if isinstance(text.get(field), int):
+                return int(text[field])
+        raise UserError(f"--model: the configuration of {name} has no {' or '.join(fields)}")
+
+    for field in _STATES:
+        if text.get(field) is not None:
+            raise UserError(
+                f"--model: {name} has {field}: it keeps states beside KV, which can't be sized yet"
+            )
+    width, layers, heads = need("hidden_size"), need("num_hidden_layers"), need(_HEADS)
+    latent = qk = v = 0
+    if text.get("kv_lora_rank"):
+        rank, rotary = need("kv_lora_rank"), need("qk_rope_head_dim")
+        qk, v, latent = need("qk_nope_head_dim") + rotary, need("v_head_dim"), rank + rotary
+        down = text.get("q_lora_rank")
+        queries = down * (width + heads * qk) if down else width * heads * qk
+        kv_heads, dim = 1, latent
+        attention = queries + width * latent + rank * heads * (qk - rotary + v) + heads * v * width
+    else:
+        kv_heads = text.get("num_key_value_heads") or heads
+        dim = text.get("head_dim") or width // heads
+        attention = 2 * width * dim * (heads + kv_heads)
+    experts = next((text[field] for field in _EXPERTS if text.get(field)), 0)
+    dense = 3 * width * need("intermediate_size", "moe_intermediate_size")
+    sparse, used, sparse_layers = 0, 0, 0
+    if experts:
+        if text.get("decoder_sparse_step", 1) != 1 or text.get("mlp_only_layers"):
+            raise UserError(f"--model: {name} has experts in some layers; they can't be counted")
+        one = 3 * width * need("moe_intermediate_size", "intermediate_size")
+        own = 3 * width * (text.get("shared_expert_intermediate_size") or 0)
+        own += one * (text.get("n_shared_experts") or 0) + width * experts
+        sparse, used = experts * one + own, need(*_CHOSEN) * one + own
+        sparse_layers = layers - (text.get("first_k_dense_replace") or 0)
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    rest = need("vocab_size") * width * (1 if tied else 2) + layers * attention
+    rest += (layers - sparse_layers) * dense
+    source = f"config.json of {name}"
+    if text.get("sliding_window") and text.get("use_sliding_window", True):
+        source += f" (its window of {text['sliding_window']} tokens counts as full attention)"
+    sizes = {"latent": latent, "qk_dim": qk, "v_dim": v}
+    total, active = (float(rest + sparse_layers * each) for each in (sparse, used))
+    return Architecture(name, total, active, layers, heads, kv_heads, dim, source, **sizes)
+
+
+_HEADS = "num_attention_heads"
+_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
+_CHOSEN = ("num_experts_per_tok", "experts_per_token")
+_STATES = ("linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache")
+_TUNED = re.compile(r"-(instruct|chat|it|base)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +13,13 @@ from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
 from lmcache_cli.tune import queueing
-from lmcache_cli.tune.catalogue import ARCHITECTURES, HARDWARE, find_architecture, find_hardware
+from lmcache_cli.tune.catalogue import (
+    ARCHITECTURES,
+    HARDWARE,
+    architecture_of,
+    find_architecture,
+    find_hardware,
+)
 from lmcache_cli.tune.cost import RequestCost, catalogue_cost
 from lmcache_cli.tune.queueing import Arrival, first_token_times
 
@@ -26,6 +36,84 @@ from lmcache_cli.tune.queueing import Arrival, first_token_times
 )
 def test_kv_bytes_are_those_that_are_known(model: str, bytes_per_token: int) -> None:
     assert find_architecture(model).kv_bytes() == bytes_per_token
+
+
+LLAMA = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": LLAMA,
+    "llama-3.2-1b": LLAMA | {
+        "hidden_size": 2048, "num_hidden_layers": 16, "head_dim": 64, "intermediate_size": 8192,
+        "tie_word_embeddings": True,
+    },
+    "mixtral-8x7b": LLAMA | {
+        "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2,
+    },
+    "qwen3-30b-a3b": {
+        "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "vocab_size": 151936, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+    "deepseek-v3": {
+        "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "n_shared_experts": 1, "first_k_dense_replace": 3,
+        "vocab_size": 129280,
+    },
+}  # fmt: skip
+"""What decides, of the config.json on each maker's page."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_says_what_the_catalogue_does(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    known, found = ARCHITECTURES[name], find_architecture(str(folder))
+    assert found.parameters == pytest.approx(known.parameters, rel=0.01)
+    assert found.active == pytest.approx(known.active, rel=0.02)
+    assert found.kv_bytes() == known.kv_bytes() and found.pair_flops() == known.pair_flops()
+    assert (found.name, found.layers, found.heads) == (name, known.layers, known.heads)
+    assert find_architecture(str(folder / "config.json")) == found
+
+
+def test_a_model_inside_another_and_a_window() -> None:
+    inner = LLAMA | {"sliding_window": 512}
+    found = architecture_of({"text_config": inner, "tie_word_embeddings": True}, "seer")
+    assert found.kv_bytes() == 131_072 and "window of 512 tokens counts as full" in found.source
+
+
+def test_a_tuned_model_is_its_base() -> None:
+    assert find_architecture("meta-llama/Llama-3.1-8B-Instruct") is ARCHITECTURES["llama-3.1-8b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": None}, "has no hidden_size"),
+        ({"num_experts": 8}, "has no num_experts_per_tok or experts_per_token"),
+        ({"num_experts": 8, "decoder_sparse_step": 2}, "experts in some layers"),
+        ({"linear_num_key_heads": 16}, "has linear_num_key_heads: it keeps states"),
+        ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
+    ],
+)
+def test_what_a_configuration_lacks_is_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        architecture_of(LLAMA | change, "odd")
+
+
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="no model's configuration"):
+        find_architecture(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
+        find_architecture(str(tmp_path))
 
 
 def test_ranks_beyond_the_heads_keep_copies() -> None:
