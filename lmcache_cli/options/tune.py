@@ -22,8 +22,8 @@ class TuneFlags:
     model: Annotated[
         str | None,
         flag(
-            "Model: of the catalogue, a config.json, a folder or a Hugging Face id that is here; with"
-            " --validate, what bench takes."
+            "Model: of the catalogue, a config.json, a folder or a Hugging Face id that is here;"
+            " with --validate, what bench takes."
             " \\[default: llama-3.1-8b, the probe's, or the embedded one]",
             _WHAT,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,8 @@ from cache_core.transfer.codec import CODECS
 LoadMode = Literal["auto", "sync", "async"]
 SelectionName = Literal["first", "random"]
 Weights = Literal["watched", "fixed"]
+logger = logging.getLogger("vllm.lmcache")
+
 _SIZES = ("cpu_size", "disk_size")
 _COUNTS = ("chunk_tokens", "threads", "min_load_tokens")
 
@@ -128,6 +131,23 @@ def runs_ahead(vllm_config: Any, options: ConnectorOptions) -> bool:
     if why and options.blend:
         raise _wrong("blend", f"loads inside a step, which gives wrong tokens with {why}")
     return bool(why)
+
+
+TESTED_VLLM = ("0.32",)
+"""The versions of vLLM with which this connector's tests were run."""
+
+
+def warn_untested(version: str = "") -> None:
+    """Logs a warning where vLLM's version is none that the connector was tested with."""
+    if not version:
+        from vllm import __version__ as version
+    if not any(version.startswith(f"{tested}.") for tested in TESTED_VLLM):
+        logger.warning(
+            "vLLM %s: this connector was tested with %s; run its tests (make vllm test) before you"
+            " rely on it, or use one of these",
+            version,
+            " and ".join(TESTED_VLLM),
+        )
 
 
 def _value(name: str, value: Any) -> Any:

@@ -20,7 +20,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide
-from cache_core.adapters.vllm.config import ConnectorOptions, runs_ahead
+from cache_core.adapters.vllm.config import ConnectorOptions, runs_ahead, warn_untested
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
@@ -72,13 +72,12 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._shape = kv_shape(vllm_config, kv_cache_config, self._options.chunk_tokens)
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
-        kv_format = self._shape.format
         # What each data-parallel replica writes alone has its number.
         self._replica = int(vllm_config.parallel_config.data_parallel_index)
         self._namespace = namespace(
             vllm_config,
             self._layout,
-            kv_format,
+            self._shape.format,
             self._options.salt,
             self._options.codec,
             self._options.weights_id,
@@ -91,6 +90,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._outdated = -1
         self._observed: Observed | None = None
         if role == KVConnectorRole.SCHEDULER:
+            warn_untested()
             if transfer.kv_load_failure_policy != "recompute":
                 logger.warning(
                     "kv_load_failure_policy is %r: a chunk that can't be read fails its request;"
@@ -140,9 +140,9 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         if self.worker is None:
             return None
         opened = self.worker.opened()
-        codec = self._codec_of(opened.chunk_bytes)
-        size = opened.chunk_bytes if codec is None else codec.coded_bytes
-        return replace(opened, watched=bool(self._watch), chunk_bytes=size)
+        if (codec := self._codec_of(opened.chunk_bytes)) is not None:
+            opened = replace(opened, chunk_bytes=codec.coded_bytes)
+        return replace(opened, watched=bool(self._watch))
 
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         if self.worker is not None:

@@ -13,10 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+)
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
 
 from cache_core.adapters.vllm import TieredKVConnector
+from cache_core.adapters.vllm.config import warn_untested
 from cache_core.adapters.vllm.metadata import StepMeta
 
 WARNINGS: list[str] = []
@@ -160,6 +164,26 @@ def ahead() -> dict[str, Any]:
     return found
 
 
+def asked() -> dict[str, list[str]]:
+    """What vLLM asks of a connector: what each must answer, what ours does not, and hooks that
+    stay as vLLM has them."""
+    hooks = {name for name in vars(KVConnectorBase_V1) if not name.startswith("_")}
+    return {
+        "abstract": sorted(KVConnectorBase_V1.__abstractmethods__),
+        "missing": sorted(TieredKVConnector.__abstractmethods__),
+        "left": sorted(hooks - set(vars(TieredKVConnector))),
+    }
+
+
+def versions() -> dict[str, list[str]]:
+    found = {}
+    for version in ("0.32.0", "0.32.1+cpu", "0.33.0", "0.320.0"):
+        WARNINGS.clear()
+        warn_untested(version)
+        found[version] = list(WARNINGS)
+    return found
+
+
 def main() -> None:
     scratch = Path(sys.argv[2]) / "connector"
     scratch.mkdir()
@@ -168,7 +192,7 @@ def main() -> None:
     print(
         json.dumps(
             found
-            | {"pool": pool(), "ahead": ahead()}
+            | {"pool": pool(), "ahead": ahead(), "asked": asked(), "versions": versions()}
             | {kind: watched(kind) for kind in ("watched", "fixed")}
         )
     )

@@ -54,3 +54,44 @@ def test_no_load_is_inside_a_step_where_vllm_runs_ahead(found: dict[str, Any]) -
         assert ahead[f"{name}, auto"] == "between steps"
         assert re.search(f'load is "sync".*{how}.*use "auto"', ahead[f"{name}, sync"])
         assert re.search(f"blend loads inside a step.*{how}", ahead[f"{name}, True"])
+
+
+def test_what_vllm_asks_of_a_connector_is_what_it_asked_before(found: dict[str, Any]) -> None:
+    """A version that asks for more is seen here: answer it, or put it with what is left."""
+    asked = found["asked"]
+    assert asked["missing"] == []
+    assert asked["abstract"] == [
+        "build_connector_meta",
+        "get_num_new_matched_tokens",
+        "save_kv_layer",
+        "start_load_kv",
+        "update_state_after_alloc",
+        "wait_for_layer_load",
+        "wait_for_save",
+    ]
+    assert asked["left"] == [
+        "bind_connector_metadata",
+        "bind_kv_cache_manager",
+        "clear_connector_metadata",
+        "finish_forward",
+        "get_finished_count",
+        "get_kv_connector_kv_cache_events",
+        "get_loaded_kv_cache_group_ids",
+        "get_mem_pool_context",
+        "get_required_kvcache_layout",
+        "get_transfer_results",
+        "has_connector_metadata",
+        "has_pending_block_frees",
+        "register_finished_partial_tail",
+        "reset_capture_state",
+        "role",
+        "set_host_xfer_buffer_ops",
+        "set_xfer_handshake_metadata",
+        "supports_divergent_local_hybrid_hits",
+    ]
+
+
+def test_a_version_that_was_not_tested_is_warned_of(found: dict[str, Any]) -> None:
+    warned = {version: bool(words) for version, words in found["versions"].items()}
+    assert warned == {"0.32.0": False, "0.32.1+cpu": False, "0.33.0": True, "0.320.0": True}
+    assert "tested with 0.32; run its tests" in found["versions"]["0.33.0"][0]
