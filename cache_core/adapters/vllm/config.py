@@ -140,7 +140,9 @@ TESTED_VLLM = ("0.32",)
 def warn_untested(version: str = "") -> None:
     """Logs a warning where vLLM's version is none that the connector was tested with."""
     if not version:
-        from vllm import __version__ as version
+        import vllm
+
+        version = str(vllm.__version__)
     if not any(version.startswith(f"{tested}.") for tested in TESTED_VLLM):
         logger.warning(
             "vLLM %s: this connector was tested with %s; run its tests (make vllm test) before you"
