@@ -78,7 +78,7 @@ def random_llama(folder: Path, size: str = "17m", device: str = "cpu") -> str:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _embedded_tokenizer() if size == "17m" else _trained_tokenizer()
+    tokenizer = _embedded_tokenizer() if size == "17m" else trained_tokenizer()
     shape = {"vocab_size": len(tokenizer), "tie_word_embeddings": False, **SHAPES[size]}
     begin, end = (1, 2) if size == "17m" else (0, 1)
     config = LlamaConfig(bos_token_id=begin, eos_token_id=end, **shape)
@@ -109,7 +109,7 @@ def _embedded_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(source, **extra)
 
 
-def _trained_tokenizer() -> Any:
+def trained_tokenizer() -> Any:
     """Byte-level BPE of 8,192 tokens over the generated text: the same at each call."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,121 @@
+"""Makes a small model of random weights of a family, with a tokenizer: to try what serves it.
+
+    python benchmarks/models/random_model.py KIND FOLDER
+
+Kinds are families by what their layers keep: all KV (llama, qwen3-moe), a window of it
+(mistral-sliding), windows beside full attention (gemma3, gpt-oss), one latent for all heads
+(deepseek), recurrent states beside attention (qwen3-next). What a model says means nothing. The
+tokenizer is trained on the generated text in a second or two, so that neither package nor network
+is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from random_llama import trained_tokenizer
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 8192,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+_TURNS = ["sliding_attention", "full_attention"]
+WINDOW = 512
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "qwen3-moe": ("Qwen3MoeConfig", {"head_dim": 64, **_EXPERTS}),
+    "mistral-sliding": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 64}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": WINDOW,
+            "num_hidden_layers": 6,
+            "layer_types": [*["sliding_attention"] * 5, "full_attention"],
+        },
+    ),
+    "gpt-oss": (
+        "GptOssConfig",
+        {
+            "head_dim": 64,
+            "sliding_window": 128,
+            "layer_types": _TURNS * 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "deepseek": (
+        "DeepseekV3Config",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 64,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 128,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        {
+            "head_dim": 64,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+            "shared_expert_intermediate_size": 128,
+            **_EXPERTS,
+        },
+    ),
+}
+"""The configuration class of transformers and what differs from the common shape, by kind."""
+
+
+def random_model(kind: str, folder: Path) -> str:
+    """Writes the model, its weights in float32, and its tokenizer; returns the folder."""
+    import torch
+    import transformers
+
+    name, shape = KINDS[kind]
+    config = getattr(transformers, name)(**_COMMON | shape)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for weights in model.parameters():
+        # Larger weights than usual: logits lie far apart, so that greedy tokens mean something.
+        if weights.ndim > 1:
+            torch.nn.init.normal_(weights, std=0.08)
+    model.save_pretrained(folder)
+    trained_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    print(random_model(args.kind, args.folder))
+
+
+if __name__ == "__main__":
+    main()
