@@ -71,7 +71,7 @@ class Transfer:
     """One stream of one GPU; one thread at a time. Chunks are all on that GPU or all on the host.
 
     ``ctas`` are the thread blocks of a kernel, 0 for four per multiprocessor; a few leave the GPU
-    to the model. Coding and turning, and moves within the GPU's memory, take four times as many.
+    to the model. Coding, and moves within the GPU's memory, take four times as many.
     Chunks in pageable memory pass through ``staging_bytes`` of pinned memory, in two halves that
     take turns. ``urgent``: the GPU runs its kernels ahead of those of other streams.
     """

@@ -24,7 +24,7 @@ _PATIENCE_S = 300.0
 
 class Decode:
     """``running`` requests of ``context`` tokens each get a token in each step. They fill chunks in
-    side of the steps, a part of them in each, and in the others none does. The tier is full when
+    half of the steps, a part of them in each, and in the others none does. The tier is full when
     the prompts have been stored: each chunk that is new evicts one.
 
     Figures are in microseconds per running request and step."""
@@ -43,9 +43,9 @@ class Decode:
         while any(request.num_output_tokens < 1 for request in requests.values()):
             self.engine.step()
         # Each is to fill its chunks in steps of its own.
-        side = CHUNK_TOKENS // 2
+        half = CHUNK_TOKENS // 2
         more = {
-            f"r{number}": (number % side - requests[f"r{number}"].num_tokens) % CHUNK_TOKENS
+            f"r{number}": (number % half - requests[f"r{number}"].num_tokens) % CHUNK_TOKENS
             for number in range(running)
         }
         self.engine.step(more)
@@ -84,14 +84,14 @@ class Decode:
 
 class Queue:
     """``queued`` requests of ``context`` tokens wait, and vLLM asks for each in every pass: the
-    first side of each is held, and what comes next is being stored. It is not in vLLM's own prefix
+    first half of each is held, and what comes next is being stored. It is not in vLLM's own prefix
     cache, which is off here.
 
     Figures are in microseconds per queued request and pass, unless they say otherwise."""
 
     def __init__(self, connector: str, held: int, context: int, queued: int, repeats: int) -> None:
         self._documents = min(_DOCUMENTS, queued)
-        self._side = context // 2 // CHUNK_TOKENS * CHUNK_TOKENS
+        self._half = context // 2 // CHUNK_TOKENS * CHUNK_TOKENS
         longest = context + CHUNK_TOKENS
         self._context, self._queued, self._repeats = context, queued, 0
         at_once = 2 * self._documents
@@ -119,7 +119,7 @@ class Queue:
             engine.step()
         engine.timed.take()
         for number in range(self._queued):
-            end = tokens(10**6 * (round_ + 1) + number, self._context - self._side - _ADDED)
+            end = tokens(10**6 * (round_ + 1) + number, self._context - self._half - _ADDED)
             engine.add(f"queued-{round_}-{number}", prompts[number % self._documents] + end, 1)
         first = self._pass()
         later = [self._pass() for _ in range(_PASSES)]
@@ -140,7 +140,7 @@ class Queue:
         }
 
     def _document(self, number: int) -> list[int]:
-        return tokens(number, self._side)
+        return tokens(number, self._half)
 
     def _pass(self) -> Spent:
         step = self.engine.step()

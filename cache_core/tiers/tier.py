@@ -57,15 +57,10 @@ class Tier(Protocol):
     in_memory: bool = False
     """Whether it is no more than memory, so that its :meth:`place` can be copied from at once."""
 
-    @property
-    def keeps_time(self) -> bool:
-        """Whether its calls always come back, within a time that it keeps itself."""
-        return False
-
-    @property
-    def counters(self) -> Any:
-        """Counts of its own, a dataclass of numbers; None if it has none."""
-        return None
+    keeps_time: bool = False
+    """Whether its calls always come back, within a time that it keeps itself."""
+    counters: Any = None
+    """Counts of its own, a dataclass of numbers; None if it has none."""
 
     def recovered(self) -> list[bytes]:
         """Returns what the tier holds from an earlier process, least recently stored first:

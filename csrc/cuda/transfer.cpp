@@ -95,9 +95,9 @@ struct Transfer::State {
   }
 
   // Calls `part` on all chunks at once if the GPU can reach them, else on as many at a time as a
-  // half of the staging holds, with addresses there: part(table, chunks, first chunk). `padded`: a
+  // half of the staging holds, with addresses there: part(table, chunks). `padded`: a
   // gather leaves bytes of a chunk as they are.
-  using Part = std::function<void(const SlotTable&, const std::uint64_t*, std::size_t)>;
+  using Part = std::function<void(const SlotTable&, const std::uint64_t*)>;
   void in_parts(const SlotTable& table, const std::uint64_t* chunks, std::size_t chunk_bytes,
                 bool to_engine, bool padded, const Part& part) {
     if (reaches_all(table, chunks)) return part(table, chunks, 0);
@@ -134,7 +134,7 @@ struct Transfer::State {
       // What is left out keeps what the chunk has: it travels both ways.
       const bool kept = padded || std::find(some.slots, end, -1) != end;
       if (to_engine || kept) carry(half.staged, half.chunks);
-      part(some, staged.data(), first);
+      part(some, staged.data());
       sides[which].staging_free.record(stream);
     }
     if (!to_engine) arrive(which), arrive(which ^ 1);
@@ -238,7 +238,7 @@ void Transfer::move(const Paged& paged, const SlotTable& table, const std::uint6
   s.check_engine(paged);
   const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
   s.in_parts(table, chunks, bytes, !gather, false,
-             [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
+             [&](const SlotTable& some, const std::uint64_t* there) {
                const RowPlan plan = plan_moves(paged, some, there, order, verb);
                Parcel parcel;
                std::size_t at[3];
@@ -260,7 +260,7 @@ void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint6
   const auto bytes = static_cast<std::size_t>(whole.chunk_bytes);
   const std::uint64_t items = std::uint64_t{whole.rows.per_chunk} * whole.rows.items;
   s.in_parts(table, chunks, bytes, !encode, scales_offset(items) != items,
-             [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
+             [&](const SlotTable& some, const std::uint64_t* there) {
                const RowPlan plan = plan_items(paged, some, there, order, type, verb);
                bool floats = true;
                for (std::size_t i = 0; i < some.chunks; ++i) floats = floats && there[i] % 4 == 0;
@@ -287,7 +287,7 @@ void Transfer::move_by_dma(const Paged& paged, const SlotTable& table, const std
   if (found.tokens == 0) return;
   s.check_engine(paged);
   s.in_parts(table, chunks, static_cast<std::size_t>(chunk_bytes), !gather, false,
-             [&](const SlotTable& some, const std::uint64_t* there, std::size_t) {
+             [&](const SlotTable& some, const std::uint64_t* there) {
                std::vector<std::uint64_t> to, from, sizes;
                for_pieces(paged, some, there, order,
                           [&](std::uint64_t engine, std::uint64_t chunk, std::int64_t bytes) {

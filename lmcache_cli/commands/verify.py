@@ -27,7 +27,9 @@ verify_app = typer.Typer(
 
 @verify_app.command("hits", short_help="A hit from each tier.", epilog=HITS_EXAMPLES)
 @flattened
-def hits(flags: HitsFlags, json: Json = None, config: Config = None, quiet: Quiet = False) -> None:
+def hits_command(
+    flags: HitsFlags, json: Json = None, config: Config = None, quiet: Quiet = False
+) -> None:
     """Compares the logits and greedy tokens of a hit from each tier with those of a cold prefill.
     Exit code 1 if any differs by more than the dtype's rounding."""
     from lmcache_cli.verify.hits import verify_hits
@@ -39,7 +41,7 @@ def hits(flags: HitsFlags, json: Json = None, config: Config = None, quiet: Quie
     "blend", short_help="Passages in another order (bench --reuse blend).", epilog=BLEND_EXAMPLES
 )
 @flattened
-def blend(
+def blend_command(
     flags: BlendGateFlags, json: Json = None, config: Config = None, quiet: Quiet = False
 ) -> None:
     """Proves the gates that blend must pass on a model, measures its quality at each ratio, and
@@ -56,7 +58,7 @@ def blend(
     epilog=CROSS_MODEL_EXAMPLES,
 )
 @flattened
-def cross_model(
+def cross_model_command(
     base: Annotated[
         str,
         typer.Argument(metavar="BASE", help="Base whose KV --model is served, or embedded."),

@@ -18,7 +18,7 @@ from lmcache_cli.probe.media import Figure, ProbeError, rates, timed_figure
 
 SIZES = (256 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 4, 8)
-MODES = ("read", "write", "mixed")
+CALLS = ("read", "write", "mixed")
 _BLOCK = 4096
 _PER_RUN = 128 << 20  # bytes that one measured run moves
 
@@ -57,7 +57,7 @@ def probe_disk(
         with _file(folder, file_bytes) as path:
             figures = []
             kinds = [True, False] if direct else [False]
-            for around, size, depth, mode in product(kinds, SIZES, DEPTHS, MODES):
+            for around, size, depth, mode in product(kinds, SIZES, DEPTHS, CALLS):
                 if not around and mode == "mixed":
                     continue  # a read of what was just written is no cold read
                 kind = "O_DIRECT" if around else "page cache"

@@ -234,13 +234,13 @@ def test_both_connectors_save_and_load_what_they_were_given(
     done: tuple[str, dict[str, Any]],
 ) -> None:
     _, document = done
-    side = CONTEXT // 2 // CHUNK
+    half = CONTEXT // 2 // CHUNK
     # Prompts, and what was decoded; halves of prompts, and what was stored behind them.
-    least = RUNNING * (CONTEXT // CHUNK + 2) + QUEUED * (side + 2)
+    least = RUNNING * (CONTEXT // CHUNK + 2) + QUEUED * (half + 2)
     assert set(document["moved"]) == {OURS, THEIRS}
     for moved in document["moved"].values():
         assert moved["saved"] >= least
-        assert moved["loaded"] >= QUEUED * (side + side + 2)
+        assert moved["loaded"] >= QUEUED * (half + half + 2)
 
 
 def test_every_figure_is_there_for_both(done: tuple[str, dict[str, Any]]) -> None:

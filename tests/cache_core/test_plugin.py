@@ -47,6 +47,12 @@ class Bare:
     def close(self):
         self._tier.close()
 
+class Timely(NullTier):
+    # says what it is where it is made
+    def __init__(self, name, capacity, chunk_bytes):
+        super().__init__(name, capacity)
+        self.shared, self.keeps_time, self.counters = True, False, {"calls": 1}
+
 def half(name, capacity, chunk_bytes):
     return object()
 
@@ -113,3 +119,8 @@ def test_a_tier_that_says_no_more_than_it_has_to_is_one(installed: None) -> None
     assert tier.counters is None and tier.recovered() == []
     assert tier.write([b"k"], None) == [True] and tier.contains([b"k"]) == [True]
     assert (tier.name, tier.capacity, len(tier)) == ("far", 4, 1)
+
+
+def test_a_tier_may_say_what_it_is_where_it_is_made(installed: None) -> None:
+    tier = open_plugin("their_tiers:Timely", "far", 4, 100)
+    assert (tier.shared, tier.keeps_time, tier.counters) == (True, False, {"calls": 1})

@@ -200,7 +200,7 @@ def reported(worker: WorkerSide, step: int) -> WorkerReport:
 
 
 class Away(MemoryTier):
-    """Can't be read, and takes side a minute of the clock to say so, until it is ``well``."""
+    """Can't be read, and takes half a minute of the clock to say so, until it is ``well``."""
 
     def __init__(self, chunk_bytes: int) -> None:
         super().__init__("cpu", 8, chunk_bytes)
