@@ -55,7 +55,7 @@ class _Plugin(Wrapper):
         self.in_memory = bool(getattr(tier, "in_memory", False))
 
     @property
-    def keeps_time(self) -> bool:
+    def keeps_time(self) -> bool:  # type: ignore[override]
         return bool(getattr(self._tier, "keeps_time", False))
 
     @property

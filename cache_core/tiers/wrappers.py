@@ -24,7 +24,7 @@ class Wrapper(Tier):
         self._tier = tier
 
     @property
-    def keeps_time(self) -> bool:
+    def keeps_time(self) -> bool:  # type: ignore[override]
         return self._tier.keeps_time
 
     @property

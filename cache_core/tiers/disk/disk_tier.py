@@ -121,7 +121,7 @@ class DiskTier(Tier):
         return self._counters
 
     @property
-    def keeps_time(self) -> bool:
+    def keeps_time(self) -> bool:  # type: ignore[override]
         """Returns whether calls always come back, and late ones touch no memory of the caller's."""
         return self._crew.timeout_s is not None
 
