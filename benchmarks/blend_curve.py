@@ -28,7 +28,7 @@ from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.engine import TransformersEngine
 from reports.quality import QualitySummary, quality_of
-from reports.sample import Sample
+from reports.sample import Sample, frame
 from workloads import GeneratedCorpus, Request, Settings, generate, warming
 
 RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6, 1.0)
@@ -45,7 +45,7 @@ class Point:
 
     @property
     def quality(self) -> QualitySummary:
-        return quality_of(self.judged)
+        return quality_of(frame(self.judged))
 
     def own_share(self) -> float:
         """Median share of TTFT that went into matching, rotating and selecting."""

@@ -30,3 +30,14 @@ class CellMissingError(CellError, MissingError):
     """One cell of a bench can't be measured because something that it needs is not here."""
 
     exit_code = EXIT_MISSING
+
+
+def parser_text(error: Exception) -> str | None:
+    """Returns what the parser of the command line says was wrong, on one line; None for an error
+    that is not the parser's. Typer brings a copy of click, or uses the installed one: its errors
+    are known by what they can do."""
+    message = getattr(error, "format_message", None)
+    if message is None:
+        return None
+    # What checks the choices of a Literal puts its own kind of error in front.
+    return " ".join(str(message()).split()).replace("Value error, ", "")

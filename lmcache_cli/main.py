@@ -21,7 +21,7 @@ from lmcache_cli.commands import (
     tune,
     verify,
 )
-from lmcache_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
+from lmcache_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, parser_text
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,14 +83,12 @@ def run() -> None:
         # The reader of our output (head, less) has left; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        # The parser's own errors, which Typer would draw in a box. Typer brings a copy of click,
-        # or uses the installed one: they are known by what they can do.
-        message = getattr(error, "format_message", None)
-        if message is None:
+        # The parser's own errors, which Typer would draw in a box.
+        text = parser_text(error)
+        if text is None:
             if type(error).__name__ == "Abort":
                 sys.exit(EXIT_INTERRUPTED)
             raise
-        text = " ".join(str(message()).split()).replace("Value error, ", "")
         command = getattr(getattr(error, "ctx", None), "command_path", "lmcache")
         if text:
             print(f"lmcache: {text.rstrip('.')}; see {command} --help", file=sys.stderr)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from reports.sample import Sample, done, frame
+from reports.sample import done
 
 RESAMPLES = 1000
 MIN_REQUESTS = 5
@@ -38,12 +38,12 @@ class OutputChanges:
         return self.different == 0 if self.compared else None
 
 
-def pair_samples(off: Sequence[Sample], cell: Sequence[Sample]) -> Any:
+def pair_rows(off: Any, cell: Any) -> Any:
     """Returns a DataFrame of the requests that both completed, joined by repeat and request, in
     that order; columns as of :func:`reports.sample.frame`, with ``_off`` and ``_cell`` after their
     names."""
     keys = ["repeat", "request_id"]
-    pairs = done(frame(off)).merge(done(frame(cell)), on=keys, suffixes=("_off", "_cell"))
+    pairs = done(off).merge(done(cell), on=keys, suffixes=("_off", "_cell"))
     return pairs.sort_values(keys, ignore_index=True)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.sample import Sample, frame
+from reports.sample import Sample
 
 QUALITY_RESAMPLES = 1000
 LEAST_ANSWERS = 5
@@ -62,10 +62,10 @@ class AnswerSummary:
     exact_high: float | None = None
 
 
-def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
+def answers_of(rows: Any, seed: int = 0) -> AnswerSummary:
     """Summarises how right the answers are. Intervals are percentile bootstraps over requests,
     repeats averaged. The same samples and seed give the same answer."""
-    known = frame(samples).dropna(subset=["f1", "exact"])
+    known = rows.dropna(subset=["f1", "exact"])
     if known.empty:
         return AnswerSummary()
     scores = known.groupby("request_id", sort=False)[["f1", "exact"]].mean().to_numpy()
@@ -78,11 +78,11 @@ def answers_of(samples: Sequence[Sample], seed: int = 0) -> AnswerSummary:
     )
 
 
-def quality_of(samples: Sequence[Sample], seed: int = 0) -> QualitySummary:
+def quality_of(rows: Any, seed: int = 0) -> QualitySummary:
     """Summarises the quality of the answers. The interval is a percentile bootstrap over whole
     requests, all repeats together: positions of one answer are not independent. The same samples
     and seed give the same answer."""
-    rows = frame(samples).dropna(subset=["kl", "agreement", "kl_positions"])
+    rows = rows.dropna(subset=["kl", "agreement", "kl_positions"])
     answers = [
         [Quality(s.kl, s.agreement, int(s.kl_positions)) for s in group.itertuples()]
         for _, group in rows[rows.kl_positions > 0].groupby("request_id", sort=False)

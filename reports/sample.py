@@ -148,17 +148,26 @@ def frame(samples: Sequence[Sample]) -> Any:
     are the tokens that any tier served. What is None in a sample is NaN."""
     import pandas
 
-    rows = pandas.DataFrame([sample.to_row() for sample in samples], columns=COLUMNS)
-    numbers = [*(f"hit_{tier}" for tier in TIERS), "expected_hit_tokens", *BLEND_FIELDS]
-    rows[numbers] = rows[numbers].astype("float64")
-    rows["hits"] = rows[[f"hit_{tier}" for tier in TIERS]].sum(axis=1)
-    rows["ttft"] = rows.first_token_s - rows.scheduled_s
-    rows["ttft_from_send"] = rows.first_token_s - rows.sent_s
-    rows["client_queue"] = rows.sent_s - rows.scheduled_s
-    rows["e2e"] = rows.finished_s - rows.scheduled_s
-    several = rows.output_tokens.where(rows.output_tokens > 1)
-    rows["tpot"] = (rows.e2e - rows.ttft) / (several - 1)
-    return rows.rename(columns={"lookup_s": "lookup", "load_s": "load", "prefill_s": "prefill"})
+    table = {name: [row[name] for row in map(Sample.to_row, samples)] for name in COLUMNS}
+    columns: dict[str, Any] = {**table}
+    for name in _OPTIONAL:
+        columns[name] = np.array(table[name], dtype=np.float64)
+    for name in ("scheduled_s", "sent_s", "first_token_s", "finished_s"):
+        columns[name] = np.array(table[name], dtype=np.float64)
+    for name in ("lookup", "load", "prefill"):
+        columns[name] = np.array(columns.pop(f"{name}_s"), dtype=np.float64)
+    columns["hits"] = np.nansum([columns[f"hit_{tier}"] for tier in TIERS], axis=0)
+    columns["ttft"] = columns["first_token_s"] - columns["scheduled_s"]
+    columns["ttft_from_send"] = columns["first_token_s"] - columns["sent_s"]
+    columns["client_queue"] = columns["sent_s"] - columns["scheduled_s"]
+    columns["e2e"] = columns["finished_s"] - columns["scheduled_s"]
+    further = np.array(table["output_tokens"], dtype=np.float64) - 1
+    further[further <= 0] = np.nan
+    columns["tpot"] = (columns["e2e"] - columns["ttft"]) / further
+    return pandas.DataFrame(columns)
+
+
+_OPTIONAL = (*(f"hit_{tier}" for tier in TIERS), "expected_hit_tokens", *BLEND_FIELDS)
 
 
 def done(rows: Any) -> Any:

@@ -47,25 +47,30 @@ class StoredRun:
     def read(cls, path: str | Path) -> StoredRun:
         """Reads a run file. Raises ``StoredError`` for a file that is missing, damaged, or no run
         of ``bench``; ``CheckRecordError`` for what ``check`` keeps."""
-        try:
-            samples, meta = read_run(path)
-            refuse_check_record(path, meta)
-        except CheckRecordError:
-            raise
-        except RunFileError as error:
-            raise StoredError(str(error)) from error
-        by_cell: dict[int, list[Sample]] = {}
-        for sample in samples:
-            by_cell.setdefault(sample.cell, []).append(sample)
-        metas = [cast(CellMeta, dict(cell)) for cell in meta.get("cells", [])]
-        # cells that an interrupted run never reached have neither samples nor metadata
-        if not metas or len(metas) != len(by_cell):
-            raise StoredError(
-                f"{path}: describes {len(metas)} cells and has samples of {len(by_cell)};"
-                " run the benchmark again"
-            )
-        samples_of = [by_cell[index] for index in sorted(by_cell)]
+        meta, metas, samples_of = _read_cells(path)
         return cls(Path(path).stem, meta, run_summaries(samples_of, metas), samples_of)
+
+
+def _read_cells(path: str | Path) -> tuple[dict[str, Any], list[CellMeta], list[list[Sample]]]:
+    """Returns a run's metadata, and what each cell is with its samples."""
+    try:
+        samples, meta = read_run(path)
+        refuse_check_record(path, meta)
+    except CheckRecordError:
+        raise
+    except RunFileError as error:
+        raise StoredError(str(error)) from error
+    by_cell: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_cell.setdefault(sample.cell, []).append(sample)
+    metas = [cast(CellMeta, dict(cell)) for cell in meta.get("cells", [])]
+    # cells that an interrupted run never reached have neither samples nor metadata
+    if not metas or len(metas) != len(by_cell):
+        raise StoredError(
+            f"{path}: describes {len(metas)} cells and has samples of {len(by_cell)};"
+            " run the benchmark again"
+        )
+    return meta, metas, [by_cell[index] for index in sorted(by_cell)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +145,9 @@ def load(paths: str | Path | Iterable[str | Path]) -> Any:
 
     found = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        run = StoredRun.read(path)
-        for cell, samples in zip(run.cells, run.samples_of, strict=True):
-            meta = pandas.json_normalize({"run": run.name, **cell.meta})
+        _, metas, samples_of = _read_cells(path)
+        for cell, samples in zip(metas, samples_of, strict=True):
+            meta = pandas.json_normalize({"run": Path(path).stem, **cell})
             rows = frame(samples).drop(columns="workload")
             found.append(meta.merge(rows, how="cross"))
     return pandas.concat(found, ignore_index=True) if found else pandas.DataFrame()

@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.paired import OutputChanges, Speedup, compare_outputs, pair_samples, ttft_speedup
+from reports.paired import OutputChanges, Speedup, compare_outputs, pair_rows, ttft_speedup
 from reports.quality import AnswerSummary, QualitySummary, answers_of, quality_of
 from reports.sample import TIERS, Sample, done, frame, times
 
@@ -182,7 +182,7 @@ def summarise(
     rows = frame(samples)
     found = done(rows)
     values = times(rows)
-    pairs = pair_samples(off, samples) if off is not None else None
+    pairs = pair_rows(frame(off), rows) if off is not None else None
     total = {name: int(found[name].sum()) for name in _SUMMED}
     prompt_tokens, hits = total["prompt_tokens"], total["hits"]
     expected = found.expected_hit_tokens
@@ -216,8 +216,8 @@ def summarise(
         if layer_tokens
         else None,
         blend=Spread.of(found.blend_s.dropna()),
-        quality=quality_of([sample for sample in samples if sample.completed]),
-        answers=answers_of([sample for sample in samples if sample.completed]),
+        quality=quality_of(found),
+        answers=answers_of(found),
         own_share=float(own.blend_s.sum()) / own_ttft if own_ttft > 0 else None,
     )
 

@@ -100,7 +100,7 @@ struct Transfer::State {
   using Part = std::function<void(const SlotTable&, const std::uint64_t*)>;
   void in_parts(const SlotTable& table, const std::uint64_t* chunks, std::size_t chunk_bytes,
                 bool to_engine, bool padded, const Part& part) {
-    if (reaches_all(table, chunks)) return part(table, chunks, 0);
+    if (reaches_all(table, chunks)) return part(table, chunks);
     const std::size_t step = (chunk_bytes + kAlign - 1) / kAlign * kAlign;
     const std::size_t fit = std::max<std::size_t>(1, half_bytes / step);
     const std::size_t at_once = std::min(table.chunks, fit);

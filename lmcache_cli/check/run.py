@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -25,6 +25,7 @@ from lmcache_cli.errors import (
     UserError,
 )
 from lmcache_cli.machine import machine, versions
+from lmcache_cli.modes.mode import one_of
 from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import json_text
@@ -282,6 +283,7 @@ class Judgement:
     def of(cls, flags: JudgementFlags) -> Judgement:
         """Reads the criteria from flags. Raises ``UserError`` for a rule that can't be read,
         ``MissingError`` without scipy."""
+        one_of("--counters", flags.counters, get_args(Strictness))
         try:
             rules = [parse_rule(text) for text in (flags.fail_on or [DEFAULT_RULE])]
         except RuleError as error:

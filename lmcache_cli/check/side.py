@@ -16,7 +16,7 @@ import typer
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.check.stored_runs import ComparedRun, read_compared
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
+from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, parser_text
 from lmcache_cli.options.bench import BenchOptions
 from reports.verdict.trial import Comparison
 
@@ -139,10 +139,10 @@ class Side:
         except typer.Exit as error:
             raise UserError(f"--{self.name}: --help is no flag of a run; leave it out") from error
         except Exception as error:
-            message = getattr(error, "format_message", None)
-            if message is None:
+            text = parser_text(error)
+            if text is None:
                 raise
-            raise UserError(f"--{self.name}: {message()} Flags are those of bench") from error
+            raise UserError(f"--{self.name}: {text} Flags are those of bench") from error
 
 
 def parse_side(name: str, text: str | None, python: Path | None) -> Side:

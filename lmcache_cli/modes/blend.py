@@ -46,7 +46,9 @@ def verified(
         return plan
     subject, given = engine.blend_subject(), options.blend_certificate
     try:
-        path, certificate = find_certificate(subject, given, options.model, options.dtype)
+        path, certificate = find_certificate(
+            subject, given, options.model, options.dtype, options.device
+        )
     except CellMissingError as error:
         for cell in plan.cells:
             if cell.spec.blend:
@@ -226,10 +228,10 @@ def certificate_path(subject: Subject) -> Path:
 
 
 def find_certificate(
-    subject: Subject, given: Path | None, model: str | None, dtype: str
+    subject: Subject, given: Path | None, model: str | None, dtype: str, device: str = "cpu"
 ) -> tuple[Path, Certificate]:
-    """Reads the model's certificate from ``given`` or its own path. ``model`` and ``dtype`` are as
-    the user gave them. Raises ``CellMissingError`` with the command that makes it."""
+    """Reads the model's certificate from ``given`` or its own path. ``model``, ``dtype`` and
+    ``device`` are as the user gave them. Raises ``CellMissingError`` with the command for it."""
     path = given or certificate_path(subject)
     if given is None and not path.exists():
         lack = f"{subject.model} in {subject.dtype} has not passed the gates of blend"
@@ -239,6 +241,8 @@ def find_certificate(
         except CertificateError as error:
             lack = str(error)
     command = "lmcache verify blend" + (f" --model {model}" if model else "")
+    if device != "cpu":
+        command += f" --device {device}"
     if dtype not in ("auto", "float32"):
         command += f" --dtype {dtype}"
     if given is not None:

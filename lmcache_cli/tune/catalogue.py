@@ -74,28 +74,42 @@ def find_architecture(name: str) -> Architecture:
     """Returns the catalogue's model of that name, or what the ``config.json`` says that ``name``
     is, or that is in that folder, or of that Hugging Face id on this machine. Raises ``UserError``
     listing what is known, or naming the field of a configuration that it can't do without."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        path = path / "config.json"
-    elif not path.is_file():
+    path = _config_path(name)
+    if path is None:
         short = _short(name)
         found = ARCHITECTURES.get(short) or ARCHITECTURES.get(_TUNED.sub("", short))
         if found is not None:
             return found
-        path = _cached_config(name) or path
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        path, called = _cached_config(name), _short(name)
+    else:
+        called = path.parent.name if path.name == "config.json" else path.stem
+    if path is None:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
             f"--model: {name!r} is not in the catalogue, and no folder or id with a config.json"
             f" here; use one of {known}"
-        ) from None
+        )
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("it is too large for a configuration")
+        config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--model: {path} can't be read: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"--model: {path} is no model's configuration")
-    return architecture_of(config, path.parent.name if path.name == "config.json" else path.stem)
+    return architecture_of(config, called)
+
+
+def _config_path(name: str) -> Path | None:
+    """Returns the configuration that ``name`` is, or that is in this folder; None if it is no such
+    path."""
+    try:
+        path = Path(name).expanduser().resolve()
+        if path.is_dir():
+            path = path / "config.json"
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # a name that no file can have, a home that is not there
+        return None
 
 
 def _cached_config(name: str) -> Path | None:
@@ -112,63 +126,96 @@ def _cached_config(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
+def architecture_of(config: Mapping[str, Any], called: str) -> Architecture:
     """Returns the architecture that a model's ``config.json`` describes: attention of full width,
     grouped or latent (MLA), over dense layers or experts. Parameters are counted without norms and
     biases. Windows count as full attention. Raises ``UserError`` naming the field that is missing,
     or that says that the model keeps something else than KV."""
     text = config.get("text_config") or config
 
-    def need(*fields: str) -> int:
-        for field in fields:
-            if isinstance(text.get(field), int):
-                return int(text[field])
-        raise UserError(f"--model: the configuration of {name} has no {' or '.join(fields)}")
+    def field(*names: str) -> int:
+        for name in names:
+            if isinstance(text.get(name), int):
+                return int(text[name])
+        raise UserError(f"--model: the configuration of {called} has no {' or '.join(names)}")
 
-    for field in _STATES:
-        if text.get(field) is not None:
-            raise UserError(
-                f"--model: {name} has {field}: it keeps states beside KV, which can't be sized yet"
-            )
-    width, layers, heads = need("hidden_size"), need("num_hidden_layers"), need(_HEADS)
+    def optional(name: str, otherwise: int = 0) -> int:
+        return otherwise if text.get(name) is None else field(name)
+
+    _refuse_unknown(config, text, called)
+    width, layers = field("hidden_size"), field("num_hidden_layers")
+    heads = field("num_attention_heads")
     latent = qk = v = 0
     if text.get("kv_lora_rank"):
-        rank, rotary = need("kv_lora_rank"), need("qk_rope_head_dim")
-        qk, v, latent = need("qk_nope_head_dim") + rotary, need("v_head_dim"), rank + rotary
-        down = text.get("q_lora_rank")
+        rank, rotary = field("kv_lora_rank"), field("qk_rope_head_dim")
+        qk, v, latent = field("qk_nope_head_dim") + rotary, field("v_head_dim"), rank + rotary
+        down = optional("q_lora_rank")
         queries = down * (width + heads * qk) if down else width * heads * qk
         kv_heads, dim = 1, latent
         attention = queries + width * latent + rank * heads * (qk - rotary + v) + heads * v * width
     else:
-        kv_heads = text.get("num_key_value_heads") or heads
-        dim = text.get("head_dim") or width // heads
+        kv_heads, dim = optional("num_key_value_heads", heads), optional("head_dim", width // heads)
         attention = 2 * width * dim * (heads + kv_heads)
-    experts = next((text[field] for field in _EXPERTS if text.get(field)), 0)
-    dense = 3 * width * need("intermediate_size", "moe_intermediate_size")
+    experts = next((field(name) for name in _EXPERTS if text.get(name)), 0)
+    dense = 3 * width * field("intermediate_size", "moe_intermediate_size")
     sparse, used, sparse_layers = 0, 0, 0
     if experts:
-        if text.get("decoder_sparse_step", 1) != 1 or text.get("mlp_only_layers"):
-            raise UserError(f"--model: {name} has experts in some layers; they can't be counted")
-        one = 3 * width * need("moe_intermediate_size", "intermediate_size")
-        own = 3 * width * (text.get("shared_expert_intermediate_size") or 0)
-        own += one * (text.get("n_shared_experts") or 0) + width * experts
-        sparse, used = experts * one + own, need(*_CHOSEN) * one + own
-        sparse_layers = layers - (text.get("first_k_dense_replace") or 0)
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    rest = need("vocab_size") * width * (1 if tied else 2) + layers * attention
+        one = 3 * width * field("moe_intermediate_size", "intermediate_size")
+        own = 3 * width * optional("shared_expert_intermediate_size")
+        own += one * optional("n_shared_experts") + width * experts
+        sparse, used = experts * one + own, field(*_CHOSEN) * one + own
+        sparse_layers = layers - optional("first_k_dense_replace")
+    # Left out where it is what the family has: Gemma ties.
+    ties = str(text.get("model_type", "")).startswith("gemma")
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", ties))
+    rest = field("vocab_size") * width * (1 if tied else 2) + layers * attention
     rest += (layers - sparse_layers) * dense
-    source = f"config.json of {name}"
+    source = f"config.json of {called}"
     if text.get("sliding_window") and text.get("use_sliding_window", True):
         source += f" (its window of {text['sliding_window']} tokens counts as full attention)"
     sizes = {"latent": latent, "qk_dim": qk, "v_dim": v}
     total, active = (float(rest + sparse_layers * each) for each in (sparse, used))
-    return Architecture(name, total, active, layers, heads, kv_heads, dim, source, **sizes)
+    return Architecture(called, total, active, layers, heads, kv_heads, dim, source, **sizes)
 
 
-_HEADS = "num_attention_heads"
+def _refuse_unknown(config: Mapping[str, Any], text: Mapping[str, Any], called: str) -> None:
+    """Raises ``UserError`` for a configuration whose KV or parameters would be counted wrong."""
+    kinds = {kind for name in ("layer_types", "block_types") for kind in text.get(name) or ()}
+    kinds -= {"full_attention", "sliding_attention", "chunked_attention"}
+    odd = [f"layers of {kind}" for kind in sorted(map(str, kinds))]
+    odd += [name for name in _STATES if text.get(name) is not None]
+    odd += [name for name in _UNCOUNTED if text.get(name)]
+    odd += ["decoder_sparse_step"] if text.get("decoder_sparse_step", 1) != 1 else []
+    family = str(text.get("model_type") or config.get("model_type") or "")
+    odd += [f"model_type {family}"] if family in _OTHER_SHAPES else []
+    known = {*_EXPERTS, *_CHOSEN}
+    counts = (name for name in text if "num_experts" in name or "n_experts" in name)
+    odd += [name for name in counts if name not in known and text[name]]
+    if odd:
+        raise UserError(
+            f"--model: {called} has {', '.join(odd)}, which can't be sized yet; measure it with"
+            " lmcache probe, or name a model of the catalogue that is like it"
+        )
+
+
+_MOST_BYTES = 16 << 20
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 _CHOSEN = ("num_experts_per_tok", "experts_per_token")
-_STATES = ("linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache")
+_STATES = (
+    *("linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache"),
+    *("lru_width", "attn_type_list"),
+)
+"""Fields of models that keep states beside KV."""
+_UNCOUNTED = (
+    *("mlp_only_layers", "interleave_moe_layer_step", "moe_layers", "moe_layer_interval"),
+    *("num_kv_shared_layers", "global_head_dim", "index_head_dim", "moe_k"),
+)
+"""Fields that say which layers have experts, or that layers keep more or less than others do."""
+_OTHER_SHAPES = (
+    *("starcoder2", "phi", "gpt_neox", "gpt2", "gptj", "opt", "bloom", "falcon", "mpt", "arcee"),
+    *("apertus", "nemotron", "llama4", "llama4_text"),
+)
+"""Families whose dense layers are not gated, or whose configuration leaves experts out."""
 _TUNED = re.compile(r"-(instruct|chat|it|base)$")
 
 

@@ -21,7 +21,7 @@ from lmcache_cli.errors import UserError
 from lmcache_cli.options.verify import BlendGateFlags
 from lmcache_cli.verify.gates import columns
 from reports.quality import quality_of
-from reports.sample import Sample
+from reports.sample import Sample, frame
 from workloads import (
     CorpusError,
     FolderCorpus,
@@ -202,7 +202,7 @@ def _trial(
                 sample, kl=quality.kl, kl_positions=quality.positions, agreement=quality.agreement
             )
         )
-    found = quality_of(samples)
+    found = quality_of(frame(samples))
     assert found.kl is not None
     work = float(np.mean([s.token_layer_share or 0.0 for s in samples]))
     ttft = 1e3 * float(np.median([s.first_token_s - s.sent_s for s in samples]))

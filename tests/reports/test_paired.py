@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports.paired import OutputChanges, Speedup, compare_outputs, pair_samples, ttft_speedup
-from reports.sample import Sample
+from reports.paired import OutputChanges, Speedup, compare_outputs, pair_rows, ttft_speedup
+from reports.sample import Sample, frame
 
 Make = Callable[..., Sample]
 
@@ -15,20 +15,20 @@ Make = Callable[..., Sample]
 def test_pairs_are_by_repeat_and_request_and_both_completed(make_sample: Make) -> None:
     off = [make_sample("b"), make_sample("a"), make_sample("c", error="lost"), make_sample("d")]
     cell = [make_sample("a", repeat=1), make_sample("a"), make_sample("b"), make_sample("c")]
-    pairs = pair_samples(off, cell)
+    pairs = pair_rows(frame(off), frame(cell))
     assert list(zip(pairs.repeat, pairs.request_id, strict=True)) == [(0, "a"), (0, "b")]
 
 
 def test_speedup_is_the_ratio_of_the_medians(make_sample: Make) -> None:
     off = [make_sample(name, ttft=ttft) for name, ttft in (("a", 8.0), ("b", 10.0), ("c", 90.0))]
     cell = [make_sample(name, ttft=ttft) for name, ttft in (("a", 4.0), ("b", 1.0), ("c", 2.0))]
-    assert ttft_speedup(pair_samples(off, cell)) == Speedup(5.0, None, None)
+    assert ttft_speedup(pair_rows(frame(off), frame(cell))) == Speedup(5.0, None, None)
 
 
 def test_speedup_leaves_out_what_failed_on_either_side(make_sample: Make) -> None:
     off = [make_sample("a", ttft=8.0), make_sample("b", ttft=100.0)]
     cell = [make_sample("a", ttft=2.0), make_sample("b", ttft=1.0, error="lost")]
-    assert ttft_speedup(pair_samples(off, cell)).ratio == 4.0
+    assert ttft_speedup(pair_rows(frame(off), frame(cell))).ratio == 4.0
 
 
 def test_no_pairs_or_no_time_give_no_speedup(make_sample: Make) -> None:
@@ -123,7 +123,7 @@ def test_an_empty_answer_differs_from_one_with_tokens(make_sample: Make) -> None
 
 
 def _paired(pairs: list[tuple[Sample, Sample]]) -> Any:
-    return pair_samples([off for off, _ in pairs], [cell for _, cell in pairs])
+    return pair_rows(frame([off for off, _ in pairs]), frame([cell for _, cell in pairs]))
 
 
 def _noisy(make: Make, requests: int, speedup: float, noise: float) -> list[tuple[Sample, Sample]]:

@@ -38,7 +38,7 @@ def test_kv_bytes_are_those_that_are_known(model: str, bytes_per_token: int) -> 
     assert find_architecture(model).kv_bytes() == bytes_per_token
 
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
 }  # fmt: skip
@@ -88,6 +88,23 @@ def test_a_model_inside_another_and_a_window() -> None:
     assert found.kv_bytes() == 131_072 and "window of 512 tokens counts as full" in found.source
 
 
+def test_gemma_ties_without_saying_so() -> None:
+    given = {**LLAMA, "model_type": "gemma2"}
+    apart = architecture_of({**given, "tie_word_embeddings": False}, "x").parameters
+    assert apart - architecture_of(given, "x").parameters == LLAMA["vocab_size"] * 4096
+
+
+def test_a_path_gives_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    monkeypatch.chdir(folder)
+    assert {find_architecture(name).name for name in (".", "config.json")} == {"my-model"}
+    for odd in ("x" * 5000, "~nobody-of-this-name/model"):
+        with pytest.raises(UserError, match="is not in the catalogue"):
+            find_architecture(odd)
+
+
 def test_a_tuned_model_is_its_base() -> None:
     assert find_architecture("meta-llama/Llama-3.1-8B-Instruct") is ARCHITECTURES["llama-3.1-8b"]
 
@@ -97,8 +114,16 @@ def test_a_tuned_model_is_its_base() -> None:
     [
         ({"hidden_size": None}, "has no hidden_size"),
         ({"num_experts": 8}, "has no num_experts_per_tok or experts_per_token"),
-        ({"num_experts": 8, "decoder_sparse_step": 2}, "experts in some layers"),
-        ({"linear_num_key_heads": 16}, "has linear_num_key_heads: it keeps states"),
+        ({"num_experts": 8, "decoder_sparse_step": 2}, "has decoder_sparse_step, which can't"),
+        ({"linear_num_key_heads": 16}, "has linear_num_key_heads, which can't be sized"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
+        ({"interleave_moe_layer_step": 2}, "has interleave_moe_layer_step"),
+        ({"moe_num_experts": 64, "moe_k": 6}, "has moe_k, moe_num_experts"),
+        ({"lru_width": 2560}, "has lru_width"),
+        ({"num_kv_shared_layers": 20}, "has num_kv_shared_layers"),
+        ({"index_head_dim": 128}, "has index_head_dim"),
+        ({"model_type": "starcoder2"}, "has model_type starcoder2"),
+        ({"num_key_value_heads": [8, 4]}, "has no num_key_value_heads"),
         ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
     ],
 )

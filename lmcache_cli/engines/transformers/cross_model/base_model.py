@@ -27,12 +27,12 @@ class CrossModelBase:
     def __init__(self, engine: ModelRunner, name: str) -> None:
         own = engine.loaded
         if own.device.type != "cpu":
-            raise CellError("--shared-from runs on --device cpu only, so far")
+            raise CellError("another model's KV is reused with --device cpu only, so far")
         wanted = None if name == EMBEDDED else name
         self.loaded = load_model(wanted, str(own.device), own.dtype)
         if (self.loaded.id, self.loaded.revision) == (own.id, own.revision):
             raise CellError(
-                f"--shared-from: {own.id} is the model itself; --reuse prefix reuses its KV exactly"
+                f"the base {own.id} is the model itself; --reuse prefix reuses its KV exactly"
             )
         refuse_unlike_models(self.loaded, own)
         self.runner = LayerRunner(self.loaded)
@@ -51,7 +51,7 @@ def refuse_unlike_models(base: LoadedModel, own: LoadedModel) -> None:
         if value != ours[name]:
             shown = f" ({value} and {ours[name]})" if len(f"{value}{ours[name]}") < 120 else ""
             raise CellError(
-                f"--shared-from: {base.id} is no base of {own.id}: {name} differ{shown};"
+                f"{base.id} is no base of {own.id}: {name} differ{shown};"
                 " share between fine-tunes of one model only"
             )
 
