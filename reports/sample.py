@@ -141,14 +141,11 @@ COLUMNS = (*FIELDS[:_AT], *(f"hit_{tier}" for tier in TIERS), *FIELDS[_AT + 1 :]
 """The columns of a run file, in its order."""
 
 
-def frame(samples: Sequence[Sample]) -> Any:
-    """Returns a pandas DataFrame of one row per sample: the columns of a run file, and what follows
-    from them, in seconds: ``ttft`` and ``e2e`` from the scheduled arrival, ``ttft_from_send``,
-    ``client_queue`` between the two, ``tpot`` per further output token (NaN without one); ``hits``
-    are the tokens that any tier served. What is None in a sample is NaN."""
-    import pandas
-
-    table = {name: [row[name] for row in map(Sample.to_row, samples)] for name in COLUMNS}
+def columns_of(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Returns the columns of :func:`frame` as lists and arrays: what is read once for a round of
+    ``check`` needs no table."""
+    rows = [sample.to_row() for sample in samples]
+    table = {name: [row[name] for row in rows] for name in COLUMNS}
     columns: dict[str, Any] = {**table}
     for name in _OPTIONAL:
         columns[name] = np.array(table[name], dtype=np.float64)
@@ -164,7 +161,17 @@ def frame(samples: Sequence[Sample]) -> Any:
     further = np.array(table["output_tokens"], dtype=np.float64) - 1
     further[further <= 0] = np.nan
     columns["tpot"] = (columns["e2e"] - columns["ttft"]) / further
-    return pandas.DataFrame(columns)
+    return columns
+
+
+def frame(samples: Sequence[Sample]) -> Any:
+    """Returns a pandas DataFrame of one row per sample: the columns of a run file, and what follows
+    from them, in seconds: ``ttft`` and ``e2e`` from the scheduled arrival, ``ttft_from_send``,
+    ``client_queue`` between the two, ``tpot`` per further output token (NaN without one); ``hits``
+    are the tokens that any tier served. What is None in a sample is NaN."""
+    import pandas
+
+    return pandas.DataFrame(columns_of(samples))
 
 
 _OPTIONAL = (*(f"hit_{tier}" for tier in TIERS), "expected_hit_tokens", *BLEND_FIELDS)
@@ -175,19 +182,30 @@ def done(rows: Any) -> Any:
     return rows[rows.error.isna()]
 
 
+def succeeded(rows: Any) -> NDArray[np.bool_]:
+    """Returns which requests of :func:`frame` or :func:`columns_of` succeeded."""
+    return np.array([error is None or error != error for error in rows["error"]], dtype=bool)
+
+
 def times(rows: Any) -> dict[str, NDArray[np.float64]]:
     """Returns the values of single requests that succeeded, in seconds, by name; TTFT only of those
-    that were answered, and all gaps between output tokens pooled as ``itl``."""
-    rows = done(rows)
-    answered = rows[rows.output_tokens > 0]
-    gaps = [np.diff(token_s) for token_s in answered.token_s]
+    that were answered, and all gaps between output tokens pooled as ``itl``. ``rows`` are those of
+    :func:`frame` or :func:`columns_of`."""
+    good = succeeded(rows)
+    answered = good & (np.asarray(rows["output_tokens"]) > 0)
+    gaps = [
+        np.diff(token_s) for token_s, here in zip(rows["token_s"], answered, strict=True) if here
+    ]
+
+    def of(name: str, which: NDArray[np.bool_]) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.asarray(rows[name], dtype=np.float64)[which]
+        return values
+
+    tpot = of("tpot", good)
     return {
-        "ttft": answered.ttft.to_numpy(np.float64),
-        "ttft_from_send": answered.ttft_from_send.to_numpy(np.float64),
+        "ttft": of("ttft", answered),
+        "ttft_from_send": of("ttft_from_send", answered),
         "itl": np.concatenate([*gaps, np.empty(0)]),
-        "tpot": rows.tpot.dropna().to_numpy(np.float64),
-        **{
-            name: rows[name].to_numpy(np.float64)
-            for name in ("e2e", "lookup", "load", "prefill", "client_queue")
-        },
+        "tpot": tpot[~np.isnan(tpot)],
+        **{name: of(name, good) for name in ("e2e", "lookup", "load", "prefill", "client_queue")},
     }

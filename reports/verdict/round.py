@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.sample import TIERS, Sample, done, frame, times
+from reports.sample import TIERS, Sample, columns_of, succeeded, times
 
 TIMES = ("ttft", "ttft_from_send", "itl", "tpot", "e2e", "lookup", "load", "prefill")
 RATES = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s")
@@ -69,28 +69,33 @@ class Round:
 def round_of(samples: Sequence[Sample], busy_s: float | None, evicted: int | None = None) -> Round:
     """Makes a round from the samples of one cell and repeat, the seconds it was busy, and the
     chunks that its tiers evicted (None: unknown)."""
-    rows = frame(samples)
-    found = done(rows)
-    prompt, output, hits = (int(found[n].sum()) for n in ("prompt_tokens", "output_tokens", "hits"))
+    rows = columns_of(samples)
+    good = succeeded(rows)
+    n, failed = int(good.sum()), int((~good).sum())
+
+    def total(name: str) -> int:
+        return int(np.nansum(np.asarray(rows[name])[good]))
+
+    prompt, output, hits = total("prompt_tokens"), total("output_tokens"), total("hits")
     counters = {
-        "n": len(found),
-        "failed": len(rows) - len(found),
+        "n": n,
+        "failed": failed,
         "prompt_tokens": prompt,
-        "recomputed_tokens": prompt - hits + int(found.selected_tokens.sum()),
-        "bytes_loaded": int(found.bytes_loaded.sum()),
-        "bytes_stored": int(found.bytes_stored.sum()),
+        "recomputed_tokens": prompt - hits + total("selected_tokens"),
+        "bytes_loaded": total("bytes_loaded"),
+        "bytes_stored": total("bytes_stored"),
     }
-    counters |= {f"hit_tokens.{tier}": int(found[f"hit_{tier}"].sum()) for tier in TIERS}
+    counters |= {f"hit_tokens.{tier}": total(f"hit_{tier}") for tier in TIERS}
     if evicted is not None:
         counters["evicted_chunks"] = evicted
     known = {}
     if busy_s is not None and busy_s > 0:
-        totals = zip(RATES, (len(found), prompt, output), strict=True)
-        known = {f"throughput.{name}": total / busy_s for name, total in totals}
+        totals = zip(RATES, (n, prompt, output), strict=True)
+        known = {f"throughput.{name}": amount / busy_s for name, amount in totals}
     values = times(rows)
     return Round(
-        n=len(found),
-        failed=len(rows) - len(found),
+        n=n,
+        failed=failed,
         times={name: values[name] for name in TIMES},
         known=known,
         counters=counters,

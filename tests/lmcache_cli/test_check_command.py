@@ -270,7 +270,7 @@ BAD = [
     (["--bench", QUIET, "--candidate", "--concurrency 2"], "--concurrency differs"),
     (["--bench", QUIET, "--candidate", "'"], "quote"),
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>5"], "--fail-on"),
-    (["--bench", QUIET, "--candidate", "--policy gdsf", "--counters", "some"], "exact, worse"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--counters", "some"], "'exact', 'worse'"),
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--max-time", "soon"], "--max-time"),
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--max-rounds", "0"], "--max-rounds"),
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--github"], "GITHUB_STEP_SUMMARY"),
