@@ -245,9 +245,12 @@ ARCHITECTURES = {found.name: found for found in (_architecture(**row) for row in
 HARDWARE = {found.name: found for found in (_hardware(**row) for row in _FOUND["hardware"])}
 
 
+_NICKNAMES = {"a100": "a100-80g", "h100-sxm": "h100", "h200-sxm": "h200"}
+
+
 def find_hardware(name: str) -> Hardware:
     """Returns the accelerator of that name. Raises ``UserError`` listing what is known."""
-    found = HARDWARE.get(name.lower())
+    found = HARDWARE.get(_NICKNAMES.get(name.lower(), name.lower()))
     if found is None:
         raise UserError(f"--hardware: {name!r} is not known; use one of {', '.join(HARDWARE)}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 from lmcache_cli.errors import UserError
@@ -13,8 +14,9 @@ from lmcache_cli.sizes import parse_count, parse_list, parse_size
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS
 
-_SLO = re.compile(r"ttft\.(p50|p90|p99)=([0-9.]+)(ms|s)")
-_BUDGET = re.compile(r"([0-9.]+)/(hour|h|month)")
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+_SLO = re.compile(rf"ttft\.(p50|p90|p99)={_NUMBER}(ms|s)")
+_BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,10 @@ class TuneOptions(TuneFlags):
             raise UserError(f"--devices: {self.devices} is too small; it must be at least 1")
         if not 0 < self.efficiency <= 1:
             raise UserError(f"--efficiency: {self.efficiency} must be above 0 and at most 1")
-        if not self.speed_up > 0:
+        if not 0 < self.speed_up < inf:
             raise UserError(f"--speed-up: {self.speed_up} must be above 0")
+        if not parse_size(self.disk_bandwidth, "--disk-bandwidth"):
+            raise UserError("--disk-bandwidth: it must be above 0, as in 3GB (a second)")
         if self.repeat < 1:
             raise UserError(f"--repeat: {self.repeat} is too small; it must be at least 1")
         if self.hardware is not None and self.measured:
@@ -90,7 +94,11 @@ class TuneOptions(TuneFlags):
             match = _SLO.fullmatch(text.replace(" ", ""))
             if match is None:
                 raise UserError(f"--slo: {text!r} is not one; write it like ttft.p90=500ms")
+            if match[1] in ttft:
+                raise UserError(f"--slo: ttft.{match[1]} is bounded twice; leave one out")
             ttft[match[1]] = float(match[2]) / (1000 if match[3] == "ms" else 1)
+            if not ttft[match[1]]:
+                raise UserError(f"--slo: {text!r}: nothing answers in no time; give more")
         most = None
         if self.budget is not None:
             match = _BUDGET.fullmatch(self.budget.replace(" ", "").lstrip("$"))
@@ -114,8 +122,8 @@ class TuneOptions(TuneFlags):
     def prices(self) -> Prices:
         """Returns the prices of each tier per GiB and hour. Raises ``UserError``."""
         for flag, price in (("--dram-price", self.dram_price), ("--disk-price", self.disk_price)):
-            if price < 0:
-                raise UserError(f"{flag}: {price} is negative")
+            if not 0 <= price < inf:
+                raise UserError(f"{flag}: {price} is no price; give dollars, 0 or more")
         return Prices(self.dram_price, self.disk_price)
 
     def chunks(self, trace_chunk: int) -> list[int]:

@@ -161,6 +161,10 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         find_architecture("gpt-2")
 
 
+def test_a_card_may_be_called_what_most_people_call_it() -> None:
+    assert find_hardware("A100") is HARDWARE["a100-80g"]
+
+
 def test_weights_that_do_not_fit_are_told() -> None:
     cost = catalogue_cost(find_hardware("a40"), find_architecture("llama-2-70b"))
     assert any("don't fit" in note for note in cost.notes)
