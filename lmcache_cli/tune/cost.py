@@ -27,7 +27,8 @@ class RequestCost:
     """The costs of requests on one engine. ``overlap``: layers are loaded while others compute, so
     that the longer of the two counts. ``decode_s`` is a decode step's time, with ``decode_token_s``
     for each token before it. ``prefill_range``: the costs of a prefill at its fastest and its
-    slowest, as far as is known; they give the ± of what is predicted."""
+    slowest, as far as is known; they give the ± of what is predicted. ``devices`` share the
+    model."""
 
     prefill: PrefillCost
     tiers: Mapping[str, TierCost]
@@ -40,6 +41,7 @@ class RequestCost:
     serving: ServingOrder = "batches"
     prefill_range: tuple[PrefillCost, PrefillCost] | None = None
     model: str = ""
+    devices: int = 1
 
     def decoding_s(self, there: int, steps: int) -> float:
         """Returns the seconds of ``steps`` decode steps of one request alone after ``there``
@@ -115,6 +117,7 @@ def catalogue_cost(
         tuple(notes),
         prefill_range=spread,
         model=model.name,
+        devices=devices,
     )
 
 

@@ -87,7 +87,7 @@ def document(
                 }
                 for one in found.loads
             ],
-            "snippets": snippets(found.chosen.stack),
+            "snippets": snippets(found.chosen.stack, study.cost.devices),
         },
         "headroom": _headroom_json(found.headroom),
         "without_cache": _predicted(found.none),
@@ -143,8 +143,9 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
     if found.binding is not None:
         parts.append(Text(f"· what holds it back: {found.binding}"))
     parts += [Text(f"· {note}", style="dim") for note in study.cost.notes]
-    for name, text in snippets(stack).items():
-        parts += [Text(), Text(f"{name}:"), Text(text, overflow="fold")]
+    for name, text in snippets(stack, study.cost.devices).items():
+        # to be pasted: no line is broken, in a pipe neither
+        parts += [Text(), Text(f"{name}:"), Text(text, no_wrap=True, overflow="ignore")]
     return Group(*parts)
 
 

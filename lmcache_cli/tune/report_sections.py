@@ -173,17 +173,20 @@ def _front(found: Recommendation) -> dict[str, list[PlotPoint]]:
     return {name: [(o.cost_per_hour, o.ttft[name]) for o in ran] for name in ("p50", "p90")}
 
 
-def snippets(stack: TierConfiguration) -> dict[str, str]:
+def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
     """Returns settings for our connector, vLLM's native offloading, LMCache and SGLang's HiCache,
-    by name. Empty for no cache."""
+    by name, for ``devices`` that share the model by tensor parallelism. Sizes are as each counts
+    them: vLLM's for all ranks together, the others' for each. Empty for no cache."""
     sizes = stack.sizes
     if not sizes:
         return {}
     cpu, disk = sizes.get("cpu", 0), sizes.get("disk", 0)
+    rank_cpu, rank_disk = -(-cpu // devices), -(-disk // devices)
+    parallel = f"--tensor-parallel-size {devices} " if devices > 1 else ""
     ours: dict[str, object] = {"chunk_tokens": stack.chunk_tokens, "policy": stack.policy}
-    ours |= {"placement": stack.placement, "cpu_size": cpu}
+    ours |= {"placement": stack.placement, "cpu_size": rank_cpu}
     if disk:
-        ours |= {"disk_size": disk, "disk_path": "/var/cache/lmcache"}
+        ours |= {"disk_size": rank_disk, "disk_path": "/var/cache/lmcache"}
     transfer = {
         "kv_connector": "TieredKVConnector",
         "kv_connector_module_path": "cache_core.adapters.vllm",
@@ -191,22 +194,25 @@ def snippets(stack: TierConfiguration) -> dict[str, str]:
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": ours,
     }
-    found = {"this connector in vLLM": f"--kv-transfer-config '{json.dumps(transfer)}'"}
+    found = {"this connector in vLLM": f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"}
     if cpu:
         native = {
             "kv_connector": "OffloadingConnector",
             "kv_role": "kv_both",
             "kv_connector_extra_config": {"cpu_bytes_to_use": cpu},
         }
-        found["vLLM's native offloading"] = f"--kv-transfer-config '{json.dumps(native)}'"
+        config = f"--kv-transfer-config '{json.dumps(native)}'"
+        found["vLLM's native offloading"] = parallel + config
         found["SGLang HiCache"] = (
-            f"--enable-hierarchical-cache --hicache-size {math.ceil(cpu / 1e9)}"
+            (f"--tp-size {devices} " if devices > 1 else "")
+            + f"--enable-hierarchical-cache --hicache-size {math.ceil(rank_cpu / 1e9)}"
             " --hicache-write-policy write_through"
         )
     lines = [f"chunk_size: {stack.chunk_tokens}", f"local_cpu: {'true' if cpu else 'false'}"]
-    lines += [f"max_local_cpu_size: {_gib_up(cpu)}"]
+    lines += [f"max_local_cpu_size: {_gib_up(rank_cpu)}"]
     if disk:
-        lines += ["local_disk: file:///var/cache/lmcache", f"max_local_disk_size: {_gib_up(disk)}"]
+        lines += ["local_disk: file:///var/cache/lmcache"]
+        lines += [f"max_local_disk_size: {_gib_up(rank_disk)}"]
     found["LMCache (YAML)"] = "\n".join(lines)
     return found
 

@@ -17,6 +17,7 @@ from lmcache_cli.tune.candidates import (
     front,
     recommend,
 )
+from lmcache_cli.tune.report_sections import snippets
 from tests.lmcache_cli.command_line import lmcache
 
 ROOT = Path(__file__).parents[3]
@@ -137,6 +138,30 @@ def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) ->
     done = tune(str(mooncake(tmp_path / "t.jsonl", True)), *flags, "--quiet", cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
+    stack = TierConfiguration((("cpu", 64 * GIB), ("disk", 400 * GIB)), 64)
+    one, four = snippets(stack), snippets(stack, devices=4)
+    ours = four["this connector in vLLM"]
+    assert ours.startswith("--tensor-parallel-size 4 --kv-transfer-config ")
+    assert f'"cpu_size": {16 * GIB}' in ours and f'"disk_size": {100 * GIB}' in ours
+    native = four["vLLM's native offloading"]
+    assert f'"cpu_bytes_to_use": {64 * GIB}' in native and "--tensor-parallel-size 4" in native
+    assert (
+        "--tp-size 4 " in four["SGLang HiCache"] and "--hicache-size 18 " in four["SGLang HiCache"]
+    )
+    assert "max_local_cpu_size: 16.0\n" in four["LMCache (YAML)"]
+    assert four["LMCache (YAML)"].endswith("max_local_disk_size: 100.0")
+    assert f'"cpu_size": {64 * GIB}' in one["this connector in vLLM"]
+    assert one["this connector in vLLM"].startswith("--kv-transfer-config ")
+    assert snippets(TierConfiguration((), 64), devices=4) == {}
+
+
+def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
+    done = tune(str(mooncake(tmp_path / "t.jsonl", True)), "--quiet", cwd=tmp_path)
+    [line] = [line for line in done.stdout.splitlines() if "TieredKVConnector" in line]
+    assert line.startswith("--kv-transfer-config '{") and line.endswith("}'")
 
 
 def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
