@@ -108,7 +108,7 @@ def print_report(
     console: Console, study: Study, found: Recommendation, validation: Validation | None = None
 ) -> None:
     """Prints the recommendation, what else there was, how to set it, and whether it held."""
-    console.print(_report(study, found, validation))
+    console.print(_report(study, found, validation), crop=False)
 
 
 def _report(study: Study, found: Recommendation, validation: Validation | None) -> RenderableType:
