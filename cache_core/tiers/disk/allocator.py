@@ -24,7 +24,7 @@ class Allocator:
         self.sizes = sizes
         self.segments = {segment.number: segment for segment in catalog.segments}
         self._namespace = namespace
-        self._strangers: list[ForeignSegment] = list(catalog.foreign_segments)
+        self._foreign: list[ForeignSegment] = list(catalog.foreign_segments)
         self._stuck = 0  # bytes of foreign_segments that can't be removed
         self._next_number = catalog.last_number + 1
         self._removed = False  # a file, whose name a power cut could bring back
@@ -33,7 +33,7 @@ class Allocator:
     def used(self) -> int:
         """Returns the bytes that files take on disk, at most."""
         ours = sum(segment.bytes for segment in self.segments.values())
-        return ours + self._stuck + sum(stranger.bytes for stranger in self._strangers)
+        return ours + self._stuck + sum(segment.bytes for segment in self._foreign)
 
     @property
     def free(self) -> int:
@@ -57,22 +57,22 @@ class Allocator:
         self._next_number += 1
         return self._next_number - 1
 
-    def drop_stranger(self) -> bool:
-        """Removes the oldest stranger; returns False if there is none."""
-        while self._strangers:
-            stranger = self._strangers.pop(0)
+    def drop_foreign(self) -> bool:
+        """Removes the oldest segment; returns False if there is none."""
+        while self._foreign:
+            segment = self._foreign.pop(0)
             try:
-                self.directory.unlink(stranger.name)
+                self.directory.unlink(segment.name)
             except Lost:
                 raise
             except OSError as error:
                 logger.warning(
-                    "%s can't be removed: %s", self.directory.path / stranger.name, error.strerror
+                    "%s can't be removed: %s", self.directory.path / segment.name, error.strerror
                 )
-                self._stuck += stranger.bytes
+                self._stuck += segment.bytes
                 continue
             self._removed = True
-            logger.info("%s was removed to make room", self.directory.path / stranger.name)
+            logger.info("%s was removed to make room", self.directory.path / segment.name)
             return True
         return False
 
@@ -94,7 +94,7 @@ class Allocator:
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                if self.drop_stranger() or make_room():
+                if self.drop_foreign() or make_room():
                     continue
                 if slots == 1:
                     raise

@@ -81,7 +81,7 @@ class DiskTier(Tier):
         self._counters = DiskCounters()
         self._chunk_bytes = chunk_bytes
         self._depth = depth
-        self._complaints = RateLimitedWarnings(name)
+        self._warnings = RateLimitedWarnings(name)
         self._directory = Directory(Path(directory))
         try:
             self.direct = does_direct(self._directory.fd) if direct is None else direct
@@ -94,7 +94,7 @@ class DiskTier(Tier):
                 self.direct,
                 depth,
                 self._counters,
-                self._complaints,
+                self._warnings,
             )
         except OSError as error:
             self._directory.close()
@@ -106,7 +106,7 @@ class DiskTier(Tier):
             raise
         self.capacity: int | None = self._log.sizes.capacity
         self._reader = DiskReader(
-            self._log, namespace, self.direct, depth, self._counters, self._complaints
+            self._log, namespace, self.direct, depth, self._counters, self._warnings
         )
         self._writer = Writer(self._log, namespace, self.direct, depth)
         self._staging = Staging(chunk_bytes, depth)
@@ -155,7 +155,7 @@ class DiskTier(Tier):
                         answers[row] = answer
                     del left[: len(batch)]
             if all(answers[row] for row in rows):
-                self._complaints.over("read")
+                self._warnings.over("read")
         except (Hung, MemoryError, OSError) as trouble:
             self._say("read", trouble)
             for row in left:
@@ -271,7 +271,7 @@ class DiskTier(Tier):
         except Lost:
             self._over = True
             raise
-        self._complaints.over("hung")
+        self._warnings.over("hung")
         return answer
 
     def _sync(self) -> bool:
@@ -299,13 +299,13 @@ class DiskTier(Tier):
     def _say(self, verb: str, trouble: Exception) -> None:
         """Logs one line for each kind of trouble."""
         if isinstance(trouble, Hung):
-            self._complaints.about("hung", f"{self._directory.path} hangs: {trouble}")
+            self._warnings.about("hung", f"{self._directory.path} hangs: {trouble}")
         elif isinstance(trouble, Lost):
-            self._complaints.about("lost", f"{trouble.strerror}; it keeps nothing any more")
+            self._warnings.about("lost", f"{trouble.strerror}; it keeps nothing any more")
         elif isinstance(trouble, MemoryError):
-            self._complaints.about("memory", f"can't {verb}, it needs memory: {trouble}")
+            self._warnings.about("memory", f"can't {verb}, it needs memory: {trouble}")
         elif isinstance(trouble, OSError):
-            self._complaints.about(verb, f"can't {verb}: {trouble.strerror or trouble}")
+            self._warnings.about(verb, f"can't {verb}: {trouble.strerror or trouble}")
 
     def _admitted(self, keys: Sequence[bytes]) -> list[int]:
         """Returns the rows that the capacity has space for; those of held keys always."""
@@ -339,7 +339,7 @@ class DiskTier(Tier):
                 self._say("write", error)
                 return
             if written is None:
-                self._complaints.about("room", "has no room")
+                self._warnings.about("room", "has no room")
                 return
             count = len(written.slots)
             good = np.flatnonzero(written.statuses == 0)
@@ -353,9 +353,9 @@ class DiskTier(Tier):
                 stored[rows[done + int(i)]] = True
             if len(good) < count:
                 worst = int(written.statuses[written.statuses != 0][0])
-                self._complaints.about("write", f"can't write: {os.strerror(worst)}")
+                self._warnings.about("write", f"can't write: {os.strerror(worst)}")
             else:
-                self._complaints.over("write", "room")
+                self._warnings.over("write", "room")
             self._syncer.wrote(count * slot_bytes(self._chunk_bytes))
             done += count
 

@@ -216,15 +216,15 @@ def spend(
     slot = slot_bytes(payload_bytes)
     # Sequence numbers of dead records, 8 bytes each, in frames of up to 20 with one of them; the
     # list is written anew when half of the space is used.
-    deaths = rounded(max(4 * BLOCK, 32 * (cap_bytes // slot)))
-    budget = cap_bytes - taken - _FIXED - 2 * deaths
+    tombstones = rounded(max(4 * BLOCK, 32 * (cap_bytes // slot)))
+    budget = cap_bytes - taken - _FIXED - 2 * tombstones
 
     def sizes(slots: int, largest: int = 0) -> Sizes:
         whole = SegmentHeader(0, slots, payload_bytes, b"").file_bytes + ALLOWANCE
         reserve = max(whole, min(largest, budget // 4))
         # A segment that is being written may be as good as empty.
         capacity = (budget - budget // SLACK - reserve - whole) * slots // whole
-        return Sizes(payload_bytes, slots, whole, budget, reserve, deaths, capacity)
+        return Sizes(payload_bytes, slots, whole, budget, reserve, tombstones, capacity)
 
     aim = segment_bytes or min(SEGMENT_BYTES, cap_bytes // FEWEST_SEGMENTS)
     slots = max(1, (aim - 2 * BLOCK) // (slot + _ENTRY.itemsize))

@@ -40,13 +40,13 @@ class Log:
         direct: bool,
         depth: int,
         counters: DiskCounters,
-        complaints: RateLimitedWarnings,
+        warnings: RateLimitedWarnings,
     ) -> None:
         self.directory = directory
         self._direct = direct
         self._depth = depth
         self._counters = counters
-        self._complaints = complaints
+        self._warnings = warnings
         catalog = survey(directory, payload_bytes, namespace, direct, depth)
         largest = max((segment.most_bytes for segment in catalog.segments), default=0)
         self.sizes: Sizes = spend(
@@ -61,9 +61,9 @@ class Log:
         self._names_changed = True
         # Dead because a newer record of the key was written: noted only once that one is durable.
         self._overwritten: list[int] = []
-        # Numbers are unique over all namespaces, as the list of deaths is one for all.
+        # Numbers are unique over all namespaces, as the list of tombstones is one for all.
         ours = [segment.sequences for segment in catalog.segments]
-        theirs = [stranger.sequences for stranger in catalog.foreign_segments]
+        theirs = [segment.sequences for segment in catalog.foreign_segments]
         numbers = np.concatenate([self._deaths.found, *ours, *theirs])
         self._next_sequence = int(numbers.max(initial=0)) + 1
         # Not in our segments: of others, or of files that can't be read now.
@@ -103,7 +103,7 @@ class Log:
         if head is None or head.filled == head.header.slots:
             self._retire()
             while self._space.spare < self.sizes.segment_bytes:
-                if not self._space.drop_stranger() and not self._compact():
+                if not self._space.drop_foreign() and not self._compact():
                     break
             head = self._space.new_segment(self._compact)
             if head is None:
@@ -147,7 +147,7 @@ class Log:
         return bool(self._index.emptied) or self._deaths.waiting
 
     def tidy(self) -> None:
-        """Writes deaths down, then gives back the segments that have nothing else. Raises
+        """Writes tombstones, then gives back the segments that have nothing else. Raises
         :class:`Lost`."""
         self._deaths.flush()
         if self._deaths.long:
@@ -184,18 +184,18 @@ class Log:
                 except FileNotFoundError:
                     continue  # nothing in it was alive any more, or somebody has removed it
                 except OSError as error:
-                    self._complaints.about("sync", f"can't make durable: {error.strerror}")
+                    self._warnings.about("sync", f"can't make durable: {error.strerror}")
                     segment.unsynced = True
                     good = False
             try:
                 if names:
                     self.directory.sync()
             except OSError as error:
-                self._complaints.about("sync", f"can't make durable: {error.strerror}")
+                self._warnings.about("sync", f"can't make durable: {error.strerror}")
                 self._names_changed = True
                 good = False
             if good:
-                self._complaints.over("sync")
+                self._warnings.over("sync")
                 with self._lock:
                     dead = self._overwritten[:overwritten]
                     del self._overwritten[:overwritten]
@@ -220,7 +220,7 @@ class Log:
         segments = sorted(space.segments.values(), key=lambda segment: segment.number)
         index.load(segments, set(self._deaths.found.tolist()))
         self._give_back([segment for segment in segments if segment.live == 0])
-        while space.free < 0 and space.drop_stranger():
+        while space.free < 0 and space.drop_foreign():
             continue
         while space.free < 0 and space.segments:
             oldest = min(space.segments.values(), key=lambda segment: segment.last_sequence)

@@ -101,14 +101,14 @@ class DiskReader:
         direct: bool,
         depth: int,
         counters: DiskCounters,
-        complaints: RateLimitedWarnings,
+        warnings: RateLimitedWarnings,
     ) -> None:
         self._log = log
         self._namespace = namespace
         self._direct = direct
         self._depth = depth
         self._counters = counters
-        self._complaints = complaints
+        self._warnings = warnings
         self._files = threading.Condition()
         self._holding = 0  # calls that have files open
         self._ended = 0
@@ -186,7 +186,7 @@ class DiskReader:
                     if self._wait_for_another(ended):
                         return self._open(key, opened, stack)
                 self._counters.unreadable += 1
-                self._complaints.about("read", f"can't read: {error.strerror}")
+                self._warnings.about("read", f"can't read: {error.strerror}")
                 return Read.LATER
             if first:
                 stack.callback(self._let_go)
@@ -226,13 +226,13 @@ class DiskReader:
             away = not spot.segment.has_lost_a_block(self._direct)
         if away or status not in _DAMAGE:
             self._counters.unreadable += 1
-            self._complaints.about("read", f"can't read: {os.strerror(status)}")
+            self._warnings.about("read", f"can't read: {os.strerror(status)}")
             return Read.LATER
         self._counters.damaged += 1
         where = spot.segment.path if spot.segment is not None else "a segment that is gone"
         logger.warning(
             "%s tier: chunk %s in %s is lost: %s",
-            self._complaints.name,
+            self._warnings.name,
             key.hex()[:12],
             where,
             _DAMAGE[status],
