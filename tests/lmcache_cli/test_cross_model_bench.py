@@ -81,7 +81,7 @@ def test_a_model_alone_never_takes_anothers_kv(pair: tuple[Path, Path], tmp_path
     ("flags", "words"),
     [
         (["--reuse", "shared"], "go together"),
-        (["--shared-from", "embedded"], "go together"),
+        (["--shared-from", "embedded"], "--reuse off, prefix does not use it, shared would"),
         (["--recompute-layers", "upper"], "none, all, 25% or 0-3+12"),
         (["--recompute-layers", "120%"], "more than all"),
         (["--reuse", "shared", "--engine", "simulated"], "off, prefix"),

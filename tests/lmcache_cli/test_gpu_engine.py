@@ -229,7 +229,7 @@ def test_a_gpu_is_warmed_up_by_a_prompt_of_the_runs_own_length(
         return torch.zeros(WORDS)
 
     monkeypatch.setattr(engine, "forward", forward)
-    monkeypatch.setattr(engine, "buffer", lambda: None)
+    monkeypatch.setattr(engine, "kv_buffer", lambda: None)
     monkeypatch.setattr(engine, "reserve", lambda tokens: ran.append((tokens, -1)))
     engine.warm_up(CONTEXT)
     assert ran == [(CONTEXT + 1, -1), (longest, 0), (256, longest - 256), (1, longest)]
