@@ -37,11 +37,16 @@ bench: all ## Run the benchmark of the README (BENCH_ARGS="rag --cpu-size 512MiB
 
 .PHONY: test
 test: all ## Run the tests (PYTEST_ARGS="-k tiers")
+	$(BIN)/python -m pytest -m "not nightly" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: all ## Run these too that take minutes each
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: test-fast
-test-fast: all ## Run the tests that need no model, no vLLM and no browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not vllm and not browser" $(PYTEST_ARGS)
+test-fast: all ## Run those that need no model, vLLM or browser and take no long time
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) \
+		-m "not engine and not vllm and not browser and not slow and not nightly"
 
 .PHONY: check
 check: all ## Lint, formatting and types
