@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.vllm_process import need_vllm, run_with_vllm
+from tests.vllm_process import run_with_vllm
 
 HERE = Path(__file__).parent
 
@@ -17,13 +17,7 @@ Scenario = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def vllm_needed() -> None:
-    """Skips where vLLM is not installed; fails there if LMCACHE_REQUIRE asks for it."""
-    need_vllm()
-
-
-@pytest.fixture(scope="session")
-def vllm_model(vllm_needed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vllm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random Llama."""
     folder = tmp_path_factory.mktemp("model")
     run_with_vllm(HERE / "make_model.py", str(folder))
