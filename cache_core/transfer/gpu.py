@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.layout import Addresses, KVLayout
+from cache_core.layout import Addresses, KVLayout, Order
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import AddressBuffers, ChunkBuffers, LaidOut
@@ -21,7 +21,6 @@ from cache_core.transfer.planner import Direction, Planner, Way
 
 if TYPE_CHECKING:
     from cache_core import _cuda
-    from cache_core._native import Order
     from cache_core.transfer.codec import Codec
 
 
