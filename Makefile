@@ -94,7 +94,7 @@ gpu: $(if $(wildcard .venv/built),all) ## Test and measure on a GPU, in 8 minute
 clean: ## Remove what was built and what the tools left; runs/ stays
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(wildcard $(CODE)) -name __pycache__ -prune -exec rm -rf {} +
-	rm -f cache_core/*.so
+	rm -f cache_core/*.so cache_core/_native.pyi
 
 .PHONY: help
 help: ## Show this list

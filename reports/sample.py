@@ -97,11 +97,6 @@ class Sample:
         """Returns the seconds from the scheduled arrival to the first token."""
         return self.first_token_s - self.scheduled_s
 
-    @property
-    def e2e_s(self) -> float:
-        """Returns the seconds from the scheduled arrival to the last token."""
-        return self.finished_s - self.scheduled_s
-
     def later(self, seconds: float) -> Sample:
         """Returns the same sample on a clock that began ``seconds`` earlier."""
         if not seconds:

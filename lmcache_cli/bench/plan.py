@@ -14,8 +14,15 @@ from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.modes.blend import Blend
 from lmcache_cli.modes.cross_model import Shared
-from lmcache_cli.modes.foreign import ForeignOffload, Plain, check_server_flags
-from lmcache_cli.modes.mode import Mode, Sweep, one_of, reuse_modes
+from lmcache_cli.modes.mode import (
+    ForeignOffload,
+    Mode,
+    Plain,
+    Sweep,
+    check_server_flags,
+    one_of,
+    reuse_modes,
+)
 from lmcache_cli.modes.prefix import Prefix
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name

@@ -60,11 +60,6 @@ class RequestCost:
         compute = self.prefill.seconds(max(1, prompt - cached), cached)
         return max(load, compute) if self.overlap else load + compute
 
-    def break_even(self, tokens: int, cached: int = 0) -> float:
-        """Returns the bytes per second below which loading ``tokens`` takes longer than computing
-        them."""
-        return tokens * self.token_bytes / self.prefill.saved(tokens, cached)
-
 
 def catalogue_cost(
     hardware: Hardware,

@@ -6,7 +6,7 @@ from cache_core.blend.certificate import Subject
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import chunks_per_tier
 from lmcache_cli.engines.transformers.blend.session import BlendSession
-from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
+from lmcache_cli.engines.transformers.cross_model.forward import CrossModelBase
 from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.open_cache import open_cache

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_core.blend.frequencies import RopeError, check_shiftable
-from cache_core.blend.rope import Rope
+from cache_core.blend.rope import Rope, RopeError, check_shiftable
 from lmcache_cli.engines.transformers import attention
 from lmcache_cli.engines.transformers.attention import (
     HEAD_DIM_STEP,
