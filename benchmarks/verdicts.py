@@ -7,7 +7,8 @@ The decisions are the product's own, with its default limit (5 %) and budget (60
 after each; ten days a side for ``compare``; 100 runs for ``--history``). Beside them, on the same
 series: one run a side against a threshold of 10 %, Welch's t-test at 5 % (one side after the
 other), and Apache Otava (``pip install apache-otava``, left out where it is not installed), which
-looks for change points. Otava takes its time: it gets the first --others trials only.
+looks for change points. It takes its time, as histories that changed do: they get the first
+--others trials only.
 """
 
 from __future__ import annotations
@@ -238,7 +239,7 @@ def stored(args: argparse.Namespace) -> Table:
 
 def history(args: argparse.Namespace) -> Table:
     """``lmcache compare --history``."""
-    title = f"--history: {args.trials} trials a row, {RUNS} runs"
+    title = f"--history: {args.trials} trials a row, {args.others} where there is a change"
     table = table_of(title, "noise", "true change", "FAIL", "threshold", "Welch", "Otava")
 
     def outlier(rng: np.random.Generator, shape: Shape) -> Array:
@@ -250,7 +251,8 @@ def history(args: argparse.Namespace) -> Table:
     changes = [("none", 0, 0), ("+10 % in the last 20", RUNS - 20, RUNS)]
     changes.append(("+10 %, reverted 20 ago", RUNS - 40, RUNS - 20))
     for name, draw, (said, start, end) in ((n, d, c) for n, d in rows for c in changes):
-        series = draw(np.random.default_rng(args.seed), (args.trials, RUNS))
+        trials = args.others if end else args.trials
+        series = draw(np.random.default_rng(args.seed), (trials, RUNS))
         series[:, start:end] += math.log(1.1)
         beside = (
             float((series[:, -1] - series[:, -2] > math.log(1.1)).mean()),

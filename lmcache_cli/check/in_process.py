@@ -17,7 +17,7 @@ from lmcache_cli.bench.plan import make_plan
 from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
-from lmcache_cli.check.side import Budget, OutOfTime
+from lmcache_cli.check.side import LATE, Budget, OutOfTime
 from lmcache_cli.check.stored_runs import facts_of
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
@@ -174,7 +174,7 @@ class InProcess:
         def label(cell: Cell, sample: Sample) -> None:
             progress.served(f"{name} round {sample.repeat + 1}", sample)
             if late():
-                raise OutOfTime("--max-time ended a round before it was whole: it does not count")
+                raise OutOfTime(LATE)
 
         measure_cells(
             engine,

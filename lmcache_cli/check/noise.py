@@ -29,6 +29,7 @@ from reports.verdict.trial import Comparison
 
 NOISE_SCHEMA = "lmcache.calibrate/1"
 _REPLAYS = 1000
+_LEAST = 5
 _MOST_ROUNDS = 2000
 
 
@@ -99,10 +100,10 @@ def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
     after = [r.value(rule.metric) for r in comparison.new]
     pairs = [(a, b) for a, b in zip(before, after, strict=False) if a and b and a > 0 and b > 0]
     ratios = [math.log(b / a) for a, b in pairs]
-    if len(ratios) < LEAST_ROUNDS:
+    if len(ratios) < _LEAST:
         measured = f"{len(ratios)} of {min(len(before), len(after))} rounds measured it"
         return (
-            f"{where}: {measured}, {LEAST_ROUNDS} are needed; raise --max-rounds or --max-time, or"
+            f"{where}: {measured}, {_LEAST} are needed; raise --max-rounds or --max-time, or"
             " choose another metric"
         )
     if np.ptp(ratios) == 0:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,11 +18,12 @@ from rich.console import Console
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.report import check_folder
 from lmcache_cli.check.in_process import InProcess, engine_differences
-from lmcache_cli.check.side import Budget, OutOfTime, Processes, Side
+from lmcache_cli.check.side import Budget, Processes, Side
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
     noise_of_history,
     read_compared,
+    read_runs,
     refuse_unlike_runs,
 )
 from lmcache_cli.errors import (
@@ -138,7 +139,11 @@ class CheckResult:
         def enough(comparison: Comparison) -> bool:
             return len(comparison.new) >= need
 
-        here.run(self.comparisons, self.budget, enough, progress)
+        try:
+            here.run(self.comparisons, self.budget, enough, progress)
+        finally:
+            for comparison in found:  # of one day, as the baseline's are
+                comparison.new[:] = [replace(each, sample="now") for each in comparison.new]
 
     def _settled(self, comparison: Comparison) -> bool:
         return not self.until_spent and self.trial(over=False).settled(comparison)
@@ -179,7 +184,7 @@ def run_check(
     outputs.check()
     check_folder(out)
     try:
-        stored = read_compared(base.stored) if base.stored else None
+        stored = _read_baseline(base.stored) if base.stored else None
     except CheckRecordError as error:
         raise UserError(f"--baseline: {error}") from error
     check = CheckResult(base, new, judgement, budget, seed, out, [], [], stored=stored)
@@ -195,13 +200,10 @@ def run_check(
         except KeyboardInterrupt:
             interrupted = True
             check.warnings.append("interrupted: the verdict is of what was measured until then")
-        except OutOfTime:
-            check.warnings.append(
-                f"--max-time ended a round of {budget.seconds:g} s before it was whole: it does not"
-                " count; give more time, or fewer requests a round"
-            )
     if isinstance(check.runner, InProcess):
         check.warnings += check.runner.measured.warnings
+    elif check.runner is not None:
+        check.warnings += check.runner.warnings
     settings: Mapping[str, Any] = {
         "fail_on": [str(rule) for rule in judgement.rules],
         "counters": judgement.counters,
@@ -222,6 +224,20 @@ def run_check(
             print(f"lmcache: --out: {error}", file=sys.stderr)
             code = EXIT_NOT_WRITTEN
     return EXIT_INTERRUPTED if interrupted else code
+
+
+def _read_baseline(path: Path) -> ComparedRun:
+    """Reads a run file, or the newest run of this machine in a store: a folder that has one per
+    machine, named by its fingerprint. Raises ``UserError``."""
+    if not path.is_dir():
+        return read_compared(path)
+    mine = path / machine()["fingerprint"]
+    if not mine.is_dir():
+        raise MissingError(
+            f"--baseline: {path} has no run of this machine; make one: lmcache bench FLAGS"
+            f" --reuse prefix --out {mine}"
+        )
+    return max(read_runs(str(mine), "--baseline", []), key=lambda run: run.when)
 
 
 def _refuse_elsewhere(stored: ComparedRun, judgement: Judgement) -> None:

@@ -53,7 +53,11 @@ class Processes:
             began = time.monotonic()
             for side in rng.sample(list(self.sides), len(self.sides)):
                 progress.phase(f"round {number + 1}: {side.name}")
-                runs[side.name] = self._bench(side, budget.left())
+                try:
+                    runs[side.name] = self._bench(side, budget.left())
+                except OutOfTime as error:
+                    self.warnings.append(str(error))
+                    return
             number += 1
             self._add(comparisons, runs["baseline"], runs["candidate"])
             over = [settled(comparison) for comparison in comparisons]
@@ -106,6 +110,9 @@ class OutOfTime(Exception):
     """The time of a check is over in the middle of a round, which does not count."""
 
 
+LATE = "--max-time ended a round before it was whole: it does not count; give more time"
+
+
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """Runs a command and what it starts, at most so long. Raises :class:`OutOfTime`."""
     with subprocess.Popen(
@@ -126,7 +133,7 @@ def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
                     process.communicate(timeout=grace)
                     break
             if isinstance(error, subprocess.TimeoutExpired):
-                raise OutOfTime from error
+                raise OutOfTime(LATE) from error
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -157,7 +164,7 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class Side:
     """One side of a check. ``name`` is baseline or candidate. ``args`` are flags of bench, for
-    ``python`` (None: this one); or ``stored`` is a run file."""
+    ``python`` (None: this one); or ``stored`` is a run file, or a store of them."""
 
     name: str
     args: tuple[str, ...] = ()
@@ -197,7 +204,8 @@ def parse_side(name: str, text: str | None, python: Path | None) -> Side:
             f"--{name}-python: {python} does not exist; give a Python of an environment"
         )
     path = Path(text) if text else None
-    if path is not None and path.suffix in (".parquet", ".json") and "\n" not in str(path):
+    stored = path is not None and (path.suffix in (".parquet", ".json") or path.is_dir())
+    if path is not None and stored and "\n" not in str(path):
         if name == "candidate" or python is not None:
             raise UserError(f"--{name}: {path} is a run; to judge runs use lmcache compare")
         if not path.exists():

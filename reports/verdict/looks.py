@@ -104,8 +104,9 @@ class Looks:
         moves, error = self.trend
         follows, follows_error = self.state
         with_time: Array = np.maximum(np.abs(moves) - doubt.trend * error, 0.0)
-        with_state = np.maximum(np.abs(follows) - doubt.state * follows_error, 0.0)
-        return with_time + with_state
+        with_state: Array = np.maximum(np.abs(follows) - doubt.state * follows_error, 0.0)
+        slack: Array = with_time + with_state
+        return slack
 
     def half_widths(self, level: float, over: bool, doubt: Doubt) -> Array:
         """Returns how far the mean may lie from ``middle`` on one side. The chance that at any of
