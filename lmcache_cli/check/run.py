@@ -22,8 +22,8 @@ from lmcache_cli.check.side import Budget, Processes, Side
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
     noise_of_history,
-    read_compared,
-    read_runs,
+    read_baseline,
+    refuse_elsewhere,
     refuse_unlike_runs,
 )
 from lmcache_cli.errors import (
@@ -184,12 +184,12 @@ def run_check(
     outputs.check()
     check_folder(out)
     try:
-        stored = _read_baseline(base.stored) if base.stored else None
+        stored = read_baseline(base.stored) if base.stored else None
     except CheckRecordError as error:
         raise UserError(f"--baseline: {error}") from error
     check = CheckResult(base, new, judgement, budget, seed, out, [], [], stored=stored)
     if stored is not None:
-        _refuse_elsewhere(stored, judgement)
+        refuse_elsewhere(stored, judgement.rules)
         check.noise = noise_of_history(judgement.noise, judgement.rules, stored)
         check.warnings += [_DRIFT, *stored.warnings]
     started = datetime.now(UTC)
@@ -224,32 +224,6 @@ def run_check(
             print(f"lmcache: --out: {error}", file=sys.stderr)
             code = EXIT_NOT_WRITTEN
     return EXIT_INTERRUPTED if interrupted else code
-
-
-def _read_baseline(path: Path) -> ComparedRun:
-    """Reads a run file, or the newest run of this machine in a store: a folder that has one per
-    machine, named by its fingerprint. Raises ``UserError``."""
-    if not path.is_dir():
-        return read_compared(path)
-    mine = path / machine()["fingerprint"]
-    if not mine.is_dir():
-        raise MissingError(
-            f"--baseline: {path} has no run of this machine; make one: lmcache bench FLAGS"
-            f" --reuse prefix --out {mine}"
-        )
-    return max(read_runs(str(mine), "--baseline", []), key=lambda run: run.when)
-
-
-def _refuse_elsewhere(stored: ComparedRun, judgement: Judgement) -> None:
-    """Raises ``UserError`` for times of another machine, which are no baseline; its counters
-    are."""
-    hardware = stored.facts.get("hardware")
-    timed = [str(rule) for rule in judgement.rules if measured_by_clock(rule.metric)]
-    if timed and hardware and hardware != machine()["fingerprint"]:
-        raise UserError(
-            f"--baseline: {stored.path} was measured on other hardware, so {', '.join(timed)} can't"
-            " be judged; measure it here, or judge counters only: --fail-on 'hit_rate<0pp'"
-        )
 
 
 def _keep_samples(

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from lmcache_cli.check.foreign import read_foreign
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.machine import machine
 from reports.run_file import CheckRecordError, read_among
 from reports.sample import Sample
 from reports.verdict.levels import LEAST_RUNS
-from reports.verdict.round import RATES, TIMES, Round, round_of
+from reports.verdict.round import RATES, TIMES, Round, measured_by_clock, round_of
 from reports.verdict.rule import Rule
 
 _NOT_PARAMETERS = (
@@ -151,12 +152,12 @@ def _label(cell: Mapping[str, Any], taken: Mapping[str, object]) -> str:
 def facts_of(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Returns the facts of :class:`ComparedRun` from what describes a run of ours and its cells."""
     config = meta["config"]
-    machine = meta.get("machine") or {}
+    hardware = meta.get("machine") or {}
     facts = {
         "engine": ", ".join(sorted({str(cell["engine"]) for cell in cells})),
         "model": ", ".join(sorted({str(cell["model"]) for cell in cells})),
         "workload": ", ".join(dict.fromkeys(str(cell["workload"]) for cell in cells)),
-        "hardware": str(machine.get("fingerprint", "")),
+        "hardware": str(hardware.get("fingerprint", "")),
         "seed": str(config.get("seed")),
         "version": str((meta.get("versions") or {}).get("lmcache-bench", "")),
         "commit": str(meta.get("commit") or ""),
@@ -270,3 +271,29 @@ def noise_of_history(
             " share, or run `lmcache bench` there on more days"
         )
     return found
+
+
+def read_baseline(path: Path) -> ComparedRun:
+    """Reads a run file, or the newest run of this machine in a store: a folder that has one per
+    machine, named by its fingerprint. Raises ``UserError``."""
+    if not path.is_dir():
+        return read_compared(path)
+    mine = path / machine()["fingerprint"]
+    if not mine.is_dir():
+        raise MissingError(
+            f"--baseline: {path} has no run of this machine; make one: lmcache bench FLAGS"
+            f" --reuse prefix --out {mine}"
+        )
+    return max(read_runs(str(mine), "--baseline", []), key=lambda run: run.when)
+
+
+def refuse_elsewhere(stored: ComparedRun, rules: Sequence[Rule]) -> None:
+    """Raises ``UserError`` for times of another machine, which are no baseline; its counters
+    are."""
+    hardware = stored.facts.get("hardware")
+    timed = [str(rule) for rule in rules if measured_by_clock(rule.metric)]
+    if timed and hardware and hardware != machine()["fingerprint"]:
+        raise UserError(
+            f"--baseline: {stored.path} was measured on other hardware, so {', '.join(timed)} can't"
+            " be judged; measure it here, or judge counters only: --fail-on 'hit_rate<0pp'"
+        )

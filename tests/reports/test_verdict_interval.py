@@ -22,7 +22,7 @@ from reports.verdict.interval import (
 def test_all_looks_together_miss_the_mean_at_most_as_often_as_allowed() -> None:
     values = np.random.default_rng(1).normal(0.3, 2.0, (1000, 100))
     means, squares = running(values)
-    n = np.arange(1.0, 101)
+    n = np.arange(1.0, 101).astype(np.float64)
     errors = np.sqrt(squares / np.maximum(n - 1, 1) / n)
     bounds = critical_t(n, 0.2)
     beyond = np.abs(means - 0.3)[:, 1:] > (bounds[1:] * errors[:, 1:])
