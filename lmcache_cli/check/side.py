@@ -73,7 +73,7 @@ class Processes:
                 *(*side.args, *args, "--repeat", "1", "--out", folder, "--json", "-", "--quiet"),
             ]
             try:
-                done = _run(command, seconds)
+                done = _run(command, seconds, side.python is not None)
             except OSError as error:
                 raise MissingError(
                     f"--{side.name}-python: {command[0]}: {error.strerror}"
@@ -113,13 +113,18 @@ class OutOfTime(Exception):
 LATE = "--max-time ended a round before it was whole: it does not count; give more time"
 
 
-def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs a command and what it starts, at most so long. Raises :class:`OutOfTime`."""
+def _run(command: Sequence[str], seconds: float, foreign: bool) -> subprocess.CompletedProcess[str]:
+    """Runs a command and what it starts, at most so long. A ``foreign`` Python gets no PYTHONPATH,
+    which would put this version's packages before its own. Raises :class:`OutOfTime`."""
+    environment = dict(os.environ)
+    if foreign:
+        environment.pop("PYTHONPATH", None)
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment,
         start_new_session=True,
     ) as process:
         try:

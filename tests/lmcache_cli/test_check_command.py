@@ -93,9 +93,10 @@ def test_an_exact_clock_is_no_proof(tmp_path: Path) -> None:
 
 def test_too_short_is_inconclusive(tmp_path: Path) -> None:
     args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>0.1%"]
-    found, code = document(*args, "--max-rounds", "12", cwd=tmp_path)
+    found, code = document(*args, "--max-rounds", "11", cwd=tmp_path)
     ttft = metric(found, "ttft.p50")
-    assert (code, ttft["verdict"], ttft["rounds"]) == (3, "INCONCLUSIVE", 12)
+    assert (code, ttft["verdict"], ttft["rounds"]) == (3, "INCONCLUSIVE", 11)
+    assert "11 of at least 12 rounds" in ttft["reason"]
     assert ttft["smallest_visible"] > 0.001
 
 
@@ -331,7 +332,7 @@ def test_a_file_that_cannot_be_written_is_no_verdict(tmp_path: Path) -> None:
 
 def test_undecided_may_pass_and_both_sides_are_named(tmp_path: Path) -> None:
     args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>0.1%"]
-    args += ["--max-rounds", "12", "--inconclusive", "pass", "--markdown", "out.md"]
+    args += ["--max-rounds", "11", "--inconclusive", "pass", "--markdown", "out.md"]
     done = check(*args, "--junit", "out.xml", cwd=tmp_path)
     assert done.returncode == 0 and "INCONCLUSIVE" in done.stdout.splitlines()[-1]
     assert "long-context prefix cpu, ttft.p50: " in done.stdout
