@@ -65,9 +65,9 @@ sanitize: all ## Test the C++ under AddressSanitizer and UndefinedBehaviorSaniti
 gate: all ## Judge ourselves: counters against tests/gate/counters.json, and room it has no use for
 	$(BIN)/lmcache check --quiet --baseline tests/gate/counters.json --candidate "$(GATE)" \
 		--fail-on 'hit_rate<0pp'
-# Undecided (3) is what a short look at equal sides may come to; slower (1) is not.
+# Undecided is what a short look at equal sides may come to; slower is not.
 	$(BIN)/lmcache check --quiet --bench "$(GATE_AA)" --baseline "--cpu-size 512MiB" \
-		--candidate "--cpu-size 1GiB" --fail-on 'ttft.p50>10%' --max-time 30s || [ $$? -eq 3 ]
+		--candidate "--cpu-size 1GiB" --fail-on 'ttft.p50>10%' --max-time 30s --inconclusive pass
 
 .PHONY: gate-baseline
 gate-baseline: all ## Make tests/gate/counters.json anew, for a change that is meant to change counters

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -78,6 +79,17 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def commit(folder: Path | None = None) -> str | None:
+    """Returns the commit of the git repository around ``folder`` (None: the current one), with
+    ``-dirty`` if files that it tracks were changed; None where there is none, or no git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def cpu_model() -> str:

@@ -29,7 +29,7 @@ from lmcache_cli.bench.resume import (
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
-from lmcache_cli.machine import machine, versions
+from lmcache_cli.machine import commit, machine, versions
 from lmcache_cli.modes.blend import verified
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
@@ -55,7 +55,7 @@ def run_and_report(
     Returns the exit code. Ctrl-C and SIGTERM keep what was measured; ``resume`` is the run file
     that they left, which is finished and replaced."""
     talk = Console(stderr=True, quiet=quiet)
-    _check_folder(out)
+    check_folder(out)
     if json_file == csv_file == "-":
         raise UserError("--json - and --csv - would both take stdout; give one a FILE")
     check_output(json_file)
@@ -222,7 +222,8 @@ def _measure_all(
         )
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """Makes the folder of run files. Raises ``UserError`` if nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".lmcache-{time.time_ns()}"
@@ -296,6 +297,7 @@ def _run_meta(
         "salt": plan.salt,
         "machine": machine(),
         "versions": versions(),
+        "commit": commit(),
         "engine": dict(engine),
         "cells": [dict(cell.meta) for cell in cells],
         "warnings": measured.warnings,

@@ -4,8 +4,10 @@ asked for, so nothing here depends on how fast this machine is."""
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from junitparser import Error, Failure, JUnitXml
+from junitparser import Error, Failure, JUnitXml, Skipped
 
 from lmcache_cli.check.in_process import engine_differences
 from lmcache_cli.options.bench import BenchOptions
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.engine
 
 QUIET = "long-context --engine simulated --documents 3 --questions 4 --context-tokens 400"
 NOISY = f"{QUIET} --jitter 0.05"
+P50 = ["--fail-on", "ttft.p50>5%"]
 # A hit reads its chunks in two calls of 5 ms: 10 ms more than about 170 ms is 6 %; see SLOWER.
 SLOWER = "--tier-latency 0.01"
 
@@ -90,16 +93,19 @@ def test_an_exact_clock_is_no_proof(tmp_path: Path) -> None:
 
 def test_too_short_is_inconclusive(tmp_path: Path) -> None:
     args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>0.1%"]
-    found, code = document(*args, "--max-rounds", "12", cwd=tmp_path)
+    found, code = document(*args, "--max-rounds", "11", cwd=tmp_path)
     ttft = metric(found, "ttft.p50")
-    assert (code, ttft["verdict"], ttft["rounds"]) == (3, "INCONCLUSIVE", 12)
+    assert (code, ttft["verdict"], ttft["rounds"]) == (3, "INCONCLUSIVE", 11)
+    assert "11 of at least 12 rounds" in ttft["reason"]
     assert ttft["smallest_visible"] > 0.001
 
 
 def test_p99_of_few_requests_is_refused(tmp_path: Path) -> None:
     args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p99>5%"]
-    found, code = document(*args, cwd=tmp_path)
-    assert code == 3 and "p99 of 12 values" in metric(found, "ttft.p99")["reason"]
+    done = check(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ttft.p99>5% can't be judged: a round of long-context" in done.stderr
+    assert "has 12 requests, and it needs 100" in done.stderr
 
 
 def test_hit_rate_rules(tmp_path: Path) -> None:
@@ -180,8 +186,12 @@ def test_a_stored_baseline_warns_of_drift(tmp_path: Path) -> None:
     done = check("--baseline", str(path), "--candidate", NOISY, "--json", "-", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert "measured at another time" in done.stderr
-    assert metric(found, "ttft.p50")["rounds"] == 8
-    assert found["verdict"] != "FAIL" and metric(found, "n")["verdict"] == "PASS"
+    assert metric(found, "ttft.p50")["verdict"] == "INCONCLUSIVE", "one day is one sample"
+    assert metric(found, "n")["verdict"] == "PASS" and metric(found, "n")["rounds"] == 8
+    flags = ["--json", "-", "--noise", "0.01"]
+    done = check("--baseline", str(path), "--candidate", NOISY, *flags, cwd=tmp_path)
+    known = metric(json.loads(done.stdout), "ttft.p50")
+    assert known["verdict"] != "FAIL" and known["interval"]["high"] is not None
     done = check(
         *["--baseline", str(path), "--candidate", f"{NOISY} {SLOWER}0 --reuse prefix"],
         *["--json", "-", "--fail-on", "ttft.p50>1%"],
@@ -203,11 +213,22 @@ def test_a_stored_baseline_of_other_hardware_is_for_counters_only(tmp_path: Path
     found, code = document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)
     assert (code, found["verdict"]) == (0, "PASS"), found
     sides[-1] += " --chunk-tokens 48"
-    assert document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)[1] == 1
+    rule = ["--fail-on", "hit_rate<0pp"]
+    done = check(*sides, *rule, cwd=tmp_path)
+    assert done.returncode == 2 and "chunk-tokens: 64 and 48" in done.stderr
+    assert document(*sides, *rule, "--allow-different", "chunk-tokens", cwd=tmp_path)[1] == 1
+    sides[-1] = f"{QUIET} --seed 3"
+    done = check(*sides, *rule, cwd=tmp_path)
+    assert done.returncode == 2 and "seed: 0 and 3" in done.stderr
+    sides[-1] = "chat --engine simulated"
+    done = check(*sides, *rule, cwd=tmp_path)
+    assert done.returncode == 2 and "workload: long-context and chat" in done.stderr
 
 
 def test_calibrate_tells_the_noise(tmp_path: Path) -> None:
-    found, code = document("--bench", NOISY, "--calibrate", "--max-rounds", "40", cwd=tmp_path)
+    found, code = document(
+        "--bench", NOISY, "--calibrate", "--max-rounds", "40", *P50, cwd=tmp_path
+    )
     [noise] = found["metrics"]
     assert code == 0 and found["schema"] == "lmcache.calibrate/1"
     # 5 % a request, and the p50 of the nine that hit.
@@ -223,7 +244,8 @@ def test_calibrate_says_why_it_can_tell_nothing(tmp_path: Path) -> None:
         ([f"{NOISY} --output-tokens 1", "--fail-on", "itl.p50>5%"], "itl.p50: 0 of 6 rounds"),
     ):
         rounds = [] if "--max-rounds" in flags else ["--max-rounds", "6"]
-        done = check("--calibrate", "--quiet", *rounds, "--bench", *flags, cwd=tmp_path)
+        rule = [] if "--fail-on" in flags else P50
+        done = check("--calibrate", "--quiet", *rounds, *rule, "--bench", *flags, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (3, ""), done.stderr
         [line] = done.stderr.splitlines()
         assert line.startswith("lmcache: no noise to tell of: long-context prefix cpu, ")
@@ -277,7 +299,6 @@ BAD = [
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--junit", "no/such.xml"], "--junit"),
     (["--baseline", "gone.parquet", "--candidate", QUIET], "gone.parquet does not exist"),
     (["--baseline", QUIET, "--candidate", "x.json"], "use lmcache compare"),
-    (["--bench", QUIET, "--baseline-python", "/no/python"], "/no/python does not exist"),
     (["--baseline", "gone.yaml", "--candidate", QUIET], "gone.yaml"),
 ]
 
@@ -290,6 +311,114 @@ def test_bad_input_is_one_clear_line_and_exit_2(
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert words in done.stderr and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_python_that_is_not_here_is_missing(tmp_path: Path) -> None:
+    done = check("--bench", QUIET, "--baseline-python", "/no/python", cwd=tmp_path)
+    assert done.returncode == 4 and "/no/python does not exist" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_file_that_cannot_be_written_is_no_verdict(tmp_path: Path) -> None:
+    sides = ["--bench", NOISY, "--candidate", "--chunk-tokens 48"]
+    for flags in (["--json", "/dev/full"], ["--markdown", "/dev/full"], ["--github"]):
+        done = check(*sides, *flags, cwd=tmp_path, GITHUB_STEP_SUMMARY="/dev/full")
+        assert done.returncode == 5, (flags, done.stderr)
+        assert "bytes_stored" in done.stdout and "FAIL" in done.stdout.splitlines()[-1]
+        assert "Traceback" not in done.stderr and "No space left" in done.stderr
+    (tmp_path / "taken").touch()
+    done = check(*sides, "--out", "taken", cwd=tmp_path)
+    assert done.returncode == 2 and "--out: taken can't be written" in done.stderr
+
+
+def test_undecided_may_pass_and_both_sides_are_named(tmp_path: Path) -> None:
+    args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>0.1%"]
+    args += ["--max-rounds", "11", "--inconclusive", "pass", "--markdown", "out.md"]
+    done = check(*args, "--junit", "out.xml", cwd=tmp_path)
+    assert done.returncode == 0 and "INCONCLUSIVE" in done.stdout.splitlines()[-1]
+    assert "long-context prefix cpu, ttft.p50: " in done.stdout
+    markdown = (tmp_path / "out.md").read_text()
+    for side, flag in (("baseline", "--jitter"), ("candidate", "--policy gdsf")):
+        [line] = [one for one in markdown.splitlines() if one.startswith(f"- {side}: ")]
+        assert flag in line and "version" in line and "hardware" in line
+    [suite] = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    named = {one.name: one.value for one in suite.properties()}
+    assert "--policy gdsf" in named["candidate"] and "--jitter" in named["baseline"]
+    results = {case.name: case.result for case in suite}
+    assert isinstance(results["ttft.p50"][0], Skipped)
+
+
+def test_max_time_ends_a_round_that_would_not_end(tmp_path: Path) -> None:
+    slow = f"{QUIET} --chunk-tokens"
+    pythons = ["--baseline-python", sys.executable, "--candidate-python", sys.executable]
+    sides = ["--baseline", f"{slow} 64", "--candidate", f"{slow} 48"]
+    done = check(*sides, *pythons, "--max-time", "1s", "--json", "-", cwd=tmp_path)
+    assert done.returncode == 3 and "ended a round before it was whole" in done.stderr
+    assert json.loads(done.stdout)["metrics"] == []
+
+
+def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text('#!/bin/sh\necho "$@" > said; cat > body; exit "$GH_EXIT"\n')
+    gh.chmod(0o755)
+    path = f"{gh.parent}:{os.environ['PATH']}"
+    sides = ["--bench", NOISY, "--candidate", "--chunk-tokens 48", "--comment"]
+    env = {"PATH": path, "GITHUB_REF": "refs/pull/7/merge", "GH_EXIT": "0"}
+    assert check(*sides, cwd=tmp_path, **env).returncode == 1
+    assert (tmp_path / "said").read_text().startswith("pr comment 7 --edit-last --create-if-none")
+    assert (tmp_path / "body").read_text().startswith("### FAIL: lmcache check")
+    assert check(*sides, cwd=tmp_path, **env | {"GH_EXIT": "1"}).returncode == 5
+
+
+def test_a_store_has_a_baseline_for_each_machine(tmp_path: Path) -> None:
+    sides = ["--baseline", "store", "--candidate", QUIET, "--fail-on", "hit_rate<0pp"]
+    (tmp_path / "store").mkdir()
+    done = check(*sides, cwd=tmp_path)
+    assert done.returncode == 4 and "no run of this machine" in done.stderr
+    [folder] = [word for word in done.stderr.split() if word.startswith("store/")]
+    flags = ["--quiet", "--reuse", "prefix", "--out", folder]
+    assert lmcache("bench", *QUIET.split(), *flags, cwd=tmp_path).returncode == 0
+    found, code = document(*sides, cwd=tmp_path)
+    assert (code, found["verdict"]) == (0, "PASS")
+    assert found["sides"]["baseline"]["hardware"] == folder.removeprefix("store/")
+
+
+def git(cwd: Path, *args: str) -> str:
+    known = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    return subprocess.run(
+        ["git", *known, *args], cwd=cwd, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_bisect_names_the_commit(tmp_path: Path) -> None:
+    """A repository whose bench takes longer chunks from its third commit on, and whose second one
+    can't be installed."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "lmcache_cli").mkdir()
+    (tmp_path / "lmcache_cli" / "__init__.py").touch()
+    for i, chunk in enumerate([64, 64, 48, 48]):
+        words = f"'-m', 'lmcache_cli.main', *sys.argv[1:], '--chunk-tokens', '{chunk}'"
+        (tmp_path / "lmcache_cli" / "main.py").write_text(
+            f"import os, sys\nos.chdir({str(ROOT)!r})\n"
+            f"os.execv({sys.executable!r}, [{sys.executable!r}, {words}])\n"
+        )
+        (tmp_path / "number").write_text(f"{i}\n")
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "--quiet", "-m", f"Commit {i}")
+    place = "import site, os; open(site.getsitepackages()[0] + '/t.pth', 'w').write(os.getcwd())"
+    install = f'grep -qv 1 number && python -c "{place}"'
+    args = ["--bisect", "HEAD~3", "HEAD", "--install", install, "--bench", QUIET]
+    done = check(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "Commit 1: INCONCLUSIVE" in done.stderr and "Commit 2: FAIL" in done.stderr
+    assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()[1:]] == [
+        "Commit 1",
+        "Commit 2",
+    ]
+    assert len(git(tmp_path, "worktree", "list").splitlines()) == 1
+    done = check("--bisect", "HEAD", "HEAD~3", "--bench", QUIET, cwd=tmp_path)
+    assert done.returncode == 2 and "does not follow" in done.stderr
 
 
 def test_a_yaml_file_is_a_side(tmp_path: Path) -> None:
