@@ -10,7 +10,7 @@ from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBa
 from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.open_cache import open_cache
-from lmcache_cli.engines.transformers.session import TransformersSession
+from lmcache_cli.engines.transformers.session import GroupedSession, TransformersSession
 from lmcache_cli.errors import UserError
 
 
@@ -51,7 +51,7 @@ class TransformersEngine(ModelRunner):
             except BaseException:
                 cache.close()
                 raise
-        return TransformersSession(self, spec, cache)
+        return (GroupedSession if self.loaded.grouped else TransformersSession)(self, spec, cache)
 
     def shared_base(self, name: str) -> CrossModelBase:
         """Returns the model ``name``, whose KV this one may be served. Loads it once."""

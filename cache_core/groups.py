@@ -1,0 +1,218 @@
+"""Looks up, loads and stores prompts of models whose layers keep different things: chunks of groups
+of layers, in one cache of chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from cache_core.cache import TieredCache
+from cache_core.layout import Group, Keeps, reach
+from cache_core.plan import Hit, LoadOutcome, StoreOutcome
+from cache_core.residency import Recent
+from cache_core.transfer.chunks import ChunkBuffers
+
+Row = tuple[int, int]
+"""A chunk of a group: the group's number, and which chunk of the prompt it is."""
+PlaceRows = Callable[[Sequence[Row]], ChunkBuffers | None]
+"""A function that says where the engine has, or wants, these chunks of groups."""
+
+_MOST_WASTE = 0.125
+_SEEN_CHUNKS = 1 << 16
+_TRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLayer:
+    """What one layer keeps: ``nbytes`` of a chunk (of one state), and of which chunks, as in
+    :class:`cache_core.layout.Group`."""
+
+    name: str
+    nbytes: int
+    keeps: Keeps = "all"
+    span: int | None = None
+
+
+def balanced_groups(layers: Sequence[KeptLayer], block_tokens: int) -> tuple[Group, ...]:
+    """Returns groups of these layers whose chunks have about the same size, so that a tier with
+    slots of the largest one wastes little: layers that keep the same thing may be cut into several
+    groups. Those that keep everything come first.
+
+    Takes the fewest groups that waste no more than an eighth of their slots, or if there are none
+    those that waste least. Raises ``ValueError`` without a layer that keeps anything.
+    """
+    kinds: dict[tuple[Keeps, int | None], list[KeptLayer]] = {}
+    for layer in sorted(layers, key=lambda layer: layer.keeps != "all"):
+        if layer.nbytes:
+            kinds.setdefault((layer.keeps, layer.span), []).append(layer)
+    if not kinds:
+        raise ValueError("no layer keeps anything")
+    least = max(layer.nbytes for kind in kinds.values() for layer in kind)
+    total = sum(layer.nbytes for kind in kinds.values() for layer in kind)
+    slots = {sum(layer.nbytes for layer in kind[:n]) for kind in kinds.values() for n in range(257)}
+    cuts = []
+    for slot in sorted(slots):
+        if slot >= least:
+            parts = [part for kind in kinds.values() for part in _parts(kind, slot)]
+            waste = 1 - total / (len(parts) * slot)
+            cuts.append((max(waste, _MOST_WASTE), len(parts), waste, parts))
+    *_, parts = min(cuts, key=lambda cut: cut[:3])
+    if len(parts) > 256:
+        raise ValueError(f"{len(parts)} groups of layers; at most 256 can be named")
+    return tuple(
+        Group(
+            number,
+            tuple(layer.name for layer in part),
+            block_tokens,
+            sum(layer.nbytes for layer in part),
+            part[0].keeps,
+            part[0].span,
+        )
+        for number, part in enumerate(parts)
+    )
+
+
+def _parts(layers: Sequence[KeptLayer], slot: int) -> list[list[KeptLayer]]:
+    parts: list[list[KeptLayer]] = []
+    room = 0
+    for layer in layers:
+        if layer.nbytes > room:
+            parts.append([])
+            room = slot
+        parts[-1].append(layer)
+        room -= layer.nbytes
+    return parts
+
+
+def slot_bytes(groups: Sequence[Group], chunk_tokens: int) -> int:
+    """Returns the bytes of a tier's slot that holds a chunk of any of the groups: whole bytes a
+    token, so that a layout can say it."""
+    return math.ceil(max(group.chunk_bytes for group in groups) / chunk_tokens) * chunk_tokens
+
+
+def needed_rows(groups: Sequence[Group], chunks: int, chunk_tokens: int) -> list[Row]:
+    """Returns what a hit of ``chunks`` leading chunks has to have, in the prompt's order: of each
+    chunk, what the groups need of it."""
+    rows = [(c, g.number) for g in groups for c in g.needed(chunks, chunk_tokens)]
+    return [(number, chunk) for chunk, number in sorted(rows)]
+
+
+def kept_rows(
+    groups: Sequence[Group], chunks: int, points: Iterable[int], chunk_tokens: int
+) -> list[Row]:
+    """Returns what is worth storing of a prompt of ``chunks`` chunks, in its order: all of what a
+    group keeps everything of, of the others what a hit of each of ``points`` chunks needs."""
+    rows = {(c, g.number) for g in groups if g.keeps == "all" for c in range(chunks)}
+    for point in points:
+        rows |= {(c, g.number) for g in groups for c in g.needed(point, chunk_tokens)}
+    return [(number, chunk) for chunk, number in sorted(rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedLoad(LoadOutcome):
+    """The outcome of a load of a prompt's leading ``chunks``, of which every group has what it
+    needs; ``by_tier`` splits them by the slowest tier that gave a part of each. ``rows`` are the
+    groups' chunks that were loaded, ``bytes`` theirs. ``seen`` leading chunks are in prompts that
+    were stored lately: a hit could have been as long, had it been known."""
+
+    rows: tuple[Row, ...] = ()
+    seen: int = 0
+
+
+class GroupedCache:
+    """A cache of prompts over a :class:`.TieredCache` of chunks of ``groups``.
+
+    For one thread at a time. What a group of a window or a state has is stored only where another
+    request may go on from: at the end of each prompt, and where two prompts were seen to part
+    (:meth:`points`; Pan et al., Marconi, MLSys 2025).
+    """
+
+    def __init__(self, cache: TieredCache, groups: Sequence[Group]) -> None:
+        self.cache, self.groups = cache, tuple(groups)
+        self._size = cache.layout.chunk_tokens
+        self._bytes = {group.number: group.chunk_bytes for group in groups}
+        self._by_number = {group.number: group for group in groups}
+        self._seen = Recent(math.inf, _SEEN_CHUNKS)
+
+    def load(self, keys: Sequence[bytes], place: PlaceRows, wait_s: float = 0.0) -> GroupedLoad:
+        """Loads the longest prefix of ``keys`` of which every group has what it needs, to where
+        ``place`` wants it. Waits up to ``wait_s`` seconds for chunks that are being stored.
+
+        What can't be read shortens the hit: the rest is looked up and loaded again.
+        """
+        seen = next((n for n in range(len(keys), 0, -1) if keys[n - 1] in self._seen), 0)
+        seconds = 0.0
+        for _ in range(_TRIES):
+            chunks, rows, hit = self._acquire(keys, wait_s)
+            if not rows:
+                self.cache.release(hit)
+                break
+            loaded = self.cache.load(hit, place(rows))
+            seconds += loaded.seconds
+            if loaded.chunks == len(rows):
+                by_tier = self._by_tier(chunks, rows, hit)
+                return GroupedLoad(chunks, by_tier, self.bytes(rows), seconds, tuple(rows), seen)
+        return GroupedLoad(0, {}, 0, seconds, (), seen)
+
+    def points(self, chunks: int, reusable: int, loaded: GroupedLoad) -> list[int]:
+        """Returns after how many chunks of a prompt of ``chunks`` another one may go on: at its
+        end (``reusable``: where the same prompt can), where it parted from one before, and where
+        it went on itself. Rising."""
+        found = {chunks, reusable, loaded.seen, loaded.chunks}
+        return sorted(point for point in found if point >= max(1, loaded.chunks))
+
+    def store(
+        self, keys: Sequence[bytes], points: Iterable[int], place: PlaceRows
+    ) -> Future[StoreOutcome]:
+        """Admits one request's chunks: ``place`` says where the engine has what :func:`kept_rows`
+        says. Otherwise as :meth:`.TieredCache.store`; chunks are counted by group."""
+        rows = kept_rows(self.groups, len(keys), points, self._size)
+        self._seen.add(reversed(keys))  # the head outlives the tail
+        return self.cache.store(self._names(keys, rows), place(rows))
+
+    def clear(self) -> None:
+        """Forgets every chunk that is not pinned, and what prompts were seen."""
+        self.cache.clear()
+        self._seen.clear()
+
+    def bytes(self, rows: Iterable[Row]) -> int:
+        """Returns the bytes of these chunks of groups."""
+        return sum(self._bytes[number] for number, _ in rows)
+
+    def lookup(self, keys: Sequence[bytes]) -> int:
+        """Returns how many leading chunks a load would give now. Changes nothing."""
+        names = [group.name(key) for group in self.groups for key in keys]
+        hit, _ = self.cache.acquire_any(names)
+        self.cache.release(hit)
+        return reach(keys, self.groups, self._size, set(hit.keys).__contains__)
+
+    def _names(self, keys: Sequence[bytes], rows: Iterable[Row]) -> list[bytes]:
+        return [self._by_number[number].name(keys[chunk]) for number, chunk in rows]
+
+    def _acquire(self, keys: Sequence[bytes], wait_s: float) -> tuple[int, list[Row], Hit]:
+        """Pins what the longest hit needs, and nothing else."""
+        names = [group.name(key) for group in self.groups for key in keys]
+        held, _ = self.cache.acquire_any(names, wait_s)
+        tiers = dict(zip(held.keys, held.tiers, strict=True))
+        chunks = reach(keys, self.groups, self._size, tiers.__contains__)
+        rows = needed_rows(self.groups, chunks, self._size)
+        wanted = self._names(keys, rows)
+        asked = tuple(tiers.pop(name) for name in wanted)
+        probes = held.probes.intersection(asked)
+        rest = Hit(tuple(tiers), tuple(tiers.values()), held.probes - probes)
+        self.cache.release(rest)
+        return chunks, rows, Hit(tuple(wanted), asked, probes)
+
+    def _by_tier(self, chunks: int, rows: Sequence[Row], hit: Hit) -> dict[str, int]:
+        slowest = [-1] * chunks
+        for (_, chunk), tier in zip(rows, hit.tiers, strict=True):
+            slowest[chunk] = max(slowest[chunk], tier)
+        # What no group needs any more comes with what stands for it: the first chunk that is.
+        first = next(tier for tier in slowest if tier >= 0)
+        counts: dict[str, int] = {}
+        for tier in slowest:
+            name = self.cache.tiers[tier if tier >= 0 else first].name
+            counts[name] = counts.get(name, 0) + 1
+        return counts
