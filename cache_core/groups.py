@@ -4,7 +4,7 @@ of layers, in one cache of chunks."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -19,71 +19,90 @@ Row = tuple[int, int]
 PlaceRows = Callable[[Sequence[Row]], ChunkBuffers | None]
 """A function that says where the engine has, or wants, these chunks of groups."""
 
-_MOST_WASTE = 0.125
+MOST_WASTE = 0.125
+"""The share of a tier's slots that groups may leave empty, where there is a way."""
+_MOST_GROUPS = 256
 _SEEN_CHUNKS = 1 << 16
 _TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class KeptLayer:
-    """What one layer keeps: ``nbytes`` of a chunk (of one state), and of which chunks, as in
-    :class:`cache_core.layout.Group`."""
+    """What one layer keeps: ``token_bytes`` of each token of a chunk and ``state_bytes`` at its end,
+    and of which chunks, as in :class:`cache_core.layout.Group`."""
 
     name: str
-    nbytes: int
+    token_bytes: int
+    state_bytes: int = 0
     keeps: Keeps = "all"
     span: int | None = None
 
+    def nbytes(self, chunk_tokens: int) -> int:
+        """Returns the bytes of a chunk of that many tokens."""
+        return self.token_bytes * chunk_tokens + self.state_bytes
 
-def balanced_groups(layers: Sequence[KeptLayer], block_tokens: int) -> tuple[Group, ...]:
+
+def balanced_groups(layers: Sequence[KeptLayer], chunk_tokens: int) -> tuple[Group, ...]:
     """Returns groups of these layers whose chunks have about the same size, so that a tier with
     slots of the largest one wastes little: layers that keep the same thing may be cut into several
     groups. Those that keep everything come first.
 
     Takes the fewest groups that waste no more than an eighth of their slots, or if there are none
-    those that waste least. Raises ``ValueError`` without a layer that keeps anything.
+    those that waste least. Raises ``ValueError`` without a layer that keeps anything, and for more
+    groups than can be named.
     """
-    kinds: dict[tuple[Keeps, int | None], list[KeptLayer]] = {}
+    kinds: dict[tuple[Keeps, int | None], list[tuple[str, int]]] = {}
     for layer in sorted(layers, key=lambda layer: layer.keeps != "all"):
-        if layer.nbytes:
-            kinds.setdefault((layer.keeps, layer.span), []).append(layer)
+        if size := layer.nbytes(chunk_tokens):
+            kinds.setdefault((layer.keeps, layer.span), []).append((layer.name, size))
     if not kinds:
         raise ValueError("no layer keeps anything")
-    least = max(layer.nbytes for kind in kinds.values() for layer in kind)
-    total = sum(layer.nbytes for kind in kinds.values() for layer in kind)
-    slots = {sum(layer.nbytes for layer in kind[:n]) for kind in kinds.values() for n in range(257)}
+    sizes = [size for kind in kinds.values() for _, size in kind]
+    slots = {sum(accumulated) for kind in kinds.values() for accumulated in _heads(kind)}
     cuts = []
     for slot in sorted(slots):
-        if slot >= least:
-            parts = [part for kind in kinds.values() for part in _parts(kind, slot)]
-            waste = 1 - total / (len(parts) * slot)
-            cuts.append((max(waste, _MOST_WASTE), len(parts), waste, parts))
+        if slot >= max(sizes):
+            parts = [(which, part) for which, kind in kinds.items() for part in _parts(kind, slot)]
+            waste = 1 - sum(sizes) / (len(parts) * slot)
+            cuts.append((max(waste, MOST_WASTE), len(parts), waste, parts))
     *_, parts = min(cuts, key=lambda cut: cut[:3])
-    if len(parts) > 256:
-        raise ValueError(f"{len(parts)} groups of layers; at most 256 can be named")
+    if len(parts) > _MOST_GROUPS:
+        raise ValueError(f"{len(parts)} groups of layers; at most {_MOST_GROUPS} can be named")
     return tuple(
         Group(
             number,
-            tuple(layer.name for layer in part),
-            block_tokens,
-            sum(layer.nbytes for layer in part),
-            part[0].keeps,
-            part[0].span,
+            tuple(name for name, _ in part),
+            chunk_tokens,
+            sum(size for _, size in part),
+            keeps,
+            span,
         )
-        for number, part in enumerate(parts)
+        for number, ((keeps, span), part) in enumerate(parts)
     )
 
 
-def _parts(layers: Sequence[KeptLayer], slot: int) -> list[list[KeptLayer]]:
-    parts: list[list[KeptLayer]] = []
+def _heads(kind: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
+    for count in range(1, len(kind) + 1):
+        yield [size for _, size in kind[:count]]
+
+
+def _parts(layers: Sequence[tuple[str, int]], slot: int) -> list[list[tuple[str, int]]]:
+    parts: list[list[tuple[str, int]]] = []
     room = 0
-    for layer in layers:
-        if layer.nbytes > room:
+    for name, size in layers:
+        if size > room:
             parts.append([])
             room = slot
-        parts[-1].append(layer)
-        room -= layer.nbytes
+        parts[-1].append((name, size))
+        room -= size
     return parts
+
+
+def wasted(groups: Sequence[Group]) -> float:
+    """Returns the share of a tier's slots that chunks of the groups leave empty, 0 to 1, where it
+    holds as many of each group."""
+    largest = max(group.chunk_bytes for group in groups)
+    return 1 - sum(group.chunk_bytes for group in groups) / (len(groups) * largest)
 
 
 def slot_bytes(groups: Sequence[Group], chunk_tokens: int) -> int:

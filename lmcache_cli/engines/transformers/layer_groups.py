@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     DynamicCache,
+    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
@@ -30,8 +31,9 @@ States = Mapping[int, Sequence[Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What a layer of a loaded model keeps: K and V of each token, ``[heads, items]``, over a
-    ``span`` of tokens where there is one, or states of any shape."""
+    """What a layer of a loaded model keeps: K, V and an indexer's keys (where it has one) of each
+    token, ``[heads, items]``, over a ``span`` of tokens where there is one, or states of any
+    shape."""
 
     keeps: Keeps
     span: int | None
@@ -51,10 +53,9 @@ class LayerShape:
         """Returns the bytes of all states."""
         return sum(state.numel() * state.element_size() for state in self.states)
 
-    def kept(self, number: int, chunk_tokens: int) -> KeptLayer:
-        """Returns what the layer of that number keeps of a chunk."""
-        nbytes = self.state_bytes + self.token_bytes * chunk_tokens
-        return KeptLayer(str(number), nbytes, self.keeps, self.span)
+    def kept(self, number: int) -> KeptLayer:
+        """Returns what the layer of that number keeps."""
+        return KeptLayer(str(number), self.token_bytes, self.state_bytes, self.keeps, self.span)
 
 
 @torch.inference_mode()
@@ -80,12 +81,14 @@ def _shape(name: str, number: int, layer: Any, local: bool) -> LayerShape:
         states = tuple(torch.zeros_like(x) for x in (*convolutions, *recurrent))
         dtype = states[0].dtype if states else torch.float32
         return LayerShape("state", None, (), dtype, states, len(convolutions))
-    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if type(layer) not in (DynamicLayer, DynamicIndexedLayer, DynamicSlidingWindowLayer):
         raise UserError(
-            f"model {name}: layer {number} keeps a {type(layer).__name__}, which can't be reused yet"
+            f"model {name}: layer {number} keeps a {type(layer).__name__}, which can't be reused"
         )
     kv = tuple((x.shape[1], x.shape[3]) for x in (layer.keys, layer.values))
-    if type(layer) is DynamicLayer:
+    if type(layer) is DynamicIndexedLayer and layer.is_indexer_initialized:
+        kv = (*kv, (1, layer.indexer_keys.shape[2]))
+    if type(layer) is not DynamicSlidingWindowLayer:
         return LayerShape("all", None, kv, layer.keys.dtype)
     return LayerShape("local" if local else "window", layer.sliding_window, kv, layer.keys.dtype)
 
@@ -116,6 +119,21 @@ class WindowLayer(ArenaLayer):
         return self.length + query_length - self._first, self._first
 
 
+class IndexedLayer(ArenaLayer):
+    """One layer's K and V with the keys by which an indexer chooses among them."""
+
+    def __init__(self, keys: Tensor, values: Tensor, indexer_keys: Tensor) -> None:
+        super().__init__(keys, values)
+        self.indexer_keys, self.indexed = indexer_keys[:, 0], 0
+
+    def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
+        """Writes new keys after the old; returns a view of all so far."""
+        end = self.indexed + indexer_key_states.shape[1]
+        self.indexer_keys[:, self.indexed : end] = indexer_key_states
+        self.indexed = end
+        return self.indexer_keys[:, :end]
+
+
 class GroupedBuffer(KvBuffer):
     """The static buffer of one request where layers differ: K and V of ``capacity`` tokens for each
     layer that has any, and states."""
@@ -123,7 +141,7 @@ class GroupedBuffer(KvBuffer):
     def __init__(self, shapes: Sequence[LayerShape], capacity: int, device: torch.device) -> None:
         self.capacity, self.pending = capacity, None
         self._states: dict[int, LinearAttentionLayer] = {}
-        self._kv: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kv: dict[int, tuple[Tensor, ...]] = {}
         layers: list[Any] = []
         for number, shape in enumerate(shapes):
             if shape.keeps == "state":
@@ -131,13 +149,11 @@ class GroupedBuffer(KvBuffer):
                 if shape.states:
                     self._states[number] = layers[-1]
                 continue
-            k, v = (
+            self._kv[number] = tuple(
                 torch.zeros((1, heads, capacity, items), dtype=shape.dtype, device=device)
                 for heads, items in shape.kv
             )
-            self._kv[number] = (k, v)
-            span = shape.span
-            layers.append(ArenaLayer(k, v) if span is None else WindowLayer(k, v, span))
+            layers.append(_arena_layer(shape, self._kv[number]))
         self.cache = Cache(layers=layers)
 
     @property
@@ -151,6 +167,8 @@ class GroupedBuffer(KvBuffer):
         for layer in self.cache.layers:
             if isinstance(layer, ArenaLayer):
                 layer.length = tokens
+                if isinstance(layer, IndexedLayer):
+                    layer.indexed = tokens
             elif not tokens:
                 layer.reset()
 
@@ -185,6 +203,13 @@ class GroupedBuffer(KvBuffer):
                     part += kept[chunk + 1][layer]
             parts.append(part)
         return PartBuffers(parts)
+
+
+def _arena_layer(shape: LayerShape, tensors: Sequence[Tensor]) -> ArenaLayer:
+    keys, values, *indexer_keys = tensors
+    if indexer_keys:
+        return IndexedLayer(keys, values, *indexer_keys)
+    return ArenaLayer(keys, values) if shape.span is None else WindowLayer(keys, values, shape.span)
 
 
 def _state_layer(shape: LayerShape) -> LinearAttentionLayer:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_core.groups import balanced_groups, slot_bytes
+from cache_core.groups import KeptLayer, balanced_groups, slot_bytes
 from cache_core.keys import Namespace, config_digest
 from cache_core.layout import Group, KVLayout
 from lmcache_cli.engines.cache_spec import CacheSpec
@@ -73,8 +73,11 @@ class ModelRunner:
             layout = self.layout(chunk_tokens)
             names = tuple(map(str, range(layout.layers)))
             return (Group(0, names, chunk_tokens, layout.chunk_bytes),)
-        kept = [shape.kept(number, chunk_tokens) for number, shape in enumerate(self._shapes)]
-        return balanced_groups(kept, chunk_tokens)
+        return balanced_groups(self.kept_layers(), chunk_tokens)
+
+    def kept_layers(self) -> list[KeptLayer]:
+        """Returns what each layer keeps, where layers keep different things; else nothing."""
+        return [shape.kept(number) for number, shape in enumerate(self._shapes)]
 
     def token_bytes(self) -> int:
         """Returns the bytes of K and V of one token, over all layers."""

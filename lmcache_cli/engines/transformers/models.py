@@ -96,7 +96,8 @@ FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
 GROUPED_FAMILIES = (
     *("gemma2", "gemma3", "gemma3_text", "gpt_oss", "llama4_text", "ministral", "qwen3_moe"),
     *("deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "jamba"),
-    *("nemotron_h", "bamba", "lfm2", "gemma4_text", "glm4_moe"),
+    *("nemotron_h", "bamba", "lfm2", "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+    *("deepseek_v32", "kimi_k2", "qwen3_5_moe_text"),
 )
 """Families whose layers keep different things, or K and V of unlike heads."""
 
