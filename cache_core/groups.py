@@ -4,12 +4,12 @@ of layers, in one cache of chunks."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_core.cache import TieredCache
-from cache_core.layout import Group, Keeps, reach
+from cache_core.layout import Group, Keeps, KVLayout, reach
 from cache_core.plan import Hit, LoadOutcome, StoreOutcome
 from cache_core.residency import Recent
 from cache_core.transfer.chunks import ChunkBuffers
@@ -28,8 +28,8 @@ _TRIES = 4
 
 @dataclass(frozen=True, slots=True)
 class KeptLayer:
-    """What one layer keeps: ``token_bytes`` of each token of a chunk and ``state_bytes`` at its end,
-    and of which chunks, as in :class:`cache_core.layout.Group`."""
+    """What one layer keeps: ``token_bytes`` of each token of a chunk and ``state_bytes`` at its
+    end, and of which chunks, as in :class:`cache_core.layout.Group`."""
 
     name: str
     token_bytes: int
@@ -105,10 +105,11 @@ def wasted(groups: Sequence[Group]) -> float:
     return 1 - sum(group.chunk_bytes for group in groups) / (len(groups) * largest)
 
 
-def slot_bytes(groups: Sequence[Group], chunk_tokens: int) -> int:
-    """Returns the bytes of a tier's slot that holds a chunk of any of the groups: whole bytes a
-    token, so that a layout can say it."""
-    return math.ceil(max(group.chunk_bytes for group in groups) / chunk_tokens) * chunk_tokens
+def slot_layout(groups: Sequence[Group], chunk_tokens: int) -> KVLayout:
+    """Returns the layout of a tier's slot that holds a chunk of any of the groups: whole bytes a
+    token."""
+    token = -(-max(group.chunk_bytes for group in groups) // chunk_tokens)
+    return KVLayout(1, 1, token, "int8", chunk_tokens, planes=1)
 
 
 def needed_rows(groups: Sequence[Group], chunks: int, chunk_tokens: int) -> list[Row]:
@@ -133,11 +134,74 @@ def kept_rows(
 class GroupedLoad(LoadOutcome):
     """The outcome of a load of a prompt's leading ``chunks``, of which every group has what it
     needs; ``by_tier`` splits them by the slowest tier that gave a part of each. ``rows`` are the
-    groups' chunks that were loaded, ``bytes`` theirs. ``seen`` leading chunks are in prompts that
+    groups' chunks that were loaded, ``bytes`` theirs, and ``from_tiers`` how many of them and how
+    many bytes came from each tier. ``seen`` leading chunks are in prompts that
     were stored lately: a hit could have been as long, had it been known."""
 
     rows: tuple[Row, ...] = ()
     seen: int = 0
+    from_tiers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class PromptGroups:
+    """The groups of a model over chunks of ``chunk_tokens``, and the prompts that were seen lately:
+    which chunks of groups a hit needs, and which are worth storing. Knows no tier."""
+
+    def __init__(self, groups: Sequence[Group], chunk_tokens: int) -> None:
+        self.groups, self.chunk_tokens = tuple(groups), chunk_tokens
+        self._by_number = {group.number: group for group in groups}
+        self._seen = Recent(math.inf, _SEEN_CHUNKS)
+
+    def every_name(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Returns the names of all groups' chunks of a prompt."""
+        return [group.name(key) for group in self.groups for key in keys]
+
+    def names(self, keys: Sequence[bytes], rows: Iterable[Row]) -> list[bytes]:
+        """Returns the names of these chunks of groups, where the prompt's chunks have ``keys``."""
+        return [self._by_number[number].name(keys[chunk]) for number, chunk in rows]
+
+    def bytes(self, rows: Iterable[Row]) -> int:
+        """Returns the bytes of these chunks of groups."""
+        return sum(self._by_number[number].chunk_bytes for number, _ in rows)
+
+    def reach(self, keys: Sequence[bytes], held: Callable[[bytes], bool]) -> tuple[int, list[Row]]:
+        """Returns how many leading chunks can be served, and what that needs."""
+        chunks = reach(keys, self.groups, self.chunk_tokens, held)
+        return chunks, needed_rows(self.groups, chunks, self.chunk_tokens)
+
+    def seen(self, keys: Sequence[bytes]) -> int:
+        """Returns how many leading chunks are in a prompt that was remembered."""
+        return next((n for n in range(len(keys), 0, -1) if keys[n - 1] in self._seen), 0)
+
+    def remember(self, keys: Sequence[bytes]) -> None:
+        """Remembers a prompt, of too many the latest."""
+        self._seen.add(reversed(keys))  # the head outlives the tail
+
+    def forget(self) -> None:
+        """Forgets all prompts."""
+        self._seen.clear()
+
+    def points(self, chunks: int, reusable: int, seen: int, loaded: int) -> list[int]:
+        """Returns after how many chunks of a prompt of ``chunks`` another one may go on: at its
+        end (``reusable``: where the same prompt can), where it parted from one before (``seen``),
+        and where it went on itself (``loaded``). Rising."""
+        found = {chunks, reusable, seen, loaded}
+        return sorted(point for point in found if point >= max(1, loaded))
+
+    def kept(self, chunks: int, points: Iterable[int]) -> list[Row]:
+        """Returns :func:`kept_rows` of a prompt."""
+        return kept_rows(self.groups, chunks, points, self.chunk_tokens)
+
+
+def slowest_tiers(chunks: int, rows: Sequence[Row], tiers: Sequence[int]) -> list[int]:
+    """Returns the tier that each of a hit's chunks came from, the slowest where its groups' come
+    from several. ``tiers`` are those of ``rows``."""
+    slowest = [-1] * chunks
+    for (_, chunk), tier in zip(rows, tiers, strict=True):
+        slowest[chunk] = max(slowest[chunk], tier)
+    # What no group needs any more comes with what stands for it: the first chunk that is needed.
+    first = next((tier for tier in slowest if tier >= 0), 0)
+    return [tier if tier >= 0 else first for tier in slowest]
 
 
 class GroupedCache:
@@ -145,93 +209,77 @@ class GroupedCache:
 
     For one thread at a time. What a group of a window or a state has is stored only where another
     request may go on from: at the end of each prompt, and where two prompts were seen to part
-    (:meth:`points`; Pan et al., Marconi, MLSys 2025).
+    (:meth:`PromptGroups.points`; Pan et al., Marconi, MLSys 2025).
     """
 
     def __init__(self, cache: TieredCache, groups: Sequence[Group]) -> None:
-        self.cache, self.groups = cache, tuple(groups)
-        self._size = cache.layout.chunk_tokens
-        self._bytes = {group.number: group.chunk_bytes for group in groups}
-        self._by_number = {group.number: group for group in groups}
-        self._seen = Recent(math.inf, _SEEN_CHUNKS)
+        self.cache = cache
+        self.prompts = PromptGroups(groups, cache.layout.chunk_tokens)
 
-    def load(self, keys: Sequence[bytes], place: PlaceRows, wait_s: float = 0.0) -> GroupedLoad:
+    def load(
+        self, keys: Sequence[bytes], place: PlaceRows | None, wait_s: float = 0.0
+    ) -> GroupedLoad:
         """Loads the longest prefix of ``keys`` of which every group has what it needs, to where
-        ``place`` wants it. Waits up to ``wait_s`` seconds for chunks that are being stored.
+        ``place`` wants it (None: tiers without bytes). Waits up to ``wait_s`` seconds for chunks
+        that are being stored.
 
         What can't be read shortens the hit: the rest is looked up and loaded again.
         """
-        seen = next((n for n in range(len(keys), 0, -1) if keys[n - 1] in self._seen), 0)
+        seen = self.prompts.seen(keys)
         seconds = 0.0
         for _ in range(_TRIES):
             chunks, rows, hit = self._acquire(keys, wait_s)
             if not rows:
                 self.cache.release(hit)
                 break
-            loaded = self.cache.load(hit, place(rows))
+            loaded = self.cache.load(hit, place(rows) if place is not None else None)
             seconds += loaded.seconds
             if loaded.chunks == len(rows):
-                by_tier = self._by_tier(chunks, rows, hit)
-                return GroupedLoad(chunks, by_tier, self.bytes(rows), seconds, tuple(rows), seen)
+                names = [
+                    self.cache.tiers[tier].name for tier in slowest_tiers(chunks, rows, hit.tiers)
+                ]
+                by_tier = {name: names.count(name) for name in dict.fromkeys(names)}
+                moved: dict[str, tuple[int, int]] = {}
+                for row, tier in zip(rows, hit.tiers, strict=True):
+                    count, size = moved.get(name := self.cache.tiers[tier].name, (0, 0))
+                    moved[name] = count + 1, size + self.prompts.bytes([row])
+                nbytes = sum(size for _, size in moved.values())
+                return GroupedLoad(chunks, by_tier, nbytes, seconds, tuple(rows), seen, moved)
         return GroupedLoad(0, {}, 0, seconds, (), seen)
 
     def points(self, chunks: int, reusable: int, loaded: GroupedLoad) -> list[int]:
-        """Returns after how many chunks of a prompt of ``chunks`` another one may go on: at its
-        end (``reusable``: where the same prompt can), where it parted from one before, and where
-        it went on itself. Rising."""
-        found = {chunks, reusable, loaded.seen, loaded.chunks}
-        return sorted(point for point in found if point >= max(1, loaded.chunks))
+        """Returns :meth:`PromptGroups.points` after this load."""
+        return self.prompts.points(chunks, reusable, loaded.seen, loaded.chunks)
 
     def store(
-        self, keys: Sequence[bytes], points: Iterable[int], place: PlaceRows
+        self, keys: Sequence[bytes], points: Iterable[int], place: PlaceRows | None
     ) -> Future[StoreOutcome]:
         """Admits one request's chunks: ``place`` says where the engine has what :func:`kept_rows`
         says. Otherwise as :meth:`.TieredCache.store`; chunks are counted by group."""
-        rows = kept_rows(self.groups, len(keys), points, self._size)
-        self._seen.add(reversed(keys))  # the head outlives the tail
-        return self.cache.store(self._names(keys, rows), place(rows))
+        rows = self.prompts.kept(len(keys), points)
+        self.prompts.remember(keys)
+        names = self.prompts.names(keys, rows)
+        return self.cache.store(names, place(rows) if place is not None else None)
 
     def clear(self) -> None:
         """Forgets every chunk that is not pinned, and what prompts were seen."""
         self.cache.clear()
-        self._seen.clear()
-
-    def bytes(self, rows: Iterable[Row]) -> int:
-        """Returns the bytes of these chunks of groups."""
-        return sum(self._bytes[number] for number, _ in rows)
+        self.prompts.forget()
 
     def lookup(self, keys: Sequence[bytes]) -> int:
-        """Returns how many leading chunks a load would give now. Changes nothing."""
-        names = [group.name(key) for group in self.groups for key in keys]
-        hit, _ = self.cache.acquire_any(names)
+        """Returns how many leading chunks a load would give now. Moves and stores nothing."""
+        hit, _ = self.cache.acquire_any(self.prompts.every_name(keys))
         self.cache.release(hit)
-        return reach(keys, self.groups, self._size, set(hit.keys).__contains__)
-
-    def _names(self, keys: Sequence[bytes], rows: Iterable[Row]) -> list[bytes]:
-        return [self._by_number[number].name(keys[chunk]) for number, chunk in rows]
+        return self.prompts.reach(keys, set(hit.keys).__contains__)[0]
 
     def _acquire(self, keys: Sequence[bytes], wait_s: float) -> tuple[int, list[Row], Hit]:
         """Pins what the longest hit needs, and nothing else."""
-        names = [group.name(key) for group in self.groups for key in keys]
-        held, _ = self.cache.acquire_any(names, wait_s)
+        held, _ = self.cache.acquire_any(self.prompts.every_name(keys), wait_s)
         tiers = dict(zip(held.keys, held.tiers, strict=True))
-        chunks = reach(keys, self.groups, self._size, tiers.__contains__)
-        rows = needed_rows(self.groups, chunks, self._size)
-        wanted = self._names(keys, rows)
+        chunks, rows = self.prompts.reach(keys, tiers.__contains__)
+        wanted = self.prompts.names(keys, rows)
         asked = tuple(tiers.pop(name) for name in wanted)
         probes = held.probes.intersection(asked)
         rest = Hit(tuple(tiers), tuple(tiers.values()), held.probes - probes)
         self.cache.release(rest)
         return chunks, rows, Hit(tuple(wanted), asked, probes)
-
-    def _by_tier(self, chunks: int, rows: Sequence[Row], hit: Hit) -> dict[str, int]:
-        slowest = [-1] * chunks
-        for (_, chunk), tier in zip(rows, hit.tiers, strict=True):
-            slowest[chunk] = max(slowest[chunk], tier)
-        # What no group needs any more comes with what stands for it: the first chunk that is.
-        first = next(tier for tier in slowest if tier >= 0)
-        counts: dict[str, int] = {}
-        for tier in slowest:
-            name = self.cache.tiers[tier if tier >= 0 else first].name
-            counts[name] = counts.get(name, 0) + 1
-        return counts

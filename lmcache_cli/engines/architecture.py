@@ -98,6 +98,10 @@ class Architecture:
             total += kind.layers * seen * kind.token_bytes(item_bytes, tensor_parallel)
         return total
 
+    def mixed(self) -> bool:
+        """Returns whether any layer keeps something else than all KV."""
+        return any(kind.keeps != "all" for kind in self.kept)
+
     def kept_layers(self, item_bytes: int = 2, tensor_parallel: int = 1) -> list[KeptLayer]:
         """Returns what each layer keeps over all ranks, one entry a layer that keeps anything."""
         return [

@@ -24,9 +24,13 @@ def architecture_of(config: Mapping[str, Any], called: str) -> Architecture:
 _FULL, _SLIDING, _LOCAL, _STATE, _DENSE, _SPARSE = "full", "sliding", "local", "state", "mlp", "moe"
 _KINDS = {
     **dict.fromkeys(("full_attention", "attention", "indexed_attention", "*"), _FULL),
-    "sliding_attention": _SLIDING, "chunked_attention": _LOCAL,
+    "sliding_attention": _SLIDING,
+    "chunked_attention": _LOCAL,
     **dict.fromkeys(("linear_attention", "mamba", "mamba2", "M"), _STATE),
-    "mlp": _DENSE, "-": _DENSE, "moe": _SPARSE, "E": _SPARSE,
+    "mlp": _DENSE,
+    "-": _DENSE,
+    "moe": _SPARSE,
+    "E": _SPARSE,
 }
 """What a layer is, by what configurations call it."""
 _FAMILIES: dict[str, dict[str, Any]] = {
@@ -51,7 +55,8 @@ _CHOSEN = ("num_experts_per_tok", "experts_per_token", "top_k_experts")
 _KNOWN = frozenset(
     (
         *_EXPERTS, *_CHOSEN, "n_shared_experts", "shared_expert_intermediate_size",
-        "expert_layer_period", "expert_layer_offset", "mamba_d_state", "mamba_d_conv", "mamba_d_head", "mamba_n_heads", "mamba_n_groups",
+        "expert_layer_period", "expert_layer_offset",
+        "mamba_d_state", "mamba_d_conv", "mamba_d_head", "mamba_n_heads", "mamba_n_groups",
         "mamba_expand", "mamba_dt_rank", "mamba_num_heads", "mamba_head_dim", "ssm_state_size",
         "mamba_ssm_cache_dtype", "mamba_ssm_dtype", "linear_conv_kernel_dim", "conv_kernel",
         "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
@@ -59,11 +64,8 @@ _KNOWN = frozenset(
         "index_topk", "num_kv_shared_layers", "moe_shared_expert_intermediate_size",
         # Of no weight for bytes or work.
         "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "mamba_hidden_act",
-        "use_mamba_kernels", "use_mambapy", "use_conv_bias", "index_topk_freq",
-        "index_topk_pattern",
-        "index_skip_topk_offset", "indexer_rope_interleave", "mamba_inner_layernorms",
-        "moe_shared_expert_overlap", "shared_expert_gate", "indexer_types",
-        "index_share_for_mtp_iteration",
+        "use_mamba_kernels", "use_mambapy", "use_conv_bias", "indexer_types",
+        "indexer_rope_interleave", "mamba_inner_layernorms", "moe_shared_expert_overlap",
     )
 )  # fmt: skip
 """Fields that look as if layers kept something, or had experts, and that are counted."""
@@ -196,7 +198,7 @@ class _Reader:
             return self._recurrent()
         width, text = self.width, self.text
         if "kv_lora_rank" in text:
-            return self._latent()
+            return self._latent(number)
         heads, dim = self._kv_heads(), self._head_dim()
         both = True
         if layer == _FULL and any(name in text for name in ("global_head_dim", "per_layer_config")):
@@ -217,7 +219,7 @@ class _Reader:
         seen = self.field(span) if span else None
         return weights, LayerKind(1, keeps, seen, items=2 * heads * dim, heads=heads)
 
-    def _latent(self) -> tuple[int, LayerKind]:
+    def _latent(self, number: int) -> tuple[int, LayerKind]:
         width, rank = self.width, self.field("kv_lora_rank")
         rotary, v = self.field("qk_rope_head_dim"), self.field("v_head_dim")
         plain = self.field("qk_nope_head_dim")
@@ -227,7 +229,8 @@ class _Reader:
             width * (rank + rotary) + rank * self.heads * (plain + v) + self.heads * v * width
         )
         extra, keys = 0, self.optional("index_head_dim")
-        if keys:
+        # A layer may choose what the one before it did.
+        if keys and (self.text.get("indexer_types") or {number: "full"})[number] == "full":
             indexing = self.field("index_n_heads")
             weights += (down or width) * indexing * keys + width * (keys + indexing)
             # vLLM keeps the indexer's keys in FP8, with a float32 scale for 128 of them.
@@ -327,10 +330,10 @@ class _Reader:
         odd += [
             name
             for name, value in self.text.items()
-            if value and _TELLING.search(name.lower()) and name not in _KNOWN
+            if value and value != 1 and _TELLING.search(name.lower()) and name not in _KNOWN
             and not _QUIET.search(name.lower())
         ]  # fmt: skip
-        self._refuse(odd)
+        self._refuse(sorted(odd))
 
     def _refuse(self, odd: list[str]) -> None:
         if odd:

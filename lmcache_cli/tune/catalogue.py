@@ -27,18 +27,17 @@ def _short(page: str) -> str:
 
 def _architecture(
     page: str,
-    billions: float,
+    billions: float = 0.0,
     active: float | None = None,
     config: Mapping[str, Any] | None = None,
     **sizes: int,
 ) -> Architecture:
     source = f"config.json of {page} on Hugging Face"
+    if config is not None:
+        return replace(architecture_of(config, _short(page)), source=source)
     parameters = billions * GIGA
     used = parameters if active is None else active * GIGA
-    if config is None:
-        return Architecture(_short(page), parameters, used, source=source, **sizes)
-    found = architecture_of(config, _short(page))
-    return replace(found, parameters=parameters, active=used, source=source)
+    return Architecture(_short(page), parameters, used, source=source, **sizes)
 
 
 def find_architecture(name: str) -> Architecture:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_core.groups import KeptLayer, balanced_groups, slot_bytes
+from cache_core.groups import KeptLayer, balanced_groups, slot_layout
 from cache_core.keys import Namespace, config_digest
 from cache_core.layout import Group, KVLayout
 from lmcache_cli.engines.cache_spec import CacheSpec
@@ -56,8 +56,7 @@ class ModelRunner:
         things it is of bytes: of a slot that a chunk of any group fits."""
         loaded = self.loaded
         if self._shapes:
-            slot = slot_bytes(self.groups(chunk_tokens), chunk_tokens)
-            return KVLayout(1, 1, slot // chunk_tokens, "int8", chunk_tokens, planes=1)
+            return slot_layout(self.groups(chunk_tokens), chunk_tokens)
         return KVLayout(
             loaded.config.num_hidden_layers,
             loaded.kv_heads,
