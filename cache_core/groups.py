@@ -47,13 +47,14 @@ def balanced_groups(layers: Sequence[KeptLayer], chunk_tokens: int) -> tuple[Gro
     slots of the largest one wastes little: layers that keep the same thing may be cut into several
     groups. Those that keep everything come first.
 
-    Takes the fewest groups that waste no more than an eighth of their slots, or if there are none
-    those that waste least. Raises ``ValueError`` without a layer that keeps anything, and for more
-    groups than can be named.
+    Takes the fewest groups that waste no more than an eighth of their slots (:func:`wasted`), or if
+    there are none those that waste least. Raises ``ValueError`` without a layer that keeps
+    anything, and for more groups than can be named.
     """
     kinds: dict[tuple[Keeps, int | None], list[tuple[str, int]]] = {}
     for layer in sorted(layers, key=lambda layer: layer.keeps != "all"):
-        if size := layer.nbytes(chunk_tokens):
+        size = layer.nbytes(chunk_tokens)
+        if size:
             kinds.setdefault((layer.keeps, layer.span), []).append((layer.name, size))
     if not kinds:
         raise ValueError("no layer keeps anything")
@@ -63,7 +64,8 @@ def balanced_groups(layers: Sequence[KeptLayer], chunk_tokens: int) -> tuple[Gro
     for slot in sorted(slots):
         if slot >= max(sizes):
             parts = [(which, part) for which, kind in kinds.items() for part in _parts(kind, slot)]
-            waste = 1 - sum(sizes) / (len(parts) * slot)
+            filled = [(which[0], sum(size for _, size in part)) for which, part in parts]
+            waste = _waste(filled, slot)
             cuts.append((max(waste, MOST_WASTE), len(parts), waste, parts))
     *_, parts = min(cuts, key=lambda cut: cut[:3])
     if len(parts) > _MOST_GROUPS:
@@ -99,10 +101,16 @@ def _parts(layers: Sequence[tuple[str, int]], slot: int) -> list[list[tuple[str,
 
 
 def wasted(groups: Sequence[Group]) -> float:
-    """Returns the share of a tier's slots that chunks of the groups leave empty, 0 to 1, where it
-    holds as many of each group."""
+    """Returns the share of a tier's slots that chunks of the groups leave empty, 0 to 1: of groups
+    that keep everything, which are stored of each chunk, or of all groups, whichever is more."""
     largest = max(group.chunk_bytes for group in groups)
-    return 1 - sum(group.chunk_bytes for group in groups) / (len(groups) * largest)
+    return _waste([(group.keeps, group.chunk_bytes) for group in groups], largest)
+
+
+def _waste(filled: Sequence[tuple[Keeps, int]], slot: int) -> float:
+    each = [size for _, size in filled]
+    always = [size for keeps, size in filled if keeps == "all"] or each
+    return max(1 - sum(sizes) / (len(sizes) * slot) for sizes in (each, always))
 
 
 def slot_layout(groups: Sequence[Group], chunk_tokens: int) -> KVLayout:
@@ -160,7 +168,7 @@ class PromptGroups:
         """Returns the names of these chunks of groups, where the prompt's chunks have ``keys``."""
         return [self._by_number[number].name(keys[chunk]) for number, chunk in rows]
 
-    def bytes(self, rows: Iterable[Row]) -> int:
+    def nbytes(self, rows: Iterable[Row]) -> int:
         """Returns the bytes of these chunks of groups."""
         return sum(self._by_number[number].chunk_bytes for number, _ in rows)
 
@@ -242,7 +250,7 @@ class GroupedCache:
                 moved: dict[str, tuple[int, int]] = {}
                 for row, tier in zip(rows, hit.tiers, strict=True):
                     count, size = moved.get(name := self.cache.tiers[tier].name, (0, 0))
-                    moved[name] = count + 1, size + self.prompts.bytes([row])
+                    moved[name] = count + 1, size + self.prompts.nbytes([row])
                 nbytes = sum(size for _, size in moved.values())
                 return GroupedLoad(chunks, by_tier, nbytes, seconds, tuple(rows), seen, moved)
         return GroupedLoad(0, {}, 0, seconds, (), seen)

@@ -188,10 +188,10 @@ class SimulatedSession(CachedSession):
     def troubles(self) -> Mapping[str, Mapping[str, int]]:
         return {}
 
-    def _reused(self, ids: Sequence[int]) -> tuple[LoadOutcome, float, int]:
+    def _reused(self, request: Request) -> tuple[LoadOutcome, float, int]:
         """Loads what is held of a prompt and stores the rest. Returns what was loaded, in how many
         seconds, and the bytes that were stored."""
-        cost, load_s = self.engine.cost, 0.0
+        cost, load_s, ids = self.engine.cost, 0.0, request.token_ids
         if self.cache is None:
             return LoadOutcome(0, {}, 0, 0.0), 0.0, 0
         keys = self._hasher.keys(ids).prefix
@@ -204,7 +204,7 @@ class SimulatedSession(CachedSession):
             prompts = self._grouped.prompts
             new = set(prompts.kept(len(keys), points)).difference(found.rows)
             self._grouped.store(keys, points, None)
-            return found, load_s, prompts.bytes(new)
+            return found, load_s, prompts.nbytes(new)
         loaded = self.cache.load(self.cache.acquire(keys[:reusable]), None)
         for tier, chunks in loaded.by_tier.items():
             load_s += cost.load_s(tier, chunks, tier_chunk_bytes(tier, self.spec, self._layout))
@@ -214,7 +214,7 @@ class SimulatedSession(CachedSession):
     def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
         engine, cost = self.engine, self.engine.cost
         ids, size = request.token_ids, self.spec.chunk_tokens
-        loaded, load_s, stored = self._reused(ids)
+        loaded, load_s, stored = self._reused(request)
         hits = {tier: chunks * size for tier, chunks in loaded.by_tier.items()}
         cached = sum(hits.values())
         prefill_s = cost.prefill_s(len(ids) - cached, cached)

@@ -191,7 +191,7 @@ class GroupedSession(TransformersSession):
         stored = 0
         if self._grouped is not None:
             rows = kept_rows(self._groups, len(keys), self._points, size)
-            stored = self._grouped.prompts.bytes(set(rows) - set(loaded.rows))
+            stored = self._grouped.prompts.nbytes(set(rows) - set(loaded.rows))
         hits = {name: count * size for name, count in loaded.by_tier.items()}
         lookup = ready - began - loaded.seconds
         return Prefilled(logits, loaded, hits, lookup, ready, stored, keys)
