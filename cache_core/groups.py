@@ -21,9 +21,10 @@ PlaceRows = Callable[[Sequence[Row]], ChunkBuffers | None]
 
 MOST_WASTE = 0.125
 """The share of a tier's slots that groups may leave empty, where there is a way."""
-_MOST_GROUPS = 256
+_MOST_GROUPS = 1 << 10
 _SEEN_CHUNKS = 1 << 16
 _TRIES = 4
+_Kind = tuple[Keeps, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +45,37 @@ class KeptLayer:
 
 def balanced_groups(layers: Sequence[KeptLayer], chunk_tokens: int) -> tuple[Group, ...]:
     """Returns groups of these layers whose chunks have about the same size, so that a tier with
-    slots of the largest one wastes little: layers that keep the same thing may be cut into several
-    groups. Those that keep everything come first.
+    slots of the largest one wastes little: layers that keep the same thing may be in several
+    groups, and a state, which is opaque bytes, in several as well (:func:`piece`). Those that keep
+    everything come first.
 
     Takes the fewest groups that waste no more than an eighth of their slots (:func:`wasted`), or if
     there are none those that waste least. Raises ``ValueError`` without a layer that keeps
     anything, and for more groups than can be named.
     """
-    kinds: dict[tuple[Keeps, int | None], list[tuple[str, int]]] = {}
+    kinds: dict[_Kind, list[tuple[str, int]]] = {}
     for layer in sorted(layers, key=lambda layer: layer.keeps != "all"):
         size = layer.nbytes(chunk_tokens)
         if size:
             kinds.setdefault((layer.keeps, layer.span), []).append((layer.name, size))
     if not kinds:
         raise ValueError("no layer keeps anything")
-    sizes = [size for kind in kinds.values() for _, size in kind]
     slots = {sum(accumulated) for kind in kinds.values() for accumulated in _heads(kind)}
-    cuts = []
+    least = max((s for of, kind in kinds.items() if of[0] != "state" for _, s in kind), default=0)
+    cuts: list[tuple[float, int, float, list[tuple[_Kind, list[tuple[str, int]]]]]] = []
     for slot in sorted(slots):
-        if slot >= max(sizes):
-            parts = [(which, part) for which, kind in kinds.items() for part in _parts(kind, slot)]
-            filled = [(which[0], sum(size for _, size in part)) for which, part in parts]
-            waste = _waste(filled, slot)
-            cuts.append((max(waste, MOST_WASTE), len(parts), waste, parts))
+        if slot >= least:
+            parts = [
+                (of, part)
+                for of, kind in kinds.items()
+                for part in (_cut if of[0] == "state" else _parts)(kind, slot)
+            ]
+            waste = _waste([(of[0], sum(size for _, size in part)) for of, part in parts], slot)
+            if len(parts) <= _MOST_GROUPS:
+                cuts.append((max(waste, MOST_WASTE), len(parts), waste, parts))
+    if not cuts:
+        raise ValueError(f"no more than {_MOST_GROUPS} groups of layers can be named")
     *_, parts = min(cuts, key=lambda cut: cut[:3])
-    if len(parts) > _MOST_GROUPS:
-        raise ValueError(f"{len(parts)} groups of layers; at most {_MOST_GROUPS} can be named")
     return tuple(
         Group(
             number,
@@ -98,6 +104,34 @@ def _parts(layers: Sequence[tuple[str, int]], slot: int) -> list[list[tuple[str,
         parts[-1].append((name, size))
         room -= size
     return parts
+
+
+def _cut(layers: Sequence[tuple[str, int]], slot: int) -> list[list[tuple[str, int]]]:
+    """Returns parts of states: opaque bytes, which may be cut anywhere."""
+    parts: list[list[tuple[str, int]]] = []
+    room = 0
+    for name, size in layers:
+        start = 0
+        while start < size:
+            if not room:
+                parts.append([])
+                room = slot
+            stop = min(size, start + room)
+            whole = (start, stop) == (0, size)
+            parts[-1].append((name if whole else f"{name}[{start}:{stop}]", stop - start))
+            room -= stop - start
+            start = stop
+    return parts
+
+
+def piece(name: str) -> tuple[str, slice]:
+    """Returns the layer that a group has by this name, and which bytes of its state: all, but for a
+    state that was cut."""
+    layer, cut, of = name.partition("[")
+    if not cut:
+        return layer, slice(None)
+    start, _, stop = of.removesuffix("]").partition(":")
+    return layer, slice(int(start), int(stop))
 
 
 def wasted(groups: Sequence[Group]) -> float:

@@ -134,7 +134,8 @@ class Group:
 
     def name(self, key: bytes) -> bytes:
         """Returns the name of this group's chunk where the prompt's chunk has the key ``key``."""
-        return key if self.number == 0 else key[:-1] + bytes([key[-1] ^ self.number])
+        tail = int.from_bytes(key[-2:], "big") ^ self.number
+        return key if self.number == 0 else key[:-2] + tail.to_bytes(2, "big")
 
 
 def reach(

@@ -30,7 +30,7 @@ def _architecture(
     billions: float = 0.0,
     active: float | None = None,
     config: Mapping[str, Any] | None = None,
-    **sizes: int,
+    **sizes: Any,
 ) -> Architecture:
     source = f"config.json of {page} on Hugging Face"
     if config is not None:

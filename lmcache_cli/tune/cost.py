@@ -173,7 +173,7 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
     longest = max(new + cached for new, cached, _ in engine.prefill_points)
     worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
     facts = engine.facts
-    notes = (
+    notes: tuple[str, ...] = (
         f"{engine.source}: {engine.model}, {facts['dtype']} on {facts['device']}, engine"
         f" {facts['engine']}, one request after another",
         f"prefill was measured with up to {longest + 1} tokens; its formula is at most"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from cache_core.groups import (
     balanced_groups,
     kept_rows,
     needed_rows,
+    piece,
     slot_layout,
     slowest_tiers,
     wasted,
@@ -71,6 +73,8 @@ def test_each_group_has_names_of_its_own() -> None:
     keys = keys_of(range(20))
     names = PromptGroups(GROUPS, CHUNK).every_name(keys)
     assert len(set(names)) == 4 * 20 and names[:20] == keys
+    many = [Group(number, (), CHUNK, 1).name(keys[0]) for number in range(1024)]
+    assert len(set(many)) == 1024 and {len(name) for name in many} == {32}
 
 
 @given(
@@ -124,10 +128,16 @@ def test_groups_are_of_about_one_size(layers: list[KeptLayer], chunk: int) -> No
     keeps = [group.keeps for group in groups]
     assert keeps == sorted(keeps)  # those of all first
     of = {layer.name: layer.keeps for layer in layers}
-    assert sorted(name for group in groups for name in group.layers) == sorted(sizes)
+    pieces: dict[str, int] = dict.fromkeys(sizes, 0)
     for group in groups:
-        assert {of[name] for name in group.layers} == {group.keeps}
-        assert group.chunk_bytes == sum(sizes[name] for name in group.layers)
+        found = 0
+        for name, cut in map(piece, group.layers):
+            assert of[name] == group.keeps
+            size = sizes[name] if cut == slice(None) else cut.stop - cut.start
+            pieces[name] += size
+            found += size
+        assert group.chunk_bytes == found
+    assert pieces == sizes
     # No worse than a group for each kind.
     whole = {kind: sum(sizes[n] for n in sizes if of[n] == kind) for kind in set(of.values())}
     whole = {kind: size for kind, size in whole.items() if size}
@@ -149,9 +159,27 @@ def test_a_small_window_wastes_no_large_slot() -> None:
     assert [(len(g.layers), g.keeps) for g in groups] == [(10, "all"), *[(10, "window")] * 5]
     assert wasted(groups) == 0
     assert len(balanced_groups(kept[:1], 64)) == 1
-    many = [KeptLayer(str(i), 0, 10**6, "state") for i in range(300)] + [KeptLayer("x", 10**6)]
-    with pytest.raises(ValueError, match="at most 256"):
-        balanced_groups(many, 1)
+
+
+def test_a_large_state_is_cut_to_the_slots_of_a_small_chunk() -> None:
+    # Like Nemotron 3: 6 KiB a token, and 23 states of 2 MiB each.
+    kept = [KeptLayer(f"a{i}", 1024) for i in range(6)]
+    kept += [KeptLayer(f"s{i}", 0, 2_100_000, "state") for i in range(23)]
+    groups = balanced_groups(kept, 64)
+    assert wasted(groups) <= MOST_WASTE and groups[0].layers == tuple(f"a{i}" for i in range(6))
+    covered: dict[str, list[slice]] = {}
+    for group in groups[1:]:
+        assert group.keeps == "state" and group.chunk_bytes <= groups[0].chunk_bytes
+        for name in group.layers:
+            layer, cut = piece(name)
+            covered.setdefault(layer, []).append(cut)
+    for i in range(23):
+        cuts = covered[f"s{i}"]
+        assert cuts[0].start == 0 and cuts[-1].stop == 2_100_000
+        assert all(a.stop == b.start for a, b in pairwise(cuts))
+    assert piece("s1") == ("s1", slice(None))
+    with pytest.raises(ValueError, match="no more than 1024 groups"):
+        balanced_groups([KeptLayer(str(i), 1, 0, "window", i + 2) for i in range(2000)], 1)
 
 
 def flat(data: NDArray[np.uint8]) -> FlatBuffers:

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from cache_core.groups import KeptLayer, Row
+from cache_core.groups import KeptLayer, Row, piece
 from cache_core.layout import Group, Keeps
 from cache_core.tiers.tensor import PartBuffers
 from lmcache_cli.engines.transformers.kv_buffer import ArenaLayer, KvBuffer
@@ -194,13 +194,15 @@ class GroupedBuffer(KvBuffer):
         for number, chunk in rows:
             tokens = slice(chunk * chunk_tokens, (chunk + 1) * chunk_tokens)
             part: list[Tensor] = []
-            for layer in map(int, groups[number].layers):
+            for name in groups[number].layers:
+                of, cut = piece(name)
+                layer = int(of)
                 if layer in self._kv:
                     part += [x[0, :, tokens] for x in self._kv[layer]]
                 elif kept is None:
-                    part += _tensors(self._states[layer])
+                    part += _bytes_of(_tensors(self._states[layer]), cut)
                 else:
-                    part += kept[chunk + 1][layer]
+                    part += _bytes_of(kept[chunk + 1][layer], cut)
             parts.append(part)
         return PartBuffers(parts)
 
@@ -225,3 +227,17 @@ def _state_layer(shape: LayerShape) -> LinearAttentionLayer:
 def _tensors(layer: LinearAttentionLayer) -> list[Tensor]:
     states = (*layer.conv_states.values(), *layer.recurrent_states.values())
     return [state for state in states if state is not None]
+
+
+def _bytes_of(states: Sequence[Tensor], cut: slice) -> list[Tensor]:
+    """Returns views of those bytes of the states, one after another, that the cut has."""
+    if cut == slice(None):
+        return list(states)
+    parts, before = [], 0
+    for state in states:
+        flat = state.view(-1).view(torch.uint8)
+        part = flat[max(0, cut.start - before) : max(0, cut.stop - before)]
+        before += len(flat)
+        if len(part):
+            parts.append(part)
+    return parts
