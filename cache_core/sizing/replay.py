@@ -141,13 +141,13 @@ def _replayed(
         if on_request is not None:
             on_request(row)
         wanted = keys[: most[row]]
-        held = ledger.held(known.every_name(wanted))
-        tiers = dict(zip(held.keys, held.tiers, strict=True))
-        chunks, rows = known.reach(wanted, tiers.__contains__)
+        # Asked for one by one: of hundreds of groups most names need not be asked for.
+        chunks, rows = known.reach(wanted, ledger.__contains__)
+        tiers = ledger.held(known.names(wanted, rows)).tiers
         points = known.points(len(keys), len(wanted), known.seen(wanted), chunks)
         known.remember(keys)
         names = known.names(keys, known.kept(len(keys), points))
-        served = slowest_tiers(chunks, rows, [tiers[n] for n in known.names(wanted, rows)])
+        served = slowest_tiers(chunks, rows, tiers)
         moves = ledger.admit(names).moves
         ledger.settle(moves, stored=True)
         yield served, moves, names

@@ -32,6 +32,7 @@ from reports.units import bytes_text
 _QUEUED = 8
 """The most stacks whose arrivals are run: those of the front, evenly spaced."""
 _POINTS, _REPLAYED_POINTS = 10, 5
+_MOST_GROUPS = 64
 _NO_GAIN = 0.02
 """The least share of the mean TTFT that a cache must take off to be of help."""
 
@@ -90,6 +91,8 @@ def search(
     """Judges every combination, runs the arrivals of the best, and recommends. ``worth``: seconds
     of mean TTFT that a dollar an hour must buy where no TTFT is asked for."""
     outcomes: list[StackOutcome] = []
+    few = [chunk for chunk in chunks if len(study.groups(chunk)) <= _MOST_GROUPS]
+    chunks = few or [max(chunks)]  # short ones cut states into hundreds of chunks each
     for chunk in chunks:
         on_step(f"counting hits in chunks of {chunk} tokens")
         sizes = {

@@ -22,7 +22,7 @@ from workloads import Request
 
 pytestmark = pytest.mark.engine
 
-VERIFIED = ("mistral-sliding", "gemma3", "gpt-oss", "llama4", "deepseek-v32", "qwen3-next", "jamba")
+VERIFIED = tuple(kind for kind in MADE.KINDS if kind not in ("llama", "qwen3-moe"))
 
 
 @pytest.mark.parametrize("kind", VERIFIED)
