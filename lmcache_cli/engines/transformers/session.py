@@ -11,21 +11,19 @@ import numpy as np
 import torch
 
 from cache_core.cache import TieredCache
-from cache_core.groups import GroupedCache, GroupedLoad, kept_rows
 from cache_core.keys import ChunkHasher
 from cache_core.plan import LoadOutcome
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import CachedSession
 from lmcache_cli.engines.engine import Load, first_come_first_served, sample_of
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
-from lmcache_cli.engines.transformers.layer_groups import GroupedBuffer, States
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.open_cache import tier_troubles
 from reports.sample import Sample
 from workloads.request import Request
 
 _NOTHING = LoadOutcome(0, {}, 0, 0.0)
-_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
+WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ class TransformersSession(CachedSession):
         if self.cache is not None:
             keys = tuple(self._hasher.keys(ids).prefix)
             # The last token's logits must be computed, so a hit leaves at least one token.
-            hit = self.cache.acquire(keys[: (len(ids) - 1) // size], _WAIT_S)
+            hit = self.cache.acquire(keys[: (len(ids) - 1) // size], WAIT_S)
             found = now()
             if hit.keys:
                 place = buffer.chunks(self.cache.layout, 0, len(hit), engine.threads)
@@ -139,69 +137,3 @@ class TransformersSession(CachedSession):
             # One thread: a store overlaps the next prefill, and more of them cost that 4 %.
             place = buffer.chunks(self.cache.layout, 0, len(served.keys), 1)
             buffer.pending = self.cache.store(served.keys, place)
-
-
-class GroupedSession(TransformersSession):
-    """A session over a model whose layers keep different things."""
-
-    def __init__(self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache | None) -> None:
-        super().__init__(engine, spec, cache)
-        self._groups = engine.groups(spec.chunk_tokens)
-        self._grouped = GroupedCache(cache, self._groups) if cache is not None else None
-        self._points: list[int] = []
-        self._kept: dict[int, States] = {}
-
-    def capacities(self) -> Mapping[str, int | None]:
-        return {}  # what a hit needs is no run of chunks: it is not foretold
-
-    def clear(self) -> None:
-        super().clear()
-        if self._grouped is not None:
-            self._grouped.clear()
-
-    def _prefill(self, request: Request, buffer: KvBuffer) -> Prefilled:
-        engine, now = self.engine, self.engine.now
-        assert isinstance(buffer, GroupedBuffer)
-        ids, size = request.token_ids, self.spec.chunk_tokens
-        began = now()
-        keys: tuple[bytes, ...] = ()
-        loaded = GroupedLoad(0, {}, 0, 0.0)
-        self._points, self._kept = [], {}
-        if self._grouped is not None:
-            keys = tuple(self._hasher.keys(ids).prefix)
-            reusable = (len(ids) - 1) // size
-            groups = self._groups
-            loaded = self._grouped.load(
-                keys[:reusable], lambda rows: buffer.rows(rows, groups, size), _WAIT_S
-            )
-            self._points = self._grouped.points(len(keys), reusable, loaded)
-        ready = now()
-        past = loaded.chunks * size
-        buffer.seek(past)
-        if past:
-            buffer.resume()
-        # States are there only between two forwards: one ends wherever they are kept.
-        for point in self._points if buffer.recurrent else ():
-            if point * size > past:
-                logits = engine.forward(buffer, ids[past : point * size], past)
-                past = point * size
-            self._kept[point] = buffer.states()
-        if past < len(ids):
-            logits = engine.forward(buffer, ids[past:], past)
-        stored = 0
-        if self._grouped is not None:
-            rows = kept_rows(self._groups, len(keys), self._points, size)
-            stored = self._grouped.prompts.nbytes(set(rows) - set(loaded.rows))
-        hits = {name: count * size for name, count in loaded.by_tier.items()}
-        lookup = ready - began - loaded.seconds
-        return Prefilled(logits, loaded, hits, lookup, ready, stored, keys)
-
-    def _after(self, request: Request, buffer: KvBuffer, served: Prefilled) -> None:
-        assert isinstance(buffer, GroupedBuffer)
-        if self._grouped is not None and served.keys:
-            size, kept, groups = self.spec.chunk_tokens, self._kept, self._groups
-            buffer.pending = self._grouped.store(
-                served.keys,
-                self._points,
-                lambda rows: buffer.rows(rows, groups, size, kept),
-            )
