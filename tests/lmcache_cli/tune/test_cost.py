@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
 from lmcache_cli.tune import queueing
+from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.catalogue import (
     ARCHITECTURES,
     HARDWARE,
@@ -22,6 +24,8 @@ from lmcache_cli.tune.catalogue import (
 )
 from lmcache_cli.tune.cost import RequestCost, catalogue_cost
 from lmcache_cli.tune.queueing import Arrival, first_token_times
+from lmcache_cli.tune.study import Study
+from workloads.traces import TraceArrays
 
 
 @pytest.mark.parametrize(
@@ -292,3 +296,44 @@ def test_in_turn_serves_an_answer_to_its_end() -> None:
     assert first_token_times(arrivals, cost, 64) == pytest.approx([1.0, 3.0, 5.0])
     assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 3)
     assert first_token_times(arrivals, cost, 64, clients=2) == pytest.approx([1.0, 3.0, 3.0])
+
+
+def test_a_hit_of_a_mixed_model_has_a_fixed_part() -> None:
+    plain = catalogue_cost(find_hardware("h100"), find_architecture("llama-3.1-8b"))
+    assert not plain.kept and plain.tiers["cpu"].call_s == 0
+    mixed = catalogue_cost(find_hardware("h100"), find_architecture("qwen3-next-80b-a3b-instruct"))
+    states = find_architecture("qwen3-next-80b-a3b-instruct").state_bytes()
+    assert mixed.token_bytes == 12 * 2048 and len(mixed.kept) == 48
+    rate = mixed.tiers["cpu"].bytes_per_s
+    assert mixed.load_s("cpu", 4096, 64) == pytest.approx((4096 * 12 * 2048 + states) / rate)
+    assert any("the Ledger is replayed" in note for note in mixed.notes)
+
+
+def test_a_study_of_a_mixed_model_replays_the_ledger() -> None:
+    rng = np.random.default_rng(3)
+    base = list(range(6))
+    prompts = [[*base, *rng.integers(100, 200, 4).tolist()] for _ in range(12)]
+    ids = AccessTrace.of(prompts, 64, "content").prefixes()
+    count = len(prompts)
+    arrays = TraceArrays(
+        ids.ids, ids.offsets, np.arange(count, dtype=np.float64), np.full(count, 10 * 64 + 1),
+        np.full(count, 5), np.full(count, -1), (), 64,
+    )  # fmt: skip
+    studies = {
+        name: Study(
+            arrays, catalogue_cost(find_hardware("h100"), find_architecture(name)), Prices()
+        )
+        for name in ("glm-4.5-air", "gpt-oss-20b")
+    }
+    large = TierConfiguration((("cpu", 1 << 40),), 64)
+    hits = {name: study.hits(large).sum(axis=1).tolist() for name, study in studies.items()}
+    # All of what is shared, or what two prompts before have shown to be a place to go on from.
+    assert hits["glm-4.5-air"] == [0, *[6 * 64] * 11]
+    assert hits["gpt-oss-20b"] == [0, 0, *[6 * 64] * 10]
+    assert [study.plain(large) for study in studies.values()] == [True, False]
+    mixed = studies["gpt-oss-20b"]
+    assert mixed.ceiling(64) == pytest.approx(10 * 6 * 64 / arrays.input_tokens.sum())
+    # A slot is half of a chunk's bytes: two groups.
+    assert mixed.chunk_bytes(64) == 12 * 2048 * 64 and len(mixed.groups(64)) == 2
+    small = TierConfiguration((("cpu", 4 * mixed.chunk_bytes(64)),), 64)
+    assert mixed.hits(small).sum() < sum(hits["gpt-oss-20b"])
