@@ -108,7 +108,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Glm4MoeConfig",
         {"head_dim": 64, "first_k_dense_replace": 1, **_ROUTED},
     ),
-    "deepseek": ("DeepseekV3Config", {**_LATENT, **_ROUTED, "first_k_dense_replace": 1}),
+    "deepseek": (
+        "DeepseekV3Config",
+        {
+            **_LATENT,
+            **_ROUTED,
+            "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",  # vLLM asks for it; transformers knows no other
+        },
+    ),
     "deepseek-v32": (
         "DeepseekV32Config",
         {
