@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from cache_core.sizes import size_in_bytes
+from cache_core.memory_limits import size_in_bytes
 from lmcache_cli.errors import UserError
 
 _T = TypeVar("_T")

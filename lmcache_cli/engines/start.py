@@ -30,7 +30,7 @@ def start_engine(
         from lmcache_cli.engines.measured_costs import read_probed
 
         probed = read_probed(probe)
-        return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter)
+        return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter, kept=probed.kept)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or ServerSettings())
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from cache_core.groups import KeptLayer
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost
 from lmcache_cli.options.tune import PREFILL_EFFICIENCY
@@ -42,6 +43,9 @@ class RequestCost:
     prefill_range: tuple[PrefillCost, PrefillCost] | None = None
     model: str = ""
     devices: int = 1
+    kept: tuple[KeptLayer, ...] = ()
+    """The layers of a model whose layers keep different things: then ``token_bytes`` are those that
+    stay, and what a hit needs beside them is in the fixed cost of a load."""
 
     def decoding_s(self, there: int, steps: int) -> float:
         """Returns the seconds of ``steps`` decode steps of one request alone after ``there``
@@ -102,10 +106,15 @@ def catalogue_cost(
             f"{model.name}'s weights ({weights / 2**30:.0f} GiB) don't fit {devices} x"
             f" {hardware.name} ({hardware.memory_bytes * devices / 2**30:.0f} GiB)"
         )
+    token_bytes, kept = model.kv_bytes(item_bytes, devices), tuple[KeptLayer, ...]()
+    if model.mixed():
+        kept = tuple(model.kept_layers(item_bytes, devices))
+        token_bytes, tiers = _apart(kept, tiers)
+        notes.append(mixed_note(model.name, kept))
     return RequestCost(
         prefill,
         tiers,
-        model.kv_bytes(item_bytes, devices),
+        token_bytes,
         decode,
         overlap,
         "catalogue",
@@ -113,6 +122,38 @@ def catalogue_cost(
         prefill_range=spread,
         model=model.name,
         devices=devices,
+        kept=kept,
+    )
+
+
+def _apart(
+    kept: Sequence[KeptLayer], tiers: Mapping[str, TierCost]
+) -> tuple[int, dict[str, TierCost]]:
+    """Returns the bytes of a token that stay, and tiers whose loads have what a hit needs beside
+    them, windows and states, as a fixed cost: a hit has at least that long a prompt."""
+    token = sum(layer.token_bytes for layer in kept if layer.keeps == "all")
+    seen = {"all": 0.0, "state": 0.0, "window": 1.0, "local": 0.5}
+    beside = sum(
+        layer.state_bytes + layer.token_bytes * (layer.span or 0) * seen[layer.keeps]
+        for layer in kept
+    )
+    return max(1, token), {
+        name: replace(cost, call_s=cost.call_s + beside / cost.bytes_per_s)
+        for name, cost in tiers.items()
+    }
+
+
+def mixed_note(model: str, kept: Sequence[KeptLayer]) -> str:
+    """Says what the layers of a model keep, and that no single order decides its hits."""
+    parts = [
+        (sum(layer.token_bytes for layer in kept if layer.keeps == "all"), "B a token"),
+        (sum(layer.token_bytes for layer in kept if layer.span), "B a token in sight"),
+        (sum(layer.state_bytes for layer in kept), "B of states"),
+    ]
+    text = ", ".join(f"{count:,} {what}" for count, what in parts if count)
+    return (
+        f"{model}'s layers keep different things ({text}): the Ledger is replayed for every stack,"
+        " since no single order of chunks decides a hit"
     )
 
 
@@ -127,16 +168,20 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
     longest = max(new + cached for new, cached, _ in engine.prefill_points)
     worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
     facts = engine.facts
-    notes = (
+    notes: tuple[str, ...] = (
         f"{engine.source}: {engine.model}, {facts['dtype']} on {facts['device']}, engine"
         f" {facts['engine']}, one request after another",
         f"prefill was measured with up to {longest + 1} tokens; its formula is at most"
         f" {100 * worst:.0f} % off the measured points",
     )
+    token_bytes, tiers = engine.layout.token_bytes, engine.tiers
+    if engine.kept:
+        token_bytes, tiers = _apart(engine.kept, engine.tiers)
+        notes = (*notes, mixed_note(engine.model, engine.kept))
     return RequestCost(
         engine.prefill,
-        engine.tiers,
-        engine.layout.token_bytes,
+        tiers,
+        token_bytes,
         engine.decode_s,
         overlap,
         "probe",
@@ -145,4 +190,5 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
         "in_turn",
         engine.prefill_range,
         engine.model,
+        kept=engine.kept,
     )

@@ -31,7 +31,8 @@ from reports.units import bytes_text
 
 _QUEUED = 8
 """The most stacks whose arrivals are run: those of the front, evenly spaced."""
-_POINTS = 10
+_POINTS, _REPLAYED_POINTS = 10, 5
+_MOST_GROUPS = 64
 _NO_GAIN = 0.02
 """The least share of the mean TTFT that a cache must take off to be of help."""
 
@@ -65,16 +66,16 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
     def room(nbytes: int) -> int:
         return study.rooms(TierConfiguration(((tier, nbytes),), chunk_tokens))[0]
 
-    curve = study.curves(chunk_tokens)["prefix"]
     size = study.chunk_bytes(chunk_tokens)
-    full = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else 0
-    wanted = max(1, full or 0)
+    wanted = max(1, study.most_chunks(chunk_tokens))
+    # A replay of the Ledger takes longer than a look at a curve.
+    points = _POINTS if study.plain(TierConfiguration((), chunk_tokens)) else _REPLAYED_POINTS
     most = wanted * size
     while most < largest and room(most) < wanted:  # a disk tier keeps some for itself
         most += most // 16 + size
     most = min(most, largest)
     found = [0]
-    while most and room(most) and len(found) < _POINTS:
+    while most and room(most) and len(found) < points:
         found.append(most)
         most //= 2
     return sorted(found)
@@ -90,6 +91,8 @@ def search(
     """Judges every combination, runs the arrivals of the best, and recommends. ``worth``: seconds
     of mean TTFT that a dollar an hour must buy where no TTFT is asked for."""
     outcomes: list[StackOutcome] = []
+    few = [chunk for chunk in chunks if len(study.groups(chunk)) <= _MOST_GROUPS]
+    chunks = few or [max(chunks)]  # short ones cut states into hundreds of chunks each
     for chunk in chunks:
         on_step(f"counting hits in chunks of {chunk} tokens")
         sizes = {

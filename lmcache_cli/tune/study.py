@@ -9,11 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core.groups import balanced_groups, slot_layout
+from cache_core.layout import Group
 from cache_core.policies import make_admission
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import HitCurve, Kind, TierCurves, hit_curves
 from cache_core.sizing.prefill_cost import PrefillCost
-from cache_core.sizing.replay import LedgerReplay, replay_ledger
+from cache_core.sizing.replay import LedgerReplay, one_order, replay_groups, replay_ledger
 from cache_core.tiers.disk.format import chunks_under
 from lmcache_cli.tune.candidates import Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
@@ -70,8 +72,29 @@ class Study:
         return float(first + self.cost.decode_s * output.sum()) / self.clients
 
     def chunk_bytes(self, chunk_tokens: int) -> int:
-        """Returns the bytes of KV in a chunk of that many tokens."""
+        """Returns the bytes that a chunk of that many tokens takes in a tier; where layers keep
+        different things, the slot of one group's."""
+        if self.cost.kept:
+            return slot_layout(self.groups(chunk_tokens), chunk_tokens).chunk_bytes
         return self.cost.token_bytes * chunk_tokens
+
+    def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
+        """Returns the groups of layers where those keep different things; else none."""
+        return balanced_groups(self.cost.kept, chunk_tokens) if self.cost.kept else ()
+
+    def plain(self, stack: TierConfiguration) -> bool:
+        """Returns whether curves give the stack's hits exactly; else the Ledger is replayed."""
+        return stack.plain and one_order(self.groups(stack.chunk_tokens))
+
+    def most_chunks(self, chunk_tokens: int) -> int:
+        """Returns the most chunks that a tier can use."""
+        if not self.plain(TierConfiguration((), chunk_tokens)):
+            return self._unbounded(chunk_tokens).written[0]
+        curve = self.curves(chunk_tokens)["prefix"]
+        return (curve.capacity_for(curve.ceiling) or 0) if curve.ceiling > 0 else 0
+
+    def _unbounded(self, chunk_tokens: int) -> LedgerReplay:
+        return self.replayed(TierConfiguration((("cpu", 1 << 62),), chunk_tokens))
 
     def rooms(self, stack: TierConfiguration) -> list[int]:
         """Returns how many chunks each tier can hold. A disk tier keeps some of its bytes for
@@ -92,6 +115,9 @@ class Study:
 
     def ceiling(self, chunk_tokens: int) -> float:
         """Returns the hit rate of a cache without a bound."""
+        if not self.plain(TierConfiguration((), chunk_tokens)):
+            found = self._unbounded(chunk_tokens)
+            return int(found.hits.sum()) * chunk_tokens / max(1, self.tokens)
         return self.curves(chunk_tokens)["prefix"].ceiling
 
     def hits(self, stack: TierConfiguration) -> TokenCounts:
@@ -101,7 +127,7 @@ class Study:
         count = len(self.arrays)
         if not stack.tiers:
             return np.zeros((count, 0), dtype=np.int64)
-        if stack.plain:
+        if self.plain(stack):
             served = self._chunking(stack.chunk_tokens).tiers
             chunks = served.hits([self.rooms(stack)], stack.placement)[0].astype(np.int64)
         else:
@@ -116,7 +142,8 @@ class Study:
         return tokens
 
     def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
-        """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks.
+        """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks, or
+        of the requests, the first ones, where layers keep different things.
         The results are kept."""
         key = (stack, rate)
         if key not in self._replays:
@@ -134,15 +161,26 @@ class Study:
             def tick(request: int) -> None:
                 now[0] = float(times[request])
 
-            self._replays[key] = replay_ledger(
+            references, groups = (
                 self.references(stack.chunk_tokens),
-                self.rooms(stack),
-                stack.policy,
-                stack.placement,
-                rate,
-                admission=admission,
-                on_request=tick,
+                self.groups(stack.chunk_tokens),
             )
+            settings = self.rooms(stack), stack.policy, stack.placement
+            if one_order(groups):
+                found = replay_ledger(
+                    references, *settings, rate, admission=admission, on_request=tick
+                )
+            else:
+                found = replay_groups(
+                    references,
+                    groups,
+                    *settings,
+                    usable=(self.arrays.input_tokens - 1) // stack.chunk_tokens,
+                    admission=admission,
+                    on_request=tick,
+                    requests=max(1, round(rate * len(references))),
+                )
+            self._replays[key] = found
             if len(self._replays) > _KEPT_REPLAYS:
                 del self._replays[next(iter(self._replays))]
         return self._replays[key]
@@ -212,7 +250,7 @@ class Study:
         if size is None:
             return 0.0
         index = [name for name, _ in stack.tiers].index("disk")
-        if not stack.plain:
+        if not self.plain(stack):
             chunks = self.replayed(stack).written[index]
             return chunks * self.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
         chunking = self._chunking(stack.chunk_tokens)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
 from lmcache_cli.tune import queueing
+from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.catalogue import (
     ARCHITECTURES,
     HARDWARE,
@@ -22,6 +24,8 @@ from lmcache_cli.tune.catalogue import (
 )
 from lmcache_cli.tune.cost import RequestCost, catalogue_cost
 from lmcache_cli.tune.queueing import Arrival, first_token_times
+from lmcache_cli.tune.study import Study
+from workloads.traces import TraceArrays
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,65 @@ def test_a_configuration_says_what_the_catalogue_does(name: str, tmp_path: Path)
 def test_a_model_inside_another_and_a_window() -> None:
     inner = LLAMA | {"sliding_window": 512}
     found = architecture_of({"text_config": inner, "tie_word_embeddings": True}, "seer")
-    assert found.kv_bytes() == 131_072 and "window of 512 tokens counts as full" in found.source
+    assert found.kv_bytes() == 131_072 and found.hit_bytes(4096) == 131_072 * 511
+    assert found.pair_flops() == 0 and found.token_flops() > 2 * found.active
+    unused = architecture_of(inner | {"use_sliding_window": False}, "wide")
+    assert unused.hit_bytes(4096) == 131_072 * 4096 and unused.pair_flops() > 0
+    late = inner | {"use_sliding_window": True, "max_window_layers": 28}
+    assert [(k.layers, k.keeps) for k in architecture_of(late, "late").kept] == [
+        (28, "all"),
+        (4, "window"),
+    ]
+
+
+PUBLISHED = {
+    "gpt-oss-20b": 20.91, "gpt-oss-120b": 116.83, "gemma-4-31b": 30.7, "qwen3-next-80b-a3b": 80,
+    "granite-4.0-h-small": 32, "nvidia-nemotron-3-nano-30b-a3b": 31.6, "kimi-k2": 1026,
+    "ai21-jamba-1.5-mini": 52, "ai21-jamba-1.5-large": 398, "glm-4.5-air": 106, "llama-4-maverick":
+    400, "deepseek-v3.2": 671, "gemma-3-27b": 27, "nemotron-h-8b": 8.1,
+}  # fmt: skip
+"""Billions of parameters as their makers say."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_fields_of_the_catalogue_give_what_makers_say(name: str) -> None:
+    [found] = [found for key, found in ARCHITECTURES.items() if key.startswith(name)]
+    assert found.parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.02)
+    assert found.active <= found.parameters and found.source.endswith("on Hugging Face")
+
+
+@pytest.mark.parametrize(
+    ("name", "all_bytes", "span_bytes", "span", "state_bytes"),
+    [
+        ("gpt-oss-20b", 12 * 2048, 12 * 2048, 128, 0),
+        ("gemma-3-27b-it", 10 * 8192, 52 * 8192, 1024, 0),
+        ("gemma-4-31b-it", 10 * 8192, 50 * 16384, 1024, 0),
+        ("llama-4-scout-17b-16e", 12 * 4096, 36 * 4096, 8192, 0),
+        ("deepseek-v3.2", 61 * (1152 + 132), 0, None, 0),
+        # 32 heads of 128 x 128 and 3 rows of 8,192, in 16 bits.
+        ("qwen3-next-80b-a3b-instruct", 12 * 2048, 0, None, 36 * 2 * (32 * 128 * 128 + 3 * 8192)),
+        # The same in 24 layers, the heads' in 32 bits.
+        ("qwen3.5-9b", 8 * 4096, 0, None, 24 * (4 * 32 * 128 * 128 + 2 * 3 * 8192)),
+        ("ai21-jamba-1.5-mini", 4 * 4096, 0, None, 28 * 2 * 8192 * (16 + 3)),
+    ],
+)
+def test_what_layers_keep(
+    name: str, all_bytes: int, span_bytes: int, span: int | None, state_bytes: int
+) -> None:
+    found = find_architecture(name)
+    everything = [kind for kind in found.kept if kind.keeps == "all"]
+    assert sum(kind.layers * kind.token_bytes() for kind in everything) == all_bytes
+    spans = [kind for kind in found.kept if kind.keeps in ("window", "local")]
+    assert sum(kind.layers * kind.token_bytes() for kind in spans) == span_bytes
+    assert {kind.span for kind in spans} == ({span} if span else set())
+    assert found.state_bytes() == state_bytes == found.state_bytes(item_bytes=1)
+    assert found.kv_bytes() == all_bytes + span_bytes
+    # 20,000 tokens: spans of Llama 4 begin at 16,384.
+    seen = 0 if span is None else 20_000 % span if span == 8192 else span - 1
+    assert found.hit_bytes(20_000) == 20_000 * all_bytes + seen * span_bytes + state_bytes
+    layers = found.kept_layers()
+    assert sum(layer.token_bytes for layer in layers) == found.kv_bytes()
+    assert sum(layer.state_bytes for layer in layers) == found.state_bytes()
 
 
 def test_gemma_ties_without_saying_so() -> None:
@@ -114,14 +176,25 @@ def test_a_tuned_model_is_its_base() -> None:
     [
         ({"hidden_size": None}, "has no hidden_size"),
         ({"num_experts": 8}, "has no num_experts_per_tok or experts_per_token"),
-        ({"num_experts": 8, "decoder_sparse_step": 2}, "has decoder_sparse_step, which can't"),
         ({"linear_num_key_heads": 16}, "has linear_num_key_heads, which can't be sized"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
-        ({"interleave_moe_layer_step": 2}, "has interleave_moe_layer_step"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "has no mamba_d_state"),
+        ({"layer_types": ["full_attention", "retention"]}, "has layers of retention"),
+        ({"layer_types": ["sliding_attention"]}, "has no sliding_window"),
+        ({"attn_layer_period": 8}, "has no attn_layer_offset"),
+        ({"sliding_window": 512, "lru_width": 2560}, "has lru_width"),
+        ({"compress_ratios": [4, 128]}, "has compress_ratios"),
         ({"moe_num_experts": 64, "moe_k": 6}, "has moe_k, moe_num_experts"),
         ({"lru_width": 2560}, "has lru_width"),
-        ({"num_kv_shared_layers": 20}, "has num_kv_shared_layers"),
-        ({"index_head_dim": 128}, "has index_head_dim"),
+        (
+            {
+                "kv_lora_rank": 512,
+                "qk_rope_head_dim": 64,
+                "v_head_dim": 128,
+                "qk_nope_head_dim": 128,
+                "index_head_dim": 128,
+            },
+            "has no index_n_heads",
+        ),
         ({"model_type": "starcoder2"}, "has model_type starcoder2"),
         ({"num_key_value_heads": [8, 4]}, "has no num_key_value_heads"),
         ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
@@ -223,3 +296,44 @@ def test_in_turn_serves_an_answer_to_its_end() -> None:
     assert first_token_times(arrivals, cost, 64) == pytest.approx([1.0, 3.0, 5.0])
     assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 3)
     assert first_token_times(arrivals, cost, 64, clients=2) == pytest.approx([1.0, 3.0, 3.0])
+
+
+def test_a_hit_of_a_mixed_model_has_a_fixed_part() -> None:
+    plain = catalogue_cost(find_hardware("h100"), find_architecture("llama-3.1-8b"))
+    assert not plain.kept and plain.tiers["cpu"].call_s == 0
+    mixed = catalogue_cost(find_hardware("h100"), find_architecture("qwen3-next-80b-a3b-instruct"))
+    states = find_architecture("qwen3-next-80b-a3b-instruct").state_bytes()
+    assert mixed.token_bytes == 12 * 2048 and len(mixed.kept) == 48
+    rate = mixed.tiers["cpu"].bytes_per_s
+    assert mixed.load_s("cpu", 4096, 64) == pytest.approx((4096 * 12 * 2048 + states) / rate)
+    assert any("the Ledger is replayed" in note for note in mixed.notes)
+
+
+def test_a_study_of_a_mixed_model_replays_the_ledger() -> None:
+    rng = np.random.default_rng(3)
+    base = list(range(6))
+    prompts = [[*base, *rng.integers(100, 200, 4).tolist()] for _ in range(12)]
+    ids = AccessTrace.of(prompts, 64, "content").prefixes()
+    count = len(prompts)
+    arrays = TraceArrays(
+        ids.ids, ids.offsets, np.arange(count, dtype=np.float64), np.full(count, 10 * 64 + 1),
+        np.full(count, 5), np.full(count, -1), (), 64,
+    )  # fmt: skip
+    studies = {
+        name: Study(
+            arrays, catalogue_cost(find_hardware("h100"), find_architecture(name)), Prices()
+        )
+        for name in ("glm-4.5-air", "gpt-oss-20b")
+    }
+    large = TierConfiguration((("cpu", 1 << 40),), 64)
+    hits = {name: study.hits(large).sum(axis=1).tolist() for name, study in studies.items()}
+    # All of what is shared, or what two prompts before have shown to be a place to go on from.
+    assert hits["glm-4.5-air"] == [0, *[6 * 64] * 11]
+    assert hits["gpt-oss-20b"] == [0, 0, *[6 * 64] * 10]
+    assert [study.plain(large) for study in studies.values()] == [True, False]
+    mixed = studies["gpt-oss-20b"]
+    assert mixed.ceiling(64) == pytest.approx(10 * 6 * 64 / arrays.input_tokens.sum())
+    # A slot is half of a chunk's bytes: two groups.
+    assert mixed.chunk_bytes(64) == 12 * 2048 * 64 and len(mixed.groups(64)) == 2
+    small = TierConfiguration((("cpu", 4 * mixed.chunk_bytes(64)),), 64)
+    assert mixed.hits(small).sum() < sum(hits["gpt-oss-20b"])
