@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lmcache_cli.check.foreign import NoRunError
 from lmcache_cli.check.run import CheckOutputs, Judgement
-from lmcache_cli.check.stored_runs import ComparedRun, read_compared, refuse_unlike_runs
+from lmcache_cli.check.stored_runs import (
+    ComparedRun,
+    cells_of_loads,
+    read_compared,
+    refuse_unlike_runs,
+    without_chance,
+    without_copies,
+)
 from lmcache_cli.errors import UserError
 from reports.run_file import CheckRecordError, read_among
 from reports.verdict.round import Round
@@ -34,7 +42,11 @@ def run_compare(
         raise UserError(f"--noise: {noise} is no share; write 0.05 for 5 %")
     warnings: list[str] = []
     before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
+    before, after = cells_of_loads(before, after)
     warnings += refuse_unlike_runs(before, after, allowed)
+    both, chance = without_chance([*before, *after])
+    before, after = both[: len(before)], both[len(before) :]
+    warnings += chance
     warnings += [w for run in (*before, *after) for w in run.warnings]
     warnings.append(_FIXED)
     comparisons = _pair(before, after, "cells" in allowed)
@@ -54,24 +66,36 @@ def run_compare(
 
 
 def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
-    """Reads a file, several with commas, or a folder of them. What ``check`` keeps is skipped where
-    there are other files, with a line in ``warnings``. Raises ``UserError``."""
+    """Reads a file, several with commas, or a folder of them, or of folders of them. What ``check``
+    keeps is skipped where there are other files, and in a folder what is of no known tool or
+    repeats other files, each with a line in ``warnings``. Raises ``UserError``."""
     paths: list[Path] = []
+    listed: set[Path] = set()
     for part in filter(None, text.split(",")):
         path = Path(part)
         if path.is_dir():
-            inside = (p for p in path.iterdir() if p.suffix in (".parquet", ".json", ".jsonl"))
-            paths += sorted(inside)
+            inside = _runs_in(path.iterdir()) or _runs_in(path.rglob("*"))
+            listed.update(inside)
+            paths += inside
         else:
             paths.append(path)
     if not paths:
         raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
+
+    def skip(path: Path, error: Exception) -> str:
+        return error.why if isinstance(error, NoRunError) and path in listed else ""
+
     try:
-        found, skipped = read_among(paths, read_compared)
+        found, skipped = read_among(paths, read_compared, skip)
     except CheckRecordError as error:
         raise UserError(str(error)) from error
-    warnings += [warning for warning in skipped if warning not in warnings]
+    found, copies = without_copies(found)
+    warnings += [warning for warning in (*skipped, *copies) if warning not in warnings]
     return found
+
+
+def _runs_in(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix in (".parquet", ".json", ".jsonl"))
 
 
 def _pair(

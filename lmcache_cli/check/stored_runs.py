@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class ComparedRun:
     facts: dict[str, str] = field(default_factory=dict)
     when: str = ""
     warnings: tuple[str, ...] = ()
+    timed: bool = False
+    """Whether it was bound by time, so that its number of requests is chance."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """Another tool's own records of the rounds."""
 
 
 def read_compared(path: Path) -> ComparedRun:
@@ -63,7 +67,12 @@ def read_compared(path: Path) -> ComparedRun:
     ):
         return _ours_json(path, document)
     found = read_foreign(path, document)
-    return ComparedRun(path, found.tool, {found.cell: found.rounds}, found.facts, found.when)
+    warnings: tuple[str, ...] = ()
+    if "model" not in found.facts:
+        warnings = (f"{path}: names no model; make sure that both sides ran the same",)
+    return ComparedRun(
+        path, found.tool, found.cells, found.facts, found.when, warnings, found.timed, found.parts
+    )
 
 
 def _ours(path: Path) -> ComparedRun:
@@ -152,6 +161,61 @@ _MAY_DIFFER = ("version",)
 """The facts in which compared runs may differ: a new version is what is judged."""
 
 
+def without_copies(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """Returns the runs but for files that only repeat others, as the summary of a sweep does, and a
+    warning for each of those."""
+    singles = [run.parts[0] for run in runs if len(run.parts) == 1]
+
+    def repeated(part: Mapping[str, Any]) -> bool:
+        return any(all(part[k] == one[k] for k in part.keys() & one.keys()) for one in singles)
+
+    copies = [run for run in runs if len(run.parts) > 1 and all(map(repeated, run.parts))]
+    kept = [run for run in runs if run not in copies]
+    return kept, [f"{run.path} repeats runs beside it, and is not counted again" for run in copies]
+
+
+_LOADS = ("concurrency", "max_concurrency", "request_rate", "rate", "streams")
+
+
+def cells_of_loads(
+    base: Sequence[ComparedRun], new: Sequence[ComparedRun]
+) -> tuple[list[ComparedRun], list[ComparedRun]]:
+    """Returns both sides with the loads in the names of the cells where each side has runs of the
+    same several ones, as the files of a sweep are; there they are no difference between sides."""
+    sides = list(base), list(new)
+    names = {name for run in (*base, *new) for name in run.facts}
+    for name in sorted(n for n in names if n.rpartition(".")[2] in _LOADS):
+        values = [{run.facts.get(name, "") for run in side} for side in sides]
+        if values[0] == values[1] and len(values[0]) > 1:
+            for side in sides:
+                side[:] = [_named_by(run, name) for run in side]
+    return sides
+
+
+def _named_by(run: ComparedRun, name: str) -> ComparedRun:
+    value = run.facts.get(name, "none")
+    cells = {f"{label}, {name} {value}": rounds for label, rounds in run.cells.items()}
+    return replace(run, cells=cells, facts={k: v for k, v in run.facts.items() if k != name})
+
+
+def without_chance(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """Returns the runs without counts of requests if any of them was bound by time, and a warning
+    that says so."""
+    timed = next((run for run in runs if run.timed), None)
+    if timed is None:
+        return list(runs), []
+
+    def uncounted(one: Round) -> Round:
+        kept = {k: v for k, v in one.counters.items() if k not in ("n", "prompt_tokens")}
+        return replace(one, counters=kept)
+
+    found = [
+        replace(run, cells={k: [uncounted(one) for one in v] for k, v in run.cells.items()})
+        for run in runs
+    ]
+    return found, [f"{timed.path} was bound by time: numbers of requests are not compared"]
+
+
 def refuse_unlike_runs(
     base: Sequence[ComparedRun], new: Sequence[ComparedRun], allowed: Collection[str]
 ) -> list[str]:
@@ -166,12 +230,17 @@ def refuse_unlike_runs(
     for name in names:
         values = list(dict.fromkeys(run.facts[name] for run in runs if name in run.facts))
         if len(values) > 1:
-            differences[name] = " and ".join(_short(value) for value in values[:3])
-    known = {*names, "tool", "cells"}
+            differences[name] = " and ".join(_short(values[:3]))
+    groups = {name.partition(".")[0] for name in names}
+    known = {*names, *groups, "tool", "cells"}
     for name in allowed:
         if name not in known:
             raise UserError(f"--allow-different: {name!r} is none of {', '.join(sorted(known))}")
-    refused = {name: text for name, text in differences.items() if name not in allowed}
+    refused = {
+        name: text
+        for name, text in differences.items()
+        if not {name, name.partition(".")[0]} & set(allowed)
+    }
     if refused:
         listed = "; ".join(f"{name}: {text}" for name, text in refused.items())
         raise UserError(
@@ -181,5 +250,15 @@ def refuse_unlike_runs(
     return [f"{name} differs: {text}" for name, text in differences.items()]
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+_SHOWN = 60
+
+
+def _short(values: Sequence[str]) -> list[str]:
+    """Cuts long values that differ to where they do."""
+    if max(map(len, values)) <= _SHOWN:
+        return list(values)
+    places = enumerate(zip(*values, strict=False))
+    same = next((at for at, here in places if len(set(here)) > 1), min(map(len, values)))
+    same = max(0, same - _SHOWN // 3)
+    cut = [("..." if same else "") + value[same:] for value in values]
+    return [text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in cut]
