@@ -200,7 +200,8 @@ def summarise(
         prompt_tokens=prompt_tokens,
         output_tokens=total["output_tokens"],
         hit_tokens={tier: int(found[f"hit_{tier}"].sum()) for tier in TIERS},
-        hit_rate=hits / prompt_tokens if prompt_tokens else None,
+        # A server that had more than it was asked for counts something else.
+        hit_rate=hits / prompt_tokens if prompt_tokens and not overfull(rows) else None,
         recomputed_tokens=prompt_tokens - hits + total["selected_tokens"],
         expected_hit_tokens=int(expected.sum()) if all_expect else None,
         unexpected_hits=int((found.hits != expected).sum()) if all_expect else None,
@@ -220,6 +221,11 @@ def summarise(
         answers=answers_of(found),
         own_share=float(own.blend_s.sum()) / own_ttft if own_ttft > 0 else None,
     )
+
+
+def overfull(rows: Any) -> bool:
+    """Returns whether a request claims to have hit more tokens than its prompt has."""
+    return bool((done(rows).hits > done(rows).prompt_tokens).any())
 
 
 _SPREADS = (

@@ -45,6 +45,8 @@ class Measured:
     chunk_bytes: dict[int, int] = field(default_factory=dict)
     troubles: dict[int, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    heading: list[str] = field(default_factory=list)
+    """Warnings without which the numbers would be misread: they stand above the tables."""
     complete: bool = False
     _failures: dict[tuple[int, str], int] = field(default_factory=dict)
 
@@ -58,6 +60,12 @@ class Measured:
     def busy_of(self, cell: int) -> float:
         """Returns the seconds in which the cell served or stored, over all repeats."""
         return sum(spent for (index, _), spent in self.busy_s.items() if index == cell)
+
+    def head(self, text: str) -> None:
+        """Notes a warning that stands above the tables."""
+        self.warn(text)
+        if text not in self.heading:
+            self.heading.append(text)
 
     def warn(self, text: str) -> None:
         """Notes a warning once."""
@@ -261,6 +269,11 @@ class _Turn:
                 self.into.warn(
                     f"cell {self.cell.index}: request {request.id} hit {hit} of {expected}"
                     " expected tokens: chunks were lost or came too late"
+                )
+            if hit > sample.prompt_tokens:
+                self.into.warn(
+                    f"cell {self.cell.index}: the server reports more cached tokens than a prompt"
+                    f" has ({request.id}: {hit} of {sample.prompt_tokens}): its hit rate is void"
                 )
             if request.answers and sample.output_ids and self.decode is not None:
                 sample = scored(sample, answer_of(self.decode(sample.output_ids)), request.answers)

@@ -149,8 +149,10 @@ def run_and_report(
     if csv_file is not None:
         write_output(csv_file, csv_text(cells), "--csv")
     if "-" not in (json_file, csv_file):
+        for text in measured.heading:
+            Console().print(text, style="yellow", highlight=False, markup=False)
         Console().print(bench_tables(cells, refused))
-    for warning in measured.warnings:
+    for warning in (w for w in measured.warnings if w not in measured.heading):
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     for note in notes:
         talk.print(note, highlight=False)
@@ -173,7 +175,7 @@ def _measure_all(
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = engine_requests(scenario, plan.corpus, engine, measured.warn, note)
+        requests = engine_requests(scenario, plan.corpus, engine, measured.head, note)
         measured.requests.append(digest(requests))
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:

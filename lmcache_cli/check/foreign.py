@@ -189,6 +189,7 @@ def _serving_round(line: Mapping[str, Any]) -> Round:
     rate = None
     if isinstance(report, Mapping) and report.get("total_prompt_tokens"):
         rate = report["total_cached_tokens"] / report["total_prompt_tokens"]
+        rate = rate if rate <= 1 else None  # what it counts is not the prompts'
     known = _flat_times(line, times) | _rates(line)
     return Round(done, failed, times, known, counters, rate)
 
