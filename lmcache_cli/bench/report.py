@@ -95,6 +95,7 @@ def run_and_report(
                 serving,
                 options.jitter,
                 options.probe,
+                options.hardware,
             )
             engine_facts = engine.facts()
             try:

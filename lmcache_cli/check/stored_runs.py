@@ -16,7 +16,15 @@ from reports.verdict.round import RATES, TIMES, Round, round_of
 
 _NOT_PARAMETERS = (
     *("workloads", "model", "engine", "repeat", "seed", "disk_path", "corpus", "trace"),
-    *("url", "request_timeout", "start_timeout", "cache_name", "jitter", "tier_latency"),
+    *(
+        "url",
+        "request_timeout",
+        "start_timeout",
+        "cache_name",
+        "jitter",
+        "tier_latency",
+        "hardware",
+    ),
 )
 _WORKLOAD_FLAGS = (
     *("documents", "questions", "requests", "question_tokens", "output_tokens", "passages"),

@@ -28,7 +28,6 @@ EXAMPLES = (
 
 trace_app = typer.Typer(
     name="trace",
-    short_help="Traces of real requests: record, convert, make, look at them.",
     help="Traces of real requests: names of chunks, lengths and times; no text, no tokens.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -50,10 +50,11 @@ class SimulatedEngine:
         layout: KVLayout | None = None,
         max_context: int = 1 << 20,
         jitter: float = 0.0,
+        model: str = "simulated",
     ) -> None:
         self.cost = cost or CostModel()
         self._shape = layout or KVLayout(30, 3, 64, "float32", 1)
-        self.model = "simulated"
+        self.model = model
         self.max_context = max_context
         self.bos: int | None = None
         self.encode: Callable[[str], Sequence[int]] = encode_words

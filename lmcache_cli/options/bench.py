@@ -50,6 +50,10 @@ class EngineFlags:
         Path | None,
         flag("Costs from `lmcache probe --model` (simulated).", MEASURED, metavar="FILE"),
     ] = None
+    hardware: Annotated[
+        str | None,
+        flag("Accelerator of tune's catalogue, for --model of it (simulated).", MEASURED),
+    ] = None
     url: Annotated[
         str | None,
         flag(
