@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -76,6 +78,10 @@ def make_app(wanted: str | None) -> typer.Typer:
 
 def run() -> None:
     """Runs the command; turns errors into one line on stderr and an exit code."""
+    codecs.register_error("lmcache-plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="lmcache-plain")
     # SIGTERM ends a run as Ctrl-C does: what was measured is kept.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -103,6 +109,18 @@ def run() -> None:
         sys.exit(EXIT_BAD_INPUT)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+_PLAIN = {"\u2013": "-", "\u2014": "-", "\u2500": "-", "\u2501": "-", "\u2026": "...", "\xb5": "u"}
+_PLAIN |= {"\xb7": "|", "\u2502": "|", "\xd7": "x", "\xb1": "+-", "\u2588": "#"}
+_PLAIN |= {"\u201c": '"', "\u201d": '"', "\u2019": "'"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Writes what a terminal has no character for with those that it has."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(one, "?") for one in text), error.end
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -178,6 +178,8 @@ def _columns(pyarrow: Any) -> Any:
         "agreement": number,
         "f1": number,
         "exact": number,
+        "own_cores": number,
+        "other_cores": number,
     }
     optional = {"hit_device", "hit_cpu", "hit_disk", "hit_remote", "expected_hit_tokens", "error"}
     optional |= set(BLEND_FIELDS)

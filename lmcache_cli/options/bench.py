@@ -81,8 +81,8 @@ class SweptFlags:
         str | None,
         flag(
             "Reuse modes: off, prefix, blend, shared (transformers); vllm: also vllm (its prefix"
-            " cache), offload, lmcache; openai: only server (as it is, since a running server's"
-            " cache can't be switched). \\[default: off,prefix; off,vllm,prefix; server]",
+            " cache), offload, lmcache; openai: off (prompts that share nothing), server (as it is)."
+            " \\[default: off,prefix; off,vllm,prefix; off,server]",
             SWEPT,
             metavar="LIST",
         ),
