@@ -225,7 +225,10 @@ def summarise(
         bytes_stored=total["bytes_stored"],
         load_bytes_per_s=total["bytes_loaded"] / load_s if load_s > 0 else None,
         speedup=Speedup() if pairs is None else ttft_speedup(pairs),
-        outputs=OutputChanges() if pairs is None else compare_outputs(pairs),
+        # Salts that tell a running server's prompts apart are part of what it answers.
+        outputs=OutputChanges()
+        if pairs is None or meta["engine"] == "openai"
+        else compare_outputs(pairs),
         blended_tokens=total["blended_tokens"],
         selected_tokens=total["selected_tokens"],
         token_layer_share=float((layers.token_layer_share * layers.prompt_tokens).sum())

@@ -81,7 +81,7 @@ class SweptFlags:
         str | None,
         flag(
             "Reuse modes: off, prefix, blend, shared (transformers); vllm: also vllm (its prefix"
-            " cache), offload, lmcache; openai: off (prompts that share nothing), server (as it is)."
+            " cache), offload, lmcache; openai: off (prompts share nothing), server (as is)."
             " \\[default: off,prefix; off,vllm,prefix; off,server]",
             SWEPT,
             metavar="LIST",

@@ -54,7 +54,8 @@ def _sentences(cell: CellSummary, off: CellSummary) -> Iterator[str]:
     mean, before = cell.ttft.mean or 0.0, off.ttft.mean or 0.0
     ratio = before / mean if mean else 1.0
     sizes = [f"{tier} {bytes_text(size)}" for tier, size in cell.meta["tiers"].items() if size]
-    gave = f"{cell.meta['reuse']}{f' ({", ".join(sizes)})' if sizes else ''} makes TTFT"
+    held = f" ({', '.join(sizes)})" if sizes else ""
+    gave = f"{cell.meta['reuse']}{held} makes TTFT"
     gave += f" {ratio:.2f}x as fast in the mean" if ratio >= 1 else f" {1 / ratio:.2f}x as long"
     gave += f" ({seconds_text(before)} to {seconds_text(mean)})"
     if cell.hit_rate is not None:

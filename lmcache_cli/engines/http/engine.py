@@ -122,7 +122,7 @@ class Salts:
 
 class OpenAISession:
     """A session of one cell: the server at an endpoint. ``tier`` is where its hits are reported to
-    be. ``apart``: every request has salt tokens of its own, so that the server has nothing of it."""
+    be. ``apart``: each request has salt tokens of its own, so that the server has nothing of it."""
 
     def __init__(
         self,
