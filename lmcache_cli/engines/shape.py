@@ -55,6 +55,7 @@ def check_model(name: str | None) -> None:
 
 def model_shape(name: str | None, device: str, dtype: str) -> ModelShape:
     """Reads what a model's ``config.json`` tells, if it is on this machine; nothing is loaded."""
+    found: Iterator[Path]
     if name is None:
         found = cache_home().glob(f"{Path(embedded_model()[1]).stem}-*/config.json")
     elif (path := Path(name).expanduser()).is_dir():
@@ -69,7 +70,7 @@ def model_shape(name: str | None, device: str, dtype: str) -> ModelShape:
         return ModelShape(None, None)
 
 
-def _kv(config: dict[str, Any], device: str, dtype: str) -> KVLayout | None:
+def _kv(config: Any, device: str, dtype: str) -> KVLayout | None:
     if config.get("kv_lora_rank") or set(config.get("layer_types") or ()) - {"full_attention"}:
         return None
     heads = config.get("num_attention_heads")
@@ -77,7 +78,7 @@ def _kv(config: dict[str, Any], device: str, dtype: str) -> KVLayout | None:
     kept = dtype if dtype != "auto" else "float32" if device == "cpu" else kept
     try:
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        kv_heads = config.get("num_key_value_heads") or heads
+        kv_heads: Any = config.get("num_key_value_heads") or heads
         return KVLayout(config["num_hidden_layers"], kv_heads, head_dim, kept, 1)
     except (KeyError, TypeError, ValueError):
         return None

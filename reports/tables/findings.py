@@ -22,7 +22,7 @@ class Limit:
     then: str = ""
 
 
-def findings(cells: Sequence[CellSummary]) -> list[str]:
+def in_words(cells: Sequence[CellSummary]) -> list[str]:
     """Returns a line of two or three sentences per context length of one workload's cells: of the
     row with the lowest mean TTFT, against the row without reuse."""
     lines = []

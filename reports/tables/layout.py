@@ -13,7 +13,7 @@ from rich.text import Text
 
 from reports.summary import CellSummary, RefusedCell, refused_lines
 from reports.tables.columns import BAD, Column, describe, measured
-from reports.tables.findings import findings
+from reports.tables.findings import in_words
 from reports.tables.tiers import tier_tables
 
 GAP = 2
@@ -63,7 +63,7 @@ def bench_tables(
     parts: list[RenderableType] = []
     for group in workloads_of(cells):
         parts += [WorkloadTable(group), Text()]
-        for line in findings(group):
+        for line in in_words(group):
             parts += [Text(line), Text()]
     for table in tier_tables(cells):
         parts += [table, Text()]

@@ -11,7 +11,7 @@ import pytest
 from reports.paired import OutputChanges, Speedup
 from reports.sample import Sample
 from reports.summary import CellMeta, CellSummary, summarise
-from reports.tables.findings import findings, verdict
+from reports.tables.findings import in_words, verdict
 
 Make = Callable[..., Sample]
 Meta = Callable[..., CellMeta]
@@ -44,12 +44,12 @@ def world(make_sample: Make, make_meta: Meta) -> Callable[..., list[CellSummary]
 
 
 def test_what_it_gave(world: Callable[..., list[CellSummary]]) -> None:
-    [line] = findings(world())
+    [line] = in_words(world())
     assert line.startswith(
         "prefix (cpu 512 MiB) makes TTFT 2.00x as fast in the mean (4 s to 2 s), with 56.9% of the"
         " prompt tokens from a cache and 14 s of prefill saved."
     )
-    [line] = findings(world(ttft=8.0, hit=0))
+    [line] = in_words(world(ttft=8.0, hit=0))
     assert "1.67x as long" in line and "saved" not in line
 
 
@@ -85,7 +85,7 @@ def works(evicted: int) -> dict[str, Any]:
 def test_what_limited_it(
     world: Callable[..., list[CellSummary]], more: dict[str, Any], says: str, then: str
 ) -> None:
-    [line] = findings(world(**more))
+    [line] = in_words(world(**more))
     assert says in line
     assert then in line if then else "To try" not in line
 
@@ -93,7 +93,7 @@ def test_what_limited_it(
 def test_tails(world: Callable[..., list[CellSummary]]) -> None:
     off, prefix = world()
     long = replace(prefix, tail_tokens=400)
-    [line] = findings([off, long])
+    [line] = in_words([off, long])
     assert "44% of the tokens stand behind the last full chunk of 64" in line
     assert "--chunk-tokens 32" in line
 
@@ -106,9 +106,9 @@ def test_contexts_are_told_apart_and_what_has_no_base_says_nothing(
         for cell in world():
             meta: Any = {**cell.meta, "context_tokens": length}
             cells.append(replace(cell, meta=meta))
-    first, second = findings(cells)
+    first, second = in_words(cells)
     assert first.startswith("Contexts of 100: ") and second.startswith("Contexts of 200: ")
-    assert findings(cells[1:2]) == []
+    assert in_words(cells[1:2]) == []
 
 
 def test_verdicts(world: Callable[..., list[CellSummary]]) -> None:
