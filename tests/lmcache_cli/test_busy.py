@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lmcache_cli.bench import progress
 from lmcache_cli.bench.measure import Measured
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.machine import CpuMeter
@@ -68,7 +67,8 @@ def test_the_meter_tells_own_and_others_apart(monkeypatch: pytest.MonkeyPatch) -
 def test_what_others_took_is_summed_up() -> None:
     measured = Measured()
     assert measured.busy() is None
-    times = dict(scheduled_s=0.0, sent_s=0.0, first_token_s=1.0, finished_s=1.0)
+    times: dict[str, Any] = {"scheduled_s": 0.0, "sent_s": 0.0}
+    times |= {"first_token_s": 1.0, "finished_s": 1.0}
     for i, (own, others) in enumerate(((1.0, 0.5), (2.0, 1.5), (None, None))):
         measured.samples.append(
             Sample(
@@ -106,7 +106,7 @@ def test_a_busy_machine_is_said_above_the_table(
 
 def test_without_a_terminal_a_line_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     sample: Any = SimpleNamespace(first_token_s=2.0, scheduled_s=0.0)
     for quiet in (False, True):
         written = io.StringIO()
