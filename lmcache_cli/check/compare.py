@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from lmcache_cli.check.run import CheckOutputs, Judgement
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
+    cells_of_loads,
     noise_of_history,
     read_runs,
     refuse_unlike_runs,
+    without_chance,
 )
 from lmcache_cli.errors import UserError
 from reports.verdict.round import Round
@@ -34,7 +36,11 @@ def run_compare(
     warnings: list[str] = []
     allowed = judgement.allowed
     before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
+    before, after = cells_of_loads(before, after)
     warnings += refuse_unlike_runs(before, after, allowed)
+    both, chance = without_chance([*before, *after])
+    before, after = both[: len(before)], both[len(before) :]
+    warnings += chance
     warnings += [w for run in (*before, *after) for w in run.warnings]
     warnings.append(_FIXED)
     if undated := [str(run.path) for run in (*before, *after) if not run.when]:

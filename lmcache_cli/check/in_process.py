@@ -31,7 +31,17 @@ from reports.verdict.round import round_of
 from reports.verdict.trial import Comparison
 from workloads import warming
 
-_SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "probe", "jitter")
+_SAME_ENGINE = (
+    "engine",
+    "model",
+    "device",
+    "dtype",
+    "url",
+    "vllm_args",
+    "probe",
+    "hardware",
+    "jitter",
+)
 _SAME_LOAD = ("rate", "concurrency")
 
 
@@ -127,6 +137,7 @@ class InProcess:
             self.plans[0].serving(self.out, progress.phase),
             options.jitter,
             options.probe,
+            options.hardware,
         )
         try:
             warn = self.measured.warn

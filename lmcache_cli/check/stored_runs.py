@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmcache_cli.check.foreign import read_foreign
+from lmcache_cli.check.foreign import NoRunError, read_foreign
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine
 from reports.run_file import CheckRecordError, read_among
@@ -23,7 +23,15 @@ from reports.verdict.rule import Rule
 
 _NOT_PARAMETERS = (
     *("workloads", "model", "engine", "repeat", "seed", "disk_path", "corpus", "trace"),
-    *("url", "request_timeout", "start_timeout", "cache_name", "jitter", "tier_latency"),
+    *(
+        "url",
+        "request_timeout",
+        "start_timeout",
+        "cache_name",
+        "jitter",
+        "tier_latency",
+        "hardware",
+    ),
 )
 _WORKLOAD_FLAGS = (
     *("documents", "questions", "requests", "question_tokens", "output_tokens", "passages"),
@@ -44,6 +52,10 @@ class ComparedRun:
     facts: dict[str, str] = field(default_factory=dict)
     when: str = ""
     warnings: tuple[str, ...] = ()
+    timed: bool = False
+    """Whether it was bound by time, so that its number of requests is chance."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """Another tool's own records of the rounds."""
 
 
 def read_compared(path: Path) -> ComparedRun:
@@ -80,7 +92,12 @@ def _read(path: Path) -> ComparedRun:
     ):
         return _ours_json(path, document)
     found = read_foreign(path, document)
-    return ComparedRun(path, found.tool, {found.cell: found.rounds}, found.facts, found.when)
+    warnings: tuple[str, ...] = ()
+    if "model" not in found.facts:
+        warnings = (f"{path}: names no model; make sure that both sides ran the same",)
+    return ComparedRun(
+        path, found.tool, found.cells, found.facts, found.when, warnings, found.timed, found.parts
+    )
 
 
 def _ours(path: Path) -> ComparedRun:
@@ -172,6 +189,61 @@ _MAY_DIFFER = ("version", "commit")
 """The facts in which compared runs may differ: a new version is what is judged."""
 
 
+def without_copies(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """Returns the runs but for files that only repeat others, as the summary of a sweep does, and a
+    warning for each of those."""
+    singles = [run.parts[0] for run in runs if len(run.parts) == 1]
+
+    def repeated(part: Mapping[str, Any]) -> bool:
+        return any(all(part[k] == one[k] for k in part.keys() & one.keys()) for one in singles)
+
+    copies = [run for run in runs if len(run.parts) > 1 and all(map(repeated, run.parts))]
+    kept = [run for run in runs if run not in copies]
+    return kept, [f"{run.path} repeats runs beside it, and is not counted again" for run in copies]
+
+
+_LOADS = ("concurrency", "max_concurrency", "request_rate", "rate", "streams")
+
+
+def cells_of_loads(
+    base: Sequence[ComparedRun], new: Sequence[ComparedRun]
+) -> tuple[list[ComparedRun], list[ComparedRun]]:
+    """Returns both sides with the loads in the names of the cells where each side has runs of the
+    same several ones, as the files of a sweep are; there they are no difference between sides."""
+    sides = list(base), list(new)
+    names = {name for run in (*base, *new) for name in run.facts}
+    for name in sorted(n for n in names if n.rpartition(".")[2] in _LOADS):
+        values = [{run.facts.get(name, "") for run in side} for side in sides]
+        if values[0] == values[1] and len(values[0]) > 1:
+            for side in sides:
+                side[:] = [_named_by(run, name) for run in side]
+    return sides
+
+
+def _named_by(run: ComparedRun, name: str) -> ComparedRun:
+    value = run.facts.get(name, "none")
+    cells = {f"{label}, {name} {value}": rounds for label, rounds in run.cells.items()}
+    return replace(run, cells=cells, facts={k: v for k, v in run.facts.items() if k != name})
+
+
+def without_chance(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """Returns the runs without counts of requests if any of them was bound by time, and a warning
+    that says so."""
+    timed = next((run for run in runs if run.timed), None)
+    if timed is None:
+        return list(runs), []
+
+    def uncounted(one: Round) -> Round:
+        kept = {k: v for k, v in one.counters.items() if k not in ("n", "prompt_tokens")}
+        return replace(one, counters=kept)
+
+    found = [
+        replace(run, cells={k: [uncounted(one) for one in v] for k, v in run.cells.items()})
+        for run in runs
+    ]
+    return found, [f"{timed.path} was bound by time: numbers of requests are not compared"]
+
+
 def refuse_unlike_runs(
     base: Sequence[ComparedRun], new: Sequence[ComparedRun], allowed: Collection[str]
 ) -> list[str]:
@@ -179,11 +251,17 @@ def refuse_unlike_runs(
     a warning for each difference that was allowed."""
     runs = [*base, *new]
     differences = differences_of(runs)
-    known = {name for run in runs for name in run.facts} - set(_MAY_DIFFER) | {"tool", "cells"}
+    names = {name for run in runs for name in run.facts} - set(_MAY_DIFFER)
+    groups = {name.partition(".")[0] for name in names}
+    known = {*names, *groups, "tool", "cells"}
     for name in allowed:
         if name not in known:
             raise UserError(f"--allow-different: {name!r} is none of {', '.join(sorted(known))}")
-    refused = {name: text for name, text in differences.items() if name not in allowed}
+    refused = {
+        name: text
+        for name, text in differences.items()
+        if not {name, name.partition(".")[0]} & set(allowed)
+    }
     if refused:
         listed = "; ".join(f"{name}: {text}" for name, text in refused.items())
         raise UserError(
@@ -202,33 +280,41 @@ def differences_of(runs: Sequence[ComparedRun]) -> dict[str, str]:
     for name in sorted({name for run in runs for name in run.facts} - set(_MAY_DIFFER)):
         values = list(dict.fromkeys(run.facts[name] for run in runs if name in run.facts))
         if len(values) > 1:
-            differences[name] = " and ".join(_short(value) for value in values[:3])
+            differences[name] = " and ".join(_short(values[:3]))
     return differences
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
-    """Reads a file, several with commas, or a folder of them. What ``check`` keeps is skipped where
-    there are other files, with a line in ``warnings``. Raises ``UserError``."""
+    """Reads a file, several with commas, or a folder of them, or of folders of them. What ``check``
+    keeps is skipped where there are other files, and in a folder what is of no known tool or
+    repeats other files, each with a line in ``warnings``. Raises ``UserError``."""
     paths: list[Path] = []
+    listed: set[Path] = set()
     for part in filter(None, text.split(",")):
         path = Path(part)
         if path.is_dir():
-            inside = (p for p in path.iterdir() if p.suffix in (".parquet", ".json", ".jsonl"))
-            paths += sorted(inside)
+            inside = _runs_in(path.iterdir()) or _runs_in(path.rglob("*"))
+            listed.update(inside)
+            paths += inside
         else:
             paths.append(path)
     if not paths:
         raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
+
+    def skip(path: Path, error: Exception) -> str:
+        return error.why if isinstance(error, NoRunError) and path in listed else ""
+
     try:
-        found, skipped = read_among(paths, read_compared)
+        found, skipped = read_among(paths, read_compared, skip)
     except CheckRecordError as error:
         raise UserError(str(error)) from error
-    warnings += [warning for warning in skipped if warning not in warnings]
+    found, copies = without_copies(found)
+    warnings += [warning for warning in (*skipped, *copies) if warning not in warnings]
     return found
+
+
+def _runs_in(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix in (".parquet", ".json", ".jsonl"))
 
 
 def noise_of_history(
@@ -297,3 +383,17 @@ def refuse_elsewhere(stored: ComparedRun, rules: Sequence[Rule]) -> None:
             f"--baseline: {stored.path} was measured on other hardware, so {', '.join(timed)} can't"
             " be judged; measure it here, or judge counters only: --fail-on 'hit_rate<0pp'"
         )
+
+
+_SHOWN = 60
+
+
+def _short(values: Sequence[str]) -> list[str]:
+    """Cuts long values that differ to where they do."""
+    if max(map(len, values)) <= _SHOWN:
+        return list(values)
+    places = enumerate(zip(*values, strict=False))
+    same = next((at for at, here in places if len(set(here)) > 1), min(map(len, values)))
+    same = max(0, same - _SHOWN // 3)
+    cut = [("..." if same else "") + value[same:] for value in values]
+    return [text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in cut]

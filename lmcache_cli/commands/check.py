@@ -11,7 +11,6 @@ import typer
 from lmcache_cli.options.flags import Quiet, flag, flattened
 from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 
-SHORT = "Did this change make it slower? PASS, FAIL or INCONCLUSIVE."
 EXAMPLES = (
     "Examples:  lmcache check --baseline 'rag --policy lru' --candidate 'rag --policy gdsf'   |"
     "   lmcache check --bench 'rag --repeat 1' --baseline-python old/bin/python"

@@ -11,7 +11,6 @@ import typer
 from lmcache_cli.options.flags import flag, flattened
 from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 
-SHORT = "The same judgement of stored runs, also of other tools."
 EXAMPLES = (
     "Examples:  lmcache compare before/ after/   |   lmcache compare old.json new.json"
     " --noise 0.03   |   lmcache compare --history runs/"

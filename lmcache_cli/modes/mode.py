@@ -21,11 +21,11 @@ from workloads.request import Request
 ENGINES = {
     "transformers": ("off", "prefix", "blend", "shared"),
     "vllm": ("off", "vllm", "prefix", "blend", "offload", "lmcache"),
-    "openai": ("server",),
+    "openai": ("off", "server"),
     "simulated": ("off", "prefix"),
 }
 """The reuse modes that each engine can measure."""
-DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
+DEFAULT_MODES = {"openai": "off,server", "vllm": "off,vllm,prefix"}
 """The default reuse modes of the engines that have others than ``off,prefix``."""
 TIER_ORDER = ("device", "cpu", "disk", "remote")
 
@@ -125,10 +125,10 @@ def reuse_modes(engine: str, text: str | None) -> list[str]:
         text or DEFAULT_MODES.get(engine, "off,prefix"), "--reuse", lambda mode, _: mode
     )
     for mode in modes:
-        if engine == "openai" and mode in ("off", "prefix"):
+        if engine == "openai" and mode == "prefix":
             raise UserError(
                 f"--reuse: {mode!r} can't be set from outside a running server; leave --reuse out"
-                " (server: as it is), and measure servers that were started differently one by one"
+                " (off: prompts that share nothing, server: as it is)"
             )
         if mode not in known:
             raise UserError(
