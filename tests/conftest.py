@@ -84,6 +84,7 @@ NIGHTLY = (
     "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[qwen3-moe]",
     "tests/benchmarks/test_vllm_simulation.py::test_many_random_histories",
     "tests/cache_core/adapters/test_vllm_blend.py::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
+    "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",
     "tests/lmcache_cli/test_bench_tiers.py::test_a_codec_keeps_more_in_as_many_bytes[int8]",
     "tests/lmcache_cli/test_engine_vllm.py::test_a_start_that_fails_names_the_reason_and_the_log",
     "tests/lmcache_cli/test_engine_vllm.py::test_all_modes_side_by_side",
