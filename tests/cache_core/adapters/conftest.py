@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import run_alone
+from tests.vllm_process import need_vllm, run_with_vllm
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 
 Scenario = Callable[..., Any]
 
@@ -24,10 +21,7 @@ Scenario = Callable[..., Any]
 @pytest.fixture(scope="session")
 def vllm_needed() -> None:
     """Skips where vLLM is not installed; fails there if LMCACHE_REQUIRE asks for it."""
-    if find_spec("vllm") is None:
-        if "vllm" in os.environ.get("LMCACHE_REQUIRE", ""):
-            pytest.fail("vLLM is not installed, and LMCACHE_REQUIRE says that it is: `make vllm`")
-        pytest.skip("vLLM is not installed; `make vllm` installs it")
+    need_vllm()
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +50,9 @@ def scenario(vllm_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Scen
     scratch = tmp_path_factory.mktemp("scratch")
 
     def run(name: str, *arguments: str, timeout_s: float = 600) -> Any:
-        command = [sys.executable, str(HERE / f"scenario_{name}.py")]
-        command += [str(vllm_model), str(scratch), *arguments]
-
-        done = run_alone(command, timeout_s, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        script = HERE / f"scenario_{name}.py"
+        said = run_with_vllm(script, str(vllm_model), str(scratch), *arguments, timeout_s=timeout_s)
+        return json.loads(said.splitlines()[-1])
 
     return run
 
