@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from benchmarks.vllm_sim.layers import KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,7 @@ class Settings:
     new weights, and with an end of all requests and a reset, as before sleep."""
 
     seed: int
+    kind: str = "full"
     requests: int = 60
     at_once: int = 10
     kv_tokens: int = 1920
@@ -40,8 +43,9 @@ class Settings:
         return self.kv_tokens // self.block_tokens + 1
 
     @classmethod
-    def drawn(cls, seed: int) -> Settings:
-        """Anything that a user may set, in any combination."""
+    def drawn(cls, seed: int, kind: str = "full") -> Settings:
+        """Anything that a user may set, in any combination, for a kind of model (see
+        :data:`~benchmarks.vllm_sim.layers.KINDS`)."""
         r = random.Random(seed)
         asynchronous = r.random() < 0.5
         options: dict[str, Any] = {"cpu_size": r.choice(["256KiB", "2MiB", "64MiB", "64MiB"])}
@@ -52,8 +56,9 @@ class Settings:
         options["load"] = r.choice(["auto", "async"] if asynchronous else ["auto", "async", "sync"])
         if r.random() < 0.4:
             options["disk_size"] = r.choice(["1MiB", "16MiB"])
-        return cls(
+        drawn = cls(
             seed,
+            kind,
             requests=r.choice([30, 60, 90]),
             at_once=r.choice([1, 1, 4, 10, 20]),
             kv_tokens=r.choice([1024, 1920, 3840, 12_800]),
@@ -71,4 +76,16 @@ class Settings:
             unwritten=r.choice([0.0, 0.0, 0.1]),
             pauses=r.choice([0.0, 0.0, 0.01]),
             options=options,
+        )
+        if kind == "full":
+            return drawn
+        # Of several groups vLLM can't take back a part of a load; it has no draft for states.
+        if options["load"] == "sync":
+            options["load"] = "auto"
+        states = any(layers.kind == "state" for layers in KINDS[kind])
+        return replace(
+            drawn,
+            drafts=0 if states else drawn.drafts,
+            prefix_caching=drawn.prefix_caching or states,
+            kv_tokens=drawn.kv_tokens * len(KINDS[kind]),
         )

@@ -14,6 +14,7 @@ from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorRole,
+    KVConnectorTransferResults,
     SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -24,15 +25,17 @@ from cache_core.adapters.vllm.config import ConnectorOptions, runs_ahead, warn_u
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
-    kv_shape,
     namespace,
     require_certificate,
     unproven,
 )
-from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown
+from cache_core.adapters.vllm.kv_shape import GroupedShape, KvShape, shape_of
+from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown, offered
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, Observed
 from cache_core.adapters.vllm.scheduler.events import Events
+from cache_core.adapters.vllm.scheduler.grouped import GroupedSide
 from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
+from cache_core.adapters.vllm.worker.group_blocks import GroupBlocks
 from cache_core.adapters.vllm.worker.kv_blocks import (
     EngineBlocks,
     HostBlocks,
@@ -69,7 +72,9 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         transfer = vllm_config.kv_transfer_config
         self._options = ConnectorOptions.parse(transfer.kv_connector_extra_config or {})
         self._runs_ahead = runs_ahead(vllm_config, self._options)
-        self._shape = kv_shape(vllm_config, kv_cache_config, self._options.chunk_tokens)
+        self._shape = shape_of(vllm_config, kv_cache_config, self._options)
+        if isinstance(self._shape, GroupedShape):
+            self._options = replace(self._options, chunk_tokens=self._shape.chunk_tokens)
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
         # What each data-parallel replica writes alone has its number.
@@ -107,8 +112,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     # What workers do.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        caches = [kv_caches[name] for name in self._shape.layer_names]
-        blocks = _engine_blocks(caches, self._shape, self._options)
+        pieces = self._vllm_config.parallel_config.pipeline_parallel_size == 1
+        blocks = _engine_blocks(kv_caches, self._shape, self._options, pieces)
         rank = self._vllm_config.parallel_config.rank
         blend_worker = None
         if self._options.blend:
@@ -179,6 +184,12 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             return None, None
         return None, self.worker.finished(finished_req_ids) or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        found = super().get_transfer_results(finished_req_ids)
+        if self.worker is not None:
+            found.failed_recving |= self.worker.failed(found.finished_recving)
+        return found
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         return set() if self.worker is None else self.worker.bad_blocks()
 
@@ -226,7 +237,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return look() if self._observed is None else self._observed.lookup(request.request_id, look)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        ids = blocks.get_block_ids()[0] if num_external_tokens > 0 else ()
+        ids = blocks.get_block_ids() if num_external_tokens > 0 else ()
         self._side.allocated(request, ids, num_external_tokens)
 
     def get_external_cache_hit_sources(
@@ -238,7 +249,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return found
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMeta:
-        return self._side.step(scheduler_output.num_scheduled_tokens, grown(scheduler_output))
+        scheduled = scheduler_output.num_scheduled_tokens
+        return self._side.step(scheduled, grown(scheduler_output), offered(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
         report = connector_output.kv_connector_worker_meta
@@ -349,7 +361,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 unknown,
             )
             hashers.renew()
-        return SchedulerSide(
+        side = GroupedSide if isinstance(self._shape, GroupedShape) else SchedulerSide
+        return side(
             options,
             hashers,
             ranks=self._ranks,
@@ -358,7 +371,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             remote=remote,
             recorder=recorder,
             blend_scheduler=self._open_blend_scheduler(),
-            always_between=self._runs_ahead,
+            always_between=self._runs_ahead or side is GroupedSide,
         )
 
     def _codec_of(self, chunk_bytes: int) -> Codec | None:
@@ -373,7 +386,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         config = self._vllm_config
         if config.parallel_config.pipeline_parallel_size > 1:
             raise Unsupported("blend is not supported with pipeline parallelism")
-        if self._shape.whole_blocks:
+        if isinstance(self._shape, GroupedShape) or self._shape.whole_blocks:
             raise Unsupported("blend is not supported where blocks can only be moved whole")
         # vLLM's own workers keep their model to themselves.
         if str(config.parallel_config.worker_cls).startswith("vllm."):
@@ -389,8 +402,14 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _engine_blocks(
-    caches: list[torch.Tensor], shape: Any, options: ConnectorOptions
+    kv_caches: dict[str, Any],
+    shape: KvShape | GroupedShape,
+    options: ConnectorOptions,
+    pieces: bool,
 ) -> EngineBlocks:
+    if isinstance(shape, GroupedShape):
+        return GroupBlocks(kv_caches, shape, options.threads, pieces)
+    caches = [kv_caches[name] for name in shape.layer_names]
     if shape.whole_blocks:
         return WholeBlocks(caches, shape.block_tokens, options.chunk_tokens, options.threads)
     if shape.on_cpu and all(cache.is_contiguous() for cache in caches):
