@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.vllm_sched.timing import Timed
 from benchmarks.vllm_sched.workers import WORKERS, Worker
 from benchmarks.vllm_sim.engine_config import model_folder
-from benchmarks.vllm_sim.runner import HEAD_DIM, VOCABULARY
+from benchmarks.vllm_sim.layers import HEAD_DIM
+from benchmarks.vllm_sim.runner import VOCABULARY
 
 BLOCK_TOKENS, CHUNK_TOKENS = 16, 32
 _FIRST = 3  # what comes before it is special

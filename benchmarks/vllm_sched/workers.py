@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.vllm_sim.runner import HEAD_DIM
+from benchmarks.vllm_sim.layers import HEAD_DIM
 
 _TOGETHER = 4096  # held chunks that enter at once
 

@@ -120,6 +120,7 @@ class GroupedLookup(TierLookup):
         chunks = names.held()
         state.awaited = names.missing(names.coming(), chunks)
         state.branches = self.kept.branches(state, keys, names.whole, max(chunks, first))
+        self._stop_at(state, max(chunks, first))
         if known and not state.awaited:
             state.waiting_since = None
         elif self._may_wait(state):
@@ -137,6 +138,16 @@ class GroupedLookup(TierLookup):
             hit = self._suspensions.without(self._ledger, names.hit(chunks), out)
         state.found, state.reach = hit, max(chunks, first)
         return True
+
+    def _stop_at(self, state: RequestState, chunks: int) -> None:
+        """Has vLLM end a step at the request's next branch point behind a hit of so many chunks: a
+        recurrent state can be kept only where a step ends."""
+        ahead = [chunk for chunk in state.branches if chunk > chunks]
+        if ahead and any(group.keeps == "state" for group in self.rows.rest):
+            request = state.request
+            request.shared_prefix_boundary = max(
+                request.shared_prefix_boundary, min(ahead) * self.rows.size
+            )
 
     def held(self, state: RequestState) -> int:
         return max(state.computed, state.reach * self.rows.size)
@@ -369,6 +380,11 @@ class GroupedSide(SchedulerSide):
         lookup.kept = saver.kept = self._kept = kept
         saver.forget = self._forget
         self._lookup, self._saver, self._rows = lookup, saver, rows
+
+    def renew(self, why: str) -> None:
+        super().renew(why)
+        if self._ledger is not None:
+            self._kept.renew()
 
     def finished(self, request: Any) -> None:
         state = self._requests.get(request.request_id)

@@ -24,8 +24,13 @@ class Kept:
 
     def __init__(self, chunk_tokens: int, whole: bool) -> None:
         self._size = chunk_tokens
+        self._whole = whole
+        self.renew()
+
+    def renew(self) -> None:
+        """Forgets all names: keys are other ones from now on."""
         self._passing: dict[bytes, str] = {}
-        self._seen = None if whole else Recent(_SEEN_S, _SEEN)
+        self._seen = None if self._whole else Recent(_SEEN_S, _SEEN)
 
     def branches(
         self, state: RequestState, keys: Sequence[bytes], agree: int, chunks: int

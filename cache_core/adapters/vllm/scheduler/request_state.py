@@ -69,6 +69,7 @@ class RequestState:
             self.hashing.cancel()
         self.hasher, self.keys, self.hashing, self.awaited = hasher, [], None, b""
         self.saved = self.used = self.ordered = 0
+        self.branches, self.passing = frozenset(), {}
         if self.hits is not None:  # it was scheduled
             self.epoch += 1
             self.mixed = True
