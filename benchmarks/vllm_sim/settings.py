@@ -14,7 +14,8 @@ class Settings:
     """``idle`` is how slow tiers are (see :class:`~benchmarks.vllm_sim.jobs.Jobs`), ``unread`` the
     probability that a read of a chunk fails, leaving garbage, ``unwritten`` that a write does;
     ``resets``, ``updates`` and ``pauses`` those that a step begins with a reset of all caches, with
-    new weights, and with an end of all requests and a reset, as before sleep."""
+    new weights, and with an end of all requests and a reset, as before sleep; ``forgets`` that all
+    leaves vLLM's own prefix cache which no request uses, as if others had needed the room."""
 
     seed: int
     kind: str = "full"
@@ -33,6 +34,7 @@ class Settings:
     updates: float = 0.0
     unwritten: float = 0.0
     pauses: float = 0.0
+    forgets: float = 0.0
     aborts: float = 0.2
     kv_events: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -87,5 +89,6 @@ class Settings:
             drawn,
             drafts=0 if states else drawn.drafts,
             prefix_caching=drawn.prefix_caching or states,
+            forgets=0.5 if states else 0.0,
             kv_tokens=drawn.kv_tokens * len(KINDS[kind]),
         )

@@ -160,6 +160,13 @@ class Simulation:
                 self.step()
         self.result.counts["updates"] += 1
 
+    def forget(self) -> None:
+        """Empties vLLM's own prefix cache of what no request uses, and no tier."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        for block in pool.blocks:
+            if block.ref_cnt == 0:
+                pool._maybe_evict_cached_block(block)
+
     def pause(self) -> None:
         """As an engine goes to sleep: all requests are ended, and all caches emptied."""
         from vllm.v1.request import RequestStatus
@@ -187,6 +194,8 @@ class Simulation:
                 self._try(self.update_weights)
             if r.random() < settings.pauses:
                 self._try(self.pause)
+            if settings.forgets and r.random() < settings.forgets:
+                self.forget()
             idle = 0 if self.step().total_num_scheduled_tokens else idle + 1
             if idle > _STUCK:
                 self.result.stuck += [*self.live]

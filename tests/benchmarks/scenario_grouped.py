@@ -67,10 +67,7 @@ class Server:
         for _ in range(4):
             self.sim.jobs.run_one_each()
             self.sim.step()
-        pool = self.sim.scheduler.kv_cache_manager.block_pool
-        for block in pool.blocks:
-            if block.ref_cnt == 0:
-                pool._maybe_evict_cached_block(block)
+        self.sim.forget()
         return prompt + self.sim.outputs[name]
 
 
@@ -102,11 +99,9 @@ TRACES = {"chat": chat, "agent": agent}
 
 def keep_all() -> Any:
     """Every chunk of every group is kept, as if any were as likely as any other to be needed."""
-    everything = mock.patch.object(Kept, "worth", lambda self, state, group: range(1 << 20))
-    nothing = mock.patch.object(Kept, "passed", lambda self, state, group, chunk: [])
     both = contextlib.ExitStack()
-    both.enter_context(everything)
-    both.enter_context(nothing)
+    both.enter_context(mock.patch.object(Kept, "worth", return_value=range(1 << 20)))
+    both.enter_context(mock.patch.object(Kept, "passed", return_value=[]))
     return both
 
 

@@ -94,7 +94,6 @@ def hit(llm: Any, prompt: list[int], counts: dict[str, float]) -> tuple[list[flo
     times = []
     drive(llm, [Ask(prompt, 1)])
     for _ in range(7):
-        llm.llm_engine.reset_prefix_cache()
         before = counts.get("read_bytes:cpu", 0)
         times.append(ttft(llm, prompt))
         settle(llm)
