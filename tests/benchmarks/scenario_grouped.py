@@ -110,7 +110,10 @@ def kept(kind: str, trace: str) -> dict[str, Any]:
     is worth keeping, and with everything."""
     found: dict[str, Any] = {}
     for how in ("worth", "all"):
-        with keep_all() if how == "all" else contextlib.nullcontext(), simulation(kind) as sim:
+        with (
+            keep_all() if how == "all" else contextlib.nullcontext(),
+            simulation(kind, budget=256) as sim,
+        ):
             server = Server(sim)
             TRACES[trace](server)
             held = sim.side._ledger.count(0) * sim.worker_half.blocks.chunk_bytes

@@ -206,7 +206,11 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         tiers, size = self._options.tier_names, self._options.chunk_tokens
         self._observed = Observed(ledger, tiers, sum(rank.chunk_bytes for rank in ranks))
         told = self._vllm_config.kv_events_config
-        if told is not None and told.enable_kv_cache_events:
+        if told is None or not told.enable_kv_cache_events:
+            return
+        if isinstance(self._shape, GroupedShape):
+            logger.warning("no KV events are sent: this model has no single group of plain KV")
+        else:
             side.tell(Events(ledger, tiers, size, self._shape.block_tokens))
 
     def on_new_request(self, request: Any) -> None:
