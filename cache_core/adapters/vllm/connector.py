@@ -29,20 +29,13 @@ from cache_core.adapters.vllm.identity import (
     require_certificate,
     unproven,
 )
-from cache_core.adapters.vllm.kv_shape import GroupedShape, KvShape, shape_of
+from cache_core.adapters.vllm.kv_shape import GroupedShape, shape_of
 from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown, offered
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, Observed
 from cache_core.adapters.vllm.scheduler.events import Events
 from cache_core.adapters.vllm.scheduler.grouped import GroupedSide
 from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
-from cache_core.adapters.vllm.worker.group_blocks import GroupBlocks
-from cache_core.adapters.vllm.worker.kv_blocks import (
-    EngineBlocks,
-    HostBlocks,
-    TensorBlocks,
-    WholeBlocks,
-)
-from cache_core.adapters.vllm.worker.kv_cuda import cuda_blocks
+from cache_core.adapters.vllm.worker.group_blocks import engine_blocks
 from cache_core.adapters.vllm.worker.open_tiers import of_replica, open_remote_tier, open_tiers
 from cache_core.adapters.vllm.worker.weights_watch import WeightsWatch, model_in_use
 from cache_core.adapters.vllm.worker.worker import WorkerSide
@@ -113,7 +106,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         pieces = self._vllm_config.parallel_config.pipeline_parallel_size == 1
-        blocks = _engine_blocks(kv_caches, self._shape, self._options, pieces)
+        blocks = engine_blocks(kv_caches, self._shape, self._options, pieces)
         rank = self._vllm_config.parallel_config.rank
         blend_worker = None
         if self._options.blend:
@@ -403,21 +396,3 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return BlendScheduler(self._options, start, self._shape.block_tokens)
-
-
-def _engine_blocks(
-    kv_caches: dict[str, Any],
-    shape: KvShape | GroupedShape,
-    options: ConnectorOptions,
-    pieces: bool,
-) -> EngineBlocks:
-    if isinstance(shape, GroupedShape):
-        return GroupBlocks(kv_caches, shape, options.threads, pieces)
-    caches = [kv_caches[name] for name in shape.layer_names]
-    if shape.whole_blocks:
-        return WholeBlocks(caches, shape.block_tokens, options.chunk_tokens, options.threads)
-    if shape.on_cpu and all(cache.is_contiguous() for cache in caches):
-        return HostBlocks(caches, options.chunk_tokens, options.threads)
-    if caches[0].is_cuda and (found := cuda_blocks(caches, options)) is not None:
-        return found
-    return TensorBlocks(caches, options.chunk_tokens)

@@ -22,7 +22,7 @@ from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
 from cache_core.layout import Group, reach
 from cache_core.ledger import Hit, Ledger, Move
 
-Part = tuple[Group, int]
+GroupChunk = tuple[Group, int]
 """A chunk of a group: the group, and the number of the chunk in its prompt."""
 
 
@@ -38,7 +38,7 @@ class GroupRows:
         self._tables = tuple(tables)
         self._most = max(self._blocks(group) for group in groups)
 
-    def needed(self, chunks: int, first: int) -> Iterator[Part]:
+    def needed(self, chunks: int, first: int) -> Iterator[GroupChunk]:
         """Yields what a hit of ``chunks`` chunks needs, if vLLM has what a hit of ``first`` does.
         Groups that keep everything come first."""
         for group in (*self.whole, *self.rest):
@@ -46,7 +46,9 @@ class GroupRows:
                 if chunk >= first:
                     yield group, chunk
 
-    def row(self, part: Part, tables: Tables, chunks: int, computed: int = 0) -> list[int] | None:
+    def row(
+        self, part: GroupChunk, tables: Tables, chunks: int, computed: int = 0
+    ) -> list[int] | None:
         """Returns the row of a chunk of a group, by a request's blocks in vLLM: those that it has,
         but for the ones of the first ``computed`` tokens. None if it lacks any that is read behind
         a hit of ``chunks`` chunks."""
@@ -282,7 +284,7 @@ class GroupedSaver(Saver):
         last = max([chunks, *(tokens // size for _, _, tokens in states)])
         if tables is None or not self._ready(state, last):
             return None
-        found: list[tuple[Part, list[int]]] = []
+        found: list[tuple[GroupChunk, list[int]]] = []
         for part in self._computed(state, chunks):
             row = self.rows.row(part, tables, part[1] + 1)
             if row is not None:
@@ -312,7 +314,7 @@ class GroupedSaver(Saver):
             after |= self.before_writing(self.rows.written(tables, computed if anew else 0))
         return after
 
-    def _computed(self, state: RequestState, chunks: int) -> Iterator[Part]:
+    def _computed(self, state: RequestState, chunks: int) -> Iterator[GroupChunk]:
         """Yields chunks that are computed now and worth keeping, in the order of one use: what is
         reached first is to outlive what is reached by it."""
         rows, prompt = self.rows, self.kept.prompt(state)
@@ -335,7 +337,7 @@ class GroupedSaver(Saver):
                     yield group.name(state.keys[chunk])
 
     def _admitted(
-        self, state: RequestState, found: Sequence[tuple[Part, list[int]]]
+        self, state: RequestState, found: Sequence[tuple[GroupChunk, list[int]]]
     ) -> SaveSpec | None:
         names = [group.name(state.keys[chunk]) for (group, chunk), _ in found]
         plan = self._lookup.remembered(self._ledger.admit(names), names)

@@ -11,16 +11,24 @@ import torch
 from numpy.typing import NDArray
 
 from cache_core import _native
+from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.identity import Unsupported
-from cache_core.adapters.vllm.kv_shape import GroupedShape, sized
+from cache_core.adapters.vllm.kv_shape import GroupedShape, KvShape, sized
+from cache_core.adapters.vllm.metadata import SaveSpec
 from cache_core.adapters.vllm.worker.kv_blocks import (
     BlockBuffers,
+    EngineBlocks,
+    HostBlocks,
     OnLoaded,
     Region,
     Slots,
+    TensorBlocks,
+    WholeBlocks,
     _no_wait,
 )
+from cache_core.adapters.vllm.worker.kv_cuda import cuda_blocks
 from cache_core.layout import Addresses
+from cache_core.plan import Move
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.tensor import current_stream
 from cache_core.transfer.chunks import ChunkBuffers
@@ -112,6 +120,41 @@ class GroupBlocks:
     def move_coded(self, slots: Slots, addresses: Addresses, codec: Codec, out: bool) -> bool:
         """Returns False: what is not known is not coded."""
         return False
+
+
+def engine_blocks(
+    kv_caches: Mapping[str, Any],
+    shape: KvShape | GroupedShape,
+    options: ConnectorOptions,
+    pieces: bool,
+) -> EngineBlocks:
+    """Returns the KV that vLLM keeps in ``kv_caches``, by what it is and where. ``pieces``: long
+    groups of layers may be cut (see :func:`~cache_core.adapters.vllm.kv_shape.sized`)."""
+    if isinstance(shape, GroupedShape):
+        return GroupBlocks(kv_caches, shape, options.threads, pieces)
+    caches = [kv_caches[name] for name in shape.layer_names]
+    if shape.whole_blocks:
+        return WholeBlocks(caches, shape.block_tokens, options.chunk_tokens, options.threads)
+    if shape.on_cpu and all(cache.is_contiguous() for cache in caches):
+        return HostBlocks(caches, options.chunk_tokens, options.threads)
+    if caches[0].is_cuda and (found := cuda_blocks(caches, options)) is not None:
+        return found
+    return TensorBlocks(caches, options.chunk_tokens)
+
+
+def read_bytes(blocks: EngineBlocks, rows: Slots) -> int:
+    """Returns the bytes of the chunks at these slots, which were read."""
+    if isinstance(blocks, GroupBlocks):
+        return int(blocks.row_bytes(rows).sum())
+    return len(rows) * blocks.chunk_bytes
+
+
+def move_bytes(blocks: EngineBlocks, save: SaveSpec, moves: Sequence[Move]) -> list[int]:
+    """Returns the bytes of each of a save's moves; of what comes down from a tier, of its slab."""
+    if not isinstance(blocks, GroupBlocks):
+        return [blocks.chunk_bytes] * len(moves)
+    rows = blocks.row_bytes(save.blocks).tolist()
+    return [rows[move.index] if move.index >= 0 else blocks.chunk_bytes for move in moves]
 
 
 def _queue(

@@ -14,7 +14,6 @@ import torch
 
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide, RotatedBuffers
 from cache_core.adapters.vllm.metadata import (
-    BlockIds,
     LoadDone,
     LoadSpec,
     SaveDone,
@@ -24,8 +23,15 @@ from cache_core.adapters.vllm.metadata import (
     WorkerReport,
 )
 from cache_core.adapters.vllm.metrics import observe
-from cache_core.adapters.vllm.worker.group_blocks import GroupBlocks
-from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, OnLoaded, Slots, slots_of
+from cache_core.adapters.vllm.worker.group_blocks import GroupBlocks, move_bytes, read_bytes
+from cache_core.adapters.vllm.worker.kv_blocks import (
+    EngineBlocks,
+    OnLoaded,
+    Slots,
+    _no_wait,
+    slots_of,
+    slots_within,
+)
 from cache_core.adapters.vllm.worker.layerwise import LayerGates, LayerwiseBuffers, Pass
 from cache_core.execute import Executed, fetch
 from cache_core.plan import NOWHERE, Hit, Move, Plan
@@ -112,7 +118,7 @@ class WorkerSide:
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets its other loads begin."""
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
-        fence = self.blocks.fence(loading=True) if meta.loads else _nothing
+        fence = self.blocks.fence(loading=True) if meta.loads else _no_wait
         now = self._pass = Pass()
         for load in meta.loads:
             given = (load, fence, now)
@@ -244,13 +250,13 @@ class WorkerSide:
         grouped = load.blocks.ndim > 1
         table = load.blocks[:exact].astype(np.int64)
         if not grouped:
-            table = self._table(load.blocks, load.first, exact, load.start, load.end)
+            table = self._table(load, load.first, exact, range(load.start, load.end))
         target: ChunkBuffers = self.blocks.place(table)
         if loaded is not None:
             target = LayerwiseBuffers(self.blocks, table, loaded)
         parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
         for piece in pieces:
-            table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
+            table = self._table(load, piece.first, len(piece.hit), range(piece.start, piece.stop))
             rotated = RotatedBuffers(self.blocks, table, self._rotation(piece.shift))
             parts.append((piece.hit, piece.first, rotated))
         gone: list[tuple[bytes, int]] = []
@@ -263,10 +269,8 @@ class WorkerSide:
             try:
                 fence()
                 for run in fetch(self._read, hit, place, self._clock):
-                    nbytes = run.read * self.blocks.chunk_bytes
-                    if isinstance(self.blocks, GroupBlocks):
-                        nbytes = int(self.blocks.row_bytes(table[got:][: run.read]).sum())
-                    self._count_tier("read", run.tier, nbytes, run.seconds)
+                    rows = table[got:][: run.read]
+                    self._count_tier("read", run.tier, read_bytes(self.blocks, rows), run.seconds)
                     got += run.usable
                     gone += [(key, run.tier) for key in run.gone]
                     asked[run.tier] = asked.get(run.tier, False) or run.later
@@ -300,16 +304,9 @@ class WorkerSide:
         self._suspensions.saw(tier, late)
         return answers
 
-    def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
-        """Returns slots ``[chunks, chunk_tokens]`` of the tokens from ``first`` on; -1 outside
-        start .. end."""
-        at = np.arange(first, first + chunks * self._size)
-        slots = np.full(len(at), -1, dtype=np.int64)
-        inside = (at >= start) & (at < end)
-        if inside.any():
-            wanted = at[inside]
-            span = range(int(wanted[0]), int(wanted[-1]) + 1)
-            slots[inside] = slots_of(blocks, self._block_tokens, span)
+    def _table(self, load: LoadSpec, first: int, chunks: int, wanted: range) -> Slots:
+        tokens = range(first, first + chunks * self._size)
+        slots = slots_within(load.blocks, self._block_tokens, tokens, wanted)
         return slots.reshape(-1, self._size)
 
     def _rotation(self, delta: int) -> Callable[[torch.Tensor, int], None]:
@@ -321,7 +318,7 @@ class WorkerSide:
         self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass
     ) -> None:
         writes = [move for move in save.plan.moves if move.target != NOWHERE]
-        sizes = self._sizes(save, writes)
+        sizes = move_bytes(self.blocks, save, writes)
         with self._lock:
             for row, (move, nbytes) in enumerate(zip(writes, sizes, strict=True)):
                 self._writing[move.key, move.target] = save.id, row, nbytes
@@ -342,16 +339,6 @@ class WorkerSide:
         self._settled((m, False) for m in writes if (m.key, m.target) not in tried)
         self._executor.wait_for_room()
         self._executor.submit(plan, place, finished)
-
-    def _sizes(self, save: SaveSpec, moves: Sequence[Move]) -> list[int]:
-        """Returns the bytes of each move. Of what comes down from a tier, those of its slab."""
-        sizes = [self.blocks.chunk_bytes] * len(moves)
-        if isinstance(self.blocks, GroupBlocks):
-            rows = self.blocks.row_bytes(save.blocks)
-            for place, move in enumerate(moves):
-                if move.index >= 0:
-                    sizes[place] = int(rows[move.index])
-        return sizes
 
     def _prepared(self, save: SaveSpec, now: Pass) -> tuple[Plan, ChunkBuffers | None]:
         """Returns what of the plan can be carried out, and buffers of its chunks."""
@@ -404,10 +391,6 @@ class WorkerSide:
                 self.counts[key] = self.counts.get(key, 0.0) + amount
             if verb == "read":
                 observe(self.counts, f"load_seconds:{name}", seconds)
-
-
-def _nothing() -> None:
-    """Waits for nothing."""
 
 
 def _shifted(move: Move, by: int) -> Move:
