@@ -78,8 +78,7 @@ class WorkerSide:
         self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
         self._executor = PlanExecutor(self.tiers, blocks.chunk_bytes, self._executed, clock=clock)
         self._suspensions = Suspensions(len(self.tiers), _PAUSE_S, clock)
-        # The move's save, its number there, and its bytes.
-        self._writing: dict[tuple[bytes, int], tuple[int, int, int]] = {}
+        self._writing: dict[tuple[bytes, int], tuple[int, int, int]] = {}  # save, row, bytes
         self._lock = threading.Lock()
         self._report = WorkerReport(-1)
         self._saves: dict[int, tuple[str, Future[None]]] = {}
