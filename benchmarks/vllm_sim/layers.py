@@ -100,13 +100,14 @@ class FakeLayers:
     def tensors(self) -> Any:
         """What vLLM registers for a layer."""
         whole = torch.from_numpy(self._flat)
+        blocks = len(whole)
         if self._layers.kind == "state":
-            return [whole[:, :24].unflatten(1, (3, 8)), whole[:, 24:664].unflatten(1, (40, 16))]
+            return [whole[:, :24].view(blocks, 3, 8), whole[:, 24:664].view(blocks, 40, 16)]
         if self._layers.kind == "quantised":
-            return whole.view(torch.uint8).unflatten(1, (1, self._tokens, -1))
+            return whole.view(torch.uint8).view(blocks, 1, self._tokens, -1)
         if self._layers.kind == "latent":
-            return whole.unflatten(1, (self._tokens, -1))
-        return whole.unflatten(1, (1, self._tokens, -1))
+            return whole.view(blocks, self._tokens, -1)
+        return whole.view(blocks, 1, self._tokens, -1)
 
     def write(self, table: Sequence[int], first: int, states: Hashes) -> None:
         """Fingerprints of the tokens from position ``first`` on; of a recurrent layer the last."""

@@ -82,7 +82,7 @@ class Kept:
     def theirs(self, state: RequestState, name: bytes) -> bool:
         """Returns whether others may need a chunk that the request's answer has passed; forgets
         it."""
-        return self._passing.pop(name, "") != state.request.request_id
+        return bool(self._passing.pop(name, "") != state.request.request_id)
 
     def ended(self, state: RequestState, groups: Iterable[Group]) -> None:
         """Keeps what the end of the request's answer needs: it has come."""

@@ -88,7 +88,7 @@ class GroupBlocks:
         return BlockBuffers(self, slots, layers)
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
-        if self._ways is None:
+        if self._ways is None or self._device is None:
             return _no_wait
         mark = self._ways.mark(current_stream(self._device))
         return partial(mark.hold, self._ways.stream("in" if loading else "out"))
@@ -153,7 +153,7 @@ def move_bytes(blocks: EngineBlocks, save: SaveSpec, moves: Sequence[Move]) -> l
     """Returns the bytes of each of a save's moves; of what comes down from a tier, of its slab."""
     if not isinstance(blocks, GroupBlocks):
         return [blocks.chunk_bytes] * len(moves)
-    rows = blocks.row_bytes(save.blocks).tolist()
+    rows = blocks.row_bytes(save.blocks.astype(np.int64)).tolist()
     return [rows[move.index] if move.index >= 0 else blocks.chunk_bytes for move in moves]
 
 
