@@ -153,7 +153,7 @@ def loaded(kind: str) -> dict[str, Any]:
         sim.worker.start_load_kv = watched  # type: ignore[assignment]
         server.ask(prompt, 1)
         rows = [int(row[0]) for load in loads for row in load.blocks]
-        groups = len(sim.worker_half.blocks.groups)
+        groups = len(sim.worker_half.opened().groups)
         return {
             "loads": len(loads),
             "chunks": [rows.count(number) for number in range(groups)],

@@ -33,7 +33,7 @@ def main() -> None:
     settings, options = given["settings"], given["options"]
     asks = [replace(ask, output=2 * ask.output) for ask in mixed(given["requests"], aborts=False)]
     alone = asks[: given["alone"]]
-    prompt = mixed(1, seed=7)[0].prompt[:1] + tokens(given["long"])
+    prompt = tokens(given["long"])
     found: dict[str, Any] = {}
     with engine(model, None, **settings | {"enable_prefix_caching": True}) as (llm, _):
         plain = drive(llm, asks, AT_ONCE)
