@@ -22,7 +22,7 @@ CRAMPED = {"max_num_batched_tokens": 256, "max_model_len": 1280, "max_num_seqs":
 FAMILIES: dict[str, tuple[int, str, list[list[Any]]]] = {
     "mistral-sliding": (60, "4MiB", [["window", 512, 4, 32]]),
     "gpt-oss": (100, "4MiB", [["window", 128, 2, 32], ["all", None, 2, 32]]),
-    "gemma3": (120, "6MiB", [["window", 512, 1, 32]] * 5 + [["all", None, 1, 32]]),
+    "gemma3": (280, "6MiB", [["window", 512, 1, 32]] * 5 + [["all", None, 1, 32]]),
 }
 """vLLM's blocks, the cpu tier, and the groups of layers that are to be found, by family."""
 LONG, CHUNK, WINDOW = 4001, 32, 128
