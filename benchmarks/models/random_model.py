@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "n_group": 1,
             "topk_group": 1,
             "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",  # vLLM asks for it; transformers knows no other
         },
     ),
     "qwen3-next": (

@@ -45,15 +45,17 @@ class Server:
     def __init__(self, sim: Simulation) -> None:
         self.sim, self.random = sim, random.Random(3)
         self.spared: list[int] = []
-        self.written = 0.0
-        take = sim.worker_half.take_counts
+        self.parts: set[bytes] = set()
+        """Chunks that were saved of groups that don't keep everything."""
+        saver: Any = sim.side._saver
+        admit = saver._admitted
 
-        def taken() -> dict[str, float]:
-            counts = take()
-            self.written += counts.get("write_bytes:cpu", 0.0)
-            return counts
+        def admitted(state: Any, found: Any) -> Any:
+            parts = (part for part, _ in found if part[0].keeps != "all")
+            self.parts.update(group.name(state.keys[chunk]) for group, chunk in parts)
+            return admit(state, found)
 
-        sim.worker_half.take_counts = taken  # type: ignore[method-assign]
+        saver._admitted = admitted
 
     def text(self, count: int) -> list[int]:
         return [self.random.randrange(3, VOCABULARY) for _ in range(count)]
@@ -106,8 +108,9 @@ def keep_all() -> Any:
 
 
 def kept(kind: str, trace: str) -> dict[str, Any]:
-    """Bytes that are written, and held at the end, for the tokens that a trace is spared: with what
-    is worth keeping, and with everything."""
+    """Chunks that are held at the end for the tokens that a trace is spared, in all and of groups
+    that don't keep everything: with what is worth keeping, and with everything. All are of one
+    size."""
     found: dict[str, Any] = {}
     for how in ("worth", "all"):
         with (
@@ -116,11 +119,11 @@ def kept(kind: str, trace: str) -> dict[str, Any]:
         ):
             server = Server(sim)
             TRACES[trace](server)
-            held = sim.side._ledger.count(0) * sim.worker_half.blocks.chunk_bytes
+            ledger = sim.side._ledger
             found[how] = {
                 "spared": sum(server.spared),
-                "written": server.written,
-                "held": held,
+                "held": ledger.count(0),
+                "parts": sum(name in ledger for name in server.parts),
                 "wrong": sim.result.wrong,
             }
     return found
