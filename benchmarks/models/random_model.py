@@ -62,9 +62,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "num_key_value_heads": 4,
             "q_lora_rank": 64,
-            "kv_lora_rank": 64,
+            "kv_lora_rank": 512,  # with RoPE 576, as DeepSeek has it: kernels know no other
             "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 16,
+            "qk_rope_head_dim": 64,
             "v_head_dim": 32,
             "n_routed_experts": 4,
             "num_experts_per_tok": 2,

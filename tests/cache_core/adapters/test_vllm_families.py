@@ -18,11 +18,11 @@ pytestmark = pytest.mark.vllm
 
 MAKE = ROOT / "benchmarks/models/random_model.py"
 # Blocks for two or three requests of eight: vLLM has to wait, evict and preempt.
-CRAMPED = {"max_num_batched_tokens": 256, "max_model_len": 1280, "max_num_seqs": 8}
+CRAMPED = {"max_num_batched_tokens": 256, "max_model_len": 1100, "max_num_seqs": 8}
 FAMILIES: dict[str, tuple[int, str, list[list[Any]]]] = {
     "mistral-sliding": (60, "4MiB", [["window", 512, 4, 32]]),
     "gpt-oss": (100, "4MiB", [["window", 128, 2, 32], ["all", None, 2, 32]]),
-    "gemma3": (280, "6MiB", [["window", 512, 1, 32]] * 5 + [["all", None, 1, 32]]),
+    "gemma3": (225, "6MiB", [["window", 512, 1, 32]] * 5 + [["all", None, 1, 32]]),
 }
 """vLLM's blocks, the cpu tier, and the groups of layers that are to be found, by family."""
 LONG, CHUNK, WINDOW = 4001, 32, 128
