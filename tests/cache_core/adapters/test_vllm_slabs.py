@@ -11,7 +11,8 @@ Layers = tuple[Keeps, int, int]  # what they keep, how many, and the bytes of on
 
 
 def shape(*kinds: Layers) -> tuple[GroupedShape, dict[str, int]]:
-    groups, sizes = [], {}
+    groups: list[Group] = []
+    sizes: dict[str, int] = {}
     for number, (keeps, count, nbytes) in enumerate(kinds):
         names = tuple(f"{number}.{layer}" for layer in range(count))
         sizes |= dict.fromkeys(names, nbytes)
