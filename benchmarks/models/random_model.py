@@ -82,8 +82,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 64,
             "linear_num_key_heads": 2,
             "linear_num_value_heads": 4,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
+            "linear_key_head_dim": 128,  # vLLM has no kernel for less
+            "linear_value_head_dim": 128,
             "shared_expert_intermediate_size": 128,
             **_EXPERTS,
         },
