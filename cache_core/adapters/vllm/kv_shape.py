@@ -99,6 +99,9 @@ def shape_of(
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             raise Unsupported(f"{name} > 1 is not supported: tokens are spread over ranks")
+    on_cpu = config.device_config.device_type == "cpu"
+    if on_cpu and getattr(config.model_config, "use_mla", False):
+        raise Unsupported("MLA on vLLM's CPU backend: tokens behind a hit were others there")
     kv_groups = kv_cache_config.kv_cache_groups
     for group in kv_groups:
         for spec in _specs(group.kv_cache_spec):

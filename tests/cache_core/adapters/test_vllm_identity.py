@@ -35,6 +35,7 @@ REFUSED = {
     "replayed": "SlidingWindowMLASpec whose window vLLM computes again",
     "not causal": "FullAttentionSpec that is not causal",
     "on the host": "HiSparse",
+    "mla, cpu": "MLA on vLLM's CPU backend",
     "context": "decode_context_parallel_size > 1 is not supported",
     "layerwise": '"layerwise" is not supported where layers keep different things',
     "codec": 'codec "int8" is not supported where layers keep different things',
