@@ -78,10 +78,6 @@ SLOW = (
 # Left out of `make test` too, for `make test-all`, which runs each night: minutes each, of what
 # shorter tests beside them look at as well.
 NIGHTLY = (
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[deepseek]",
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[llama]",
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[mistral-sliding]",
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[qwen3-moe]",
     "tests/benchmarks/test_vllm_simulation.py::test_many_random_histories",
     "tests/cache_core/adapters/test_vllm_blend.py::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
     "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",
