@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cache_core.adapters.conftest import HERE
-from tests.vllm_process import ROOT, run_with_vllm
+from tests.vllm_process import ROOT, need_vllm, run_with_vllm
 
 pytestmark = pytest.mark.vllm
 
@@ -30,8 +30,9 @@ Family = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def family(vllm_needed: None, tmp_path_factory: pytest.TempPathFactory) -> Family:
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Runs ``scenario_families.py`` with a model of the family."""
+    need_vllm()
     models = tmp_path_factory.mktemp("models")
 
     def run(kind: str, settings: dict[str, Any], cpu_size: str, **more: int) -> dict[str, Any]:
