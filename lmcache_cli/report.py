@@ -134,7 +134,7 @@ def _junit(stored: Sequence[StoredResult]) -> str:
 
 
 def _html(stored: Sequence[StoredResult]) -> str:
-    missing = [name for name in ("jinja2", "vl-convert-python") if version(name) is None]
+    missing = [name for name in ("altair", "jinja2", "vl-convert-python") if version(name) is None]
     if missing:
         raise MissingError(
             f"--format html needs {' and '.join(missing)}:"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import altair as alt
 from rich.text import Text
 
-from reports.page.chart import Chart, Spec, above, room_for
+from reports.page.chart import Chart, above, marks, room_for
 from reports.sample import TIERS
 from reports.summary import CellSummary
 from reports.tables.columns import Column
@@ -46,7 +47,7 @@ def _map(
         place: NONE if value is None else number_text(value, places) + suffix
         for place, value in found.items()
     }
-    squares = [
+    rows = [
         {
             "size": size,
             "chunk": str(chunk),
@@ -62,49 +63,29 @@ def _map(
     nothing = 0.0 if unit == "%" else min(1.0, *known)
     most = max(nothing + 1e-9, *known)
 
-    def draw(width: int, narrow: bool) -> Spec:
-        x = {
-            "field": "chunk",
-            "type": "ordinal",
-            "sort": [str(chunk) for chunk in chunks],
-            "title": "chunk length (tokens)",
-            "scale": {"padding": 0.03},
-            "axis": {"labelAngle": 0, "ticks": False, "domain": False},
-        }
-        y = {
-            "field": "size",
-            "type": "ordinal",
-            "sort": list(reversed(sizes)),
-            "scale": {"padding": 0.05},
-            "axis": {
-                "title": "tier size",
-                **above(-8, -6, "right"),
-                "ticks": False,
-                "domain": False,
-                "labelLimit": 200,
-                "labelColor": "var(--ink)",
-                "minExtent": room_for(sizes) + 8,
-            },
-        }
-        shade = {
-            "field": "value",
-            "type": "quantitative",
-            "scale": {"range": [0.06, 1], "domain": [nothing, most]},
-            "legend": None,
-        }
-        return {
-            "padding": {"left": 4, "right": 8, "top": 8, "bottom": 4},
-            "height": {"step": 40},
-            "data": {"values": squares},
-            "encoding": {"x": x, "y": y},
-            "layer": [
-                {
-                    "mark": {"type": "rect", "color": "var(--heat)"},
-                    "encoding": {"fillOpacity": shade, "description": {"field": "say"}},
-                },
-                {"mark": {"type": "text", "aria": False}, "encoding": {"text": {"field": "text"}}},
-            ],
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        x = alt.X("chunk:O", title="chunk length (tokens)", scale=alt.Scale(padding=0.03))
+        y = alt.Y("size:O", title="tier size", scale=alt.Scale(padding=0.05))
+        axis = alt.Axis(
+            ticks=False,
+            domain=False,
+            labelLimit=200,
+            labelColor="var(--ink)",
+            minExtent=room_for(sizes) + 8,
+            **above(-8, -6, "right"),
+        )
+        squares = marks(rows).encode(
+            x=x.sort([str(chunk) for chunk in chunks]).axis(
+                labelAngle=0, ticks=False, domain=False
+            ),
+            y=y.sort(list(reversed(sizes))).axis(axis),
+        )
+        shade = alt.FillOpacity("value:Q", legend=None)
+        shade = shade.scale(range=[0.06, 1], domain=[nothing, most])
+        return alt.layer(
+            squares.mark_rect(color="var(--heat)").encode(fillOpacity=shade, description="say:N"),
+            squares.mark_text(aria=False).encode(text="text:N"),
+        ).properties(height=alt.Step(40), padding={"left": 4, "right": 8, "top": 8, "bottom": 4})
 
     counts = sorted({cell.n for cell in grid.values()})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
