@@ -22,7 +22,8 @@ from reports.stored import (
     StoredTune,
     read_stored,
 )
-from reports.tables.layout import bench_tables, column_table
+from reports.tables.columns import column_table
+from reports.tables.layout import bench_tables
 from reports.tables.tune import front_columns, recommended
 
 REPORT_SCHEMA = "lmcache.report/1"

@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import altair as alt
-from rich.text import Text
 
 from reports.page.chart import Chart, Row, marks, percent_axis
 from reports.page.rows import COMPUTED, RowChart, part_keys, part_scale, source_text
 from reports.sample import TIERS, Sample
-from reports.tables.columns import Column
+from reports.tables.columns import Column, numbers, texts
 
 MOST_BINS = 48
 
@@ -74,9 +73,9 @@ def filling_chart(rows: RowChart) -> Chart | None:
         f" in {len({s.repeat for s in samples})} repeats.",
         draw,
         [
-            Column("from request", "number", tuple(Text(str(first)) for first, _ in bins)),
+            Column("from request", "number", texts(str(first) for first, _ in bins)),
             *(
-                Column(name, "%", tuple(Text(f"{found[name]:.1f}") for found in shares))
+                Column(name, "%", numbers([found[name] for found in shares], 1))
                 for name in (*tiers, COMPUTED)
             ),
         ],

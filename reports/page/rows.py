@@ -8,12 +8,11 @@ from functools import partial
 
 import altair as alt
 import numpy as np
-from rich.text import Text
 
 from reports.page.chart import Chart, Row, beside, linear_or, marks, row_axis, row_layers
 from reports.sample import TIERS, Sample
 from reports.summary import CellSummary
-from reports.tables.columns import Column, describe
+from reports.tables.columns import Column, describe, numbers, percents, texts
 from reports.units import EN_DASH, NONE, number_text, places_for
 
 MOST_TICKS = 1000
@@ -50,7 +49,7 @@ class RowChart:
     @property
     def column(self) -> Column:
         """Returns the labels as a column of a table."""
-        return Column(self.title, "", tuple(map(Text, self.labels)), left=True)
+        return Column(self.title, "", texts(self.labels), left=True)
 
     def n_text(self) -> str:
         """Says how many requests a row is of."""
@@ -131,10 +130,10 @@ def ttft_chart(rows: RowChart) -> Chart | None:
         [
             rows.column,
             *(
-                _column(name, unit, [None if v is None else v * scale for v in found])
+                Column(name, unit, numbers([None if v is None else v * scale for v in found]))
                 for name, found in spreads
             ),
-            Column("n", "requests", tuple(Text(str(c.n)) for c in rows.cells)),
+            Column("n", "requests", texts(str(c.n) for c in rows.cells)),
         ],
         {
             "hit something": "var(--cpu)",
@@ -205,9 +204,9 @@ def speedup_chart(rows: RowChart) -> Chart | None:
         f" {rows.n_text()}.",
         draw,
         [
-            Column(rows.title, "", tuple(Text(label) for label, _ in kept), left=True),
-            Column("speed-up", "times", tuple(Text(v["text"]) for v in values)),
-            Column("95 %", "interval", tuple(Text(v["between"]) for v in values)),
+            Column(rows.title, "", texts(label for label, _ in kept), left=True),
+            Column("speed-up", "times", texts(v["text"] for v in values)),
+            Column("95 %", "interval", texts(v["between"] for v in values)),
         ],
     )
 
@@ -248,12 +247,12 @@ def hits_chart(rows: RowChart) -> Chart | None:
         f" {rows.n_text()}. Rows without a hit are left out.",
         draw,
         [
-            Column(rows.title, "", tuple(Text(label) for label, _ in cells), left=True),
+            Column(rows.title, "", texts(label for label, _ in cells), left=True),
             *(
-                _column(tier, "%", [100 * (cell.tier_rate(tier) or 0) for _, cell in cells], 1)
+                Column(tier, "%", percents(cell.tier_rate(tier) or 0 for _, cell in cells))
                 for tier in tiers
             ),
-            _column("hit", "%", [100 * (cell.hit_rate or 0) for _, cell in cells], 1),
+            Column("hit", "%", percents(cell.hit_rate for _, cell in cells)),
         ],
         part_keys(tiers),
     )
@@ -273,10 +272,3 @@ def part_scale(tiers: Sequence[str]) -> alt.Scale:
 def part_keys(tiers: Sequence[str]) -> dict[str, str]:
     """Maps the names of tiers and of what was computed to their colours."""
     return {source_text(part): COLOURS[part] for part in (*tiers, COMPUTED)}
-
-
-def _column(
-    name: str, unit: str, values: Sequence[float | None], places: int | None = None
-) -> Column:
-    places = places_for(values) if places is None else places
-    return Column(name, unit, tuple(Text(number_text(value, places)) for value in values))

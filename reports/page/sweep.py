@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import altair as alt
-from rich.text import Text
 
 from reports.page.chart import Chart, above, marks, room_for
 from reports.sample import TIERS
 from reports.summary import CellSummary
-from reports.tables.columns import Column
+from reports.tables.columns import Column, texts
 from reports.units import NONE, bytes_text, number_text, places_for
 
 
@@ -26,9 +25,19 @@ def sweep_charts(cells: Sequence[CellSummary]) -> Iterator[Chart]:
         # what else was swept (ratios of blend) would lie on the same squares
         if len(sizes) < 2 or len(chunks) < 2 or len(grid) < len(swept):
             continue
-        yield _map(mode, "hit rate", "%", grid, sizes, chunks, _hit)
+        yield _map(
+            mode, "hit rate", "%", grid, sizes, chunks, lambda c: c.hit_rate and 100 * c.hit_rate
+        )
         if any(cell.speedup.ratio is not None for cell in swept):
-            yield _map(mode, "speed-up of TTFT p50", "times", grid, sizes, chunks, _ratio)
+            yield _map(
+                mode,
+                "speed-up of TTFT p50",
+                "times",
+                grid,
+                sizes,
+                chunks,
+                lambda c: c.speedup.ratio,
+            )
 
 
 def _map(
@@ -43,7 +52,7 @@ def _map(
     found = {place: value_of(cell) for place, cell in grid.items()}
     places = 1 if unit == "%" else places_for(found.values())
     suffix = "x" if unit == "times" else ""
-    texts = {
+    shown = {
         place: NONE if value is None else number_text(value, places) + suffix
         for place, value in found.items()
     }
@@ -52,8 +61,8 @@ def _map(
             "size": size,
             "chunk": str(chunk),
             "value": value or 0,
-            "text": texts[size, chunk],
-            "say": f"{size}, chunks of {chunk} tokens: {what} {texts[size, chunk]} {unit},"
+            "text": shown[size, chunk],
+            "say": f"{size}, chunks of {chunk} tokens: {what} {shown[size, chunk]} {unit},"
             f" n = {grid[size, chunk].n}",
         }
         for (size, chunk), value in found.items()
@@ -96,12 +105,12 @@ def _map(
         f" the colour, the higher; n = {n} requests a square.",
         draw,
         [
-            Column("tier size", "", tuple(map(Text, reversed(sizes))), left=True),
+            Column("tier size", "", texts(reversed(sizes)), left=True),
             *(
                 Column(
                     f"chunks of {chunk}",
                     unit,
-                    tuple(Text(texts.get((size, chunk), NONE)) for size in reversed(sizes)),
+                    texts(shown.get((size, chunk), NONE) for size in reversed(sizes)),
                 )
                 for chunk in chunks
             ),
@@ -125,11 +134,3 @@ def _size_names(cells: Sequence[CellSummary]) -> list[str]:
 
 def _chunk(cell: CellSummary) -> int:
     return cell.meta["chunk_tokens"] or 0
-
-
-def _hit(cell: CellSummary) -> float | None:
-    return None if cell.hit_rate is None else 100 * cell.hit_rate
-
-
-def _ratio(cell: CellSummary) -> float | None:
-    return cell.speedup.ratio

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import altair as alt
-from rich.text import Text
 
 from reports.page.chart import Chart, Row, above, linear_or, marks, percent_axis
-from reports.tables.columns import Column
+from reports.tables.columns import Column, percents, texts
 from reports.tables.tune import Document, front_columns, is_recommended, tiers_text
 from reports.units import bytes_text, number_text, places_for
 
@@ -83,25 +82,12 @@ def miss_ratio_chart(document: Document) -> Chart | None:
         return alt.layer(*layers).properties(height=height)
 
     source = document["source"]
-    table = [
-        Column("curve", "", tuple(Text(end["name"]) for end in ends), left=True),
-        Column(
-            "smallest",
-            "size",
-            tuple(Text(bytes_text(c["points"][0]["capacity_bytes"])) for c in curves),
-        ),
-        Column(
-            "missed",
-            "%",
-            tuple(Text(f"{100 * (1 - c['points'][0]['hit_rate']):.1f}") for c in curves),
-        ),
-        Column(
-            "largest",
-            "size",
-            tuple(Text(bytes_text(c["points"][-1]["capacity_bytes"])) for c in curves),
-        ),
-        Column("missed", "%", tuple(Text(f"{end['miss']:.1f}") for end in ends)),
-    ]
+    places = [(curve["points"][0], curve["points"][-1]) for curve in curves]
+    table = [Column("curve", "", texts(end["name"] for end in ends), left=True)]
+    for name, found in zip(("smallest", "largest"), zip(*places, strict=True), strict=True):
+        sizes = texts(bytes_text(point["capacity_bytes"]) for point in found)
+        missed = percents(1 - point["hit_rate"] for point in found)
+        table += [Column(name, "size", sizes), Column("missed", "%", missed)]
     return Chart(
         "misses",
         "What a larger cache would still miss",
