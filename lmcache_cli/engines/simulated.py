@@ -10,7 +10,7 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from cache_core.cache import TieredCache
@@ -155,9 +155,6 @@ class SimulatedSession(CachedSession):
 
     def chunk_bytes(self) -> int:
         return self._layout.chunk_bytes
-
-    def troubles(self) -> Mapping[str, Mapping[str, int]]:
-        return {}
 
     def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
         engine, cost = self.engine, self.engine.cost
