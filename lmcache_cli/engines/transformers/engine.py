@@ -9,6 +9,7 @@ from lmcache_cli.engines.transformers.blend.session import BlendSession
 from lmcache_cli.engines.transformers.cross_model.forward import CrossModelBase
 from lmcache_cli.engines.transformers.cross_model.session import CrossModelSession
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
+from lmcache_cli.engines.transformers.models import blend_subject
 from lmcache_cli.engines.transformers.open_cache import open_cache
 from lmcache_cli.engines.transformers.session import TransformersSession
 from lmcache_cli.errors import UserError
@@ -26,7 +27,8 @@ class TransformersEngine(ModelRunner):
     def blend_subject(self) -> Subject:
         """Returns the subject of a certificate for blend of this model. Reads all weights of a
         folder."""
-        return self.loaded.blend_subject()
+        loaded = self.loaded
+        return blend_subject(loaded.id, loaded.source, loaded.config, loaded.dtype)
 
     def session_bytes(self) -> int:
         return 0
