@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ def made(tool: str, folder: Path, ttft_ms: float, **more: Any) -> dict[str, Any]
 def judged(base: Path, new: Path, **flags: Any) -> dict[str, Any]:
     """The document of a comparison by p50 and counters; ``noise`` and ``allowed`` are flags."""
     out = base.parent / "verdict.json"
-    rules = Judgement.of(JudgementFlags(counters=flags.get("counters", "exact")))
-    outputs = CheckOutputs(json=str(out))
-    run_compare(
-        str(base), str(new), rules, flags.get("allowed", ()), flags.get("noise"), outputs, True
+    noise = flags.get("noise")
+    given = JudgementFlags(
+        counters=flags.get("counters", "exact"), noise=None if noise is None else str(noise)
     )
+    rules = replace(Judgement.of(given), allowed=flags.get("allowed", ()))
+    run_compare(str(base), str(new), rules, CheckOutputs(json=str(out)), True)
     return dict(json.loads(out.read_text()))
 
 
