@@ -356,6 +356,43 @@ def tier_hits(
     requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. Raises
     ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``."""
 
+class Served(TypedDict):
+    """What :func:`serve` found, see ``lmcache_cli.tune.queueing.Served``; ``hits`` in chunks."""
+
+    ttft: NDArray[np.float64]
+    e2e: NDArray[np.float64]
+    hits: NDArray[np.int32]
+    gaps: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    busy_s: float
+    answers: float
+    most_running: int
+
+def serve(
+    at: NDArray[np.float64],
+    prompt: NDArray[np.int64],
+    output: NDArray[np.int64],
+    hits: NDArray[np.int32],
+    chunks: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    loads: NDArray[np.float64],
+    chunk_tokens: int,
+    seconds: NDArray[np.float64],
+    overlap: bool,
+    device: bool,
+    budget: int,
+    most: int,
+    room: int,
+    clients: int,
+) -> Served:
+    """Runs requests through an engine that batches continuously, first come, first served.
+    ``hits`` ``[n, tiers]`` are chunks of each leading held run by tier, were no two requests under
+    way at a time; ``loads`` ``[tiers, 3]`` seconds per load, per chunk and per token; ``seconds``
+    those of a step, of a token's prefill, of a pair of tokens, of a decode step and of a token in
+    front of it. ``device``: the first tier is the engine's own. ``room`` is in tokens of KV,
+    negative without a bound; ``clients`` > 0 is a closed loop. Raises ``ValueError`` for arrays
+    that do not fit each other."""
+
 class Future:
     """Knows when each chunk will be used: request i has the keys ``requests[i]``. Raises
     ``ValueError`` for keys of other than 32 bytes."""

@@ -10,6 +10,7 @@
 
 #include "bind/bind.h"
 #include "curves/curves.h"
+#include "curves/serving.h"
 
 namespace lmcache {
 
@@ -125,6 +126,69 @@ Out py_group_names(const Numbers& ids, const Numbers& offsets, std::int64_t grou
   return to_array<Out>(std::move(names), {groups});
 }
 
+using Seconds = nb::ndarray<nb::numpy, double, nb::ndim<1>, nb::c_contig>;
+using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
+
+nb::dict py_serve(const Array<double, 1>& at, const Numbers& prompt, const Numbers& output,
+                  const Array<std::int32_t, 2>& hits, const Numbers& chunks, const Numbers& offsets,
+                  const Array<double, 2>& loads, std::int64_t chunk_tokens,
+                  const Array<double, 1>& seconds, bool overlap, bool device, std::int64_t budget,
+                  std::int64_t most, std::int64_t room, std::int64_t clients) {
+  const References references = to_references(chunks, offsets);
+  const std::size_t n = references.size, tiers = hits.shape(1);
+  require_length("at", at.size(), n);
+  require_length("prompt", prompt.size(), n);
+  require_length("output", output.size(), n);
+  require_length("hits", hits.shape(0), n);
+  require_length("loads", loads.size(), 3 * tiers);
+  require_length("seconds", seconds.size(), 5);
+  require_positive("chunk_tokens", chunk_tokens);
+  require_positive("budget", budget);
+  require_positive("most", most);
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    if (chunks.data()[i] >= 0 && chunks.data()[i] < static_cast<std::int64_t>(chunks.size())) continue;
+    throw std::invalid_argument("chunks[" + std::to_string(i) + "] is no number below their count");
+  }
+  std::vector<LoadCost> costs;
+  for (std::size_t t = 0; t < tiers; ++t) {
+    const double* const row = loads.data() + 3 * t;
+    costs.push_back({row[0], row[1], row[2]});
+  }
+  for (std::size_t i = 0; i < n; ++i) {
+    std::int64_t held = 0;
+    for (std::size_t t = 0; t < tiers; ++t) {
+      const std::int32_t some = hits.data()[i * tiers + t];
+      if (some < 0) {
+        throw std::invalid_argument("hits[" + std::to_string(i) + "] are negative");
+      }
+      held += some;
+    }
+    if (held <= static_cast<std::int64_t>(references.length(i))) continue;
+    throw std::invalid_argument("hits[" + std::to_string(i) + "] are more than its chunks");
+  }
+  const double* const s = seconds.data();
+  const EngineCost cost{s[0],  s[1],   s[2],   s[3], s[4],    overlap,
+                        device, budget, most, room, clients};
+  const Requests requests{references,  at.data(),    prompt.data(), output.data(),
+                          hits.data(), costs.data(), tiers,         chunk_tokens};
+  Serving found;
+  {
+    const Unlocked unlocked;
+    found = serve(requests, cost);
+  }
+  const std::size_t gaps = found.gaps.size();
+  nb::dict out;
+  out["ttft"] = to_array<Seconds>(std::move(found.ttft), {n});
+  out["e2e"] = to_array<Seconds>(std::move(found.e2e), {n});
+  out["hits"] = to_array<Hits>(std::move(found.hits), {n, tiers});
+  out["gaps"] = to_array<Seconds>(std::move(found.gaps), {gaps});
+  out["counts"] = to_array<Out>(std::move(found.counts), {gaps});
+  out["busy_s"] = found.busy_s;
+  out["answers"] = found.answers;
+  out["most_running"] = found.most_running;
+  return out;
+}
+
 }  // namespace
 
 void bind_curves(nanobind::module_& m) {
@@ -140,6 +204,10 @@ void bind_curves(nanobind::module_& m) {
   m.def("sampled", py_sampled, "ids"_a.noconvert(), "threshold"_a, "seed"_a);
   m.def("tier_hits", py_tier_hits, "distances"_a.noconvert(), "offsets"_a.noconvert(),
         "capacities"_a.noconvert(), "exclusive"_a);
+  m.def("serve", py_serve, "at"_a.noconvert(), "prompt"_a.noconvert(), "output"_a.noconvert(),
+        "hits"_a.noconvert(), "chunks"_a.noconvert(), "offsets"_a.noconvert(),
+        "loads"_a.noconvert(), "chunk_tokens"_a, "seconds"_a.noconvert(), "overlap"_a, "device"_a,
+        "budget"_a, "most"_a, "room"_a, "clients"_a);
 }
 
 }  // namespace lmcache

@@ -131,7 +131,7 @@ def plots(study: Study, found: Recommendation, width: int = WIDTH) -> list[str]:
     to see."""
     if find_spec("plotext") is None:
         return []
-    whole = sum(found.chosen.stack.sizes.values())
+    whole = sum(found.chosen.stack.bought.values())
     drawn = [
         curve_plot(_curves(study, found), width, HEIGHT, whole),
         front_plot(_front(found), found.chosen.cost_per_hour, width, HEIGHT),
@@ -167,19 +167,25 @@ def _curves(study: Study, found: Recommendation) -> dict[str, list[PlotPoint]]:
 
 def _front(found: Recommendation) -> dict[str, list[PlotPoint]]:
     """Returns (price per hour, seconds) by percentile of the stacks whose arrivals were run."""
-    ran = [outcome for outcome in found.front if outcome.ttft]
-    if len({outcome.cost_per_hour for outcome in ran}) < 2:
+    if len({outcome.cost_per_hour for outcome in found.front}) < 2:
         return {}
-    return {name: [(o.cost_per_hour, o.ttft[name]) for o in ran] for name in ("p50", "p90")}
+    return {
+        name: [(o.cost_per_hour, o.latency[f"ttft.{name}"]) for o in found.front]
+        for name in ("p50", "p90")
+    }
 
 
-def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
+def snippets(stack: TierConfiguration, devices: int = 1, latent: bool = False) -> dict[str, str]:
     """Returns settings for our connector, vLLM's native offloading, LMCache and SGLang's HiCache,
     by name, for ``devices`` that share the model by tensor parallelism. Sizes are as each counts
-    them: vLLM's for all ranks together, the others' for each. Empty for no cache."""
-    sizes = stack.sizes
+    them: vLLM's for all ranks together, the others' for each. Where another system has not the
+    policy, placement or admission that was predicted, its name says so. Empty where nothing is
+    bought. Of MLA (``latent``), which our connector refuses and of which systems keep a copy for
+    each rank, LMCache's alone: its first rank stores for all."""
+    sizes = stack.bought
     if not sizes:
         return {}
+    lacks = "" if stack.plain else " (LRU alone, so what is predicted here does not hold for it)"
     cpu, disk = sizes.get("cpu", 0), sizes.get("disk", 0)
     rank_cpu, rank_disk = -(-cpu // devices), -(-disk // devices)
     parallel = f"--tensor-parallel-size {devices} " if devices > 1 else ""
@@ -194,16 +200,20 @@ def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": ours,
     }
-    found = {"this connector in vLLM": f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"}
-    if cpu:
+    found = {}
+    if latent:
+        rank_cpu, rank_disk = cpu, disk
+    else:
+        found["this connector in vLLM"] = f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"
+    if cpu and not latent:
         native = {
             "kv_connector": "OffloadingConnector",
             "kv_role": "kv_both",
             "kv_connector_extra_config": {"cpu_bytes_to_use": cpu},
         }
         config = f"--kv-transfer-config '{json.dumps(native)}'"
-        found["vLLM's native offloading"] = parallel + config
-        found["SGLang HiCache"] = (
+        found[f"vLLM's native offloading{lacks}"] = parallel + config
+        found[f"SGLang HiCache{lacks}"] = (
             (f"--tp-size {devices} " if devices > 1 else "")
             + f"--enable-hierarchical-cache --hicache-size {math.ceil(rank_cpu / 1e9)}"
             " --hicache-write-policy write_through"
@@ -213,7 +223,7 @@ def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
     if disk:
         lines += ["local_disk: file:///var/cache/lmcache"]
         lines += [f"max_local_disk_size: {_gib_up(rank_disk)}"]
-    found["LMCache (YAML)"] = "\n".join(lines)
+    found[f"LMCache (YAML){lacks}"] = "\n".join(lines)
     return found
 
 

@@ -43,15 +43,46 @@ def trace_source(options: TuneOptions) -> RequestSource:
         arrays = load_arrays(trace.requests())
     except TraceError as error:
         raise UserError(str(error)) from error
-    if not arrays.chunk_tokens:
-        raise UserError(
-            f"{options.source}: a trace of lengths only ({trace.format}) does not say what"
-            " prompts share, so no cache can be sized by it"
-        )
+    if not len(arrays):
+        raise UserError(f"{options.source}: there is no request in it")
     warnings = list(trace.malformed.examples)
     if trace.malformed.count:
         warnings.append(f"{trace.malformed.count} lines were left out")
+    if not arrays.chunk_tokens:
+        warnings.append(
+            f"{options.source} has lengths only ({trace.format}): what prompts share is unknown, so"
+            " every token counts as new; the room of the cards and the load are right, tiers can't"
+            " be sized"
+        )
+        return RequestSource(arrays, [16], warnings=warnings)
+    warnings += odd_lengths(arrays)
     return RequestSource(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
+
+
+def odd_lengths(arrays: TraceArrays) -> list[str]:
+    """Returns what is odd about a trace's lengths and times, one line each."""
+    count, found = len(arrays), []
+    empty = int((arrays.input_tokens <= 0).sum())
+    if empty:
+        found.append(f"{empty} of {count} prompts have no token; they count as one")
+    silent = int((arrays.output_tokens <= 0).sum())
+    if silent:
+        found.append(
+            f"{silent} of {count} requests have no output length: their answers count as one"
+            " token, so decoding costs nothing and the load is understated"
+        )
+    seconds = float(arrays.arrival_s[-1] - arrays.arrival_s[0])
+    if count > 1 and seconds <= 0:
+        found.append("all requests arrive at once: the trace has no times, or one for all")
+    elif count > 100 and count / seconds > _MOST_RATE:
+        found.append(
+            f"{count / seconds:,.0f} requests a second: are its times in another unit?"
+            " --time-unit s|ms|us says which"
+        )
+    return found
+
+
+_MOST_RATE = 1000
 
 
 def made_source(

@@ -101,7 +101,6 @@ def tuned(evil: str = "") -> StoredTune:
             "hit_rate": 0.1 * number,
             "hit_tokens": {},
             "ttft_ms": {"p50": 900 - 200 * number, "p90": 1500 - 200 * number, "p99": 2000},
-            "mean_idle_ttft_ms": 800 - 200 * number,
             "cost_per_hour": 0.02 * number,
             "disk_writes_per_day": 0,
         }

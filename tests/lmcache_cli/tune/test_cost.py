@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import pytest
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
-from lmcache_cli.tune import queueing
 from lmcache_cli.tune.catalogue import (
     ARCHITECTURES,
     HARDWARE,
@@ -20,8 +21,8 @@ from lmcache_cli.tune.catalogue import (
     find_architecture,
     find_hardware,
 )
-from lmcache_cli.tune.cost import RequestCost, catalogue_cost
-from lmcache_cli.tune.queueing import Arrival, first_token_times
+from lmcache_cli.tune.cost import DeviceRoom, RequestCost, catalogue_cost, devices_needed
+from lmcache_cli.tune.queueing import Arrivals, serve
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,11 @@ def test_ranks_beyond_the_heads_keep_copies() -> None:
     assert model.kv_bytes(tensor_parallel=8) == 2 * model.kv_bytes()
     latent = find_architecture("deepseek-v3")
     assert latent.kv_bytes(tensor_parallel=8) == 8 * latent.kv_bytes()
+    # Below the device all ranks' KV of MLA, which is the same, is stored once.
+    assert latent.stored_bytes(tensor_parallel=8) == latent.kv_bytes()
+    assert model.stored_bytes(tensor_parallel=8) == model.kv_bytes(tensor_parallel=8)
+    cost = catalogue_cost(find_hardware("h200"), latent, devices=8, item_bytes=1)
+    assert cost.device is not None and cost.device.token_bytes == 8 * cost.token_bytes
 
 
 def test_every_entry_has_a_source() -> None:
@@ -161,65 +167,200 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         find_architecture("gpt-2")
 
 
-def test_a_card_may_be_called_what_most_people_call_it() -> None:
-    assert find_hardware("A100") is HARDWARE["a100-80g"]
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [("A100", "a100-80g"), ("5090", "rtx-5090"), ("H100-SXM5", "h100"), ("NVIDIA L40S", "l40s")],
+)
+def test_a_card_may_be_called_what_most_people_call_it(said: str, name: str) -> None:
+    assert find_hardware(said) is HARDWARE[name]
 
 
-def test_weights_that_do_not_fit_are_told() -> None:
-    cost = catalogue_cost(find_hardware("a40"), find_architecture("llama-2-70b"))
-    assert any("don't fit" in note for note in cost.notes)
+def test_a_card_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        "tflops = 400\nmemory_gb_s = 2000\nmemory_gib = 64\nlink_gb_s = 60\nprice = 1.5\n"
+    )
+    found = find_hardware(str(mine))
+    assert (found.name, found.flops, found.memory_bytes) == ("mine", 4e14, 64 * 2**30)
+    assert (found.memory_bytes_s, found.link_bytes_s, found.price) == (2e12, 6e10, 1.5)
+    text = mine.read_text()
+    for change, words in (
+        (text.replace("tflops = 400", ""), "needs tflops"),
+        (text.replace("2000", "-1"), "needs memory_gb_s"),
+        (text.replace("1.5", "nan"), "needs price"),
+        (text + "cores = 7\n", "has cores"),
+        ("= 3", "can't be read"),
+    ):
+        mine.write_text(change)
+        with pytest.raises(UserError, match=words):
+            find_hardware(str(mine))
+
+
+def test_a_price_has_a_source() -> None:
+    assert all(bool(card.price) == bool(card.price_source) for card in HARDWARE.values())
+    assert sum(card.price > 0 for card in HARDWARE.values()) >= 7
+
+
+def test_the_room_of_a_card_is_what_the_weights_leave() -> None:
+    card, model = find_hardware("h100"), find_architecture("llama-3.1-8b")
+    room = catalogue_cost(card, model).device
+    assert room is not None and room.weights == model.parameters * 2
+    left = 80 * 2**30 * 0.92 - room.weights - room.activations
+    assert room.nbytes == int(left) and room.tokens == int(left) // 131_072
+    for part in ("80 GiB x 0.92", "weights 15 GiB", "56.5 GiB for KV", f"{room.tokens:,} tokens"):
+        assert part in room.text()
+    # The weights are split between the cards; experts that rest are weights too.
+    two = catalogue_cost(card, model, devices=2).device
+    assert two is not None and two.weights == room.weights and two.nbytes > 2 * room.nbytes
+    experts = find_architecture("qwen3-30b-a3b")
+    sparse = catalogue_cost(card, experts).device
+    assert sparse is not None and sparse.weights == experts.parameters * 2
+
+
+def test_types_of_eight_bits_leave_more_room_and_compute_faster() -> None:
+    card, model = find_hardware("h200"), find_architecture("llama-3.1-70b")
+    wide = catalogue_cost(card, model, devices=2)
+    narrow = catalogue_cost(card, model, devices=2, item_bytes=1)
+    assert wide.device is not None and narrow.device is not None
+    assert narrow.device.weights == wide.device.weights / 2
+    assert narrow.prefill.b == pytest.approx(wide.prefill.b * card.flops / card.fp8_flops)
+    kv = catalogue_cost(card, model, devices=2, kv_item_bytes=1)
+    assert kv.token_bytes * 2 == wide.token_bytes and kv.prefill == wide.prefill
+    assert catalogue_cost(card, model, token_bytes=777).token_bytes == 777
+    given = catalogue_cost(card, model, device_kv=10**9).device
+    assert given is not None and given.nbytes == 10**9 and "as given" in given.text()
+
+
+def test_as_many_cards_as_the_weights_take() -> None:
+    model = find_architecture("llama-3.1-405b")
+    assert devices_needed(find_hardware("h100"), model, 2, 0.92) == 16
+    assert devices_needed(find_hardware("h200"), model, 2, 0.92) == 8
+    assert devices_needed(find_hardware("h200"), model, 1, 0.92) == 4
+    assert devices_needed(find_hardware("h100"), find_architecture("llama-3.2-1b"), 2, 0.92) == 1
 
 
 SIMPLE = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {"cpu": TierCost(1e6)}, 100, 0.0)
+CHUNK = 100
+
+
+def come(*at_s: float, prompt: int = 1000, output: int = 1, shared: int = 0) -> Arrivals:
+    """Requests of ``prompt`` tokens, the first ``shared`` chunks of which are the same in all."""
+    count, each = len(at_s), prompt // CHUNK
+    own = itertools.count(shared)
+    chunks = [[*range(shared), *(next(own) for _ in range(each - shared))] for _ in at_s]
+    return Arrivals(
+        np.array(at_s, np.float64),
+        np.full(count, prompt, np.int64),
+        np.full(count, output, np.int64),
+        np.array(chunks, np.int64).ravel(),
+        np.arange(count + 1, dtype=np.int64) * each,
+        CHUNK,
+    )
+
+
+def ttft(
+    arrivals: Arrivals, cost: RequestCost = SIMPLE, hits: int | None = None, **changes: Any
+) -> Any:
+    """Returns the TTFT, where the cpu tier has ``hits`` chunks of each prompt (None: no tier)."""
+    table = np.full((len(arrivals), int(hits is not None)), hits or 0, np.int32)
+    return serve(arrivals, table, () if hits is None else ("cpu",), cost, **changes).ttft
 
 
 def test_an_idle_engine_serves_at_once() -> None:
-    arrivals = [Arrival(10.0 * i, 1000, 1, {}) for i in range(5)]
-    assert first_token_times(arrivals, SIMPLE, 64) == pytest.approx([1.0] * 5)
+    assert ttft(come(*(10.0 * i for i in range(5)))) == pytest.approx([1.0] * 5)
 
 
 def test_requests_queue_behind_each_other() -> None:
-    arrivals = [Arrival(0.0, 1000, 1, {}) for _ in range(3)]
-    found = first_token_times(arrivals, SIMPLE, 64, budget=1000)
-    assert found == pytest.approx([1.0, 2.0, 3.0])
+    assert ttft(come(0.0, 0.0, 0.0), budget=1000) == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_a_step_has_no_more_requests_than_may_run() -> None:
+    held = come(0.0, 0.0, 0.0, output=3)
+    cost = replace(SIMPLE, decode_s=1.0)
+    assert ttft(held, cost, most=1) == pytest.approx([1.0, 4.0, 7.0])
+    found = serve(held, np.zeros((3, 0), np.int32), (), cost, most=2)
+    assert found.most_running == 2
+
+
+def test_requests_that_run_have_no_more_kv_than_there_is_room() -> None:
+    held = come(0.0, 0.0, output=11)
+    cost = replace(SIMPLE, decode_s=1.0)
+    for tokens, second in ((1999, 12.0), (2000, 2.0)):
+        device = DeviceRoom(1, given=tokens)
+        found = ttft(held, replace(cost, device=device), budget=2000)
+        assert found[1] == pytest.approx(second)
+    # One that is larger than the room still runs, alone.
+    assert ttft(come(0.0), replace(cost, device=DeviceRoom(1, given=10)))[0] == pytest.approx(1.0)
 
 
 def test_hits_are_loaded_before_they_are_computed_on() -> None:
-    [found] = first_token_times([Arrival(0.0, 1000, 1, {"cpu": 900})], SIMPLE, 100)
-    assert found == pytest.approx(900 * 100 / 1e6 + 0.1)
+    # The first makes the chunks; the second comes when they are there.
+    found = ttft(come(0.0, 10.0, shared=9), hits=9)
+    assert found[1] == pytest.approx(900 * 100 / 1e6 + 0.1)
 
 
 def test_loads_of_a_tier_queue() -> None:
-    arrivals = [Arrival(0.0, 1001, 1, {"cpu": 1000}) for _ in range(2)]
-    found = first_token_times(arrivals, SIMPLE, 100)
-    assert found == pytest.approx([0.101, 0.201])
+    made = come(0.0, 10.0, 10.0, prompt=1001, shared=10)
+    hits = np.array([[0], [10], [10]], np.int32)
+    found = serve(made, hits, ("cpu",), SIMPLE).ttft
+    assert found[1:] == pytest.approx([0.101, 0.201])
 
 
-def test_many_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = RequestCost(PrefillCost(0.01, 1e-4, 1e-8), {}, 100, 0.02)
-    rng = np.random.default_rng(0)
-    times = np.cumsum(rng.exponential(0.3, 60))
-    arrivals = [Arrival(float(t), 500, int(rng.integers(1, 80)), {}) for t in times]
-    quick = first_token_times(arrivals, cost, 64)
-    monkeypatch.setattr(queueing, "_skip", lambda decoding, waiting, now, step_s: now)
-    slow = first_token_times(arrivals, cost, 64)
-    np.testing.assert_allclose(quick, slow, rtol=1e-9, atol=cost.decode_s + cost.prefill.a)
+def test_what_is_still_being_computed_is_no_hit() -> None:
+    together, hits = come(0.0, 0.0, 5.0, shared=9), np.array([[0], [9], [9]], np.int32)
+    found = serve(together, hits, ("cpu",), SIMPLE, budget=2000)
+    assert found.ttft == pytest.approx([2.0, 2.0, 0.19])
+    assert found.hits[:, 0].tolist() == [0, 0, 900]
+    # The device has it from the step on that computes it; other tiers when the prompt is done.
+    own = serve(together, hits, ("device",), SIMPLE, budget=2000)
+    assert own.hits[:, 0].tolist() == [0, 900, 900]
+    assert own.ttft == pytest.approx([1.1, 1.1, 0.1])
+    # A prompt of several steps: what the later ones make is not there yet.
+    long = come(0.0, 0.0, shared=30, prompt=3000)
+    table = np.array([[0], [29]], np.int32)
+    parts = serve(long, table, ("device",), replace(SIMPLE, decode_s=0.0), budget=2900)
+    assert parts.hits[:, 0].tolist() == [0, 2900], "the first takes a step alone"
+    cpu = serve(long, table, ("cpu",), SIMPLE, budget=2900)
+    assert cpu.hits[:, 0].tolist() == [0, 0]
+
+
+def test_steps_of_many_requests_have_the_gaps_that_they_take() -> None:
+    cost = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
+    found = serve(come(0.0, output=11), np.zeros((1, 0), np.int32), (), cost)
+    assert found.counts.sum() == 10 and found.gaps[found.counts > 0] == pytest.approx(0.1, rel=5e-3)
+    assert found.e2e == pytest.approx([2.0]) and found.busy_s == pytest.approx(2.0)
 
 
 def test_a_closed_loop_waits_for_its_clients() -> None:
-    arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(4)]
+    held = come(0.0, 0.0, 0.0, 0.0, output=11)
     cost = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
     # One client: each request finds an idle engine.
-    assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 4)
+    assert ttft(held, cost, clients=1) == pytest.approx([1.0] * 4)
     # All at once is an open loop at time 0.
-    np.testing.assert_allclose(
-        first_token_times(arrivals, cost, 64, clients=4), first_token_times(arrivals, cost, 64)
-    )
+    np.testing.assert_allclose(ttft(held, cost, clients=4), ttft(held, cost))
 
 
 def test_in_turn_serves_an_answer_to_its_end() -> None:
     cost = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1, serving="in_turn")
-    arrivals = [Arrival(0.0, 1000, 11, {}) for _ in range(3)]
-    assert first_token_times(arrivals, cost, 64) == pytest.approx([1.0, 3.0, 5.0])
-    assert first_token_times(arrivals, cost, 64, clients=1) == pytest.approx([1.0] * 3)
-    assert first_token_times(arrivals, cost, 64, clients=2) == pytest.approx([1.0, 3.0, 3.0])
+    held = come(0.0, 0.0, 0.0, output=11)
+    assert ttft(held, cost) == pytest.approx([1.0, 3.0, 5.0])
+    assert ttft(held, cost, clients=1) == pytest.approx([1.0] * 3)
+    assert ttft(held, cost, clients=2) == pytest.approx([1.0, 3.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hits": np.full((2, 1), 11, np.int32)}, "are more than its chunks"),
+        ({"hits": np.full((2, 1), -1, np.int32)}, "are negative"),
+        ({"hits": np.zeros((3, 1), np.int32)}, "hits has 3 entries"),
+        ({"chunks": np.full(20, 20, np.int64)}, "is no number below their count"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: str) -> None:
+    arrivals = come(0.0, 0.0)
+    if "chunks" in changes:
+        arrivals = replace(arrivals, chunks=changes["chunks"])
+    hits = changes.get("hits", np.zeros((2, 1), np.int32))
+    with pytest.raises(ValueError, match=words):
+        serve(arrivals, hits, ("cpu",), SIMPLE)
