@@ -398,6 +398,10 @@ class Future:
     ``ValueError`` for keys of other than 32 bytes."""
 
     def __init__(self, requests: Sequence[Sequence[bytes]]) -> None: ...
+    @staticmethod
+    def numbered(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Future:
+        """Makes it of requests whose chunks are named by numbers, as ``Ledger.replay`` takes
+        them."""
 
 def Ledger(
     capacities: Sequence[int | None],

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core import _native
 from cache_core.ledger import Ledger
-from cache_core.plan import NOWHERE, Placement
-from cache_core.policies import POLICIES, Admission, PolicyMaker, belady
+from cache_core.plan import Placement
+from cache_core.policies import POLICIES, Admission, PolicyMaker
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import hit_curves
 
@@ -49,21 +50,9 @@ def replay_ledger(
     """
     named = references.prefixes()
     sample = named if rate >= 1 else named.sampled(rate, seed)
-    prompts = sample.ledger_keys()
     bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
-    ledger = Ledger(bounds, policy_maker(policy, prompts), placement, admission)
-    hits = np.zeros((len(prompts), len(bounds)), dtype=np.int32)
-    written = [0] * len(bounds)
-    for row, keys in enumerate(prompts):
-        if on_request is not None:
-            on_request(row)
-        for tier in ledger.lookup(keys).tiers:
-            hits[row, tier] += 1
-        moves = ledger.admit(keys).moves
-        for move in moves:
-            if move.target != NOWHERE:
-                written[move.target] += 1
-        ledger.settle(moves, stored=True)
+    ledger = Ledger(bounds, policy_maker(policy, sample), placement, admission)
+    hits, written = ledger.replay(sample.ids, sample.offsets, on_request)
     if rate >= 1:
         tokens = _tokens(named, hits.sum(axis=1))
     else:
@@ -95,11 +84,12 @@ def hit_rates(
     return rates | {"ceiling": [curve.ceiling] * len(capacities)}
 
 
-def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker:
-    """Returns the maker of a policy's orders by name, Belady's for exactly these prompts. Raises
+def policy_maker(policy: str, references: AccessTrace) -> PolicyMaker:
+    """Returns the maker of a policy's orders by name, Belady's for exactly these requests. Raises
     ``ValueError`` naming the known ones."""
     if policy == "belady":
-        return belady(prompts)
+        future = _native.Future.numbered(references.ids, references.offsets)
+        return PolicyMaker("belady", future=future)
     if policy not in POLICIES:
         known = ", ".join([*POLICIES, "belady"])
         raise ValueError(f"policy {policy!r} is not known; use one of {known}")

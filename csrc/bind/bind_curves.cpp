@@ -16,8 +16,6 @@ namespace lmcache {
 
 using namespace nanobind::literals;
 
-namespace {
-
 using Numbers = Array<std::int64_t, 1>;
 
 References to_references(const Numbers& ids, const Numbers& offsets) {
@@ -36,6 +34,8 @@ References to_references(const Numbers& ids, const Numbers& offsets) {
   }
   return {ids.data(), at, n - 1};
 }
+
+namespace {
 
 void require_positive(const char* name, std::int64_t value) {
   if (value >= 1) return;

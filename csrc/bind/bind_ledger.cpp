@@ -184,6 +184,57 @@ void settle(Bound& self, nb::handle moves, bool stored) {
   }
 }
 
+// A number as a key: 32 bytes, little-endian, as Python's int.to_bytes writes it.
+Digest numbered(std::int64_t number) {
+  Digest key;
+  key.fill(number < 0 ? 0xff : 0);
+  for (std::size_t i = 0; i < sizeof number; ++i) {
+    key[i] = static_cast<std::uint8_t>(static_cast<std::uint64_t>(number) >> (8 * i));
+  }
+  return key;
+}
+
+std::vector<Digest> numbered(const References& requests, std::size_t i) {
+  std::vector<Digest> keys;
+  keys.reserve(requests.length(i));
+  for (std::int64_t at = requests.offsets[i]; at < requests.offsets[i + 1]; ++at) {
+    keys.push_back(numbered(requests.ids[at]));
+  }
+  return keys;
+}
+
+using Numbers = Array<std::int64_t, 1>;
+using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
+
+// Looks up, admits and settles request after request.
+nb::tuple replay(Bound& self, const Numbers& ids, const Numbers& offsets,
+                 const nb::list& admissions, const nb::object& on_request) {
+  const References requests = to_references(ids, offsets);
+  const std::size_t tiers = self.ledger.tiers().size();
+  require_length("admissions", admissions.size(), tiers);
+  PythonGate gate(admissions);
+  std::vector<std::int32_t> hits(requests.size * tiers);
+  std::vector<std::int64_t> written(tiers);
+  for (std::size_t i = 0; i < requests.size; ++i) {
+    if (!on_request.is_none()) on_request(i);
+    if (i % 1024 == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
+    const std::vector<Digest> keys = numbered(requests, i);
+    for (const Digest& key : keys) {
+      const int tier = self.ledger.fastest(key);
+      if (tier == Ledger::kNone) break;
+      ++hits[i * tiers + static_cast<std::size_t>(tier)];
+    }
+    for (const Move& move : self.ledger.admit(keys, 0, nullptr, 0, gate)) {
+      if (move.target == Ledger::kNowhere) continue;
+      ++written[static_cast<std::size_t>(move.target)];
+      self.ledger.settle(move.key, static_cast<std::size_t>(move.target), true);
+    }
+  }
+  nb::list counts;
+  for (const std::int64_t count : written) counts.append(count);
+  return nb::make_tuple(to_array<Hits>(std::move(hits), {requests.size, tiers}), counts);
+}
+
 template <auto counter>
 nb::list counts(const Bound& self) {
   nb::list list;
@@ -201,7 +252,15 @@ void bind_ledger(nanobind::module_& m) {
     std::uint32_t turn = 0;
     for (nb::handle keys : requests) future->add(turn++, keys_of(keys));
     return future;
-  }), "requests"_a);
+  }), "requests"_a)
+      .def_static("numbered", [](const Numbers& ids, const Numbers& offsets) {
+        auto future = std::make_shared<Future>();
+        const References requests = to_references(ids, offsets);
+        for (std::size_t i = 0; i < requests.size; ++i) {
+          future->add(static_cast<std::uint32_t>(i), numbered(requests, i));
+        }
+        return future;
+      }, "ids"_a.noconvert(), "offsets"_a.noconvert());
   nb::class_<Bound>(m, "Ledger")
       .def("__init__", make, "capacities"_a, "policy"_a, "future"_a.none(), "exclusive"_a, "move"_a)
       .def("__len__", [](const Bound& self) { return self.ledger.size(); })
@@ -249,6 +308,13 @@ void bind_ledger(nanobind::module_& m) {
            },
            "tier"_a, "keys"_a)
       .def("admit", admit, "keys"_a, "counted"_a, "parent"_a.none(), "depth"_a, "admissions"_a)
+      .def("replay", replay, "ids"_a.noconvert(), "offsets"_a.noconvert(), "admissions"_a,
+           "on_request"_a.none(),
+           "Looks up, admits and settles request after request, whose chunks are named by numbers "
+           "(as 32 bytes, little-endian). Returns hits by tier of each leading run, int32 "
+           "[requests, tiers], and the chunks that each tier took. Calls on_request, if it is not "
+           "None, with each request's number before it is served. Raises ValueError for offsets "
+           "that do not rise from 0 to len(ids).")
       .def("touch",
            [](Bound& self, nb::handle keys, std::size_t counted) {
              self.ledger.touch(keys_of(keys), counted);
