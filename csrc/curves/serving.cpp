@@ -1,7 +1,7 @@
 #include "curves/serving.h"
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <deque>
 #include <functional>
 #include <limits>
@@ -13,9 +13,22 @@ namespace lmcache {
 namespace {
 
 constexpr double kLater = std::numeric_limits<double>::infinity();
-constexpr double kShortestGap = 1e-7;
-constexpr std::size_t kGaps = 6000;  // up to 10^6 seconds
-const double kLogStep = std::log(1.005);
+
+// Gaps are counted by their leading bits: the exponent and eight of the fraction, 0.4 % apart.
+constexpr int kDropped = 52 - 8;
+constexpr std::uint64_t kShortest = std::bit_cast<std::uint64_t>(1e-7) >> kDropped;
+constexpr std::size_t kGaps =
+    (std::bit_cast<std::uint64_t>(1e7) >> kDropped) - kShortest + 1;
+
+std::size_t gap_bin(double seconds) {
+  const std::uint64_t bits = std::bit_cast<std::uint64_t>(seconds) >> kDropped;
+  return std::min<std::size_t>(kGaps - 1, bits < kShortest ? 0 : bits - kShortest);
+}
+
+double gap_of(std::size_t bin) {  // its middle
+  const std::uint64_t half = std::uint64_t{1} << (kDropped - 1);
+  return std::bit_cast<double>(((bin + kShortest) << kDropped) | half);
+}
 
 struct Active {
   std::size_t number;
@@ -61,7 +74,7 @@ class Run {
     }
     for (std::size_t i = 0; i < kGaps; ++i) {
       if (counts_[i] == 0) continue;
-      out_.gaps.push_back(kShortestGap * std::exp((static_cast<double>(i) + 0.5) * kLogStep));
+      out_.gaps.push_back(gap_of(i));
       out_.counts.push_back(counts_[i]);
     }
     if (size_ > 0) out_.answers /= static_cast<double>(size_);
@@ -206,10 +219,7 @@ class Run {
   void step(double seconds) {
     now_ += seconds;
     ++steps_;
-    if (decoding_ > 0) {
-      const double at = std::log(std::max(seconds, kShortestGap) / kShortestGap) / kLogStep;
-      counts_[std::min(kGaps - 1, static_cast<std::size_t>(at))] += decoding_;
-    }
+    if (decoding_ > 0) counts_[gap_bin(seconds)] += decoding_;
     out_.busy_s += seconds;
     there_ += decoding_;
     answered_ += decoding_;

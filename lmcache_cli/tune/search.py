@@ -39,6 +39,7 @@ Say = Callable[[str], None]
 _SHOWN = 8
 """The most rows of the table."""
 _POINTS = 10
+_BEYOND = 12
 _FINE = 16
 """The steps between a size and twice it."""
 _NO_DISK_BOUND: dict[str, Any] = {
@@ -122,7 +123,13 @@ def search(
         return study.judge(stack, *decides)
 
     today = judge(study.today)
-    found = [today, *_judged(study, _grid(study, goal, chunks, judge), judge, on_step)]
+    fit: list[TierConfiguration] = []
+    beyond: list[TierConfiguration] = []
+    for stack in _grid(study, goal, chunks, judge):
+        (beyond if unfit(study.unrun(stack), goal) else fit).append(stack)
+    # Of what may not be bought only the best are run: they tell which bound holds back.
+    beyond.sort(key=lambda stack: -int(study.held(stack).sum()))
+    found = [today, *_judged([*fit, *beyond[:_BEYOND]], judge, on_step)]
     found += _refined(recommend(found, goal), goal, judge, on_step)
     if any(broken(o, goal) for o in found) and unfit_disk(found, goal):
         found += _admitted(study, found, goal, on_step, judge)
@@ -189,7 +196,6 @@ def _grid(
 
 
 def _judged(
-    study: Study,
     grid: Sequence[TierConfiguration],
     judge: Callable[[TierConfiguration], StackOutcome],
     on_step: Say,

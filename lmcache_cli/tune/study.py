@@ -242,6 +242,11 @@ class Study:
         times = stack.chunk_tokens // base
         return serve(arrivals, self.held(stack), names, cost, times=times, clients=self.clients)
 
+    def unrun(self, stack: TierConfiguration) -> StackOutcome:
+        """Returns what is known of a stack without a run: its price, and what its disk takes."""
+        cost = self.prices.per_hour(stack.bought)
+        return StackOutcome(stack, {}, 0.0, cost, self._disk_writes(stack))
+
     def judge(self, stack: TierConfiguration, *runs: str) -> StackOutcome:
         """Returns the hits, times and costs of a stack. ``runs`` are the kinds that are wanted,
         ``arrivals`` (latencies) and ``saturated`` (the load that it can take); both by default."""
@@ -260,16 +265,14 @@ class Study:
             latency, by_tier, _ = self._summary(stack, 1.0)
             goodput = latency.get("goodput")
         hit = dict(zip((name for name, _ in stack.tiers), by_tier, strict=True))
-        return StackOutcome(
-            stack,
-            hit,
-            sum(hit.values()) / max(1, self.tokens),
-            self.prices.per_hour(stack.bought),
-            self._disk_writes(stack),
-            {name: value for name, value in latency.items() if name != "goodput"},
-            capacity,
-            per_million,
-            goodput,
+        return replace(
+            self.unrun(stack),
+            hit_tokens=hit,
+            hit_rate=sum(hit.values()) / max(1, self.tokens),
+            latency={name: value for name, value in latency.items() if name != "goodput"},
+            capacity=capacity,
+            per_million=per_million,
+            goodput=goodput,
         )
 
     def latencies(self, served: Served) -> dict[str, float]:

@@ -160,11 +160,17 @@ goals = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(requests(), st.integers(6, 80), goals, st.sampled_from([0.0, 2.0]))
+@given(
+    requests(),
+    st.integers(6, 80),
+    goals,
+    st.sampled_from([0.0, 2.0]),
+    st.sampled_from([0, 1 << 20]),
+)
 def test_advice_is_never_worse_than_what_there_is(
-    arrays: TraceArrays, room: int, goal: Goal, card: float
+    arrays: TraceArrays, room: int, goal: Goal, card: float, disk: int
 ) -> None:
-    goal = replace(goal, largest={"cpu": 24 * SIZE, "disk": 0})
+    goal = replace(goal, largest={"cpu": 24 * SIZE, "disk": disk})
     price = 2**30 / SIZE  # a dollar a chunk
     study = Study(arrays, cost(room), Prices(cpu=price, disk=price / 8, cards=card), goal=goal)
     found = search(study, goal, [CHUNK])

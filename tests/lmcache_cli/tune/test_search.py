@@ -124,11 +124,11 @@ def test_a_disk_is_bound_by_what_it_can_write() -> None:
     goal = Goal(largest={"cpu": 0, "disk": 1 << 22}, worth=1e-9)
     free = found_for(scan(), goal).chosen
     rate = free.disk_writes_per_day / 86_400
-    for changes, words in (
-        ({"disk_bytes_s": rate / 2}, "disk bandwidth"),
-        ({"drive_writes_per_day": free.disk_writes_per_day / (1 << 23)}, "disk writes per day"),
+    halved = free.disk_writes_per_day / (1 << 23)
+    for bound, words in (
+        (replace(goal, disk_bytes_s=rate / 2), "disk bandwidth"),
+        (replace(goal, drive_writes_per_day=halved), "disk writes per day"),
     ):
-        bound = replace(goal, **changes)
         assert unfit(free, bound) == [words]
         chosen = found_for(scan(), bound).chosen
         assert chosen.stack != free.stack and not unfit(chosen, bound)
