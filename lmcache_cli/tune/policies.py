@@ -31,6 +31,8 @@ COMPARED = 50_000
 """The most references that replays of all policies see; more are sampled (SHARDS_adj)."""
 REPLAYED = 3_000_000
 """The number of references up to which the chosen stack is replayed in full."""
+_FAR = 1.5
+"""How far above its bound a sample's writes may be for the whole to be replayed still."""
 _CURVE_POINTS = 4
 _CURVE_REFERENCES = 15_000
 
@@ -96,9 +98,14 @@ def admitted(
     if _large(study, outcome.stack.chunk_tokens):
         return []
     found = []
+    share = _share(study, outcome.stack.chunk_tokens, COMPARED)
+    allowed = goal.disk_writes(outcome.stack.sizes["disk"])
     for name in ADMITTING:
         on_step(f"replaying admission {name}")
-        found.append(judge(replace(outcome.stack, admission=name)))
+        stack = replace(outcome.stack, admission=name)
+        if share < 1 and study.disk_writes(stack, share) > _FAR * allowed:
+            continue
+        found.append(judge(stack))
     return [o for o in found if not unfit(o, goal)]
 
 

@@ -245,7 +245,7 @@ class Study:
     def unrun(self, stack: TierConfiguration) -> StackOutcome:
         """Returns what is known of a stack without a run: its price, and what its disk takes."""
         cost = self.prices.per_hour(stack.bought)
-        return StackOutcome(stack, {}, 0.0, cost, self._disk_writes(stack))
+        return StackOutcome(stack, {}, 0.0, cost, self.disk_writes(stack))
 
     def judge(self, stack: TierConfiguration, *runs: str) -> StackOutcome:
         """Returns the hits, times and costs of a stack. ``runs`` are the kinds that are wanted,
@@ -320,15 +320,16 @@ class Study:
         latency, by_name, last = self._runs[key]
         return latency, [by_name.get(name, 0) for name, _ in stack.tiers], last
 
-    def _disk_writes(self, stack: TierConfiguration) -> float:
+    def disk_writes(self, stack: TierConfiguration, share: float = 1.0) -> float:
         """Returns the bytes written to the disk per day: what the disk does not hold when it is
-        used is written there. With another policy or admission, what the Ledger wrote."""
+        used is written there. With another policy or admission, what the Ledger wrote, or in a
+        ``share`` of the chunks, scaled up."""
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0
         if not stack.plain:
             bought = replace(stack, tiers=tuple(stack.bought.items()))
-            chunks = self.replayed(bought).written[list(stack.bought).index("disk")]
+            chunks = self.replayed(bought, share).written[list(stack.bought).index("disk")]
             return chunks * self.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
         chunking = self._chunking(stack.chunk_tokens)
         index = [name for name, _ in stack.tiers].index("disk")
