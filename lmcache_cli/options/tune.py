@@ -80,6 +80,14 @@ class TuneFlags:
         float, flag("Factor on the trace's arrivals: 2 is twice the load.", _WHAT)
     ] = 1.0
     format: Annotated[str | None, flag("Format of the trace. \\[default: found out]", None)] = None
+    time_unit: Annotated[
+        float | None,
+        flag("Unit of the trace's times. \\[default: the format's]", None, metavar="SECONDS"),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        flag("Tokenizer for traces that hold text.", None, metavar="FOLDER_OR_ID"),
+    ] = None
     chunk_tokens: Annotated[
         str | None,
         flag(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil
 from typing import Literal
 
 from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
@@ -242,15 +242,21 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
             )
         if found.chosen is found.today:
             break
+    if found.cards is not None:
+        lines.append(
+            f"what you have keeps every bound on {found.cards} cards for each model:"
+            f" --devices {found.cards}"
+        )
     missed = [name for name in goal.slo if name in found.breaks]
-    others = " and ".join(f"{n}={found.chosen.latency[n]:.3g}s" for n in missed)
-    if others:
-        lines.append(f"the nearest keeps these bounds: --slo {others.replace(' and ', ' --slo ')}")
+    if missed:
+        others = " ".join(f"--slo {n}={ceil(1e3 * found.chosen.latency[n])}ms" for n in missed)
+        lines.append(f"the nearest keeps these bounds: {others}")
     of = found.worths["recommended"]
-    if of.replicas is None and isfinite(of.load):
+    if of.replicas is None:
         lines.append(
             "no number of replicas keeps the bounds, since one that hardly has anything to do does"
-            " not: faster cards, or more of them for each model (--devices), or a later bound"
+            " not"
+            + ("" if found.cards else f", nor do {8 * study.cost.devices} cards for each model")
         )
     return lines
 

@@ -148,7 +148,7 @@ def number(outcome: StackOutcome, goal: Goal) -> float:
 def deciding(goal: Goal) -> tuple[str, Callable[[StackOutcome], str]]:
     """Returns what ``number`` is of, as a column's heading, and what writes it into a row."""
     if goal.slo:
-        return "of bound", lambda outcome: f"{100 * number(outcome, goal):.1f} %"
+        return "of bound", lambda outcome: f"{100 * number(outcome, goal):,.1f} %"
     if goal.worth is not None:
         return "mean+price", lambda outcome: f"{number(outcome, goal):.4g} s"
     return "$/M tokens", lambda outcome: f"{number(outcome, goal):.4f}"

@@ -58,6 +58,13 @@ class TuneOptions(TuneFlags):
             )
         if self.worth is not None and not 0 <= self.worth < inf:
             raise UserError(f"--worth: {self.worth} must be 0 or more")
+        for name, value in (("--time-unit", self.time_unit), ("--tokenizer", self.tokenizer)):
+            if value is not None and self.made:
+                raise UserError(
+                    f"{name}: these requests are made anew, so there is none to read; for"
+                    " --validate, --requests or --scale convert the trace first: lmcache trace"
+                    " convert"
+                )
         if self.repeat < 1:
             raise UserError(f"--repeat: {self.repeat} is too small; it must be at least 1")
         if self.hardware is not None and self.measured:

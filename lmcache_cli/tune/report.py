@@ -69,6 +69,7 @@ def document(
             "verdicts": list(said.sentences),
             "notes": {title: list(lines) for title, lines in said.notes},
             "breaks": list(found.breaks),
+            "enough_cards": found.cards,
             "marginals": [
                 {
                     "tier": m.tier,
@@ -130,6 +131,8 @@ def print_report(
     console: Console, study: Study, found: Recommendation, validation: Validation | None = None
 ) -> None:
     """Prints the recommendation, what else there was, how to set it, and whether it held."""
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPE_COLUMNS)
     console.print(_report(study, found, validation), crop=False)
 
 
@@ -165,6 +168,7 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
     return Group(*parts)
 
 
+_PIPE_COLUMNS = 100
 _SHOWN = ("ttft.p50", "ttft.p90")
 
 
@@ -178,7 +182,7 @@ def _table(found: Recommendation) -> Table:
     names = ("cpu", "disk", "chunk", *how, "hit %", *map(latency_text, shown), title, "$/h")
     for name in ("", *names, *(("writes/day",) if writing else ())):
         left = name in ("", "how")
-        table.add_column(name, justify="left" if left else "right", no_wrap=not left)
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "how")
     for outcome in found.front:
         sizes, writes = outcome.stack.bought, outcome.disk_writes_per_day
         mark = "→" if outcome is found.chosen else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -64,7 +65,8 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
             source.load.concurrency,
             goal,
         )
-        found = search(study, goal, source.chunks, status.update)
+        larger = None if probed is not None else partial(_more_cards, options)
+        found = search(study, goal, source.chunks, status.update, larger)
         if engine is not None and probed is not None:
             p50, p90 = options.tolerances()
             validation = validate(
@@ -159,6 +161,16 @@ def _probe_now(
         )
     )
     return probed_engine(found, "measured just now")
+
+
+def _more_cards(options: TuneOptions, devices: int) -> RequestCost:
+    """Returns the cost of so many cards; room that was given grows with them."""
+    cost = _cost(replace(options, devices=devices), None)
+    assert cost.device is not None
+    if cost.device.given is None:
+        return cost
+    given = cost.device.given * devices // options.devices
+    return replace(cost, device=replace(cost.device, given=given))
 
 
 def _cost(options: TuneOptions, probed: ProbedEngine | None) -> RequestCost:

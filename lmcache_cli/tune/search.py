@@ -21,6 +21,7 @@ from lmcache_cli.tune.candidates import (
     stacks,
     unfit,
 )
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.load_or_compute import LoadOrCompute, load_or_compute
 from lmcache_cli.tune.policies import (
     Headroom,
@@ -40,6 +41,8 @@ _SHOWN = 8
 """The most rows of the table."""
 _POINTS = 10
 _BEYOND = 12
+"""The most stacks that may not be bought that are run."""
+_MORE_CARDS = (2, 4, 8)
 _FINE = 16
 """The steps between a size and twice it."""
 _NO_DISK_BOUND: dict[str, Any] = {
@@ -73,6 +76,9 @@ class Recommendation:
     breaks: tuple[str, ...]
     binding: str | None
     held_back: StackOutcome | None
+    cards: int | None
+    """Where no stack keeps the bounds on latencies: the cards for each model with which what there
+    is today keeps them; None if that is not known."""
     worths: Mapping[str, Worth]
     ceiling: float
     headroom: Headroom | None = None
@@ -113,10 +119,15 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
 
 
 def search(
-    study: Study, goal: Goal, chunks: Sequence[int], on_step: Say = lambda text: None
+    study: Study,
+    goal: Goal,
+    chunks: Sequence[int],
+    on_step: Say = lambda text: None,
+    larger: Callable[[int], RequestCost] | None = None,
 ) -> Recommendation:
     """Runs every stack of the grid by the number that decides, looks between its sizes, tries other
-    policies and admissions, and recommends."""
+    policies and admissions, and recommends. Where none keeps the bounds it looks for more cards
+    that do; ``larger`` gives the cost of so many of them."""
     decides = ("arrivals",) if goal.slo or goal.worth is not None else ("saturated",)
 
     def judge(stack: TierConfiguration) -> StackOutcome:
@@ -168,6 +179,7 @@ def search(
         breaks,
         binding,
         held_back,
+        _enough_cards(study, goal, larger) if set(breaks) & goal.slo.keys() else None,
         worths,
         max(study.ceiling(chunk) for chunk in chunks),
         room,
@@ -268,6 +280,19 @@ def _rows(
     if chosen is not today:
         line.append(chosen)
     return [today, *sorted(line, key=lambda o: o.cost_per_hour)]
+
+
+def _enough_cards(
+    study: Study, goal: Goal, larger: Callable[[int], RequestCost] | None
+) -> int | None:
+    if larger is None:
+        return None
+    for times in _MORE_CARDS:
+        cards = times * study.cost.devices
+        other = study.on(larger(cards))
+        if not broken(other.judge(other.today, "arrivals"), goal):
+            return cards
+    return None
 
 
 def _binding(

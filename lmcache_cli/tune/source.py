@@ -17,10 +17,11 @@ from lmcache_cli.bench.requests import make_requests
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.trace.tools import TraceSource
 from lmcache_cli.tune.options import TuneOptions
 from workloads import Request
 from workloads.tokens import Encode
-from workloads.traces import TraceArrays, TraceError, load_arrays, open_trace
+from workloads.traces import TraceArrays, TraceError, load_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class RequestSource:
 def trace_source(options: TuneOptions) -> RequestSource:
     """Reads the requests of a trace as they are. Raises ``UserError``."""
     try:
-        trace = open_trace(options.path(), options.format)
+        file, unit_s = options.path(), options.time_unit
+        trace = TraceSource(file, options.format, None, unit_s, options.tokenizer).open()
         arrays = load_arrays(trace.requests())
     except TraceError as error:
         raise UserError(str(error)) from error
@@ -77,7 +79,7 @@ def odd_lengths(arrays: TraceArrays) -> list[str]:
     elif count > 100 and count / seconds > _MOST_RATE:
         found.append(
             f"{count / seconds:,.0f} requests a second: are its times in another unit?"
-            " --time-unit s|ms|us says which"
+            " --time-unit SECONDS says which (0.001 for milliseconds)"
         )
     return found
 

@@ -63,11 +63,21 @@ class Study:
             arrays = replace(arrays, chunk_tokens=_UNNAMED_CHUNK)
         self.arrays, self.cost, self.prices = arrays, cost, prices
         self.clients, self.goal = clients, goal or Goal()
+        self.rate = rate
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
         self._chunkings: dict[int, _Chunking] = {}
         self._replays: dict[tuple[TierConfiguration, float], LedgerReplay] = {}
         self._runs: dict[tuple[object, ...], tuple[dict[str, float], dict[str, int], float]] = {}
+
+    def on(self, cost: RequestCost) -> Study:
+        """Returns the same requests on another engine, of as dear a kind of card."""
+        cards = self.prices.cards / self.cost.devices * cost.devices
+        prices = replace(self.prices, cards=cards)
+        other = Study(self.arrays, cost, prices, self.rate, self.clients, self.goal)
+        if cost.token_bytes == self.cost.token_bytes:
+            other._chunkings = self._chunkings
+        return other
 
     @cached_property
     def duration_s(self) -> float:

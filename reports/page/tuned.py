@@ -14,17 +14,22 @@ from reports.units import bytes_text, number_text, places_for
 _HUES = ("var(--cpu)", "var(--disk)", "var(--device)", "var(--remote)", "var(--fifth)")
 _LINE_PX = 15
 """Pixels between the labels of two curves."""
+_DASHES = ([1, 0], [4, 3], [1, 2], [8, 3], [8, 3, 1, 3], [2, 5], [12, 4])
+"""A pattern for each policy and kind of hit; the hue is the chunk length's."""
 _KINDS = {"prefix": "prefix", "any_position": "any place"}
 
 
 def miss_ratio_chart(document: Document) -> Chart | None:
     """Charts a curve per chunk length and kind of hit, named at its end."""
     curves = [curve for curve in document["curves"] if curve["points"]]
+    curves = [curve for curve in curves if not _as_by_prefix(curve, curves)]
     if not curves:
         return None
     lengths = sorted({curve["chunk_tokens"] for curve in curves})
     points: list[Spec] = []
     ends: list[Spec] = []
+    kinds = list(dict.fromkeys((curve["kind"], curve["policy"]) for curve in curves))
+    dash_of = {kind: _DASHES[i % len(_DASHES)] for i, kind in enumerate(kinds)}
     for curve in curves:
         name = _curve_name(curve)
         hue = _HUES[lengths.index(curve["chunk_tokens"]) % len(_HUES)]
@@ -33,7 +38,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             points.append(
                 {
                     "curve": name,
-                    "kind": kind,
+                    "dash": dash_of[(kind, curve["policy"])],
                     "hue": hue,
                     "size": max(point["capacity_bytes"], 1) / 2**30,
                     "miss": 100 * (1 - point["hit_rate"]),
@@ -45,7 +50,8 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             f" {bytes_text(curve['points'][-1]['capacity_bytes'])}"
         )
         ends.append({**last, "name": name, "say": say})
-    chosen = sum(document["recommendation"]["tiers"].values()) / 2**30
+    sizes = document["recommendation"]["tiers"]
+    chosen = sum(size for name, size in sizes.items() if name != "device") / 2**30
     largest = max(point["size"] for point in points)
     decades = [10.0**power for power in range(-9, 10)]
 
@@ -59,10 +65,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             "axis": {"values": decades, "format": "~g"},
         }
         y = percent_axis("miss", "prompt tokens missed (%)")
-        dash = {
-            "condition": {"test": "datum.kind == 'any_position'", "value": [4, 3]},
-            "value": [1, 0],
-        }
+        dash = {"field": "dash", "type": "nominal", "scale": None}
         colour = {"field": "hue", "type": "nominal", "scale": None}
         lines = {
             "data": {"values": points},
@@ -130,8 +133,8 @@ def miss_ratio_chart(document: Document) -> Chart | None:
     return Chart(
         "misses",
         "What a larger cache would still miss",
-        "Share of the prompt tokens missed, in per cent, by capacity in GiB; full lines are hits by"
-        " prefix, dashed ones hits at any place of the prompt, a number is a chunk's tokens; the"
+        "Share of the prompt tokens missed by one tier, in per cent, by capacity in GiB; each line"
+        " is a policy and a kind of hit, as named at its end, a number is a chunk's tokens; the"
         f" upright dashed line is what is recommended; n = {source['requests']:,} requests,"
         f" {source['tokens']:,} prompt tokens.",
         draw,
@@ -161,7 +164,7 @@ def front_chart(document: Document) -> Chart | None:
                 "say": f"{tiers_text(point['tiers'])}{' (recommended)' if chosen else ''}: TTFT p50"
                 f" {number_text(values['p50'], places)} {unit}, p90"
                 f" {number_text(values['p90'], places)} {unit},"
-                f" {point['cost_per_hour']:.4f} an hour, hits {100 * point['hit_rate']:.1f} %",
+                f" ${point['cost_per_hour']:.4f} an hour, hits {100 * point['hit_rate']:.1f} %",
             }
         )
     log = max(point["p90"] for point in stacks) > 40 * max(min(p50) * scale, 1e-9)
@@ -171,7 +174,7 @@ def front_chart(document: Document) -> Chart | None:
         x = {
             "field": "cost",
             "type": "quantitative",
-            "title": "cost (currency per hour)",
+            "title": "cost of tiers ($ per hour)",
             "scale": {"zero": True, "nice": True},
             "axis": {"tickCount": 4 if narrow else 8, "format": "~g"},
         }
@@ -208,8 +211,9 @@ def front_chart(document: Document) -> Chart | None:
         "front",
         "What more storage buys",
         f"Predicted TTFT in {unit}{', logarithmic' if log else ''}, against the cost of DRAM and"
-        " disk per hour, of stacks that none beats in both cost and mean TTFT without queueing: the"
-        f" dot is p50, its bar reaches to p90; n = {document['source']['requests']:,} requests,"
+        " disk per hour in dollars, of what you have and of stacks that none beats in both cost and"
+        f" {front[0].get('decides', {}).get('by', 'TTFT')}: the dot is p50, its bar reaches to p90;"
+        f" n = {document['source']['requests']:,} requests,"
         " predicted and not measured.",
         draw,
         front_columns(document),
@@ -241,7 +245,20 @@ def _recommended_label(stacks: Sequence[Spec], right: float, x: Spec, y: Spec) -
 
 
 def _curve_name(curve: Document) -> str:
-    return f"{curve['chunk_tokens']}, {_KINDS.get(curve['kind'], curve['kind'])}"
+    kind = _KINDS.get(curve["kind"], curve["kind"])
+    return f"{curve['chunk_tokens']}, {curve['policy']}, {kind}"
+
+
+def _as_by_prefix(curve: Document, curves: Sequence[Document]) -> bool:
+    """Returns whether a curve of hits at any place is that of hits by prefix: a trace that names
+    prefixes does not tell what else is equal."""
+    if curve["kind"] != "any_position":
+        return False
+    same = ("chunk_tokens", "policy", "points")
+    return any(
+        other["kind"] == "prefix" and all(other[name] == curve[name] for name in same)
+        for other in curves
+    )
 
 
 def _apart(ends: Sequence[Spec], height: int) -> list[Spec]:

@@ -57,7 +57,7 @@ def front_columns(document: Document) -> list[Column]:
         values = [point["ttft_ms"].get(name) for point in front]
         columns.append(Column(f"TTFT {name}", "ms", _numbers(values)))
     costs = [number_text(point["cost_per_hour"], 4) for point in front]
-    columns.append(Column("cost", "per hour", _texts(costs)))
+    columns.append(Column("tiers", "$ per hour", _texts(costs)))
     return columns
 
 

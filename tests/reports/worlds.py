@@ -125,6 +125,8 @@ def tuned(evil: str = "") -> StoredTune:
             "placement": "write_on_insertion",
             "predicted": best,
             "verdicts": [f"disk: loading beats computing {evil}"],
+            "marginals": [{"text": f"another 8 GiB of cpu changes little {evil}"}],
+            "snippets": {"this connector in vLLM": f"--kv-transfer-config '{{}}' {evil}"},
         },
         "front": front,
         "validation": None,

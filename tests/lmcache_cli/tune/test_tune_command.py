@@ -184,6 +184,23 @@ def test_a_trace_of_lengths_alone_sizes_the_device(tmp_path: Path) -> None:
     assert found["today"]["hit_rate"] == 0 and found["load"]["today"]["load"] > 1
 
 
+def test_times_may_be_in_another_unit(tmp_path: Path) -> None:
+    lines = [f"{2 * i},4096,{0 if i else 10}" for i in range(200)]
+    trace = tmp_path / "t.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n")
+    slow = tuned(trace)["load"]["offered_prefill"]
+    fast = tuned(trace, "--time-unit", "0.01")["load"]["offered_prefill"]
+    assert fast == pytest.approx(100 * slow)
+    fast = tune(str(trace), "--time-unit", "0.0001", "--json", "-", cwd=tmp_path)
+    told = " ".join(fast.stderr.split())
+    assert "requests a second: are its times in another unit? --time-unit SECONDS" in told
+    assert "199 of 200 requests have no output length" in told
+    done = tune(str(trace), "--time-unit", "0", cwd=tmp_path)
+    assert done.returncode == 2 and "--time-unit: 0.0 must be above 0" in done.stderr
+    done = tune(str(trace), "--time-unit", "1", "--requests", "3", cwd=tmp_path)
+    assert done.returncode == 2 and "these requests are made anew" in done.stderr
+
+
 def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", True)
     for flags in ((), ("--slo", "ttft.p90=100ms"), ("--worth", "0.001")):
