@@ -8,14 +8,15 @@ shared by all callers and is started anew in a forked child. A call that moves l
 uses the caller's thread alone.
 """
 
-from collections.abc import Sequence
-from typing import Final, Literal, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.ledger import Books
 from cache_core.plan import Move
+from cache_core.policies import Admission
 
 Order = Literal["HND", "NHD"]
 Item = Literal["float32", "bfloat16", "float16"]
@@ -356,42 +357,13 @@ def tier_hits(
     requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. Raises
     ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``."""
 
-class Served(TypedDict):
-    """What :func:`serve` found, see ``lmcache_cli.tune.queueing.Served``; ``hits`` in chunks."""
-
-    ttft: NDArray[np.float64]
-    e2e: NDArray[np.float64]
-    hits: NDArray[np.int32]
-    gaps: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    busy_s: float
-    answers: float
-    most_running: int
-
 def serve(
-    at: NDArray[np.float64],
-    prompt: NDArray[np.int64],
-    output: NDArray[np.int64],
-    hits: NDArray[np.int32],
-    chunks: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    loads: NDArray[np.float64],
-    chunk_tokens: int,
-    seconds: NDArray[np.float64],
-    overlap: bool,
-    device: bool,
-    budget: int,
-    most: int,
-    room: int,
-    clients: int,
-) -> Served:
-    """Runs requests through an engine that batches continuously, first come, first served.
-    ``hits`` ``[n, tiers]`` are chunks of each leading held run by tier, were no two requests under
-    way at a time; ``loads`` ``[tiers, 3]`` seconds per load, per chunk and per token; ``seconds``
-    those of a step, of a token's prefill, of a pair of tokens, of a decode step and of a token in
-    front of it. ``device``: the first tier is the engine's own. ``room`` is in tokens of KV,
-    negative without a bound; ``clients`` > 0 is a closed loop. Raises ``ValueError`` for arrays
-    that do not fit each other."""
+    at: NDArray[np.float64], prompt: NDArray[np.int64], output: NDArray[np.int64],
+    hits: NDArray[np.int32], chunks: NDArray[np.int64], offsets: NDArray[np.int64],
+    loads: NDArray[np.float64], chunk_tokens: int, seconds: NDArray[np.float64], overlap: bool,
+    device: bool, budget: int, most: int, room: int, clients: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Runs requests in an engine that batches continuously (``csrc/curves/serving.h``)."""
 
 class Future:
     """Knows when each chunk will be used: request i has the keys ``requests[i]``. Raises
@@ -400,8 +372,7 @@ class Future:
     def __init__(self, requests: Sequence[Sequence[bytes]]) -> None: ...
     @staticmethod
     def numbered(ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Future:
-        """Makes it of requests whose chunks are named by numbers, as ``Ledger.replay`` takes
-        them."""
+        """Makes it of requests whose chunks are numbers: keys of 32 bytes, little-endian."""
 
 def Ledger(
     capacities: Sequence[int | None],
@@ -413,6 +384,13 @@ def Ledger(
     """Makes the books of a Ledger. ``future`` is for the policy ``"belady"`` alone; ``move`` is the
     class of what is answered, a tuple of four. Raises ``ValueError`` for more than 8 tiers and
     unknown policies."""
+
+def replay(
+    ids: NDArray[np.int64], offsets: NDArray[np.int64], capacities: Sequence[int | None],
+    policy: str, future: Future | None, exclusive: bool,
+    admissions: list[Admission | None], on_request: Callable[[int], None] | None,
+) -> tuple[NDArray[np.int32], list[int]]:  # fmt: skip
+    """Looks up and admits requests in turn; returns hits, and what each tier took."""
 
 def pack_moves(moves: tuple[Move, ...]) -> bytes:
     """Returns moves as bytes, for other processes of the same build. Raises ``TypeError`` or

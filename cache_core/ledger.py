@@ -7,16 +7,12 @@ around it. The books themselves are csrc/ledger/ledger.cpp: a record per chunk, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from cache_core import _native
 from cache_core.plan import ENGINE, NOWHERE, PLACEMENTS, Hit, Move, Placement, Plan
 from cache_core.policies import LRU, Admission, PolicyMaker
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class Books(Protocol):
@@ -65,13 +61,6 @@ class Books(Protocol):
         depth: int,
         admissions: list[Admission | None],
     ) -> list[Move]: ...
-    def replay(
-        self,
-        ids: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        admissions: list[Admission | None],
-        on_request: Callable[[int], None] | None,
-    ) -> tuple[NDArray[np.int32], list[int]]: ...
     def touch(self, keys: Sequence[bytes], counted: int) -> None: ...
     def adopt(self, keys: Sequence[bytes], tier: int) -> list[Move]: ...
     def settle(self, moves: Iterable[Move], stored: bool) -> None: ...
@@ -249,19 +238,6 @@ class Ledger:
         orders, until :meth:`touch` with ``counted`` moves them.
         """
         return Plan(tuple(self._books.admit(keys, counted, parent, depth, self._admission)))
-
-    def replay(
-        self,
-        ids: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        on_request: Callable[[int], None] | None = None,
-    ) -> tuple[NDArray[np.int32], list[int]]:
-        """Looks up, admits and settles requests in turn, without bytes. Request i has the chunks
-        ``ids[offsets[i]:offsets[i + 1]]``, numbers that stand for keys (32 bytes, little-endian).
-        Returns the hits of each leading run by tier, int32 ``[requests, tiers]``, and how many
-        chunks each tier took. Calls ``on_request`` with each request's number before it is served.
-        Raises ``ValueError`` for offsets that do not rise from 0 to ``len(ids)``."""
-        return self._books.replay(ids, offsets, self._admission, on_request)
 
     def touch(self, keys: Sequence[bytes], counted: int = 0) -> None:
         """Orders the chunks that one request used where they are: the engine has no KV that could

@@ -20,7 +20,7 @@ CODE = (*PACKAGES, "benchmarks", "csrc", "tests")
 MAY_IMPORT = {name: {name} for name in PACKAGES} | {"lmcache_cli": set(PACKAGES)}
 MOST_LINES = 400
 MOST_FILES = 16  # of code, in one folder
-MOST_PYTHON_FILES = 280  # in the product
+MOST_PYTHON_FILES = 281  # in the product
 # Every module's, and what `lmcache --help` asks of every command's.
 OF_EACH_MODULE = {"logger", "SHORT", "EXAMPLES"}
 # Names that say nothing about what a thing is.

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.ledger import Ledger
-from cache_core.plan import Placement
+from cache_core.plan import PLACEMENTS, Placement
 from cache_core.policies import POLICIES, Admission, PolicyMaker
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import hit_curves
@@ -48,11 +47,22 @@ def replay_ledger(
     this replay only; ``on_request`` is called with the number of each request before it is served,
     for admissions with a clock. Raises ``ValueError`` naming what is not known.
     """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
     named = references.prefixes()
     sample = named if rate >= 1 else named.sampled(rate, seed)
     bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
-    ledger = Ledger(bounds, policy_maker(policy, sample), placement, admission)
-    hits, written = ledger.replay(sample.ids, sample.offsets, on_request)
+    maker = policy_maker(policy, sample)
+    hits, written = _native.replay(
+        sample.ids,
+        sample.offsets,
+        bounds if maker.evicts else [None] * len(bounds),
+        maker.name,
+        maker.future,
+        placement == "write_on_eviction",
+        list(admission or [None] * len(bounds)),
+        on_request,
+    )
     if rate >= 1:
         tokens = _tokens(named, hits.sum(axis=1))
     else:

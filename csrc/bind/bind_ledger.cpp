@@ -145,14 +145,18 @@ std::size_t to_tier(const Bound& self, std::int64_t tier) {
                           std::to_string(self.ledger.tiers().size()));
 }
 
-void make(Bound* self, const nb::sequence& capacities, std::string_view policy,
-          std::shared_ptr<Future> future, bool exclusive, const nb::object& move) {
+std::vector<std::optional<std::size_t>> bounds_of(const nb::sequence& capacities) {
   std::vector<std::optional<std::size_t>> bounds;
   for (nb::handle capacity : capacities) {
     bounds.push_back(nb::cast<std::optional<std::size_t>>(capacity));
   }
+  return bounds;
+}
+
+void make(Bound* self, const nb::sequence& capacities, std::string_view policy,
+          std::shared_ptr<Future> future, bool exclusive, const nb::object& move) {
   to_moves({}, move);  // throws if it is no such class
-  new (self) Bound{Ledger(bounds, policy, std::move(future), exclusive), move};
+  new (self) Bound{Ledger(bounds_of(capacities), policy, std::move(future), exclusive), move};
 }
 
 nb::list fastest(const Bound& self, nb::handle keys, bool run) {
@@ -206,11 +210,13 @@ std::vector<Digest> numbered(const References& requests, std::size_t i) {
 using Numbers = Array<std::int64_t, 1>;
 using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
 
-// Looks up, admits and settles request after request.
-nb::tuple replay(Bound& self, const Numbers& ids, const Numbers& offsets,
+// Looks up, admits and settles request after request in a ledger that starts empty.
+nb::tuple replay(const Numbers& ids, const Numbers& offsets, const nb::sequence& capacities,
+                 std::string_view policy, std::shared_ptr<Future> future, bool exclusive,
                  const nb::list& admissions, const nb::object& on_request) {
   const References requests = to_references(ids, offsets);
-  const std::size_t tiers = self.ledger.tiers().size();
+  Ledger ledger(bounds_of(capacities), policy, std::move(future), exclusive);
+  const std::size_t tiers = ledger.tiers().size();
   require_length("admissions", admissions.size(), tiers);
   PythonGate gate(admissions);
   std::vector<std::int32_t> hits(requests.size * tiers);
@@ -220,14 +226,14 @@ nb::tuple replay(Bound& self, const Numbers& ids, const Numbers& offsets,
     if (i % 1024 == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
     const std::vector<Digest> keys = numbered(requests, i);
     for (const Digest& key : keys) {
-      const int tier = self.ledger.fastest(key);
+      const int tier = ledger.fastest(key);
       if (tier == Ledger::kNone) break;
       ++hits[i * tiers + static_cast<std::size_t>(tier)];
     }
-    for (const Move& move : self.ledger.admit(keys, 0, nullptr, 0, gate)) {
+    for (const Move& move : ledger.admit(keys, 0, nullptr, 0, gate)) {
       if (move.target == Ledger::kNowhere) continue;
       ++written[static_cast<std::size_t>(move.target)];
-      self.ledger.settle(move.key, static_cast<std::size_t>(move.target), true);
+      ledger.settle(move.key, static_cast<std::size_t>(move.target), true);
     }
   }
   nb::list counts;
@@ -247,6 +253,8 @@ nb::list counts(const Bound& self) {
 void bind_ledger(nanobind::module_& m) {
   m.def("pack_moves", pack_moves, "moves"_a);
   m.def("unpack_moves", unpack_moves, "packed"_a, "move"_a);
+  m.def("replay", replay, "ids"_a.noconvert(), "offsets"_a.noconvert(), "capacities"_a, "policy"_a,
+        "future"_a.none(), "exclusive"_a, "admissions"_a, "on_request"_a.none());
   nb::class_<Future>(m, "Future").def(nb::new_([](const nb::sequence& requests) {
     auto future = std::make_shared<Future>();
     std::uint32_t turn = 0;
@@ -308,13 +316,6 @@ void bind_ledger(nanobind::module_& m) {
            },
            "tier"_a, "keys"_a)
       .def("admit", admit, "keys"_a, "counted"_a, "parent"_a.none(), "depth"_a, "admissions"_a)
-      .def("replay", replay, "ids"_a.noconvert(), "offsets"_a.noconvert(), "admissions"_a,
-           "on_request"_a.none(),
-           "Looks up, admits and settles request after request, whose chunks are named by numbers "
-           "(as 32 bytes, little-endian). Returns hits by tier of each leading run, int32 "
-           "[requests, tiers], and the chunks that each tier took. Calls on_request, if it is not "
-           "None, with each request's number before it is served. Raises ValueError for offsets "
-           "that do not rise from 0 to len(ids).")
       .def("touch",
            [](Bound& self, nb::handle keys, std::size_t counted) {
              self.ledger.touch(keys_of(keys), counted);

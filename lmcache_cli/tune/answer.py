@@ -9,15 +9,13 @@ from math import ceil
 from typing import Literal
 
 from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
-from lmcache_cli.tune.load_or_compute import LoadOrCompute
 from lmcache_cli.tune.policies import BELADY
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import Uncertainty
-from lmcache_cli.tune.worth import Worth, needed_load
+from lmcache_cli.tune.worth import LoadOrCompute, Uncertainty, Worth, needed_load
 from reports.units import bytes_text, seconds_text
 
-Verdict = Literal[
+Conclusion = Literal[
     "buy", "bounds hold already", "the GPUs' own cache is enough", "caching won't help",
     "not worth its price", "no room", "sharing is unknown", "nothing keeps the bounds",
 ]  # fmt: skip
@@ -30,7 +28,7 @@ class Answer:
     """What is said. ``sentences`` are three: what there is, what to buy, what it changes. ``notes``
     are lines by heading."""
 
-    verdict: Verdict
+    verdict: Conclusion
     sentences: tuple[str, ...]
     notes: tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -48,12 +46,12 @@ def answer(study: Study, found: Recommendation) -> Answer:
     return Answer(verdict, sentences, tuple((title, lines) for title, lines in notes if lines))
 
 
-def tiers_text(outcome: StackOutcome) -> str:
+def bought_text(outcome: StackOutcome) -> str:
     """Returns what is bought, like ``64 GiB of cpu and 1 TiB of disk``."""
     return " and ".join(f"{bytes_text(n)} of {name}" for name, n in outcome.stack.bought.items())
 
 
-def _verdict(study: Study, found: Recommendation) -> Verdict:
+def _verdict(study: Study, found: Recommendation) -> Conclusion:
     if not found.keeps_bounds:
         return "nothing keeps the bounds"
     if not study.shares_known:
@@ -107,16 +105,14 @@ def _have(study: Study, found: Recommendation) -> str:
     )
 
 
-def _buy(found: Recommendation, verdict: Verdict) -> str:
+def _buy(found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
     if chosen.stack.bought:
         how = f"chunks of {chosen.stack.chunk_tokens} tokens, {how_text(chosen)}"
         if verdict == "nothing keeps the bounds":
-            return (
-                f"No stack keeps every bound; the nearest is {tiers_text(chosen)} ({how}), {price}."
-            )
-        return f"Buy {tiers_text(chosen)} ({how}), {price}."
+            return f"No stack keeps every bound; the nearest is {bought_text(chosen)} ({how}), {price}."
+        return f"Buy {bought_text(chosen)} ({how}), {price}."
     return {
         "nothing keeps the bounds": "No stack keeps every bound, and none comes nearer than what"
         " you have.",
@@ -199,7 +195,7 @@ def _limits(study: Study, found: Recommendation) -> list[str]:
         lines += _would_keep(study, found)
     if found.binding is not None and found.held_back is not None:
         lines.append(
-            f"{tiers_text(found.held_back)} would do better, but"
+            f"{bought_text(found.held_back)} would do better, but"
             f" {bound_text(found.binding, found.held_back, goal)}"
         )
     own = found.today.stack.sizes.get("device", 0)

@@ -19,7 +19,7 @@ _STEP_S = 0.01
 """Seconds that an engine's step costs beside the work: scheduling, launches, sampling."""
 
 
-BATCH_BYTES = 2
+_ACTIVATION_BYTES = 2
 """The bytes of an activation: engines compute in bfloat16 also where weights are FP8."""
 _STATES = 4
 """Hidden states of a step's tokens that are in memory at a time: input, residual, norm, output."""
@@ -82,7 +82,7 @@ def device_room(
     a step of ``batch_tokens`` tokens: hidden states on every card, a gated MLP split between
     them."""
     width = model.heads * (model.v_dim or model.head_dim)
-    each = batch_tokens * width * BATCH_BYTES * (_STATES + _INNER / devices)
+    each = batch_tokens * width * _ACTIVATION_BYTES * (_STATES + _INNER / devices)
     activations = devices * (each + _FIXED_BYTES)
     memory = hardware.memory_bytes * devices
     return DeviceRoom(token_bytes, memory, utilisation, weight_bytes, activations)

@@ -67,7 +67,7 @@ class Served:
     most_running: int = 1
 
 
-def serve(
+def serve_requests(
     arrivals: Arrivals,
     hits: NDArray[np.int32],
     tiers: Sequence[str],

@@ -18,9 +18,8 @@ from lmcache_cli.tune.policies import Headroom, PolicyCurve
 from lmcache_cli.tune.report_sections import plots, snippets, validation_json, validation_tables
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import Uncertainty
 from lmcache_cli.tune.validate import Validation
-from lmcache_cli.tune.worth import Worth
+from lmcache_cli.tune.worth import Uncertainty, Worth
 from reports.stored import TUNE_SCHEMA
 from reports.units import NONE, bytes_text, seconds_text
 

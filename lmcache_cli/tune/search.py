@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cache_core.plan import PLACEMENTS
+from lmcache_cli.output import Say
 from lmcache_cli.tune.candidates import (
     Goal,
     Marginal,
@@ -22,7 +23,6 @@ from lmcache_cli.tune.candidates import (
     unfit,
 )
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.load_or_compute import LoadOrCompute, load_or_compute
 from lmcache_cli.tune.policies import (
     Headroom,
     PolicyCurve,
@@ -32,11 +32,16 @@ from lmcache_cli.tune.policies import (
     with_best_policy,
 )
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import Uncertainty, uncertainty
-from lmcache_cli.tune.worth import Worth, worth
+from lmcache_cli.tune.worth import (
+    LoadOrCompute,
+    Uncertainty,
+    Worth,
+    load_or_compute,
+    uncertainty,
+    worth,
+)
 from reports.units import seconds_text
 
-Say = Callable[[str], None]
 _SHOWN = 8
 """The most rows of the table."""
 _POINTS = 10

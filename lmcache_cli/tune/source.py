@@ -56,7 +56,7 @@ def trace_source(options: TuneOptions) -> RequestSource:
             " every token counts as new; the room of the cards and the load are right, tiers can't"
             " be sized"
         )
-        return RequestSource(arrays, [16], warnings=warnings)
+        return RequestSource(arrays, [16], warnings=warnings + odd_lengths(arrays))
     warnings += odd_lengths(arrays)
     return RequestSource(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
 

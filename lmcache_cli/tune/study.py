@@ -18,7 +18,7 @@ from cache_core.sizing.replay import LedgerReplay, replay_ledger
 from cache_core.tiers.disk.format import chunks_under
 from lmcache_cli.tune.candidates import Goal, Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, percentiles, serve
+from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, percentiles, serve_requests
 from workloads.traces.arrays import TraceArrays
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
@@ -250,7 +250,9 @@ class Study:
         )
         names = [name for name, _ in stack.tiers]
         times = stack.chunk_tokens // base
-        return serve(arrivals, self.held(stack), names, cost, times=times, clients=self.clients)
+        return serve_requests(
+            arrivals, self.held(stack), names, cost, times=times, clients=self.clients
+        )
 
     def unrun(self, stack: TierConfiguration) -> StackOutcome:
         """Returns what is known of a stack without a run: its price, and what its disk takes."""

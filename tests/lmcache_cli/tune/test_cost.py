@@ -22,7 +22,7 @@ from lmcache_cli.tune.catalogue import (
     find_hardware,
 )
 from lmcache_cli.tune.cost import DeviceRoom, RequestCost, catalogue_cost, devices_needed
-from lmcache_cli.tune.queueing import Arrivals, serve
+from lmcache_cli.tune.queueing import Arrivals, serve_requests
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def ttft(
 ) -> Any:
     """Returns the TTFT, where the cpu tier has ``hits`` chunks of each prompt (None: no tier)."""
     table = np.full((len(arrivals), int(hits is not None)), hits or 0, np.int32)
-    return serve(arrivals, table, () if hits is None else ("cpu",), cost, **changes).ttft
+    return serve_requests(arrivals, table, () if hits is None else ("cpu",), cost, **changes).ttft
 
 
 def test_an_idle_engine_serves_at_once() -> None:
@@ -278,7 +278,7 @@ def test_a_step_has_no_more_requests_than_may_run() -> None:
     held = come(0.0, 0.0, 0.0, output=3)
     cost = replace(SIMPLE, decode_s=1.0)
     assert ttft(held, cost, most=1) == pytest.approx([1.0, 4.0, 7.0])
-    found = serve(held, np.zeros((3, 0), np.int32), (), cost, most=2)
+    found = serve_requests(held, np.zeros((3, 0), np.int32), (), cost, most=2)
     assert found.most_running == 2
 
 
@@ -302,31 +302,31 @@ def test_hits_are_loaded_before_they_are_computed_on() -> None:
 def test_loads_of_a_tier_queue() -> None:
     made = come(0.0, 10.0, 10.0, prompt=1001, shared=10)
     hits = np.array([[0], [10], [10]], np.int32)
-    found = serve(made, hits, ("cpu",), SIMPLE).ttft
+    found = serve_requests(made, hits, ("cpu",), SIMPLE).ttft
     assert found[1:] == pytest.approx([0.101, 0.201])
 
 
 def test_what_is_still_being_computed_is_no_hit() -> None:
     together, hits = come(0.0, 0.0, 5.0, shared=9), np.array([[0], [9], [9]], np.int32)
-    found = serve(together, hits, ("cpu",), SIMPLE, budget=2000)
+    found = serve_requests(together, hits, ("cpu",), SIMPLE, budget=2000)
     assert found.ttft == pytest.approx([2.0, 2.0, 0.19])
     assert found.hits[:, 0].tolist() == [0, 0, 900]
     # The device has it from the step on that computes it; other tiers when the prompt is done.
-    own = serve(together, hits, ("device",), SIMPLE, budget=2000)
+    own = serve_requests(together, hits, ("device",), SIMPLE, budget=2000)
     assert own.hits[:, 0].tolist() == [0, 900, 900]
     assert own.ttft == pytest.approx([1.1, 1.1, 0.1])
     # A prompt of several steps: what the later ones make is not there yet.
     long = come(0.0, 0.0, shared=30, prompt=3000)
     table = np.array([[0], [29]], np.int32)
-    parts = serve(long, table, ("device",), replace(SIMPLE, decode_s=0.0), budget=2900)
+    parts = serve_requests(long, table, ("device",), replace(SIMPLE, decode_s=0.0), budget=2900)
     assert parts.hits[:, 0].tolist() == [0, 2900], "the first takes a step alone"
-    cpu = serve(long, table, ("cpu",), SIMPLE, budget=2900)
+    cpu = serve_requests(long, table, ("cpu",), SIMPLE, budget=2900)
     assert cpu.hits[:, 0].tolist() == [0, 0]
 
 
 def test_steps_of_many_requests_have_the_gaps_that_they_take() -> None:
     cost = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {}, 100, 0.1)
-    found = serve(come(0.0, output=11), np.zeros((1, 0), np.int32), (), cost)
+    found = serve_requests(come(0.0, output=11), np.zeros((1, 0), np.int32), (), cost)
     assert found.counts.sum() == 10 and found.gaps[found.counts > 0] == pytest.approx(0.1, rel=5e-3)
     assert found.e2e == pytest.approx([2.0]) and found.busy_s == pytest.approx(2.0)
 
@@ -363,4 +363,4 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: s
         arrivals = replace(arrivals, chunks=changes["chunks"])
     hits = changes.get("hits", np.zeros((2, 1), np.int32))
     with pytest.raises(ValueError, match=words):
-        serve(arrivals, hits, ("cpu",), SIMPLE)
+        serve_requests(arrivals, hits, ("cpu",), SIMPLE)

@@ -12,12 +12,11 @@ from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.tune.answer import answer
 from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration, unfit
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.load_or_compute import load_or_compute
 from lmcache_cli.tune.policies import USABLE, WORTH_CHANGING, Headroom, headroom, policy_curves
 from lmcache_cli.tune.report_sections import plots
 from lmcache_cli.tune.search import Recommendation, search
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.uncertainty import uncertainty
+from lmcache_cli.tune.worth import load_or_compute, uncertainty
 from workloads.traces import TraceArrays
 
 CHUNK, BYTES = 16, 100
