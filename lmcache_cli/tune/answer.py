@@ -111,7 +111,8 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
     if chosen.stack.bought:
         how = f"chunks of {chosen.stack.chunk_tokens} tokens, {how_text(chosen)}"
         if verdict == "nothing keeps the bounds":
-            return f"No stack keeps every bound; the nearest is {bought_text(chosen)} ({how}), {price}."
+            nearest = f"the nearest is {bought_text(chosen)} ({how}), {price}"
+            return f"No stack keeps every bound; {nearest}."
         return f"Buy {bought_text(chosen)} ({how}), {price}."
     return {
         "nothing keeps the bounds": "No stack keeps every bound, and none comes nearer than what"

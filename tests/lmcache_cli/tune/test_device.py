@@ -4,8 +4,10 @@ requests, against code that does it the long way."""
 from __future__ import annotations
 
 import itertools
+import os
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from lmcache_cli.tune.candidates import (
 from lmcache_cli.tune.cost import DeviceRoom, RequestCost
 from lmcache_cli.tune.search import search
 from lmcache_cli.tune.study import Study
-from workloads.traces import TraceArrays
+from workloads.traces import TraceArrays, load_arrays, open_trace
 
 CHUNK, BYTES = 4, 10
 SIZE = CHUNK * BYTES
@@ -86,13 +88,13 @@ class Lru:
             self.held.popitem(last=False)
 
 
-def inclusive(arrays: TraceArrays, rooms: list[int]) -> list[list[int]]:
+def inclusive(arrays: TraceArrays, rooms: list[int], length: int = CHUNK) -> list[list[int]]:
     """Hits of an inclusive stack, request by request: each tier sees every use; a chunk is served
     by the fastest that holds it, up to the first that none does."""
     tiers, found = [Lru(room) for room in rooms], []
     for i, (a, b) in enumerate(itertools.pairwise(arrays.offsets.tolist())):
         row, counts = arrays.chunk_ids[a:b].tolist(), [0] * len(tiers)
-        usable = (int(arrays.input_tokens[i]) - 1) // CHUNK
+        usable = (int(arrays.input_tokens[i]) - 1) // length
         for chunk in row[:usable]:
             holder = next((t for t, tier in enumerate(tiers) if chunk in tier.held), None)
             if holder is None:
@@ -257,3 +259,33 @@ def test_the_highest_load_was_run_and_keeps_the_bounds(clients: int | None) -> N
         hourly = 3.0 + outcome.cost_per_hour
         assert of.per_hour == pytest.approx(hourly)
         assert of.per_million == pytest.approx(hourly / (study.millions_per_hour * of.load))
+
+
+def test_the_device_at_twelve_sizes_of_a_public_trace() -> None:
+    folder = os.environ.get("LMCACHE_TRACES")
+    path = Path(folder or "", "mooncake", "conversation_trace.jsonl")
+    if not folder or not path.is_file():
+        pytest.skip("LMCACHE_TRACES names no folder with mooncake/conversation_trace.jsonl")
+    arrays = load_arrays(open_trace(path, "mooncake").requests())
+    sizes = [0, 1, 20, 100, 400, 1000, 3000, 8000, 20_000, 50_000, 120_000, 200_000]
+    model = cost(10**9, prefill=PrefillCost(0.01, 3e-5, 4e-10))
+    study = Study(arrays, model, Prices())
+    chunk = arrays.chunk_tokens * BYTES
+    for below in sizes:
+        device = 2000
+        stack = TierConfiguration(
+            (("device", device * chunk), ("cpu", below * chunk)), arrays.chunk_tokens
+        )
+        wanted = inclusive(arrays, [device, below], arrays.chunk_tokens)
+        assert study.held(stack).tolist() == wanted, below
+    for size in sizes[1:]:
+        room = size * arrays.chunk_tokens
+        engine = replace(model, device=DeviceRoom(BYTES, given=room * BYTES))
+        own = Study(arrays, engine, Prices())
+        whole = TierConfiguration((("device", room * BYTES),), arrays.chunk_tokens)
+        taken = int(np.ceil(own.run(whole).answers))
+        # In the smallest rooms requests run one at a time, with no other's answers beside them.
+        assert (taken > 0 or size < 1000) and own.device == max(0, room - taken) * BYTES
+        rooms = [own.device // chunk]
+        if own.device:
+            assert own.held(own.today).tolist() == inclusive(arrays, rooms, arrays.chunk_tokens)
