@@ -13,8 +13,6 @@ from reports.units import bytes_text, seconds_text
 
 GIB = 2**30
 HOURS_PER_MONTH = 730
-BOUGHT = ("cpu", "disk", "remote")
-"""The tiers that are bought; the device's room is there anyway."""
 
 
 @dataclass(frozen=True, slots=True)

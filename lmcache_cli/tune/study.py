@@ -22,7 +22,6 @@ from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, percentiles, se
 from workloads.traces.arrays import TraceArrays
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
-LATENCIES = ("ttft", "itl", "e2e")
 _DAY_S = 86_400
 _LEAST_DURATION_S = 1.0
 _KEPT_REPLAYS = 64
