@@ -125,7 +125,7 @@ def bytes_per_token(model: str) -> int:
 
 def probe(folder: Path) -> float:
     """Bytes per second of O_DIRECT reads of 256 KiB, eight at a time."""
-    from lmcache_cli.probe.disk import probe_disk
+    from lmcache_cli.probe.media import probe_disk
 
     figures = probe_disk(folder, 256 << 20, 5, lambda step: None).figures
     wanted = ("read", 256 << 10, 8)

@@ -8,12 +8,16 @@ Arguments are as of ``_native``. A ``Paged`` is of memory that the GPU can reach
 GPU or not aligned to its items, and :class:`CudaError`, whose text says what to do.
 """
 
-from typing import Final, TypedDict
+from typing import Final, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core._native import Code, Item, Order, Paged
+from cache_core._native import Paged
+from cache_core.layout import Order
+
+Item = Literal["float32", "bfloat16", "float16"]
+Code = Literal["fp8", "int8"]
 
 ARCHITECTURES: Final[str]
 TOOLKIT: Final[str]

@@ -57,7 +57,6 @@ def _code(code: CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {consts}"
 
 
-KEY_BYTES = 32
 _NAMESPACE_DOMAIN = b"lmcache.namespace/1"
 _ROOT_DOMAIN = b"lmcache.root/1"
 _BESIDE_DOMAIN = b"lmcache.beside/1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -88,6 +89,85 @@ class KVLayout:
     def fields(self) -> dict[str, str]:
         """Returns every field as text: this is what salts the keys (see :class:`Namespace`)."""
         return {name: str(value) for name, value in asdict(self).items()}
+
+
+Keeps = Literal["all", "window", "local", "state"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers of a model that keep the same thing of a prompt, with blocks of one length.
+
+    A chunk of a group is a chunk of its own for tiers and ledger: the same prompt under another
+    name (:meth:`name`). ``keeps`` says what attention still reads behind a prompt of n tokens:
+    ``"all"`` of them; a sliding ``"window"`` of ``span`` tokens; ``"local"`` attention, whose spans
+    of ``span`` tokens begin at its multiples; or the one ``"state"`` that a recurrent layer has
+    there, which says nothing of other places. ``block_tokens`` is the length of the engine's blocks
+    in tokens, ``chunk_bytes`` the bytes of one chunk of the group over all its layers on one rank.
+
+    Raises ``ValueError`` where ``span`` is missing, or given for a group that has none.
+    """
+
+    number: int
+    layers: tuple[str, ...]
+    block_tokens: int
+    chunk_bytes: int
+    keeps: Keeps = "all"
+    span: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.keeps in ("window", "local")) != (self.span is not None and self.span > 0):
+            raise ValueError(f"a group of layers that keeps {self.keeps!r} has span {self.span}")
+
+    def needed(self, chunks: int, chunk_tokens: int) -> range:
+        """Returns which chunks of this group a hit of ``chunks`` leading chunks has to have."""
+        if self.keeps == "state":
+            return range(max(0, chunks - 1), chunks)
+        if self.span is None:
+            return range(chunks)
+        tokens = chunks * chunk_tokens
+        if self.keeps == "window":
+            first = max(0, tokens - (self.span - 1))
+        else:
+            first = tokens // self.span * self.span
+        return range(min(chunks, first // chunk_tokens), chunks)
+
+    def name(self, key: bytes) -> bytes:
+        """Returns the name of this group's chunk where the prompt's chunk has the key ``key``."""
+        tail = int.from_bytes(key[-2:], "big") ^ self.number
+        return key if self.number == 0 else key[:-2] + tail.to_bytes(2, "big")
+
+
+def reach(
+    keys: Sequence[bytes],
+    groups: Sequence[Group],
+    chunk_tokens: int,
+    held: Callable[[bytes], bool],
+) -> int:
+    """Returns the most leading chunks of ``keys`` of which each group has what it needs.
+
+    ``held`` tells of a group's chunk by its name. Each name is asked for at most once.
+    """
+    longest = len(keys)
+    for group in groups:
+        if group.keeps == "all":
+            names = (group.name(key) for key in keys[:longest])
+            longest = next((n for n, name in enumerate(names) if not held(name)), longest)
+    rest = [group for group in groups if group.keeps != "all"]
+    seen: dict[bytes, bool] = {}
+
+    def has(name: bytes) -> bool:
+        if name not in seen:
+            seen[name] = held(name)
+        return seen[name]
+
+    while longest and not all(
+        has(group.name(keys[chunk]))
+        for group in rest
+        for chunk in reversed(group.needed(longest, chunk_tokens))
+    ):
+        longest -= 1
+    return longest
 
 
 Addresses = NDArray[np.uint64]

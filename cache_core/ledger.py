@@ -8,71 +8,10 @@ around it. The books themselves are csrc/ledger/ledger.cpp: a record per chunk, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from cache_core import _native
 from cache_core.plan import ENGINE, NOWHERE, PLACEMENTS, Hit, Move, Placement, Plan
 from cache_core.policies import LRU, Admission, PolicyMaker
-
-
-class Books(Protocol):
-    """The native books of :class:`cache_core.ledger.Ledger`, which have the same methods.
-
-    Raises ``ValueError`` for keys of other than 32 bytes, ``IndexError`` for a tier that does not
-    exist.
-    """
-
-    def __len__(self) -> int: ...
-    @property
-    def evictions(self) -> list[int]: ...
-    @property
-    def refusals(self) -> list[int]: ...
-    @property
-    def records(self) -> int:
-        """Returns how many chunks are known: held, pending, remembered, or before such a one."""
-
-    @property
-    def arriving(self) -> list[int]: ...
-    @property
-    def pinned(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    def count(self, tier: int) -> int: ...
-    def keys(self, tier: int) -> list[bytes]: ...
-    def holds(self, key: bytes, tier: int) -> bool: ...
-    def where(self, keys: Iterable[bytes]) -> list[tuple[int, int]]: ...
-    def follow(self) -> None: ...
-    def changed(self) -> list[bytes]: ...
-    def fastest(self, keys: Sequence[bytes], run: bool) -> list[int]:
-        """Returns the fastest tier that can serve each key, -1 for none; of a ``run`` only the
-        leading ones that some tier can."""
-
-    def pending(self, keys: Iterable[bytes]) -> bool: ...
-    def pin(self, keys: Sequence[bytes]) -> int:
-        """Pins the leading run of chunks that is held. Returns how many chunks it has."""
-
-    def unpin(self, keys: Sequence[bytes]) -> None: ...
-    def restore(self, tier: int, keys: Iterable[bytes]) -> list[bytes]: ...
-    def admit(
-        self,
-        keys: Sequence[bytes],
-        counted: int,
-        parent: bytes | None,
-        depth: int,
-        admissions: list[Admission | None],
-    ) -> list[Move]: ...
-    def touch(self, keys: Sequence[bytes], counted: int) -> None: ...
-    def adopt(self, keys: Sequence[bytes], tier: int) -> list[Move]: ...
-    def settle(self, moves: Iterable[Move], stored: bool) -> None: ...
-    def forget(self, key: bytes, tier: int) -> bool: ...
-    def clear(self) -> list[Move]: ...
-    def broken(self) -> str | None:
-        """Returns the first invariant that does not hold, in words; None if all hold."""
-
-    def spoil(self, key: bytes, held: int, pending: int) -> None:
-        """Overwrites the tiers, a bit each, that a chunk's record says can serve it and are being
-        written to: a means of testing :meth:`broken`."""
-
 
 __all__ = [
     "ENGINE",

@@ -11,8 +11,7 @@ from functools import partial
 from itertools import groupby
 
 from cache_core.execute import Executed, execute, read
-from cache_core.io.at_exit import at_exit
-from cache_core.io.tier_worker import Batch, Errand, Parting, TierQueue, TierWorker, close
+from cache_core.io.tier_worker import Batch, Errand, Parting, TierQueue, TierWorker, at_exit, close
 from cache_core.io.timed_reads import TimedReads
 from cache_core.plan import ENGINE, NOWHERE, Move, Plan
 from cache_core.tiers.tier import Read, Tier

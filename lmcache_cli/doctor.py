@@ -272,7 +272,7 @@ def check_cuda_kernels() -> Finding:
     if not gpus:
         fix = "run where nvidia-smi lists a GPU"
         return Finding(name, "warn", f"{state}; not run: the driver sees no GPU", need, fix)
-    trial = import_module("cache_core.transfer.trial")
+    trial = import_module("cache_core.transfer.gpu")
     for number, gpu in enumerate(gpus):
         where = f"GPU {number} ({gpu['name']})"
         try:

@@ -7,7 +7,10 @@ import hashlib
 import math
 import os
 import platform
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,64 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def commit(folder: Path | None = None) -> str | None:
+    """Returns the commit of the git repository around ``folder`` (None: the current one), with
+    ``-dirty`` if files that it tracks were changed; None where there is none, or no git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+class CpuMeter:
+    """Watches who has the cores that this process may use: itself (with its children, if asked),
+    and all others, while something is measured."""
+
+    def __init__(self, children: bool = False) -> None:
+        self.cores = sorted(os.sched_getaffinity(0))
+        self.load = os.getloadavg()[0]
+        """The load of the machine when the meter was made: tasks that ran or waited."""
+        self._children = children
+        self._process = psutil.Process()
+        self._last = self._now()
+        self._found: tuple[float | None, float | None] = None, None
+
+    def read(self) -> tuple[float | None, float | None]:
+        """Returns how many cores this process and how many all others had on average since the last
+        call; the same again if that is too short ago for the kernel's clock, None at first."""
+        now = self._now()
+        spent = [b - a for a, b in zip(self._last, now, strict=True)]
+        if spent[0] >= _METER_S:
+            own = max(0.0, spent[1] / spent[0])
+            self._found = own, max(0.0, spent[2] / spent[0] - own)
+            self._last = now
+        return self._found
+
+    def _now(self) -> tuple[float, float, float]:
+        """Returns wall seconds, this process's CPU seconds, and those of all on its cores."""
+        own = sum(self._process.cpu_times()[:2])
+        for child in self._process.children(recursive=True) if self._children else ():
+            with suppress(psutil.Error):
+                own += sum(child.cpu_times()[:2])
+        each = psutil.cpu_times(percpu=True)
+        used = sum(
+            sum(each[core])
+            - each[core].idle
+            - getattr(each[core], "iowait", 0.0)
+            # guests are in user's time already
+            - getattr(each[core], "guest", 0.0)
+            - getattr(each[core], "guest_nice", 0.0)
+            for core in self.cores
+            if core < len(each)
+        )
+        return time.monotonic(), own, used
+
+
+_METER_S = 0.2
 
 
 def cpu_model() -> str:

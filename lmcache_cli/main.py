@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from lmcache_cli.commands import (
-    bench,
-    check,
-    compare,
-    doctor,
-    probe,
-    report,
-    trace,
-    tune,
-    verify,
-)
 from lmcache_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, parser_text
 
 
@@ -32,16 +24,20 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
-    name="lmcache",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+COMMANDS = {
+    "bench": "Measures what KV reuse gives: TTFT, ITL, hit rates, speed-up.",
+    "tune": "Sizes storage by a trace or a workload, and can validate it.",
+    "probe": "Measures memory, disk, a remote, an engine; for tune and bench.",
+    "check": "Did this change make it slower? PASS, FAIL or INCONCLUSIVE.",
+    "compare": "The same judgement of stored runs, also of other tools.",
+    "verify": "Is a hit the same as computing it? Compares logits.",
+    "report": "Shows stored runs as text, Markdown, CSV, JSON, JUnit or HTML.",
+    "trace": "Traces of real requests: record, convert, make, look at them.",
+    "doctor": "Says what is installed, built and missing, and how to get it.",
+}
+"""What each command does, in the order of the help; its module has the same name."""
 
 
-@app.callback()
 def lmcache(
     version: Annotated[
         bool,
@@ -56,23 +52,41 @@ def lmcache(
     """Measures, sizes and regression-tests KV-cache reuse for LLM serving."""
 
 
-app.command("bench", short_help=bench.SHORT, epilog=bench.EXAMPLES)(bench.bench)
-app.command("tune", short_help=tune.SHORT, epilog=tune.EXAMPLES)(tune.tune)
-app.command("probe", short_help=probe.SHORT, epilog=probe.EXAMPLES)(probe.probe)
-app.command("check", short_help=check.SHORT, epilog=check.EXAMPLES)(check.check)
-app.command("compare", short_help=compare.SHORT, epilog=compare.EXAMPLES)(compare.compare)
-app.add_typer(verify.verify_app)
-app.command("report", short_help=report.SHORT, epilog=report.EXAMPLES)(report.report)
-app.add_typer(trace.trace_app)
-app.command("doctor", short_help=doctor.SHORT, epilog=doctor.EXAMPLES)(doctor.doctor)
+def make_app(wanted: str | None) -> typer.Typer:
+    """Makes the command line with the command ``wanted`` in full, and the others by what they do:
+    to import what all of them declare, and what draws boxes, takes longer than to print a list."""
+    app = typer.Typer(
+        name="lmcache",
+        no_args_is_help=True,
+        rich_markup_mode="rich" if wanted else None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback()(lmcache)
+    for name, short in COMMANDS.items():
+        if name != wanted:
+            app.command(name, short_help=short)(lambda: None)
+            continue
+        module = import_module(f"lmcache_cli.commands.{name}")
+        group = getattr(module, f"{name}_app", None)
+        if group is not None:
+            app.add_typer(group, short_help=short)
+        else:
+            app.command(name, short_help=short, epilog=module.EXAMPLES)(getattr(module, name))
+    return app
 
 
 def run() -> None:
     """Runs the command; turns errors into one line on stderr and an exit code."""
+    codecs.register_error("lmcache-plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="lmcache-plain")
     # SIGTERM ends a run as Ctrl-C does: what was measured is kept.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code: object = app(standalone_mode=False)
+        wanted = next((word for word in sys.argv[1:] if word in COMMANDS), None)
+        code: object = make_app(wanted)(prog_name="lmcache", standalone_mode=False)
     except UserError as error:
         print(f"lmcache: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -95,6 +109,18 @@ def run() -> None:
         sys.exit(EXIT_BAD_INPUT)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+_PLAIN = {"\u2013": "-", "\u2014": "-", "\u2500": "-", "\u2501": "-", "\u2026": "...", "\xb5": "u"}
+_PLAIN |= {"\xb7": "|", "\u2502": "|", "\xd7": "x", "\xb1": "+-", "\u2588": "#"}
+_PLAIN |= {"\u201c": '"', "\u201d": '"', "\u2019": "'"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Writes what a terminal has no character for with those that it has."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(one, "?") for one in text), error.end
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -101,7 +101,8 @@ def _document(one: StoredResult) -> dict[str, object]:
     meta = one.meta
     facts = [dict(meta.get(name, {})) for name in ("machine", "versions", "config")]
     return bench_json(
-        one.cells, facts[0], facts[1], facts[2], one.warnings, one.complete, one.refused
+        *(one.cells, facts[0], facts[1], facts[2], one.warnings, one.complete, one.refused),
+        busy=meta.get("busy"),
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from cache_core.sizes import size_in_bytes
+from cache_core.memory_limits import size_in_bytes
 from lmcache_cli.errors import UserError
 
 _T = TypeVar("_T")
@@ -44,7 +44,8 @@ def parse_duration(text: str, flag: str) -> float:
 
 def parse_list(text: str, flag: str, parse: Callable[[str, str], _T]) -> list[_T]:
     """Parses each of the comma-separated values; duplicates are dropped, order is kept."""
-    parts = [part for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"{flag}: no value given; write one, or several with commas to sweep")
+    parts = text.split(",")
+    if not all(part.strip() for part in parts):
+        what = f"{text!r} has a comma too many" if text.strip(", ") else "no value given"
+        raise UserError(f"{flag}: {what}; write one value, or several with commas to sweep")
     return list(dict.fromkeys(parse(part.strip(), flag) for part in parts))

@@ -9,6 +9,7 @@ from typing import Any
 
 from reports.sample import TIERS
 from reports.summary import CellSummary, RefusedCell, Spread
+from reports.tables.findings import verdict
 
 BENCH_SCHEMA = "lmcache.bench/1"
 
@@ -21,9 +22,11 @@ def bench_json(
     warnings: Sequence[str],
     complete: bool = True,
     refused: Sequence[RefusedCell] = (),
+    busy: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Returns the whole document of ``lmcache bench --json``. ``complete`` is False for a run that
-    was interrupted or is void; ``refused`` are cells that could not be measured."""
+    was interrupted or is void; ``refused`` are cells that could not be measured; ``busy`` is
+    what else the machine did meanwhile, None if unknown."""
     return {
         "schema": BENCH_SCHEMA,
         "machine": dict(machine),
@@ -31,6 +34,7 @@ def bench_json(
         "config": dict(config),
         "warnings": list(warnings),
         "complete": complete,
+        "busy": dict(busy) if busy else None,
         "cells": [cell_json(cell) for cell in cells],
         "refused": [cell.to_json() for cell in refused],
     }
@@ -78,6 +82,11 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "load_bytes_per_s": cell.load_bytes_per_s,
         "speedup_ttft": cell.speedup.ratio,
         "speedup_ttft_interval": {"low": cell.speedup.low, "high": cell.speedup.high},
+        "prefill_saved_ms": _ms(cell.prefill_saved_s),
+        "goodput": {"requests_per_s": cell.goodput_per_s, "bound_ms": _ms(cell.goodput_bound_s)},
+        "tail_tokens": cell.tail_tokens,
+        "any_position": meta.get("any_position"),
+        "verdict": verdict(cell) or None,
         "identical_outputs": cell.outputs.identical,
         "outputs_compared": cell.outputs.compared,
         "outputs_different": cell.outputs.different,
@@ -159,6 +168,10 @@ def _milliseconds(spread: Spread) -> dict[str, float | int | None]:
         name: value if name == "n" or value is None else value * 1e3
         for name, value in asdict(spread).items()
     }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

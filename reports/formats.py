@@ -12,6 +12,7 @@ from reports.bench_json import cell_json
 from reports.stored import StoredRun
 from reports.summary import CellSummary
 from reports.tables.columns import Column, cell_name, describe, measured
+from reports.tables.findings import in_words
 from reports.tables.layout import legend, workloads_of
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
@@ -32,6 +33,7 @@ def bench_markdown(cells: Sequence[CellSummary]) -> str:
             parts.append(escaped(" · ".join(facts)))
         columns = [*keys, *(column for part in measured(group) for column in part)]
         parts.append(table(columns))
+        parts += [escaped(line) for line in in_words(group)]
     notes = legend(cells)
     if notes:
         parts.append("\n".join(f"- {escaped(line)}" for line in notes))

@@ -68,20 +68,31 @@ def refuse_check_record(path: str | Path, meta: Mapping[str, Any]) -> None:
         )
 
 
-def read_among(paths: Sequence[Path], read: Callable[[Path], _T]) -> tuple[list[_T], list[str]]:
-    """Returns what ``read`` makes of each file, without the records of checks that lie among them,
-    and a warning for each of those. Raises ``CheckRecordError`` if there is nothing else."""
+def read_among(
+    paths: Sequence[Path],
+    read: Callable[[Path], _T],
+    skip: Callable[[Path, Exception], str] = lambda path, error: "",
+) -> tuple[list[_T], list[str]]:
+    """Returns what ``read`` makes of each file, without the records of checks that lie among them
+    and without those whose error ``skip`` has a reason to pass over; and a warning for each of
+    those. Raises the first error if there is nothing else."""
     found: list[_T] = []
-    skipped: dict[Path, CheckRecordError] = {}
+    warnings: list[str] = []
+    first: Exception | None = None
     for path in paths:
         try:
             found.append(read(path))
-        except CheckRecordError as error:
-            skipped[path] = error
-    if skipped and not found:
-        raise next(iter(skipped.values()))
-    what = "is skipped: the samples of a `lmcache check`, no run of `lmcache bench`"
-    return found, [f"{path} {what}" for path in skipped]
+        except Exception as error:
+            why = skip(path, error)
+            if isinstance(error, CheckRecordError):
+                why = "the samples of a `lmcache check`, no run of `lmcache bench`"
+            if not why:
+                raise
+            first = first or error
+            warnings.append(f"{path} is skipped: {why}")
+    if first is not None and not found:
+        raise first
+    return found, warnings
 
 
 def read_run(path: str | Path) -> tuple[list[Sample], dict[str, Any]]:
@@ -167,6 +178,8 @@ def _columns(pyarrow: Any) -> Any:
         "agreement": number,
         "f1": number,
         "exact": number,
+        "own_cores": number,
+        "other_cores": number,
     }
     optional = {"hit_device", "hit_cpu", "hit_disk", "hit_remote", "expected_hit_tokens", "error"}
     optional |= set(BLEND_FIELDS)

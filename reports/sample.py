@@ -26,8 +26,11 @@ class Sample:
     served; a tier that the cell does not have is absent. ``error`` is None if the request
     succeeded; if it failed, ``finished_s`` is when it failed and ``first_token_s`` means nothing.
 
-    The last nine may be None. Seven are blend's: tokens reused by content (those reused exactly are
-    in ``hit_tokens`` only), how many of them were recomputed, the share of the prompt's
+    ``own_cores`` and ``other_cores`` are how many cores the measuring process and all others had
+    meanwhile, None where that says nothing.
+
+    The last eleven may be None. Seven are blend's: tokens reused by content (those reused exactly
+    are in ``hit_tokens`` only), how many of them were recomputed, the share of the prompt's
     token-layers that was run, seconds spent matching, rotating and selecting; and against a full
     prefill the mean KL divergence in nats, and top-1 agreement, over ``kl_positions`` of the
     answer. ``f1`` and ``exact`` say how right the answer is, see :mod:`reports.quality`.
@@ -65,6 +68,8 @@ class Sample:
     agreement: float | None = None
     f1: float | None = None
     exact: float | None = None
+    own_cores: float | None = None
+    other_cores: float | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.hit_tokens) - set(TIERS))
@@ -96,11 +101,6 @@ class Sample:
     def ttft_s(self) -> float:
         """Returns the seconds from the scheduled arrival to the first token."""
         return self.first_token_s - self.scheduled_s
-
-    @property
-    def e2e_s(self) -> float:
-        """Returns the seconds from the scheduled arrival to the last token."""
-        return self.finished_s - self.scheduled_s
 
     def later(self, seconds: float) -> Sample:
         """Returns the same sample on a clock that began ``seconds`` earlier."""

@@ -107,6 +107,8 @@ class CellMeta(TypedDict):
     each prompt before."""
     blend: NotRequired[BlendMeta]
     shared: NotRequired[SharedMeta]
+    any_position: NotRequired[float]
+    """The share of the prompt tokens whose part another prompt had before, wherever it stood."""
     tier_work: NotRequired[Mapping[str, TierWork]]
     busy_s: NotRequired[float]
 
@@ -164,6 +166,14 @@ class CellSummary:
     own_share: float | None
     """The share of TTFT from the send that matching, rotating and selecting took, all requests
     together."""
+    tail_tokens: int | None = None
+    """Prompt tokens behind the last full chunk that a hit can end with; None without chunks."""
+    prefill_saved_s: float | None = None
+    """Seconds of prefill that the same requests took without reuse, less those of prefill and
+    loading here; None where the engine does not tell."""
+    goodput_per_s: float | None = None
+    """Requests per second whose TTFT was at most ``goodput_bound_s``: the median without reuse."""
+    goodput_bound_s: float | None = None
 
     def tier_rate(self, tier: str) -> float | None:
         """Returns the share of prompt tokens that this tier served."""
@@ -190,6 +200,12 @@ def summarise(
     load_s = float(found.load.sum())
     layers = found.dropna(subset="token_layer_share")
     own = found[found.output_tokens > 0].dropna(subset="blend_s")
+    chunk = meta["chunk_tokens"]
+    behind = found.prompt_tokens - (found.prompt_tokens - 1) // (chunk or 1) * (chunk or 1)
+    bound = None if off is None else Spread.of(times(frame(off))["ttft"]).p50
+    if off is None and meta["reuse"] == "off":
+        bound = Spread.of(values["ttft"]).p50
+    speed = _throughput(rows, meta.get("busy_s")).requests_per_s
     layer_tokens, own_ttft = int(layers.prompt_tokens.sum()), float(own.ttft_from_send.sum())
     return CellSummary(
         meta=meta,
@@ -200,7 +216,8 @@ def summarise(
         prompt_tokens=prompt_tokens,
         output_tokens=total["output_tokens"],
         hit_tokens={tier: int(found[f"hit_{tier}"].sum()) for tier in TIERS},
-        hit_rate=hits / prompt_tokens if prompt_tokens else None,
+        # A server that had more than it was asked for counts something else.
+        hit_rate=hits / prompt_tokens if prompt_tokens and not overfull(rows) else None,
         recomputed_tokens=prompt_tokens - hits + total["selected_tokens"],
         expected_hit_tokens=int(expected.sum()) if all_expect else None,
         unexpected_hits=int((found.hits != expected).sum()) if all_expect else None,
@@ -208,7 +225,10 @@ def summarise(
         bytes_stored=total["bytes_stored"],
         load_bytes_per_s=total["bytes_loaded"] / load_s if load_s > 0 else None,
         speedup=Speedup() if pairs is None else ttft_speedup(pairs),
-        outputs=OutputChanges() if pairs is None else compare_outputs(pairs),
+        # Salts that tell a running server's prompts apart are part of what it answers.
+        outputs=OutputChanges()
+        if pairs is None or meta["engine"] == "openai"
+        else compare_outputs(pairs),
         blended_tokens=total["blended_tokens"],
         selected_tokens=total["selected_tokens"],
         token_layer_share=float((layers.token_layer_share * layers.prompt_tokens).sum())
@@ -219,7 +239,27 @@ def summarise(
         quality=quality_of(found),
         answers=answers_of(found),
         own_share=float(own.blend_s.sum()) / own_ttft if own_ttft > 0 else None,
+        tail_tokens=int(behind.sum()) if chunk and meta["tiers"] else None,
+        prefill_saved_s=None if pairs is None else _saved(pairs),
+        goodput_per_s=_share_within(values["ttft"], bound, speed, len(found)),
+        goodput_bound_s=bound,
     )
+
+
+def _saved(pairs: Any) -> float | None:
+    saved = float(pairs.prefill_off.sum() - (pairs.prefill_cell + pairs.load_cell).sum())
+    return saved if float(pairs.prefill_off.sum()) > 0 else None
+
+
+def _share_within(values: Any, bound: float | None, speed: float | None, n: int) -> float | None:
+    if bound is None or speed is None or not n:
+        return None
+    return speed * int((values <= bound).sum()) / n
+
+
+def overfull(rows: Any) -> bool:
+    """Returns whether a request claims to have hit more tokens than its prompt has."""
+    return bool((done(rows).hits > done(rows).prompt_tokens).any())
 
 
 _SPREADS = (

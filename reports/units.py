@@ -35,16 +35,6 @@ def seconds_text(seconds: float) -> str:
     return f"{value:.{1 if value < 9.95 else 0}f}".removesuffix(".0") + f" {unit}"
 
 
-def rate_text(bytes_per_s: float) -> str:
-    """Formats a rate with three digits at most: ``3.2e9`` -> ``3.2 GB/s``."""
-    value = float(bytes_per_s)
-    for unit in ("B/s", "kB/s", "MB/s"):
-        if round(value) < 1000:
-            return f"{_three_digits(value)} {unit}"
-        value /= 1000
-    return f"{_three_digits(value)} GB/s"
-
-
 def bytes_unit(values: Iterable[float]) -> tuple[str, int]:
     """Chooses a column's unit, the largest of which each value has at least 1: ``MiB, 2**20``."""
     smallest = min((value for value in values if value), default=0)

@@ -8,6 +8,8 @@ import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before anything imports transformers: a test that asks a hub is a test that fails elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,26 +33,91 @@ settings.load_profile("lmcache")
 
 # Files whose tests start models and servers take minutes; what comes last should be short.
 LONGEST_FIRST = (
-    "tests/cache_core/adapters/test_vllm_connector.py",
     "tests/lmcache_cli/test_engine_vllm.py",
+    "tests/cache_core/adapters/test_vllm_connector.py",
+    "tests/lmcache_cli/test_trace_record.py",
+    "tests/cache_core/adapters/test_vllm_blend.py",
     "tests/benchmarks/test_vllm_simulation.py",
     "tests/cache_core/adapters/test_vllm_weights.py",
-    "tests/cache_core/adapters/test_vllm_blend.py",
-    "tests/lmcache_cli/test_trace_record.py",
-    "tests/lmcache_cli/test_engine_openai.py",
     "tests/lmcache_cli/test_check_command.py",
     "tests/cache_core/test_kernels.py",
     "tests/lmcache_cli/test_bench_tiers.py",
     "tests/lmcache_cli/test_verify_cross_model.py",
     "tests/benchmarks/test_vllm_scheduler.py",
-    "tests/lmcache_cli/test_engine_pages.py",
     "tests/lmcache_cli/test_resume.py",
+)
+# What asks the same server goes to the same process, which starts it once.
+OF_ONE_SERVER = (
+    "tests/lmcache_cli/test_trace_record.py",
+    "tests/lmcache_cli/test_engine_openai.py",
+    "tests/lmcache_cli/test_engine_pages.py",
+)
+# Left out of `make test-fast`: builds and emulated GPUs, many random examples, many processes.
+SLOW = (
+    "tests/benchmarks/test_gpu_emulated.py",
+    "tests/cache_core/test_cuda_emulation.py",
+    "tests/cache_core/test_cuda_failures.py",
+    "tests/cache_core/test_cuda_order.py",
+    "tests/cache_core/test_cuda_users.py",
+    "tests/cache_core/test_curves.py",
+    "tests/cache_core/test_disk_damage.py",
+    "tests/cache_core/test_disk_power.py",
+    "tests/cache_core/test_gpu_tier.py",
+    "tests/cache_core/test_kernels.py",
+    "tests/cache_core/test_ledger_model.py",
+    "tests/cache_core/test_ledger_policies.py",
+    "tests/cache_core/test_mooncake.py",
+    "tests/cache_core/test_native_codecs.py",
+    "tests/cache_core/test_native_fuzz.py",
+    "tests/cache_core/test_soak.py",
+    "tests/lmcache_cli/test_trace_record_start.py",
+    "tests/lmcache_cli/test_trace_record_trouble.py",
+    "tests/test_cuda_build.py",
+    "tests/test_packaging.py",
+)
+# Left out of `make test` too, for `make test-all`, which runs each night: minutes each, of what
+# shorter tests beside them look at as well.
+NIGHTLY = (
+    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[deepseek]",
+    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[llama]",
+    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[mistral-sliding]",
+    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[qwen3-moe]",
+    "tests/benchmarks/test_vllm_simulation.py::test_many_random_histories",
+    "tests/cache_core/adapters/test_vllm_blend.py::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
+    "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",
+    "tests/lmcache_cli/test_bench_tiers.py::test_a_codec_keeps_more_in_as_many_bytes[int8]",
+    "tests/lmcache_cli/test_engine_vllm.py::test_a_start_that_fails_names_the_reason_and_the_log",
+    "tests/lmcache_cli/test_engine_vllm.py::test_all_modes_side_by_side",
+    "tests/lmcache_cli/test_resume.py::test_a_finished_run_is_the_run_that_was_never_cut_off[15]",
+    "tests/lmcache_cli/test_resume.py::test_cut_off_twice",
+    "tests/test_cuda_build.py::test_a_compiler_without_the_language_is_named",
+    "tests/test_cuda_build.py::test_architectures_that_the_compiler_does_not_know_are_left_out",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadfile --no-loadscope-reorder``: files that take minutes come first."""
+    """Marks what the lists above name, and sorts for ``--dist loadfile --no-loadscope-reorder``:
+    files that take minutes come first."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if file in SLOW:
+            item.add_marker("slow")
+        if item.nodeid in NIGHTLY:
+            item.add_marker("nightly")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        place = {name: number for number, name in enumerate(LONGEST_FIRST)}
         items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
+class ByFileOrServer(LoadScopeScheduling):
+    """``--dist loadfile``, but for files that ask one server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "one server" if file in OF_ONE_SERVER else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    return ByFileOrServer(config, log) if config.getoption("dist") == "loadfile" else None

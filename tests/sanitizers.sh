@@ -14,7 +14,7 @@ PATH=$(dirname "$python"):$PATH cmake -G Ninja -S . -B "$work/build" -DCMAKE_BUI
 PATH=$(dirname "$python"):$PATH cmake --build "$work/build" --target _native >/dev/null
 cp -r cache_core csrc tests pyproject.toml "$work"
 rm -f "$work"/cache_core/*.so
-cp "$work"/build/_native*.so "$work/cache_core"
+cp "$work"/build/cache_core/_native*.so "$work/cache_core"
 cd "$work"
 tests=(tests/cache_core/test_native.py tests/cache_core/test_native_codecs.py
     tests/cache_core/test_native_fuzz.py tests/cache_core/test_native_memory.py

@@ -6,7 +6,7 @@ from workloads.replay import Replay, replay
 from workloads.request import Request, Segment
 from workloads.settings import Settings
 from workloads.text import Corpus, CorpusError, FolderCorpus
-from workloads.workload import WORKLOAD_USES, WORKLOADS, generate, warming
+from workloads.workload import WORKLOAD_USES, WORKLOADS, generate, seen_before, warming
 
 __all__ = [
     "WORKLOADS",
@@ -24,5 +24,6 @@ __all__ = [
     "answering",
     "generate",
     "replay",
+    "seen_before",
     "warming",
 ]

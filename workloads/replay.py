@@ -65,7 +65,14 @@ def replay(
         chosen = heapq.nsmallest(plan.requests, numbered, key=_arrival)
     bad = trace.malformed
     if bad.count and warn is not None:
-        warn(f"{bad.count} malformed lines of the trace were left out; {bad.examples[0]}")
+        warn(f"{plan.path}: {bad.told()} and were left out; {bad.examples[0]}")
+    if not trace.reader.shares and warn is not None:
+        warn(
+            f"{plan.path} ({trace.format}) tells lengths and arrivals only: requests share nothing"
+            " here, and hits and speed-ups say nothing of the real ones"
+        )
+    if trace.guess and warn is not None:
+        warn(f"{plan.path}: guessed: {trace.guess}")
     tokens = ChunkTokens.from_text(encode, plan.seed)
     start = chosen[0][1].arrival_s
     first = () if bos is None else (Part("padding", np.array([bos], np.int32)),)

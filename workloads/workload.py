@@ -60,6 +60,19 @@ def generate(
     ]
 
 
+def seen_before(requests: Sequence[Request]) -> float:
+    """Returns the share of all prompt tokens that stand in parts (documents, passages, ...) which
+    an earlier request had too, wherever they stood in it, 0..1."""
+    seen: set[bytes] = set()
+    again = total = 0
+    for request in requests:
+        parts = {request.token_ids[s.start : s.end].tobytes() for s in request.segments}
+        again += sum(len(part) // request.token_ids.itemsize for part in parts & seen)
+        total += len(request.token_ids)
+        seen |= parts
+    return again / total if total else 0.0
+
+
 def warming(requests: Sequence[Request]) -> list[Request]:
     """Makes requests that show each part between the first and last segment of ``requests`` once.
 

@@ -2,11 +2,12 @@
 
     python benchmarks/models/random_model.py KIND FOLDER
 
-Kinds are families by what their layers keep: all KV (llama, qwen3-moe), a window of it
-(mistral-sliding), windows beside full attention (gemma3, gpt-oss), one latent for all heads
-(deepseek), recurrent states beside attention (qwen3-next). What a model says means nothing. The
-tokenizer is trained on the generated text in a second or two, so that neither package nor network
-is needed.
+Kinds are families by what their layers keep: all KV (llama, qwen3-moe, glm4-moe), a window of it
+(mistral-sliding), windows beside full attention (gemma3, gemma4, gpt-oss), spans beside full
+attention (llama4), one latent for all heads (deepseek, deepseek-v32 with an indexer's keys beside
+it), recurrent states beside attention (qwen3-next, qwen3.5, granite-hybrid, nemotron-h, jamba).
+What a model says means nothing. The tokenizer is trained on the generated text in a second or two,
+so that neither package nor network is needed. docs/models.md says what each can be used with.
 """
 
 from __future__ import annotations
@@ -31,6 +32,29 @@ _COMMON: dict[str, Any] = {
     "pad_token_id": 1,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+_ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 128,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+_DELTA = {
+    "head_dim": 64,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
 _TURNS = ["sliding_attention", "full_attention"]
 WINDOW = 512
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,34 +81,91 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
         },
     ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            "head_dim": 64,
+            "sliding_window": WINDOW,
+            "num_hidden_layers": 6,
+            "layer_types": [*["sliding_attention"] * 5, "full_attention"],
+            "per_layer_config": {"05": {"head_dim": 128}},
+            "vocab_size_per_layer_input": 8192,
+            "hidden_size_per_layer_input": 32,
+        },
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            "head_dim": 64,
+            "attention_chunk_size": WINDOW,
+            "intermediate_size_mlp": 512,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
+    "glm4-moe": (
+        "Glm4MoeConfig",
+        {"head_dim": 64, "first_k_dense_replace": 1, **_ROUTED},
+    ),
     "deepseek": (
         "DeepseekV3Config",
         {
-            "num_key_value_heads": 4,
-            "q_lora_rank": 64,
-            "kv_lora_rank": 64,
-            "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 16,
-            "v_head_dim": 32,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_shared_experts": 1,
-            "moe_intermediate_size": 128,
-            "n_group": 1,
-            "topk_group": 1,
+            **_LATENT,
+            **_ROUTED,
             "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",  # vLLM asks for it; transformers knows no other
+        },
+    ),
+    "deepseek-v32": (
+        "DeepseekV32Config",
+        {
+            **_LATENT,
+            **_ROUTED,
+            "index_head_dim": 32,
+            "index_n_heads": 4,
+            "index_topk": 4096,
+            "mlp_layer_types": ["dense", *["sparse"] * 3],
         },
     ),
     "qwen3-next": (
         "Qwen3NextConfig",
+        {**_DELTA, "shared_expert_intermediate_size": 128, **_EXPERTS},
+    ),
+    "qwen3.5": ("Qwen3_5TextConfig", _DELTA),
+    "granite-hybrid": (
+        "GraniteMoeHybridConfig",
+        {
+            "mamba_n_heads": 8,
+            "mamba_d_state": 32,
+            "shared_intermediate_size": 256,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["mamba", "mamba", "mamba", "attention"],
+        },
+    ),
+    "nemotron-h": (
+        "NemotronHConfig",
         {
             "head_dim": 64,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
-            "shared_expert_intermediate_size": 128,
-            **_EXPERTS,
+            "layers_block_type": ["mamba", "moe", "attention", "mlp", "mamba", "mlp"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 32,
+            "n_groups": 2,
+            "ssm_state_size": 32,
+            "moe_intermediate_size": 128,
+            "moe_shared_expert_intermediate_size": 128,
+            **_ROUTED,
+        },
+    ),
+    "jamba": (
+        "JambaConfig",
+        {
+            "num_experts": 4,
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "mamba_dt_rank": 16,
+            "use_mamba_kernels": False,
         },
     ),
 }

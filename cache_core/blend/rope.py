@@ -1,12 +1,13 @@
 """Moves K to another position: rotary embeddings add up, so K needs no recomputation.
 
 A K row at position p is ``R(p) k``; ``R(new - old) R(old) k`` is what it would be at ``new``. torch
-is imported with this file only.
+is imported with this file only. Not every model's RoPE can be shifted.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,10 @@ Style = Literal["neox", "gptj"]
 class Rope:
     """Rotates K, after RoPE, by differences of positions.
 
-    ``inv_freq`` are radians per position, one for each pair (see
-    :func:`cache_core.blend.frequencies.frequencies`, or the model's own). ``style`` says which
-    items pair up: ``neox`` item i with i + dim/2, ``gptj`` item 2i with 2i + 1. ``offset`` is where
-    the rotated part of a head begins: after MLA's latent, or 0 for a partial rotary head. Angles
-    are computed in float64.
+    ``inv_freq`` are radians per position, one for each pair, as the model's own. ``style`` says
+    which items pair up: ``neox`` item i with i + dim/2, ``gptj`` item 2i with 2i + 1. ``offset`` is
+    where the rotated part of a head begins: after MLA's latent, or 0 for a partial rotary head.
+    Angles are computed in float64.
     """
 
     def __init__(self, inv_freq: ArrayLike, style: Style = "neox", offset: int = 0) -> None:
@@ -83,3 +83,31 @@ class Rope:
         if device not in self._there:
             self._there[device] = self.inv_freq.to(device)
         return self._there[device]
+
+
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+_REFUSED = {
+    "dynamic": "its frequencies depend on the prompt's length",
+    "longrope": "it has two sets of frequencies, for short and long prompts",
+}
+
+
+class RopeError(ValueError):
+    """K under this RoPE can't be moved to another position; the text says why in one line."""
+
+
+def check_shiftable(parameters: Mapping[str, Any]) -> str:
+    """Returns the kind of RoPE, of :data:`ROPE_KINDS`. Raises :class:`RopeError` if it can't be
+    shifted.
+
+    ``parameters`` are Hugging Face's ``rope_parameters`` (or ``rope_scaling``). M-RoPE is known by
+    ``mrope_section``: a text token's three positions move together, an image's do not.
+    """
+    kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    if kind == "mrope" or parameters.get("mrope_section"):
+        raise RopeError("RoPE type 'mrope' can't be shifted: its three positions may move apart")
+    if kind in _REFUSED:
+        raise RopeError(f"RoPE type {kind!r} can't be shifted: {_REFUSED[kind]}")
+    if kind not in ROPE_KINDS:
+        raise RopeError(f"RoPE type {kind!r} is not known; blend knows {', '.join(ROPE_KINDS)}")
+    return kind

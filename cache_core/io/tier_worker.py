@@ -1,13 +1,18 @@
-"""Runs one tier's queue and its thread: every change to the tier happens on it, in order."""
+"""Runs one tier's queue and its thread: every change to the tier happens on it, in order. What
+nobody has closed is closed at the end of the process."""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from cache_core.execute import Executed, discard, write
@@ -365,3 +370,26 @@ def close(worker: TierQueue, changed: threading.Condition) -> None:
     with changed:
         worker.closed = True
         changed.notify_all()
+
+
+EXIT_TIMEOUT_S = 5.0
+
+
+class Closable(Protocol):
+    """An object that can be closed within a given time."""
+
+    def close(self, timeout_s: float) -> None: ...
+
+
+def at_exit(thing: Closable) -> Callable[[], None]:
+    """Closes ``thing``, if it still exists then, within ``EXIT_TIMEOUT_S`` seconds when the
+    interpreter ends, but not in a forked child. Returns what calls that off."""
+    call = partial(_close, weakref.ref(thing), os.getpid())
+    atexit.register(call)
+    return partial(atexit.unregister, call)
+
+
+def _close(thing: weakref.ref[Closable], process: int) -> None:
+    here = thing()
+    if here is not None and process == os.getpid():
+        here.close(EXIT_TIMEOUT_S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,19 @@ Kind = Literal["prefix", "any_position"]
 REUSE_KINDS: tuple[Kind, ...] = ("prefix", "any_position")
 SAMPLE_ABOVE = 20_000_000
 """The number of references above which curves are sampled, unless the caller sets another."""
+
+
+class Distances(TypedDict):
+    """Tokens by the smallest LRU capacity in chunks that hits them, int64 ``[distinct + 1]``, and
+    those that none hits. ``total`` counts all tokens, ``sampled`` those that the sample took."""
+
+    prefix: Numbers
+    any_position: Numbers
+    prefix_missed: int
+    any_missed: int
+    total: int
+    sampled: int
+    distinct: int
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.plan import PLACEMENTS, Placement
-from cache_core.policies import POLICIES, Admission, PolicyMaker
+from cache_core.groups import PromptGroups, slowest_tiers
+from cache_core.layout import Group
+from cache_core.ledger import Ledger
+from cache_core.plan import NOWHERE, PLACEMENTS, Move, Placement
+from cache_core.policies import POLICIES, Admission, PolicyMaker, belady
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import hit_curves
 
@@ -70,6 +73,87 @@ def replay_ledger(
         tokens = min(max(found / rate, 0.0), len(named.ids)) * named.chunk_tokens
     scaled = tuple(round(count / min(rate, 1.0)) for count in written)
     return LedgerReplay(policy, hits, tokens / max(named.tokens, 1), min(rate, 1.0), scaled)
+
+
+def one_order(groups: Sequence[Group]) -> bool:
+    """Returns whether one order of chunks decides every hit, as curves ask of it: all layers keep
+    all that came before."""
+    return all(group.keeps == "all" for group in groups)
+
+
+def replay_groups(
+    references: AccessTrace,
+    groups: Sequence[Group],
+    capacities: Sequence[int | None],
+    policy: str = "lru",
+    placement: Placement = "write_on_insertion",
+    usable: Sequence[int] | NDArray[np.int64] | None = None,
+    admission: Sequence[Admission | None] | None = None,
+    on_request: Callable[[int], None] | None = None,
+    requests: int | None = None,
+) -> LedgerReplay:
+    """Looks up and admits each request in turn as :class:`cache_core.groups.GroupedCache` does:
+    ``capacities`` and ``written`` are in chunks of groups, hits in the prompt's chunks. ``usable``
+    are the most chunks of each request that a hit can have; without it, all.
+
+    A sample of chunks says nothing of windows and states, which need certain ones; ``requests``
+    replays so many leading requests only. ``belady`` knows what a cache without a bound uses.
+    Otherwise as :func:`replay_ledger`.
+    """
+    named = references.prefixes()
+    count = len(named) if requests is None else min(requests, len(named))
+    prompts = named.ledger_keys(count)
+    most = [len(keys) for keys in prompts] if usable is None else [int(n) for n in usable[:count]]
+    used: list[list[bytes]] = []
+    if policy == "belady":
+        free = Ledger([None], POLICIES["lru"])
+        used = [names for *_, names in _replayed(free, prompts, most, groups, references)]
+    maker = belady(used) if policy == "belady" else policy_maker(policy, named)
+    ledger = Ledger(list(capacities), maker, placement, admission)
+    hits = np.zeros((len(prompts), len(capacities)), dtype=np.int32)
+    written = [0] * len(capacities)
+    for row, (tiers, moves, _) in enumerate(
+        _replayed(ledger, prompts, most, groups, references, on_request)
+    ):
+        for tier in tiers:
+            hits[row, tier] += 1
+        for move in moves:
+            if move.target != NOWHERE:
+                written[move.target] += 1
+    tokens = references.tokens
+    if count < len(named):
+        tokens = int(np.diff(named.offsets)[:count].sum()) * named.chunk_tokens
+    hit_rate = float(hits.sum()) * named.chunk_tokens / max(tokens, 1)
+    rate = count / max(len(named), 1)
+    scaled = tuple(round(chunks / rate) for chunks in written) if count else tuple(written)
+    return LedgerReplay(policy, hits, hit_rate, rate, scaled)
+
+
+def _replayed(
+    ledger: Ledger,
+    prompts: Sequence[Sequence[bytes]],
+    most: Sequence[int],
+    groups: Sequence[Group],
+    references: AccessTrace,
+    on_request: Callable[[int], None] | None = None,
+) -> Iterator[tuple[list[int], tuple[Move, ...], list[bytes]]]:
+    """Yields for each request the tier of each chunk of its hit, the moves of its admission and the
+    names that it used."""
+    known = PromptGroups(groups, references.chunk_tokens)
+    for row, keys in enumerate(prompts):
+        if on_request is not None:
+            on_request(row)
+        wanted = keys[: most[row]]
+        # Asked for one by one: of hundreds of groups most names need not be asked for.
+        chunks, rows = known.reach(wanted, ledger.__contains__)
+        tiers = ledger.held(known.names(wanted, rows)).tiers
+        points = known.points(len(keys), len(wanted), known.seen(wanted), chunks)
+        known.remember(keys)
+        names = known.names(keys, known.kept(len(keys), points))
+        served = slowest_tiers(chunks, rows, tiers)
+        moves = ledger.admit(names).moves
+        ledger.settle(moves, stored=True)
+        yield served, moves, names
 
 
 def hit_rates(

@@ -1,8 +1,7 @@
 """Provides tiers: bounded maps from key to bytes. They move bytes and decide nothing."""
 
 from cache_core.tiers.disk import DiskTier
-from cache_core.tiers.memory import MemoryTier, SlabMemory
-from cache_core.tiers.null import NullTier
+from cache_core.tiers.memory import MemoryTier, NullTier, SlabMemory
 from cache_core.tiers.tier import Tier, TierError, TierInUse
 from cache_core.tiers.wrappers import Throttled
 

@@ -1,4 +1,5 @@
-"""Provides tiers in CPU memory: the cpu tier, and the device tier of a CPU engine."""
+"""Provides tiers in CPU memory: the cpu tier, the device tier of a CPU engine, and one that holds
+keys and no bytes: with it the Ledger is a simulator."""
 
 from __future__ import annotations
 
@@ -150,3 +151,41 @@ class MemoryTier(Tier):
         self._free.clear()
         self._addresses = self._addresses[:0]
         self._memory.release()
+
+
+class NullTier(Tier):
+    """Remembers keys; every read and write succeeds and moves nothing."""
+
+    keeps_time = True
+
+    def __init__(self, name: str, capacity: int | None) -> None:
+        self.name = name
+        self.capacity = capacity
+        self._keys: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def contains(self, keys: Sequence[bytes]) -> list[bool]:
+        return [key in self._keys for key in keys]
+
+    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
+        return Read.of(self.contains(keys))
+
+    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
+        stored = []
+        for key in keys:
+            fits = self.capacity is None or key in self._keys or len(self._keys) < self.capacity
+            if fits:
+                self._keys.add(key)
+            stored.append(fits)
+        return stored
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        self._keys.difference_update(keys)
+
+    def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
+        return None
+
+    def close(self) -> None:
+        self._keys.clear()

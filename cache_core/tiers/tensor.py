@@ -4,7 +4,7 @@ file only, so the core stays light without it."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,37 @@ class TensorBuffers:
     def copy_from(self, addresses: Addresses) -> None:
         for block, address in zip(self.blocks, addresses, strict=True):
             block.copy_(_host(int(address), block))
+
+
+class PartBuffers:
+    """Buffers of chunks in several pieces: the bytes of chunk i are those of ``parts[i]``, tensors
+    on any device, each in C order, one after another. What a slot has behind them is left alone."""
+
+    def __init__(self, parts: Sequence[Sequence[torch.Tensor]]) -> None:
+        self.parts = list(parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def pick(self, rows: Sequence[int]) -> PartBuffers:
+        return PartBuffers([self.parts[row] for row in rows])
+
+    def flat(self) -> Addresses | None:
+        return None
+
+    def copy_to(self, addresses: Addresses) -> None:
+        for there, part in self._placed(addresses):
+            there.copy_(part)
+
+    def copy_from(self, addresses: Addresses) -> None:
+        for there, part in self._placed(addresses):
+            part.copy_(there)
+
+    def _placed(self, addresses: Addresses) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for address, parts in zip(addresses.tolist(), self.parts, strict=True):
+            for part in parts:
+                yield _host(address, part), part
+                address += part.numel() * part.element_size()
 
 
 class TensorTier(Tier):

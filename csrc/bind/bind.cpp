@@ -35,7 +35,9 @@ nb::object to_list(const std::vector<Digest>& digests) {
   return list;
 }
 
-nb::tuple py_chunk_keys(const Array<std::int32_t, 1>& tokens, std::int64_t chunk_tokens,
+using ChunkKeys = Typed<"tuple[list[bytes], list[bytes]]">;
+
+ChunkKeys py_chunk_keys(const Array<std::int32_t, 1>& tokens, std::int64_t chunk_tokens,
                         const nb::bytes& root, const nb::bytes& name_space, bool content,
                         bool portable) {
   if (chunk_tokens < 1) {
@@ -81,18 +83,45 @@ NB_MODULE(_native, m) {
   // A slab that a daemon thread still holds when the interpreter exits is no news to the user.
   nb::set_leak_warnings(false);
 
+  m.doc() = R"(Declares what csrc does, as Python sees it. Sizes, strides and addresses are in bytes.
+
+      All functions let go of the interpreter lock while they hash or move; the Ledger's keep it.
+      Arrays are taken as they are, never converted: another dtype, rank or a gap between elements
+      is a ``TypeError``. Addresses must be valid for the length of the call; nothing can check
+      that. ``threads`` counts the caller's own; the rest come from one pool, which starts when
+      first needed, is shared by all callers and is started anew in a forked child. A call that
+      moves less than 256 KiB uses the caller's thread alone.
+
+      ``CUDA`` is the state of the CUDA kernels: ``"built by CUDA ..."``, or ``"not built: "`` and
+      why.)"_doc;
   m.attr("CUDA") = LMCACHE_CUDA_STATE;
   m.attr("PREFIX_DOMAIN") = nb::bytes(kPrefixDomain.data(), kPrefixDomain.size());
   m.attr("CONTENT_DOMAIN") = nb::bytes(kContentDomain.data(), kContentDomain.size());
-  m.def("sha256_backend", [] { return std::string_view(sha256().name); });
+  m.def("sha256_backend", [] { return std::string_view(sha256().name); },
+        R"(Returns ``"sha-ni"`` where the CPU has SHA instructions, else ``"portable"``.)"_doc);
   m.def("chunk_keys", py_chunk_keys, "tokens"_a.noconvert(), "chunk_tokens"_a, "root"_a,
-        "namespace"_a, "content"_a = true, "portable"_a = false);
+        "namespace"_a, "content"_a = true, "portable"_a = false,
+        R"(Returns prefix keys and content keys, 32 bytes each, of the full chunks of ``tokens``
+        ``[n]``.
 
-  nb::class_<Slab>(m, "Slab")
-      .def("__init__", make_slab, "nbytes"_a, "numa_node"_a = -1)
+        prefix[i] = sha256(PREFIX_DOMAIN | prefix[i-1], or root for i = 0 | int32 bytes of chunk i)
+        content[i] = sha256(CONTENT_DOMAIN | namespace | int32 bytes of chunk i)
+
+        Bytes are little-endian. Without ``content`` the second list is empty. ``portable`` leaves
+        the CPU's SHA instructions out. Raises ``ValueError`` if ``chunk_tokens`` < 1 or ``root`` or
+        ``namespace`` has not 32 bytes.)"_doc);
+
+  nb::class_<Slab>(m, "Slab",
+      R"(Zeroed memory, every page present, 4096-aligned, on huge pages where the kernel has them.
+
+      Freed when the object and all its views are gone. Raises ``MemoryError`` if the machine has
+      not that much available, ``ValueError`` if ``nbytes`` < 1.)"_doc)
+      .def("__init__", make_slab, "nbytes"_a, "numa_node"_a = -1,
+           "Takes the memory of ``numa_node``, as far as that has space; -1 for any.")
       .def_prop_ro("address", address)
       .def_prop_ro("nbytes", &Slab::nbytes)
-      .def("view", view);
+      .def("view", view,
+           "Returns the memory itself, ``[nbytes]``, writable; it keeps the slab alive.");
 
   bind_curves(m);
   bind_disk(m);

@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -42,6 +43,34 @@ class Unlocked {
 };
 
 namespace nb = nanobind;
+
+// A type as Python writes it, for the stub; to C++ it is any object: Typed<"list[bytes]">.
+template <std::size_t N>
+struct Literal {
+  constexpr Literal(const char (&from)[N]) { std::copy_n(from, N, text); }
+  char text[N];
+};
+template <Literal name>
+struct PyType {};
+template <Literal name>
+using Typed = nb::typed<nb::object, PyType<name>>;
+
+// Documentation, without the spaces before its lines that are the source's.
+template <Literal raw>
+constexpr auto kDedented = [] {
+  auto made = raw;
+  bool margin = false;
+  char* end = made.text;
+  for (char c : raw.text) {
+    margin = c == '\n' || (margin && c == ' ');
+    if (c == '\n' || !margin) *end++ = c;
+  }
+  return made;
+}();
+template <Literal raw>
+constexpr const char* operator""_doc() {
+  return kDedented<raw>.text;
+}
 
 // Always taken without conversion: a copy would cost more than the call, and int64 token ids would
 // be cut to int32 without a word.
@@ -85,3 +114,8 @@ void bind_ledger(nanobind::module_& m);
 void bind_moves(nanobind::module_& m);
 
 }  // namespace lmcache
+
+template <lmcache::Literal name>
+struct nanobind::detail::type_caster<lmcache::PyType<name>> {
+  static constexpr auto Name = const_name(name.text);
+};

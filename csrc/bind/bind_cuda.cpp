@@ -5,7 +5,6 @@
 #include <nanobind/stl/string_view.h>
 
 #include <exception>
-#include <string_view>
 
 #include "bind/bind.h"
 #include "bind/bind_moves.h"
@@ -48,7 +47,7 @@ void py_unpin(std::uint64_t address, int device) {
 
 template <bool kGather, bool kDma>
 void py_move(Transfer& transfer, const Paged& paged, const Slots& slots, const Addresses& chunks,
-             std::string_view order) {
+             const OrderName& order) {
   const SlotTable table = to_table(slots, chunks);
   const Order parsed = to_order(order);
   const Unlocked unlocked;
@@ -61,7 +60,7 @@ void py_move(Transfer& transfer, const Paged& paged, const Slots& slots, const A
 
 template <bool kEncode>
 void py_code(Transfer& transfer, const Paged& paged, const Slots& slots, const Addresses& chunks,
-             std::string_view order, std::string_view dtype, std::string_view codec) {
+             const OrderName& order, const ItemName& dtype, const CodeName& codec) {
   const SlotTable table = to_table(slots, chunks);
   const Order parsed = to_order(order);
   const ItemType type = to_item(dtype);

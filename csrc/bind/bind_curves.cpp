@@ -56,9 +56,9 @@ Out per_reference(const Numbers& ids, const Numbers& offsets) {
   return to_array<Out>(std::move(out), {ids.size()});
 }
 
-nb::dict py_count_distances(const Numbers& ids, const Numbers& offsets, std::int64_t chunk_tokens,
-                            const std::optional<Numbers>& prompt_tokens, std::uint64_t threshold,
-                            std::uint64_t seed) {
+Typed<"Distances"> py_count_distances(
+    const Numbers& ids, const Numbers& offsets, std::int64_t chunk_tokens,
+    const std::optional<Numbers>& prompt_tokens, std::uint64_t threshold, std::uint64_t seed) {
   const References references = to_references(ids, offsets);
   require_positive("chunk_tokens", chunk_tokens);
   Weights weights{chunk_tokens, nullptr};
@@ -129,11 +129,12 @@ Out py_group_names(const Numbers& ids, const Numbers& offsets, std::int64_t grou
 using Seconds = nb::ndarray<nb::numpy, double, nb::ndim<1>, nb::c_contig>;
 using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
 
-nb::dict py_serve(const Array<double, 1>& at, const Numbers& prompt, const Numbers& output,
-                  const Array<std::int32_t, 2>& hits, const Numbers& chunks, const Numbers& offsets,
-                  const Array<double, 2>& loads, std::int64_t chunk_tokens,
-                  const Array<double, 1>& seconds, bool overlap, bool device, std::int64_t budget,
-                  std::int64_t most, std::int64_t room, std::int64_t clients) {
+Typed<"dict[str, typing.Any]"> py_serve(
+    const Array<double, 1>& at, const Numbers& prompt, const Numbers& output,
+    const Array<std::int32_t, 2>& hits, const Numbers& chunks, const Numbers& offsets,
+    const Array<double, 2>& loads, std::int64_t chunk_tokens, const Array<double, 1>& seconds,
+    bool overlap, bool device, std::int64_t budget, std::int64_t most, std::int64_t room,
+    std::int64_t clients) {
   const References references = to_references(chunks, offsets);
   const std::size_t n = references.size, tiers = hits.shape(1);
   require_length("at", at.size(), n);
@@ -194,20 +195,48 @@ nb::dict py_serve(const Array<double, 1>& at, const Numbers& prompt, const Numbe
 void bind_curves(nanobind::module_& m) {
   m.def("count_distances", py_count_distances, "ids"_a.noconvert(), "offsets"_a.noconvert(),
         "chunk_tokens"_a = 1, "prompt_tokens"_a.noconvert() = nb::none(),
-        "threshold"_a = ~std::uint64_t{0}, "seed"_a = 0);
+        "threshold"_a = ~std::uint64_t{0}, "seed"_a = 0,
+        R"(Counts tokens of ``ids`` ``[references]`` by the smallest LRU capacity that hits them:
+        request i has those from ``offsets[i]`` to before ``offsets[i + 1]``. A chunk has
+        ``chunk_tokens``, as far as ``prompt_tokens[i]`` reach. Only chunks whose hash with ``seed``
+        is at most ``threshold`` count.
+
+        Memory is O(distinct chunks). Raises ``ValueError`` for offsets that do not rise from 0 to
+        ``len(ids)``, prompts of another number than requests, and ``chunk_tokens`` < 1.)"_doc);
   m.def("stack_distances", per_reference<stack_distances>, "ids"_a.noconvert(),
-        "offsets"_a.noconvert());
-  m.def("last_uses", per_reference<last_uses>, "ids"_a.noconvert(), "offsets"_a.noconvert());
-  m.def("chain_names", per_reference<chain_names>, "ids"_a.noconvert(), "offsets"_a.noconvert());
+        "offsets"_a.noconvert(),
+        R"(Returns the smallest LRU capacity that holds each reference's chunk when its request
+        comes; -1 where none does. Raises ``ValueError`` for offsets that do not rise from 0 to
+        ``len(ids)``.)"_doc);
+  m.def("last_uses", per_reference<last_uses>, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+        R"(Returns the request that used each reference's chunk before; its own where the chunk
+        stood in it already, -1 if none did. Raises ``ValueError`` for offsets that do not rise from
+        0 to ``len(ids)``.)"_doc);
+  m.def("chain_names", per_reference<chain_names>, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+        R"(Returns for each name a 64-bit hash of all names of its request up to it. Raises
+        ``ValueError`` for offsets that do not rise from 0 to ``len(ids)``.)"_doc);
   m.def("group_names", py_group_names, "ids"_a.noconvert(), "offsets"_a.noconvert(), "group"_a,
-        "chained"_a);
-  m.def("sampled", py_sampled, "ids"_a.noconvert(), "threshold"_a, "seed"_a);
+        "chained"_a,
+        R"(Returns names of chunks ``group`` times as long, of full groups only: the last name of
+        each if names are ``chained``, else a 64-bit hash of all. Raises ``ValueError`` for offsets
+        that do not rise from 0 to ``len(ids)`` and for ``group`` < 1.)"_doc);
+  m.def("sampled", py_sampled, "ids"_a.noconvert(), "threshold"_a, "seed"_a,
+        "Returns which chunks a sample takes: hashes with ``seed`` of at most ``threshold``.");
   m.def("tier_hits", py_tier_hits, "distances"_a.noconvert(), "offsets"_a.noconvert(),
-        "capacities"_a.noconvert(), "exclusive"_a);
+        "capacities"_a.noconvert(), "exclusive"_a,
+        R"(Returns how many chunks of each request's leading held run each tier serves, ``[stacks,
+        requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound.
+        Raises ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``.)"_doc);
   m.def("serve", py_serve, "at"_a.noconvert(), "prompt"_a.noconvert(), "output"_a.noconvert(),
         "hits"_a.noconvert(), "chunks"_a.noconvert(), "offsets"_a.noconvert(),
         "loads"_a.noconvert(), "chunk_tokens"_a, "seconds"_a.noconvert(), "overlap"_a, "device"_a,
-        "budget"_a, "most"_a, "room"_a, "clients"_a);
+        "budget"_a, "most"_a, "room"_a, "clients"_a,
+        R"(Runs requests in an engine that batches continuously (``csrc/curves/serving.h``): request
+        i comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), and has the
+        ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``. ``loads`` ``[tiers, 3]`` are
+        seconds a call, a chunk and a token; ``seconds`` ``[5]`` those of a step, a prompt's token, a
+        pair of them, a decode step and a token before it. Raises ``ValueError`` for arrays and
+        numbers that don't fit together.)"_doc);
 }
 
 }  // namespace lmcache

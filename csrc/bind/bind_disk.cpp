@@ -69,8 +69,11 @@ Statuses py_records(const Fds& fds, const Offsets& offsets, const Addresses& add
   return to_array<Statuses>(std::move(statuses), {spots.size()});
 }
 
-nb::tuple py_scan_records(const Fds& fds, const Offsets& offsets, const nb::bytes& name_space,
-                          std::int64_t payload_bytes, bool direct, int depth) {
+using Scanned = Typed<"tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.uint8], "
+                      "numpy.typing.NDArray[numpy.uint64]]">;
+
+Scanned py_scan_records(const Fds& fds, const Offsets& offsets, const nb::bytes& name_space,
+                        std::int64_t payload_bytes, bool direct, int depth) {
   const std::vector<Spot> spots = to_spots(fds, offsets);
   const Digest digest = to_digest("namespace", name_space);
   const std::size_t nbytes = to_payload_bytes(payload_bytes), n = spots.size();
@@ -115,24 +118,45 @@ void bind_disk(nanobind::module_& m) {
         [](const nb::bytes& data, std::uint32_t before, bool portable) {
           return crc32c(data.data(), data.size(), before, portable);
         },
-        "data"_a, "before"_a = 0, "portable"_a = false);
+        "data"_a, "before"_a = 0, "portable"_a = false,
+        R"(Returns the CRC-32C of ``data``; ``before`` continues an earlier result. ``portable``
+        leaves the CPU's instruction out.)"_doc);
   m.def("xxh3_128",
         [](const nb::bytes& data) {
           const Hash128 hash = xxh3_128(data.data(), data.size());
           return nb::bytes(hash.data(), hash.size());
         },
-        "data"_a);
+        "data"_a, "Returns the XXH3-128 of ``data``, 16 bytes in canonical order.");
   m.def("write_records", py_records<write_records>, "fds"_a.noconvert(), "offsets"_a.noconvert(),
         "addresses"_a.noconvert(), "keys"_a.noconvert(), "sequences"_a.noconvert(), "namespace"_a,
-        "payload_bytes"_a, "direct"_a, "depth"_a);
+        "payload_bytes"_a, "direct"_a, "depth"_a,
+        R"(Writes record i, header and payload, at ``offsets[i]`` of file ``fds[i]``, up to
+        ``depth`` at once. ``keys`` is ``[n, 32]``. ``direct`` says that files are open with
+        O_DIRECT.
+
+        Returns 0 or errno for each. Raises ``ValueError`` for arrays of different lengths, offsets
+        that are no multiple of 4096 and sizes below 1, before any byte moves.)"_doc);
   m.def("read_records", py_records<read_records>, "fds"_a.noconvert(), "offsets"_a.noconvert(),
         "addresses"_a.noconvert(), "keys"_a.noconvert(), "sequences"_a.noconvert(), "namespace"_a,
-        "payload_bytes"_a, "direct"_a, "depth"_a);
+        "payload_bytes"_a, "direct"_a, "depth"_a,
+        R"(Reads payload i to ``addresses[i]`` and proves that it is the record that was asked for.
+
+        Returns for each: 0, or errno, or -1 (no sound header), -2 (another record), -3 (the payload
+        does not match its hash), -4 (the file ends); memory is undefined then. Raises
+        ``ValueError`` for arrays of different lengths, offsets that are no multiple of 4096 and
+        sizes below 1.)"_doc);
   m.def("scan_records", py_scan_records, "fds"_a.noconvert(), "offsets"_a.noconvert(),
-        "namespace"_a, "payload_bytes"_a, "direct"_a, "depth"_a);
+        "namespace"_a, "payload_bytes"_a, "direct"_a, "depth"_a,
+        R"(Returns what is at the offsets: statuses as from :func:`read_records`, or -5 where a
+        header's bytes are all zeros; keys ``[n, 32]``; sequences. Only where the status is 0 do the
+        others mean anything. Raises ``ValueError`` for arrays of different lengths, offsets that
+        are no multiple of 4096 and sizes below 1.)"_doc);
   m.def("copy_records", py_copy_records, "from_fds"_a.noconvert(), "from_offsets"_a.noconvert(),
         "to_fds"_a.noconvert(), "to_offsets"_a.noconvert(), "payload_bytes"_a, "direct"_a,
-        "depth"_a);
+        "depth"_a,
+        R"(Copies records as they are, damage and all; statuses as from :func:`read_records`. Raises
+        ``ValueError`` for arrays of different lengths, offsets that are no multiple of 4096 and
+        sizes below 1.)"_doc);
 }
 
 }  // namespace lmcache

@@ -24,6 +24,12 @@ using namespace nanobind::literals;
 
 namespace {
 
+using Keys = Typed<"collections.abc.Iterable[bytes]">;
+using KeyList = Typed<"list[bytes]">;
+using Moves = Typed<"list[Move]">;
+using MoveClass = Typed<"type[Move]">;
+using Numbers = Typed<"list[int]">;
+
 Digest key_of(nb::handle object) {
   if (!PyBytes_Check(object.ptr())) throw nb::type_error("a chunk's key must be bytes");
   return to_digest("a chunk's key", nb::borrow<nb::bytes>(object));
@@ -56,7 +62,7 @@ nb::object to_list(const std::vector<T>& values, Make make) {
   return list;
 }
 
-nb::object to_list(const std::vector<Digest>& keys) { return to_list(keys, to_bytes); }
+KeyList to_list(const std::vector<Digest>& keys) { return to_list(keys, to_bytes); }
 
 // Admissions in Python, one per tier or None.
 class PythonGate final : public Ledger::Gate {
@@ -108,7 +114,7 @@ nb::object to_moves(const std::vector<Move>& plan, nb::handle move) {
 static_assert(std::is_trivially_copyable_v<Move>);
 
 // Moves as bytes, for other processes of the same build.
-nb::bytes pack_moves(const nb::tuple& moves) {
+nb::bytes pack_moves(const nb::typed<nb::tuple, PyType<"Move, ...">>& moves) {
   std::vector<Move> packed;
   packed.reserve(moves.size());
   for (nb::handle item : moves) {
@@ -122,7 +128,7 @@ nb::bytes pack_moves(const nb::tuple& moves) {
   return nb::bytes(reinterpret_cast<const char*>(packed.data()), packed.size() * sizeof(Move));
 }
 
-nb::object unpack_moves(const nb::bytes& packed, nb::handle move) {
+Moves unpack_moves(const nb::bytes& packed, const MoveClass& move) {
   if (packed.size() % sizeof(Move)) throw std::invalid_argument("these are no packed moves");
   std::vector<Move> moves(packed.size() / sizeof(Move));
   std::memcpy(static_cast<void*>(moves.data()), packed.c_str(), packed.size());
@@ -134,7 +140,7 @@ struct Bound {
   Ledger ledger;
   nb::object move;
 
-  nb::object moves(const std::vector<Move>& plan) const { return to_moves(plan, move); }
+  Moves moves(const std::vector<Move>& plan) const { return to_moves(plan, move); }
 };
 
 std::size_t to_tier(const Bound& self, std::int64_t tier) {
@@ -145,7 +151,9 @@ std::size_t to_tier(const Bound& self, std::int64_t tier) {
                           std::to_string(self.ledger.tiers().size()));
 }
 
-std::vector<std::optional<std::size_t>> bounds_of(const nb::sequence& capacities) {
+using Capacities = nb::typed<nb::sequence, PyType<"int | None">>;
+
+std::vector<std::optional<std::size_t>> bounds_of(const Capacities& capacities) {
   std::vector<std::optional<std::size_t>> bounds;
   for (nb::handle capacity : capacities) {
     bounds.push_back(nb::cast<std::optional<std::size_t>>(capacity));
@@ -153,13 +161,13 @@ std::vector<std::optional<std::size_t>> bounds_of(const nb::sequence& capacities
   return bounds;
 }
 
-void make(Bound* self, const nb::sequence& capacities, std::string_view policy,
-          std::shared_ptr<Future> future, bool exclusive, const nb::object& move) {
+void make(Bound* self, const Capacities& capacities, std::string_view policy,
+          std::shared_ptr<Future> future, bool exclusive, const MoveClass& move) {
   to_moves({}, move);  // throws if it is no such class
   new (self) Bound{Ledger(bounds_of(capacities), policy, std::move(future), exclusive), move};
 }
 
-nb::list fastest(const Bound& self, nb::handle keys, bool run) {
+Numbers fastest(const Bound& self, const Keys& keys, bool run) {
   nb::list tiers;
   for (const Digest& key : keys_of(keys)) {
     const int tier = self.ledger.fastest(key);
@@ -169,9 +177,9 @@ nb::list fastest(const Bound& self, nb::handle keys, bool run) {
   return tiers;
 }
 
-nb::object admit(Bound& self, nb::handle keys, std::size_t counted,
-               const std::optional<nb::bytes>& parent, std::size_t depth,
-               const nb::list& admissions) {
+Moves admit(Bound& self, const Keys& keys, std::size_t counted,
+            const std::optional<nb::bytes>& parent, std::size_t depth,
+            const nb::typed<nb::list, PyType<"Admission | None">>& admissions) {
   require_length("admissions", admissions.size(), self.ledger.tiers().size());
   const Digest before = parent ? key_of(*parent) : Digest{};
   PythonGate gate(admissions);
@@ -179,7 +187,8 @@ nb::object admit(Bound& self, nb::handle keys, std::size_t counted,
       self.ledger.admit(keys_of(keys), counted, parent ? &before : nullptr, depth, gate));
 }
 
-void settle(Bound& self, nb::handle moves, bool stored) {
+void settle(Bound& self, const Typed<"collections.abc.Iterable[Move]">& moves,
+            bool stored) {
   for (nb::handle move : nb::iter(moves)) {
     const auto target = nb::cast<std::int64_t>(nb::object(move[2]));
     if (target != Ledger::kNowhere) {
@@ -207,13 +216,15 @@ std::vector<Digest> numbered(const References& requests, std::size_t i) {
   return keys;
 }
 
-using Numbers = Array<std::int64_t, 1>;
+using Ids = Array<std::int64_t, 1>;
 using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
+using Replayed = nb::typed<nb::tuple, Hits, Numbers>;
 
 // Looks up, admits and settles request after request in a ledger that starts empty.
-nb::tuple replay(const Numbers& ids, const Numbers& offsets, const nb::sequence& capacities,
-                 std::string_view policy, std::shared_ptr<Future> future, bool exclusive,
-                 const nb::list& admissions, const nb::object& on_request) {
+Replayed replay(const Ids& ids, const Ids& offsets, const Capacities& capacities,
+                std::string_view policy, std::shared_ptr<Future> future, bool exclusive,
+                const nb::typed<nb::list, PyType<"Admission | None">>& admissions,
+                const Typed<"collections.abc.Callable[[int], None]">& on_request) {
   const References requests = to_references(ids, offsets);
   Ledger ledger(bounds_of(capacities), policy, std::move(future), exclusive);
   const std::size_t tiers = ledger.tiers().size();
@@ -242,7 +253,7 @@ nb::tuple replay(const Numbers& ids, const Numbers& offsets, const nb::sequence&
 }
 
 template <auto counter>
-nb::list counts(const Bound& self) {
+Numbers counts(const Bound& self) {
   nb::list list;
   for (const Ledger::Tier& tier : self.ledger.tiers()) list.append(tier.*counter);
   return list;
@@ -251,30 +262,49 @@ nb::list counts(const Bound& self) {
 }  // namespace
 
 void bind_ledger(nanobind::module_& m) {
-  m.def("pack_moves", pack_moves, "moves"_a);
-  m.def("unpack_moves", unpack_moves, "packed"_a, "move"_a);
+  m.def("pack_moves", pack_moves, "moves"_a,
+        R"(Returns moves as bytes, for other processes of the same build. Raises ``TypeError`` or
+        ``ValueError`` for what is no move.)"_doc);
+  m.def("unpack_moves", unpack_moves, "packed"_a, "move"_a,
+        R"(Returns the moves that :func:`pack_moves` packed. Raises ``ValueError`` for other
+        bytes.)"_doc);
   m.def("replay", replay, "ids"_a.noconvert(), "offsets"_a.noconvert(), "capacities"_a, "policy"_a,
-        "future"_a.none(), "exclusive"_a, "admissions"_a, "on_request"_a.none());
-  nb::class_<Future>(m, "Future").def(nb::new_([](const nb::sequence& requests) {
+        "future"_a.none(), "exclusive"_a, "admissions"_a, "on_request"_a.none(),
+        R"(Looks up, admits and settles requests in turn, in an empty ledger: request i has the keys
+        of :meth:`Future.numbered`. Returns the chunks of each one's leading held run that each tier
+        served, ``[requests, tiers]``, and how many each took. Raises ``ValueError`` for what does
+        not fit together.)"_doc);
+  using Requests = nb::typed<nb::sequence, PyType<"collections.abc.Sequence[bytes]">>;
+  nb::class_<Future>(m, "Future",
+      R"(Knows when each chunk will be used: request i has the keys ``requests[i]``. Raises
+      ``ValueError`` for keys of other than 32 bytes.)"_doc).def(nb::new_([](const Requests& requests) {
     auto future = std::make_shared<Future>();
     std::uint32_t turn = 0;
     for (nb::handle keys : requests) future->add(turn++, keys_of(keys));
     return future;
   }), "requests"_a)
-      .def_static("numbered", [](const Numbers& ids, const Numbers& offsets) {
+      .def_static("numbered", [](const Ids& ids, const Ids& offsets) {
         auto future = std::make_shared<Future>();
         const References requests = to_references(ids, offsets);
         for (std::size_t i = 0; i < requests.size; ++i) {
           future->add(static_cast<std::uint32_t>(i), numbered(requests, i));
         }
         return future;
-      }, "ids"_a.noconvert(), "offsets"_a.noconvert());
-  nb::class_<Bound>(m, "Ledger")
+      }, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+      R"(Makes it of requests whose chunks are numbers, ``ids`` from ``offsets[i]`` to before
+      ``offsets[i + 1]``; keys are 32 bytes, little-endian.)"_doc);
+  nb::class_<Bound>(m, "Ledger",
+      R"(The books of :class:`cache_core.ledger.Ledger`, which has the same methods. ``future`` is
+      for the policy ``"belady"`` alone; ``move`` is the class of what is answered, a tuple of four.
+      Raises ``ValueError`` for more than 8 tiers, for unknown policies and for keys of other than
+      32 bytes, ``IndexError`` for a tier that does not exist.)"_doc)
       .def("__init__", make, "capacities"_a, "policy"_a, "future"_a.none(), "exclusive"_a, "move"_a)
       .def("__len__", [](const Bound& self) { return self.ledger.size(); })
       .def_prop_ro("evictions", counts<&Ledger::Tier::evictions>)
       .def_prop_ro("refusals", counts<&Ledger::Tier::refusals>)
-      .def_prop_ro("records", [](const Bound& self) { return self.ledger.records(); })
+      .def_prop_ro("records", [](const Bound& self) { return self.ledger.records(); },
+                   R"(Returns how many chunks are known: held, pending, remembered, or before such a
+                   one.)"_doc)
       .def_prop_ro("arriving", counts<&Ledger::Tier::pending>)
       .def_prop_ro("pinned", [](const Bound& self) { return self.ledger.pinned(); })
       .def_prop_ro("steps", [](const Bound& self) { return self.ledger.steps(); })
@@ -294,7 +324,7 @@ void bind_ledger(nanobind::module_& m) {
            },
            "key"_a, "tier"_a)
       .def("where",
-           [](const Bound& self, nb::handle keys) {
+           [](const Bound& self, const Keys& keys) -> Typed<"list[tuple[int, int]]"> {
              return to_list(keys_of(keys), [&self](const Digest& key) {
                const auto [held, pending] = self.ledger.where(key);
                return nb::object(nb::make_tuple(held, pending));
@@ -303,26 +333,29 @@ void bind_ledger(nanobind::module_& m) {
            "keys"_a)
       .def("follow", [](Bound& self) { self.ledger.follow(); })
       .def("changed", [](Bound& self) { return to_list(self.ledger.changed()); })
-      .def("fastest", fastest, "keys"_a, "run"_a)
-      .def("pending", [](const Bound& self, nb::handle keys) {
+      .def("fastest", fastest, "keys"_a, "run"_a,
+           R"(Returns the fastest tier that can serve each key, -1 for none; of a ``run`` only the
+           leading ones that some tier can.)"_doc)
+      .def("pending", [](const Bound& self, const Keys& keys) {
         return self.ledger.pending(keys_of(keys)); }, "keys"_a)
-      .def("pin", [](Bound& self, nb::handle keys) { return self.ledger.pin(keys_of(keys)); },
-           "keys"_a)
-      .def("unpin", [](Bound& self, nb::handle keys) { self.ledger.unpin(keys_of(keys)); },
+      .def("pin", [](Bound& self, const Keys& keys) { return self.ledger.pin(keys_of(keys)); },
+           "keys"_a,
+           R"(Pins the leading run of chunks that is held. Returns how many chunks it has.)"_doc)
+      .def("unpin", [](Bound& self, const Keys& keys) { self.ledger.unpin(keys_of(keys)); },
            "keys"_a)
       .def("restore",
-           [](Bound& self, std::int64_t tier, nb::handle keys) {
+           [](Bound& self, std::int64_t tier, const Keys& keys) {
              return to_list(self.ledger.restore(to_tier(self, tier), keys_of(keys)));
            },
            "tier"_a, "keys"_a)
       .def("admit", admit, "keys"_a, "counted"_a, "parent"_a.none(), "depth"_a, "admissions"_a)
       .def("touch",
-           [](Bound& self, nb::handle keys, std::size_t counted) {
+           [](Bound& self, const Keys& keys, std::size_t counted) {
              self.ledger.touch(keys_of(keys), counted);
            },
            "keys"_a, "counted"_a)
       .def("adopt",
-           [](Bound& self, nb::handle keys, std::int64_t tier) {
+           [](Bound& self, const Keys& keys, std::int64_t tier) {
              return self.moves(self.ledger.adopt(keys_of(keys), to_tier(self, tier)));
            },
            "keys"_a, "tier"_a)
@@ -333,12 +366,15 @@ void bind_ledger(nanobind::module_& m) {
            },
            "key"_a, "tier"_a)
       .def("clear", [](Bound& self) { return self.moves(self.ledger.clear()); })
-      .def("broken", [](Bound& self) { return self.ledger.broken(); })
+      .def("broken", [](Bound& self) { return self.ledger.broken(); },
+           R"(Returns the first invariant that does not hold, in words; None if all hold.)"_doc)
       .def("spoil",
            [](Bound& self, const nb::bytes& key, std::uint8_t held, std::uint8_t pending) {
              self.ledger.spoil(key_of(key), held, pending);
            },
-           "key"_a, "held"_a, "pending"_a);
+           "key"_a, "held"_a, "pending"_a,
+           R"(Overwrites the tiers, a bit each, that a chunk's record says can serve it and are being
+           written to: a means of testing :meth:`broken`.)"_doc);
 }
 
 }  // namespace lmcache

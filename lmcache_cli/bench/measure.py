@@ -12,6 +12,7 @@ from cache_core.plan import TierCounters
 from lmcache_cli.bench.cells import Cell, Refusals, Scenario
 from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
+from lmcache_cli.machine import CpuMeter
 from lmcache_cli.modes.mode import Oracle
 from reports.quality import answer_of, scored
 from reports.sample import Sample
@@ -39,14 +40,34 @@ class Measured:
     """The cells that were measured together, as indices."""
     requests: list[str] = field(default_factory=list)
     """A digest of each scenario's requests."""
+    any_position: dict[int, float] = field(default_factory=dict)
+    """By scenario, the share of tokens in parts that came before, wherever they stood."""
     began_s: float = 0.0
     """Seconds added to all times of samples: what a resumed run had measured ended there."""
     counters: dict[int, dict[str, TierCounters]] = field(default_factory=dict)
     chunk_bytes: dict[int, int] = field(default_factory=dict)
     troubles: dict[int, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    heading: list[str] = field(default_factory=list)
+    """Warnings without which the numbers would be misread: they stand above the tables."""
     complete: bool = False
+    meter: CpuMeter | None = None
+    """Watches the cores, where the clock is real and the server of this machine our child."""
     _failures: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def busy(self) -> dict[str, float] | None:
+        """Returns what the machine had to do beside this run, ready for JSON; None if unknown."""
+        others = [s.other_cores for s in self.samples if s.other_cores is not None]
+        own = [s.own_cores for s in self.samples if s.own_cores is not None]
+        if self.meter is None or not others:
+            return None
+        return {
+            "load": self.meter.load,
+            "cores": len(self.meter.cores),
+            "own_cores": sum(own) / len(own),
+            "other_cores": sum(others) / len(others),
+            "other_cores_max": max(others),
+        }
 
     def note_failure(self, cell: int, sample: Sample) -> None:
         """Counts a failed request; the first of a kind becomes a warning."""
@@ -58,6 +79,12 @@ class Measured:
     def busy_of(self, cell: int) -> float:
         """Returns the seconds in which the cell served or stored, over all repeats."""
         return sum(spent for (index, _), spent in self.busy_s.items() if index == cell)
+
+    def head(self, text: str) -> None:
+        """Notes a warning that stands above the tables."""
+        self.warn(text)
+        if text not in self.heading:
+            self.heading.append(text)
 
     def warn(self, text: str) -> None:
         """Notes a warning once."""
@@ -249,8 +276,8 @@ class _Turn:
         served = self.session.serve(requests, self.load)
         for request, sample in zip(requests, served, strict=True):
             expected = self.oracle.expect(request) if self.oracle else None
-            if not self.cell.spec.reuse:
-                expected = 0
+            if not self.cell.spec.reuse and self.engine.name != "openai":
+                expected = 0  # a server may count BOS, which all prompts begin with
             hit = sum(sample.hit_tokens.values())
             if expected is not None and hit > expected:
                 raise ContaminationError(
@@ -262,12 +289,20 @@ class _Turn:
                     f"cell {self.cell.index}: request {request.id} hit {hit} of {expected}"
                     " expected tokens: chunks were lost or came too late"
                 )
+            if hit > sample.prompt_tokens:
+                self.into.warn(
+                    f"cell {self.cell.index}: the server reports more cached tokens than a prompt"
+                    f" has ({request.id}: {hit} of {sample.prompt_tokens}): its hit rate is void"
+                )
             if request.answers and sample.output_ids and self.decode is not None:
                 sample = scored(sample, answer_of(self.decode(sample.output_ids)), request.answers)
             if sample.error is not None:
                 self.into.note_failure(self.cell.index, sample)
+            own, others = self.into.meter.read() if self.into.meter else (None, None)
             yield replace(
                 sample.later(self.into.began_s),
+                own_cores=own,
+                other_cores=others,
                 cell=self.cell.index,
                 repeat=self.repeat,
                 workload=self.workload,

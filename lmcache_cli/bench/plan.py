@@ -8,14 +8,22 @@ from dataclasses import fields
 from pathlib import Path
 from uuid import uuid4
 
-from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, BenchPlan, Scenario, cross
+from cache_core.memory_limits import require_memory
+from lmcache_cli.bench.cells import SWEPT_BY_CONTEXT, BenchPlan, Cell, Scenario, cross
 from lmcache_cli.bench.requests import TRACE, check_trace_flags, read_dataset, trace_scenario
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.modes.blend import Blend
 from lmcache_cli.modes.cross_model import Shared
-from lmcache_cli.modes.foreign import ForeignOffload, Plain, check_server_flags
-from lmcache_cli.modes.mode import Mode, Sweep, one_of, reuse_modes
+from lmcache_cli.modes.mode import (
+    ForeignOffload,
+    Mode,
+    Plain,
+    Sweep,
+    check_server_flags,
+    one_of,
+    reuse_modes,
+)
 from lmcache_cli.modes.prefix import Prefix
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name
@@ -46,14 +54,21 @@ MODES: dict[str, Mode] = {
 }
 
 
+ENGINE_USES: dict[str, tuple[str, ...]] = {
+    "transformers": ("model", "device", "dtype"),
+    "vllm": ("model", "dtype", "vllm_args", "request_timeout", "start_timeout"),
+    "openai": ("model", "url", "request_timeout"),
+    "simulated": ("model", "hardware", "probe", "jitter"),
+}
+"""The flags that are not every engine's, by engine."""
+
+
 def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     """Checks every flag and crosses the lists. ``out`` is where a disk tier without a folder goes.
     Raises ``UserError`` with one clear line."""
     args = check_server_flags(options)
     if options.policy == "unbounded" and options.engine != "simulated":
         raise UserError("--policy: unbounded needs tiers without bytes; add --engine simulated")
-    if options.probe is not None and options.engine != "simulated":
-        raise UserError("--probe: only --engine simulated has its costs from a file; leave it out")
     for name in options.workloads:
         one_of("workload", name, (*WORKLOADS, TRACE))
     check_trace_flags(options)
@@ -84,16 +99,53 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     )
     _check_lasting(options, disk=any(sweep.tier_sizes["disk"]))
     scenarios = tuple(_scenarios(options))
+    cells = tuple(cross(scenarios, modes, sweep))
+    _check_lengths(scenarios, cells)
     return BenchPlan(
         options,
         scenarios,
-        tuple(cross(scenarios, modes, sweep)),
+        cells,
         _load(options),
         _corpus(options),
         salt,
         scratch,
         args,
     )
+
+
+def prompt_tokens(scenario: Scenario) -> tuple[int, int]:
+    """Returns the least and the greatest length that the longest prompt of a generated workload
+    may have, in tokens."""
+    settings, name = scenario.settings, scenario.workload
+    if name in SWEPT_BY_CONTEXT:
+        length = settings.context_tokens + settings.question_tokens * (name == "long-context")
+        return length, length
+    length = settings.system_tokens + settings.question_tokens
+    if name == "rag":
+        length += settings.passages * settings.passage_tokens
+        return length, length
+    rounds = settings.question_tokens + settings.reply_tokens + settings.result_tokens
+    return length, length + settings.rounds * rounds
+
+
+def _check_lengths(scenarios: Sequence[Scenario], cells: Sequence[Cell]) -> None:
+    """Raises ``UserError`` for chunks that are longer than any prompt, and for more requests than
+    there is memory for."""
+    for number, scenario in enumerate(scenarios):
+        if scenario.examples or scenario.replay is not None:
+            continue
+        least, most = prompt_tokens(scenario)
+        count = scenario.settings.requests or 1
+        try:
+            require_memory(count * least * 4, f"--requests: the tokens of {count:,} prompts")
+        except MemoryError as error:
+            raise UserError(str(error)) from error
+        for cell in (cell for cell in cells if cell.scenario == number and cell.spec.ours):
+            if cell.spec.chunk_tokens >= most:
+                raise UserError(
+                    f"--chunk-tokens: a chunk of {cell.spec.chunk_tokens} tokens is longer than any"
+                    f" prompt of {scenario.workload} ({most}), so none could be reused; lower it"
+                )
 
 
 def _check_lasting(options: BenchOptions, disk: bool) -> None:
@@ -115,6 +167,14 @@ def _check_uses(options: BenchOptions, modes: Sequence[Mode]) -> None:
     _refuse_unused(options, "workload", options.workloads, workloads)
     flags = {name: mode.uses for name, mode in MODES.items() if mode.uses}
     _refuse_unused(options, "--reuse", [mode.name for mode in modes], flags)
+    _refuse_unused(options, "--engine", [options.engine], ENGINE_USES)
+    if (options.hardware is None) != (options.model is None) and options.engine == "simulated":
+        raise UserError(
+            "--model and --hardware go together with --engine simulated: both are of the catalogue"
+            " of lmcache tune; without them it has costs of its own"
+        )
+    if options.hardware is not None and options.probe is not None:
+        raise UserError("--probe and --hardware exclude each other: both say what requests cost")
 
 
 def _refuse_unused(

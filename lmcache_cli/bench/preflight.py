@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -13,6 +14,9 @@ from cache_core.tiers import TierError
 from cache_core.tiers.plugin import find_plugin
 from cache_core.tiers.remote.url import open_remote
 from lmcache_cli.bench.cells import BenchPlan
+from lmcache_cli.bench.plan import prompt_tokens
+from lmcache_cli.engines.capacity import chunks_per_tier
+from lmcache_cli.engines.shape import check_model, model_shape
 from lmcache_cli.errors import MissingError, UserError
 from reports.units import bytes_text
 
@@ -37,6 +41,28 @@ def check_places(plan: BenchPlan) -> None:
     _check_memory(plan)
     if options.remote:
         _check_remote(options.remote)
+    check_model(options.model)
+    _check_shape(plan)
+
+
+def _check_shape(plan: BenchPlan) -> None:
+    """Raises ``UserError`` for prompts beyond the model's context, and for tiers that hold no chunk
+    of its KV, where its configuration is here to tell."""
+    options = plan.options
+    shape = model_shape(options.model, options.device, options.dtype)
+    for scenario in plan.scenarios:
+        made = () if scenario.examples or scenario.replay else prompt_tokens(scenario)
+        need = made[0] + scenario.settings.output_tokens if made else 0
+        if shape.max_context is not None and need > shape.max_context:
+            raise UserError(
+                f"prompts of {scenario.workload} and their answers have {need} tokens, but the"
+                f" model's context is {shape.max_context}; lower --context-tokens or the like, or"
+                " use another --model"
+            )
+    if shape.layout is None or options.engine != "transformers":
+        return
+    for cell in (cell for cell in plan.cells if cell.spec.ours):
+        chunks_per_tier(cell.spec, replace(shape.layout, chunk_tokens=cell.spec.chunk_tokens))
 
 
 def _check_room(plan: BenchPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -16,11 +17,15 @@ from rich.progress import (
 )
 
 from reports.sample import Sample
+from reports.units import seconds_text
+
+LINE_S = 5.0
+"""The least seconds between two lines where there is no terminal."""
 
 
 class BenchProgress:
-    """A bar over all requests of all cells. Silent when ``quiet`` or when stderr is no terminal
-    (a line per phase then)."""
+    """A bar over all requests of all cells. Silent when ``quiet``; when stderr is no terminal, a
+    line per phase, and one every few seconds that says how far it is."""
 
     def __init__(self, console: Console, quiet: bool) -> None:
         self._console = console
@@ -40,6 +45,8 @@ class BenchProgress:
             refresh_per_second=2,
         )
         self._task = self._bar.add_task("starting", total=None)
+        self._total = self._done = 0
+        self._began = self._said = time.monotonic()
 
     def __enter__(self) -> BenchProgress:
         self._bar.start()
@@ -62,8 +69,21 @@ class BenchProgress:
     def expect(self, requests: int) -> None:
         """Sets how many requests all cells will serve together."""
         self._bar.update(self._task, total=requests)
+        self._total, self._done, self._began = requests, 0, time.monotonic()
 
     def served(self, label: str, sample: Sample) -> None:
         """Counts one more request as done, and shows its TTFT."""
         ttft = sample.first_token_s - sample.scheduled_s
         self._bar.update(self._task, advance=1, description=f"{label}  TTFT {ttft:.3g} s")
+        self._done += 1
+        now = time.monotonic()
+        if self._quiet or self._console.is_terminal or now - self._said < LINE_S:
+            return
+        self._said = now
+        left = (now - self._began) / self._done * max(0, self._total - self._done)
+        self._console.print(
+            f"{label}: {self._done} of {self._total} requests, TTFT {ttft:.3g} s, about"
+            f" {seconds_text(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )

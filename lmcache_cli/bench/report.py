@@ -29,7 +29,7 @@ from lmcache_cli.bench.resume import (
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
-from lmcache_cli.machine import machine, versions
+from lmcache_cli.machine import CpuMeter, commit, machine, versions
 from lmcache_cli.modes.blend import verified
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
@@ -37,8 +37,10 @@ from reports.run_file import write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, RefusedCell, TierWork, summarise
 from reports.tables.layout import bench_tables
-from workloads import warming
+from workloads import seen_before, warming
 
+_SHARED = 0.1
+"""The share of the cores that others may have before the table says so."""
 # Of the memory that is free when the model is loaded, what tiers may take.
 _TIER_SHARE = 0.7
 
@@ -55,7 +57,7 @@ def run_and_report(
     Returns the exit code. Ctrl-C and SIGTERM keep what was measured; ``resume`` is the run file
     that they left, which is finished and replaced."""
     talk = Console(stderr=True, quiet=quiet)
-    _check_folder(out)
+    check_folder(out)
     if json_file == csv_file == "-":
         raise UserError("--json - and --csv - would both take stdout; give one a FILE")
     check_output(json_file)
@@ -95,8 +97,11 @@ def run_and_report(
                 serving,
                 options.jitter,
                 options.probe,
+                options.hardware,
             )
             engine_facts = engine.facts()
+            if options.engine in ("transformers", "vllm"):
+                measured.meter = CpuMeter(children=options.engine == "vllm")
             try:
                 plan = verified(plan, engine, notes.append, measured.warn, refusals)
                 _measure_all(plan, engine, measured, progress, notes.append, earlier, refusals)
@@ -117,6 +122,13 @@ def run_and_report(
             measured.warn(f"void: {error}")
     if not measured.samples:
         return EXIT_INTERRUPTED
+    busy = measured.busy()
+    if busy is not None and busy["other_cores"] >= _SHARED * busy["cores"]:
+        measured.head(
+            f"busy machine: others had {busy['other_cores']:.1f} of {busy['cores']} cores meanwhile"
+            f" (at most {busy['other_cores_max']:.1f}; load {busy['load']:.1f} at the start): read"
+            " ratios, not times, and run it again when the machine is free"
+        )
     with undisturbed():
         names = str(engine_facts["engine"]), str(engine_facts["model"])
         cells = summaries(plan, measured, *names)
@@ -125,6 +137,7 @@ def run_and_report(
             for each in refusals.found.values()
         ]
         meta = _run_meta(plan, measured, cells, engine_facts, started, earlier)
+        meta["busy"] = busy
         meta["refused"] = [cell.to_json() for cell in refused]
         path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
         if earlier is not None and stopped is None:
@@ -144,13 +157,16 @@ def run_and_report(
             measured.warnings,
             measured.complete,
             refused,
+            busy,
         )
         write_output(json_file, json_text(document))
     if csv_file is not None:
         write_output(csv_file, csv_text(cells), "--csv")
     if "-" not in (json_file, csv_file):
+        for text in measured.heading:
+            Console().print(text, style="yellow", highlight=False, markup=False)
         Console().print(bench_tables(cells, refused))
-    for warning in measured.warnings:
+    for warning in (w for w in measured.warnings if w not in measured.heading):
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     for note in notes:
         talk.print(note, highlight=False)
@@ -173,8 +189,9 @@ def _measure_all(
     work = []
     for index, scenario in enumerate(plan.scenarios):
         progress.phase(f"making requests for {scenario.workload}")
-        requests = engine_requests(scenario, plan.corpus, engine, measured.warn, note)
+        requests = engine_requests(scenario, plan.corpus, engine, measured.head, note)
         measured.requests.append(digest(requests))
+        measured.any_position[index] = seen_before(requests)
         cells = [cell for cell in plan.cells if cell.scenario == index]
         for cell in cells:
             with refusals.of(cell):
@@ -222,7 +239,8 @@ def _measure_all(
         )
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """Makes the folder of run files. Raises ``UserError`` if nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".lmcache-{time.time_ns()}"
@@ -248,6 +266,8 @@ def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> l
             off = [s for s in measured.samples if s.cell == base.index]
         meta = cell.meta(plan.scenarios[cell.scenario], engine, model)
         meta["busy_s"] = measured.busy_of(cell.index)
+        if (share := measured.any_position.get(cell.scenario)) is not None:
+            meta["any_position"] = share
         meta["tier_work"] = _tier_work(measured, cell.index)
         if plan.load.concurrency is None:
             del meta["busy_s"]  # open loop: arrivals set the pace
@@ -296,6 +316,7 @@ def _run_meta(
         "salt": plan.salt,
         "machine": machine(),
         "versions": versions(),
+        "commit": commit(),
         "engine": dict(engine),
         "cells": [dict(cell.meta) for cell in cells],
         "warnings": measured.warnings,

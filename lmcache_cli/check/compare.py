@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lmcache_cli.check.run import CheckOutputs, Judgement
-from lmcache_cli.check.stored_runs import ComparedRun, read_compared, refuse_unlike_runs
+from lmcache_cli.check.stored_runs import (
+    ComparedRun,
+    cells_of_loads,
+    noise_of_history,
+    read_runs,
+    refuse_unlike_runs,
+    without_chance,
+)
 from lmcache_cli.errors import UserError
-from reports.run_file import CheckRecordError, read_among
 from reports.verdict.round import Round
 from reports.verdict.trial import Comparison, Trial
 
 _FIXED = (
-    "stored runs are judged once, and were not run in turns: a drift of the machine between them is"
-    " in the change"
+    "stored runs are judged once, and were not run in turns: what the machine did on a day is in"
+    " all runs of that day, so they are one sample; give runs of several days a side, or --noise"
 )
 
 
@@ -22,56 +27,53 @@ def run_compare(
     base: str,
     new: str,
     judgement: Judgement,
-    allowed: Sequence[str],
-    noise: float | None,
     outputs: CheckOutputs,
     quiet: bool,
 ) -> int:
     """Compares stored runs and writes the verdict. Returns the exit code. Raises ``UserError`` for
     runs that can't be read or are not alike."""
     outputs.check()
-    if noise is not None and not 0 < noise < 1:
-        raise UserError(f"--noise: {noise} is no share; write 0.05 for 5 %")
     warnings: list[str] = []
+    allowed = judgement.allowed
     before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
+    before, after = cells_of_loads(before, after)
     warnings += refuse_unlike_runs(before, after, allowed)
+    both, chance = without_chance([*before, *after])
+    before, after = both[: len(before)], both[len(before) :]
+    warnings += chance
     warnings += [w for run in (*before, *after) for w in run.warnings]
     warnings.append(_FIXED)
+    if undated := [str(run.path) for run in (*before, *after) if not run.when]:
+        warnings.append(f"{', '.join(undated[:3])} tells no day: taken to be of a day of its own")
+    noise = noise_of_history(judgement.noise, judgement.rules, before[0])
     comparisons = _pair(before, after, "cells" in allowed)
     strictness = judgement.counters
-    trial = Trial(comparisons, judgement.rules, strictness, paired=False, noise=noise)
+    trial = Trial(
+        comparisons,
+        judgement.rules,
+        strictness,
+        paired=False,
+        noise=noise,
+        optional=judgement.default,
+    )
     sides = {
-        name: {"runs": [str(run.path) for run in runs], "tool": runs[0].tool}
+        name: {
+            "runs": [str(run.path) for run in runs],
+            "tool": runs[0].tool,
+            "version": runs[0].facts.get("version"),
+            "commit": runs[0].facts.get("commit"),
+            "hardware": runs[0].facts.get("hardware"),
+        }
         for name, runs in (("baseline", before), ("candidate", after))
     }
     settings = {
         "fail_on": [str(rule) for rule in judgement.rules],
         "counters": judgement.counters,
+        "inconclusive": judgement.inconclusive,
         "noise": noise,
         "allow_different": list(allowed),
     }
-    return outputs.write("compare", trial, sides, settings, warnings, True, quiet)
-
-
-def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
-    """Reads a file, several with commas, or a folder of them. What ``check`` keeps is skipped where
-    there are other files, with a line in ``warnings``. Raises ``UserError``."""
-    paths: list[Path] = []
-    for part in filter(None, text.split(",")):
-        path = Path(part)
-        if path.is_dir():
-            inside = (p for p in path.iterdir() if p.suffix in (".parquet", ".json", ".jsonl"))
-            paths += sorted(inside)
-        else:
-            paths.append(path)
-    if not paths:
-        raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
-    try:
-        found, skipped = read_among(paths, read_compared)
-    except CheckRecordError as error:
-        raise UserError(str(error)) from error
-    warnings += [warning for warning in skipped if warning not in warnings]
-    return found
+    return outputs.write("compare", trial, sides, settings, warnings, True, quiet, judgement)
 
 
 def _pair(

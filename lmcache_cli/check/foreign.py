@@ -13,7 +13,10 @@ from typing import Any
 from lmcache_cli.errors import UserError
 from reports.verdict.round import Round
 
-TOOLS = "lmcache bench, vllm bench serve, SGLang bench_serving, aiperf, guidellm, LMCache's bench"
+TOOLS = (
+    "lmcache bench, vllm bench serve, SGLang bench_serving, aiperf, genai-perf, guidellm, LMCache's"
+    " bench"
+)
 _STATISTIC = re.compile(r"(mean|median|p\d{1,2}(?:\.\d+)?)_(\w+?)_ms")
 _SERVING_TIMES = {
     "ttft": "ttft",
@@ -36,16 +39,31 @@ _GUIDELLM_TIMES = {
 _UNIT_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
+_TIME_LIMITS = ("max_seconds", "max_duration", "benchmark_duration", "duration")
+"""Settings that end a run after a time, so that its number of requests is chance."""
+
+
+class NoRunError(UserError):
+    """A file that is of no tool that is known. ``why`` says so without the file's name."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}; these can be read: {TOOLS}")
+        self.why = why
+
+
 @dataclass(frozen=True, slots=True)
 class ForeignRun:
-    """A run of another tool: ``rounds`` of the one ``cell`` that such a file has; ``facts`` and
-    ``when`` are those of :class:`lmcache_cli.check.stored_runs.ComparedRun`."""
+    """A run of another tool: the rounds of a file by its cells, one for each load that the file
+    has; ``parts`` is what it holds of each round. ``timed``: bound by time, so that the number of
+    requests is chance. ``facts`` and ``when`` are those of
+    :class:`lmcache_cli.check.stored_runs.ComparedRun`."""
 
     tool: str
-    cell: str
-    rounds: list[Round]
+    cells: dict[str, list[Round]]
     facts: dict[str, str] = field(default_factory=dict)
     when: str = ""
+    timed: bool = False
+    parts: Sequence[Mapping[str, Any]] = ()
 
 
 def read_foreign(path: Path, document: Any) -> ForeignRun:
@@ -53,17 +71,23 @@ def read_foreign(path: Path, document: Any) -> ForeignRun:
     for a format that is not known, or a file of one that lacks what a run must have."""
     first = document[0] if isinstance(document, list) and document else document
     if not isinstance(first, Mapping):
-        raise UserError(f"{path}: no run; these can be read: {TOOLS}")
+        raise NoRunError(path, "no run")
     read = _reader(first)
     if read is None:
-        raise UserError(f"{path}: of no tool that is known; these can be read: {TOOLS}")
+        raise NoRunError(path, "of no tool that is known")
     try:
-        return read(document if isinstance(document, list) else [document])
+        found = read(document if isinstance(document, list) else [document])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"{path}: looks like a known format, but {type(error).__name__}: {error}; these can be"
             f" read: {TOOLS}"
         ) from error
+    rounds = list(chain(*found.cells.values()))
+    if not any(one.n for one in rounds):
+        failed = sum(one.failed for one in rounds)
+        what = f"all {failed} requests failed" if failed else "no request was completed"
+        raise UserError(f"{path}: {found.tool}: {what}: there is nothing to compare")
+    return found
 
 
 def _reader(first: Mapping[str, Any]) -> Callable[[Sequence[Any]], ForeignRun] | None:
@@ -71,39 +95,89 @@ def _reader(first: Mapping[str, Any]) -> Callable[[Sequence[Any]], ForeignRun] |
         return _guidellm
     if isinstance(first.get("results"), Mapping) and "successful_requests" in first["results"]:
         return _lmcache_engine
-    if isinstance(first.get("request_latency"), Mapping):
+    failed = "input_config" in first and "error_request_count" in first
+    if isinstance(first.get("request_latency"), Mapping) or failed:
         return _aiperf
     if "completed" in first and "request_throughput" in first:
         return _serving
     return None
 
 
+def _by_load(
+    rounds: Sequence[Round], settings: Sequence[Mapping[str, str]]
+) -> tuple[dict[str, list[Round]], dict[str, str]]:
+    """Returns the rounds by cell, which is named by the settings that are not the same throughout
+    the file, and the others, which are facts of the run."""
+    names = list(dict.fromkeys(chain(*settings)))
+    differ = [name for name in names if len({each.get(name) for each in settings}) > 1]
+    cells: dict[str, list[Round]] = {}
+    for one, each in zip(rounds, settings, strict=True):
+        label = ", ".join(["serving", *(f"{name} {each.get(name)}" for name in differ)])
+        cells.setdefault(label, []).append(one)
+    return cells, {name: settings[0][name] for name in names if name not in differ}
+
+
+def _flat(values: object, name: str) -> dict[str, str]:
+    """Returns the single settings of a nested one, as text by their paths (``phases.rate``)."""
+    if isinstance(values, list) and len(values) == 1:
+        return _flat(values[0], name)
+    inner: Mapping[Any, Any] = {}
+    if isinstance(values, Mapping):
+        inner = values
+    elif isinstance(values, list):
+        inner = dict(enumerate(values))
+    if inner:
+        return {
+            k: v for key, each in inner.items() for k, v in _flat(each, f"{name}.{key}").items()
+        }
+    return {} if values is None or inner is values else {name: str(values)}
+
+
+def _by_time(settings: Mapping[str, str]) -> bool:
+    return any(name.rpartition(".")[2] in _TIME_LIMITS for name in settings)
+
+
 def _serving(lines: Sequence[Any]) -> ForeignRun:
     """Reads a file of vLLM (``--save-result``) or of SGLang (``--output-file``), which descends
-    from it. SGLang adds a line per run; each is a round."""
+    from it. SGLang adds a line per run, vLLM's sweeps sum them up in a list; each is a round."""
     first = lines[0]
     sglang = "server_info" in first or "total_output_tokens_retokenized" in first
     named = ("dataset_name", "num_prompts", "request_rate", "burstiness", "max_concurrency")
     lengths = ("sharegpt_output_len", "random_input_len", "random_output_len", "random_range_ratio")
-    facts = {name: str(first[name]) for name in (*named, *lengths) if first.get(name) is not None}
-    server = first.get("server_info")
-    model = first.get("model_id")
-    if model is None and isinstance(server, Mapping):
-        model = server.get("model_path")
-    if model is not None:
-        facts["model"] = str(model)
-    if first.get("backend"):
-        facts["engine"] = str(first["backend"])
+    settings = []
+    for line in lines:
+        about = {n: str(line[n]) for n in (*named, *lengths) if line.get(n) is not None}
+        server = line.get("server_info")
+        model = line.get("model_id")
+        if model is None and isinstance(server, Mapping):
+            model = server.get("model_path")
+        if model is not None:
+            about["model"] = str(model)
+        if line.get("backend"):
+            about["engine"] = str(line["backend"])
+        settings.append(about)
+    cells, facts = _by_load([_serving_round(line) for line in lines], settings)
     tool = "sglang" if sglang else "vllm"
-    when = str(first.get("date", ""))
-    return ForeignRun(tool, "serving", [_serving_round(line) for line in lines], facts, when)
+    return ForeignRun(tool, cells, facts, str(first.get("date", "")), parts=lines)
+
+
+def _asked(line: Mapping[str, Any], done: int) -> int:
+    """Returns how many requests were sent, where the file tells, else how many were answered."""
+    if line.get("num_prompts") is not None:
+        return int(line["num_prompts"])
+    length = line.get("random_input_len")
+    if length and line.get("random_range_ratio") == 1:  # each prompt has it
+        return round(int(line["total_input_tokens"]) / int(length))
+    return done
 
 
 def _serving_round(line: Mapping[str, Any]) -> Round:
     errors = line.get("errors") or []
-    failed = line.get("failed")
-    failed = int(failed if failed is not None else sum(map(bool, errors)))
     done = int(line["completed"])
+    failed = line.get("failed")
+    if failed is None:
+        failed = sum(map(bool, errors)) or max(0, _asked(line, done) - done)
+    failed = int(failed)
     times: dict[str, list[float]] = {}
     if line.get("ttfts") and len(errors) == len(line["ttfts"]):
         good = [i for i, error in enumerate(errors) if not error]
@@ -115,6 +189,7 @@ def _serving_round(line: Mapping[str, Any]) -> Round:
     rate = None
     if isinstance(report, Mapping) and report.get("total_prompt_tokens"):
         rate = report["total_cached_tokens"] / report["total_prompt_tokens"]
+        rate = rate if rate <= 1 else None  # what it counts is not the prompts'
     known = _flat_times(line, times) | _rates(line)
     return Round(done, failed, times, known, counters, rate)
 
@@ -144,7 +219,8 @@ def _rates(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _aiperf(lines: Sequence[Any]) -> ForeignRun:
-    """Reads aiperf's ``profile_export_aiperf.json``."""
+    """Reads aiperf's ``profile_export_aiperf.json``, and that of genai-perf, from which it
+    descends."""
     document = lines[0]
     known = {}
     for theirs, ours in _AIPERF_TIMES.items():
@@ -168,22 +244,35 @@ def _aiperf(lines: Sequence[Any]) -> ForeignRun:
         counters["prompt_tokens"] = int(document["total_isl"]["avg"])
     asked = document.get("input_config") or {}
     facts = {}
-    models = asked.get("models") or (asked.get("endpoint") or {}).get("model_names")
+    analyzer = asked.get("perf_analyzer")
+    models = asked.get("models") or asked.get("model_names")
+    models = models or (asked.get("endpoint") or {}).get("model_names")
     if models:
-        facts["model"] = str(models)
+        facts["model"] = ", ".join(_flat(models, "").values())
     for group in ("loadgen", "input", "phases", "datasets"):
-        if asked.get(group):
-            facts[group] = str(asked[group])
+        facts |= _flat(asked.get(group), group)
+    facts |= _flat((analyzer or {}).get("stimulus"), "stimulus")
+    phases = [p for p in asked.get("phases") or [] if p.get("name") != "warmup"]
+    limits = [p.get("requests") for p in phases]
+    counted = bool(limits) and None not in limits
+    timed = _by_time(facts) or (counted and sum(limits) != done + failed)
     when = str(document.get("start_time") or "")
     if document.get("is_complete") is False or document.get("was_cancelled"):
         raise ValueError("the run says of itself that it is incomplete")
-    return ForeignRun("aiperf", "serving", [Round(done, failed, {}, known, counters)], facts, when)
+    tool = "genai-perf" if analyzer else "aiperf"
+    cells = {"serving": [Round(done, failed, {}, known, counters)]}
+    return ForeignRun(tool, cells, facts, when, timed)
 
 
 def _guidellm(lines: Sequence[Any]) -> ForeignRun:
-    """Reads guidellm's ``benchmarks.json``: each benchmark of the file is a round."""
+    """Reads guidellm's ``benchmarks.json``: a cell for each load, of which each benchmark is a
+    round. The rates of a sweep are what the server could do, so its cells go by their place."""
     document = lines[0]
-    rounds, strategies = [], []
+    # Older versions have them flat, in `args`.
+    asked = (document.get("config") or {}).get("spec") or document.get("args") or {}
+    sweep = "sweep" in _flat(asked.get("profile"), "").values()
+    timed = _by_time(_flat(asked, ""))
+    rounds, settings = [], []
     for benchmark in document["benchmarks"]:
         metrics = benchmark["metrics"]
         known = {}
@@ -206,16 +295,15 @@ def _guidellm(lines: Sequence[Any]) -> ForeignRun:
         totals = metrics["request_totals"]
         done, failed = int(totals["successful"]), int(totals["errored"])
         rounds.append(Round(done, failed, {}, known, {"n": done, "failed": failed}))
-        strategies.append(str((benchmark.get("config") or {}).get("strategy")))
-    facts = {"strategy": "; ".join(sorted(set(strategies)))}
-    # Older versions have them flat, in `args`.
-    asked = (document.get("config") or {}).get("spec") or document.get("args") or {}
+        timed = timed or bool(totals.get("incomplete"))
+        strategy = (benchmark.get("config") or {}).get("strategy")
+        place = {"sweep": str(len(rounds))}
+        settings.append(place if sweep else _flat(strategy, "strategy"))
+    cells, facts = _by_load(rounds, settings)
     backend = asked.get("backend")
     model = backend.get("model") if isinstance(backend, Mapping) else asked.get("model")
-    for name, value in (("model", model), ("data", asked.get("data"))):
-        if value:
-            facts[name] = str(value)
-    return ForeignRun("guidellm", "serving", rounds, facts)
+    facts |= _flat(model, "model") | _flat(asked.get("data"), "data")
+    return ForeignRun("guidellm", cells, facts, timed=timed)
 
 
 def _lmcache_engine(lines: Sequence[Any]) -> ForeignRun:
@@ -228,6 +316,5 @@ def _lmcache_engine(lines: Sequence[Any]) -> ForeignRun:
     counters = {"n": done, "failed": failed, "prompt_tokens": int(results["total_input_tokens"])}
     names = ("model", "workload", "kv_cache_volume_gb", "tokens_per_gb_kvcache", "seed")
     facts = {name: str(config[name]) for name in names if config.get(name) is not None}
-    return ForeignRun(
-        "lmcache-engine", "serving", [Round(done, failed, {}, known, counters)], facts
-    )
+    cells = {"serving": [Round(done, failed, {}, known, counters)]}
+    return ForeignRun("lmcache-engine", cells, facts, timed=_by_time(_flat(config, "")))

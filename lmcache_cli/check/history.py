@@ -1,8 +1,7 @@
-"""Finds, for ``compare --history``, after which run a metric changed."""
+"""Finds, for ``compare --history``, after which run a metric changed last."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,66 +12,91 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.check.compare import read_runs
 from lmcache_cli.check.run import CheckOutputs, Judgement
-from lmcache_cli.check.stored_runs import ComparedRun, refuse_unlike_runs
-from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, MissingError, UserError
+from lmcache_cli.check.stored_runs import ComparedRun, read_runs, refuse_unlike_runs
+from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_NOT_WRITTEN, UserError
 from lmcache_cli.output import write_output
 from reports.bench_json import json_text
-from reports.verdict.interval import LEAST_RUNS, change_points
+from reports.verdict.levels import LEAST_RUNS, newest_change
 from reports.verdict.rule import Rule
 
 HISTORY_SCHEMA = "lmcache.history/1"
 
 
+KNOWN = "known-changes.txt"
+"""The file in a history's folder that acknowledges changes: on each line the name of a run file, a
+commit or a version, a metric if not all are meant, and after ``#`` why."""
+_NEAR = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``metric`` of ``cell`` has a new level from ``run`` on, the ``index``-th of the history:
-    ``before`` and ``after`` are the levels, ``change`` is a share (or a difference of shares).
-    ``regression``: beyond the rule's limit."""
+    """``metric`` of ``cell`` has a new level from ``run`` on, the ``index``-th on its hardware:
+    ``before`` and ``after`` are the levels, ``change`` is a share (or a difference of shares), and
+    ``chance`` how often noise alone makes a step as large. ``regression``: beyond the rule's limit,
+    and not ``acknowledged``."""
 
     cell: str
     metric: str
+    hardware: str
     run: str
     version: str
+    commit: str
     index: int
     before: float
     after: float
     change: float
+    chance: float
+    acknowledged: bool
     regression: bool
 
 
-def run_history(
-    folder: Path, judgement: Judgement, allowed: Sequence[str], outputs: CheckOutputs, quiet: bool
-) -> int:
-    """Prints every change of level. Returns 1 if one is a regression, 3 with fewer than six runs.
-    Raises ``UserError`` for a folder that can't be read, or runs that are not alike."""
+def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet: bool) -> int:
+    """Prints the newest change of level of each metric. Returns 1 if one is a regression, 3 with
+    fewer than six runs on every hardware. Raises ``UserError`` for a folder that can't be read, or
+    runs on one hardware that are not alike."""
     outputs.check()
-    if outputs.junit or outputs.markdown or outputs.github:
+    if outputs.junit or outputs.markdown or outputs.github or outputs.comment:
         raise UserError("--history: writes a table and --json only")
     if not folder.is_dir():
         raise UserError(f"--history: {folder} is no folder; give one of run files")
-    try:
-        import ruptures  # noqa: F401
-    except ImportError as error:
-        raise MissingError(
-            f"--history needs the package {error.name}; run: pip install 'lmcache-bench[check]'"
-        ) from error
     # Files without a time are ordered by name, and those come first.
     warnings: list[str] = []
     read = read_runs(str(folder), "--history", warnings)
     runs = sorted(read, key=lambda run: (run.when, run.path.name))
-    warnings += refuse_unlike_runs(runs[:1], runs[1:], allowed)
+    known = _acknowledged(folder / KNOWN)
+    groups: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.facts.get("hardware", ""), []).append(run)
+    for group in groups.values():
+        allowed = [name for name in judgement.allowed if name in group[0].facts]
+        warnings += refuse_unlike_runs(group[:1], group[1:], allowed)
+    if len(groups) > 1:
+        counts = ", ".join(f"{name or 'unknown'} ({len(g)} runs)" for name, g in groups.items())
+        warnings.append(f"runs of several machines, each judged alone: {counts}")
     found = [
         change
-        for cell in runs[0].cells
+        for group in groups.values()
+        for cell in dict.fromkeys(cell for run in group for cell in run.cells)
         for rule in judgement.rules
-        for change in changes_of(runs, cell, rule)
+        if (change := newest_of(group, cell, rule, known)) is not None
     ]
+    if outputs.json != "-":
+        Console().print(_table(found) if found else f"{len(runs)} runs, no change of level")
     talk = Console(stderr=True, quiet=quiet)
     for warning in warnings:
         talk.print(
             f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
+    for change in (change for change in found if change.regression):
+        name = change.commit or Path(change.run).name
+        talk.print(
+            f"{change.metric} is {change.change * 100:+.1f} since {Path(change.run).name}"
+            f" (commit {change.commit or 'unknown'}). If that is meant, a line in"
+            f" {folder / KNOWN}: {name} {change.metric}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     if outputs.json:
         document = {
@@ -81,51 +105,77 @@ def run_history(
             "warnings": warnings,
             "changes": [asdict(change) for change in found],
         }
-        write_output(outputs.json, json_text(document))
-    if outputs.json != "-":
-        Console().print(_table(found) if found else f"{len(runs)} runs, no change of level")
-    if len(runs) < LEAST_RUNS:
-        talk.print(f"{len(runs)} runs are too few to tell; {LEAST_RUNS} are needed")
-        return EXIT_INCONCLUSIVE
+        try:
+            write_output(outputs.json, json_text(document))
+        except UserError as error:
+            error.exit_code = EXIT_NOT_WRITTEN
+            raise
+    if max(len(group) for group in groups.values()) < LEAST_RUNS:
+        talk.print(f"{len(runs)} runs are too few to tell; {LEAST_RUNS} on one machine are needed")
+        return 0 if judgement.inconclusive == "pass" else EXIT_INCONCLUSIVE
     return EXIT_FAILED if any(change.regression for change in found) else 0
 
 
-def changes_of(runs: Sequence[ComparedRun], cell: str, rule: Rule) -> list[Change]:
-    """Returns the changes of one metric in a cell. A run of several rounds counts with their
-    median; runs without the metric are left out."""
+def newest_of(
+    runs: Sequence[ComparedRun], cell: str, rule: Rule, known: Sequence[Sequence[str]] = ()
+) -> Change | None:
+    """Returns the newest change of one metric in a cell, if there is any. A run of several rounds
+    counts with their median; runs without the metric are left out. Changes in ``known`` (first word
+    a run, commit or version, the second a metric) are acknowledged; as noise hides where exactly a
+    level begins, a run nearby will do."""
     measured = []
     for run in runs:
         values = [r.value(rule.metric) for r in run.cells.get(cell, [])]
         usable = [v for v in values if v is not None and (rule.points or v > 0)]
         if usable:
             measured.append((run, float(np.median(usable))))
-    scaled = [rule.scaled(value) for _, value in measured]
-    bounds = [0, *change_points(scaled), len(scaled)]
-    levels = [float(np.mean(scaled[a:b])) for a, b in itertools.pairwise(bounds) if a < b]
-    found = []
-    for i, (before, after) in enumerate(itertools.pairwise(levels)):
-        change = rule.change(after - before)
-        run, _ = measured[bounds[i + 1]]
-        ends = (before, after) if rule.points else (math.exp(before), math.exp(after))
-        worse = change < rule.limit if rule.falling else change > rule.limit
-        found.append(
-            Change(
-                cell,
-                rule.metric,
-                str(run.path),
-                run.facts.get("version", ""),
-                bounds[i + 1],
-                *ends,
-                change,
-                worse,
-            )
+    level = newest_change([rule.scaled(value) for _, value in measured])
+    if level is None:
+        return None
+    change = rule.change(level.after - level.before)
+    run, _ = measured[level.start]
+    before, after = level.before, level.after
+    near = [r for r, _ in measured[max(level.start - _NEAR, 0) : level.start + _NEAR]]
+    acknowledged = any(
+        (len(words) < 2 or words[1] == rule.metric)
+        and any(
+            words[0] in (each.path.name, each.facts.get("version"))
+            or (len(words[0]) >= 7 and each.facts.get("commit", "").startswith(words[0]))
+            for each in near
         )
-    return found
+        for words in known
+    )
+    worse = change < rule.limit if rule.falling else change > rule.limit
+    return Change(
+        cell,
+        rule.metric,
+        run.facts.get("hardware", ""),
+        str(run.path),
+        run.facts.get("version", ""),
+        run.facts.get("commit", ""),
+        level.start,
+        before if rule.points else math.exp(before),
+        after if rule.points else math.exp(after),
+        change,
+        level.chance,
+        acknowledged,
+        worse and not acknowledged,
+    )
+
+
+def _acknowledged(path: Path) -> list[list[str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--history: {path} can't be read: {error}") from error
+    return [words for line in lines if (words := line.partition("#")[0].split())]
 
 
 def _table(found: Sequence[Change]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in ("cell", "metric", "from run", "version", "change", ""):
+    for name in ("cell", "metric", "from run", "version", "commit", "change", ""):
         table.add_column(name, justify="right" if name == "change" else "left")
     for change in found:
         table.add_row(
@@ -133,8 +183,9 @@ def _table(found: Sequence[Change]) -> Table:
             change.metric,
             Path(change.run).name,
             change.version,
+            change.commit[:10],
             f"{change.change * 100:+.1f}",
-            "regression" if change.regression else "",
+            "regression" if change.regression else "known" if change.acknowledged else "",
             style="bold red" if change.regression else "",
         )
     return table

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +17,12 @@ from lmcache_cli.bench.plan import make_plan
 from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests
-from lmcache_cli.check.side import Budget
+from lmcache_cli.check.side import LATE, Budget, OutOfTime
+from lmcache_cli.check.stored_runs import facts_of
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import UserError
+from lmcache_cli.machine import machine
 from lmcache_cli.modes.blend import verified
 from lmcache_cli.modes.mode import DEFAULT_MODES
 from lmcache_cli.options.bench import BenchOptions
@@ -27,7 +31,17 @@ from reports.verdict.round import round_of
 from reports.verdict.trial import Comparison
 from workloads import warming
 
-_SAME_ENGINE = ("engine", "model", "device", "dtype", "url", "vllm_args", "probe", "jitter")
+_SAME_ENGINE = (
+    "engine",
+    "model",
+    "device",
+    "dtype",
+    "url",
+    "vllm_args",
+    "probe",
+    "hardware",
+    "jitter",
+)
 _SAME_LOAD = ("rate", "concurrency")
 
 
@@ -58,17 +72,35 @@ class InProcess:
     plans: Sequence[BenchPlan]
     seed: int
     out: Path
+    needed: Mapping[str, int] = field(default_factory=dict)
+    """How many values a round needs, by rule."""
     measured: Measured = field(default_factory=Measured)
     _pairs: list[tuple[Cell, ...]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, options: Sequence[BenchOptions], seed: int, out: Path) -> InProcess:
+    def of(
+        cls, options: Sequence[BenchOptions], seed: int, out: Path, needed: Mapping[str, int]
+    ) -> InProcess:
         """Plans the sides and pairs their cells. Raises ``UserError`` for flags that bench refuses,
         and for sides that don't serve the same requests to as many cells."""
         plans = [make_plan(with_default_reuse(each), out) for each in options]
         if len(plans) == 2:
             _refuse_unlike(*plans)
-        return cls(plans, seed, out, _pairs=_pairs(plans))
+        return cls(plans, seed, out, needed, _pairs=_pairs(plans))
+
+    def facts(self) -> dict[str, str]:
+        """Returns the facts of the last plan's side that are known before it runs, as those of a
+        stored run."""
+        plan = self.plans[-1]
+        asked = json.loads(json.dumps(plan.config(), default=str))
+        meta = {"config": asked, "machine": machine()}
+        cells = [
+            cell.meta(plan.scenarios[cell.scenario], plan.options.engine, "") for cell in plan.cells
+        ]
+        found = facts_of(meta, cells)
+        # What the engine calls its model is known when it runs.
+        del found["model"]
+        return found
 
     def comparisons(self) -> list[Comparison]:
         """Returns one comparison per pair of cells, without rounds."""
@@ -105,15 +137,24 @@ class InProcess:
             self.plans[0].serving(self.out, progress.phase),
             options.jitter,
             options.probe,
+            options.hardware,
         )
         try:
             warn = self.measured.warn
             self.plans = [verified(plan, engine, warn, warn) for plan in self.plans]
             self._pairs = _pairs(self.plans)
             for i, comparison in enumerate(comparisons):
-                spent = partial(budget.spent, cell=i, cells=len(comparisons))
-                rounds = self._rounds(self._pairs[i], comparison, settled, spent)
-                self._serve(engine, self._pairs[i], comparison.cell, rounds, progress)
+                rounds = self._rounds(
+                    self._pairs[i],
+                    comparison,
+                    settled,
+                    partial(budget.spent, cell=i, cells=len(comparisons)),
+                )
+                late = partial(budget.late, cell=i, cells=len(comparisons))
+                try:
+                    self._serve(engine, self._pairs[i], comparison.cell, rounds, progress, late)
+                except OutOfTime as error:
+                    warn(f"{comparison.cell}: {error}")
         finally:
             engine.close()
             for plan in self.plans:
@@ -127,15 +168,24 @@ class InProcess:
         name: str,
         rounds: Iterator[int],
         progress: BenchProgress,
+        late: Callable[[], bool],
     ) -> None:
         plan = self.plans[0]
         scenario = plan.scenarios[pair[0].scenario]
         warn = self.measured.warn
         requests = engine_requests(scenario, plan.corpus, engine, warn, warn)
+        for rule, least in self.needed.items():
+            if len(requests) < least:
+                raise UserError(
+                    f"--fail-on: {rule} can't be judged: a round of {name} has {len(requests)}"
+                    f" requests, and it needs {least}; ask for more, or for another statistic"
+                )
         progress.phase(f"{name}: warming up")
 
         def label(cell: Cell, sample: Sample) -> None:
             progress.served(f"{name} round {sample.repeat + 1}", sample)
+            if late():
+                raise OutOfTime(LATE)
 
         measure_cells(
             engine,
@@ -155,7 +205,7 @@ class InProcess:
         pair: Sequence[Cell],
         comparison: Comparison,
         settled: Callable[[Comparison], bool],
-        spent: Callable[[int], bool],
+        spent: Callable[[int, float], bool],
     ) -> Iterator[int]:
         """Yields round numbers for :func:`.measure_cells`; between them the last round is
         judged."""
@@ -166,6 +216,7 @@ class InProcess:
         evicted = [0] * len(pair)
         while True:
             seen = len(measured.samples)
+            began = time.monotonic()
             yield number
             number += 1
             sides = [comparison.base, comparison.new][-len(pair) :]
@@ -179,7 +230,7 @@ class InProcess:
                 samples = [s for s in measured.samples[seen:] if s.cell == cell.index]
                 spent_s = busy[i] - before_s if closed else None
                 side.append(round_of(samples, spent_s, evicted[i] - before))
-            if settled(comparison) or spent(number):
+            if settled(comparison) or spent(number, time.monotonic() - began):
                 return
 
 

@@ -21,14 +21,15 @@ from lmcache_cli.errors import EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine
 from lmcache_cli.output import write_output
 from reports.bench_json import json_text
-from reports.verdict.interval import anytime_intervals
-from reports.verdict.judge import LEAST_ROUNDS, LEVEL
+from reports.verdict.judge import LEVEL
+from reports.verdict.looks import LAST_SHARE, LEAST_ROUNDS, Looks, decide
 from reports.verdict.round import measured_by_clock
 from reports.verdict.rule import Rule
 from reports.verdict.trial import Comparison
 
 NOISE_SCHEMA = "lmcache.calibrate/1"
 _REPLAYS = 1000
+_LEAST = 5
 _MOST_ROUNDS = 2000
 
 
@@ -99,10 +100,10 @@ def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
     after = [r.value(rule.metric) for r in comparison.new]
     pairs = [(a, b) for a, b in zip(before, after, strict=False) if a and b and a > 0 and b > 0]
     ratios = [math.log(b / a) for a, b in pairs]
-    if len(ratios) < LEAST_ROUNDS:
+    if len(ratios) < _LEAST:
         measured = f"{len(ratios)} of {min(len(before), len(after))} rounds measured it"
         return (
-            f"{where}: {measured}, {LEAST_ROUNDS} are needed; raise --max-rounds or --max-time, or"
+            f"{where}: {measured}, {_LEAST} are needed; raise --max-rounds or --max-time, or"
             " choose another metric"
         )
     if np.ptp(ratios) == 0:
@@ -114,14 +115,15 @@ def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
     rng = np.random.default_rng(seed)
     # Either side could have been called the candidate: with both signs there is no bias.
     both = np.array([*ratios, *(-ratio for ratio in ratios)])
-    alarms = [_fails(rng.choice(both, len(ratios)).tolist(), rule) for _ in range(_REPLAYS)]
+    replayed = Looks.of(0.0, rng.choice(both, (_REPLAYS, len(ratios))))
+    alarms = decide(replayed, rule.bound, rule.falling, LEVEL, LEVEL, True).outcome == 1
     return Noise(
         comparison.cell,
         rule.metric,
         len(ratios),
         spread / math.sqrt(2),
         math.expm1(float(np.mean(ratios))),
-        sum(alarms) / _REPLAYS,
+        float(alarms.mean()),
         rounds_needed(spread, rule),
     )
 
@@ -132,24 +134,12 @@ def rounds_needed(spread: float, rule: Rule) -> int | None:
     gap = abs(math.log1p(2 * rule.limit) - math.log1p(rule.limit)) if 2 * rule.limit > -1 else 0
     if not gap:
         return None
-    # The interval's half width in standard deviations, after each number of rounds.
-    unit = np.tile([-1.0, 1.0], _MOST_ROUNDS // 2)
-    for interval in anytime_intervals(unit.tolist(), LEVEL):
-        half = (interval.high - interval.low) / 2 * spread
-        if half + 1.645 * spread / math.sqrt(interval.n) <= gap:
-            return max(interval.n, LEAST_ROUNDS)
-    return None
+    from scipy import stats
 
-
-def _fails(ratios: Sequence[float], rule: Rule) -> bool:
-    for interval in anytime_intervals(ratios, LEVEL):
-        if rule.falling:
-            worse, better = interval.high < rule.bound, interval.low > rule.bound
-        else:
-            worse, better = interval.low > rule.bound, interval.high < rule.bound
-        if worse or better:
-            return worse
-    return False
+    n = np.arange(LEAST_ROUNDS, _MOST_ROUNDS + 1)
+    reach = stats.t.isf(LEVEL * LAST_SHARE, n - 1) + float(stats.norm.isf(0.05))
+    enough = n[reach * spread / np.sqrt(n) <= gap]
+    return int(enough[0]) if enough.size else None
 
 
 def _table(found: Sequence[Noise]) -> Table:

@@ -4,43 +4,55 @@ verdicts."""
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.bench.report import check_folder
 from lmcache_cli.check.in_process import InProcess, engine_differences
 from lmcache_cli.check.side import Budget, Processes, Side
-from lmcache_cli.check.stored_runs import ComparedRun, read_compared
+from lmcache_cli.check.stored_runs import (
+    ComparedRun,
+    noise_of_history,
+    read_baseline,
+    refuse_elsewhere,
+    refuse_unlike_runs,
+)
 from lmcache_cli.errors import (
     EXIT_FAILED,
     EXIT_INCONCLUSIVE,
     EXIT_INTERRUPTED,
+    EXIT_NOT_WRITTEN,
     MissingError,
     UserError,
 )
-from lmcache_cli.machine import machine, versions
+from lmcache_cli.machine import commit, machine, versions
 from lmcache_cli.modes.mode import one_of
 from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import json_text
-from reports.run_file import CHECK, CheckRecordError, write_run
+from reports.run_file import CHECK, CheckRecordError, RunFileError, write_run
 from reports.verdict.counters import Strictness
 from reports.verdict.formats import verdict_json, verdict_junit, verdict_markdown, verdict_table
-from reports.verdict.judge import LEAST_ROUNDS, Outcome
+from reports.verdict.judge import Outcome, least_values
 from reports.verdict.round import measured_by_clock
-from reports.verdict.rule import DEFAULT_RULE, Rule, RuleError, parse_rule
+from reports.verdict.rule import DEFAULT_RULES, Rule, RuleError, parse_rule
 from reports.verdict.trial import Comparison, Trial
 
 _DRIFT = (
     "a stored baseline was measured at another time: what the machine was doing then is in the"
     " change; give flags of bench as --baseline to have both measured in turns"
 )
+_LEAST_NEW = 5
+"""The least number of rounds of a candidate beside a stored baseline."""
 
 
 @dataclass(slots=True)
@@ -57,15 +69,20 @@ class CheckResult:
     warnings: list[str]
     runner: InProcess | Processes | None = None
     stored: ComparedRun | None = None
+    noise: float | Mapping[str, float] | None = None
     until_spent: bool = False
 
-    def trial(self) -> Trial:
-        """Returns the rounds so far under the rules."""
+    def trial(self, over: bool = True) -> Trial:
+        """Returns the rounds so far under the rules; ``over``: no more will follow."""
+        judgement = self.judgement
         return Trial(
             self.comparisons,
-            self.judgement.rules,
-            self.judgement.counters,
+            judgement.rules,
+            judgement.counters,
             paired=self.stored is None,
+            noise=self.noise,
+            over=over,
+            optional=judgement.default,
         )
 
     def measure(self, progress: BenchProgress, until_spent: bool = False) -> None:
@@ -86,7 +103,7 @@ class CheckResult:
             )
             self._in_processes(progress)
             return
-        here = InProcess.of(options, self.seed, self.out)
+        here = InProcess.of(options, self.seed, self.out, self.judgement.needed())
         self.runner = here
         self.comparisons += here.comparisons()
         here.run(self.comparisons, self.budget, self._settled, progress)
@@ -99,8 +116,15 @@ class CheckResult:
     def _measure_new(self, stored: ComparedRun, progress: BenchProgress) -> None:
         """Measures the candidate alone, as often as the stored baseline: rounds that are in no
         pairs can't be looked at one by one."""
-        here = InProcess.of([self.new.options()], self.seed, self.out)
+        here = InProcess.of([self.new.options()], self.seed, self.out, self.judgement.needed())
         self.runner = here
+        facts = here.facts()
+        if not any(measured_by_clock(rule.metric) for rule in self.judgement.rules):
+            facts.pop("hardware")  # counters are the same everywhere
+        if stored.path.suffix == ".parquet":
+            facts.pop("requests")  # a digest of those that were served, not the flag
+        planned = ComparedRun(Path("candidate"), "lmcache", {}, facts)
+        self.warnings += refuse_unlike_runs([stored], [planned], self.judgement.allowed)
         found = here.comparisons()
         if len(found) != len(stored.cells):
             raise UserError(
@@ -112,15 +136,19 @@ class CheckResult:
             comparison.cell = label
             comparison.base += rounds
         self.comparisons += found
-        need = max([LEAST_ROUNDS, *(len(rounds) for rounds in stored.cells.values())])
+        need = max([_LEAST_NEW, *(len(rounds) for rounds in stored.cells.values())])
 
         def enough(comparison: Comparison) -> bool:
             return len(comparison.new) >= need
 
-        here.run(self.comparisons, self.budget, enough, progress)
+        try:
+            here.run(self.comparisons, self.budget, enough, progress)
+        finally:
+            for comparison in found:  # of one day, as the baseline's are
+                comparison.new[:] = [replace(each, sample="now") for each in comparison.new]
 
     def _settled(self, comparison: Comparison) -> bool:
-        return not self.until_spent and self.trial().settled(comparison)
+        return not self.until_spent and self.trial(over=False).settled(comparison)
 
     def sides(self) -> dict[str, Any]:
         """Returns what was compared, for JSON."""
@@ -131,7 +159,13 @@ class CheckResult:
                 "python": str(side.python) if side.python else None,
                 "stored": str(side.stored) if side.stored else None,
                 "version": versions().get("lmcache-bench"),
+                "commit": commit(),
+                "hardware": machine()["fingerprint"],
             }
+            if side.stored and self.stored is not None:
+                facts = self.stored.facts
+                known = {n: facts.get(n) for n in ("version", "commit", "hardware")}
+                found[side.name] |= known
             if isinstance(self.runner, Processes):
                 found[side.name]["version"] = self.runner.versions.get(side.name)
         return found
@@ -150,13 +184,15 @@ def run_check(
     """Runs a check and returns the exit code. Ctrl-C keeps what was measured: the verdict so far is
     printed and all files are written."""
     outputs.check()
+    check_folder(out)
     try:
-        stored = read_compared(base.stored) if base.stored else None
+        stored = read_baseline(base.stored) if base.stored else None
     except CheckRecordError as error:
         raise UserError(f"--baseline: {error}") from error
     check = CheckResult(base, new, judgement, budget, seed, out, [], [], stored=stored)
     if stored is not None:
-        _refuse_elsewhere(stored, judgement)
+        refuse_elsewhere(stored, judgement.rules)
+        check.noise = noise_of_history(judgement.noise, judgement.rules, stored)
         check.warnings += [_DRIFT, *stored.warnings]
     started = datetime.now(UTC)
     interrupted = False
@@ -168,31 +204,28 @@ def run_check(
             check.warnings.append("interrupted: the verdict is of what was measured until then")
     if isinstance(check.runner, InProcess):
         check.warnings += check.runner.measured.warnings
-        _keep_samples(check, check.runner, started, not interrupted, quiet)
+    elif check.runner is not None:
+        check.warnings += check.runner.warnings
     settings: Mapping[str, Any] = {
         "fail_on": [str(rule) for rule in judgement.rules],
         "counters": judgement.counters,
+        "inconclusive": judgement.inconclusive,
         "max_rounds": budget.rounds,
         "max_time_s": budget.seconds,
         "seed": seed,
         "machine": machine(),
     }
+    trial = check.trial(over=not interrupted)
     code = outputs.write(
-        "check", check.trial(), check.sides(), settings, check.warnings, not interrupted, quiet
+        "check", trial, check.sides(), settings, check.warnings, not interrupted, quiet, judgement
     )
+    if isinstance(check.runner, InProcess):
+        try:
+            _keep_samples(check, check.runner, started, not interrupted, quiet)
+        except RunFileError as error:
+            print(f"lmcache: --out: {error}", file=sys.stderr)
+            code = EXIT_NOT_WRITTEN
     return EXIT_INTERRUPTED if interrupted else code
-
-
-def _refuse_elsewhere(stored: ComparedRun, judgement: Judgement) -> None:
-    """Raises ``UserError`` for times of another machine, which are no baseline; its counters
-    are."""
-    hardware = stored.facts.get("hardware")
-    timed = [str(rule) for rule in judgement.rules if measured_by_clock(rule.metric)]
-    if timed and hardware and hardware != machine()["fingerprint"]:
-        raise UserError(
-            f"--baseline: {stored.path} was measured on other hardware, so {', '.join(timed)} can't"
-            " be judged; measure it here, or judge counters only: --fail-on 'hit_rate<0pp'"
-        )
 
 
 def _keep_samples(
@@ -232,6 +265,10 @@ class CheckOutputs(VerdictFiles):
             check_output(name, f"--{flag}")
         if self.github and not os.environ.get(_SUMMARY):
             raise UserError(f"--github: {_SUMMARY} is not set; this works in GitHub Actions only")
+        if self.github:
+            check_output(os.environ[_SUMMARY], f"--github: {_SUMMARY}")
+        if self.comment and shutil.which("gh") is None:
+            raise MissingError("--comment needs the GitHub CLI, gh: see https://cli.github.com")
         if self.junit:
             try:
                 import junitparser  # noqa: F401
@@ -247,21 +284,12 @@ class CheckOutputs(VerdictFiles):
         warnings: Sequence[str],
         complete: bool,
         quiet: bool,
+        judgement: Judgement,
     ) -> int:
-        """Writes all files, prints the table unless stdout is taken. Returns the exit code."""
+        """Prints the table unless stdout is taken, then writes all files. Returns the exit code,
+        another one than those of verdicts if a file could not be written."""
         verdicts, outcome = trial.verdicts(), trial.outcome()
         title = f"lmcache {command}"
-        if self.json:
-            document = verdict_json(verdicts, outcome, sides, settings, warnings, complete)
-            write_output(self.json, json_text(document))
-        markdown = verdict_markdown(verdicts, outcome, title, warnings)
-        if self.markdown:
-            write_output(self.markdown, markdown, "--markdown")
-        if self.github:
-            with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
-                summary.write(markdown)
-        if self.junit:
-            write_output(self.junit, verdict_junit(verdicts, title), "--junit")
         if "-" not in (self.json, self.markdown, self.junit):
             Console().print(verdict_table(verdicts, outcome))
         talk = Console(stderr=True, quiet=quiet)
@@ -269,15 +297,70 @@ class CheckOutputs(VerdictFiles):
             talk.print(
                 f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
             )
-        return EXIT_CODES[outcome]
+        compared = [_side_text(name, side) for name, side in sides.items()]
+        markdown = verdict_markdown(verdicts, outcome, title, [*compared, *warnings])
+        document = verdict_json(verdicts, outcome, sides, settings, warnings, complete)
+        lenient = judgement.inconclusive == "pass"
+        failed = False
+        texts: list[tuple[str, str | None, Callable[[], str]]] = [
+            ("--json", self.json, lambda: json_text(document)),
+            ("--markdown", self.markdown, lambda: markdown),
+            ("--junit", self.junit, lambda: verdict_junit(verdicts, title, compared, lenient)),
+        ]
+        for flag, target, text in texts:
+            try:
+                if target:
+                    write_output(target, text(), flag)
+            except UserError as error:
+                failed = True
+                print(f"lmcache: {error}", file=sys.stderr)
+        try:
+            if self.github:
+                with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
+                    summary.write(markdown)
+            if self.comment:
+                comment_on_pull_request(markdown)
+        except (OSError, subprocess.CalledProcessError) as error:
+            failed = True
+            print(f"lmcache: --github, --comment: {error}", file=sys.stderr)
+        if failed:
+            return EXIT_NOT_WRITTEN
+        return 0 if lenient and outcome == "INCONCLUSIVE" else EXIT_CODES[outcome]
+
+
+def comment_on_pull_request(markdown: str) -> None:
+    """Writes a comment for the pull request of the current branch, or replaces the last one that
+    the same user wrote there. Raises ``CalledProcessError`` with what gh says on stderr."""
+    # In an action on a pull request this is refs/pull/NUMBER/merge, and no branch is checked out.
+    parts = os.environ.get("GITHUB_REF", "").split("/")
+    number = parts[2:3] if parts[:2] == ["refs", "pull"] else []
+    command = ["gh", "pr", "comment", *number, "--edit-last", "--create-if-none"]
+    subprocess.run([*command, "--body-file", "-"], input=markdown, text=True, check=True)
+
+
+def _side_text(name: str, side: Mapping[str, Any]) -> str:
+    what = side.get("stored") or side.get("runs") or " ".join(side.get("args") or ())
+    told = {key: side.get(key) for key in ("python", "version", "commit", "hardware")}
+    return f"{name}: {what} " + ", ".join(f"{key} {value}" for key, value in told.items() if value)
 
 
 @dataclass(slots=True)
 class Judgement:
-    """The criteria of what fails: ``rules`` and the strictness of counters."""
+    """The criteria of what fails: ``rules`` (``default``: those that are taken if none is given)
+    and the strictness of counters; what ``inconclusive`` is to the exit code; the ``noise`` of
+    stored runs as it was given; and in which facts these may differ, ``allowed``."""
 
     rules: list[Rule] = field(default_factory=list)
     counters: Strictness = "exact"
+    default: bool = False
+    inconclusive: Literal["fail", "pass"] = "fail"
+    noise: str | None = None
+    allowed: Sequence[str] = ()
+
+    def needed(self) -> dict[str, int]:
+        """Returns how many values a round needs for each rule's metric; none for default rules,
+        which are left out where there are too few."""
+        return {} if self.default else {str(r): least_values(r.metric) for r in self.rules}
 
     @classmethod
     def of(cls, flags: JudgementFlags) -> Judgement:
@@ -285,7 +368,7 @@ class Judgement:
         ``MissingError`` without scipy."""
         one_of("--counters", flags.counters, get_args(Strictness))
         try:
-            rules = [parse_rule(text) for text in (flags.fail_on or [DEFAULT_RULE])]
+            rules = [parse_rule(text) for text in (flags.fail_on or DEFAULT_RULES)]
         except RuleError as error:
             raise UserError(f"--fail-on: {error}") from error
         names = [str(rule) for rule in rules]
@@ -296,7 +379,14 @@ class Judgement:
             import scipy  # noqa: F401
         except ImportError as error:
             raise _missing(error) from error
-        return cls(rules, flags.counters)
+        return cls(
+            rules,
+            flags.counters,
+            not flags.fail_on,
+            flags.inconclusive,
+            flags.noise,
+            flags.allow_different or (),
+        )
 
 
 def _missing(error: ImportError) -> MissingError:

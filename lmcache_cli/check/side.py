@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,9 @@ from lmcache_cli.check.stored_runs import ComparedRun, read_compared
 from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, parser_text
 from lmcache_cli.options.bench import BenchOptions
 from reports.verdict.trial import Comparison
+
+_GRACE_S = 10.0
+"""The seconds that a process has to stop by itself."""
 
 
 @dataclass(slots=True)
@@ -44,16 +50,21 @@ class Processes:
         number = 0
         while True:
             runs = {}
+            began = time.monotonic()
             for side in rng.sample(list(self.sides), len(self.sides)):
                 progress.phase(f"round {number + 1}: {side.name}")
-                runs[side.name] = self._bench(side)
+                try:
+                    runs[side.name] = self._bench(side, budget.left())
+                except OutOfTime as error:
+                    self.warnings.append(str(error))
+                    return
             number += 1
             self._add(comparisons, runs["baseline"], runs["candidate"])
             over = [settled(comparison) for comparison in comparisons]
-            if all(over) or budget.spent(number, 0, 1):
+            if all(over) or budget.spent(number, time.monotonic() - began, 0, 1):
                 return
 
-    def _bench(self, side: Side) -> ComparedRun:
+    def _bench(self, side: Side, seconds: float) -> ComparedRun:
         args = [] if "--reuse" in " ".join(side.args) else ["--reuse", "prefix"]
         with tempfile.TemporaryDirectory(prefix="lmcache-check-") as folder:
             command = [
@@ -62,7 +73,7 @@ class Processes:
                 *(*side.args, *args, "--repeat", "1", "--out", folder, "--json", "-", "--quiet"),
             ]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                done = _run(command, seconds, side.python is not None)
             except OSError as error:
                 raise MissingError(
                     f"--{side.name}-python: {command[0]}: {error.strerror}"
@@ -95,6 +106,43 @@ class Processes:
             comparison.new += after
 
 
+class OutOfTime(Exception):
+    """The time of a check is over in the middle of a round, which does not count."""
+
+
+LATE = "--max-time ended a round before it was whole: it does not count; give more time"
+
+
+def _run(command: Sequence[str], seconds: float, foreign: bool) -> subprocess.CompletedProcess[str]:
+    """Runs a command and what it starts, at most so long. A ``foreign`` Python gets no PYTHONPATH,
+    which would put this version's packages before its own. Raises :class:`OutOfTime`."""
+    environment = dict(os.environ)
+    if foreign:
+        environment.pop("PYTHONPATH", None)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=max(seconds, 0.0))
+        except BaseException as error:
+            # SIGINT first: a bench stops the server that it has started.
+            for signum, grace in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signum)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=grace)
+                    break
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise OutOfTime(LATE) from error
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The limit of a check: at most ``rounds`` per cell, and ``seconds`` in all from its making
@@ -104,16 +152,24 @@ class Budget:
     seconds: float
     began: float = field(default_factory=time.monotonic)
 
-    def spent(self, rounds: int, cell: int, cells: int) -> bool:
-        """Returns whether cell number ``cell`` of ``cells`` has had its share of rounds or time."""
-        until = self.began + self.seconds * (cell + 1) / cells
-        return rounds >= self.rounds or time.monotonic() >= until
+    def spent(self, rounds: int, lasts: float, cell: int, cells: int) -> bool:
+        """Returns whether cell number ``cell`` of ``cells`` has had its share of rounds or time, or
+        has no time left for a round that lasts so many seconds."""
+        return rounds >= self.rounds or self.left(cell, cells) < lasts
+
+    def late(self, cell: int, cells: int) -> bool:
+        """Returns whether the cell's share of time is over."""
+        return self.left(cell, cells) <= 0
+
+    def left(self, cell: int = 0, cells: int = 1) -> float:
+        """Returns the seconds left of the cell's share of time."""
+        return self.began + self.seconds * (cell + 1) / cells - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
     """One side of a check. ``name`` is baseline or candidate. ``args`` are flags of bench, for
-    ``python`` (None: this one); or ``stored`` is a run file."""
+    ``python`` (None: this one); or ``stored`` is a run file, or a store of them."""
 
     name: str
     args: tuple[str, ...] = ()
@@ -149,11 +205,12 @@ def parse_side(name: str, text: str | None, python: Path | None) -> Side:
     """Makes a side of ``text``: flags of bench, a YAML file of them, or a run file. Raises
     ``UserError``."""
     if python is not None and not python.exists():
-        raise UserError(
+        raise MissingError(
             f"--{name}-python: {python} does not exist; give a Python of an environment"
         )
     path = Path(text) if text else None
-    if path is not None and path.suffix in (".parquet", ".json") and "\n" not in str(path):
+    stored = path is not None and (path.suffix in (".parquet", ".json") or path.is_dir())
+    if path is not None and stored and "\n" not in str(path):
         if name == "candidate" or python is not None:
             raise UserError(f"--{name}: {path} is a run; to judge runs use lmcache compare")
         if not path.exists():

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lmcache_cli.check.foreign import read_foreign
-from lmcache_cli.errors import UserError
+import numpy as np
+
+from lmcache_cli.check.foreign import NoRunError, read_foreign
+from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.machine import machine
+from reports.run_file import CheckRecordError, read_among
 from reports.sample import Sample
-from reports.verdict.round import RATES, TIMES, Round, round_of
+from reports.verdict.levels import LEAST_RUNS
+from reports.verdict.round import RATES, TIMES, Round, measured_by_clock, round_of
+from reports.verdict.rule import Rule
 
 _NOT_PARAMETERS = (
     *("workloads", "model", "engine", "repeat", "seed", "disk_path", "corpus", "trace"),
-    *("url", "request_timeout", "start_timeout", "cache_name", "jitter", "tier_latency"),
+    *(
+        "url",
+        "request_timeout",
+        "start_timeout",
+        "cache_name",
+        "jitter",
+        "tier_latency",
+        "hardware",
+    ),
 )
 _WORKLOAD_FLAGS = (
     *("documents", "questions", "requests", "question_tokens", "output_tokens", "passages"),
@@ -37,11 +52,25 @@ class ComparedRun:
     facts: dict[str, str] = field(default_factory=dict)
     when: str = ""
     warnings: tuple[str, ...] = ()
+    timed: bool = False
+    """Whether it was bound by time, so that its number of requests is chance."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """Another tool's own records of the rounds."""
 
 
 def read_compared(path: Path) -> ComparedRun:
     """Reads a stored run. Raises ``UserError`` for a file that is missing or of no known format,
     ``CheckRecordError`` for what ``check`` keeps."""
+    run = _read(path)
+    # Rounds of one day share what the machine did then. Without a time a file is a day of its own.
+    day = re.sub(r"\D", "", run.when)[:8] or str(path)
+    cells = {
+        label: [replace(each, sample=day) for each in rounds] for label, rounds in run.cells.items()
+    }
+    return replace(run, cells=cells)
+
+
+def _read(path: Path) -> ComparedRun:
     if path.suffix == ".parquet":
         return _ours(path)
     try:
@@ -63,7 +92,12 @@ def read_compared(path: Path) -> ComparedRun:
     ):
         return _ours_json(path, document)
     found = read_foreign(path, document)
-    return ComparedRun(path, found.tool, {found.cell: found.rounds}, found.facts, found.when)
+    warnings: tuple[str, ...] = ()
+    if "model" not in found.facts:
+        warnings = (f"{path}: names no model; make sure that both sides ran the same",)
+    return ComparedRun(
+        path, found.tool, found.cells, found.facts, found.when, warnings, found.timed, found.parts
+    )
 
 
 def _ours(path: Path) -> ComparedRun:
@@ -96,7 +130,7 @@ def _ours(path: Path) -> ComparedRun:
             round_of([s for s in mine if s.repeat == r], busy_s, evicted) for r in repeats
         ]
     warnings = () if meta.get("complete", True) else (f"{path}: the run was interrupted",)
-    facts = _facts(meta, meta["cells"])
+    facts = facts_of(meta, meta["cells"])
     asked = sorted({(s.workload, s.request_id, s.prompt_tokens) for s in samples})
     facts["requests"] = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
     return ComparedRun(path, "lmcache", cells, facts, str(meta.get("started", "")), warnings)
@@ -121,7 +155,8 @@ def _ours_json(path: Path, document: Mapping[str, Any]) -> ComparedRun:
             counters["evicted_chunks"] = sum(w["evicted_chunks"] for w in work.values())
         one = Round(cell["n"], cell["failed"], {}, known, counters, cell.get("hit_rate"))
         cells[_label(cell, cells)] = [one]
-    return ComparedRun(path, "lmcache", cells, _facts(document, document["cells"]))
+    when = str(document.get("started") or "")
+    return ComparedRun(path, "lmcache", cells, facts_of(document, document["cells"]), when)
 
 
 def _label(cell: Mapping[str, Any], taken: Mapping[str, object]) -> str:
@@ -131,16 +166,18 @@ def _label(cell: Mapping[str, Any], taken: Mapping[str, object]) -> str:
     return f"{label} #{same + 1}" if same else label
 
 
-def _facts(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def facts_of(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the facts of :class:`ComparedRun` from what describes a run of ours and its cells."""
     config = meta["config"]
-    machine = meta.get("machine") or {}
+    hardware = meta.get("machine") or {}
     facts = {
         "engine": ", ".join(sorted({str(cell["engine"]) for cell in cells})),
         "model": ", ".join(sorted({str(cell["model"]) for cell in cells})),
         "workload": ", ".join(dict.fromkeys(str(cell["workload"]) for cell in cells)),
-        "hardware": str(machine.get("fingerprint", "")),
+        "hardware": str(hardware.get("fingerprint", "")),
         "seed": str(config.get("seed")),
         "version": str((meta.get("versions") or {}).get("lmcache-bench", "")),
+        "commit": str(meta.get("commit") or ""),
     }
     for name, value in config.items():
         if name in _WORKLOAD_FLAGS or name not in _NOT_PARAMETERS:
@@ -148,8 +185,63 @@ def _facts(meta: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> dict[
     return facts
 
 
-_MAY_DIFFER = ("version",)
+_MAY_DIFFER = ("version", "commit")
 """The facts in which compared runs may differ: a new version is what is judged."""
+
+
+def without_copies(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """Returns the runs but for files that only repeat others, as the summary of a sweep does, and a
+    warning for each of those."""
+    singles = [run.parts[0] for run in runs if len(run.parts) == 1]
+
+    def repeated(part: Mapping[str, Any]) -> bool:
+        return any(all(part[k] == one[k] for k in part.keys() & one.keys()) for one in singles)
+
+    copies = [run for run in runs if len(run.parts) > 1 and all(map(repeated, run.parts))]
+    kept = [run for run in runs if run not in copies]
+    return kept, [f"{run.path} repeats runs beside it, and is not counted again" for run in copies]
+
+
+_LOADS = ("concurrency", "max_concurrency", "request_rate", "rate", "streams")
+
+
+def cells_of_loads(
+    base: Sequence[ComparedRun], new: Sequence[ComparedRun]
+) -> tuple[list[ComparedRun], list[ComparedRun]]:
+    """Returns both sides with the loads in the names of the cells where each side has runs of the
+    same several ones, as the files of a sweep are; there they are no difference between sides."""
+    sides = list(base), list(new)
+    names = {name for run in (*base, *new) for name in run.facts}
+    for name in sorted(n for n in names if n.rpartition(".")[2] in _LOADS):
+        values = [{run.facts.get(name, "") for run in side} for side in sides]
+        if values[0] == values[1] and len(values[0]) > 1:
+            for side in sides:
+                side[:] = [_named_by(run, name) for run in side]
+    return sides
+
+
+def _named_by(run: ComparedRun, name: str) -> ComparedRun:
+    value = run.facts.get(name, "none")
+    cells = {f"{label}, {name} {value}": rounds for label, rounds in run.cells.items()}
+    return replace(run, cells=cells, facts={k: v for k, v in run.facts.items() if k != name})
+
+
+def without_chance(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """Returns the runs without counts of requests if any of them was bound by time, and a warning
+    that says so."""
+    timed = next((run for run in runs if run.timed), None)
+    if timed is None:
+        return list(runs), []
+
+    def uncounted(one: Round) -> Round:
+        kept = {k: v for k, v in one.counters.items() if k not in ("n", "prompt_tokens")}
+        return replace(one, counters=kept)
+
+    found = [
+        replace(run, cells={k: [uncounted(one) for one in v] for k, v in run.cells.items()})
+        for run in runs
+    ]
+    return found, [f"{timed.path} was bound by time: numbers of requests are not compared"]
 
 
 def refuse_unlike_runs(
@@ -158,20 +250,18 @@ def refuse_unlike_runs(
     """Raises ``UserError`` that lists every fact in which runs differ but for ``allowed``; returns
     a warning for each difference that was allowed."""
     runs = [*base, *new]
-    differences: dict[str, str] = {}
-    tools = {run.tool for run in runs}
-    if len(tools) > 1:
-        differences["tool"] = " and ".join(sorted(tools))
-    names = sorted({name for run in runs for name in run.facts} - set(_MAY_DIFFER))
-    for name in names:
-        values = list(dict.fromkeys(run.facts[name] for run in runs if name in run.facts))
-        if len(values) > 1:
-            differences[name] = " and ".join(_short(value) for value in values[:3])
-    known = {*names, "tool", "cells"}
+    differences = differences_of(runs)
+    names = {name for run in runs for name in run.facts} - set(_MAY_DIFFER)
+    groups = {name.partition(".")[0] for name in names}
+    known = {*names, *groups, "tool", "cells"}
     for name in allowed:
         if name not in known:
             raise UserError(f"--allow-different: {name!r} is none of {', '.join(sorted(known))}")
-    refused = {name: text for name, text in differences.items() if name not in allowed}
+    refused = {
+        name: text
+        for name, text in differences.items()
+        if not {name, name.partition(".")[0]} & set(allowed)
+    }
     if refused:
         listed = "; ".join(f"{name}: {text}" for name, text in refused.items())
         raise UserError(
@@ -181,5 +271,129 @@ def refuse_unlike_runs(
     return [f"{name} differs: {text}" for name, text in differences.items()]
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def differences_of(runs: Sequence[ComparedRun]) -> dict[str, str]:
+    """Returns the facts in which runs differ, each with the values."""
+    differences: dict[str, str] = {}
+    tools = {run.tool for run in runs}
+    if len(tools) > 1:
+        differences["tool"] = " and ".join(sorted(tools))
+    for name in sorted({name for run in runs for name in run.facts} - set(_MAY_DIFFER)):
+        values = list(dict.fromkeys(run.facts[name] for run in runs if name in run.facts))
+        if len(values) > 1:
+            differences[name] = " and ".join(_short(values[:3]))
+    return differences
+
+
+def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
+    """Reads a file, several with commas, or a folder of them, or of folders of them. What ``check``
+    keeps is skipped where there are other files, and in a folder what is of no known tool or
+    repeats other files, each with a line in ``warnings``. Raises ``UserError``."""
+    paths: list[Path] = []
+    listed: set[Path] = set()
+    for part in filter(None, text.split(",")):
+        path = Path(part)
+        if path.is_dir():
+            inside = _runs_in(path.iterdir()) or _runs_in(path.rglob("*"))
+            listed.update(inside)
+            paths += inside
+        else:
+            paths.append(path)
+    if not paths:
+        raise UserError(f"{side}: {text} holds no run; give run files or a folder of them")
+
+    def skip(path: Path, error: Exception) -> str:
+        return error.why if isinstance(error, NoRunError) and path in listed else ""
+
+    try:
+        found, skipped = read_among(paths, read_compared, skip)
+    except CheckRecordError as error:
+        raise UserError(str(error)) from error
+    found, copies = without_copies(found)
+    warnings += [warning for warning in (*skipped, *copies) if warning not in warnings]
+    return found
+
+
+def _runs_in(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix in (".parquet", ".json", ".jsonl"))
+
+
+def noise_of_history(
+    text: str | None, rules: Sequence[Rule], like: ComparedRun
+) -> float | dict[str, float] | None:
+    """Returns what ``--noise`` says: a share, or of a folder the standard deviation of each rule's
+    metric from day to day over its runs that are like ``like``, wider the fewer days it has.
+    Raises ``UserError``."""
+    if text is None:
+        return None
+    if not Path(text).is_dir():
+        try:
+            noise = float(text)
+        except ValueError:
+            noise = 0.0
+        if not 0 < noise < 1:
+            raise UserError(
+                f"--noise: {text} is neither a share (write 0.05 for 5 %) nor a folder of runs"
+            )
+        return noise
+    from scipy import stats
+
+    runs = [run for run in read_runs(text, "--noise", []) if not differences_of([run, like])]
+    found: dict[str, float] = {}
+    for rule in rules:
+        for label in like.cells:
+            days: dict[str, list[float]] = {}
+            for each in (each for run in runs for each in run.cells.get(label, [])):
+                value = each.value(rule.metric)
+                if value is not None and (rule.points or value > 0):
+                    days.setdefault(each.sample, []).append(rule.scaled(value))
+            if len(days) < LEAST_RUNS:
+                continue
+            spread = float(np.std([np.mean(values) for values in days.values()], ddof=1))
+            fewer = stats.t.isf(0.025, len(days) - 1) / stats.norm.isf(0.025)
+            found[rule.metric] = max(found.get(rule.metric, 0.0), spread * float(fewer))
+    if not found:
+        raise UserError(
+            f"--noise: {text} has fewer than {LEAST_RUNS} days of runs like {like.path}; write a"
+            " share, or run `lmcache bench` there on more days"
+        )
+    return found
+
+
+def read_baseline(path: Path) -> ComparedRun:
+    """Reads a run file, or the newest run of this machine in a store: a folder that has one per
+    machine, named by its fingerprint. Raises ``UserError``."""
+    if not path.is_dir():
+        return read_compared(path)
+    mine = path / machine()["fingerprint"]
+    if not mine.is_dir():
+        raise MissingError(
+            f"--baseline: {path} has no run of this machine; make one: lmcache bench FLAGS"
+            f" --reuse prefix --out {mine}"
+        )
+    return max(read_runs(str(mine), "--baseline", []), key=lambda run: run.when)
+
+
+def refuse_elsewhere(stored: ComparedRun, rules: Sequence[Rule]) -> None:
+    """Raises ``UserError`` for times of another machine, which are no baseline; its counters
+    are."""
+    hardware = stored.facts.get("hardware")
+    timed = [str(rule) for rule in rules if measured_by_clock(rule.metric)]
+    if timed and hardware and hardware != machine()["fingerprint"]:
+        raise UserError(
+            f"--baseline: {stored.path} was measured on other hardware, so {', '.join(timed)} can't"
+            " be judged; measure it here, or judge counters only: --fail-on 'hit_rate<0pp'"
+        )
+
+
+_SHOWN = 60
+
+
+def _short(values: Sequence[str]) -> list[str]:
+    """Cuts long values that differ to where they do."""
+    if max(map(len, values)) <= _SHOWN:
+        return list(values)
+    places = enumerate(zip(*values, strict=False))
+    same = next((at for at, here in places if len(set(here)) > 1), min(map(len, values)))
+    same = max(0, same - _SHOWN // 3)
+    cut = [("..." if same else "") + value[same:] for value in values]
+    return [text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in cut]

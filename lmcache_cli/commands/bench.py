@@ -11,7 +11,6 @@ import typer
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import Config, Json, Quiet, flag, flattened
 
-SHORT = "Measures what KV reuse gives: TTFT, ITL, hit rates, speed-up."
 EXAMPLES = (
     "Examples:  lmcache bench   |   lmcache bench rag --corpus docs/ --cpu-size 1GiB,4GiB"
     "   |   lmcache bench chat --engine simulated --chunk-tokens 16,64,256 --json -"

@@ -11,7 +11,6 @@ import typer
 from lmcache_cli.options.flags import Quiet, flag, flattened
 from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 
-SHORT = "Did this change make it slower? PASS, FAIL or INCONCLUSIVE."
 EXAMPLES = (
     "Examples:  lmcache check --baseline 'rag --policy lru' --candidate 'rag --policy gdsf'   |"
     "   lmcache check --bench 'rag --repeat 1' --baseline-python old/bin/python"
@@ -27,7 +26,7 @@ def check(
     baseline: Annotated[
         str | None,
         flag(
-            "Flags of bench in one argument, a YAML file of them, or a run file.",
+            "Flags of bench in one argument, a YAML file of them, a run file, or a store of them.",
             _SIDES,
             metavar="ARGS",
             show_default=False,
@@ -63,6 +62,20 @@ def check(
             show_default=False,
         ),
     ] = None,
+    bisect: Annotated[
+        tuple[str, str] | None,
+        flag(
+            "Find the commit between two of this git repository, the good one first, that made"
+            " --bench worse; each gets a worktree and an environment.",
+            _SIDES,
+            metavar="GOOD BAD",
+            show_default=False,
+        ),
+    ] = None,
+    install: Annotated[
+        str,
+        flag("Shell command that installs a commit, for --bisect.", _SIDES, metavar="COMMAND"),
+    ] = "python -m pip install .",
     calibrate: Annotated[
         bool,
         flag(
@@ -87,6 +100,7 @@ def check(
     from dataclasses import replace
 
     from lmcache_cli.bench.plan import make_plan
+    from lmcache_cli.check.bisect import run_bisect
     from lmcache_cli.check.noise import run_calibrate
     from lmcache_cli.check.run import CheckOutputs, Judgement, run_check
     from lmcache_cli.check.side import Budget, parse_side, shared_flags
@@ -96,9 +110,13 @@ def check(
     rules = Judgement.of(judgement)
     rounds = parse_count(str(max_rounds), "--max-rounds")
     budget = Budget(rounds, parse_duration(max_time, "--max-time"))
-    if not (baseline or candidate or bench or baseline_python):
+    if not (baseline or candidate or bench or baseline_python or bisect):
         raise UserError("nothing to compare; give --baseline and --candidate, flags of bench each")
     shared = shared_flags(bench)
+    if bisect is not None:
+        if baseline or candidate or baseline_python or candidate_python or calibrate:
+            raise UserError("--bisect: both sides are commits; give the flags of both as --bench")
+        raise typer.Exit(run_bisect(bisect, install, shared, rules, budget, seed, out, quiet))
     base = parse_side("baseline", baseline, baseline_python)
     new = parse_side("candidate", candidate, candidate_python)
     if candidate is None and base.stored is None:

@@ -11,7 +11,6 @@ import typer
 from lmcache_cli.options.flags import flag, flattened
 from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
 
-SHORT = "The same judgement of stored runs, also of other tools."
 EXAMPLES = (
     "Examples:  lmcache compare before/ after/   |   lmcache compare old.json new.json"
     " --noise 0.03   |   lmcache compare --history runs/"
@@ -39,22 +38,6 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    noise: Annotated[
-        float | None,
-        flag(
-            "Known noise from run to run (check --calibrate), for single runs: 0.05 for 5 %.",
-            metavar="SHARE",
-            show_default=False,
-        ),
-    ] = None,
-    allow_different: Annotated[
-        list[str] | None,
-        flag(
-            "Compare although the runs differ in this; may be given several times.",
-            metavar="NAME",
-            show_default=False,
-        ),
-    ] = None,
     history: Annotated[
         Path | None,
         flag(
@@ -75,11 +58,10 @@ def compare(
 
     rules = Judgement.of(judgement)
     outputs = CheckOutputs(**asdict(files))
-    allowed = allow_different or []
     if history is not None:
         if base or new:
             raise UserError("--history takes a folder in place of BASE and NEW; leave them out")
-        raise typer.Exit(run_history(history, rules, allowed, outputs, quiet))
+        raise typer.Exit(run_history(history, rules, outputs, quiet))
     if base is None or new is None:
         raise UserError("two sides are needed: lmcache compare BASE NEW, or --history FOLDER")
-    raise typer.Exit(run_compare(base, new, rules, allowed, noise, outputs, quiet))
+    raise typer.Exit(run_compare(base, new, rules, outputs, quiet))

@@ -6,7 +6,6 @@ import typer
 
 from lmcache_cli.options.flags import Json
 
-SHORT = "Says what is installed, built and missing, and how to get it."
 EXAMPLES = "Example:  lmcache doctor --json doctor.json"
 
 

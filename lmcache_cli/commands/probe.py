@@ -9,7 +9,6 @@ import typer
 
 from lmcache_cli.options.flags import Config, Json, Quiet
 
-SHORT = "Measures memory, disk, a remote, an engine; for tune and bench."
 EXAMPLES = (
     "Examples:  lmcache probe --disk-path /mnt/nvme --remote redis://127.0.0.1:6379"
     "   |   lmcache probe --model embedded"

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-SHORT = "Shows stored runs as text, Markdown, CSV, JSON, JUnit or HTML."
 EXAMPLES = (
     "Examples:  lmcache report runs/bench-*.parquet   |   lmcache report runs/a.parquet tune.json"
     " --format html --out report.html   |   lmcache report runs/a.parquet --format markdown"

@@ -28,7 +28,6 @@ EXAMPLES = (
 
 trace_app = typer.Typer(
     name="trace",
-    short_help="Traces of real requests: record, convert, make, look at them.",
     help="Traces of real requests: names of chunks, lengths and times; no text, no tokens.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -133,6 +132,16 @@ _Tokenizer = Annotated[
         metavar="FOLDER_OR_ID", help="Tokenizer for traces that hold text.", show_default=False
     ),
 ]
+_Map = Annotated[
+    str | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=FIELD,...",
+        help="Fields of a CSV or JSON lines of your own: time=FIELD,input=FIELD, also output,"
+        " session, chunks.",
+        show_default=False,
+    ),
+]
 _To = Annotated[str, typer.Option("--to", help="Format to write: lmcache or mooncake.")]
 
 
@@ -144,19 +153,22 @@ _To = Annotated[str, typer.Option("--to", help="Format to write: lmcache or moon
 def info(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Trace file, or a folder of them.", show_default=False),
+        typer.Argument(
+            metavar="FILE", help="Trace file, or a folder of them; - for stdin.", show_default=False
+        ),
     ],
     format: _Format = None,
     chunk_tokens: _ChunkTokens = None,
     time_unit: _TimeUnit = None,
     tokenizer: _Tokenizer = None,
+    map: _Map = None,
     json: Json = None,
 ) -> None:
     """Shows what a trace amounts to: requests, lengths, arrivals, and the most that a cache without
     limits would serve of it, by prefix and at any position."""
     from lmcache_cli.trace.tools import TraceSource, show_info
 
-    show_info(TraceSource(file, format, chunk_tokens, time_unit, tokenizer), json)
+    show_info(TraceSource(file, format, chunk_tokens, time_unit, tokenizer, map), json)
 
 
 @trace_app.command(
@@ -165,22 +177,28 @@ def info(
 def convert(
     file: Annotated[
         Path,
-        typer.Argument(metavar="IN", help="Trace file, or a folder of them.", show_default=False),
+        typer.Argument(
+            metavar="IN", help="Trace file, or a folder of them; - for stdin.", show_default=False
+        ),
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT.jsonl", help="New file to write.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="OUT.jsonl", help="New file to write; - for stdout.", show_default=False
+        ),
     ],
     to: _To = "lmcache",
     format: _Format = None,
     chunk_tokens: _ChunkTokens = None,
     time_unit: _TimeUnit = None,
     tokenizer: _Tokenizer = None,
+    map: _Map = None,
 ) -> None:
     """Writes a trace anew, in the order of arrival."""
     from lmcache_cli.trace.tools import TraceSource
     from lmcache_cli.trace.tools import convert_trace as run
 
-    run(TraceSource(file, format, chunk_tokens, time_unit, tokenizer), out, to)
+    run(TraceSource(file, format, chunk_tokens, time_unit, tokenizer, map), out, to)
 
 
 @trace_app.command(

@@ -11,7 +11,6 @@ from lmcache_cli.options.bench import BenchOptions, LoadFlags, WorkloadFlags
 from lmcache_cli.options.flags import Json, Quiet, flattened
 from lmcache_cli.options.tune import TuneFlags
 
-SHORT = "Sizes storage by a trace or a workload, and can validate it."
 EXAMPLES = (
     "Examples:  lmcache tune trace.jsonl --model llama-3.1-8b --hardware h100 --devices 2"
     " --slo ttft.p90=2s --max-cpu 512GiB   |   lmcache tune rag --probe runs/probe.json --validate"

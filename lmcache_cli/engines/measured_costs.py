@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cache_core.groups import KeptLayer
 from cache_core.layout import KVLayout
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.errors import UserError
@@ -75,7 +76,8 @@ class CostModel:
 class ProbedEngine:
     """The costs and facts of an engine as a probe reports them. ``prefill_points`` are (new,
     cached, median seconds). ``asked`` is how the model was named, ``embedded`` for the embedded
-    one; ``layout`` is of one token."""
+    one; ``layout`` is of one token, ``kept`` the layers of a model whose layers keep different
+    things."""
 
     source: str
     model: str
@@ -88,6 +90,7 @@ class ProbedEngine:
     decode_token_s: float
     tiers: Mapping[str, TierCost]
     prefill_points: tuple[tuple[int, int, float], ...]
+    kept: tuple[KeptLayer, ...] = ()
 
     def cost_model(self) -> CostModel:
         """Returns the cost model for the simulated engine. A tier that was not measured keeps its
@@ -140,6 +143,7 @@ def probed_engine(engine: Mapping[str, Any], source: str) -> ProbedEngine:
             (int(f["new"]), int(f["cached"]), float(f["time"]["median"]))
             for f in engine["prefill_figures"]
         ),
+        tuple(KeptLayer(**layer) for layer in engine.get("kept") or ()),
     )
 
 

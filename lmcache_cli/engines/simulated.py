@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cache_core.cache import TieredCache
+from cache_core.groups import GroupedCache, KeptLayer, balanced_groups, slot_layout
 from cache_core.keys import ChunkHasher, Namespace
-from cache_core.layout import KVLayout
+from cache_core.layout import Group, KVLayout
+from cache_core.plan import LoadOutcome
 from cache_core.policies import POLICIES, make_admission
 from cache_core.tiers import NullTier, Tier
 from cache_core.tiers.wrappers import Throttled
@@ -50,10 +52,15 @@ class SimulatedEngine:
         layout: KVLayout | None = None,
         max_context: int = 1 << 20,
         jitter: float = 0.0,
+        kept: Sequence[KeptLayer] = (),
+        model: str = "simulated",
     ) -> None:
+        """``kept`` are the layers of a model whose layers keep different things, and replace
+        ``layout``, which is of one token."""
         self.cost = cost or CostModel()
+        self._kept = tuple(kept)
         self._shape = layout or KVLayout(30, 3, 64, "float32", 1)
-        self.model = "simulated"
+        self.model = model
         self.max_context = max_context
         self.bos: int | None = None
         self.encode: Callable[[str], Sequence[int]] = encode_words
@@ -64,9 +71,18 @@ class SimulatedEngine:
 
     def layout(self, chunk_tokens: int) -> KVLayout:
         """Returns the KV layout for a chunk length."""
+        if self._kept:
+            return slot_layout(self.groups(chunk_tokens), chunk_tokens)
         return replace(self._shape, chunk_tokens=chunk_tokens)
 
+    def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
+        """Returns the groups of layers where those keep different things; else none."""
+        return balanced_groups(self._kept, chunk_tokens) if self._kept else ()
+
     def token_bytes(self) -> int:
+        """Returns the bytes of K and V of one token, over all layers."""
+        if self._kept:
+            return sum(layer.token_bytes for layer in self._kept)
         return self._shape.token_bytes
 
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
@@ -86,12 +102,14 @@ class SimulatedEngine:
         """Does nothing: a formula needs no warming."""
 
     def facts(self) -> dict[str, object]:
+        states = sum(layer.state_bytes for layer in self._kept)
         return {
             "engine": self.name,
             "model": self.model,
             "kv_bytes_per_token": self.token_bytes(),
             "prefill": {"a": self.cost.a, "b": self.cost.b, "c": self.cost.c},
             "decode_s": self.cost.decode_s,
+            **({"state_bytes": states} if states else {}),
         }
 
     def now(self) -> float:
@@ -148,6 +166,17 @@ class SimulatedSession(CachedSession):
                 clock=engine.now,
             )
         super().__init__(cache)
+        groups = engine.groups(spec.chunk_tokens)
+        self._grouped = GroupedCache(cache, groups) if cache is not None and groups else None
+
+    def capacities(self) -> Mapping[str, int | None]:
+        # What a hit needs of groups is no run of chunks: it is not foretold.
+        return super().capacities() if self._grouped is None else {}
+
+    def clear(self) -> None:
+        super().clear()
+        if self._grouped is not None:
+            self._grouped.clear()
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         engine = self.engine
@@ -159,20 +188,34 @@ class SimulatedSession(CachedSession):
     def troubles(self) -> Mapping[str, Mapping[str, int]]:
         return {}
 
+    def _reused(self, request: Request) -> tuple[LoadOutcome, float, int]:
+        """Loads what is held of a prompt and stores the rest. Returns what was loaded, in how many
+        seconds, and the bytes that were stored."""
+        cost, load_s, ids = self.engine.cost, 0.0, request.token_ids
+        if self.cache is None:
+            return LoadOutcome(0, {}, 0, 0.0), 0.0, 0
+        keys = self._hasher.keys(ids).prefix
+        reusable = (len(ids) - 1) // self.spec.chunk_tokens
+        if self._grouped is not None:
+            found = self._grouped.load(keys[:reusable], None)
+            for tier, (chunks, nbytes) in found.from_tiers.items():
+                load_s += cost.tiers[tier].seconds(chunks, nbytes)
+            points = self._grouped.points(len(keys), reusable, found)
+            prompts = self._grouped.prompts
+            new = set(prompts.kept(len(keys), points)).difference(found.rows)
+            self._grouped.store(keys, points, None)
+            return found, load_s, prompts.nbytes(new)
+        loaded = self.cache.load(self.cache.acquire(keys[:reusable]), None)
+        for tier, chunks in loaded.by_tier.items():
+            load_s += cost.load_s(tier, chunks, tier_chunk_bytes(tier, self.spec, self._layout))
+        self.cache.store(keys, None)
+        return loaded, load_s, (len(keys) - loaded.chunks) * self._layout.chunk_bytes
+
     def _serve(self, request: Request, scheduled_s: float, sent_s: float) -> Sample:
         engine, cost = self.engine, self.engine.cost
         ids, size = request.token_ids, self.spec.chunk_tokens
-        hits: dict[str, int] = {}
-        load_s = 0.0
-        stored = 0
-        if self.cache is not None:
-            keys = self._hasher.keys(ids).prefix
-            loaded = self.cache.load(self.cache.acquire(keys[: (len(ids) - 1) // size]), None)
-            for tier, chunks in loaded.by_tier.items():
-                hits[tier] = chunks * size
-                load_s += cost.load_s(tier, chunks, tier_chunk_bytes(tier, self.spec, self._layout))
-            self.cache.store(keys, None)
-            stored = (len(keys) - loaded.chunks) * self._layout.chunk_bytes
+        loaded, load_s, stored = self._reused(request)
+        hits = {tier: chunks * size for tier, chunks in loaded.by_tier.items()}
         cached = sum(hits.values())
         prefill_s = cost.prefill_s(len(ids) - cached, cached)
         noise = engine.noise()
@@ -188,7 +231,7 @@ class SimulatedSession(CachedSession):
             sent_s,
             times,
             hit_tokens=hits,
-            bytes_loaded=cached * self._layout.token_bytes,
+            bytes_loaded=loaded.bytes,
             bytes_stored=stored,
             load_s=load_s,
             prefill_s=prefill_s,

@@ -17,20 +17,24 @@ def start_engine(
     serving: ServerSettings | None = None,
     jitter: float = 0.0,
     probe: Path | None = None,
+    hardware: str | None = None,
 ) -> Engine:
     """Starts the engine ``name`` with its model. ``serving`` is for the engines with a server;
-    ``jitter`` and ``probe``, the file of its costs, are for the simulated one. Raises
+    ``jitter``, ``probe``, the file of its costs, and ``hardware``, of the catalogue as its model is
+    then, are for the simulated one. Raises
     ``MissingError`` if the engine's packages are not installed, and ``UserError`` for a model or
     device that can't be used."""
     if name == "simulated":
         from lmcache_cli.engines.simulated import SimulatedEngine
 
+        if hardware is not None and model is not None:
+            return _catalogued(model, hardware, jitter)
         if probe is None:
             return SimulatedEngine(jitter=jitter)
         from lmcache_cli.engines.measured_costs import read_probed
 
         probed = read_probed(probe)
-        return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter)
+        return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter, kept=probed.kept)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or ServerSettings())
     try:
@@ -51,6 +55,23 @@ def start_engine(
             f"--device {device} needs a GPU, and torch finds none; see nvidia-smi, or use cpu"
         )
     return TransformersEngine(model, device, dtype)
+
+
+def _catalogued(model: str, hardware: str, jitter: float) -> Engine:
+    from cache_core.layout import KVLayout
+    from lmcache_cli.engines.measured_costs import CostModel
+    from lmcache_cli.engines.simulated import SimulatedEngine
+    from lmcache_cli.tune.catalogue import find_architecture, find_hardware
+    from lmcache_cli.tune.cost import catalogue_cost
+
+    shape = find_architecture(model)
+    cost = catalogue_cost(find_hardware(hardware), shape)
+    heads, dim = (1, shape.latent // 2) if shape.latent else (shape.kv_heads, shape.head_dim)
+    layout = KVLayout(shape.layers, heads, dim, "bfloat16", 1)
+    prefill = cost.prefill
+    costs = CostModel(prefill.a, prefill.b, prefill.c, cost.decode_s, tiers=cost.tiers)
+    name = f"{shape.name} on {hardware.lower()}"
+    return SimulatedEngine(costs, layout, jitter=jitter, model=name)
 
 
 def _start_client(name: str, model: str | None, dtype: str, serving: ServerSettings) -> Engine:

@@ -1,7 +1,9 @@
-"""A way to reuse KV as an object, and which of them each engine can measure."""
+"""A way to reuse KV as an object, and which of them each engine can measure. The modes of
+caches that are not ours, and the flags of engines with a server."""
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.http.settings import api_key, server_root
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
@@ -18,11 +21,11 @@ from workloads.request import Request
 ENGINES = {
     "transformers": ("off", "prefix", "blend", "shared"),
     "vllm": ("off", "vllm", "prefix", "blend", "offload", "lmcache"),
-    "openai": ("server",),
+    "openai": ("off", "server"),
     "simulated": ("off", "prefix"),
 }
 """The reuse modes that each engine can measure."""
-DEFAULT_MODES = {"openai": "server", "vllm": "off,vllm,prefix"}
+DEFAULT_MODES = {"openai": "off,server", "vllm": "off,vllm,prefix"}
 """The default reuse modes of the engines that have others than ``off,prefix``."""
 TIER_ORDER = ("device", "cpu", "disk", "remote")
 
@@ -122,10 +125,10 @@ def reuse_modes(engine: str, text: str | None) -> list[str]:
         text or DEFAULT_MODES.get(engine, "off,prefix"), "--reuse", lambda mode, _: mode
     )
     for mode in modes:
-        if engine == "openai" and mode in ("off", "prefix"):
+        if engine == "openai" and mode == "prefix":
             raise UserError(
                 f"--reuse: {mode!r} can't be set from outside a running server; leave --reuse out"
-                " (server: as it is), and measure servers that were started differently one by one"
+                " (off: prompts that share nothing, server: as it is)"
             )
         if mode not in known:
             raise UserError(
@@ -139,3 +142,66 @@ def one_of(flag: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise UserError(f"{flag}: {value!r} is not known; use one of {', '.join(known)}")
     return value
+
+
+class Plain(Mode):
+    """A mode with one cache of no tier of ours: none at all (``off``), or what a server has."""
+
+    def __init__(self, name: str, order: int, foreign: bool) -> None:
+        super().__init__(name)
+        self.order, self.foreign = order, foreign
+
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        return [self.spec(sweep, {})]
+
+    def spec(self, sweep: Sweep, tiers: Mapping[str, int]) -> CacheSpec:
+        """Returns a cache with tiers of these sizes, of which only the server knows."""
+        chunk = sweep.chunk_tokens[0]
+        return CacheSpec(chunk, tiers, salt=sweep.salt, mode=self.name, foreign=self.foreign)
+
+
+class ForeignOffload(Plain):
+    """A mode with another's cache in DRAM, of each ``--cpu-size``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, 2, foreign=True)
+
+    def specs(self, sweep: Sweep) -> list[CacheSpec]:
+        return [self.spec(sweep, {"cpu": size}) for size in sweep.tier_sizes["cpu"] if size]
+
+
+def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
+    """Returns the words of ``--vllm-args``. Raises ``UserError`` for a flag that the engine does
+    not have."""
+    engine = options.engine
+    if (options.url is not None) != (engine == "openai"):
+        raise UserError("--engine openai and --url URL go together")
+    if options.url is not None:
+        server_root(options.url)
+        api_key()
+    if options.vllm_args is not None and engine != "vllm":
+        raise UserError("--vllm-args: only --engine vllm starts a server; leave it out")
+    for flag, seconds in (
+        ("--request-timeout", options.request_timeout),
+        ("--start-timeout", options.start_timeout),
+    ):
+        if not seconds > 0:
+            raise UserError(f"{flag}: {seconds} must be above 0 seconds")
+    if engine in ("openai", "vllm") and options.admission != "none":
+        raise UserError(f"--admission: --engine {engine} has none; leave it out")
+    if engine == "openai" and options.codec != "none":
+        raise UserError("--codec: with --engine openai the cache is the server's; leave it out")
+    if engine in ("openai", "vllm") and options.device_size != "0":
+        raise UserError(
+            f"--device-size: with --engine {engine} the device's memory is the server's; leave it"
+            " out" + (" and use --vllm-args" if engine == "vllm" else "")
+        )
+    if engine == "openai" and (options.cache_name or options.remote or options.disk_size != "0"):
+        raise UserError(
+            "--disk-size, --remote, --cache-name: with --engine openai the cache is the server's;"
+            " leave them out"
+        )
+    try:
+        return tuple(shlex.split(options.vllm_args or ""))
+    except ValueError as error:
+        raise UserError(f"--vllm-args: {error}; quote it as for a shell") from error

@@ -50,6 +50,10 @@ class EngineFlags:
         Path | None,
         flag("Costs from `lmcache probe --model` (simulated).", MEASURED, metavar="FILE"),
     ] = None
+    hardware: Annotated[
+        str | None,
+        flag("Accelerator of tune's catalogue, for --model of it (simulated).", MEASURED),
+    ] = None
     url: Annotated[
         str | None,
         flag(
@@ -77,8 +81,8 @@ class SweptFlags:
         str | None,
         flag(
             "Reuse modes: off, prefix, blend, shared (transformers); vllm: also vllm (its prefix"
-            " cache), offload, lmcache; openai: only server (as it is, since a running server's"
-            " cache can't be switched). \\[default: off,prefix; off,vllm,prefix; server]",
+            " cache), offload, lmcache; openai: off (prompts share nothing), server (as is)."
+            " \\[default: off,prefix; off,vllm,prefix; off,server]",
             SWEPT,
             metavar="LIST",
         ),

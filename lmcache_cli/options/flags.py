@@ -103,8 +103,15 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
         return None
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML 1.2's truth: ``off`` is a reuse mode, and no False."""
+
+    Loader.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: can't be read: {error}") from error
     except yaml.YAMLError as error:

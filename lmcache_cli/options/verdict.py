@@ -19,7 +19,7 @@ class JudgementFlags:
         list[str] | None,
         flag(
             "Rule METRIC>LIMIT or METRIC<-LIMIT; may be given several times."
-            " \\[default: ttft.p50>5%]",
+            " \\[default: ttft.p50>5%, ttft.mean>5%, ttft.p90>10%]",
             _VERDICT,
             metavar="RULE",
         ),
@@ -33,6 +33,29 @@ class JudgementFlags:
             metavar="NAME",
         ),
     ] = "exact"
+    inconclusive: Annotated[
+        Literal["fail", "pass"],
+        flag("What INCONCLUSIVE is; fail: exit code 3; pass: 0.", _VERDICT, metavar="NAME"),
+    ] = "fail"
+    noise: Annotated[
+        str | None,
+        flag(
+            "Known noise from one day's runs to another's, for stored runs: 0.05 for 5 %, or a"
+            " folder of old runs to take it from.",
+            _VERDICT,
+            metavar="SHARE|FOLDER",
+            show_default=False,
+        ),
+    ] = None
+    allow_different: Annotated[
+        list[str] | None,
+        flag(
+            "Judge stored runs although they differ in this; may be given several times.",
+            _VERDICT,
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -49,4 +72,8 @@ class VerdictFiles:
     ] = None
     github: Annotated[
         bool, flag("Append the Markdown to $GITHUB_STEP_SUMMARY.", _OUTPUT, "--github")
+    ] = False
+    comment: Annotated[
+        bool,
+        flag("Write it as a comment of the pull request, by gh.", _OUTPUT, "--comment"),
     ] = False

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.cache import TieredCache
+from cache_core.groups import GroupedCache, GroupedLoad, KeptLayer
 from cache_core.layout import KVLayout
 from cache_core.sizing.prefill_cost import PrefillCost, fit, nonnegative_fit
 from lmcache_cli.engines.cache_spec import CacheSpec
@@ -78,6 +79,8 @@ class EngineProbe:
     """The model as it was named; ``embedded`` for the embedded one."""
     layout: KVLayout
     """The KV layout of one token."""
+    kept: tuple[KeptLayer, ...]
+    """The layers of a model whose layers keep different things."""
     prefill: PrefillCost
     prefill_range: tuple[PrefillCost, PrefillCost]
     worst: float
@@ -199,7 +202,11 @@ def _loads(
 
 def _room(engine: TransformersEngine, context: int, size: int) -> int:
     """Returns the bytes of a tier that holds a context, whatever it keeps for itself."""
-    return 4 * engine.token_bytes() * (context + 4 * size) + (8 << 20)
+    most = 4 * engine.token_bytes() * (context + 4 * size)
+    if engine.kept_layers():
+        slots = len(engine.groups(size)) * (context // size + 4)
+        most = 2 * slots * engine.layout(size).chunk_bytes
+    return most + (8 << 20)
 
 
 def _loads_of(
@@ -214,6 +221,9 @@ def _loads_of(
     buffer = engine.kv_buffer()
     size = spec.chunk_tokens
     keys = tuple(ChunkHasher(namespace).keys(_tokens(engine, context)).prefix)
+    counts = sorted({1, max(1, len(keys) // 4), len(keys)})
+    if engine.kept_layers():
+        return _grouped_loads(engine, GroupedCache(cache, engine.groups(size)), keys, counts, name)
     cache.store(keys, buffer.chunks(cache.layout, 0, len(keys), 1)).result()
     chunk_bytes = cache.layout.chunk_bytes
 
@@ -226,7 +236,6 @@ def _loads_of(
             raise ProbeError(f"engine probe failed: {name} lost {count - loaded.chunks} chunks")
         return [seconds]
 
-    counts = sorted({1, max(1, len(keys) // 4), len(keys)})
     for count in counts:
         timed(count)  # warms up, and is not counted
     return {
@@ -235,9 +244,40 @@ def _loads_of(
     }
 
 
+def _grouped_loads(
+    engine: TransformersEngine,
+    grouped: GroupedCache,
+    keys: tuple[bytes, ...],
+    counts: Sequence[int],
+    name: str,
+) -> dict[_Point, _Timed]:
+    from lmcache_cli.engines.transformers.layer_groups import GroupedBuffer
+
+    buffer, groups, size = engine.kv_buffer(), grouped.prompts.groups, grouped.prompts.chunk_tokens
+    assert isinstance(buffer, GroupedBuffer)
+    kept = dict.fromkeys(counts, buffer.states())
+    grouped.store(keys, counts, lambda rows: buffer.rows(rows, groups, size, kept)).result()
+
+    def load(count: int) -> GroupedLoad:
+        loaded = grouped.load(keys[:count], lambda rows: buffer.rows(rows, groups, size))
+        if loaded.chunks != count or set(loaded.from_tiers) != {name}:
+            raise ProbeError(f"engine probe failed: {name} lost {count - loaded.chunks} chunks")
+        return loaded
+
+    def timed(count: int) -> list[float]:
+        began = time.perf_counter()
+        load(count)
+        return [time.perf_counter() - began]
+
+    return {
+        _Point(0, count * size, name, size, load(count).bytes): lambda c=count: timed(c)  # type: ignore[misc]
+        for count in counts
+    }
+
+
 def _tokens(engine: TransformersEngine, count: int) -> NDArray[np.int32]:
     rng = np.random.default_rng(0)
-    return rng.integers(0, engine.loaded.config.vocab_size, count).astype(np.int32)
+    return rng.integers(0, engine.loaded.text_config.vocab_size, count).astype(np.int32)
 
 
 def _figure(values: Sequence[float]) -> Figure:
@@ -267,6 +307,7 @@ def _fitted(
         engine.facts(),
         asked,
         engine.layout(1),
+        tuple(engine.kept_layers()),
         cost,
         (
             _prefill_cost(prefills, lambda figure: figure.low),

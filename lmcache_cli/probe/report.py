@@ -17,8 +17,16 @@ from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.measured_costs import PROBE_SCHEMA
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine, versions
-from lmcache_cli.probe.disk import DiskFigure, DiskProbe, probe_disk
-from lmcache_cli.probe.media import CopyFigure, Figure, RemoteProbe, probe_memory, probe_remote
+from lmcache_cli.probe.media import (
+    CopyFigure,
+    DiskFigure,
+    DiskProbe,
+    Figure,
+    RemoteProbe,
+    probe_disk,
+    probe_memory,
+    probe_remote,
+)
 
 if TYPE_CHECKING:
     from lmcache_cli.probe.engine import EngineProbe

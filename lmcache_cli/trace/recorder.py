@@ -153,15 +153,16 @@ class Recorder:
                 texts = said.texts(place * asked.choices, asked.choices)
                 output = await self._lengths(asked.model, texts, exchange.authorization)
             cached = said.cached_tokens if alone else None
+            prompt_tokens = len(ids or ()) if length is None else length
             lines.append(
                 ServedRequest(
                     str(exchange.number) if alone else f"{exchange.number}.{place}",
                     exchange.arrival_s,
-                    len(ids or ()) if length is None else length,
+                    prompt_tokens,
                     output,
                     keys,
                     # Which tier they came from, a server doesn't say.
-                    {"cached": cached} if cached else {},
+                    {"cached": cached} if cached and cached <= prompt_tokens else {},
                     _plain(exchange.session or asked.user),
                     _since(exchange),
                     exchange.error or (None if ids is not None else "prompt not tokenized"),

@@ -42,13 +42,20 @@ class TraceSource:
     chunk_tokens: int | None = None
     unit_s: float | None = None
     tokenizer: str | None = None
+    map: str | None = None
 
     def open(self) -> Trace:
         """Opens the trace with these flags. Raises ``TraceError``, ``UserError``."""
         if self.unit_s is not None and not 0 < self.unit_s < float("inf"):
             raise UserError(f"--time-unit: {self.unit_s} must be above 0 seconds")
         tokenize = None if self.tokenizer is None else _tokenizer(self.tokenizer)
-        options = ReadOptions(self.chunk_tokens, self.unit_s, tokenize)
+        names = {}
+        for pair in filter(None, (self.map or "").split(",")):
+            name, equals, field = pair.partition("=")
+            if not equals or not field.strip():
+                raise UserError(f"--map: {pair!r} is no NAME=FIELD, as in time=ts,input=n_in")
+            names[name.strip()] = field.strip()
+        options = ReadOptions(self.chunk_tokens, self.unit_s, tokenize, names)
         return open_trace(self.path, self.format, options)
 
 
@@ -62,7 +69,7 @@ def show_info(source: TraceSource, json_file: str | None) -> None:
         text = json.dumps(found, indent=2) + "\n"
         write_output(json_file, text)
     else:
-        Console().print(_table(found))
+        Console().print(_table(found, trace.malformed))
     _tell(trace.malformed)
 
 
@@ -136,6 +143,8 @@ def _check_target(out: Path, to: str) -> None:
     """Checks the file to write before the work, not after it. Raises ``TraceError``."""
     if to not in WRITERS:
         raise TraceError(f"--to: {to!r} can't be written; use one of {', '.join(WRITERS)}")
+    if str(out) == "-":
+        return
     if out.exists():
         raise TraceError(f"{out} is there already; remove it, or name another")
     if not out.absolute().parent.is_dir():
@@ -165,8 +174,15 @@ def _tokenizer(name: str) -> Tokenize:
     return tokenize
 
 
-def _table(found: dict[str, Any]) -> Table:
-    table = Table(title=found["file"], show_header=False, title_justify="left")
+_FEW = 0.01
+"""The share of malformed lines below which the heading doesn't speak of them."""
+
+
+def _table(found: dict[str, Any], malformed: Malformed) -> Table:
+    title = found["file"]
+    if malformed.share > _FEW:
+        title = f"{title}: {malformed.told()}, and what follows is of the others"
+    table = Table(title=title, show_header=False, title_justify="left")
     rate, every = found["arrival_rate_per_s"], found["chunk_tokens"]
     rows = {
         "format": f"{found['format']}: {found['holds']}",
@@ -189,6 +205,8 @@ def _table(found: dict[str, Any]) -> Table:
         }
     if found["ceiling_any_position"] is not None:
         rows["ceiling, any position"] = f"{found['ceiling_any_position']:.1%} of input tokens"
+    if found["guess"]:
+        rows["guessed"] = found["guess"]
     rows["malformed lines"] = f"{found['malformed']['count']:,}"
     for name, shown in rows.items():
         table.add_row(name, shown)

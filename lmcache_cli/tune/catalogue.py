@@ -7,61 +7,17 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from lmcache_cli.engines.architecture import Architecture as Architecture
+from lmcache_cli.engines.model_config import architecture_of as architecture_of
 from lmcache_cli.errors import UserError
 
 TERA, GIGA = 10**12, 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A model's architecture. ``active`` parameters are those that one token passes. ``qk_dim`` and
-    ``v_dim`` are a query head's. ``latent`` is MLA's compressed width with its RoPE part (0: GQA,
-    whose KV is ``kv_heads`` of ``head_dim``). ``source`` is the model's config.json on its maker's
-    page."""
-
-    name: str
-    parameters: float
-    active: float
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    source: str
-    latent: int = 0
-    qk_dim: int = 0
-    v_dim: int = 0
-
-    def kv_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
-        """Returns the bytes of KV of one token on the devices of all ranks: GQA ``2 L h d b`` times
-        max(1, TP / h), since ranks beyond the heads hold copies; MLA ``L (c + r) b`` on every
-        rank."""
-        if self.latent:
-            return self.stored_bytes(item_bytes) * tensor_parallel
-        copies = max(1.0, tensor_parallel / self.kv_heads)
-        return round(2 * self.layers * self.kv_heads * self.head_dim * item_bytes * copies)
-
-    def stored_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
-        """Returns the bytes of KV of one token in tiers below the device: MLA's once, since all
-        ranks have the same."""
-        if self.latent:
-            return self.layers * self.latent * item_bytes
-        return self.kv_bytes(item_bytes, tensor_parallel)
-
-    def token_flops(self) -> float:
-        """Returns the work of one token apart from attention: two operations per active parameter
-        (Kaplan et al. 2020, section 2.1)."""
-        return 2 * self.active
-
-    def pair_flops(self) -> float:
-        """Returns attention's work per pair of tokens: a product of Q and K and one with V."""
-        qk, v = self.qk_dim or self.head_dim, self.v_dim or self.head_dim
-        return 2.0 * self.layers * self.heads * (qk + v)
 
 
 def _short(page: str) -> str:
@@ -71,9 +27,15 @@ def _short(page: str) -> str:
 
 
 def _architecture(
-    page: str, billions: float, active: float | None = None, **sizes: int
+    page: str,
+    billions: float = 0.0,
+    active: float | None = None,
+    config: Mapping[str, Any] | None = None,
+    **sizes: Any,
 ) -> Architecture:
     source = f"config.json of {page} on Hugging Face"
+    if config is not None:
+        return replace(architecture_of(config, _short(page)), source=source)
     parameters = billions * GIGA
     used = parameters if active is None else active * GIGA
     return Architecture(_short(page), parameters, used, source=source, **sizes)
@@ -135,96 +97,7 @@ def _cached_config(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def architecture_of(config: Mapping[str, Any], called: str) -> Architecture:
-    """Returns the architecture that a model's ``config.json`` describes: attention of full width,
-    grouped or latent (MLA), over dense layers or experts. Parameters are counted without norms and
-    biases. Windows count as full attention. Raises ``UserError`` naming the field that is missing,
-    or that says that the model keeps something else than KV."""
-    text = config.get("text_config") or config
-
-    def field(*names: str) -> int:
-        for name in names:
-            if isinstance(text.get(name), int):
-                return int(text[name])
-        raise UserError(f"--model: the configuration of {called} has no {' or '.join(names)}")
-
-    def optional(name: str, otherwise: int = 0) -> int:
-        return otherwise if text.get(name) is None else field(name)
-
-    _refuse_unknown(config, text, called)
-    width, layers = field("hidden_size"), field("num_hidden_layers")
-    heads = field("num_attention_heads")
-    latent = qk = v = 0
-    if text.get("kv_lora_rank"):
-        rank, rotary = field("kv_lora_rank"), field("qk_rope_head_dim")
-        qk, v, latent = field("qk_nope_head_dim") + rotary, field("v_head_dim"), rank + rotary
-        down = optional("q_lora_rank")
-        queries = down * (width + heads * qk) if down else width * heads * qk
-        kv_heads, dim = 1, latent
-        attention = queries + width * latent + rank * heads * (qk - rotary + v) + heads * v * width
-    else:
-        kv_heads, dim = optional("num_key_value_heads", heads), optional("head_dim", width // heads)
-        attention = 2 * width * dim * (heads + kv_heads)
-    experts = next((field(name) for name in _EXPERTS if text.get(name)), 0)
-    dense = 3 * width * field("intermediate_size", "moe_intermediate_size")
-    sparse, used, sparse_layers = 0, 0, 0
-    if experts:
-        one = 3 * width * field("moe_intermediate_size", "intermediate_size")
-        own = 3 * width * optional("shared_expert_intermediate_size")
-        own += one * optional("n_shared_experts") + width * experts
-        sparse, used = experts * one + own, field(*_CHOSEN) * one + own
-        sparse_layers = layers - optional("first_k_dense_replace")
-    # Left out where it is what the family has: Gemma ties.
-    ties = str(text.get("model_type", "")).startswith("gemma")
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", ties))
-    rest = field("vocab_size") * width * (1 if tied else 2) + layers * attention
-    rest += (layers - sparse_layers) * dense
-    source = f"config.json of {called}"
-    if text.get("sliding_window") and text.get("use_sliding_window", True):
-        source += f" (its window of {text['sliding_window']} tokens counts as full attention)"
-    sizes = {"latent": latent, "qk_dim": qk, "v_dim": v}
-    total, active = (float(rest + sparse_layers * each) for each in (sparse, used))
-    return Architecture(called, total, active, layers, heads, kv_heads, dim, source, **sizes)
-
-
-def _refuse_unknown(config: Mapping[str, Any], text: Mapping[str, Any], called: str) -> None:
-    """Raises ``UserError`` for a configuration whose KV or parameters would be counted wrong."""
-    kinds = {kind for name in ("layer_types", "block_types") for kind in text.get(name) or ()}
-    kinds -= {"full_attention", "sliding_attention", "chunked_attention"}
-    odd = [f"layers of {kind}" for kind in sorted(map(str, kinds))]
-    odd += [name for name in _STATES if text.get(name) is not None]
-    odd += [name for name in _UNCOUNTED if text.get(name)]
-    odd += ["decoder_sparse_step"] if text.get("decoder_sparse_step", 1) != 1 else []
-    family = str(text.get("model_type") or config.get("model_type") or "")
-    odd += [f"model_type {family}"] if family in _OTHER_SHAPES else []
-    known = {*_EXPERTS, *_CHOSEN}
-    counts = (name for name in text if "num_experts" in name or "n_experts" in name)
-    odd += [name for name in counts if name not in known and text[name]]
-    if odd:
-        raise UserError(
-            f"--model: {called} has {', '.join(odd)}, which can't be sized yet; measure it with"
-            " lmcache probe, or name a model of the catalogue that is like it"
-        )
-
-
 _MOST_BYTES = 16 << 20
-_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
-_CHOSEN = ("num_experts_per_tok", "experts_per_token")
-_STATES = (
-    *("linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size", "conv_L_cache"),
-    *("lru_width", "attn_type_list"),
-)
-"""Fields of models that keep states beside KV."""
-_UNCOUNTED = (
-    *("mlp_only_layers", "interleave_moe_layer_step", "moe_layers", "moe_layer_interval"),
-    *("num_kv_shared_layers", "global_head_dim", "index_head_dim", "moe_k"),
-)
-"""Fields that say which layers have experts, or that layers keep more or less than others do."""
-_OTHER_SHAPES = (
-    *("starcoder2", "phi", "gpt_neox", "gpt2", "gptj", "opt", "bloom", "falcon", "mpt", "arcee"),
-    *("apertus", "nemotron", "llama4", "llama4_text"),
-)
-"""Families whose dense layers are not gated, or whose configuration leaves experts out."""
 _TUNED = re.compile(r"-(instruct|chat|it|base)$")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import ceil
 from typing import Literal
 
+from cache_core.groups import KeptLayer, balanced_groups, slot_layout
+from cache_core.layout import Group
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost
 from lmcache_cli.options.tune import PREFILL_EFFICIENCY, UTILISATION
@@ -103,6 +107,7 @@ def devices_needed(hardware: Hardware, model: Architecture, item_bytes: float, u
 
 
 _MOST_DEVICES = 1024
+_MOST_GROUPS = 64
 
 
 ServingOrder = Literal["batches", "in_turn"]
@@ -135,6 +140,36 @@ class RequestCost:
     device_price: float = 0.0
     latent: bool = False
     """Whether KV is MLA's: all ranks have the same."""
+    kept: tuple[KeptLayer, ...] = ()
+    """The layers of a model whose layers keep different things: then ``token_bytes`` are those that
+    stay, and what a hit needs beside them is in the fixed cost of a load."""
+
+    def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
+        """Returns the groups of layers where those keep different things; else none."""
+        return _groups(self.kept, chunk_tokens) if self.kept else ()
+
+    def few_groups(self, chunk_tokens: int) -> bool:
+        """Returns whether layers can be replayed in chunks of that length: short ones cut states
+        into hundreds of chunks each."""
+        return len(self.groups(chunk_tokens)) <= _MOST_GROUPS
+
+    def chunk_bytes(self, chunk_tokens: int) -> int:
+        """Returns the bytes that a chunk of that many tokens takes in a tier below the device;
+        where layers keep different things, the slot of one group's."""
+        if self.kept:
+            return slot_layout(self.groups(chunk_tokens), chunk_tokens).chunk_bytes
+        return self.token_bytes * chunk_tokens
+
+    def device_chunk_bytes(self, chunk_tokens: int) -> int:
+        """Returns the bytes that such a chunk takes on the cards, copies that ranks have of KV
+        included."""
+        size = self.chunk_bytes(chunk_tokens)
+        if self.device is None:
+            return size
+        if not self.kept:
+            return self.device.token_bytes * chunk_tokens
+        stored = sum(layer.token_bytes for layer in self.kept)
+        return ceil(size * max(1.0, self.device.token_bytes / stored)) if stored else size
 
     def decoding_s(self, there: int, steps: int) -> float:
         """Returns the seconds of ``steps`` decode steps of one request alone after ``there``
@@ -153,10 +188,10 @@ class RequestCost:
         compute = self.prefill.seconds(max(1, prompt - cached), cached)
         return max(load, compute) if self.overlap else load + compute
 
-    def break_even(self, tokens: int, cached: int = 0) -> float:
-        """Returns the bytes per second below which loading ``tokens`` takes longer than computing
-        them."""
-        return tokens * self.token_bytes / self.prefill.saved(tokens, cached)
+
+@lru_cache(maxsize=64)
+def _groups(kept: tuple[KeptLayer, ...], chunk_tokens: int) -> tuple[Group, ...]:
+    return balanced_groups(kept, chunk_tokens)
 
 
 def catalogue_cost(
@@ -190,7 +225,7 @@ def catalogue_cost(
         "remote": TierCost(min(link, remote_bytes_s), 1e-3),
     }
     kv = token_bytes or model.stored_bytes(kv_item_bytes, devices)
-    held = token_bytes or model.kv_bytes(kv_item_bytes, devices)
+    held = token_bytes or max(1, model.kv_bytes(kv_item_bytes, devices))
     memory_rate = hardware.memory_bytes_s * devices
     low, high = EFFICIENCY_RANGE
     spread = (
@@ -213,6 +248,13 @@ def catalogue_cost(
         notes.append(
             f"${hardware.price:g} an hour for each {hardware.name}: {hardware.price_source}"
         )
+    kept = tuple[KeptLayer, ...]()
+    if model.mixed() and token_bytes is None:
+        kept = tuple(model.kept_layers(kv_item_bytes, devices))
+        kv, tiers = _apart(kept, tiers)
+        notes += [mixed_note(model.name, kept), _MIXED_ROOM]
+    elif model.mixed():
+        notes.append(f"all of the {token_bytes:,} bytes a token are taken as KV that stays")
     return RequestCost(
         prefill,
         tiers,
@@ -229,7 +271,46 @@ def catalogue_cost(
         hardware=hardware.name,
         device_price=hardware.price,
         latent=bool(model.latent),
+        kept=kept,
     )
+
+
+def _apart(
+    kept: Sequence[KeptLayer], tiers: Mapping[str, TierCost]
+) -> tuple[int, dict[str, TierCost]]:
+    """Returns the bytes of a token that stay, and tiers whose loads have what a hit needs beside
+    them, windows and states, as a fixed cost: a hit has at least that long a prompt."""
+    token = sum(layer.token_bytes for layer in kept if layer.keeps == "all")
+    seen = {"all": 0.0, "state": 0.0, "window": 1.0, "local": 0.5}
+    beside = sum(
+        layer.state_bytes + layer.token_bytes * (layer.span or 0) * seen[layer.keeps]
+        for layer in kept
+    )
+    return max(1, token), {
+        name: replace(cost, call_s=cost.call_s + beside / cost.bytes_per_s)
+        for name, cost in tiers.items()
+    }
+
+
+def mixed_note(model: str, kept: Sequence[KeptLayer]) -> str:
+    """Says what the layers of a model keep, and that no single order decides its hits."""
+    parts = [
+        (sum(layer.token_bytes for layer in kept if layer.keeps == "all"), "B a token"),
+        (sum(layer.token_bytes for layer in kept if layer.span), "B a token in sight"),
+        (sum(layer.state_bytes for layer in kept), "B of states"),
+    ]
+    text = ", ".join(f"{count:,} {what}" for count, what in parts if count)
+    return (
+        f"{model}'s layers keep different things ({text}): the Ledger is replayed for every stack,"
+        " since no single order of chunks decides a hit"
+    )
+
+
+_MIXED_ROOM = (
+    "on the cards too: the Ledger of the engine's own cache is replayed, which keeps of windows and"
+    " states what other requests go on from; requests that run are counted with KV of every token"
+    " in every layer that has any, more than an engine takes that frees what is out of sight"
+)
 
 
 def _at(prefill: PrefillCost, times: float) -> PrefillCost:
@@ -243,16 +324,20 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
     longest = max(new + cached for new, cached, _ in engine.prefill_points)
     worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
     facts = engine.facts
-    notes = (
+    notes: tuple[str, ...] = (
         f"{engine.source}: {engine.model}, {facts['dtype']} on {facts['device']}, engine"
         f" {facts['engine']}, one request after another",
         f"prefill was measured with up to {longest + 1} tokens; its formula is at most"
         f" {100 * worst:.0f} % off the measured points",
     )
+    token_bytes, tiers = engine.layout.token_bytes, engine.tiers
+    if engine.kept:
+        token_bytes, tiers = _apart(engine.kept, engine.tiers)
+        notes = (*notes, mixed_note(engine.model, engine.kept))
     return RequestCost(
         engine.prefill,
-        engine.tiers,
-        engine.layout.token_bytes,
+        tiers,
+        token_bytes,
         engine.decode_s,
         overlap,
         "probe",
@@ -261,4 +346,5 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
         "in_turn",
         engine.prefill_range,
         engine.model,
+        kept=engine.kept,
     )

@@ -115,7 +115,7 @@ def policy_curves(
     """Replays one tier at a few capacities up to what LRU can use, under every policy but LRU."""
     curve = study.curves(chunk_tokens)["prefix"]
     most = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else None
-    if not most:
+    if not most or study.cost.groups(chunk_tokens):  # a sample of chunks says nothing of groups
         return []
     sizes = np.unique(np.geomspace(max(1, most // 64), most, _CURVE_POINTS).astype(np.int64))
     share = _share(study, chunk_tokens, _CURVE_REFERENCES)

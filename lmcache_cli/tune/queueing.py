@@ -24,6 +24,7 @@ from cache_core import _native
 from lmcache_cli.tune.cost import RequestCost
 
 Seconds = NDArray[np.float64]
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 BATCH_TOKENS = 8192
 """The tokens of a step: vLLM's ``max_num_batched_tokens`` on large cards."""
 BATCH_REQUESTS = 256
@@ -65,6 +66,15 @@ class Served:
     busy_s: float
     answers: float = 0.0
     most_running: int = 1
+
+    def latencies(self) -> dict[str, float]:
+        """Returns the mean and percentiles: ``ttft.p90`` and the like, in seconds."""
+        given = {
+            "ttft": percentiles(self.ttft, PERCENTILES),
+            "itl": percentiles(self.gaps, PERCENTILES, self.counts),
+            "e2e": percentiles(self.e2e, PERCENTILES),
+        }
+        return {f"{kind}.{n}": v for kind, of in given.items() for n, v in of.items()}
 
 
 def serve_requests(

@@ -16,7 +16,7 @@ from lmcache_cli.tune.answer import answer, how_text
 from lmcache_cli.tune.candidates import Goal, StackOutcome, deciding, latency_text, number
 from lmcache_cli.tune.policies import Headroom, PolicyCurve
 from lmcache_cli.tune.report_sections import plots, snippets, validation_json, validation_tables
-from lmcache_cli.tune.search import Recommendation
+from lmcache_cli.tune.search import Recommendation, replayed
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Validation
 from lmcache_cli.tune.worth import Uncertainty, Worth
@@ -255,6 +255,10 @@ def _device_json(study: Study) -> dict[str, Any] | None:
 
 
 def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
+    if study.cost.groups(chunk):
+        points = [{"capacity_bytes": n, "hit_rate": rate} for n, rate in replayed(study, chunk)]
+        same = {"chunk_tokens": chunk, "kind": "prefix", "policy": "lru", "sampled": 1.0}
+        return [same | {"points": points}]
     found = []
     for kind, curve in study.curves(chunk).items():
         most = max(1, int(curve.capacities[-1])) if len(curve.capacities) else 1
@@ -267,7 +271,7 @@ def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
                 "sampled": curve.rate,
                 "points": [
                     {
-                        "capacity_bytes": int(capacity) * study.chunk_bytes(chunk),
+                        "capacity_bytes": int(capacity) * study.cost.chunk_bytes(chunk),
                         "hit_rate": curve.hit_rate(int(capacity)),
                     }
                     for capacity in capacities
@@ -278,7 +282,7 @@ def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
 
 
 def _policy_curve(study: Study, curve: PolicyCurve) -> dict[str, Any]:
-    size = study.chunk_bytes(curve.chunk_tokens)
+    size = study.cost.chunk_bytes(curve.chunk_tokens)
     return {
         "chunk_tokens": curve.chunk_tokens,
         "kind": "prefix",

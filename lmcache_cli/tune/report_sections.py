@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cache_core.sizing.curves import Kind
 from lmcache_cli.tune.candidates import GIB, TierConfiguration
-from lmcache_cli.tune.search import Recommendation
+from lmcache_cli.tune.search import Recommendation, replayed
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import MOST_DRIFT, Validation, ValidationPoint
 from reports.units import NONE, bytes_text
@@ -143,7 +143,9 @@ def _curves(study: Study, found: Recommendation) -> dict[str, list[PlotPoint]]:
     """Returns (bytes, hit rate) of one tier by curve: LRU by prefix and at any position, the policy
     that did best, Belady."""
     chunk = found.chosen.stack.chunk_tokens
-    size = study.chunk_bytes(chunk)
+    if study.cost.groups(chunk):
+        return {"lru": replayed(study, chunk)}
+    size = study.cost.chunk_bytes(chunk)
     curves = study.curves(chunk)
     largest = max((int(c.capacities[-1]) for c in curves.values() if len(c.capacities)), default=0)
     if largest < 2:

@@ -44,7 +44,7 @@ from reports.units import seconds_text
 
 _SHOWN = 8
 """The most rows of the table."""
-_POINTS = 10
+_POINTS, _REPLAYED_POINTS = 10, 5
 _BEYOND = 12
 """The most stacks that may not be bought that are run."""
 _MORE_CARDS = (2, 4, 8)
@@ -106,21 +106,32 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
     def room(nbytes: int) -> int:
         return study.rooms(TierConfiguration(((tier, nbytes),), chunk_tokens))[0]
 
-    curve = study.curves(chunk_tokens)["prefix"]
-    size = study.chunk_bytes(chunk_tokens)
-    full = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else 0
-    wanted = max(1, full or 0)
+    size = study.cost.chunk_bytes(chunk_tokens)
+    wanted = max(1, study.most_chunks(chunk_tokens))
+    # A replay of the Ledger takes longer than a look at a curve.
+    points = _POINTS if study.plain(TierConfiguration((), chunk_tokens)) else _REPLAYED_POINTS
     most = wanted * size
     while most < largest and room(most) < wanted:  # a disk tier keeps some for itself
         most += most // 16 + size
     most = min(most, largest)
     found = [0]
-    while most and room(most) and len(found) < _POINTS:
+    while most and room(most) and len(found) < points:
         found.append(most)
         if most <= study.device:
             break
         most //= 2
     return sorted(found)
+
+
+def replayed(study: Study, chunk_tokens: int) -> list[tuple[float, float]]:
+    """Returns (bytes, hit rate) of one tier where layers keep different things: at the sizes that
+    are searched, without a bound on them. Empty for chunks too short to be replayed."""
+    found = []
+    if study.cost.few_groups(chunk_tokens):
+        for nbytes in sizes_to_try(study, chunk_tokens, 1 << 62)[1:]:
+            hits = study.hits(TierConfiguration((("cpu", nbytes),), chunk_tokens))
+            found.append((float(nbytes), int(hits.sum()) / max(1, study.tokens)))
+    return found
 
 
 def search(
@@ -138,6 +149,7 @@ def search(
     def judge(stack: TierConfiguration) -> StackOutcome:
         return study.judge(stack, *decides)
 
+    chunks = [chunk for chunk in chunks if study.cost.few_groups(chunk)] or [max(chunks)]
     today = judge(study.today)
     fit: list[TierConfiguration] = []
     beyond: list[TierConfiguration] = []

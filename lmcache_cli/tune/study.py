@@ -14,17 +14,16 @@ from cache_core.policies import make_admission
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import HitCurve, Kind, TierCurves, hit_curves
 from cache_core.sizing.prefill_cost import PrefillCost
-from cache_core.sizing.replay import LedgerReplay, replay_ledger
+from cache_core.sizing.replay import LedgerReplay, one_order, replay_groups, replay_ledger
 from cache_core.tiers.disk.format import chunks_under
 from lmcache_cli.tune.candidates import Goal, Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, percentiles, serve_requests
+from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, serve_requests
 from workloads.traces.arrays import TraceArrays
 
-PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
 _DAY_S = 86_400
 _LEAST_DURATION_S = 1.0
-_KEPT_REPLAYS = 64
+_KEPT_REPLAYS = 256
 _UNNAMED_CHUNK = 16
 """Tokens of a chunk where a trace has lengths only: vLLM's block."""
 
@@ -61,8 +60,7 @@ class Study:
         if not self.shares_known:
             arrays = replace(arrays, chunk_tokens=_UNNAMED_CHUNK)
         self.arrays, self.cost, self.prices = arrays, cost, prices
-        self.clients, self.goal = clients, goal or Goal()
-        self.rate = rate
+        self.clients, self.goal, self.rate = clients, goal or Goal(), rate
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
         self._chunkings: dict[int, _Chunking] = {}
@@ -118,22 +116,39 @@ class Study:
         tiers = (("device", self.device),) if self.device else ()
         return TierConfiguration(tiers, self.arrays.chunk_tokens)
 
-    def chunk_bytes(self, chunk_tokens: int) -> int:
-        """Returns the bytes of KV in a chunk of that many tokens, as tiers hold it."""
-        return self.cost.token_bytes * chunk_tokens
+    @cached_property
+    def device_chunk(self) -> int:
+        """Returns the tokens of a chunk on the device: the trace's own; where layers keep different
+        things twice that or more, until they are few groups, as engines make blocks as large as a
+        state."""
+        tokens, longest = self.arrays.chunk_tokens, int(self.arrays.input_tokens.max())
+        while not self.cost.few_groups(tokens) and tokens < longest:
+            tokens *= 2
+        return tokens
+
+    def plain(self, stack: TierConfiguration) -> bool:
+        """Returns whether curves give the stack's hits exactly; else the Ledger is replayed."""
+        return stack.plain and one_order(self.cost.groups(stack.chunk_tokens))
+
+    def most_chunks(self, chunk_tokens: int) -> int:
+        """Returns the most chunks that a tier can use."""
+        if not self.plain(TierConfiguration((), chunk_tokens)):
+            return self._unbounded(chunk_tokens).written[0]
+        curve = self.curves(chunk_tokens)["prefix"]
+        return (curve.capacity_for(curve.ceiling) or 0) if curve.ceiling > 0 else 0
+
+    def _unbounded(self, chunk_tokens: int) -> LedgerReplay:
+        return self.replayed(TierConfiguration((("cpu", 1 << 62),), chunk_tokens))
 
     def rooms(self, stack: TierConfiguration) -> list[int]:
-        """Returns how many chunks each tier can hold. A disk tier keeps some of its bytes for
-        itself; the device holds what each rank needs."""
-        size = self.chunk_bytes(stack.chunk_tokens)
-        own = self.cost.device.token_bytes * stack.chunk_tokens if self.cost.device else size
-        found = []
-        for name, nbytes in stack.tiers:
-            if name == "disk":
-                found.append(chunks_under(nbytes, size))
-            else:
-                found.append(nbytes // (own if name == "device" else size))
-        return found
+        """Returns how many chunks each tier can hold, the device of its own length. A disk tier
+        keeps some of its bytes for itself; the device holds what each rank needs."""
+        size = self.cost.chunk_bytes(stack.chunk_tokens)
+        sizes = {"device": self.cost.device_chunk_bytes(self.device_chunk)}
+        return [
+            chunks_under(nbytes, size) if name == "disk" else nbytes // sizes.get(name, size)
+            for name, nbytes in stack.tiers
+        ]
 
     def references(self, chunk_tokens: int) -> AccessTrace:
         """Returns the requests in chunks of ``chunk_tokens``."""
@@ -145,6 +160,9 @@ class Study:
 
     def ceiling(self, chunk_tokens: int) -> float:
         """Returns the hit rate of a cache without a bound."""
+        if not self.plain(TierConfiguration((), chunk_tokens)):
+            found = self._unbounded(chunk_tokens)
+            return int(found.hits.sum()) * chunk_tokens / max(1, self.tokens)
         return self.curves(chunk_tokens)["prefix"].ceiling
 
     def hits(self, stack: TierConfiguration) -> TokenCounts:
@@ -162,12 +180,10 @@ class Study:
         own = np.zeros((len(self.arrays), 0), dtype=np.int32)
         bought = replace(stack, tiers=tuple(stack.bought.items()))
         if len(bought.tiers) < len(stack.tiers):
-            room = self.rooms(replace(stack, tiers=stack.tiers[:1]))
-            own = self._chunking(base).tiers.hits([room])[0]
-            own = self._usable(own, base)
+            own = self._own(stack.tiers[0])
         behind = np.zeros((len(self.arrays), 0), dtype=np.int32)
         if bought.tiers:
-            if bought.plain:
+            if self.plain(bought):
                 tiers = self._chunking(stack.chunk_tokens).tiers
                 behind = tiers.hits([self.rooms(bought)], stack.placement)[0]
             else:
@@ -179,6 +195,17 @@ class Study:
             behind[:, tier] -= cut
             left -= cut
         return np.concatenate([own, behind], axis=1)
+
+    def _own(self, device: tuple[str, int]) -> ChunkCounts:
+        """Returns the hits of the device alone, in chunks of the trace's own length,
+        ``[requests, 1]``."""
+        alone = TierConfiguration((device,), self.device_chunk)
+        if self.plain(alone):
+            own = self._chunking(alone.chunk_tokens).tiers.hits([self.rooms(alone)])[0]
+        else:
+            own = self.replayed(alone).hits
+        times = self.device_chunk // self.arrays.chunk_tokens
+        return self._usable(own, self.device_chunk) * times
 
     def _usable(self, chunks: ChunkCounts, chunk_tokens: int) -> ChunkCounts:
         """Returns the hits without those of a prompt's last token, which is always computed."""
@@ -192,13 +219,18 @@ class Study:
         return chunks
 
     def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
-        """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks.
-        ``stack`` has no device. The results are kept."""
+        """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks, or
+        of the requests, the first ones, where layers keep different things. ``stack`` is of tiers
+        that are bought, or of the device alone. The results are kept."""
         key = (stack, rate)
         if key not in self._replays:
             now = [0.0]
-            bytes_per_day = rate * self.goal.disk_writes(stack.sizes.get("disk", 0))
-            size = self.chunk_bytes(stack.chunk_tokens)
+            references = self.references(stack.chunk_tokens)
+            groups = self.cost.groups(stack.chunk_tokens)
+            bytes_per_day = self.goal.disk_writes(stack.sizes.get("disk", 0))
+            if one_order(groups):  # a sample of the chunks writes its share; of the requests, all
+                bytes_per_day *= rate
+            size = self.cost.chunk_bytes(stack.chunk_tokens)
             admission = [
                 make_admission(stack.admission, bytes_per_day, size, lambda: now[0])
                 if name == "disk"
@@ -210,15 +242,22 @@ class Study:
             def tick(request: int) -> None:
                 now[0] = float(times[request])
 
-            self._replays[key] = replay_ledger(
-                self.references(stack.chunk_tokens),
-                self.rooms(stack),
-                stack.policy,
-                stack.placement,
-                rate,
-                admission=admission,
-                on_request=tick,
-            )
+            settings = self.rooms(stack), stack.policy, stack.placement
+            if one_order(groups):
+                found = replay_ledger(
+                    references, *settings, rate, admission=admission, on_request=tick
+                )
+            else:
+                found = replay_groups(
+                    references,
+                    groups,
+                    *settings,
+                    usable=np.maximum(0, self.arrays.input_tokens - 1) // stack.chunk_tokens,
+                    admission=admission,
+                    on_request=tick,
+                    requests=max(1, round(rate * len(references))),
+                )
+            self._replays[key] = found
             if len(self._replays) > _KEPT_REPLAYS:
                 del self._replays[next(iter(self._replays))]
         return self._replays[key]
@@ -289,18 +328,12 @@ class Study:
     def latencies(self, served: Served) -> dict[str, float]:
         """Returns the mean and percentiles of a run: ``ttft.p90`` and the like, in seconds, and the
         ``goodput``, requests a second that keep all bounds of the goal."""
-        given = {
-            "ttft": percentiles(served.ttft, PERCENTILES),
-            "itl": percentiles(served.gaps, PERCENTILES, served.counts),
-            "e2e": percentiles(served.e2e, PERCENTILES),
-        }
-        found = {f"{kind}.{n}": v for kind, of in given.items() for n, v in of.items()}
         good = np.ones(len(served.ttft), dtype=bool)
         for name, most in self.goal.slo.items():
             kind = name.partition(".")[0]
             if kind != "itl":
                 good &= (served.ttft if kind == "ttft" else served.e2e) <= most
-        return found | {"goodput": float(good.sum()) / self.duration_s}
+        return served.latencies() | {"goodput": float(good.sum()) / self.duration_s}
 
     def _summary(
         self, stack: TierConfiguration, load: float
@@ -309,7 +342,7 @@ class Study:
         the same chunks share one."""
         base = self.arrays.chunk_tokens
         key: tuple[object, ...] = (stack, load)
-        if stack.plain:
+        if self.plain(stack):
             least, effective = 0, []
             for (name, _), room in zip(stack.tiers, self.rooms(stack), strict=True):
                 tokens = room * (base if name == "device" else stack.chunk_tokens)
@@ -338,10 +371,10 @@ class Study:
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0
-        if not stack.plain:
+        if not self.plain(stack):
             bought = replace(stack, tiers=tuple(stack.bought.items()))
             chunks = self.replayed(bought, share).written[list(stack.bought).index("disk")]
-            return chunks * self.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
+            return chunks * self.cost.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
         chunking = self._chunking(stack.chunk_tokens)
         index = [name for name, _ in stack.tiers].index("disk")
         held = chunking.curves["any_position"].hit_tokens(self.rooms(stack)[index])

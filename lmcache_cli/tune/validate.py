@@ -23,9 +23,9 @@ from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
 from lmcache_cli.tune.candidates import TierConfiguration
-from lmcache_cli.tune.queueing import percentiles
+from lmcache_cli.tune.queueing import PERCENTILES, percentiles
 from lmcache_cli.tune.source import RequestSource
-from lmcache_cli.tune.study import PERCENTILES, Study
+from lmcache_cli.tune.study import Study
 from reports.sample import Sample
 
 Validity = Literal["confirmed", "refuted", "inconclusive"]

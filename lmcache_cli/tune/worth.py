@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration
-from lmcache_cli.tune.queueing import percentiles
-from lmcache_cli.tune.study import PERCENTILES, Study
+from lmcache_cli.tune.queueing import PERCENTILES, percentiles
+from lmcache_cli.tune.study import Study
 
 _LEAST_LOAD, _MOST_LOAD = 1 / 1024, 64.0
 _STEPS = 5

@@ -29,7 +29,7 @@ from reports.units import EN_DASH
 from workloads import Request
 
 if TYPE_CHECKING:
-    from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
+    from lmcache_cli.engines.transformers.cross_model.forward import CrossModelBase
     from lmcache_cli.engines.transformers.cross_model.quality_by_layer import LayerProfile
     from lmcache_cli.engines.transformers.engine import TransformersEngine
 

@@ -118,8 +118,9 @@ def _compare(
 ) -> HitVerdict:
     """Serves the prompt cold, then as a hit from ``tier``, and compares."""
     need = len(request.token_ids) + request.max_tokens
-    # Twice the chunks and some: a disk tier keeps space for its own order.
-    size = 2 * engine.layout(chunk).chunk_bytes * (need // chunk + 8) + _DISK_EXTRA
+    # Twice the chunks of each group and some: a disk tier keeps space for its own order.
+    chunks = len(engine.groups(chunk)) * (need // chunk + 8)
+    size = 2 * engine.layout(chunk).chunk_bytes * chunks + _DISK_EXTRA
     with TemporaryDirectory(prefix="lmcache-verify-") as folder:
         spec = CacheSpec(
             chunk,

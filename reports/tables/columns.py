@@ -10,9 +10,11 @@ from rich.text import Text
 
 from reports.sample import TIERS
 from reports.summary import CellMeta, CellSummary, Spread
+from reports.tables.findings import verdict
 from reports.units import EN_DASH, NONE, bytes_text, bytes_unit, number_text, places_for
 
 BAD = "bold red"
+_VERDICTS = {"faster": "green", "slower": BAD, "wrong": BAD}
 QUEUE_SHARE = 0.01
 """The client's queue is shown where its p90 is more than this share of TTFT p50."""
 
@@ -130,7 +132,7 @@ def _trouble(cells: Cells) -> list[Column]:
 
 
 def _ttft(cells: Cells) -> list[Column]:
-    columns = _times(cells, lambda c: c.ttft, "TTFT", "p50 p90 p99")
+    columns = _times(cells, lambda c: c.ttft, "TTFT", "p50 mean p90 p99")
     queued = any((c.client_queue.p90 or 0) > QUEUE_SHARE * (c.ttft.p50 or 0) for c in cells)
     if queued:
         columns += _times(cells, lambda c: c.client_queue, "unsent", "p90")
@@ -151,6 +153,10 @@ def _speedup(cells: Cells) -> list[Column]:
             return Text(NONE)
         return Text(f"{number_text(cell.speedup.ratio, places)}x", style="bold")
 
+    def judged(cell: CellSummary) -> Text:
+        word = verdict(cell)
+        return Text(word or NONE, style=_VERDICTS.get(word, ""))
+
     def same(cell: CellSummary) -> Text:
         if cell.outputs.identical is None:
             return Text(NONE)
@@ -161,6 +167,7 @@ def _speedup(cells: Cells) -> list[Column]:
     return [
         Column("speed-up", "of TTFT", tuple(map(ratio, cells))),
         Column("95 %", "interval", tuple(map(interval, cells))),
+        Column("verdict", "", tuple(map(judged, cells)), left=True),
         Column("same", "text", tuple(map(same, cells))),
     ]
 
@@ -227,6 +234,8 @@ def _rates(cells: Cells) -> list[Column]:
     return [
         *_times(cells, lambda c: c.itl, "ITL", "p50"),
         Column("req", "per s", _numbers([c.throughput.requests_per_s for c in cells])),
+        Column("goodput", "per s", _numbers([c.goodput_per_s for c in cells])),
+        Column("saved", "prefill s", _numbers([c.prefill_saved_s for c in cells])),
     ]
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from reports.summary import CellSummary, RefusedCell, refused_lines
 from reports.tables.columns import BAD, Column, describe, measured
+from reports.tables.findings import in_words
 from reports.tables.tiers import tier_tables
 
 GAP = 2
@@ -27,6 +28,8 @@ LEGEND = {
     "F1": "F1, exact: of the answers, as SQuAD counts them; intervals are 95 % bootstraps.",
     "own": "Own: matching, rotating and selecting, as a share of TTFT.",
     "KL": "KL: from a full prefill's next-token distributions to this row's, over its answer.",
+    "goodput": "Goodput: requests per second whose TTFT was at most the median without reuse.",
+    "saved": "Saved: prefill without reuse less prefill and loading here, all requests together.",
     "hit": "Hit %: share of the prompt tokens that the cache served.",
 }
 """The meaning of each column, by the first word of its name."""
@@ -60,6 +63,8 @@ def bench_tables(
     parts: list[RenderableType] = []
     for group in workloads_of(cells):
         parts += [WorkloadTable(group), Text()]
+        for line in in_words(group):
+            parts += [Text(line), Text()]
     for table in tier_tables(cells):
         parts += [table, Text()]
     for line in refused_lines(refused):

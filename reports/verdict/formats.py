@@ -54,7 +54,9 @@ def verdict_table(verdicts: Sequence[Verdict], outcome: Outcome) -> RenderableTy
         parts += [Text(cell, style="bold"), table]
     for verdict in rows:
         if verdict.outcome != "PASS":
-            parts.append(Text(f"{verdict.metric}: {explained(verdict)}", style="dim"))
+            parts.append(
+                Text(f"{verdict.cell}, {verdict.metric}: {explained(verdict)}", style="dim")
+            )
     parts += [Text(line) for line in counted]
     parts.append(Text(outcome, style=STYLES[outcome]))
     return Group(*parts)
@@ -73,7 +75,7 @@ def verdict_markdown(
         bold = f"**{word}**" if verdict.outcome == "FAIL" else word
         lines.append("| " + " | ".join((verdict.cell, f"`{cells[0]}`", *cells[1:], bold)) + " |")
     lines.append("")
-    lines += [f"- `{v.metric}`: {explained(v)}" for v in rows if v.outcome != "PASS"]
+    lines += [f"- {v.cell}, `{v.metric}`: {explained(v)}" for v in rows if v.outcome != "PASS"]
     lines += [f"- {line}" for line in counted]
     lines += [f"- {note}" for note in notes]
     return "\n".join(lines) + "\n"
@@ -168,6 +170,7 @@ def _metric(verdict: Verdict) -> dict[str, Any]:
         "smallest_visible": _finite(values["smallest"]),
         "rounds": values["rounds"],
         "exact": values["exact"],
+        "signs": values["signs"],
     }
 
 
@@ -175,19 +178,25 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or abs(value) == float("inf") else value
 
 
-def verdict_junit(verdicts: Sequence[Verdict], name: str) -> str:
-    """Returns JUnit XML with a test case per metric: FAIL is a failure; INCONCLUSIVE is an error,
-    as it must not pass for a success."""
-    from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
+def verdict_junit(
+    verdicts: Sequence[Verdict], name: str, sides: Sequence[str], lenient: bool = False
+) -> str:
+    """Returns JUnit XML with a test case per metric, and a property per side that names it. FAIL is
+    a failure; INCONCLUSIVE is an error, as it must not pass for a success, or with ``lenient`` a
+    case that was skipped."""
+    from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
     suite = TestSuite(name)
+    for side in sides:
+        suite.add_property(*side.split(": ", 1))
+    undecided = Skipped if lenient else Error
     for verdict in verdicts:
         case = TestCase(verdict.metric, classname=f"{name}.{verdict.cell}")
         text = ", ".join(cells_of(verdict))
         if verdict.outcome == "FAIL":
-            case.result = [Failure(f"{explained(verdict)}: {text}")]
+            case.result = [Failure(f"{verdict.cell}: {explained(verdict)}: {text}")]
         elif verdict.outcome == "INCONCLUSIVE":
-            case.result = [Error(explained(verdict))]
+            case.result = [undecided(f"{verdict.cell}: {explained(verdict)}")]
         suite.add_testcase(case)
     document = JUnitXml()
     document.add_testsuite(suite)

@@ -7,19 +7,22 @@ neither is INCONCLUSIVE. A run that measured nothing never passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from reports.verdict.interval import Interval, anytime_intervals, welch_interval
+import numpy as np
+
+from reports.verdict.interval import Interval, stored_error
+from reports.verdict.looks import LEAST_ROUNDS, QUICK, Looks, decide, signs
 from reports.verdict.round import Round, measured_by_clock, share_below
 from reports.verdict.rule import Rule
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 LEVEL = 0.05
 """The chance of any false FAIL, over all metrics and looks."""
-LEAST_ROUNDS = 5
-"""The least number of rounds; below it, no number of decimals makes noise known."""
+_CLOCKED = 4
+"""The least number of values that all equal are no clock's."""
 LEAST_COUNTED = 2
 """The least number of rounds for a counter: a change that shows in one round may be chance; in two,
 each side has proven to be steady."""
@@ -34,8 +37,8 @@ class Verdict:
     """The verdict on one metric of one cell. ``base`` and ``new`` are its typical values (seconds,
     shares, counts; None if there is none), ``change`` with ``low`` and ``high`` its interval in the
     unit of the rule's limit, ``smallest`` the smallest change for the worse that would have been
-    seen with 80 % power. ``exact``: without noise, so without an interval. ``reason`` says why, in
-    words."""
+    seen with 80 % power. ``signs`` are those of :func:`.signs`, of rounds that ran in turns.
+    ``exact``: without noise, so without an interval. ``reason`` says why, in words."""
 
     cell: str
     metric: str
@@ -51,6 +54,7 @@ class Verdict:
     rounds: int = 0
     exact: bool = False
     points: bool = False
+    signs: Mapping[str, float] = field(default_factory=dict)
     hopeless: bool = False
     """Whether no further round would change the verdict."""
 
@@ -69,26 +73,35 @@ def overall(verdicts: Sequence[Verdict]) -> Outcome:
     return "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
 
 
-def judge(
-    cell: str,
-    base: Sequence[Round],
-    new: Sequence[Round],
-    rule: Rule,
-    *,
-    paired: bool,
-    metrics: int = 1,
-    noise: float | None = None,
-) -> Verdict:
-    """Returns the verdict on one metric of one cell.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms on which metrics are judged.
 
-    ``paired``: round i of both sides ran in turns, so that what they share cancels, and more rounds
-    follow until something is decided; the first decision stands. Else the rounds lie there already
-    and belong to no pairs; ``noise``, if given, is the coefficient of variation from run to run,
-    and stands for what a single run can't tell. ``metrics`` is how many are judged together: the
-    level is divided among them (Bonferroni).
+    ``paired``: round i of both sides ran in turns, so that what they share cancels, and unless
+    ``over`` more rounds follow until something is decided; the first decision stands. Else the
+    rounds lie there already and belong to no pairs; ``noise``, if given, is the coefficient of
+    variation from one day's runs to another's. ``metrics`` is how many are judged together: a FAIL
+    of any fails all, so its level is divided among them (Bonferroni); PASS needs each of them, so
+    its level is not.
     """
+
+    paired: bool = True
+    metrics: int = 1
+    noise: float | None = None
+    over: bool = True
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Returns the chances of a wrong FAIL and of a wrong PASS of one metric."""
+        return LEVEL / self.metrics, LEVEL
+
+
+def judge(
+    cell: str, base: Sequence[Round], new: Sequence[Round], rule: Rule, terms: Terms
+) -> Verdict:
+    """Returns the verdict on one metric of one cell."""
     if not measured_by_clock(rule.metric):
-        return _judge_steady(cell, base, new, rule, paired, metrics)
+        return _judge_steady(cell, base, new, rule, terms)
     before = [r.value(rule.metric) for r in base]
     after = [r.value(rule.metric) for r in new]
     typical = _typical(before), _typical(after)
@@ -97,59 +110,122 @@ def judge(
         _nothing(base, new)
         or _unusable([*before, *after], rule.metric)
         or _collapsed(before, after)
-        or _too_few_each(base, new, rule.metric)
+        or too_few_each((*base, *new), rule.metric)
     )
     if trouble:
         found = _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
         return replace(found, hopeless=True)
     if trouble := _too_few_in_all(base, new, rule.metric):
         return _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
-    x = [rule.scaled(v) for v in before if v is not None]
-    y = [rule.scaled(v) for v in after if v is not None]
-    return _judge_scaled(cell, rule, x, y, typical, paired, LEVEL / metrics, noise)
+    return _judge_scaled(cell, rule, base, new, typical, terms)
 
 
 def _judge_scaled(
     cell: str,
     rule: Rule,
+    base: Sequence[Round],
+    new: Sequence[Round],
+    typical: tuple[float | None, float | None],
+    terms: Terms,
+) -> Verdict:
+    x, y = _scaled(base, rule), _scaled(new, rule)
+    if terms.paired:
+        return _judge_pairs(cell, rule, [*x.values()], [*y.values()], typical, terms)
+    low, high, count = -math.inf, math.inf, min(len(x), len(y))
+    from scipy import stats
+
+    middle = float(np.mean([*y.values()]) - np.mean([*x.values()]))
+    fail_level, pass_level = (level / 2 for level in terms.levels)
+    freedom = math.inf
+    if terms.noise is not None:
+        error = terms.noise * math.sqrt(1 / len(x) + 1 / len(y))
+    else:
+        found, free = stored_error([*x.values()], [*y.values()])
+        error, freedom = float(found), float(free)
+    if math.isfinite(error) and error > 0:
+        worse, better = (
+            float(stats.t.isf(level, freedom)) * error for level in (fail_level, pass_level)
+        )
+        below, above = (better, worse) if rule.falling else (worse, better)
+        low, high = middle - below, middle + above
+    interval = Interval(low, middle, high, error if math.isfinite(error) else 0.0, count)
+    outcome = _decides(interval, rule)
+    if count < 2 and terms.noise is None:
+        reason = (
+            "runs of one day are one sample, and one a side tells nothing of the noise between"
+            " days: give runs of several, or --noise (a share, or a folder of old runs), or use"
+            " lmcache check"
+        )
+    else:
+        reason = _reason(outcome, interval)
+    return _verdict(cell, rule, outcome, reason, typical, count, interval)
+
+
+def _scaled(rounds: Sequence[Round], rule: Rule) -> dict[str, float]:
+    """Returns the values by sample, in order: rounds of one sample, which share what the machine
+    did on that day, count with their mean. Rounds of no sample are one each."""
+    by_sample: dict[str, list[float]] = {}
+    for i, each in enumerate(rounds):
+        value = each.value(rule.metric)
+        if value is not None:
+            by_sample.setdefault(each.sample or f"#{i}", []).append(rule.scaled(value))
+    return {name: float(np.mean(by_sample[name])) for name in by_sample}
+
+
+def _judge_pairs(
+    cell: str,
+    rule: Rule,
     x: Sequence[float],
     y: Sequence[float],
     typical: tuple[float | None, float | None],
-    paired: bool,
-    level: float,
-    noise: float | None,
+    terms: Terms,
 ) -> Verdict:
-    if paired:
-        looks = anytime_intervals([b - a for a, b in zip(x, y, strict=False)], level)
-        looks = looks or [Interval(-math.inf, 0.0, math.inf, 0.0, 0)]
-        found = next((i for i in looks if _decides(i, rule) != "INCONCLUSIVE"), looks[-1])
-    elif noise is not None:
-        from scipy import stats
+    rounds = min(len(x), len(y))
+    if not rounds:
+        return _verdict(cell, rule, "INCONCLUSIVE", "no round", typical, 0)
+    a, b = np.array(x[:rounds]), np.array(y[:rounds])
+    looks = Looks.of(a, b)
+    found = decide(looks, rule.bound, rule.falling, *terms.levels, terms.over)
+    at = int(found.at)
+    error = float(looks.errors(QUICK)[0][at])
+    middle = float(looks.middle[at])
+    interval = Interval(float(found.low), middle, float(found.high), error, at + 1)
+    outcome: Outcome = ("INCONCLUSIVE", "FAIL", "PASS")[int(found.outcome)]
+    told = signs(looks, b - a)
+    if outcome == "INCONCLUSIVE" and rounds < LEAST_ROUNDS:
+        reason = f"{rounds} of at least {LEAST_ROUNDS} rounds"
+    else:
+        reason = _reason(outcome, interval)
+        if outcome == "PASS":
+            share = 1 - LEVEL ** (1 / interval.n)
+            reason += f"; what slows less than {share * 100:.0f} % of rounds may be missed"
+    reason += _spoken(told, rounds)
+    return replace(_verdict(cell, rule, outcome, reason, typical, at + 1, interval), signs=told)
 
-        middle = sum(y) / len(y) - sum(x) / len(x)
-        error = noise * math.sqrt(1 / len(x) + 1 / len(y))
-        width = float(stats.norm.isf(level / 2)) * error
-        found = Interval(middle - width, middle, middle + width, error, min(len(x), len(y)))
-    else:
-        found = welch_interval(x, y, level)
-    outcome = _decides(found, rule)
-    needs_more = not paired and noise is None and min(len(x), len(y)) < 2
-    if needs_more:
-        reason = (
-            "one run a side tells nothing of the noise between runs: give several, or --noise,"
-            " or use lmcache check"
+
+def _spoken(told: Mapping[str, float], rounds: int) -> str:
+    """Says what speaks against independent rounds, if anything does."""
+    said = ""
+    if told["effective_rounds"] < 0.7 * rounds:
+        said += (
+            f"; noise sticks from round to round (lag 1: {told['lag1']:.2f}): they tell as much as"
+            f" {told['effective_rounds']:.0f}"
         )
-    elif paired and found.n < LEAST_ROUNDS:
-        reason = f"{found.n} of at least {LEAST_ROUNDS} rounds"
-    elif outcome == "INCONCLUSIVE" and not math.isfinite(found.high - found.low):
-        reason = "too few rounds to tell the noise" if found.error else "no noise: equal values"
-    else:
-        reason = {
-            "PASS": "the interval excludes the limit",
-            "FAIL": "the whole interval is beyond the limit",
-            "INCONCLUSIVE": "the interval holds the limit",
-        }[outcome]
-    return _verdict(cell, rule, outcome, reason, typical, found.n, found)
+    if told["moved"]:
+        said += f"; the change itself moved by {told['moved'] * 100:.1f} % with the machine or time"
+    if told["outliers"]:
+        said += f"; {told['outliers']:.0f} outliers"
+    return said
+
+
+def _reason(outcome: Outcome, interval: Interval) -> str:
+    if outcome == "INCONCLUSIVE" and not math.isfinite(interval.high - interval.low):
+        return "too few rounds to tell the noise" if interval.error else "no noise: equal values"
+    return {
+        "PASS": "the interval excludes the limit",
+        "FAIL": "the whole interval is beyond the limit",
+        "INCONCLUSIVE": "the interval holds the limit",
+    }[outcome]
 
 
 def _decides(interval: Interval, rule: Rule) -> Outcome:
@@ -163,8 +239,7 @@ def _judge_steady(
     base: Sequence[Round],
     new: Sequence[Round],
     rule: Rule,
-    paired: bool,
-    metrics: int,
+    terms: Terms,
 ) -> Verdict:
     """Judges a counter with a limit: exact where it does not vary."""
     before = [r.value(rule.metric) for r in base]
@@ -175,7 +250,7 @@ def _judge_steady(
     if trouble := _nothing(base, new) or unmeasured:
         found = _verdict(cell, rule, "INCONCLUSIVE", trouble, typical, rounds)
         return replace(found, hopeless=True)
-    if paired and rounds < LEAST_COUNTED:
+    if terms.paired and rounds < LEAST_COUNTED:
         reason = f"{rounds} of at least {LEAST_COUNTED} rounds"
         return _verdict(cell, rule, "INCONCLUSIVE", reason, typical, rounds)
     a, b = {v for v in before if v is not None}, {v for v in after if v is not None}
@@ -199,9 +274,7 @@ def _judge_steady(
     values = [*a, *b]
     if not rule.points and min(values) <= 0:
         return _verdict(cell, rule, "INCONCLUSIVE", "varies, and is 0 at times", typical, rounds)
-    x = [rule.scaled(v) for v in before if v is not None]
-    y = [rule.scaled(v) for v in after if v is not None]
-    return _judge_scaled(cell, rule, x, y, typical, paired, LEVEL / metrics, None)
+    return _judge_scaled(cell, rule, base, new, typical, replace(terms, noise=None))
 
 
 def _nothing(base: Sequence[Round], new: Sequence[Round]) -> str:
@@ -227,30 +300,34 @@ def _unusable(values: Sequence[float | None], metric: str) -> str:
 def _collapsed(before: Sequence[float | None], after: Sequence[float | None]) -> str:
     for name, values in (("baseline", before), ("candidate", after)):
         known = [v for v in values if v is not None]
-        if len(known) < LEAST_ROUNDS - 1:
+        if len(known) < _CLOCKED:
             continue
         if max(known) - min(known) <= _SAME * max(known):
             return f"the {name}'s values are all equal: no clock measured them"
     return ""
 
 
-def _too_few_each(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
+def too_few_each(rounds: Sequence[Round], metric: str) -> str:
     """Returns why a round has too few values for a percentile, which needs one beyond it in each
     round; else empty text."""
-    share = _refusable(base, new, metric)
-    each = math.ceil(round(1 / (1 - share), 6))
-    least = min(r.count(metric) for r in (*base, *new))
-    if share and least < each:
+    each = least_values(metric)
+    least = min(r.count(metric) for r in rounds)
+    if least < each:
         statistic = metric.partition(".")[2]
         return f"{statistic} of {least} values a round says nothing: it needs {each}"
     return ""
+
+
+def least_values(metric: str) -> int:
+    """Returns how many values a round needs for the metric; 1 for what is no percentile."""
+    return math.ceil(round(1 / (1 - _longer_share(metric)), 6))
 
 
 def _too_few_in_all(base: Sequence[Round], new: Sequence[Round], metric: str) -> str:
     """Returns why all rounds together have fewer values than make a 95 % bound for a percentile,
     else empty text: ln 0.05 / ln q (S. S. Wilks, "Determination of sample sizes for setting
     tolerance limits", Ann. Math. Stat. 12, 1941)."""
-    share = _refusable(base, new, metric)
+    share = _longer_share(metric)
     total = math.ceil(math.log(LEVEL) / math.log(share)) if share else 0
     pooled = min(sum(r.count(metric) for r in side) for side in (base, new))
     if pooled < total:
@@ -259,7 +336,7 @@ def _too_few_in_all(base: Sequence[Round], new: Sequence[Round], metric: str) ->
     return ""
 
 
-def _refusable(base: Sequence[Round], new: Sequence[Round], metric: str) -> float:
+def _longer_share(metric: str) -> float:
     """Returns the share on the longer side of a percentile; 0 for what is none."""
     share = share_below(metric.partition(".")[2])
     return max(share, 1 - share) if share else 0.0

@@ -34,6 +34,8 @@ class Round:
     ``times`` has the values of single requests (of gaps between tokens for ``itl``), in seconds;
     ``known`` what comes as one number, by metric (``throughput.requests_per_s``, or ``ttft.p50`` of
     a tool that keeps no more than that). ``counters`` are those of :data:`COUNTERS` that are known.
+    Rounds of one ``sample`` share what the machine did then: a day's date, or a file's name where
+    it does not tell the day; ``""`` for rounds that ran in turns.
     """
 
     n: int
@@ -42,6 +44,7 @@ class Round:
     known: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     hit_rate: float | None = None
+    sample: str = ""
 
     def value(self, metric: str) -> float | None:
         """Returns the value of a metric as in :func:`is_metric`, or None where the round does not

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from reports.verdict.round import COUNTERS, RATES, TIMES, is_metric
 
 DEFAULT_RULE = "ttft.p50>5%"
+DEFAULT_RULES = (DEFAULT_RULE, "ttft.mean>5%", "ttft.p90>10%")
+"""What is judged if nothing is said: the typical request, what hits a share of them, and the
+spread."""
 _RULE = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*(%|pp)\s*")
 
 

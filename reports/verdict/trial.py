@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reports.verdict.counters import Strictness, judge_counters
-from reports.verdict.judge import LEAST_COUNTED, Outcome, Verdict, judge, overall
+from reports.verdict.judge import (
+    LEAST_COUNTED,
+    Outcome,
+    Terms,
+    Verdict,
+    judge,
+    overall,
+    too_few_each,
+)
 from reports.verdict.round import Round, measured_by_clock
 from reports.verdict.rule import Rule
 
@@ -22,36 +30,40 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The judgement of ``comparisons`` under ``rules`` and the strictness of counters. ``paired``
-    and ``noise`` are those of :func:`.judge`; stored runs (not paired) need one round for counters.
+    """The judgement of ``comparisons`` under ``rules`` and the strictness of counters. ``paired``,
+    ``noise`` (by metric, or one for all) and ``over`` are those of :class:`.Terms`; stored runs
+    (not paired) need one round for counters. With ``optional``, rules after the first are left
+    out where neither side has what they judge, or too little of it in a round.
     """
 
     comparisons: Sequence[Comparison]
     rules: Sequence[Rule]
     counters: Strictness = "exact"
     paired: bool = True
-    noise: float | None = None
+    noise: float | Mapping[str, float] | None = None
+    over: bool = True
+    optional: bool = False
 
     def of(self, comparison: Comparison) -> list[Verdict]:
         """Returns the verdicts on one cell, those on rules first."""
-        timed = sum(measured_by_clock(rule.metric) for rule in self.rules)
-        metrics = max(1, timed * len(self.comparisons))
         base, new = comparison.base, comparison.new
-        found = [
-            judge(
-                comparison.cell,
-                base,
-                new,
-                rule,
-                paired=self.paired,
-                metrics=metrics,
-                noise=self.noise,
-            )
-            for rule in self.rules
-        ]
+        rules = [r for r in self.rules if not self._left_out(r, (*base, *new))]
+        timed = sum(measured_by_clock(rule.metric) for rule in rules)
+        metrics = max(1, timed * len(self.comparisons))
+        found = []
+        for rule in rules:
+            noise = self.noise.get(rule.metric) if isinstance(self.noise, Mapping) else self.noise
+            terms = Terms(self.paired, metrics, noise, self.over)
+            found.append(judge(comparison.cell, base, new, rule, terms))
         ruled = {rule.metric for rule in self.rules}
         least = LEAST_COUNTED if self.paired else 1
         return found + judge_counters(comparison.cell, base, new, self.counters, ruled, least)
+
+    def _left_out(self, rule: Rule, rounds: Sequence[Round]) -> bool:
+        if not self.optional or rule is self.rules[0]:
+            return False
+        unmeasured = all(r.value(rule.metric) is None for r in rounds)
+        return unmeasured or bool(too_few_each(rounds, rule.metric))
 
     def settled(self, comparison: Comparison) -> bool:
         """Returns whether another round of a cell would be wasted: one has failed, or none can

@@ -21,7 +21,7 @@ from benchmarks.gpu.card import main as card_main
 from benchmarks.gpu.files import compiled_digest, replace_text, sources_digest
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.stages import DRY, REAL, Sizes, Where, stages
-from lmcache_cli.main import app
+from lmcache_cli.main import make_app
 
 ROOT = Path(__file__).parents[2]
 BUDGET_S = 8 * 60
@@ -74,7 +74,7 @@ def commands(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ["probe", "long", "rag"])
 def test_lmcache_takes_the_flags(name: str) -> None:
     verb, *words = commands(name)
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(make_app(verb))
     context = command.commands[verb].make_context(verb, words)
     if verb == "bench":
         assert context.params["device"] == "cuda"

@@ -6,11 +6,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +17,10 @@ from rich.console import Console
 from benchmarks.vllm_sched.scenarios import Decode, Queue
 from benchmarks.vllm_sched.timing import Spent, Timed
 from benchmarks.vllm_scheduler import Row, main, measured, spread, tables, unit
-from tests.cache_core.adapters.conftest import vllm_needed  # noqa: F401 - a fixture
+from tests.vllm_process import run_with_vllm
 
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
 OURS, THEIRS = "TieredKVConnector", "OffloadingConnector"
 CONTEXT, RUNNING, QUEUED, HELD, CHUNK = 256, 3, 5, 40, 32
 
@@ -209,25 +205,18 @@ def test_a_wrong_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def done(
-    vllm_needed: None,  # noqa: F811 - the fixture
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, dict[str, Any]]:
     """What it prints and what it writes, with a few short requests."""
     file = tmp_path_factory.mktemp("scheduler") / "figures.json"
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.vllm_scheduler"),
-            *("--contexts", str(CONTEXT), "--running", str(RUNNING)),
-            *("--queue-contexts", str(CONTEXT), "--queued", str(QUEUED)),
-            *("--held", str(HELD), "--repeats", "1", "--json", str(file)),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=900,
+    said = run_with_vllm(
+        *("-m", "benchmarks.vllm_scheduler"),
+        *("--contexts", str(CONTEXT), "--running", str(RUNNING)),
+        *("--queue-contexts", str(CONTEXT), "--queued", str(QUEUED)),
+        *("--held", str(HELD), "--repeats", "1", "--json", str(file)),
+        timeout_s=900,
     )
-    assert run.returncode == 0, run.stderr
-    return run.stdout, json.loads(file.read_text())
+    return said, json.loads(file.read_text())
 
 
 def test_both_connectors_save_and_load_what_they_were_given(

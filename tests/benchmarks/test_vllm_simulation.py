@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.vllm_process import run_with_vllm
+
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(*command: str) -> str:
-    if find_spec("vllm") is None:
-        if "vllm" in os.environ.get("LMCACHE_REQUIRE", ""):
-            pytest.fail("vLLM is not installed, and LMCACHE_REQUIRE says that it is: `make vllm`")
-        pytest.skip("vLLM is not installed; `make vllm` installs it")
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout.strip()
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    outcome: dict[str, Any] = json.loads(
-        run("tests/benchmarks/scenario_scheduling.py").splitlines()[-1]
-    )
+    said = run_with_vllm(HERE / "scenario_scheduling.py", timeout_s=900)
+    outcome: dict[str, Any] = json.loads(said.splitlines()[-1])
     return outcome
 
 
@@ -117,6 +101,13 @@ def test_what_can_not_be_hashed_is_computed_and_counted(found: dict[str, Any]) -
 
 
 def test_random_histories() -> None:
-    """As many as take a minute on two cores."""
-    last = run("-m", "benchmarks.vllm_simulation", "--seeds", "0:200").splitlines()[-1]
-    assert last.startswith("seeds 200, steps ") and last.endswith(", wrong 0, leaks 0")
+    """A few of the many that ``python -m benchmarks.vllm_simulation`` looks at."""
+    said = run_with_vllm("-m", "benchmarks.vllm_simulation", "--seeds", "0:12", timeout_s=900)
+    last = said.splitlines()[-1]
+    assert last.startswith("seeds 12, steps ") and last.endswith(", wrong 0, leaks 0")
+
+
+def test_many_random_histories() -> None:
+    said = run_with_vllm("-m", "benchmarks.vllm_simulation", "--seeds", "12:200", timeout_s=1800)
+    last = said.splitlines()[-1]
+    assert last.startswith("seeds 188, steps ") and last.endswith(", wrong 0, leaks 0")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cache_core.tiers.remote.breaker import CircuitBreaker
 from cache_core.tiers.remote.remote_tier import RemoteTier
 from cache_core.tiers.remote.store import Bytes, StoreError
+from cache_core.tiers.suspensions import CircuitBreaker
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, key
 
 CHUNK = LAYOUT.chunk_bytes

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.tiers.remote.breaker import CircuitBreaker
+from cache_core.tiers.suspensions import CircuitBreaker
 
 
 class Clock:

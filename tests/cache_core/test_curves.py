@@ -17,7 +17,7 @@ from cache_core.plan import PLACEMENTS, Placement
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import TierCurves, curve_error, hit_curves
 from cache_core.sizing.replay import hit_rates, replay_ledger
-from cache_core.tiers.null import NullTier
+from cache_core.tiers.memory import NullTier
 
 # Chunks of a small tree: prefix-closed. And any order, with a chunk several times in a request.
 tree = st.lists(

@@ -11,7 +11,6 @@ import pytest
 from lmcache_cli.check.stored_runs import read_compared
 from lmcache_cli.errors import UserError
 from reports.run_file import write_run
-from reports.verdict.interval import change_points
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.foreign_runs import TOOLS, write
 
@@ -48,15 +47,24 @@ def metric(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_runs_that_are_alike_pass(runs: Path) -> None:
-    found, code = compare(runs, "base", "same")
+    found, code = compare(runs, "base", "same", "--noise", "0.01")
     assert (code, found["verdict"]) == (0, "PASS")
-    assert metric(found, "ttft.p50")["rounds"] == 10
     assert metric(found, "hit_tokens.cpu")["verdict"] == "PASS"
 
 
 def test_a_slower_one_fails(runs: Path) -> None:
-    found, code = compare(runs, "base", "slow")
+    found, code = compare(runs, "base", "slow", "--noise", "0.01")
     assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
+
+
+def test_runs_of_one_day_are_one_sample(runs: Path) -> None:
+    found, code = compare(runs, "base", "slow")
+    assert (code, metric(found, "ttft.p50")["verdict"]) == (3, "INCONCLUSIVE")
+    assert metric(found, "ttft.p50")["rounds"] == 1
+    assert "runs of one day are one sample" in metric(found, "ttft.p50")["reason"]
+    assert any("one sample" in warning for warning in found["warnings"])
+    found, code = compare(runs, "base", "slow", "--inconclusive", "pass")
+    assert (code, found["verdict"]) == (0, "INCONCLUSIVE")
 
 
 def test_unlike_runs_are_refused_by_name(runs: Path) -> None:
@@ -89,12 +97,22 @@ def test_bench_json_has_counters_and_times_but_no_noise(runs: Path) -> None:
     assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
 
 
+def on_day(path: Path, day: int) -> Path:
+    """Dates a run of vLLM or aiperf; other tools don't tell."""
+    run = json.loads(path.read_text())
+    for name in ("date", "start_time"):
+        if name in run:
+            run[name] = f"2026-01-{day + 1:02d}T12:00:00"
+    path.write_text(json.dumps(run) + "\n")
+    return path
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_other_tools(tool: str, tmp_path: Path) -> None:
     for side, times in (("base", (100, 101, 99)), ("slow", (120, 121, 119))):
         (tmp_path / side).mkdir()
         for i, ttft_ms in enumerate(times):
-            write(tool, tmp_path / side / f"{i}.json", ttft_ms)
+            on_day(write(tool, tmp_path / side / f"{i}.json", ttft_ms), i)
     [(_, rounds)] = read_compared(tmp_path / "base" / "0.json").cells.items()
     assert rounds[0].n == 200 and rounds[0].value("ttft.p50") == pytest.approx(0.1)
     assert rounds[0].failed == (tool == "vllm-detailed")
@@ -175,7 +193,7 @@ def test_history_names_the_run_that_changed(tmp_path: Path) -> None:
         path.write_text(json.dumps(run))
     done = lmcache("compare", "--history", ".", "--json", "-", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    [change] = json.loads(done.stdout)["changes"]
+    change, _ = json.loads(done.stdout)["changes"]
     assert change["run"].endswith("5.json") and change["regression"] is True
     assert change["change"] == pytest.approx(0.2, abs=0.02)
     done = lmcache("compare", "--history", ".", "--fail-on", "ttft.p50>50%", cwd=tmp_path)
@@ -184,7 +202,7 @@ def test_history_names_the_run_that_changed(tmp_path: Path) -> None:
 
 def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(tmp_path: Path) -> None:
     for i, ttft_ms in enumerate([100, 102, 99, 101, 100, 101]):
-        write("vllm", tmp_path / f"{i}.json", ttft_ms)
+        on_day(write("vllm", tmp_path / f"{i}.json", ttft_ms), i)
     write_run(tmp_path / "check-1.parquet", [], {"kind": "check"})
     for args in (["--history", "."], [".", "."]):
         done = lmcache("compare", *args, cwd=tmp_path)
@@ -206,13 +224,70 @@ def test_a_short_or_quiet_history(tmp_path: Path) -> None:
     assert done.returncode == 0 and "no change" in done.stdout
 
 
-def test_change_points() -> None:
-    noise = [0.01, -0.02, 0.015, -0.01, 0.02, -0.015] * 3
-    assert change_points(noise) == []
-    stepped = [v + (0.2 if i >= 9 else 0.0) for i, v in enumerate(noise)]
-    assert change_points(stepped) == [9]
-    assert change_points([1.0] * 4 + [2.0] * 4) == [4]
-    assert change_points([0.0, 5.0, 0.0]) == []
+def history(folder: Path, values: list[float], machine: str = "", step: int = 0) -> None:
+    """Writes a run of ours a day, each with a commit, of one machine."""
+    for i, ttft_ms in enumerate(values):
+        cell = {"workload": "rag", "engine": "e", "model": "m", "reuse": "prefix", "tiers": []}
+        counted = {"n": 10, "failed": 0, "ttft_ms": {"p50": ttft_ms}}
+        run = {
+            "schema": "lmcache.bench/1",
+            "started": f"2026-01-{i + 1:02d}T{12 + step}:00:00+00:00",
+            "commit": f"{i:x}" * 40,
+            "config": {"seed": 0},
+            "machine": {"fingerprint": machine},
+            "cells": [cell | counted],
+        }
+        (folder / f"{machine}{i:02d}.json").write_text(json.dumps(run))
+
+
+LEVELS = [100.0, 102, 99, 101, 100, 98, 121, 119, 120, 122, 120, 121]
+
+
+def test_a_history_names_the_commit_and_can_be_told_that_it_is_known(tmp_path: Path) -> None:
+    history(tmp_path, LEVELS)
+    done = lmcache("compare", "--history", ".", "--json", "-", cwd=tmp_path)
+    [change] = json.loads(done.stdout)["changes"]
+    assert (done.returncode, change["commit"]) == (1, "6" * 40)
+    assert f"known-changes.txt: {'6' * 40} ttft.p50" in done.stderr
+    for line, code in (
+        ("6666666 ttft.p50  # wanted", 0),
+        ("07.json", 0),  # nearby
+        ("6666666 e2e.p50", 1),
+        ("666", 1),
+        ("1111111", 1),
+    ):
+        (tmp_path / "known-changes.txt").write_text(f"# ours\n\n{line}\n")
+        done = lmcache("compare", "--history", ".", "--json", "-", cwd=tmp_path)
+        assert done.returncode == code, (line, done.stderr)
+
+
+def test_a_history_is_judged_by_machine(tmp_path: Path) -> None:
+    history(tmp_path, LEVELS[:6], "old")
+    history(tmp_path, LEVELS[6:], "new", step=1)
+    done = lmcache("compare", "--history", ".", cwd=tmp_path)
+    assert done.returncode == 0 and "no change" in done.stdout, done.stderr
+    assert "each judged alone: old (6 runs), new (6 runs)" in done.stderr
+
+
+def test_a_change_that_was_taken_back_is_no_regression(tmp_path: Path) -> None:
+    history(tmp_path, [*LEVELS, *LEVELS[:6]])
+    done = lmcache("compare", "--history", ".", "--json", "-", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(change["change"] < 0.05 for change in json.loads(done.stdout)["changes"])
+
+
+def test_noise_is_taken_from_a_history(tmp_path: Path) -> None:
+    for name in ("past", "base", "new"):
+        (tmp_path / name).mkdir()
+    history(tmp_path / "past", [100.0, 110, 95, 104, 99, 106, 93, 101])
+    history(tmp_path / "base", [100.0])
+    history(tmp_path / "new", [108.0])
+    wide, code = compare(tmp_path, "base", "new", "--noise", "past")
+    assert (code, metric(wide, "ttft.p50")["verdict"]) == (3, "INCONCLUSIVE")
+    assert wide["settings"]["noise"]["ttft.p50"] > 0.05
+    assert compare(tmp_path, "base", "new", "--noise", "0.005")[1] == 1
+    done = lmcache("compare", "base", "new", "--noise", "base", cwd=tmp_path)
+    assert done.returncode == 2 and "fewer than 6 days" in done.stderr
 
 
 def test_usage(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cache_core import _native
-from cache_core.transfer import trial
+from cache_core.transfer import gpu
 from cache_core.transfer.gpu import CopyStreams
 from lmcache_cli.doctor import Finding, check_cuda_kernels
 from tests.cache_core.emulated_cuda import NO_MEMORY, Emulation, emulated
@@ -112,7 +112,7 @@ def test_wrong_bytes_are_told(
         def way(self, which: str) -> Any:
             return Spoiling(way(self, which), name)
 
-    monkeypatch.setattr(trial, "CopyStreams", Ways)
+    monkeypatch.setattr(gpu, "CopyStreams", Ways)
     check = check_cuda_kernels()
     assert check.status == "warn"
     wrong = f"wrong bytes on GPU 0 (emulated GPU): pinned chunks by {by}, staged chunks by {by}"
@@ -120,7 +120,7 @@ def test_wrong_bytes_are_told(
     assert check.fix
 
 
-PROGRAM = "import cache_core.transfer.trial, sys; print('torch' in sys.modules)"
+PROGRAM = "import cache_core.transfer.gpu, sys; print('torch' in sys.modules)"
 
 
 def test_the_trial_imports_no_torch() -> None:

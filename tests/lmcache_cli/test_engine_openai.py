@@ -32,8 +32,27 @@ KEY = "sk-test-1234567890abcdef"
 
 
 def bench(cwd: Path, url: str, *args: str, **environment: str) -> CompletedProcess[str]:
-    flags = ["bench", "long-context", "--engine", "openai", "--url", url, *SMALL, *args]
+    mode = [] if "--reuse" in args else ["--reuse", "server"]
+    flags = ["bench", "long-context", "--engine", "openai", "--url", url, *SMALL, *mode, *args]
     return lmcache(*flags, cwd=cwd, **environment)
+
+
+def test_a_server_with_and_without_what_it_has(tmp_path: Path) -> None:
+    with odd_server() as server:
+        flags = ["--reuse", "off,server", "--questions", "3", "--json", "j", "--quiet"]
+        done = bench(tmp_path, server.url, *flags)
+    assert done.returncode == 0, done.stderr
+    off, as_it_is = json.loads((tmp_path / "j").read_text())["cells"]
+    assert (off["reuse"], as_it_is["reuse"], off["n"], as_it_is["n"]) == ("off", "server", 6, 6)
+    assert as_it_is["speedup_ttft"] > 0 and as_it_is["speedup_ttft_interval"]["low"] > 0
+    assert as_it_is["outputs_compared"] == 0, "their salts differ, and so may their answers"
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    samples, _ = read_run(path)
+    sent = [body["prompt"] for body in server.seen[-12:]]
+    starts = Counter(tuple(prompt[:12]) for prompt in sent)
+    # Two documents as the server has them, six times; and six prompts that begin like no other.
+    assert sorted(starts.values()) == [1] * 6 + [3, 3], starts
+    assert len(samples) == 12
 
 
 def serve(url: str, asked: list[Request], load: Load, silence_s: float = 60) -> list[Sample]:
@@ -228,7 +247,7 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
         (["--engine", "vllm", "--admission", "second-touch"], "--admission"),
         (["--engine", "vllm", "--reuse", "naive"], "off, vllm, prefix"),
         (["--engine", "vllm", "--start-timeout", "0"], "--start-timeout"),
-        (["--engine", "openai", "--url", "http://h", "--reuse", "off"], "leave --reuse out"),
+        (["--engine", "openai", "--url", "http://h", "--reuse", "prefix"], "leave --reuse out"),
         (["--engine", "openai", "--url", "http://h", "--disk-size", "1GiB"], "the server's"),
         (["--engine", "openai", "--url", "http://h", "--request-timeout", "-1"], "above 0"),
     ],
@@ -240,7 +259,7 @@ def test_flags_that_do_not_go_together(flags: list[str], words: str, tmp_path: P
 
 
 def test_default_modes() -> None:
-    assert reuse_modes("openai", None) == ["server"]
+    assert reuse_modes("openai", None) == ["off", "server"]
     assert reuse_modes("vllm", None) == ["off", "vllm", "prefix"]
     assert reuse_modes("simulated", None) == ["off", "prefix"]
 

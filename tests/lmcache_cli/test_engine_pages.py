@@ -10,7 +10,8 @@ import pytest
 from lmcache_cli.options.flags import flag_name
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.pages import commands
-from tests.lmcache_cli.vllm_world import ARGS, QUIET, VllmAddress, need_vllm, tiny_model
+from tests.lmcache_cli.vllm_world import ARGS, QUIET, VllmAddress, tiny_model
+from tests.vllm_process import need_vllm
 from workloads import WORKLOAD_USES
 
 pytestmark = pytest.mark.usefixtures("patient_client")

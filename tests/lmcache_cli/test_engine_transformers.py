@@ -12,7 +12,7 @@ import transformers
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.engine import TransformersEngine
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import CellError, UserError
 from tests.lmcache_cli.small_model import FAMILIES, save_model
 from workloads import Request
 
@@ -101,7 +101,6 @@ def test_other_weights_are_another_revision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("mistral", {"sliding_window": 32}, "sliding-window"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
@@ -114,6 +113,13 @@ def test_models_whose_kv_cannot_be_reused_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         TransformersEngine(str(save_model(tmp_path, family, **changes)))
+
+
+def test_blend_refuses_a_window(tmp_path: Path) -> None:
+    engine = TransformersEngine(str(save_model(tmp_path, "mistral", sliding_window=32)))
+    assert engine.layout(16).planes == 1 and engine.groups(16)[0].keeps == "window"
+    with pytest.raises(CellError, match="blend can't move what layers with a sliding window keep"):
+        engine.layers()
 
 
 def test_context_longer_than_the_models_is_refused(tmp_path: Path) -> None:

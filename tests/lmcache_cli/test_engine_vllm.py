@@ -24,7 +24,8 @@ from reports.run_file import read_run
 from tests.cache_core.servers import eventually
 from tests.lmcache_cli.command_line import lmcache, running
 from tests.lmcache_cli.pages import commands
-from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, need_vllm, tiny_model
+from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, tiny_model
+from tests.vllm_process import need_vllm
 
 WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import version
 
 import pytest
 
-from tests.lmcache_cli.command_line import ROOT, lmcache
+from tests.lmcache_cli.command_line import COMMAND, ROOT, environment, lmcache
+from tests.processes import run_alone
 
 COMMANDS = ("bench", "tune", "probe", "check", "compare", "verify", "report", "trace", "doctor")
 OF_TRACE = ("record", "info", "convert", "synth")
@@ -24,6 +26,18 @@ def shown(*args: str, columns: int = 80) -> str:
     return done.stdout
 
 
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    done = run_alone(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"],
+        60,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert done.returncode == 0 and "Commands:" in done.stdout
+    for slow in ("lmcache_cli.options", "lmcache_cli.commands.", "rich", "numpy", "psutil"):
+        assert f" {slow}" not in done.stderr, slow
+
+
 def test_the_version() -> None:
     assert shown("--version") == f"lmcache-bench {version('lmcache-bench')}\n"
 
@@ -32,8 +46,8 @@ def test_the_version() -> None:
     ("args", "names"), [((), COMMANDS), *(((name,), names) for name, names in GROUPS.items())]
 )
 def test_a_command_is_one_line(args: tuple[str, ...], names: tuple[str, ...]) -> None:
-    rows = shown(*args, "--help").partition("Commands ")[2].splitlines()
-    lines = [line.strip("│ ") for line in rows if line.startswith("│")]
+    rows = shown(*args, "--help").partition("Commands")[2].splitlines()
+    lines = [line.strip("│ ") for line in rows if line.startswith(("│", "  "))]
     assert sorted(line.split()[0] for line in lines) == sorted(names)
     assert all(line.endswith((".", "?")) for line in lines)
 

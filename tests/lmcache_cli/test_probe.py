@@ -10,7 +10,7 @@ import pytest
 
 from lmcache_cli.engines.measured_costs import load_probe
 from lmcache_cli.errors import MissingError, UserError
-from lmcache_cli.probe import disk as disk_probe
+from lmcache_cli.probe import media
 from lmcache_cli.probe.media import ProbeError, rates, timed_figure
 from lmcache_cli.probe.report import run_probe
 
@@ -19,9 +19,9 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_probe, "_PER_RUN", 2 * MIB)
-    monkeypatch.setattr(disk_probe, "SIZES", (256 << 10,))
-    monkeypatch.setattr(disk_probe, "DEPTHS", (1, 2))
+    monkeypatch.setattr(media, "_PER_RUN", 2 * MIB)
+    monkeypatch.setattr(media, "SIZES", (256 << 10,))
+    monkeypatch.setattr(media, "DEPTHS", (1, 2))
 
 
 def run(tmp_path: Path, remote: str | None = None) -> int:

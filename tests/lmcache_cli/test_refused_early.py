@@ -2,15 +2,106 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from lmcache_cli.engines.shape import check_model
+from lmcache_cli.errors import UserError
 from tests.lmcache_cli.command_line import lmcache
 
 # No such model: where it is named in the answer, it was looked for first.
 REAL = ("bench", "rag", "--model", "no/such-model")
+SIMULATED = ("bench", "rag", "--engine", "simulated", "--quiet")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's configuration, which is all that is looked at before it is loaded."""
+    shape = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = shape | {"hidden_size": 576, "max_position_embeddings": 8192}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ("long-context", "--context-tokens", "1000000"),
+            "1000080 tokens, but the model's context",
+        ),
+        (("random", "--context-tokens", "8190"), "8206 tokens, but the model's context is 8192"),
+        (("rag", "--passages", "17"), "prompts of rag and their answers have 8368 tokens"),
+        (("rag", "--cpu-size", "1MiB"), "holds no chunk of 64 tokens (2949120 bytes)"),
+        (("rag", "--dtype", "bfloat16", "--cpu-size", "1MiB"), "(1474560 bytes)"),
+    ],
+)
+def test_what_a_configuration_tells(
+    words: tuple[str, ...], says: str, folder: Path, tmp_path: Path
+) -> None:
+    with patch("lmcache_cli.bench.report.start_engine", side_effect=AssertionError("loaded")):
+        done = lmcache("bench", *words, "--model", folder, "--quiet", cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/no/such/model", "/no/such/model does not exist; give a folder with config.json"),
+        ("./nowhere", "./nowhere does not exist"),
+        (".", ". has no config.json"),
+        ("two words", "neither a folder nor a Hugging Face id"),
+        ("no/such-model", "no hub answers to fetch it from"),
+    ],
+)
+def test_a_model_is_looked_for_before_anything_is_imported(
+    name: str, says: str, tmp_path: Path
+) -> None:
+    with patch("lmcache_cli.bench.report.start_engine", side_effect=AssertionError("loaded")):
+        done = lmcache("bench", "rag", "--model", name, cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
+def test_a_hub_is_asked_once_and_not_for_what_is_here(tmp_path: Path) -> None:
+    with socket.socket() as taken, patch.dict(os.environ, {"HF_HOME": str(tmp_path)}):
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with patch.dict(os.environ, {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"}):
+            for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "HF_HUB_CACHE"):
+                os.environ.pop(name, None)
+            with pytest.raises(UserError, match="no hub answers"):
+                check_model("some/model")
+            taken.listen()
+            check_model("some/model")
+        with patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}):
+            os.environ.pop("HF_HUB_CACHE", None)
+            kept = tmp_path / "hub" / "models--some--model" / "snapshots" / "1"
+            kept.mkdir(parents=True)
+            (kept / "config.json").write_text("{}")
+            check_model("some/model")
+
+
+def test_the_simulated_engine_takes_models_of_the_catalogue(tmp_path: Path) -> None:
+    words = (*SIMULATED, "--requests", "3", "--json", "-", "--cpu-size", "8GiB")
+    own = json.loads(lmcache(*words, cwd=tmp_path).stdout)["cells"]
+    named = ("--model", "llama-3.1-8b", "--hardware", "h100")
+    done = lmcache(*words, *named, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    off, prefix = json.loads(done.stdout)["cells"]
+    assert off["model"] == "llama-3.1-8b on h100"
+    assert off["ttft_ms"]["p50"] < own[0]["ttft_ms"]["p50"] / 10
+    assert prefix["hit_tokens"] == own[1]["hit_tokens"]
+    # 131,072 bytes of KV a token, as the catalogue has it; ours has 46,080.
+    assert prefix["bytes_stored"] * 46080 == own[1]["bytes_stored"] * 131072
+    latent = ("--model", "deepseek-v3", "--hardware", "h200")
+    assert lmcache(*words, *latent, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -34,6 +125,20 @@ REAL = ("bench", "rag", "--model", "no/such-model")
         ((*REAL, "--blend-ratio", "0.3"), "--blend-ratio: --reuse off, prefix does not use it"),
         ((*REAL, "--polcy", "lru"), "No such option: --polcy"),
         ((*REAL, "--passages", "some"), "'--passages'"),
+        ((*REAL, "--chunk-tokens", "100000"), "is longer than any prompt of rag (2112)"),
+        ((*REAL, "--cpu-size", "1GiB,"), "--cpu-size: '1GiB,' has a comma too many"),
+        ((*REAL, "--reuse", ","), "--reuse: no value given"),
+        ((*REAL, "--requests", "500000000"), "--requests: the tokens of 500,000,000 prompts"),
+        ((*REAL, "--hardware", "h100"), "--hardware: --engine transformers does not use it"),
+        ((*REAL, "--probe", "x.json"), "--probe: --engine transformers does not use it"),
+        ((*REAL, "--start-timeout", "9"), "vllm would"),
+        ((*SIMULATED, "--dtype", "bfloat16"), "--dtype: --engine simulated does not use it"),
+        ((*SIMULATED, "--device", "cuda"), "--device: --engine simulated does not use it"),
+        ((*SIMULATED, "--model", "llama-3.1-8b"), "--model and --hardware go together"),
+        ((*SIMULATED, "--hardware", "h100"), "--model and --hardware go together"),
+        ((*SIMULATED, "--model", "x", "--hardware", "h100"), "'x' is not in the catalogue"),
+        ((*SIMULATED, "--model", "llama-3.1-8b", "--hardware", "z9"), "'z9' is not known"),
+        (("bench", "chat", "--context-tokens", "9"), "workload chat does not use it"),
         (("tune", "rag", "--rounds", "x"), "see lmcache tune --help"),
     ],
 )

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from lmcache_cli.engines.vllm.flags import platform
 from lmcache_cli.engines.vllm.server import VllmServer, vllm_command, vllm_on_cpu
 from tests.lmcache_cli.small_model import save_model
+from tests.vllm_process import need_vllm
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 ARGS = ["--enforce-eager", "--max-model-len", "2048", "--block-size", "32"]
 BLOCK_TOKENS = 32
 START_S = 900.0
-
 
 _TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
@@ -35,15 +31,6 @@ class VllmAddress:
     url: str
     model: Path
     block_tokens: int = BLOCK_TOKENS
-
-
-def need_vllm() -> None:
-    """Skips the test where vLLM is not installed; fails it where LMCACHE_REQUIRE names vllm."""
-    if importlib.util.find_spec("vllm") is None:
-        why = "vllm is not installed (pip install vllm)"
-        if "vllm" in os.environ.get("LMCACHE_REQUIRE", ""):
-            pytest.fail(why)
-        pytest.skip(why)
 
 
 def tiny_model(folder: Path) -> Path:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.units import bytes_text, bytes_unit, number_text, places_for, rate_text, seconds_text
+from reports.units import bytes_text, bytes_unit, number_text, places_for, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -44,20 +44,6 @@ def test_bytes(nbytes: float, text: str) -> None:
 )
 def test_seconds(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("rate", "text"),
-    [
-        (999, "999 B/s"),
-        (999.6, "1 kB/s"),
-        (1e6, "1 MB/s"),
-        (3.25e9, "3.25 GB/s"),
-        (2e12, "2000 GB/s"),
-    ],
-)
-def test_rates_are_decimal(rate: float, text: str) -> None:
-    assert rate_text(rate) == text
 
 
 def test_a_column_has_one_number_of_decimals() -> None:

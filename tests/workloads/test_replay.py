@@ -133,11 +133,11 @@ def test_lengths_only_share_nothing(encode: Encode, tmp_path: Path) -> None:
 
 
 def test_malformed_lines_are_told(encode: Encode, tmp_path: Path) -> None:
-    path = write(tmp_path / "t", (8, 1200, [1, 2, 3]))
+    path = write(tmp_path / "t", *[(8, 1200, [1, 2, 3])] * 9)
     path.write_text(path.read_text() + "\n{\n")
     told: list[str] = []
-    assert len(replay(Replay(path), encode, None, told.append)) == 1
-    assert len(told) == 1 and told[0].startswith("1 malformed lines") and ":2: " in told[0]
+    assert len(replay(Replay(path), encode, None, told.append)) == 9
+    assert "1 of 10 lines are malformed" in told[0] and ":10: " in told[0]
 
 
 def test_bad_plans(encode: Encode, tmp_path: Path) -> None:

@@ -25,10 +25,21 @@ class TraceError(ValueError):
 
 @dataclass(slots=True)
 class Malformed:
-    """How many lines could not be used, and the first few of them as ``file:line: reason``."""
+    """How many lines could not be used, and the first few of them as ``file:line: reason``; and how
+    many were ``good``."""
 
     count: int = 0
+    good: int = 0
     examples: list[str] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Returns the share of all lines that could not be used."""
+        return self.count / (self.count + self.good) if self.count else 0.0
+
+    def told(self) -> str:
+        """Says how many of how many lines could not be used."""
+        return f"{self.count:,} of {self.count + self.good:,} lines are malformed"
 
     def note(self, where: str, reason: object) -> None:
         """Counts one line that could not be used, and keeps the first few as examples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -67,11 +67,13 @@ would make them."""
 class ReadOptions:
     """Options for what a file may not say itself. ``chunk_tokens``: tokens per chunk; ``unit_s``:
     seconds per unit of its times (0.001 for milliseconds); None is the format's own. ``tokenize``
-    is needed for formats that hold text."""
+    is needed for formats that hold text. ``names`` are those that a file of no known format has for
+    ``time``, ``input``, ``output``, ``session`` and ``chunks``."""
 
     chunk_tokens: int | None = None
     unit_s: float | None = None
     tokenize: Tokenize | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

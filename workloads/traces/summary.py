@@ -43,6 +43,8 @@ def summary(trace: Trace) -> dict[str, Any]:
         "ceiling_prefix": ceiling(arrays) if shares else None,
         "ceiling_any_position": content.ceiling(tokens) if shares else None,
         "malformed": {"count": trace.malformed.count, "examples": list(trace.malformed.examples)},
+        "malformed_share": trace.malformed.share,
+        "guess": trace.guess or None,
     }
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from workloads.traces.formats.bailian import Bailian
 from workloads.traces.formats.chats import Chats
-from workloads.traces.formats.lengths import Azure, BurstGpt
+from workloads.traces.formats.lengths import MAPPING, Azure, BurstGpt, Mapped
 from workloads.traces.formats.lookup import LookupLog
-from workloads.traces.formats.mooncake import Mooncake, TimedTrace
+from workloads.traces.formats.mooncake import Mooncake, TimedTrace, block_sizes, is_hashed
 from workloads.traces.formats.ragpulse import RagPulse
 from workloads.traces.formats.recording import Recording
 from workloads.traces.formats.weka import Weka
@@ -45,6 +50,8 @@ class Trace:
     reader: TraceReader
     options: ReadOptions
     malformed: Malformed = field(default_factory=Malformed)
+    guess: str = ""
+    """What was guessed of the file's blocks and times, and how to say it; empty: nothing."""
 
     @property
     def format(self) -> str:
@@ -53,15 +60,22 @@ class Trace:
 
     def requests(self) -> Iterator[TraceRequest]:
         """Yields all requests in the order of the file, which needn't be that of arrival; in memory
-        is one at a time (of ``weka``, a session). Raises ``TraceError`` if no line is a request."""
-        self.malformed.count = 0
+        is one at a time (of ``weka``, a session). Raises ``TraceError`` if no line is a request,
+        or, at the end, if more than a tenth of all could not be used: that is no trace to size by.
+        """
+        self.malformed.count = self.malformed.good = 0
         self.malformed.examples.clear()
-        any_request = False
         for request in self.reader.read(self.path, self.options, self.malformed):
-            any_request = True
+            self.malformed.good += 1
             yield request
-        if not any_request:
+        if not self.malformed.good:
             raise TraceError(self._nothing())
+        if self.malformed.share > _MOST_MALFORMED:
+            raise TraceError(
+                f"{self.path}: {self.malformed.told()}, too many for a trace of format"
+                f" {self.format}: {self.malformed.examples[0]}; mend them, or give the right"
+                " --format, --chunk-tokens or --map"
+            )
 
     def _nothing(self) -> str:
         found = detect(self.path)
@@ -80,6 +94,10 @@ def open_trace(path: Path, format: str | None = None, options: ReadOptions | Non
     known format."""
     path = _file_of(path)
     options = options or ReadOptions()
+    if options.names:
+        if format is not None:
+            raise TraceError("--map is for files of no known format; leave --format out")
+        return Trace(path, Mapped(path, options), options)
     if format is not None:
         if format not in FORMATS:
             raise TraceError(f"format {format!r} is not known; use one of {', '.join(FORMATS)}")
@@ -89,10 +107,42 @@ def open_trace(path: Path, format: str | None = None, options: ReadOptions | Non
     reader = detect(path)
     if reader is None:
         raise TraceError(
-            f"{path}: {appearance(path)}, which is no known trace; give --format, one of"
-            f" {', '.join(FORMATS)}"
+            f"{path}: {appearance(path)}, which is no known trace; {MAPPING}; or give --format, one"
+            f" of {', '.join(FORMATS)}"
         )
+    if isinstance(reader, Mooncake):
+        return _guessed(Trace(path, reader, options))
     return Trace(path, reader, options)
+
+
+def _guessed(trace: Trace) -> Trace:
+    """Finds the length of blocks that the first lines allow, and says that it is a guess."""
+    records = [head.record for head in _heads(trace.path) if is_hashed(head.record)]
+    if any(record and "block_size" in record for record in records):
+        return trace
+    least, most = block_sizes(record for record in records if record)
+    reader, options = trace.reader, trace.options
+    assert isinstance(reader, Mooncake)
+    size = options.chunk_tokens or reader.chunk_tokens
+    if options.chunk_tokens is None and not least <= size <= most:
+        # Not as this format has them: those of the others, or the power of two that fits.
+        powers = [1 << bits for bits in range(3, 13)]
+        size = next((power for power in powers if least <= power <= most), size)
+        if size == TimedTrace.chunk_tokens:
+            reader = FORMATS["timed-trace"]
+        elif size not in (Mooncake.chunk_tokens, TimedTrace.chunk_tokens):
+            reader, options = FORMATS["mooncake"], replace(options, chunk_tokens=size)
+    assert isinstance(reader, Mooncake)
+    guesses = []
+    if trace.options.chunk_tokens is None:
+        guesses.append(f"blocks of {size} tokens (else --chunk-tokens)")
+    if options.unit_s is None:
+        guesses.append(f"times in {_UNITS[reader.unit_s]} (else --time-unit)")
+    return Trace(trace.path, reader, options, guess=" and ".join(guesses))
+
+
+_UNITS = {0.001: "ms", 1.0: "s"}
+_MOST_MALFORMED = 0.1
 
 
 def detect(path: Path) -> TraceReader | None:
@@ -129,6 +179,8 @@ def appearance(path: Path) -> str:
         return "a file that is not UTF-8"
     if head.record is not None:
         return f"JSON with the fields {', '.join(list(head.record)[:8]) or '(none)'}"
+    if head.line.startswith("["):
+        return f"a JSON list (one object a line is read: jq -c '.[]' {path} > OUT.jsonl)"
     shown = head.line if len(head.line) <= 60 else head.line[:57] + "..."
     return f"text that begins {shown!r}"
 
@@ -145,6 +197,20 @@ def _heads(path: Path) -> Iterator[Head]:
 
 
 def _file_of(path: Path) -> Path:
-    """Returns the file of a trace: RAGPulse's folder stands for its trace."""
+    """Returns the file of a trace: RAGPulse's folder stands for its trace, and what can be read
+    only once, a pipe or ``-`` for stdin, is copied."""
+    if str(path) == "-" or path.is_fifo():
+        return _copied(path)
     trace = path / "0_trace.jsonl"
     return trace if trace.is_file() else path
+
+
+@cache
+def _copied(path: Path) -> Path:
+    folder = TemporaryDirectory(prefix="lmcache-trace-")
+    atexit.register(folder.cleanup)
+    copy = Path(folder.name) / "stdin"
+    source = sys.stdin.buffer if str(path) == "-" else path.open("rb")
+    with source, copy.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    return copy

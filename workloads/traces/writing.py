@@ -77,11 +77,15 @@ WRITERS: dict[str, Callable[[TraceArrays, str], Iterator[dict[str, object]]]] = 
 
 
 def write_trace(path: Path, arrays: TraceArrays, format: str, source: str) -> None:
-    """Writes a trace to a new file, whole or not at all, in one of ``WRITERS``; ``source`` says
-    where it is from. Raises ``TraceError`` if the format is not known, or the file is there or
-    can't be made."""
+    """Writes a trace to a new file, whole or not at all, or for ``-`` to stdout, in one of
+    ``WRITERS``; ``source`` says where it is from. Raises ``TraceError`` if the format is not known,
+    or the file is there or can't be made."""
     if format not in WRITERS:
         raise TraceError(f"format {format!r} can't be written; use one of {', '.join(WRITERS)}")
+    if str(path) == "-":
+        for line in WRITERS[format](arrays, source):
+            print(json.dumps(line, separators=(",", ":")))
+        return
     if path.exists():
         raise TraceError(f"{path} is there already; remove it, or name another")
     part = path.with_name(f".{path.name}.part")

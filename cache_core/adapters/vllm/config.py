@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from cache_core.memory_limits import size_in_bytes
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.policies import POLICIES
-from cache_core.sizes import size_in_bytes
 from cache_core.transfer.codec import CODECS
 
 LoadMode = Literal["auto", "sync", "async"]

@@ -17,8 +17,7 @@ from cache_core.layout import Addresses
 from cache_core.tiers.disk.crew import DiskCall, Hung, IoThreads
 from cache_core.tiers.disk.directory import Directory, Lost, does_direct
 from cache_core.tiers.disk.format import KEY_FIELD_BYTES, slot_bytes
-from cache_core.tiers.disk.health import DiskCounters, RateLimitedWarnings
-from cache_core.tiers.disk.log import Log
+from cache_core.tiers.disk.log import DiskCounters, Log, RateLimitedWarnings
 from cache_core.tiers.disk.reader import Buffer, DiskBuffers, DiskReader, Staging
 from cache_core.tiers.disk.writer import Syncer, Writer
 from cache_core.tiers.tier import Read, Tier, TierError

@@ -1,26 +1,54 @@
-"""Keeps the segments of a directory as one log: where a chunk is, and where the next one goes."""
+"""Keeps the segments of a directory as one log: where a chunk is, and where the next one goes.
+Counts what a tier did beside serving; logs trouble that lasts only once."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.tiers.disk.allocator import Allocator
-from cache_core.tiers.disk.catalog import survey
-from cache_core.tiers.disk.compaction import choose_segments, move_live
+from cache_core.tiers.disk.allocator import Allocator, choose_segments, move_live
+from cache_core.tiers.disk.catalog import KeyIndex, survey
 from cache_core.tiers.disk.directory import Directory, Lost
 from cache_core.tiers.disk.format import Sequences, Sizes, spend
-from cache_core.tiers.disk.health import DiskCounters, RateLimitedWarnings
-from cache_core.tiers.disk.key_index import KeyIndex
 from cache_core.tiers.disk.segment import SegmentFile, Spot
 from cache_core.tiers.disk.tombstones import Tombstones
 from cache_core.tiers.tier import TierError
 
 logger = logging.getLogger("lmcache")
+
+
+class RateLimitedWarnings:
+    """Writes one line in the log per kind of trouble, until it has gone well again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._open: set[str] = set()
+
+    def about(self, kind: str, text: str) -> None:
+        if kind not in self._open:
+            self._open.add(kind)
+            logger.warning("%s tier: %s; requests go on without it", self.name, text)
+
+    def over(self, *kinds: str) -> None:
+        self._open.difference_update(kinds)
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """Counts of what went wrong and what it cost, since the tier was opened. All count chunks, but
+    for ``syncs`` and ``failed_syncs``."""
+
+    damaged: int = 0
+    unreadable: int = 0
+    unwritten: int = 0
+    copied: int = 0
+    syncs: int = 0
+    failed_syncs: int = 0
 
 
 class Log:

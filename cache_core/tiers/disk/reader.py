@@ -16,8 +16,7 @@ import numpy as np
 from cache_core import _native
 from cache_core.layout import Addresses
 from cache_core.tiers.disk.format import key_array, rounded
-from cache_core.tiers.disk.health import DiskCounters, RateLimitedWarnings
-from cache_core.tiers.disk.log import Log
+from cache_core.tiers.disk.log import DiskCounters, Log, RateLimitedWarnings
 from cache_core.tiers.disk.segment import SegmentFile, Spot
 from cache_core.tiers.tier import Read, TierError
 from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers

@@ -15,9 +15,9 @@ from functools import partial
 from typing import TypeVar
 
 from cache_core.residency import Recent
-from cache_core.tiers.remote.breaker import CircuitBreaker
 from cache_core.tiers.remote.io_worker import IoWorker, IoWorkers, stride_of
 from cache_core.tiers.remote.store import HEAD_BYTES, Proving, Store, StoreError, intact, seal
+from cache_core.tiers.suspensions import CircuitBreaker
 from cache_core.tiers.tier import Read, Tier, TierError
 from cache_core.transfer.chunks import ChunkBuffers
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from cache_core.tiers.remote.breaker import CircuitBreaker
 from cache_core.tiers.remote.mooncake_store import MooncakeClient, MooncakeServer, MooncakeStore
 from cache_core.tiers.remote.redis_store import PART_BYTES, RedisServer, RedisStore
 from cache_core.tiers.remote.remote_tier import RemoteTier
 from cache_core.tiers.remote.store import HEAD_BYTES, Store
+from cache_core.tiers.suspensions import CircuitBreaker
 from cache_core.tiers.tier import TierError
 
 N = TypeVar("N", int, float)

@@ -74,7 +74,7 @@ class OpenAIEngine:
     def open(self, spec: CacheSpec, max_tokens: int) -> OpenAISession:
         self._opened += 1
         salts = Salts(self.encode, self.bos, f"{spec.salt} {self._opened}")
-        return OpenAISession(lambda: self.endpoint, salts, self.decode)
+        return OpenAISession(lambda: self.endpoint, salts, self.decode, apart=not spec.reuse)
 
     def warm_up(self, tokens: int) -> None:
         warm(self.endpoint, Salts(self.encode, self.bos, f"warm {time.time_ns()}"), tokens)
@@ -122,7 +122,7 @@ class Salts:
 
 class OpenAISession:
     """A session of one cell: the server at an endpoint. ``tier`` is where its hits are reported to
-    be."""
+    be. ``apart``: each request has salt tokens of its own, so that the server has nothing of it."""
 
     def __init__(
         self,
@@ -130,7 +130,9 @@ class OpenAISession:
         salts: Salts,
         decode: Callable[[Sequence[int]], str] | None = None,
         tier: str = "device",
+        apart: bool = False,
     ) -> None:
+        self._apart = apart
         self.endpoint, self.salts, self.decode, self.tier = endpoint, salts, decode, tier
         self._lost = 0
         self._sent = 0
@@ -140,7 +142,11 @@ class OpenAISession:
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         endpoint = self.endpoint()
-        prompts = [self.salts.prompt(request.token_ids.tolist()) for request in requests]
+        prompts = []
+        for request in requests:
+            if self._apart:
+                self.salts.renew()
+            prompts.append(self.salts.prompt(request.token_ids.tolist()))
         # Made before the clock starts: the JSON of a long prompt takes a millisecond.
         bodies = [
             endpoint.body(self._shown(ids), r.max_tokens, self.more(r, len(ids)))

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cache_core.groups import KeptLayer, balanced_groups, slot_layout
 from cache_core.keys import Namespace, config_digest
-from cache_core.layout import KVLayout
+from cache_core.layout import Group, KVLayout
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.capacity import codec_salt
 from lmcache_cli.engines.transformers.blend.runner import LayerRunner
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
+from lmcache_cli.engines.transformers.layer_groups import GroupedBuffer, layer_shapes
 from lmcache_cli.engines.transformers.models import LoadedModel, load_model
 
 _T = TypeVar("_T")
@@ -38,19 +40,23 @@ class ModelRunner:
     ) -> None:
         self.loaded: LoadedModel = load_model(model, device, dtype)
         self.model = self.loaded.id
-        self.max_context = int(self.loaded.config.max_position_embeddings)
+        self.max_context = int(self.loaded.text_config.max_position_embeddings)
         self.bos = self.loaded.bos
         self.encode = self.loaded.encode
         self.frame = self.loaded.frame
         self.decode = self.loaded.decode
         self.threads = threads or min(4, torch.get_num_threads())
+        self._shapes = layer_shapes(self.model, self.loaded.model) if self.loaded.grouped else ()
         self._arenas: list[KvBuffer] = []
         self._layers: LayerRunner | None = None
         self._shared: dict[str, object] = {}
 
     def layout(self, chunk_tokens: int) -> KVLayout:
-        """Returns the KV layout of this model for a chunk length."""
+        """Returns the KV layout of this model for a chunk length. Where layers keep different
+        things it is of bytes: of a slot that a chunk of any group fits."""
         loaded = self.loaded
+        if self._shapes:
+            return slot_layout(self.groups(chunk_tokens), chunk_tokens)
         return KVLayout(
             loaded.config.num_hidden_layers,
             loaded.kv_heads,
@@ -59,8 +65,28 @@ class ModelRunner:
             chunk_tokens,
         )
 
+    def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
+        """Returns the groups of layers that keep the same thing; one of all layers, where all keep
+        everything."""
+        if not self._shapes:
+            layout = self.layout(chunk_tokens)
+            names = tuple(map(str, range(layout.layers)))
+            return (Group(0, names, chunk_tokens, layout.chunk_bytes),)
+        return balanced_groups(self.kept_layers(), chunk_tokens)
+
+    def kept_layers(self) -> list[KeptLayer]:
+        """Returns what each layer keeps, where layers keep different things; else nothing."""
+        return [shape.kept(number) for number, shape in enumerate(self._shapes)]
+
     def token_bytes(self) -> int:
+        """Returns the bytes of K and V of one token, over all layers."""
+        if self._shapes:
+            return sum(shape.token_bytes for shape in self._shapes)
         return self.layout(1).token_bytes
+
+    def state_bytes(self) -> int:
+        """Returns the bytes of the states behind a prompt, over all layers."""
+        return sum(shape.state_bytes for shape in self._shapes)
 
     def namespace(self, spec: CacheSpec, loaded: LoadedModel | None = None) -> Namespace:
         """Returns all that must be equal for KV of this engine to be reused; of another model of
@@ -74,8 +100,16 @@ class ModelRunner:
             tokenizer=loaded.tokenizer_digest,
             attention="transformers",
             salt=spec.salt,
-            extra={"config": config_digest(loaded.config), **codec_salt(spec.codec)},
+            extra={
+                "config": config_digest(loaded.config),
+                **codec_salt(spec.codec),
+                **self._groups_salt(spec.chunk_tokens),
+            },
         )
+
+    def _groups_salt(self, chunk_tokens: int) -> dict[str, str]:
+        """Returns which layers a chunk has and how, which its bytes alone don't say."""
+        return {"groups": repr(self.groups(chunk_tokens))} if self._shapes else {}
 
     def layers(self) -> LayerRunner:
         """Returns the model by layers. Raises ``UserError`` for one that blend does not know."""
@@ -94,7 +128,7 @@ class ModelRunner:
         if self.loaded.device.type == "cpu":
             tokens = min(tokens, _CPU_WARM_UP_TOKENS)
         rng = np.random.default_rng(0)
-        ids = rng.integers(0, self.loaded.config.vocab_size, tokens).astype(np.int32)
+        ids = rng.integers(0, self.loaded.text_config.vocab_size, tokens).astype(np.int32)
         buffer = self.kv_buffer()
         self.forward(buffer, ids, 0)
         # What comes after a hit, and a step of the answer, take kernels of their own.
@@ -113,6 +147,7 @@ class ModelRunner:
             "torch_threads": torch.get_num_threads(),
             "copy_threads": self.threads,
             "kv_bytes_per_token": self.token_bytes(),
+            **({"state_bytes": self.state_bytes()} if self.state_bytes() else {}),
             "max_context": self.max_context,
         }
 
@@ -148,5 +183,10 @@ class ModelRunner:
             return
         self.close()
         device = self.loaded.device
-        self._arenas = [KvBuffer(self.layout(1), tokens, device) for _ in range(_BUFFERS)]
+        self._arenas = [
+            GroupedBuffer(self._shapes, tokens, device)
+            if self._shapes
+            else KvBuffer(self.layout(1), tokens, device)
+            for _ in range(_BUFFERS)
+        ]
         self._next_arena = cycle(self._arenas)

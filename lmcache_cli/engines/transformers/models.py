@@ -92,6 +92,14 @@ def read_chat_frame(folder: str) -> tuple[str, str]:
 
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "granite", "olmo2")
+"""Families whose layers keep K and V of one shape; with a window, a :data:`GROUPED_FAMILIES`."""
+GROUPED_FAMILIES = (
+    *("gemma2", "gemma3", "gemma3_text", "gpt_oss", "llama4_text", "ministral", "qwen3_moe"),
+    *("deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "jamba"),
+    *("nemotron_h", "bamba", "lfm2", "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+    *("deepseek_v32", "kimi_k2", "qwen3_5_moe_text"),
+)
+"""Families whose layers keep different things, or K and V of unlike heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,16 @@ class LoadedModel:
     @property
     def config(self) -> Any:
         return self.model.config
+
+    @property
+    def text_config(self) -> Any:
+        """Returns the configuration of the model that reads text, of one that sees too."""
+        return self.config.get_text_config(decoder=True)
+
+    @property
+    def grouped(self) -> bool:
+        """Returns whether layers keep different things, or K and V of unlike heads."""
+        return self.config.model_type in GROUPED_FAMILIES or _windows(self.config)
 
     @property
     def head_dim(self) -> int:
@@ -197,7 +215,8 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     revision = revision or f"unknown {token_hex(16)}"
     kept = str(next(model.parameters()).dtype).removeprefix("torch.")
     loaded = LoadedModel(name, model, tokenizer, revision, target, kept, source)
-    model.set_attn_implementation(ATTENTION if loaded.own_attention else "sdpa")
+    if not loaded.grouped:  # masks, sinks and caps are for each family's own
+        model.set_attn_implementation(ATTENTION if loaded.own_attention else "sdpa")
     return loaded
 
 
@@ -246,19 +265,25 @@ def _read(name: str, source: str, dtype: Any, extra: dict[str, Any]) -> tuple[An
 def refuse_unknown(name: str, config: Any) -> None:
     """Raises ``UserError`` for a model whose KV chunks would not mean what we think they mean."""
     family = getattr(config, "model_type", "?")
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
+    if family not in FAMILIES + GROUPED_FAMILIES:
+        known = ", ".join(FAMILIES + GROUPED_FAMILIES)
         raise UserError(f"model {name}: family {family!r} is not supported; these are: {known}")
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    for part in [rope, *(each for each in rope.values() if isinstance(each, dict))]:
+        if part.get("rope_type") in ("dynamic", "longrope"):
+            raise UserError(
+                f"model {name}: RoPE type {part['rope_type']!r} depends on the prompt's length,"
+                " so cached K of one prompt is wrong in another; use a model with fixed RoPE"
+            )
+
+
+def _windows(config: Any) -> bool:
+    """Returns whether any layer forgets what is before a window."""
+    if not getattr(config, "use_sliding_window", True):
+        return False
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) and (kinds != {"full_attention"} or window):
-        raise UserError(f"model {name}: sliding-window layers forget KV, so it can't be reused")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        raise UserError(
-            f"model {name}: RoPE type {rope['rope_type']!r} depends on the prompt's length,"
-            " so cached K of one prompt is wrong in another; use a model with fixed RoPE"
-        )
+    return kinds != {"full_attention"} or bool(getattr(config, "sliding_window", None))
 
 
 def _explain(name: str, error: Exception) -> str:

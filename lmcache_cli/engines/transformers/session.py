@@ -23,7 +23,7 @@ from reports.sample import Sample
 from workloads.request import Request
 
 _NOTHING = LoadOutcome(0, {}, 0, 0.0)
-_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
+WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class TransformersSession(CachedSession):
         if self.cache is not None:
             keys = tuple(self._hasher.keys(ids).prefix)
             # The last token's logits must be computed, so a hit leaves at least one token.
-            hit = self.cache.acquire(keys[: (len(ids) - 1) // size], _WAIT_S)
+            hit = self.cache.acquire(keys[: (len(ids) - 1) // size], WAIT_S)
             found = now()
             if hit.keys:
                 place = buffer.chunks(self.cache.layout, 0, len(hit), engine.threads)

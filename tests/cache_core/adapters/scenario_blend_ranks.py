@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.cache_core.adapters.engine_in_process import connector
 from tests.cache_core.adapters.scenario_blend import SEGMENT, WORKER, Prompts
+from tests.vllm_process import fork_ranks
 
 # Importing it sets an environment for one process; two ranks are three.
 del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
@@ -48,6 +49,7 @@ def main() -> None:
 def serve(model: Path, options: dict[str, Any], run: Any) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
+    fork_ranks()
     llm = LLM(
         model=str(model),
         dtype="float32",

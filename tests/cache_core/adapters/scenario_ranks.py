@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cache_core.adapters.engine_in_process import connector
+from tests.vllm_process import fork_ranks
 
 # Importing it sets an environment for one process; two ranks are three.
 del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
@@ -23,6 +24,7 @@ del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
 def main() -> None:
     from vllm import LLM, SamplingParams
 
+    fork_ranks()
     model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     options = {
         "chunk_tokens": 64,

@@ -1,4 +1,4 @@
-"""Rotation against recomputation at the other position, and frequencies against transformers."""
+"""Rotation against recomputation at the other position, with the frequencies of transformers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from cache_core.blend.frequencies import RopeError, frequencies
-from cache_core.blend.rope import Rope, Style
+from cache_core.blend.rope import ROPE_KINDS, Rope, RopeError, Style, check_shiftable
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 5e5},
@@ -35,15 +34,18 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", PARAMETERS)
-def test_frequencies_are_those_of_transformers(kind: str) -> None:
-    ours = frequencies(PARAMETERS[kind], 64)
+def frequencies(kind: str, dim: int) -> np.ndarray:
+    """As a model of that kind has them."""
     if kind == "default":
-        expected = 5e5 ** -(np.arange(0, 64, 2) / 64)
-    else:
-        config = LlamaConfig(head_dim=64, rope_parameters=PARAMETERS[kind])
-        expected = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0].double().numpy()
-    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+        return np.asarray(5e5 ** -(np.arange(0, dim, 2) / dim))
+    config = LlamaConfig(head_dim=dim, rope_parameters=PARAMETERS[kind])
+    found = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]
+    return np.asarray(found.double().numpy())
+
+
+def test_kinds_that_can_be_shifted_are_known() -> None:
+    assert tuple(map(check_shiftable, PARAMETERS.values())) == ROPE_KINDS
+    assert check_shiftable({}) == "default"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_frequencies_are_those_of_transformers(kind: str) -> None:
 def test_what_cannot_be_shifted_is_refused_by_name(parameters: dict[str, Any]) -> None:
     name = "mrope" if "mrope_section" in parameters else next(iter(parameters.values()))
     with pytest.raises(RopeError, match=name):
-        frequencies(parameters, 64)
+        check_shiftable(parameters)
 
 
 def embedded(k: torch.Tensor, position: int, inv_freq: np.ndarray, style: Style) -> torch.Tensor:
@@ -84,7 +86,7 @@ def embedded(k: torch.Tensor, position: int, inv_freq: np.ndarray, style: Style)
 def test_a_moved_key_is_what_it_would_be_there(
     kind: str, style: Style, old: int, new: int, seed: int
 ) -> None:
-    inv_freq = frequencies(PARAMETERS[kind], 16)
+    inv_freq = frequencies(kind, 16)
     k = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(seed))
     there = embedded(k, old, inv_freq, style).float()
     moved = Rope(inv_freq, style).rotate(there, new - old)
@@ -93,7 +95,7 @@ def test_a_moved_key_is_what_it_would_be_there(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_rotation_by_nothing_is_a_bit_copy(dtype: torch.dtype) -> None:
-    rope = Rope(frequencies({}, 16))
+    rope = Rope(frequencies("default", 16))
     k = torch.randn(2, 5, 16).to(dtype)
     assert torch.equal(rope.rotate(k, 0), k)
     some = rope.rotate(k, torch.tensor([0, 3, 0, -2, 0]))
@@ -103,14 +105,14 @@ def test_a_rotation_by_nothing_is_a_bit_copy(dtype: torch.dtype) -> None:
 
 
 def test_a_window_of_the_head_is_turned_alone_and_in_place() -> None:
-    rope = Rope(frequencies({}, 8), "gptj", offset=24)
+    rope = Rope(frequencies("default", 8), "gptj", offset=24)
     k = torch.randn(4, 32)
     before = k.clone()
     out = rope.rotate(k, 7, in_place=True)
     assert out is k
     assert torch.equal(k[:, :24], before[:, :24])
     torch.testing.assert_close(
-        k[:, 24:], Rope(frequencies({}, 8), "gptj").rotate(before[:, 24:], 7)
+        k[:, 24:], Rope(frequencies("default", 8), "gptj").rotate(before[:, 24:], 7)
     )
     with pytest.raises(ValueError, match="24 to 32"):
         rope.rotate(torch.randn(4, 30), 1)

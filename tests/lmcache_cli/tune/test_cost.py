@@ -3,143 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.engines.architecture import LayerKind
 from lmcache_cli.engines.measured_costs import TierCost
-from lmcache_cli.errors import UserError
+from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.catalogue import (
-    ARCHITECTURES,
-    HARDWARE,
-    architecture_of,
     find_architecture,
     find_hardware,
 )
 from lmcache_cli.tune.cost import DeviceRoom, RequestCost, catalogue_cost, devices_needed
 from lmcache_cli.tune.queueing import Arrivals, serve_requests
-
-
-@pytest.mark.parametrize(
-    ("model", "bytes_per_token"),
-    [
-        ("llama-3.1-8b", 131_072),
-        ("llama-3.1-70b", 327_680),
-        ("qwen2.5-7b", 57_344),
-        ("deepseek-v3", 70_272),  # 61 layers of 512 + 64, two bytes each
-        ("smollm2-135m", 23_040),
-    ],
-)
-def test_kv_bytes_are_those_that_are_known(model: str, bytes_per_token: int) -> None:
-    assert find_architecture(model).kv_bytes() == bytes_per_token
-
-
-LLAMA: dict[str, Any] = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
-}  # fmt: skip
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama-3.1-8b": LLAMA,
-    "llama-3.2-1b": LLAMA | {
-        "hidden_size": 2048, "num_hidden_layers": 16, "head_dim": 64, "intermediate_size": 8192,
-        "tie_word_embeddings": True,
-    },
-    "mixtral-8x7b": LLAMA | {
-        "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2,
-    },
-    "qwen3-30b-a3b": {
-        "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
-        "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144,
-        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
-        "vocab_size": 151936, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    },
-    "deepseek-v3": {
-        "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
-        "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-        "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256,
-        "num_experts_per_tok": 8, "n_shared_experts": 1, "first_k_dense_replace": 3,
-        "vocab_size": 129280,
-    },
-}  # fmt: skip
-"""What decides, of the config.json on each maker's page."""
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_says_what_the_catalogue_does(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / name
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
-    known, found = ARCHITECTURES[name], find_architecture(str(folder))
-    assert found.parameters == pytest.approx(known.parameters, rel=0.01)
-    assert found.active == pytest.approx(known.active, rel=0.02)
-    assert found.kv_bytes() == known.kv_bytes() and found.pair_flops() == known.pair_flops()
-    assert (found.name, found.layers, found.heads) == (name, known.layers, known.heads)
-    assert find_architecture(str(folder / "config.json")) == found
-
-
-def test_a_model_inside_another_and_a_window() -> None:
-    inner = LLAMA | {"sliding_window": 512}
-    found = architecture_of({"text_config": inner, "tie_word_embeddings": True}, "seer")
-    assert found.kv_bytes() == 131_072 and "window of 512 tokens counts as full" in found.source
-
-
-def test_gemma_ties_without_saying_so() -> None:
-    given = {**LLAMA, "model_type": "gemma2"}
-    apart = architecture_of({**given, "tie_word_embeddings": False}, "x").parameters
-    assert apart - architecture_of(given, "x").parameters == LLAMA["vocab_size"] * 4096
-
-
-def test_a_path_gives_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    monkeypatch.chdir(folder)
-    assert {find_architecture(name).name for name in (".", "config.json")} == {"my-model"}
-    for odd in ("x" * 5000, "~nobody-of-this-name/model"):
-        with pytest.raises(UserError, match="is not in the catalogue"):
-            find_architecture(odd)
-
-
-def test_a_tuned_model_is_its_base() -> None:
-    assert find_architecture("meta-llama/Llama-3.1-8B-Instruct") is ARCHITECTURES["llama-3.1-8b"]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"hidden_size": None}, "has no hidden_size"),
-        ({"num_experts": 8}, "has no num_experts_per_tok or experts_per_token"),
-        ({"num_experts": 8, "decoder_sparse_step": 2}, "has decoder_sparse_step, which can't"),
-        ({"linear_num_key_heads": 16}, "has linear_num_key_heads, which can't be sized"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
-        ({"interleave_moe_layer_step": 2}, "has interleave_moe_layer_step"),
-        ({"moe_num_experts": 64, "moe_k": 6}, "has moe_k, moe_num_experts"),
-        ({"lru_width": 2560}, "has lru_width"),
-        ({"num_kv_shared_layers": 20}, "has num_kv_shared_layers"),
-        ({"index_head_dim": 128}, "has index_head_dim"),
-        ({"model_type": "starcoder2"}, "has model_type starcoder2"),
-        ({"num_key_value_heads": [8, 4]}, "has no num_key_value_heads"),
-        ({"kv_lora_rank": 512}, "has no qk_rope_head_dim"),
-    ],
-)
-def test_what_a_configuration_lacks_is_named(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        architecture_of(LLAMA | change, "odd")
-
-
-def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="no model's configuration"):
-        find_architecture(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="can't be read"):
-        find_architecture(str(tmp_path))
+from lmcache_cli.tune.search import replayed
+from lmcache_cli.tune.study import Study
+from workloads.traces import TraceArrays
 
 
 def test_ranks_beyond_the_heads_keep_copies() -> None:
@@ -153,52 +36,6 @@ def test_ranks_beyond_the_heads_keep_copies() -> None:
     assert model.stored_bytes(tensor_parallel=8) == model.kv_bytes(tensor_parallel=8)
     cost = catalogue_cost(find_hardware("h200"), latent, devices=8, item_bytes=1)
     assert cost.device is not None and cost.device.token_bytes == 8 * cost.token_bytes
-
-
-def test_every_entry_has_a_source() -> None:
-    assert all(hardware.source for hardware in HARDWARE.values())
-    assert all(model.source for model in ARCHITECTURES.values())
-
-
-def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"--hardware: 'h1000' is not known.*h100"):
-        find_hardware("h1000")
-    with pytest.raises(UserError, match="is not in the catalogue"):
-        find_architecture("gpt-2")
-
-
-@pytest.mark.parametrize(
-    ("said", "name"),
-    [("A100", "a100-80g"), ("5090", "rtx-5090"), ("H100-SXM5", "h100"), ("NVIDIA L40S", "l40s")],
-)
-def test_a_card_may_be_called_what_most_people_call_it(said: str, name: str) -> None:
-    assert find_hardware(said) is HARDWARE[name]
-
-
-def test_a_card_of_ones_own(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.toml"
-    mine.write_text(
-        "tflops = 400\nmemory_gb_s = 2000\nmemory_gib = 64\nlink_gb_s = 60\nprice = 1.5\n"
-    )
-    found = find_hardware(str(mine))
-    assert (found.name, found.flops, found.memory_bytes) == ("mine", 4e14, 64 * 2**30)
-    assert (found.memory_bytes_s, found.link_bytes_s, found.price) == (2e12, 6e10, 1.5)
-    text = mine.read_text()
-    for change, words in (
-        (text.replace("tflops = 400", ""), "needs tflops"),
-        (text.replace("2000", "-1"), "needs memory_gb_s"),
-        (text.replace("1.5", "nan"), "needs price"),
-        (text + "cores = 7\n", "has cores"),
-        ("= 3", "can't be read"),
-    ):
-        mine.write_text(change)
-        with pytest.raises(UserError, match=words):
-            find_hardware(str(mine))
-
-
-def test_a_price_has_a_source() -> None:
-    assert all(bool(card.price) == bool(card.price_source) for card in HARDWARE.values())
-    assert sum(card.price > 0 for card in HARDWARE.values()) >= 7
 
 
 def test_the_room_of_a_card_is_what_the_weights_leave() -> None:
@@ -364,3 +201,73 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: s
     hits = changes.get("hits", np.zeros((2, 1), np.int32))
     with pytest.raises(ValueError, match=words):
         serve_requests(arrivals, hits, ("cpu",), SIMPLE)
+
+
+def test_a_hit_of_a_mixed_model_has_a_fixed_part() -> None:
+    plain = catalogue_cost(find_hardware("h100"), find_architecture("llama-3.1-8b"))
+    assert not plain.kept and plain.tiers["cpu"].call_s == 0
+    mixed = catalogue_cost(find_hardware("h100"), find_architecture("qwen3-next-80b-a3b-instruct"))
+    states = find_architecture("qwen3-next-80b-a3b-instruct").state_bytes()
+    assert mixed.token_bytes == 12 * 2048 and len(mixed.kept) == 48
+    rate = mixed.tiers["cpu"].bytes_per_s
+    assert mixed.load_s("cpu", 4096, 64) == pytest.approx((4096 * 12 * 2048 + states) / rate)
+    assert any("the Ledger is replayed" in note for note in mixed.notes)
+
+
+def test_a_study_of_a_mixed_model_replays_the_ledger() -> None:
+    rng = np.random.default_rng(3)
+    base = list(range(6))
+    prompts = [[*base, *rng.integers(100, 200, 4).tolist()] for _ in range(12)]
+    ids = AccessTrace.of(prompts, 64, "content").prefixes()
+    count = len(prompts)
+    arrays = TraceArrays(
+        ids.ids, ids.offsets, np.arange(count, dtype=np.float64), np.full(count, 10 * 64 + 1),
+        np.full(count, 5), np.full(count, -1), (), 64,
+    )  # fmt: skip
+    studies = {
+        name: Study(
+            arrays, catalogue_cost(find_hardware("h100"), find_architecture(name)), Prices()
+        )
+        for name in ("glm-4.5-air", "gpt-oss-20b")
+    }
+    large = TierConfiguration((("cpu", 1 << 40),), 64)
+    hits = {name: study.hits(large).sum(axis=1).tolist() for name, study in studies.items()}
+    # All of what is shared, or what two prompts before have shown to be a place to go on from.
+    assert hits["glm-4.5-air"] == [0, *[6 * 64] * 11]
+    assert hits["gpt-oss-20b"] == [0, 0, *[6 * 64] * 10]
+    assert [study.plain(large) for study in studies.values()] == [True, False]
+    mixed = studies["gpt-oss-20b"]
+    assert mixed.ceiling(64) == pytest.approx(10 * 6 * 64 / arrays.input_tokens.sum())
+    # A slot is half of a chunk's bytes: two groups.
+    assert mixed.cost.chunk_bytes(64) == 12 * 2048 * 64 and len(mixed.cost.groups(64)) == 2
+    small = TierConfiguration((("cpu", 4 * mixed.cost.chunk_bytes(64)),), 64)
+    assert mixed.hits(small).sum() < sum(hits["gpt-oss-20b"])
+    # The device has slots like theirs, and what it lacks a tier below has.
+    own = (("device", 4 * mixed.cost.chunk_bytes(64)),)
+    assert mixed.device_chunk == 64 and mixed.rooms(replace(small, tiers=own)) == [4]
+    few = mixed.hits(replace(small, tiers=own))[:, 0]
+    assert few.tolist() == mixed.hits(small)[:, 0].tolist() and mixed.device > 0
+    both = mixed.hits(replace(large, tiers=own + large.tiers))
+    assert both[:, 0].tolist() == few.tolist() and both.sum(axis=1).tolist() == hits["gpt-oss-20b"]
+    # One tier at sizes up to all that it can use: the last is the ceiling.
+    sizes, rates = zip(*replayed(mixed, 64), strict=True)
+    assert rates[-1] == pytest.approx(mixed.ceiling(64)) and list(rates) == sorted(rates)
+    assert sizes[-1] == mixed.most_chunks(64) * mixed.cost.chunk_bytes(64)
+
+
+def test_latents_of_mixed_models_are_stored_once_and_on_every_card() -> None:
+    card, kinds = (
+        find_hardware("h200"),
+        (
+            LayerKind(12, items=576, heads=0),
+            LayerKind(36, "state", state_items=8192),
+        ),
+    )
+    model = replace(find_architecture("qwen3-next-80b-a3b-instruct"), kinds=kinds)
+    one, eight = (catalogue_cost(card, model, devices=n) for n in (1, 8))
+    assert model.stored_bytes(tensor_parallel=8) == model.kv_bytes() == one.token_bytes
+    assert eight.token_bytes == one.token_bytes and eight.device is not None
+    assert eight.device.token_bytes == 8 * one.token_bytes
+    given = catalogue_cost(card, model, token_bytes=777)
+    assert given.token_bytes == 777 and not given.kept
+    assert any("777 bytes a token are taken" in note for note in given.notes)

@@ -136,6 +136,20 @@ def test_what_runs_takes_its_room_from_the_cache(arrays: TraceArrays, room: int)
         assert study.held(study.today).tolist() == wanted
 
 
+def test_the_device_keeps_blocks_of_its_own_whatever_is_below_it() -> None:
+    row = np.arange(8, dtype=np.int64)
+    arrays = TraceArrays(
+        np.concatenate([row, row]), np.array([0, 8, 16], np.int64), np.array([0.0, 9.0]),
+        np.full(2, 8 * CHUNK + 1, np.int64), np.ones(2, np.int64), np.full(2, -1, np.int64), (),
+        CHUNK,
+    )  # fmt: skip
+    study = Study(arrays, cost(5 * CHUNK), Prices())
+    for length in (CHUNK, 4 * CHUNK):
+        tiers = (("device", 5 * SIZE), ("cpu", 100 * SIZE))
+        stack = TierConfiguration(tiers, length)
+        assert study.held(stack).tolist() == [[0, 0], [5, 3]], length
+
+
 def test_answers_that_are_written_are_counted() -> None:
     arrays = TraceArrays(
         np.arange(6, dtype=np.int64), np.array([0, 3, 6], np.int64), np.array([0.0, 0.02]),

@@ -11,7 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from workloads.traces import FORMATS, ReadOptions, TraceError, TraceRequest, open_trace
+from workloads.traces import (
+    FORMATS,
+    ReadOptions,
+    TraceError,
+    TraceRequest,
+    load_arrays,
+    open_trace,
+)
 
 MOONCAKE = {"timestamp": 27482, "input_length": 1200, "output_length": 52, "hash_ids": [46, 47, 9]}
 TIMED = {"timestamp": 1.5, "input_length": 40, "output_length": 5, "hash_ids": [1, 2, 3]}
@@ -303,12 +310,12 @@ def test_a_malformed_line_is_named_and_left_out(
         return [1, 2, 3]
 
     path = tmp_path / "0_trace.jsonl"
-    records = [*good, bad, good[-1]]
+    records = [*good, bad, *[good[-1]] * 12]
     (rag_folder(tmp_path, *records) if format == "ragpulse" else lines(path, *records))
     whole = open_trace(path, None, ReadOptions(tokenize=tokenize))
     assert whole.format == format
     requests = list(whole.requests())
-    assert len(requests) == (2 * 3 if format == "weka" else 2)
+    assert len(requests) == (13 * 3 if format == "weka" else 13)
     assert whole.malformed.count == 1
     (example,) = whole.malformed.examples
     assert example.startswith(f"{path}:{len(good) + 1}: ")
@@ -316,17 +323,25 @@ def test_a_malformed_line_is_named_and_left_out(
 
 
 def test_many_malformed_lines_are_counted_and_ten_shown(tmp_path: Path) -> None:
-    trace = open_trace(lines(tmp_path / "t", MOONCAKE, *["{"] * 50))
-    assert len(list(trace.requests())) == 1
+    trace = open_trace(lines(tmp_path / "t", *[MOONCAKE] * 450, *["{"] * 50))
+    assert len(list(trace.requests())) == 450
     assert (trace.malformed.count, len(trace.malformed.examples)) == (50, 10)
-    assert len(list(trace.requests())) == 1 and trace.malformed.count == 50
+    assert len(list(trace.requests())) == 450 and trace.malformed.count == 50
+
+
+def test_a_file_that_is_mostly_malformed_gives_no_answer(tmp_path: Path) -> None:
+    trace = open_trace(lines(tmp_path / "t", *[MOONCAKE] * 8, "{"))
+    with pytest.raises(TraceError, match=r"t: 1 of 9 lines are malformed, too many .*t:9: not"):
+        load_arrays(trace.requests())
+    trace = open_trace(lines(tmp_path / "t", *[MOONCAKE] * 9, "{"))
+    assert len(load_arrays(trace.requests())) == 9 and trace.malformed.share == 0.1
 
 
 def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
-    path = lines(tmp_path / "t", MOONCAKE)
+    path = lines(tmp_path / "t", *[MOONCAKE] * 9)
     path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
     trace = open_trace(path)
-    assert len(list(trace.requests())) == 1 and "not UTF-8" in trace.malformed.examples[0]
+    assert len(list(trace.requests())) == 9 and "not UTF-8" in trace.malformed.examples[0]
 
 
 def test_the_wrong_format_is_named(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""Traces that have lengths and arrivals only, as CSV: Azure's and BurstGPT."""
+"""Traces that have lengths and arrivals only, as CSV: Azure's and BurstGPT; and a user's own."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from workloads.traces.fields import seconds, text, whole
-from workloads.traces.lines import Lines, Malformed, Record
+from workloads.traces.fields import full_chunks, ids, seconds, text, value, whole
+from workloads.traces.lines import Lines, Malformed, Record, TraceError
 from workloads.traces.reader import Head, ReadOptions, TraceRequest
 
 
@@ -74,6 +75,88 @@ class BurstGpt(_Csv):
     holds = "CSV of Timestamp, Request tokens, Response tokens: lengths and arrivals only"
     time, input, output = "Timestamp", "Request tokens", "Response tokens"
     session = "Session ID"
+
+
+NEEDED, MORE = ("time", "input"), ("output", "session", "chunks")
+"""What a request must have, and what it may have, by the names that ``--map`` gives."""
+
+
+class Mapped:
+    """Reads a user's own CSV with a header, or JSON lines, by the fields that ``options.names``
+    gives for ``time`` (s, or a date), ``input``, ``output``, ``session`` and ``chunks`` (a list;
+    in CSV with blanks between them). Raises ``TraceError`` for names that are not enough."""
+
+    name = "mapped"
+    holds = "a user's own fields, as mapped"
+
+    def __init__(self, path: Path, options: ReadOptions) -> None:
+        names = options.names
+        lacking = [name for name in NEEDED if name not in names]
+        unknown = [name for name in names if name not in (*NEEDED, *MORE)]
+        if lacking or unknown:
+            what = f"{unknown[0]!r} is no field" if unknown else f"{lacking[0]} is missing"
+            raise TraceError(f"--map: {what}; {MAPPING}")
+        self.shares = "chunks" in names
+        if self.shares and options.chunk_tokens is None:
+            raise TraceError("--map: chunks need their length; add --chunk-tokens")
+
+    def looks_like(self, head: Head) -> bool:
+        """Returns False: a user says that a file is of this kind."""
+        return False
+
+    def read(
+        self, path: Path, options: ReadOptions, malformed: Malformed
+    ) -> Iterator[TraceRequest]:
+        """Yields the requests in the order of the file; unusable lines are counted in
+        ``malformed``."""
+        names, chunk = options.names, options.chunk_tokens or 0
+        lines = Lines(path, malformed)
+        header: list[str] = []
+        start: list[float] = []
+        for number, line in lines:
+            if not header and not line.startswith("{"):
+                header = _cells(line)
+                missing = [field for field in names.values() if field not in header]
+                if missing:
+                    raise TraceError(
+                        f"{path}: has no {missing[0]!r}; its fields are {', '.join(header)}"
+                    )
+                continue
+            try:
+                record = dict(zip(header, _cells(line), strict=True)) if header else _object(line)
+                time = seconds(record, names["time"], options.unit_s or 1.0)
+                start = start or [time]
+                tokens = whole(record, names["input"])
+                chunks = value(record, names["chunks"]) if self.shares else []
+                named = ids(chunks.split() if isinstance(chunks, str) else chunks, "chunks")
+                full, tail = full_chunks(named, tokens, chunk or 1)
+                request = TraceRequest(
+                    id=str(number),
+                    arrival_s=time - start[0],
+                    input_tokens=tokens,
+                    output_tokens=whole(record, names["output"]) if "output" in names else 0,
+                    chunk_tokens=chunk if self.shares else 0,
+                    chunks=full,
+                    session=text(record, names["session"]) if "session" in names else None,
+                    tail=tail,
+                )
+            except ValueError as error:
+                lines.bad(number, error)
+                continue
+            yield request
+
+
+MAPPING = (
+    "name its fields: --map time=FIELD,input=FIELD, and where it has them output=FIELD,"
+    "session=FIELD,chunks=FIELD"
+)
+
+
+def _object(line: str) -> Record:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("no object")
+    return record
 
 
 def _cells(line: str) -> list[str]:

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_core.blend.frequencies import RopeError, check_shiftable
-from cache_core.blend.rope import Rope
+from cache_core.blend.rope import Rope, RopeError, check_shiftable
 from lmcache_cli.engines.transformers import attention
 from lmcache_cli.engines.transformers.attention import (
     HEAD_DIM_STEP,
@@ -140,6 +139,11 @@ class LayerRunner:
 def refuse_unblendable(loaded: LoadedModel) -> None:
     """Raises ``CellError`` for a model whose K can't be moved, or that we can't run by layer."""
     family = str(loaded.config.model_type)
+    if loaded.grouped and family in BLEND_FAMILIES:
+        raise CellError(
+            f"model {loaded.id}: blend can't move what layers with a sliding window keep. Use"
+            " --reuse prefix"
+        )
     if family not in BLEND_FAMILIES:
         raise CellError(
             f"model {loaded.id}: blend does not know family {family!r}; it runs"

@@ -19,8 +19,12 @@ from lmcache_cli.engines.transformers.blend.quality import (
     forced_logits,
     reference_answers,
 )
-from lmcache_cli.engines.transformers.cross_model.base_model import CrossModelBase
-from lmcache_cli.engines.transformers.cross_model.forward import Computed, prefill, prefill_over
+from lmcache_cli.engines.transformers.cross_model.forward import (
+    Computed,
+    CrossModelBase,
+    prefill,
+    prefill_over,
+)
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from reports.quality import Quality
 from workloads.request import Request

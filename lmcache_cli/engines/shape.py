@@ -1,0 +1,104 @@
+"""What a model's configuration tells before the model is loaded, so that what can't fit is refused
+at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cache_core.layout import KVLayout
+from lmcache_cli.embedded import embedded_model
+from lmcache_cli.errors import UserError
+from lmcache_cli.machine import cache_home
+
+_HUB = "https://huggingface.co"
+_KNOCK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The context of a model in tokens, and the KV of one token; None where its configuration does
+    not tell, or tells of layers that keep something else."""
+
+    max_context: int | None
+    layout: KVLayout | None
+
+
+def check_model(name: str | None) -> None:
+    """Raises ``UserError`` for a folder that is not there, or an id that is neither on this machine
+    nor can be fetched: a hub is asked whether it is there at all, not retried."""
+    if name is None:
+        embedded_model()
+        return
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+            raise UserError(f"--model: {name} has no config.json; give the folder of a model")
+        return
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"--model: {name} does not exist; give a folder with config.json, or an id")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"--model: {name!r} is neither a folder nor a Hugging Face id")
+    if not any(_cached(name)) and not _hub_answers():
+        raise UserError(
+            f"--model: {name!r} is not on this machine, and no hub answers to fetch it from; check"
+            " the spelling, or give a folder (default: the embedded SmolLM2-135M)"
+        )
+
+
+def model_shape(name: str | None, device: str, dtype: str) -> ModelShape:
+    """Reads what a model's ``config.json`` tells, if it is on this machine; nothing is loaded."""
+    found: Iterator[Path]
+    if name is None:
+        found = cache_home().glob(f"{Path(embedded_model()[1]).stem}-*/config.json")
+    elif (path := Path(name).expanduser()).is_dir():
+        found = iter([path / "config.json"])
+    else:
+        found = _cached(name)
+    try:
+        config: Any = json.loads(next(found).read_text("utf-8"))
+        context = config.get("max_position_embeddings")
+        return ModelShape(context if isinstance(context, int) else None, _kv(config, device, dtype))
+    except (StopIteration, OSError, ValueError, AttributeError):
+        return ModelShape(None, None)
+
+
+def _kv(config: Any, device: str, dtype: str) -> KVLayout | None:
+    if config.get("kv_lora_rank") or set(config.get("layer_types") or ()) - {"full_attention"}:
+        return None
+    heads = config.get("num_attention_heads")
+    kept = config.get("dtype") or config.get("torch_dtype") or "float32"
+    kept = dtype if dtype != "auto" else "float32" if device == "cpu" else kept
+    try:
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        kv_heads: Any = config.get("num_key_value_heads") or heads
+        return KVLayout(config["num_hidden_layers"], kv_heads, head_dim, kept, 1)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _cached(name: str) -> Iterator[Path]:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
+
+
+def _hub_answers() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True  # only the proxy knows
+    parts = urlsplit(os.environ.get("HF_ENDPOINT") or _HUB)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=_KNOCK_S).close()
+    except OSError:
+        return False
+    return True

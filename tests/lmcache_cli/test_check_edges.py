@@ -1,0 +1,126 @@
+"""``lmcache check`` at its edges: files that can't be written, budgets, stores of baselines, and
+the commit that made it slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from junitparser import JUnitXml, Skipped
+
+from tests.lmcache_cli.command_line import ROOT, lmcache
+from tests.lmcache_cli.test_check_command import NOISY, QUIET, check, document
+
+pytestmark = pytest.mark.engine
+
+
+def test_a_python_that_is_not_here_is_missing(tmp_path: Path) -> None:
+    done = check("--bench", QUIET, "--baseline-python", "/no/python", cwd=tmp_path)
+    assert done.returncode == 4 and "/no/python does not exist" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_file_that_cannot_be_written_is_no_verdict(tmp_path: Path) -> None:
+    sides = ["--bench", NOISY, "--candidate", "--chunk-tokens 48"]
+    for flags in (["--json", "/dev/full"], ["--markdown", "/dev/full"], ["--github"]):
+        done = check(*sides, *flags, cwd=tmp_path, GITHUB_STEP_SUMMARY="/dev/full")
+        assert done.returncode == 5, (flags, done.stderr)
+        assert "bytes_stored" in done.stdout and "FAIL" in done.stdout.splitlines()[-1]
+        assert "Traceback" not in done.stderr and "No space left" in done.stderr
+    (tmp_path / "taken").touch()
+    done = check(*sides, "--out", "taken", cwd=tmp_path)
+    assert done.returncode == 2 and "--out: taken can't be written" in done.stderr
+
+
+def test_undecided_may_pass_and_both_sides_are_named(tmp_path: Path) -> None:
+    args = ["--bench", NOISY, "--candidate", "--policy gdsf", "--fail-on", "ttft.p50>0.1%"]
+    args += ["--max-rounds", "11", "--inconclusive", "pass", "--markdown", "out.md"]
+    done = check(*args, "--junit", "out.xml", cwd=tmp_path)
+    assert done.returncode == 0 and "INCONCLUSIVE" in done.stdout.splitlines()[-1]
+    assert "long-context prefix cpu, ttft.p50: " in done.stdout
+    markdown = (tmp_path / "out.md").read_text()
+    for side, flag in (("baseline", "--jitter"), ("candidate", "--policy gdsf")):
+        [line] = [one for one in markdown.splitlines() if one.startswith(f"- {side}: ")]
+        assert flag in line and "version" in line and "hardware" in line
+    [suite] = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    named = {one.name: one.value for one in suite.properties()}
+    assert "--policy gdsf" in named["candidate"] and "--jitter" in named["baseline"]
+    results = {case.name: case.result for case in suite}
+    assert isinstance(results["ttft.p50"][0], Skipped)
+
+
+def test_max_time_ends_a_round_that_would_not_end(tmp_path: Path) -> None:
+    slow = f"{QUIET} --chunk-tokens"
+    pythons = ["--baseline-python", sys.executable, "--candidate-python", sys.executable]
+    sides = ["--baseline", f"{slow} 64", "--candidate", f"{slow} 48"]
+    done = check(*sides, *pythons, "--max-time", "1s", "--json", "-", cwd=tmp_path)
+    assert done.returncode == 3 and "ended a round before it was whole" in done.stderr
+    assert json.loads(done.stdout)["metrics"] == []
+
+
+def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text('#!/bin/sh\necho "$@" > said; cat > body; exit "$GH_EXIT"\n')
+    gh.chmod(0o755)
+    path = f"{gh.parent}:{os.environ['PATH']}"
+    sides = ["--bench", NOISY, "--candidate", "--chunk-tokens 48", "--comment"]
+    env = {"PATH": path, "GITHUB_REF": "refs/pull/7/merge", "GH_EXIT": "0"}
+    assert check(*sides, cwd=tmp_path, **env).returncode == 1
+    assert (tmp_path / "said").read_text().startswith("pr comment 7 --edit-last --create-if-none")
+    assert (tmp_path / "body").read_text().startswith("### FAIL: lmcache check")
+    assert check(*sides, cwd=tmp_path, **env | {"GH_EXIT": "1"}).returncode == 5
+
+
+def test_a_store_has_a_baseline_for_each_machine(tmp_path: Path) -> None:
+    sides = ["--baseline", "store", "--candidate", QUIET, "--fail-on", "hit_rate<0pp"]
+    (tmp_path / "store").mkdir()
+    done = check(*sides, cwd=tmp_path)
+    assert done.returncode == 4 and "no run of this machine" in done.stderr
+    [folder] = [word for word in done.stderr.split() if word.startswith("store/")]
+    flags = ["--quiet", "--reuse", "prefix", "--out", folder]
+    assert lmcache("bench", *QUIET.split(), *flags, cwd=tmp_path).returncode == 0
+    found, code = document(*sides, cwd=tmp_path)
+    assert (code, found["verdict"]) == (0, "PASS")
+    assert found["sides"]["baseline"]["hardware"] == folder.removeprefix("store/")
+
+
+def git(cwd: Path, *args: str) -> str:
+    known = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    return subprocess.run(
+        ["git", *known, *args], cwd=cwd, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_bisect_names_the_commit(tmp_path: Path) -> None:
+    """A repository whose bench takes longer chunks from its third commit on, and whose second one
+    can't be installed."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "lmcache_cli").mkdir()
+    (tmp_path / "lmcache_cli" / "__init__.py").touch()
+    for i, chunk in enumerate([64, 64, 48, 48]):
+        words = f"'-m', 'lmcache_cli.main', *sys.argv[1:], '--chunk-tokens', '{chunk}'"
+        (tmp_path / "lmcache_cli" / "main.py").write_text(
+            f"import os, sys\nos.chdir({str(ROOT)!r})\n"
+            f"os.execv({sys.executable!r}, [{sys.executable!r}, {words}])\n"
+        )
+        (tmp_path / "number").write_text(f"{i}\n")
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "--quiet", "-m", f"Commit {i}")
+    place = "import site, os; open(site.getsitepackages()[0] + '/t.pth', 'w').write(os.getcwd())"
+    install = f'grep -qv 1 number && python -c "{place}"'
+    args = ["--bisect", "HEAD~3", "HEAD", "--install", install, "--bench", QUIET]
+    done = check(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "Commit 1: INCONCLUSIVE" in done.stderr and "Commit 2: FAIL" in done.stderr
+    assert [line.split(" ", 1)[1] for line in done.stdout.splitlines()[1:]] == [
+        "Commit 1",
+        "Commit 2",
+    ]
+    assert len(git(tmp_path, "worktree", "list").splitlines()) == 1
+    done = check("--bisect", "HEAD", "HEAD~3", "--bench", QUIET, cwd=tmp_path)
+    assert done.returncode == 2 and "does not follow" in done.stderr

@@ -1,0 +1,240 @@
+"""Traces of text, users' own fields, guesses, and what can be read but once."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workloads.traces import ReadOptions, TraceError, TraceRequest, load_arrays, open_trace
+from workloads.traces.summary import ceiling
+
+LONG = "a b c d e f g h"
+
+
+def tokenize(prompt: Any) -> list[int]:
+    """A token per word; of messages, one more per role."""
+    if isinstance(prompt, str):
+        return [hash(word) % 1000 for word in prompt.split()]
+    roles = [message["role"] for message in prompt]
+    assert all(a != b for a, b in pairwise(roles)), roles
+    return [t for m in prompt for t in (ord(m["role"][0]), *tokenize(m["content"]))]
+
+
+TEXT = ReadOptions(chunk_tokens=4, tokenize=tokenize)
+
+
+def lines(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def read(path: Path, options: ReadOptions | None = None) -> list[TraceRequest]:
+    return list(open_trace(path, None, options).requests())
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_agent_traces_of_lmcache(tmp_path: Path) -> None:
+    said = [message("system", LONG), message("user", LONG)]
+    more = [*said, message("assistant", "x"), message("user", LONG)]
+    path = lines(
+        tmp_path / "t",
+        {"session_id": "a", "model": "m", "input": said, "output_length": 7, "pre_gap": 0.0},
+        {"session_id": "b", "model": "m", "input": said, "output_length": 7, "pre_gap": 0.0},
+        {"session_id": "a", "model": "m", "input": more, "output_length": 9, "pre_gap": 2.5},
+    )
+    first, other, second = read(path, TEXT)
+    assert (first.session, other.session, second.session) == ("a", "b", "a")
+    assert (first.arrival_s, other.arrival_s, second.arrival_s) == (0, 0, 2.5)
+    assert (second.output_tokens, second.input_tokens) == (9, 9 * 3 + 2)
+    assert list(second.chunks[:4]) == list(first.chunks) == list(other.chunks)
+    stamped = lines(
+        tmp_path / "s",
+        *({"session_id": "a", "input": said, "session_timestamp": t} for t in (0.0, 4.0)),
+    )
+    assert [r.arrival_s for r in read(stamped, TEXT)] == [0, 4]
+
+
+def test_turns_of_aiperf(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "t",
+        {"session_id": "a", "turns": [{"text": LONG}, {"text": "x y", "delay": 1500}]},
+        {"session_id": "b", "turns": [{"text": LONG, "timestamp": 700, "output_length": 3}]},
+        {"turns": [{"texts": ["a", "b"]}, {"text": "c", "delay": 1}]},
+    )
+    first, second, other, third, fourth = read(path, TEXT)
+    assert [r.session for r in (first, second, other)] == ["a", "a", "b"]
+    assert [r.arrival_s for r in (first, second, other)] == pytest.approx([0, 1.5, 0.7])
+    assert second.input_tokens == first.input_tokens + 1 + 3, "an answer without text is between"
+    assert list(first.chunks) == list(second.chunks[:2]) == list(other.chunks)
+    assert other.output_tokens == 3
+    assert third.session == fourth.session not in (None, "a", "b"), "without a name, the line's"
+    assert (third.input_tokens, fourth.arrival_s) == (3, 0.001)
+
+
+def test_rows_of_aiperf(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "t",
+        {"timestamp": 0, "text_input": LONG, "output_length": 5},
+        {"timestamp": 100, "text_input": LONG, "output_length": 5},
+    )
+    found = read(path, TEXT)
+    assert [r.arrival_s for r in found] == [0, 0.1] and found[1].output_tokens == 5
+    assert ceiling(load_arrays(found)) == 0.5
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "id": "c0",
+            "conversations": [
+                {"from": "human", "value": LONG},
+                {"from": "gpt", "value": "x y z"},
+                {"from": "human", "value": "more"},
+                {"from": "gpt", "value": "w"},
+            ],
+        },
+        {
+            "conversation_id": "c0",
+            "conversation": [
+                message("user", LONG),
+                message("assistant", "x y z"),
+                message("user", "more"),
+                message("assistant", "w"),
+            ],
+        },
+    ],
+    ids=["sharegpt", "lmsys"],
+)
+def test_talks(record: dict[str, Any], tmp_path: Path) -> None:
+    first, second = read(lines(tmp_path / "t", record), TEXT)
+    assert (first.input_tokens, first.output_tokens) == (9, 3)
+    assert (second.input_tokens, second.output_tokens) == (9 + 4 + 2, 1)
+    assert first.session == second.session and list(second.chunks[:2]) == list(first.chunks)
+
+
+def test_requests_of_inference_perf(tmp_path: Path) -> None:
+    asked = json.dumps({"model": "m", "prompt": LONG, "max_tokens": 6})
+    path = lines(tmp_path / "t", {"start_time": 5.0, "request": asked}, {"request": "{"})
+    trace = open_trace(path, None, TEXT)
+    with pytest.raises(TraceError, match=r"1 of 2 lines .*request is no JSON"):
+        list(trace.requests())
+    path = lines(tmp_path / "t", {"start_time": 5.0, "request": asked})
+    assert read(path, TEXT)[0].output_tokens == 6
+
+
+def test_a_list_is_refused_with_what_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps([{"id": "c", "conversations": []}]))
+    with pytest.raises(TraceError, match=r"a JSON list .*jq -c '\.\[\]' .*t.json > OUT.jsonl"):
+        open_trace(tmp_path / "t.json")
+
+
+def test_delays_of_mooncake_count_from_the_session_before(tmp_path: Path) -> None:
+    row = {"input_length": 600, "output_length": 1, "hash_ids": [1, 2]}
+    path = lines(
+        tmp_path / "t",
+        {"session_id": "a", "timestamp": 1000, **row},
+        {"session_id": "b", "timestamp": 3000, **row},
+        {"session_id": "a", "delay": 500, **row},
+        {"session_id": "a", "delay": 250, **row},
+    )
+    assert [r.arrival_s for r in read(path)] == [1, 3, 1.5, 1.75]
+
+
+@pytest.mark.parametrize(
+    ("block", "format", "guess"),
+    [
+        (512, "mooncake", "blocks of 512 tokens (else --chunk-tokens) and times in ms"),
+        (64, "mooncake", "blocks of 64 tokens (else --chunk-tokens) and times in ms"),
+        (16, "timed-trace", "blocks of 16 tokens (else --chunk-tokens) and times in s"),
+    ],
+)
+def test_blocks_are_guessed_and_said_to_be(
+    block: int, format: str, guess: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"timestamp": i, "input_length": n * block, "hash_ids": list(range(n))}
+        for i, n in enumerate((10, 20, 40))
+    ]
+    trace = open_trace(lines(tmp_path / "t", *rows))
+    assert (trace.format, [len(r.chunks) for r in trace.requests()]) == (format, [10, 20, 40])
+    assert trace.guess.startswith(guess)
+    said = open_trace(tmp_path / "t", None, ReadOptions(chunk_tokens=block, unit_s=0.001))
+    assert said.guess == ""
+    own = [row | {"block_size": block} for row in rows]
+    assert open_trace(lines(tmp_path / "t", *own)).guess == ""
+
+
+OWN = {"time": "ts", "input": "n_in", "output": "n_out", "session": "who"}
+
+
+def test_fields_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "who,ts,n_in,n_out\nx,2026-01-01T00:00:10,64,5\ny,2026-01-01T00:00:12,32,1\n"
+    )
+    rows = (
+        {"who": "x", "ts": 10, "n_in": 64, "n_out": 5},
+        {"who": "y", "ts": 12, "n_in": 32, "n_out": 1},
+    )
+    for path in (tmp_path / "t.csv", lines(tmp_path / "t.jsonl", *rows)):
+        trace = open_trace(path, None, ReadOptions(names=OWN))
+        found = list(trace.requests())
+        assert [(r.arrival_s, r.input_tokens, r.output_tokens, r.session) for r in found] == [
+            (0, 64, 5, "x"),
+            (2, 32, 1, "y"),
+        ]
+        assert not trace.reader.shares and load_arrays(found).chunk_tokens == 0
+
+
+def test_chunks_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("ts,n_in,parts\n0,64,a1 b2\n1,64,a1 b3\n")
+    rows = (
+        {"ts": 0, "n_in": 64, "parts": ["a1", "b2"]},
+        {"ts": 1, "n_in": 64, "parts": ["a1", "b3"]},
+    )
+    names = {"time": "ts", "input": "n_in", "chunks": "parts"}
+    for path in (tmp_path / "t.csv", lines(tmp_path / "t.jsonl", *rows)):
+        trace = open_trace(path, None, ReadOptions(32, names=names))
+        assert trace.reader.shares and ceiling(load_arrays(trace.requests())) == 0.25
+    with pytest.raises(TraceError, match="--chunk-tokens"):
+        open_trace(path, None, ReadOptions(names=names))
+
+
+def test_what_a_mapping_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("ts,n_in\n0,64\n")
+    path = tmp_path / "t.csv"
+    with pytest.raises(TraceError, match=r"no known trace; name its fields: --map time=FIELD"):
+        open_trace(path)
+    for names, says in (
+        ({"time": "ts"}, "input is missing; name its fields"),
+        ({**OWN, "colour": "x"}, "'colour' is no field"),
+    ):
+        with pytest.raises(TraceError, match=says):
+            open_trace(path, None, ReadOptions(names=names))
+    trace = open_trace(path, None, ReadOptions(names={"time": "t", "input": "n_in"}))
+    with pytest.raises(TraceError, match="has no 't'; its fields are ts, n_in"):
+        list(trace.requests())
+    with pytest.raises(TraceError, match="leave --format out"):
+        open_trace(path, "azure", ReadOptions(names=OWN))
+
+
+def test_a_pipe_is_read_as_a_file(tmp_path: Path) -> None:
+    row = {"timestamp": 5, "input_length": 600, "output_length": 1, "hash_ids": [1, 2]}
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(
+        target=lambda: (tmp_path / "pipe").write_text((json.dumps(row) + "\n") * 30)
+    )
+    writer.start()
+    trace = open_trace(tmp_path / "pipe")
+    writer.join()
+    assert len(list(trace.requests())) == len(list(trace.requests())) == 30
+    assert len(list(open_trace(tmp_path / "pipe").requests())) == 30, "and again, for a bench"
