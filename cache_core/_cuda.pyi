@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core._native import Paged
-from cache_core.layout import Order
+from cache_core.layout import Addresses, Order
 
+Slots = NDArray[np.int64]
 Item = Literal["float32", "bfloat16", "float16"]
 Code = Literal["fp8", "int8"]
 
@@ -87,41 +88,19 @@ class Transfer:
     def stream(self) -> int:
         """Its handle."""
 
-    def gather(
-        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
-    ) -> None: ...
-    def scatter(
-        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
-    ) -> None: ...
-    def gather_dma(
-        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
-    ) -> None:
+    def gather(self, paged: Paged, slots: Slots, chunks: Addresses, order: Order) -> None: ...
+    def scatter(self, paged: Paged, slots: Slots, chunks: Addresses, order: Order) -> None: ...
+    def gather_dma(self, paged: Paged, slots: Slots, chunks: Addresses, order: Order) -> None:
         """``gather`` by copy engines: a copy for each run of bytes, up to 4,096 in a batch."""
 
-    def scatter_dma(
-        self, paged: Paged, slots: NDArray[np.int64], chunks: NDArray[np.uint64], order: Order
-    ) -> None: ...
+    def scatter_dma(self, paged: Paged, slots: Slots, chunks: Addresses, order: Order) -> None: ...
     def gather_coded(
-        self,
-        paged: Paged,
-        slots: NDArray[np.int64],
-        chunks: NDArray[np.uint64],
-        order: Order,
-        dtype: Item,
-        codec: Code,
+        self, paged: Paged, slots: Slots, chunks: Addresses, order: Order, dtype: Item, codec: Code
     ) -> None: ...
     def scatter_coded(
-        self,
-        paged: Paged,
-        slots: NDArray[np.int64],
-        chunks: NDArray[np.uint64],
-        order: Order,
-        dtype: Item,
-        codec: Code,
+        self, paged: Paged, slots: Slots, chunks: Addresses, order: Order, dtype: Item, codec: Code
     ) -> None: ...
-    def copy(
-        self, dst: NDArray[np.uint64], src: NDArray[np.uint64], nbytes: NDArray[np.uint64]
-    ) -> None:
+    def copy(self, dst: Addresses, src: Addresses, nbytes: Addresses) -> None:
         """Flat copies in any direction."""
 
     def wait_for(self, stream: int) -> None:

@@ -143,16 +143,18 @@ def reach(
     groups: Sequence[Group],
     chunk_tokens: int,
     held: Callable[[bytes], bool],
+    known: int = 0,
 ) -> int:
     """Returns the most leading chunks of ``keys`` of which each group has what it needs.
 
-    ``held`` tells of a group's chunk by its name. Each name is asked for at most once.
+    ``held`` tells of a group's chunk by its name. Each name is asked for at most once, and none of
+    the first ``known`` chunks, of which the engine itself has what is needed.
     """
     longest = len(keys)
     for group in groups:
         if group.keeps == "all":
-            names = (group.name(key) for key in keys[:longest])
-            longest = next((n for n, name in enumerate(names) if not held(name)), longest)
+            names = (group.name(key) for key in keys[known:longest])
+            longest = next((n for n, name in enumerate(names, known) if not held(name)), longest)
     rest = [group for group in groups if group.keeps != "all"]
     seen: dict[bytes, bool] = {}
 
@@ -161,10 +163,11 @@ def reach(
             seen[name] = held(name)
         return seen[name]
 
-    while longest and not all(
+    while longest > known and not all(
         has(group.name(keys[chunk]))
         for group in rest
         for chunk in reversed(group.needed(longest, chunk_tokens))
+        if chunk >= known
     ):
         longest -= 1
     return longest

@@ -48,8 +48,6 @@ def belady(requests: Sequence[Sequence[bytes]]) -> PolicyMaker:
 
 
 ADMISSIONS = ("none", "second-touch", "bytes-per-day")
-
-
 _DAY_S = 86_400.0
 
 

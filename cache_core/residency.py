@@ -87,9 +87,10 @@ class Residency:
         self._tier = tier
         self._heard = Recent(fresh_s, MOST_REMEMBERED, clock)
 
-    def lookup(self, keys: Sequence[bytes]) -> Hit:
-        """Returns what the Ledger believes: the longest held run from the first key on."""
-        return self._ledger.lookup(keys)
+    def lookup(self, keys: Sequence[bytes], run: bool = True) -> Hit:
+        """Returns what the Ledger believes: the longest held run from the first key on, or without
+        ``run`` all keys that are held."""
+        return self._ledger.lookup(keys) if run else self._ledger.held(keys)
 
     def unsure(self, hit: Hit) -> list[bytes]:
         """Returns the hit's chunks that would come from the tier, and were not heard of lately."""

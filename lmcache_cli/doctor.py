@@ -75,7 +75,7 @@ def findings(runs: Path = Path("runs")) -> list[Finding]:
         check_python(),
         check_distribution(),
         check_native(),
-        *check_engine_packages(),
+        *check_packages("transformers", "--engine transformers", required=True),
         check_embedded_model(),
         check_runs_folder(runs),
         check_memory(),
@@ -84,7 +84,7 @@ def findings(runs: Path = Path("runs")) -> list[Finding]:
         check_cuda_compiler(),
         check_cuda_kernels(),
         check_vllm(),
-        *check_client_packages(),
+        *check_packages("openai", "--engine openai, vllm", required=False),
         *check_remote(),
     ]
 
@@ -147,17 +147,8 @@ def check_native() -> Finding:
     return Finding(name, "ok", found, need, required=True)
 
 
-def check_engine_packages() -> Iterator[Finding]:
-    """Checks what the extra ``transformers`` asks for against what is installed."""
-    return _packages("transformers", "--engine transformers", required=True)
-
-
-def check_client_packages() -> Iterator[Finding]:
-    """Checks what the extra ``openai`` asks for, which engines with a server need."""
-    return _packages("openai", "--engine openai, vllm", required=False)
-
-
-def _packages(extra: str, need: str, required: bool) -> Iterator[Finding]:
+def check_packages(extra: str, need: str, required: bool) -> Iterator[Finding]:
+    """Checks what the extra asks for against what is installed."""
     for requirement in _requirements(extra):
         found = version(requirement.name)
         status: Status = "ok"

@@ -1,4 +1,4 @@
-"""Writes the files of ``--json FILE`` and flags like it."""
+"""Writes the files of ``--json FILE`` and flags like it, and makes plain tables."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.table import Table
+
 from lmcache_cli.errors import UserError
 
 Say = Callable[[str], None]
 """A function that tells the user something that is neither a result nor an error."""
 
 
-def write_output(target: str, text: str, flag: str = "--json") -> None:
+def write_output(target: str, text: str, flag: str = "--json", parents: bool = False) -> None:
     """Writes ``text`` to a file, or to stdout for ``-``. A regular file appears whole or not at
-    all. Raises ``UserError`` naming the flag."""
+    all; with ``parents`` its folder is made too. Raises ``UserError`` naming the flag."""
     if target == "-":
         sys.stdout.write(text)
         return
@@ -24,6 +26,8 @@ def write_output(target: str, text: str, flag: str = "--json") -> None:
     # a pipe or a terminal is written to; a link's target is what is replaced
     whole = path.resolve() if path.is_file() or not path.exists() else None
     try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if whole is None:
             path.write_text(text, encoding="utf-8")
             return
@@ -57,3 +61,11 @@ def check_output(target: str | None, flag: str = "--json") -> None:
 
 def _refusal(flag: str, target: str, reason: str) -> UserError:
     return UserError(f"{flag}: {target} can't be written: {reason}; name another file")
+
+
+def columns(*names: str, left: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """Makes a table without a frame; ``left`` are the columns of words."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table

@@ -22,7 +22,8 @@ from reports.stored import (
     StoredTune,
     read_stored,
 )
-from reports.tables.layout import bench_tables, column_table
+from reports.tables.columns import column_table
+from reports.tables.layout import bench_tables
 from reports.tables.tune import front_columns, recommended
 
 REPORT_SCHEMA = "lmcache.report/1"
@@ -135,7 +136,7 @@ def _junit(stored: Sequence[StoredResult]) -> str:
 
 
 def _html(stored: Sequence[StoredResult]) -> str:
-    missing = [name for name in ("jinja2", "vl-convert-python") if version(name) is None]
+    missing = [name for name in ("altair", "jinja2", "vl-convert-python") if version(name) is None]
     if missing:
         raise MissingError(
             f"--format html needs {' and '.join(missing)}:"

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from reports.sample import TIERS
-from reports.summary import CellSummary, RefusedCell, Spread
+from reports.summary import SPREADS, BlendMeta, CellSummary, RefusedCell, SharedMeta, Spread
 from reports.tables.findings import verdict
 
 BENCH_SCHEMA = "lmcache.bench/1"
+_OPTIONAL = ("context_tokens", "policy", "placement", "admission", "codec", "state")
 
 
 def bench_json(
@@ -51,24 +52,11 @@ def cell_json(cell: CellSummary) -> dict[str, Any]:
         "reuse": meta["reuse"],
         "chunk_tokens": meta["chunk_tokens"],
         "tiers": dict(meta["tiers"]),
-        "context_tokens": meta.get("context_tokens"),
-        "policy": meta.get("policy"),
-        "placement": meta.get("placement"),
-        "admission": meta.get("admission"),
-        "codec": meta.get("codec"),
-        "state": meta.get("state"),
+        **{name: meta.get(name) for name in _OPTIONAL},
         "tier_work": {name: dict(work) for name, work in meta.get("tier_work", {}).items()},
         "n": cell.n,
         "failed": cell.failed,
-        "ttft_ms": _milliseconds(cell.ttft),
-        "ttft_from_send_ms": _milliseconds(cell.ttft_from_send),
-        "client_queue_ms": _milliseconds(cell.client_queue),
-        "itl_ms": _milliseconds(cell.itl),
-        "tpot_ms": _milliseconds(cell.tpot),
-        "e2e_ms": _milliseconds(cell.e2e),
-        "lookup_ms": _milliseconds(cell.lookup),
-        "load_ms": _milliseconds(cell.load),
-        "prefill_ms": _milliseconds(cell.prefill),
+        **{f"{name}_ms": _milliseconds(getattr(cell, name)) for name in SPREADS},
         "throughput": asdict(cell.throughput),
         "prompt_tokens": cell.prompt_tokens,
         "output_tokens": cell.output_tokens,
@@ -100,11 +88,8 @@ def _blend_json(cell: CellSummary) -> dict[str, Any]:
     meta, quality = cell.meta.get("blend"), cell.quality
     approximate = meta is not None or "shared" in cell.meta
     return {
-        "ratio": meta["ratio"] if meta else None,
-        "selection": meta["selection"] if meta else None,
-        "check_layer": meta["check_layer"] if meta else None,
-        "narrow_layers": meta["narrow_layers"] if meta else None,
-        "encoding": meta["encoding"] if meta else None,
+        **dict.fromkeys(BlendMeta.__annotations__),
+        **(meta or {}),
         "blended_tokens": cell.blended_tokens if approximate else None,
         "selected_tokens": cell.selected_tokens if approximate else None,
         "token_layer_share": cell.token_layer_share,
@@ -128,12 +113,9 @@ def _answers_json(cell: CellSummary) -> dict[str, Any]:
     }
 
 
-def _shared_json(cell: CellSummary) -> dict[str, str | None]:
+def _shared_json(cell: CellSummary) -> dict[str, Any]:
     meta = cell.meta.get("shared")
-    return {
-        "base": meta["base"] if meta else None,
-        "recompute_layers": meta["recompute_layers"] if meta else None,
-    }
+    return {**dict.fromkeys(SharedMeta.__annotations__), **(meta or {})}
 
 
 def json_text(document: Mapping[str, Any]) -> str:

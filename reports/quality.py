@@ -121,8 +121,6 @@ def _bounds(
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 

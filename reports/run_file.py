@@ -8,9 +8,10 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from reports.sample import BLEND_FIELDS, Sample
+from reports.sample import COLUMNS, TIERS, Sample
 
 RUN_SCHEMA = "lmcache.run/1"
 CHECK = "check"
@@ -143,49 +144,19 @@ def _checked_meta(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def _columns(pyarrow: Any) -> Any:
-    integer, number, text = pyarrow.int64(), pyarrow.float64(), pyarrow.string()
-    kinds = {
-        "cell": pyarrow.int32(),
-        "repeat": pyarrow.int32(),
-        "request_id": text,
-        "session": text,
-        "workload": text,
-        "prompt_tokens": integer,
-        "output_tokens": integer,
-        "scheduled_s": number,
-        "sent_s": number,
-        "first_token_s": number,
-        "finished_s": number,
-        "token_s": pyarrow.list_(number),
-        "hit_device": integer,
-        "hit_cpu": integer,
-        "hit_disk": integer,
-        "hit_remote": integer,
-        "expected_hit_tokens": integer,
-        "bytes_loaded": integer,
-        "bytes_stored": integer,
-        "load_s": number,
-        "lookup_s": number,
-        "prefill_s": number,
-        "output_ids": pyarrow.list_(pyarrow.int32()),
-        "error": text,
-        "blended_tokens": integer,
-        "selected_tokens": integer,
-        "token_layer_share": number,
-        "blend_s": number,
-        "kl": number,
-        "kl_positions": integer,
-        "agreement": number,
-        "f1": number,
-        "exact": number,
-        "own_cores": number,
-        "other_cores": number,
-    }
-    optional = {"hit_device", "hit_cpu", "hit_disk", "hit_remote", "expected_hit_tokens", "error"}
-    optional |= set(BLEND_FIELDS)
-    return pyarrow.schema(
-        [pyarrow.field(name, kind, nullable=name in optional) for name, kind in kinds.items()]
-    )
+    """Returns the schema of a run file, by the types of a sample's fields."""
+    integer, number = pyarrow.int64(), pyarrow.float64()
+    kinds = {int: integer, float: number, str: pyarrow.string()}
+    kinds |= {tuple[float, ...]: pyarrow.list_(number)}
+    kinds |= {tuple[int, ...]: pyarrow.list_(pyarrow.int32())}
+    hints = get_type_hints(Sample) | {f"hit_{tier}": int | None for tier in TIERS}
+    columns = []
+    for name in COLUMNS:
+        optional = NoneType in get_args(hints[name])
+        kind = kinds[get_args(hints[name])[0] if optional else hints[name]]
+        kind = pyarrow.int32() if name in ("cell", "repeat") else kind
+        columns.append(pyarrow.field(name, kind, nullable=optional))
+    return pyarrow.schema(columns)
 
 
 def _pyarrow() -> tuple[Any, Any]:

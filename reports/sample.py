@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 TIERS = ("device", "cpu", "disk", "remote")
 """Tier names, fastest first. A run file has one ``hit_*`` column for each."""
-
-
 _TIMES = ("scheduled_s", "sent_s", "first_token_s", "finished_s")
 
 
@@ -147,9 +145,7 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, Any]:
     rows = [sample.to_row() for sample in samples]
     table = {name: [row[name] for row in rows] for name in COLUMNS}
     columns: dict[str, Any] = {**table}
-    for name in _OPTIONAL:
-        columns[name] = np.array(table[name], dtype=np.float64)
-    for name in ("scheduled_s", "sent_s", "first_token_s", "finished_s"):
+    for name in (*_OPTIONAL, *_TIMES):
         columns[name] = np.array(table[name], dtype=np.float64)
     for name in ("lookup", "load", "prefill"):
         columns[name] = np.array(columns.pop(f"{name}_s"), dtype=np.float64)

@@ -211,7 +211,7 @@ def summarise(
         meta=meta,
         n=len(found),
         failed=len(rows) - len(found),
-        **{name: Spread.of(values[name]) for name in _SPREADS},
+        **{name: Spread.of(values[name]) for name in SPREADS},
         throughput=_throughput(rows, meta.get("busy_s")),
         prompt_tokens=prompt_tokens,
         output_tokens=total["output_tokens"],
@@ -262,7 +262,7 @@ def overfull(rows: Any) -> bool:
     return bool((done(rows).hits > done(rows).prompt_tokens).any())
 
 
-_SPREADS = (
+SPREADS = (
     *("ttft", "ttft_from_send", "client_queue", "itl", "tpot", "e2e"),
     *("lookup", "load", "prefill"),
 )

@@ -37,6 +37,8 @@ LONGEST_FIRST = (
     "tests/cache_core/adapters/test_vllm_connector.py",
     "tests/lmcache_cli/test_trace_record.py",
     "tests/cache_core/adapters/test_vllm_blend.py",
+    "tests/cache_core/adapters/test_vllm_families.py",
+    "tests/benchmarks/test_vllm_grouped.py",
     "tests/benchmarks/test_vllm_simulation.py",
     "tests/cache_core/adapters/test_vllm_weights.py",
     "tests/lmcache_cli/test_check_command.py",
@@ -78,12 +80,10 @@ SLOW = (
 # Left out of `make test` too, for `make test-all`, which runs each night: minutes each, of what
 # shorter tests beside them look at as well.
 NIGHTLY = (
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[deepseek]",
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[llama]",
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[mistral-sliding]",
-    "tests/benchmarks/test_random_model.py::test_each_kind_is_made_loads_and_answers[qwen3-moe]",
     "tests/benchmarks/test_vllm_simulation.py::test_many_random_histories",
     "tests/cache_core/adapters/test_vllm_blend.py::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
+    "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[gemma3]",
+    "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[mistral-sliding]",
     "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",
     "tests/lmcache_cli/test_bench_tiers.py::test_a_codec_keeps_more_in_as_many_bytes[int8]",
     "tests/lmcache_cli/test_engine_vllm.py::test_a_start_that_fails_names_the_reason_and_the_log",

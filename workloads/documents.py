@@ -9,9 +9,9 @@ from heapq import nsmallest
 import numpy as np
 
 from workloads.draw import Draw
-from workloads.prompt import ANSWERS_FROM_PASSAGES, Part, Prompt, system_prompt
+from workloads.prompt import Part, Prompt, system_prompt
 from workloads.settings import Settings
-from workloads.tokens import ABOUT_A_TEXT, PASSAGE_GAP, Quoter, TokenReader
+from workloads.tokens import PASSAGE_GAP, QUOTE_ENDINGS, Quoter, TokenReader
 
 
 def long_context(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
@@ -22,7 +22,7 @@ def long_context(settings: Settings, reader: TokenReader, draw: Draw) -> list[Pr
     LRU. With ``requests``, the round goes on until so many are made.
     """
     total = settings.requests or settings.documents * settings.questions
-    quoter = Quoter(ABOUT_A_TEXT, reader, draw)
+    quoter = Quoter(QUOTE_ENDINGS["about a text"], reader, draw)
     documents = [
         Part("document", reader.read(settings.context_tokens, first=True))
         for _ in range(min(total, settings.documents))
@@ -62,8 +62,8 @@ def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
 
     The passage of rank r (0 is the most popular) is drawn with a weight of 1 / (r + 1) ** zipf.
     """
-    system = system_prompt(ANSWERS_FROM_PASSAGES, settings.system_tokens, reader)
-    quoter = Quoter(ABOUT_A_TEXT, reader, draw)
+    system = system_prompt("answers from passages", settings.system_tokens, reader)
+    quoter = Quoter(QUOTE_ENDINGS["about a text"], reader, draw)
     pool = [
         Part("passage", reader.read(settings.passage_tokens, PASSAGE_GAP))
         for _ in range(settings.corpus_passages)

@@ -123,21 +123,11 @@ def _arrival(numbered: tuple[int, TraceRequest]) -> tuple[float, int]:
 
 
 _PASSAGES = 200
-
-
 _LEAST_ALPHABET = 64
-
-
 # One bit more than a name has, so that what is nobody's can't be what a name stands for.
 _BITS = 65
-
-
 _MASK = (1 << _BITS) - 1
-
-
 _WORD = (1 << 64) - 1
-
-
 _ODD = 0x1D8AF066F5A0E2B0B  # odd: multiplying by it loses nothing
 
 

@@ -5,28 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workloads.draw import Draw
-from workloads.prompt import CONVERSES, USES_TOOLS, Part, Prompt, system_prompt
+from workloads.prompt import Part, Prompt, system_prompt
 from workloads.settings import Settings
-from workloads.tokens import IN_A_CHAT, Quoter, TokenReader
-
-_CALLS = (
-    '…”, which I shall follow up.\nCall: search_archive(query="founder", limit=3)',
-    '…”, so I look for letters.\nCall: search_archive(query="letters to the council")',
-    "…”. I need the whole page.\nCall: open_document(id=4127, page=2)",
-    "…”. The next page may say more.\nCall: open_document(id=863, page=5)",
-    '…”. Who lived there then?\nCall: list_people(place="harbour", from_year=1840, to_year=1865)',
-    '…”. That sum means little today.\nCall: convert_units(value=412, source="crown", '
-    'target="euro")',
-    '…”. I write that down.\nCall: take_note(text="two versions of the date, check the register")',
-    '…”. Only the accounts can tell.\nCall: search_archive(query="accounts", limit=10)',
-)
-_TASKS = (
-    "…”. Find out who was behind it and why.",
-    "…”. Check whether this is true and list the sources.",
-    "…”. Work out what it would cost today.",
-    "…”. Write a short account of how it came about.",
-    "…”. Find the earliest mention of it.",
-)
+from workloads.tokens import QUOTE_ENDINGS, Quoter, TokenReader
 
 
 def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
@@ -36,8 +17,10 @@ def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     each) with their scripted replies (``reply_tokens`` each), and a new turn. With ``requests``
     above sessions x rounds, new sessions begin when the old ones have ended.
     """
-    system = system_prompt(CONVERSES, settings.system_tokens, reader)
-    quoter = Quoter([f"{ending}\n\nAssistant:" for ending in IN_A_CHAT], reader, draw)
+    system = system_prompt("converses", settings.system_tokens, reader)
+    quoter = Quoter(
+        [f"{ending}\n\nAssistant:" for ending in QUOTE_ENDINGS["in a chat"]], reader, draw
+    )
     histories: dict[int, tuple[Part, ...]] = {}
     prompts = []
     for session, number in _interleaved(settings):
@@ -62,9 +45,9 @@ def agent(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     (``question_tokens``), and s times a scripted call (``reply_tokens``) with its result
     (``result_tokens``). Results are what makes it grow.
     """
-    system = system_prompt(USES_TOOLS, settings.system_tokens, reader)
-    tasks = Quoter(_TASKS, reader, draw)
-    calls = Quoter(_CALLS, reader, draw)
+    system = system_prompt("uses tools", settings.system_tokens, reader)
+    tasks = Quoter(QUOTE_ENDINGS["task"], reader, draw)
+    calls = Quoter(QUOTE_ENDINGS["call"], reader, draw)
     loops: dict[int, tuple[Part, ...]] = {}
     prompts = []
     for session, number in _interleaved(settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 
 from workloads.draw import Draw
@@ -20,21 +20,7 @@ def arrival_times(count: int, rate: float | None, draw: Draw) -> list[float]:
     return list(accumulate(draw.exponential() / rate for _ in range(count)))
 
 
-_LEAST = {
-    "context_tokens": 2,  # a BOS token and one of text
-    "documents": 1,
-    "questions": 1,
-    "question_tokens": 1,
-    "output_tokens": 1,
-    "passages": 1,
-    "passage_tokens": 1,
-    "corpus_passages": 1,
-    "system_tokens": 1,
-    "sessions": 1,
-    "rounds": 1,
-    "reply_tokens": 1,
-    "result_tokens": 1,
-}
+_LEAST = {"context_tokens": 2}  # a BOS token and one of text; of other numbers 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +52,9 @@ class Settings:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            _check_count(name, getattr(self, name), least)
+        for knob in fields(self):
+            if type(knob.default) is int and knob.name != "seed":
+                _check_count(knob.name, getattr(self, knob.name), _LEAST.get(knob.name, 1))
         if self.requests is not None:
             _check_count("requests", self.requests, 1)
         if type(self.seed) is not int:

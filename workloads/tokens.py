@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from workloads.draw import Draw
+from workloads.generated import phrases
 from workloads.request import TokenIds
 from workloads.text import Corpus, CorpusError
 
@@ -56,31 +57,8 @@ class TokenReader:
         return np.array(ids[:count], np.int32)
 
 
-ABOUT_A_TEXT = (
-    "…”. Which names and dates does the text give in this connection?\nAnswer:",
-    "…”. What comes directly before this, and what follows from it?\nAnswer:",
-    "…”. Who is involved, and what do they want?\nAnswer:",
-    "…”. Sum up that part of the text in one sentence.\nAnswer:",
-    "…”. Which of the numbers mentioned there is the largest?\nAnswer:",
-    "…”. What reason is given for this, if any?\nAnswer:",
-    "…”. Is there anything elsewhere in the text that contradicts it?\nAnswer:",
-    "…”. Where does this take place, and what else happens there?\nAnswer:",
-    "…”. Explain to someone in a hurry why this matters.\nAnswer:",
-    "…”. Who says so?\nAnswer:",
-    "…”. Why?\nAnswer:",
-)
-
-
-IN_A_CHAT = (
-    "…”. Can you tell me more about that?",
-    "…”. How sure can one be of this?",
-    "…”. What would you look up next?",
-    "…”. Put it more simply, please.",
-    "…”. Does that agree with what you told me before?",
-    "…”. Give me the main points as a short list.",
-    "…”. Who else was affected by it?",
-    "…”. And what happened a year later?",
-)
+QUOTE_ENDINGS = {kind: tuple(text.split("\n\n")) for kind, text in phrases("endings").items()}
+"""What may follow a quotation, by the kind of what is asked."""
 
 
 class Quoter:

@@ -43,17 +43,17 @@ _ROUTED = {
 _LATENT = {
     "num_key_value_heads": 4,
     "q_lora_rank": 64,
-    "kv_lora_rank": 64,
+    "kv_lora_rank": 512,  # with RoPE 576, as DeepSeek has it: kernels know no other
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
+    "qk_rope_head_dim": 64,
     "v_head_dim": 32,
 }
 _DELTA = {
     "head_dim": 64,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
+    "linear_key_head_dim": 128,  # vLLM has no kernel for less
+    "linear_value_head_dim": 128,
 }
 _TURNS = ["sliding_attention", "full_attention"]
 WINDOW = 512

@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.vllm_sched.timing import Timed
 from benchmarks.vllm_sched.workers import WORKERS, Worker
 from benchmarks.vllm_sim.engine_config import model_folder
-from benchmarks.vllm_sim.runner import HEAD_DIM, VOCABULARY
+from benchmarks.vllm_sim.layers import KINDS, spec_of
+from benchmarks.vllm_sim.runner import VOCABULARY
 
 BLOCK_TOKENS, CHUNK_TOKENS = 16, 32
 _FIRST = 3  # what comes before it is special
@@ -26,7 +27,8 @@ _PAGE = 4096
 class Setup:
     """One engine. ``held`` chunks are in the connector's tier before anything runs, which has room
     for as many more as ``room`` says. vLLM has room for the KV of ``kv_tokens``; that is a table of
-    numbers, nothing is kept. A request may have ``longest`` tokens, ``sequences`` may run."""
+    numbers, nothing is kept. A request may have ``longest`` tokens, ``sequences`` may run.
+    ``layers`` are the kind of model, of :data:`~benchmarks.vllm_sim.layers.KINDS`."""
 
     connector: str
     held: int
@@ -35,11 +37,12 @@ class Setup:
     longest: int
     sequences: int
     prefix_caching: bool = True
+    layers: str = "full"
 
     @property
     def blocks(self) -> int:
         """vLLM's own, with its null block and what its watermark wants to stay free."""
-        return int(self.kv_tokens / BLOCK_TOKENS * 1.03) + 8
+        return len(KINDS[self.layers]) * int(self.kv_tokens / BLOCK_TOKENS * 1.03) + 8
 
 
 class Engine:
@@ -128,17 +131,17 @@ def tokens(seed: int, count: int) -> list[int]:
 
 
 def _configured(setup: Setup, scratch: Path) -> tuple[Any, Any]:
-    import torch
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
-    spec = FullAttentionSpec(
-        block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=HEAD_DIM, dtype=torch.float32
-    )
+    groups = [
+        KVCacheGroupSpec([f"layer {number}"], spec_of(layers, BLOCK_TOKENS))
+        for number, layers in enumerate(KINDS[setup.layers])
+    ]
     transfer: dict[str, Any] = {"kv_connector": setup.connector, "kv_role": "kv_both"}
     if setup.connector == "OffloadingConnector":
-        chunk_bytes = spec.page_size_bytes * (CHUNK_TOKENS // BLOCK_TOKENS)
-        chunk_bytes = -(-chunk_bytes // _PAGE) * _PAGE
+        pages = sum(group.kv_cache_spec.page_size_bytes for group in groups)
+        chunk_bytes = -(-pages * (CHUNK_TOKENS // BLOCK_TOKENS) // _PAGE) * _PAGE
         transfer["kv_connector_extra_config"] = {
             "block_size": CHUNK_TOKENS,
             "cpu_bytes_to_use": chunk_bytes * (setup.held + setup.room),
@@ -166,4 +169,4 @@ def _configured(setup: Setup, scratch: Path) -> tuple[Any, Any]:
     ).create_engine_config()
     config.scheduler_config.async_scheduling = False
     config.cache_config.num_gpu_blocks = setup.blocks
-    return config, KVCacheConfig(setup.blocks, [], [KVCacheGroupSpec(["layer"], spec)])
+    return config, KVCacheConfig(setup.blocks, [], groups)

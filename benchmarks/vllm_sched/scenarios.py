@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.vllm_sched.engine import BUDGET, CHUNK_TOKENS, Engine, Setup, tokens
 from benchmarks.vllm_sched.timing import Spent
+from benchmarks.vllm_sim.layers import KINDS
 
 Figures = dict[str, float]
 COLLECTIONS = "collections of garbage, number"
@@ -29,12 +30,21 @@ class Decode:
 
     Figures are in microseconds per running request and step."""
 
-    def __init__(self, connector: str, held: int, context: int, running: int, repeats: int) -> None:
+    def __init__(
+        self,
+        connector: str,
+        held: int,
+        context: int,
+        running: int,
+        repeats: int,
+        layers: str = "full",
+    ) -> None:
         # Those that are through with their prompts decode while others' are computed.
         meanwhile = running * context // (BUDGET - running) + 2
         longest = context + meanwhile + (repeats + 2) * _DECODED
         room = running * (context // CHUNK_TOKENS)
-        setup = Setup(connector, held, room, running * longest, longest, running)
+        room *= len(KINDS[layers])
+        setup = Setup(connector, held, room, running * longest, longest, running, True, layers)
         self.engine = Engine(setup)
         self._running = running
         for number in range(running):
@@ -89,7 +99,15 @@ class Queue:
 
     Figures are in microseconds per queued request and pass, unless they say otherwise."""
 
-    def __init__(self, connector: str, held: int, context: int, queued: int, repeats: int) -> None:
+    def __init__(
+        self,
+        connector: str,
+        held: int,
+        context: int,
+        queued: int,
+        repeats: int,
+        layers: str = "full",
+    ) -> None:
         self._documents = min(_DOCUMENTS, queued)
         self._half = context // 2 // CHUNK_TOKENS * CHUNK_TOKENS
         longest = context + CHUNK_TOKENS
@@ -97,9 +115,9 @@ class Queue:
         at_once = 2 * self._documents
         # What is queued is computed for a few steps, and stored.
         room = at_once * longest // CHUNK_TOKENS * (repeats + 1)
-        setup = Setup(
-            connector, held, room, at_once * longest, longest, at_once, prefix_caching=False
-        )
+        room *= len(KINDS[layers])
+        tokens_at_once = at_once * longest
+        setup = Setup(connector, held, room, tokens_at_once, longest, at_once, False, layers)
         self.engine = Engine(setup)
         for number in range(self._documents):
             self.engine.add(f"document-{number}", self._document(number), 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from benchmarks.vllm_sim.runner import HEAD_DIM
+from benchmarks.vllm_sim.layers import HEAD_DIM
 
 _TOGETHER = 4096  # held chunks that enter at once
 
@@ -44,10 +44,15 @@ class TieredWorker:
         self._done: list[Any] = []
 
     def fill(self, held: int, capacity: int) -> None:
+        from cache_core.adapters.vllm.kv_shape import GroupedShape, sized
         from cache_core.adapters.vllm.metadata import TiersOpened
 
         keys = [key for part in _keys(held) for key in part]
         opened = TiersOpened(HEAD_DIM, (capacity,), (keys,), watched=True)
+        shape = self._connector._shape
+        if isinstance(shape, GroupedShape):
+            groups, tables = sized(shape, dict.fromkeys(shape.layer_names, HEAD_DIM), True)
+            opened = replace(opened, groups=groups, tables=tables)
         self._connector.set_xfer_handshake_metadata_pp_aware({(0, 0): opened})
 
     def carry_out(self, step: Any, withhold: bool) -> Told:

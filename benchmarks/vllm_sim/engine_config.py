@@ -7,21 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.vllm_sim.runner import HEAD_DIM, VOCABULARY
+from benchmarks.vllm_sim.layers import HEAD_DIM, KINDS, spec_of
+from benchmarks.vllm_sim.runner import VOCABULARY
 from benchmarks.vllm_sim.settings import Settings
 
 
 def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
-    """vLLM's configuration with the connector, and that of one group of full attention. Tiers keep
-    their files in ``scratch``."""
-    import torch
+    """vLLM's configuration with the connector, and that of the KV of the settings' kind of model.
+    Tiers keep their files in ``scratch``."""
     from vllm.config.kv_events import KVEventsConfig
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.kv_cache_interface import (
-        FullAttentionSpec,
-        KVCacheConfig,
-        KVCacheGroupSpec,
-    )
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
     options = dict(settings.options)
     if "disk_size" in options:
@@ -59,13 +55,14 @@ def engine_config(settings: Settings, scratch: Path) -> tuple[Any, Any]:
     ).create_engine_config()
     config.scheduler_config.async_scheduling = settings.asynchronous
     config.cache_config.num_gpu_blocks = settings.blocks
-    spec = FullAttentionSpec(
-        block_size=settings.block_tokens,
-        num_kv_heads=1,
-        head_size=HEAD_DIM,
-        dtype=torch.float32,
-    )
-    groups = [KVCacheGroupSpec(["layer"], spec)]
+    layers = KINDS[settings.kind]
+    if any(group.kind == "state" for group in layers):
+        config.cache_config.mamba_cache_mode = "align"
+    config.cache_config.block_size = settings.block_tokens * max(group.times for group in layers)
+    groups = [
+        KVCacheGroupSpec([f"layer {number}"], spec_of(group, settings.block_tokens))
+        for number, group in enumerate(layers)
+    ]
     return config, KVCacheConfig(settings.blocks, [], groups)
 
 

@@ -13,16 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from benchmarks.vllm_sim.layers import FakeKV, Hashes
 
 VOCABULARY = 2048
 _FIRST = 3  # what comes before it is special
-HEAD_DIM = 64
 _POISON = 0xBAD
 _MASK = (1 << 64) - 1
-Hashes = list[int]
 
 
 def after(state: int, token: int) -> int:
@@ -56,49 +52,6 @@ def expected(prompt: Sequence[int], count: int, start: int) -> list[int]:
     return tokens
 
 
-class FakeKV:
-    """One layer of one head in the layout of vLLM's CPU backend: inside a block K is stored
-    ``[dim][token]`` and V ``[token][dim]``."""
-
-    def __init__(self, blocks: int, block_tokens: int) -> None:
-        self.tensor = torch.zeros(blocks, 1, block_tokens, 2 * HEAD_DIM)
-        self._flat: NDArray[np.float32] = self.tensor.numpy().reshape(blocks, -1)
-        self._size = block_tokens
-
-    def _cells(self, table: Sequence[int], at: NDArray[np.int64]) -> list[Any]:
-        blocks, offset = np.asarray(table, dtype=np.int64)[at // self._size], at % self._size
-        values = HEAD_DIM * self._size + offset * HEAD_DIM
-        columns = (offset, 5 * self._size + offset, values + 7, values)
-        return [(blocks, column) for column in columns]
-
-    def write(self, table: Sequence[int], first: int, states: Sequence[int]) -> None:
-        """Fingerprints of the tokens from position ``first`` on."""
-        if not len(states):
-            return
-        at = np.arange(first, first + len(states))
-        low, high = _halves(states)
-        for cell, value in zip(self._cells(table, at), (low, high, low, high), strict=True):
-            self._flat[cell] = value
-
-    def first_wrong(self, table: Sequence[int], states: Sequence[int]) -> int | None:
-        """The first position from 0 on whose fingerprint is not that of ``states``."""
-        if not len(states):
-            return None
-        low, high = _halves(states)
-        wrong = np.zeros(len(states), dtype=bool)
-        cells = self._cells(table, np.arange(len(states)))
-        for cell, value in zip(cells, (low, high, low, high), strict=True):
-            wrong |= self._flat[cell] != value
-        return int(np.argmax(wrong)) if wrong.any() else None
-
-
-def _halves(states: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Float32 holds 24 bits exactly."""
-    whole = np.array(states, dtype=np.uint64)
-    low, high = whole & np.uint64(0xFFFFFF), whole >> np.uint64(24)
-    return low.astype(np.float32), high.astype(np.float32)
-
-
 @dataclass(slots=True)
 class _State:
     """What the runner itself knows of a request: its tokens, those that it has sampled too."""
@@ -106,7 +59,7 @@ class _State:
     tokens: list[int]
     start: int
     prompt: int
-    table: list[int]
+    tables: list[list[int]]
     computed: int = 0
     states: Hashes = field(default_factory=list)
 
@@ -142,6 +95,9 @@ class FakeRunner:
         connector = self._connector
         connector.handle_preemptions(step.kv_connector_metadata)
         connector.bind_connector_metadata(step.kv_connector_metadata)
+        self._kv.zero(step.new_block_ids_to_zero or ())
+        for copied in step.kv_cache_block_copies or ():
+            self._kv.copy(copied.src_block_id, copied.dst_block_id)
         self._update(step)
         if step.has_sync_kv_loads:
             connector.start_load_kv(None)
@@ -174,7 +130,11 @@ class FakeRunner:
             tokens = list(new.prompt_token_ids)
             start = root(self.version, self.salts.get(new.req_id))
             self._requests[new.req_id] = _State(
-                tokens, start, len(tokens), list(new.block_ids[0]), new.num_computed_tokens
+                tokens,
+                start,
+                len(tokens),
+                [list(blocks) for blocks in new.block_ids],
+                new.num_computed_tokens,
             )
         cached = step.scheduled_cached_reqs
         for index, name in enumerate(cached.req_ids):
@@ -183,11 +143,12 @@ class FakeRunner:
             state.computed = cached.num_computed_tokens[index]
             state.cut(state.prompt + outputs)
             if name in cached.resumed_req_ids:
-                state.table = list(blocks[0])
+                state.tables = [list(table) for table in blocks]
                 # The weights may have changed since.
                 state.states, state.start = [], root(self.version, self.salts.get(name))
             elif blocks is not None:
-                state.table += blocks[0]
+                for table, new_blocks in zip(state.tables, blocks, strict=True):
+                    table += new_blocks
             if outputs and name in cached.all_token_ids:
                 state.cut(state.prompt)
                 state.tokens += cached.all_token_ids[name][-outputs:]
@@ -199,21 +160,21 @@ class FakeRunner:
         end = begin + step.num_scheduled_tokens[name] - len(drafts)
         known = state.true_states()
         last = known[begin - 1] if begin else state.start
-        if self._kv.first_wrong(state.table, known[:begin]) is not None:
+        if self._kv.wrong(state.tables, known[:begin]):
             self.reads_wrong += 1
             last = after(last, _POISON)
         states = []
         for token in state.tokens[begin:end]:
             last = after(last, token)
             states.append(last)
-        self._kv.write(state.table, begin, states)
+        self._kv.write(state.tables, begin, states)
         if end < len(state.tokens):
             return []
         tokens = [sample(last)]
         for place, draft in enumerate(drafts):
             # A draft's KV is written whether or not it is accepted.
             last = after(last, draft)
-            self._kv.write(state.table, end + place, [last])
+            self._kv.write(state.tables, end + place, [last])
             if draft != tokens[-1]:
                 break
             tokens.append(sample(last))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from benchmarks.vllm_sim.layers import KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +14,11 @@ class Settings:
     """``idle`` is how slow tiers are (see :class:`~benchmarks.vllm_sim.jobs.Jobs`), ``unread`` the
     probability that a read of a chunk fails, leaving garbage, ``unwritten`` that a write does;
     ``resets``, ``updates`` and ``pauses`` those that a step begins with a reset of all caches, with
-    new weights, and with an end of all requests and a reset, as before sleep."""
+    new weights, and with an end of all requests and a reset, as before sleep; ``forgets`` that all
+    leaves vLLM's own prefix cache which no request uses, as if others had needed the room."""
 
     seed: int
+    kind: str = "full"
     requests: int = 60
     at_once: int = 10
     kv_tokens: int = 1920
@@ -30,6 +34,7 @@ class Settings:
     updates: float = 0.0
     unwritten: float = 0.0
     pauses: float = 0.0
+    forgets: float = 0.0
     aborts: float = 0.2
     kv_events: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -40,8 +45,9 @@ class Settings:
         return self.kv_tokens // self.block_tokens + 1
 
     @classmethod
-    def drawn(cls, seed: int) -> Settings:
-        """Anything that a user may set, in any combination."""
+    def drawn(cls, seed: int, kind: str = "full") -> Settings:
+        """Anything that a user may set, in any combination, for a kind of model (see
+        :data:`~benchmarks.vllm_sim.layers.KINDS`)."""
         r = random.Random(seed)
         asynchronous = r.random() < 0.5
         options: dict[str, Any] = {"cpu_size": r.choice(["256KiB", "2MiB", "64MiB", "64MiB"])}
@@ -52,8 +58,9 @@ class Settings:
         options["load"] = r.choice(["auto", "async"] if asynchronous else ["auto", "async", "sync"])
         if r.random() < 0.4:
             options["disk_size"] = r.choice(["1MiB", "16MiB"])
-        return cls(
+        drawn = cls(
             seed,
+            kind,
             requests=r.choice([30, 60, 90]),
             at_once=r.choice([1, 1, 4, 10, 20]),
             kv_tokens=r.choice([1024, 1920, 3840, 12_800]),
@@ -71,4 +78,17 @@ class Settings:
             unwritten=r.choice([0.0, 0.0, 0.1]),
             pauses=r.choice([0.0, 0.0, 0.01]),
             options=options,
+        )
+        if kind == "full":
+            return drawn
+        # Of several groups vLLM can't take back a part of a load; it has no draft for states.
+        if options["load"] == "sync":
+            options["load"] = "auto"
+        states = any(layers.kind == "state" for layers in KINDS[kind])
+        return replace(
+            drawn,
+            drafts=0 if states else drawn.drafts,
+            prefix_caching=drawn.prefix_caching or states,
+            forgets=0.5 if states else 0.0,
+            kv_tokens=drawn.kv_tokens * len(KINDS[kind]),
         )

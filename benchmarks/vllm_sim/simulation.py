@@ -15,10 +15,10 @@ from unittest import mock
 
 from benchmarks.vllm_sim.engine_config import engine_config
 from benchmarks.vllm_sim.jobs import Jobs
+from benchmarks.vllm_sim.layers import FakeKV
 from benchmarks.vllm_sim.runner import (
     _FIRST,
     VOCABULARY,
-    FakeKV,
     FakeRunner,
     after,
     expected,
@@ -119,6 +119,8 @@ class Simulation:
         self.now += 0.05
         self.jobs.tick()
         step = self.scheduler.schedule()
+        for load in step.kv_connector_metadata.loads:
+            self.result.counts["loaded"] += load.end - load.start
         for new in step.scheduled_new_reqs:
             self.first_computed[new.req_id] = new.num_computed_tokens
         self.result.counts["preempted"] += len(step.preempted_req_ids or ())
@@ -158,6 +160,13 @@ class Simulation:
                 self.step()
         self.result.counts["updates"] += 1
 
+    def forget(self) -> None:
+        """Empties vLLM's own prefix cache of what no request uses, and no tier."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        for block in pool.blocks:
+            if block.ref_cnt == 0:
+                pool._maybe_evict_cached_block(block)
+
     def pause(self) -> None:
         """As an engine goes to sleep: all requests are ended, and all caches emptied."""
         from vllm.v1.request import RequestStatus
@@ -185,6 +194,8 @@ class Simulation:
                 self._try(self.update_weights)
             if r.random() < settings.pauses:
                 self._try(self.pause)
+            if settings.forgets and r.random() < settings.forgets:
+                self.forget()
             idle = 0 if self.step().total_num_scheduled_tokens else idle + 1
             if idle > _STUCK:
                 self.result.stuck += [*self.live]
@@ -216,6 +227,7 @@ class Simulation:
         held["blocks"] = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
         self.result.leaks = {name: count for name, count in held.items() if count}
         self.result.reads_wrong = self.runner.reads_wrong
+        self.result.counts["lost"] = self.lost_reads()
 
     def lost_reads(self) -> int:
         """Reads that failed."""
@@ -310,7 +322,11 @@ class Simulation:
     def _build(self) -> None:
         from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
         from vllm.utils.hashing import sha256
-        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.core.kv_cache_utils import (
+            get_request_block_hasher,
+            init_none_hash,
+            resolve_kv_cache_block_sizes,
+        )
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.structured_output import StructuredOutputManager
@@ -321,7 +337,8 @@ class Simulation:
         settings = self.settings
         config, kv_config = engine_config(settings, self._scratch)
         init_none_hash(sha256)
-        self._block_hasher = get_request_block_hasher(settings.block_tokens, sha256)
+        block_tokens, hashed_tokens = resolve_kv_cache_block_sizes(kv_config, config)
+        self._block_hasher = get_request_block_hasher(hashed_tokens, sha256)
         for name, stand_in in (
             ("worker.worker.ThreadPoolExecutor", self.jobs.executor),
             ("worker.worker.Future", self.jobs.future),
@@ -333,15 +350,16 @@ class Simulation:
             self._stack.enter_context(patch)
         module = "cache_core.adapters.vllm.connector.open_tiers"
         self._stack.enter_context(mock.patch(module, self._open_tiers))
-        self._kv = FakeKV(settings.blocks, settings.block_tokens)
+        self._kv = FakeKV(settings.kind, settings.blocks, settings.block_tokens)
         self.worker = TieredKVConnector(config, KVConnectorRole.WORKER, kv_config)
-        self.worker.register_kv_caches({"layer": self._kv.tensor})
+        self.worker.register_kv_caches(self._kv.registered())
         make = AsyncScheduler if settings.asynchronous else Scheduler
         self.scheduler: Any = make(
             vllm_config=config,
             kv_cache_config=kv_config,
             structured_output_manager=StructuredOutputManager(config),
-            block_size=settings.block_tokens,
+            block_size=block_tokens,
+            hash_block_size=hashed_tokens,
             log_stats=True,
         )
         connector = self.scheduler.connector

@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 from cache_core.keys import ChunkHasher
 
 Hashes = NDArray[np.uint64]
-
-
 # Odd, so that it has an inverse modulo 2 ** 64 and windows need no loop.
 _BASE = 0x9E3779B97F4A7C15
-
-
 _INVERSE = pow(_BASE, -1, 1 << 64)
 
 

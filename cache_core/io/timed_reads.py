@@ -12,18 +12,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from cache_core import _native
 from cache_core.execute import read
-from cache_core.layout import Addresses
 from cache_core.tiers.tier import Read, Tier
-from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers, addresses_from
 from cache_core.transfer.coded import DecodedBuffers
 
 _BYTES = 64 << 20
-
-
 _PAGE = 4096
 
 
@@ -41,8 +36,7 @@ class Staged:
         self._slab = _native.Slab(chunks * stride)
         self._chunk_bytes, self._stride = chunk_bytes, stride
         self.chunks = chunks
-        steps = np.arange(chunks, dtype=np.uint64) * np.uint64(stride)
-        self.addresses: Addresses = np.uint64(self._slab.address) + steps
+        self.addresses = addresses_from(self._slab.address, chunks, stride)
 
     def copy(self, place: ChunkBuffers) -> ChunkBuffers:
         """Copies the chunks and returns where the copy is. Coded chunks stay coded."""

@@ -3,6 +3,7 @@ keys and no bytes: with it the Ledger is a simulator."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from cache_core import _native
 from cache_core.layout import Addresses
 from cache_core.memory_limits import require_memory
 from cache_core.tiers.tier import Read, Tier
-from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers, addresses_from
 
 SLAB_BYTES = 1 << 30
 _ALIGN = 4096
@@ -59,8 +60,7 @@ class SlabMemory:
                 count = min(chunks, per_slab)
                 slab = self._slab(count * stride)
                 self._slabs.append(slab)
-                steps = np.arange(count, dtype=np.uint64) * np.uint64(stride)
-                parts.append(np.uint64(slab.address) + steps)
+                parts.append(addresses_from(slab.address, count, stride))
                 chunks -= count
         except BaseException:
             del self._slabs[before:]
@@ -71,25 +71,15 @@ class SlabMemory:
         self._slabs.clear()
 
 
-class MemoryTier(Tier):
-    """A tier of chunks at fixed addresses, taken from and returned to a free list.
-
-    ``capacity`` is in chunks of ``chunk_bytes``; all memory is taken, and faulted in, here. Raises
-    ``MemoryError`` if the machine has not that much.
-    """
+class SlotTier(Tier):
+    """A tier of ``capacity`` chunks in slots of memory that is taken at once, from a free list; a
+    subclass knows how to copy between slots and buffers."""
 
     in_memory = keeps_time = True
 
-    def __init__(
-        self, name: str, capacity: int, chunk_bytes: int, memory: Memory | None = None
-    ) -> None:
+    def __init__(self, name: str, capacity: int) -> None:
         self.name = name
         self.capacity: int | None = capacity
-        self._chunk_bytes = chunk_bytes
-        # Page-aligned chunks: whole cache lines, and later tiers can write them with O_DIRECT.
-        stride = -(-chunk_bytes // _ALIGN) * _ALIGN
-        self._memory = memory or SlabMemory()
-        self._addresses = self._memory.addresses(capacity, stride)
         self._free = list(range(capacity - 1, -1, -1))
         self._slots: dict[bytes, int] = {}
 
@@ -100,42 +90,34 @@ class MemoryTier(Tier):
         return [key in self._slots for key in keys]
 
     def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
-        slots = [self._slots.get(key) for key in keys]
-        found = [slot is not None for slot in slots]
-        if place is not None and any(found):
-            rows = [i for i, slot in enumerate(slots) if slot is not None]
-            sources = self._addresses[[slot for slot in slots if slot is not None]]
-            (place if len(rows) == len(keys) else place.pick(rows)).copy_from(sources)
+        found = self.contains(keys)
+        rows = [row for row, held in enumerate(found) if held]
+        if place is not None and rows:
+            target = place if len(rows) == len(keys) else place.pick(rows)
+            self._copy_out([self._slots[keys[row]] for row in rows], target)
         return Read.of(found)
 
     def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
         if place is None:
             raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
-        rows: list[int] = []
-        taken: list[int] = []
+        taken: dict[int, int] = {}
         fresh: dict[bytes, int] = {}
         for row, key in enumerate(keys):
-            slot = self._slots.get(key, fresh.get(key))
-            if slot is None:
+            if key not in self._slots and key not in fresh:
                 if not self._free:
                     continue
-                slot = self._free.pop()
-                fresh[key] = slot
-            rows.append(row)
-            taken.append(slot)
+                fresh[key] = self._free.pop()
+            taken[row] = self._slots.get(key, fresh.get(key, 0))
         try:
-            if rows:
-                source = place if len(rows) == len(keys) else place.pick(rows)
-                source.copy_to(self._addresses[taken])
+            if taken:
+                source = place if len(taken) == len(keys) else place.pick(list(taken))
+                self._copy_in(list(taken.values()), source)
         except BaseException:
             self._free.extend(fresh.values())
             raise
         # Only now readers can find the chunks: their bytes are whole.
         self._slots.update(fresh)
-        stored = [False] * len(keys)
-        for row in rows:
-            stored[row] = True
-        return stored
+        return [row in taken for row in range(len(keys))]
 
     def discard(self, keys: Sequence[bytes]) -> None:
         for key in keys:
@@ -143,14 +125,49 @@ class MemoryTier(Tier):
             if slot is not None:
                 self._free.append(slot)
 
+    def close(self) -> None:
+        self._slots.clear()
+        self._free.clear()
+
+    @abstractmethod
+    def _copy_out(self, slots: list[int], place: ChunkBuffers) -> None:
+        """Copies the chunks in ``slots`` to ``place``, which has as many."""
+
+    @abstractmethod
+    def _copy_in(self, slots: list[int], place: ChunkBuffers) -> None:
+        """Copies the chunks of ``place`` into ``slots``, which are as many."""
+
+
+class MemoryTier(SlotTier):
+    """A tier of chunks at fixed addresses.
+
+    ``capacity`` is in chunks of ``chunk_bytes``; all memory is taken, and faulted in, here. Raises
+    ``MemoryError`` if the machine has not that much.
+    """
+
+    def __init__(
+        self, name: str, capacity: int, chunk_bytes: int, memory: Memory | None = None
+    ) -> None:
+        super().__init__(name, capacity)
+        self._chunk_bytes = chunk_bytes
+        # Page-aligned chunks: whole cache lines, and later tiers can write them with O_DIRECT.
+        stride = -(-chunk_bytes // _ALIGN) * _ALIGN
+        self._memory = memory or SlabMemory()
+        self._addresses = self._memory.addresses(capacity, stride)
+
     def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
         return FlatBuffers(self._addresses[[self._slots[key] for key in keys]], self._chunk_bytes)
 
     def close(self) -> None:
-        self._slots.clear()
-        self._free.clear()
+        super().close()
         self._addresses = self._addresses[:0]
         self._memory.release()
+
+    def _copy_out(self, slots: list[int], place: ChunkBuffers) -> None:
+        place.copy_from(self._addresses[slots])
+
+    def _copy_in(self, slots: list[int], place: ChunkBuffers) -> None:
+        place.copy_to(self._addresses[slots])
 
 
 class NullTier(Tier):

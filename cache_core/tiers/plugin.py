@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from importlib.metadata import entry_points
+from collections.abc import Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from cache_core.tiers.tier import Tier, TierError
@@ -70,20 +69,13 @@ class _Plugin(Wrapper):
 def find_plugin(spec: str) -> Any:
     """Returns what ``spec`` names, to be called by :func:`open_plugin`. Imports the plugin's code.
     Raises :class:`TierError` if there is none or it can't be loaded."""
-    module, colon, path = spec.partition(":")
-    if not colon:
+    found: Iterable[EntryPoint] = [EntryPoint(spec, spec, GROUP)]
+    if ":" not in spec:
         found = entry_points(group=GROUP, name=spec)
         if not found:
             known = ", ".join(known_plugins()) or "none is installed"
             raise TierError(f"no tier is called {spec} (known: {known}); or give module:Class")
-        try:
-            return next(iter(found)).load()
-        except (ImportError, AttributeError) as error:
-            raise TierError(f"the tier {spec} can't be loaded: {error}") from error
     try:
-        target: Any = importlib.import_module(module)
-        for part in path.split("."):
-            target = getattr(target, part)
+        return next(iter(found)).load()
     except (ImportError, AttributeError, ValueError) as error:
         raise TierError(f"the tier {spec} can't be loaded: {error}") from error
-    return target

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from cache_core.layout import Addresses, KVLayout
-from cache_core.tiers.tier import Read, Tier
-from cache_core.transfer.chunks import ChunkBuffers
+from cache_core.tiers.memory import SlotTier
+from cache_core.transfer.chunks import ChunkBuffers, addresses_from
 
 
 class TensorBuffers:
@@ -21,15 +21,6 @@ class TensorBuffers:
 
     def __init__(self, blocks: Sequence[torch.Tensor]) -> None:
         self.blocks = list(blocks)
-
-    @classmethod
-    def of_kv_buffer(
-        cls, buffer: torch.Tensor, layout: KVLayout, first: int, count: int
-    ) -> TensorBuffers:
-        """Returns chunks ``first`` .. ``first + count`` of one request's KV, ``[layers, planes,
-        kv_heads, tokens, head_dim]``."""
-        size = layout.chunk_tokens
-        return cls([buffer[..., i * size : (i + 1) * size, :] for i in range(first, first + count)])
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -80,71 +71,33 @@ class PartBuffers:
                 address += part.numel() * part.element_size()
 
 
-class TensorTier(Tier):
+class TensorTier(SlotTier):
     """The device tier, with chunks in one tensor ``[capacity, *chunk_shape]`` of the engine's
     device.
 
     Takes all its memory here. Raises torch's out-of-memory error if there is not that much.
     """
 
-    in_memory = keeps_time = True
-
     def __init__(self, name: str, capacity: int, layout: KVLayout, device: torch.device) -> None:
-        self.name = name
-        self.capacity: int | None = capacity
+        super().__init__(name, capacity)
         dtype: torch.dtype = getattr(torch, layout.dtype)
         self._pool = torch.zeros((capacity, *layout.chunk_shape), dtype=dtype, device=device)
-        self._free = list(range(capacity - 1, -1, -1))
-        self._slots: dict[bytes, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def contains(self, keys: Sequence[bytes]) -> list[bool]:
-        return [key in self._slots for key in keys]
-
-    def read(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
-        found = self.contains(keys)
-        rows = [row for row, ok in enumerate(found) if ok]
-        if place is not None and rows:
-            blocks = [self._pool[self._slots[keys[row]]] for row in rows]
-            _move(TensorBuffers(blocks), place.pick(rows))
-        return Read.of(found)
-
-    def write(self, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[bool]:
-        if place is None:
-            raise ValueError(f"the {self.name} tier keeps bytes: write() needs a place")
-        fresh: dict[bytes, int] = {}
-        rows: list[int] = []
-        for row, key in enumerate(keys):
-            if key not in self._slots and key not in fresh:
-                if not self._free:
-                    continue
-                fresh[key] = self._free.pop()
-            rows.append(row)
-        slots = self._slots | fresh
-        try:
-            _move(place.pick(rows), TensorBuffers([self._pool[slots[keys[row]]] for row in rows]))
-        except BaseException:
-            self._free.extend(fresh.values())
-            raise
-        self._slots.update(fresh)
-        taken = set(rows)
-        return [row in taken for row in range(len(keys))]
-
-    def discard(self, keys: Sequence[bytes]) -> None:
-        for key in keys:
-            slot = self._slots.pop(key, None)
-            if slot is not None:
-                self._free.append(slot)
 
     def place(self, keys: Sequence[bytes]) -> ChunkBuffers | None:
-        return TensorBuffers([self._pool[self._slots[key]] for key in keys])
+        return self._blocks([self._slots[key] for key in keys])
 
     def close(self) -> None:
-        self._slots.clear()
-        self._free.clear()
+        super().close()
         self._pool = self._pool[:0].clone()
+
+    def _copy_out(self, slots: list[int], place: ChunkBuffers) -> None:
+        _move(self._blocks(slots), place)
+
+    def _copy_in(self, slots: list[int], place: ChunkBuffers) -> None:
+        _move(place, self._blocks(slots))
+
+    def _blocks(self, slots: list[int]) -> TensorBuffers:
+        return TensorBuffers([self._pool[slot] for slot in slots])
 
 
 def _move(source: ChunkBuffers, target: ChunkBuffers) -> None:
@@ -164,9 +117,9 @@ def _move(source: ChunkBuffers, target: ChunkBuffers) -> None:
         [tensors] = [p for p in (source, target) if isinstance(p, TensorBuffers)]
         size = max((b.numel() * b.element_size() for b in tensors.blocks), default=0)
         room = np.empty((len(source), size), dtype=np.uint8)
-        steps = np.arange(len(source), dtype=np.uint64) * np.uint64(size)
-        source.copy_to(np.uint64(room.ctypes.data) + steps)
-        target.copy_from(np.uint64(room.ctypes.data) + steps)
+        rows = addresses_from(room.ctypes.data, len(source), size)
+        source.copy_to(rows)
+        target.copy_from(rows)
 
 
 def _host(address: int, like: torch.Tensor) -> torch.Tensor:

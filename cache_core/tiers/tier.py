@@ -92,3 +92,17 @@ class Tier(Protocol):
 
 class TierInUse(TierError):
     """Another process has the tier open; the text names that one."""
+
+
+def fitting(keys: Sequence[bytes], held: Sequence[bool], room: int) -> list[int]:
+    """Returns the rows of ``keys`` that a tier has space for, which has ``room`` for chunks that it
+    does not hold."""
+    fresh: set[bytes] = set()
+    rows = []
+    for row, (key, here) in enumerate(zip(keys, held, strict=True)):
+        if not here and key not in fresh:
+            if len(fresh) >= room:
+                continue
+            fresh.add(key)
+        rows.append(row)
+    return rows

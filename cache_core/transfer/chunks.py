@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from cache_core.transfer.codec import Codec
 
 
+def addresses_from(start: int, count: int, stride: int) -> Addresses:
+    """Returns ``count`` addresses, ``stride`` bytes apart, from ``start`` on."""
+    return np.uint64(start) + np.arange(count, dtype=np.uint64) * np.uint64(stride)
+
+
 class ChunkBuffers(Protocol):
     """Buffers of ``len()`` chunks, which can be copied to and from flat host memory.
 

@@ -6,11 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from cache_core import _native
 from cache_core.layout import Addresses
-from cache_core.transfer.chunks import ChunkBuffers, SlotBuffers
+from cache_core.transfer.chunks import ChunkBuffers, SlotBuffers, addresses_from
 from cache_core.transfer.codec import Codec
 
 # Raw chunks that wait beside the tier, at a time: enough for the threads, little memory.
@@ -30,29 +28,24 @@ class _Recoded:
     def flat(self) -> Addresses | None:
         return None
 
-    def _out(self, code: Callable[[Addresses, Addresses], None], addresses: Addresses) -> None:
-        """Calls ``code(addresses, theirs)`` for all chunks."""
+    def _recode(
+        self, code: Callable[[Addresses, Addresses], None], addresses: Addresses, out: bool
+    ) -> None:
+        """Calls ``code(addresses, theirs)`` for all chunks, or (not ``out``) the other way
+        round."""
         flat = self.inner.flat()
         if flat is not None:
-            code(addresses, flat)
+            code(*((addresses, flat) if out else (flat, addresses)))
             return
         with _staged(len(self), self._staged_bytes) as (there, batches):
             for rows in batches:
-                staging = there[: len(rows)]
-                self.inner.pick(rows).copy_to(staging)
-                code(addresses[rows.start : rows.stop], staging)
-
-    def _in(self, code: Callable[[Addresses, Addresses], None], addresses: Addresses) -> None:
-        """Calls ``code(theirs, addresses)`` for all chunks."""
-        flat = self.inner.flat()
-        if flat is not None:
-            code(flat, addresses)
-            return
-        with _staged(len(self), self._staged_bytes) as (there, batches):
-            for rows in batches:
-                staging = there[: len(rows)]
-                code(staging, addresses[rows.start : rows.stop])
-                self.inner.pick(rows).copy_from(staging)
+                staging, chunks = there[: len(rows)], addresses[rows.start : rows.stop]
+                if out:
+                    self.inner.pick(rows).copy_to(staging)
+                    code(chunks, staging)
+                else:
+                    code(staging, chunks)
+                    self.inner.pick(rows).copy_from(staging)
 
 
 class CodedBuffers(_Recoded):
@@ -67,12 +60,12 @@ class CodedBuffers(_Recoded):
     def copy_to(self, addresses: Addresses) -> None:
         inner, codec = self.inner, self.codec
         if not (isinstance(inner, SlotBuffers) and inner.move_coded(addresses, codec, out=True)):
-            self._out(codec.encode, addresses)
+            self._recode(codec.encode, addresses, out=True)
 
     def copy_from(self, addresses: Addresses) -> None:
         inner, codec = self.inner, self.codec
         if not (isinstance(inner, SlotBuffers) and inner.move_coded(addresses, codec, out=False)):
-            self._in(codec.decode, addresses)
+            self._recode(codec.decode, addresses, out=False)
 
 
 class DecodedBuffers(_Recoded):
@@ -85,10 +78,10 @@ class DecodedBuffers(_Recoded):
         return DecodedBuffers(self.inner.pick(rows), self.codec)
 
     def copy_to(self, addresses: Addresses) -> None:
-        self._out(self.codec.decode, addresses)
+        self._recode(self.codec.decode, addresses, out=True)
 
     def copy_from(self, addresses: Addresses) -> None:
-        self._in(self.codec.encode, addresses)
+        self._recode(self.codec.encode, addresses, out=False)
 
 
 class _Slabs(threading.local):
@@ -109,9 +102,8 @@ def _staged(count: int, chunk_bytes: int) -> Iterator[tuple[Addresses, list[rang
     slab, _slabs.slab = _slabs.slab, None  # whoever comes in between gets another
     if slab is None or slab.nbytes < at_once * stride:
         slab = _native.Slab(at_once * stride)
-    steps = np.arange(at_once, dtype=np.uint64) * np.uint64(stride)
     batches = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
     try:
-        yield np.uint64(slab.address) + steps, batches
+        yield addresses_from(slab.address, at_once, stride), batches
     finally:
         _slabs.slab = slab

@@ -16,7 +16,7 @@ from cache_core import _native
 from cache_core.layout import Addresses, KVLayout, Order
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.tiers.tier import Read
-from cache_core.transfer.chunks import AddressBuffers, ChunkBuffers, LaidOut
+from cache_core.transfer.chunks import AddressBuffers, ChunkBuffers, LaidOut, addresses_from
 from cache_core.transfer.cuda import cuda_module
 from cache_core.transfer.planner import Direction, Planner, Way
 
@@ -225,11 +225,7 @@ class _HostSide:
 
 
 def _rows(room: NDArray[np.uint8]) -> Addresses:
-    steps = np.arange(len(room), dtype=np.uint64) * np.uint64(room.shape[1])
-    return np.uint64(room.ctypes.data) + steps
-
-
-# Two layers of K and V in pages of 16 tokens, every second one used: 512 KiB.
+    return addresses_from(room.ctypes.data, len(room), room.shape[1])
 
 
 # Two layers of K and V in pages of 16 tokens, every second one used: 512 KiB.
@@ -249,7 +245,7 @@ def try_kernels(device: int) -> list[str]:
     slots = np.ascontiguousarray(slots, dtype=np.int64)
 
     def paged(base: int) -> _native.Paged:
-        k = np.uint64(base) + np.arange(_LAYERS, dtype=np.uint64) * np.uint64(2 * plane)
+        k = addresses_from(base, _LAYERS, 2 * plane)
         return _native.Paged(
             k, k + np.uint64(plane), _PAGE, _PAGE * token, token, _WIDTH, _HEADS, _WIDTH,
             blocks * _PAGE,

@@ -94,6 +94,24 @@ inline Digest to_digest(std::string_view name, const nb::bytes& value) {
   return digest;
 }
 
+inline nb::object to_bytes(const Digest& key) {
+  return nb::bytes(reinterpret_cast<const char*>(key.data()), key.size());
+}
+
+// A list of its final length, filled in place by `make`: half the time of appending.
+template <typename T, typename Make>
+nb::object to_list(const std::vector<T>& values, Make make) {
+  nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(values.size())));
+  if (!list.is_valid()) throw nb::python_error();
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), make(values[i]).release().ptr());
+  }
+  return list;
+}
+
+using KeyList = Typed<"list[bytes]">;
+inline KeyList to_list(const std::vector<Digest>& keys) { return to_list(keys, to_bytes); }
+
 // An array that owns what the vector held.
 template <typename Out, typename T>
 Out to_array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {

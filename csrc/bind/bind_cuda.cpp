@@ -30,21 +30,6 @@ nb::list py_devices() {
   return found;
 }
 
-void py_pin(std::uint64_t address, std::uint64_t nbytes, int device) {
-  const Unlocked unlocked;
-  pin(address, nbytes, device);
-}
-
-void make_pinned_slab(PinnedSlab* self, std::size_t nbytes, int device, int numa_node) {
-  const Unlocked unlocked;
-  new (self) PinnedSlab(nbytes, device, numa_node);
-}
-
-void py_unpin(std::uint64_t address, int device) {
-  const Unlocked unlocked;
-  unpin(address, device);
-}
-
 template <bool kGather, bool kDma>
 void py_move(Transfer& transfer, const Paged& paged, const Slots& slots, const Addresses& chunks,
              const OrderName& order) {
@@ -77,11 +62,6 @@ void py_copy(Transfer& transfer, const Addresses& dst, const Addresses& src,
   transfer.copy(dst.data(), src.data(), nbytes.data(), dst.size());
 }
 
-void py_synchronize(Transfer& transfer) {
-  const Unlocked unlocked;
-  transfer.synchronize();
-}
-
 }  // namespace
 
 NB_MODULE(_cuda, m) {
@@ -93,8 +73,8 @@ NB_MODULE(_cuda, m) {
   m.attr("TOOLKIT") = LMCACHE_CUDA_TOOLKIT;
   m.def("devices", py_devices);
   m.def("pci_address", pci_address, "device"_a);
-  m.def("pin", py_pin, "address"_a, "nbytes"_a, "device"_a = 0);
-  m.def("unpin", py_unpin, "address"_a, "device"_a = 0);
+  m.def("pin", pin, "address"_a, "nbytes"_a, "device"_a = 0, nb::call_guard<Unlocked>());
+  m.def("unpin", unpin, "address"_a, "device"_a = 0, nb::call_guard<Unlocked>());
 
   nb::class_<DeviceMemory>(m, "DeviceMemory")
       .def(nb::init<int, std::size_t>(), "device"_a, "nbytes"_a)
@@ -102,7 +82,8 @@ NB_MODULE(_cuda, m) {
       .def_prop_ro("nbytes", &DeviceMemory::nbytes);
 
   nb::class_<PinnedSlab>(m, "PinnedSlab")
-      .def("__init__", make_pinned_slab, "nbytes"_a, "device"_a, "numa_node"_a = -1)
+      .def(nb::init<std::size_t, int, int>(), "nbytes"_a, "device"_a, "numa_node"_a = -1,
+           nb::call_guard<Unlocked>())
       .def_prop_ro("address",
                    [](const PinnedSlab& slab) {
                      return reinterpret_cast<std::uintptr_t>(slab.address());
@@ -134,5 +115,5 @@ NB_MODULE(_cuda, m) {
       .def_prop_ro("stream", &Transfer::stream)
       .def("wait_for", &Transfer::wait_for, "stream"_a, nb::call_guard<Unlocked>())
       .def("release_to", &Transfer::release_to, "stream"_a, nb::call_guard<Unlocked>())
-      .def("synchronize", py_synchronize);
+      .def("synchronize", &Transfer::synchronize, nb::call_guard<Unlocked>());
 }

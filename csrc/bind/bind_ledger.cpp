@@ -25,7 +25,6 @@ using namespace nanobind::literals;
 namespace {
 
 using Keys = Typed<"collections.abc.Iterable[bytes]">;
-using KeyList = Typed<"list[bytes]">;
 using Moves = Typed<"list[Move]">;
 using MoveClass = Typed<"type[Move]">;
 using Numbers = Typed<"list[int]">;
@@ -46,23 +45,6 @@ std::vector<Digest> keys_of(nb::handle iterable) {
   for (std::size_t i = 0; i < n; ++i) keys[i] = key_of(items[i]);
   return keys;
 }
-
-nb::object to_bytes(const Digest& key) {
-  return nb::bytes(reinterpret_cast<const char*>(key.data()), key.size());
-}
-
-// A list of its final length, filled in place by `make`: half the time of appending.
-template <typename T, typename Make>
-nb::object to_list(const std::vector<T>& values, Make make) {
-  nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(values.size())));
-  if (!list.is_valid()) throw nb::python_error();
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), make(values[i]).release().ptr());
-  }
-  return list;
-}
-
-KeyList to_list(const std::vector<Digest>& keys) { return to_list(keys, to_bytes); }
 
 // Admissions in Python, one per tier or None.
 class PythonGate final : public Ledger::Gate {

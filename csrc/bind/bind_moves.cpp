@@ -64,16 +64,7 @@ Typed<"tuple[int, int]"> py_pieces(const Paged& paged, const Slots& slots,
   return nb::make_tuple(counted.pieces, counted.bytes);
 }
 
-template <bool kGather>
-void py_move_by_rows(const Paged& paged, const Slots& slots, const Addresses& chunks,
-                     const OrderName& order, std::uint32_t groups, std::uint32_t lanes) {
-  const SlotTable table = to_table(slots, chunks);
-  const Order parsed = to_order(order);
-  const Unlocked unlocked;
-  move_by_rows(paged, table, chunks.data(), parsed, kGather, groups, lanes);
-}
-
-template <auto verb>
+template <bool kEncode>
 void py_coded(const Paged& paged, const Slots& slots, const Addresses& chunks,
               const OrderName& order, const ItemName& dtype, const CodeName& codec, int threads,
               bool portable) {
@@ -82,18 +73,19 @@ void py_coded(const Paged& paged, const Slots& slots, const Addresses& chunks,
   const ItemType type = to_item(dtype);
   const CodeType code = to_code(codec);
   const Unlocked unlocked;
-  verb(paged, table, chunks.data(), parsed, type, code, threads, portable);
+  move_coded(paged, table, chunks.data(), parsed, type, code, kEncode, threads, portable);
 }
 
-template <auto verb>
+template <bool kEncode>
 void py_flat_coded(const Addresses& dst, const Addresses& src, std::int64_t rows,
                    std::int64_t items, const ItemName& dtype, const CodeName& codec, int threads,
                    bool portable) {
   require_length("src", src.size(), dst.size());
   const ItemType type = to_item(dtype);
   const CodeType code = to_code(codec);
+  const auto [raw, coded] = kEncode ? std::pair(src, dst) : std::pair(dst, src);
   const Unlocked unlocked;
-  verb(dst.data(), src.data(), dst.size(), rows, items, type, code, threads, portable);
+  recode(raw.data(), coded.data(), dst.size(), rows, items, type, code, kEncode, threads, portable);
 }
 
 std::int64_t py_coded_bytes(std::int64_t rows, std::int64_t items) {
@@ -148,16 +140,7 @@ void bind_moves(nb::module_& m) {
         R"(Copies chunk i's bytes at ``chunks[i]`` to engine KV: ``gather`` backwards. Raises
         ``IndexError`` for a slot that the engine has not, ``ValueError`` for another order or
         number of chunks, for null addresses and where a slot comes twice.)"_doc);
-  m.def("gather_rows", py_move_by_rows<true>, "paged"_a, "slots"_a.noconvert(),
-        "chunks"_a.noconvert(), "order"_a, "groups"_a = 3, "lanes"_a = 4,
-        R"(Copies as ``gather`` does, by the code that a GPU runs, ``groups`` of ``lanes`` one after
-        another: a means of testing that code. Raises ``ValueError`` too where a head's bytes lie
-        apart.)"_doc);
-  m.def("scatter_rows", py_move_by_rows<false>, "paged"_a, "slots"_a.noconvert(),
-        "chunks"_a.noconvert(), "order"_a, "groups"_a = 3, "lanes"_a = 4,
-        R"(Copies as ``scatter`` does, by the code that a GPU runs: a means of testing that code.
-        Raises ``ValueError`` too where a head's bytes lie apart.)"_doc);
-  m.def("gather_coded", py_coded<gather_coded>, "paged"_a, "slots"_a.noconvert(),
+  m.def("gather_coded", py_coded<true>, "paged"_a, "slots"_a.noconvert(),
         "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a, "threads"_a = 1,
         "portable"_a = false,
         R"(Copies as ``gather`` does, with each item of ``dtype`` coded in one byte.
@@ -166,17 +149,17 @@ void bind_moves(nb::module_& m) {
         head of one token, has a float32 scale: its largest finite magnitude over 448 or 127. A
         coded chunk is the codes in the raw chunk's order, up to a multiple of 16 bytes, then the
         rows' scales in that order: :func:`coded_bytes`.)"_doc);
-  m.def("scatter_coded", py_coded<scatter_coded>, "paged"_a, "slots"_a.noconvert(),
+  m.def("scatter_coded", py_coded<false>, "paged"_a, "slots"_a.noconvert(),
         "chunks"_a.noconvert(), "order"_a, "dtype"_a, "codec"_a, "threads"_a = 1,
         "portable"_a = false,
         R"(Copies coded chunks to engine KV, ``gather_coded`` backwards: code times scale, rounded
         to ``dtype``.)"_doc);
-  m.def("encode", py_flat_coded<encode>, "dst"_a.noconvert(), "src"_a.noconvert(), "rows"_a,
+  m.def("encode", py_flat_coded<true>, "dst"_a.noconvert(), "src"_a.noconvert(), "rows"_a,
         "items"_a, "dtype"_a, "codec"_a, "threads"_a = 1, "portable"_a = false,
         R"(Codes raw chunks of ``rows`` rows of ``items`` items at ``src`` to ``dst``, in the form
         that :func:`gather_coded` has. Raises ``ValueError`` for null addresses and destinations
         that overlap.)"_doc);
-  m.def("decode", py_flat_coded<decode>, "dst"_a.noconvert(), "src"_a.noconvert(), "rows"_a,
+  m.def("decode", py_flat_coded<false>, "dst"_a.noconvert(), "src"_a.noconvert(), "rows"_a,
         "items"_a, "dtype"_a, "codec"_a, "threads"_a = 1, "portable"_a = false,
         R"(Decodes chunks that :func:`encode` made at ``src`` to raw ones at ``dst``. Raises
         ``ValueError`` for null addresses and destinations that overlap.)"_doc);

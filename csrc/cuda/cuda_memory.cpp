@@ -1,19 +1,10 @@
 // GPUs, their memory, and host memory that they reach.
 #include <cctype>
-#include <stdexcept>
 
-#include "cuda/cuda_call.h"
 #include "cuda/transfer.h"
+#include "cuda/transfer_parts.h"
 
 namespace lmcache {
-namespace {
-
-void require(bool good, const char* what) {
-  if (!good) throw std::invalid_argument(what);
-}
-
-}  // namespace
-
 std::vector<DeviceInfo> cuda_devices() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

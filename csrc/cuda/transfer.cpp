@@ -58,8 +58,6 @@ struct Transfer::State {
     check(cudaMemcpyAsync(sent, packed, size, cudaMemcpyHostToDevice, stream), "sending slots");
     return sent;
   }
-  // Once the kernel that reads what was sent last is queued.
-  void sent_is_used() { sides[turn].parcel_read.record(stream); }
 
   void check_device(const char* what, const cudaPointerAttributes& found) const {
     require(found.type != cudaMemoryTypeDevice || found.device == device,
@@ -142,18 +140,23 @@ struct Transfer::State {
 
   static constexpr int kThreads = 4;
 
-  // The plan's rows with the arrays on the device.
-  Rows on_device(const RowPlan& plan, const SlotTable& table, Parcel& parcel,
-                 std::size_t (&at)[3]) const {
-    at[0] = parcel.add(plan.bases.data(), plan.bases.size() * sizeof(std::uint64_t));
-    at[1] = parcel.add(table.slots, table.chunks * table.chunk_tokens * sizeof(std::int64_t));
-    at[2] = parcel.add(plan.rows.chunks, table.chunks * sizeof(std::uint64_t));
-    return plan.rows;
-  }
-  static void point(Rows& rows, const char* sent, const std::size_t (&at)[3]) {
-    rows.bases = reinterpret_cast<const std::uint64_t*>(sent + at[0]);
-    rows.slots = reinterpret_cast<const std::int64_t*>(sent + at[1]);
-    rows.chunks = reinterpret_cast<const std::uint64_t*>(sent + at[2]);
+  // Sends the arrays of the plan's rows along, and queues `kernel(rows)`, which reads them there.
+  template <typename Kernel>
+  void launch_rows(const RowPlan& plan, const SlotTable& table, const char* what,
+                   const Kernel& kernel) {
+    Parcel parcel;
+    const std::size_t slot_count = table.chunks * table.chunk_tokens;
+    const std::size_t base_bytes = plan.bases.size() * sizeof(std::uint64_t);
+    const std::size_t bases = parcel.add(plan.bases.data(), base_bytes);
+    const std::size_t slots = parcel.add(table.slots, slot_count * sizeof(std::int64_t));
+    const std::size_t chunks = parcel.add(plan.rows.chunks, table.chunks * sizeof(std::uint64_t));
+    const char* sent = send(parcel);
+    Rows rows = plan.rows;
+    rows.bases = reinterpret_cast<const std::uint64_t*>(sent + bases);
+    rows.slots = reinterpret_cast<const std::int64_t*>(sent + slots);
+    rows.chunks = reinterpret_cast<const std::uint64_t*>(sent + chunks);
+    check(kernel(rows), what);
+    sides[turn].parcel_read.record(stream);
   }
 
   // In one batch. False where the driver has no batches, or refuses this one: it has then done
@@ -240,12 +243,9 @@ void Transfer::move(const Paged& paged, const SlotTable& table, const std::uint6
   s.in_parts(table, chunks, bytes, !gather, false,
              [&](const SlotTable& some, const std::uint64_t* there) {
                const RowPlan plan = plan_moves(paged, some, there, order, verb);
-               Parcel parcel;
-               std::size_t at[3];
-               Rows rows = s.on_device(plan, some, parcel, at);
-               State::point(rows, s.send(parcel), at);
-               check(launch_move(rows, gather, plan.alignment, s.launch()), "moving KV");
-               s.sent_is_used();
+               s.launch_rows(plan, some, "moving KV", [&](const Rows& rows) {
+                 return launch_move(rows, gather, plan.alignment, s.launch());
+               });
              });
 }
 
@@ -266,14 +266,11 @@ void Transfer::code(const Paged& paged, const SlotTable& table, const std::uint6
                for (std::size_t i = 0; i < some.chunks; ++i) floats = floats && there[i] % 4 == 0;
                require(plan.alignment >= item_size(type) && floats,
                        "KV must be aligned to its items, and coded chunks to 4 bytes");
-               Parcel parcel;
-               std::size_t at[3];
-               Rows rows = s.on_device(plan, some, parcel, at);
-               State::point(rows, s.send(parcel), at);
                const bool wide = plan.alignment == 16 && paged.contiguous_heads() &&
-                                 rows.items % wide_items(type) == 0;
-               check(launch_code(rows, encode, type, code, wide, s.launch()), "coding KV");
-               s.sent_is_used();
+                                 plan.rows.items % wide_items(type) == 0;
+               s.launch_rows(plan, some, "coding KV", [&](const Rows& rows) {
+                 return launch_code(rows, encode, type, code, wide, s.launch());
+               });
              });
 }
 

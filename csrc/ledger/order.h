@@ -61,12 +61,8 @@ class Future {
 std::unique_ptr<Order> make_order(std::string_view name, std::optional<std::size_t> capacity,
                                   ChunkTable& table, std::shared_ptr<const Future> future);
 
-// Those of order_lists.cpp and order_ranks.cpp.
-std::unique_ptr<Order> make_lru(ChunkTable& table);
-std::unique_ptr<Order> make_arc(std::optional<std::size_t> capacity, ChunkTable& table);
-std::unique_ptr<Order> make_s3_fifo(std::optional<std::size_t> capacity, ChunkTable& table);
-std::unique_ptr<Order> make_lfu_aging(ChunkTable& table);
-std::unique_ptr<Order> make_gdsf(ChunkTable& table);
-std::unique_ptr<Order> make_belady(ChunkTable& table, std::shared_ptr<const Future> future);
+// Those of order_lists.cpp alone.
+std::unique_ptr<Order> make_listed(std::string_view name, std::optional<std::size_t> capacity,
+                                   ChunkTable& table);
 
 }  // namespace lmcache

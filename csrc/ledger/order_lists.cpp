@@ -271,14 +271,12 @@ class S3FIFO final : public Listed {
 
 }  // namespace
 
-std::unique_ptr<Order> make_lru(ChunkTable& table) { return std::make_unique<LRU>(table); }
-
-std::unique_ptr<Order> make_arc(std::optional<std::size_t> capacity, ChunkTable& table) {
-  return std::make_unique<ARC>(capacity, table);
-}
-
-std::unique_ptr<Order> make_s3_fifo(std::optional<std::size_t> capacity, ChunkTable& table) {
-  return std::make_unique<S3FIFO>(capacity, table);
+std::unique_ptr<Order> make_listed(std::string_view name, std::optional<std::size_t> capacity,
+                                   ChunkTable& table) {
+  if (name == "lru" || name == "unbounded") return std::make_unique<LRU>(table);
+  if (name == "s3-fifo") return std::make_unique<S3FIFO>(capacity, table);
+  if (name == "arc") return std::make_unique<ARC>(capacity, table);
+  return nullptr;
 }
 
 }  // namespace lmcache

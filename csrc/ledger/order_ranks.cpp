@@ -323,25 +323,12 @@ double Future::next_use(const Digest& key, std::uint32_t turn) const {
   return std::numeric_limits<double>::infinity();
 }
 
-std::unique_ptr<Order> make_lfu_aging(ChunkTable& table) {
-  return std::make_unique<LFUAging>(table);
-}
-
-std::unique_ptr<Order> make_gdsf(ChunkTable& table) { return std::make_unique<GDSF>(table); }
-
-std::unique_ptr<Order> make_belady(ChunkTable& table, std::shared_ptr<const Future> future) {
-  return std::make_unique<Belady>(table, std::move(future));
-}
-
 std::unique_ptr<Order> make_order(std::string_view name, std::optional<std::size_t> capacity,
                                   ChunkTable& table, std::shared_ptr<const Future> future) {
-  if (name == "lru" || name == "unbounded") return make_lru(table);
-  if (name == "lfu-aging") return make_lfu_aging(table);
-  if (name == "gdsf") return make_gdsf(table);
-  if (name == "s3-fifo") return make_s3_fifo(capacity, table);
-  if (name == "arc") return make_arc(capacity, table);
-  if (name == "belady" && future) return make_belady(table, std::move(future));
-  return nullptr;
+  if (name == "lfu-aging") return std::make_unique<LFUAging>(table);
+  if (name == "gdsf") return std::make_unique<GDSF>(table);
+  if (name == "belady" && future) return std::make_unique<Belady>(table, std::move(future));
+  return make_listed(name, capacity, table);
 }
 
 }  // namespace lmcache

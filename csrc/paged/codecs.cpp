@@ -55,10 +55,19 @@ Paged flat(std::int64_t rows, std::int64_t items, std::int64_t item_bytes, std::
   return paged;
 }
 
-template <bool kEncode>
-void code(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chunks,
-          std::int64_t rows, std::int64_t items, ItemType type, CodeType code, int threads,
-          bool portable) {
+}  // namespace
+
+void move_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
+                Order order, ItemType type, CodeType code, bool encode, int threads, bool portable) {
+  const Verb verb = encode ? Verb::kEncode : Verb::kDecode;
+  const RowPlan plan = plan_items(paged, table, chunks, order, type, verb);
+  const auto body = encode ? bodies(portable).encode : bodies(portable).decode;
+  for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
+}
+
+void recode(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chunks,
+            std::int64_t rows, std::int64_t items, ItemType type, CodeType code, bool encode,
+            int threads, bool portable) {
   const std::int64_t slot = 0, size = item_size(type);
   const std::int64_t coded_bytes = coded_chunk_bytes(std::max<std::int64_t>(rows, 1),
                                                      std::max<std::int64_t>(items, 1));
@@ -69,75 +78,16 @@ void code(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chun
   const Runs found = find_runs(shape, table);
   Paged anywhere = shape;
   anywhere.k_bases = {std::uint64_t{1} << 20};
-  check_move(anywhere, found, kEncode ? coded : raw,
-             kEncode ? coded_bytes : shape.token_bytes(), false);
+  check_move(anywhere, found, encode ? coded : raw, encode ? coded_bytes : shape.token_bytes(),
+             false);
   for (std::size_t i = 0; i < chunks; ++i) {
-    const std::uint64_t source = (kEncode ? raw : coded)[i];
+    const std::uint64_t source = (encode ? raw : coded)[i];
     if (source < 4096 || source >> 62 != 0) throw std::invalid_argument("a source is null");
   }
   for (std::size_t i = 0; i < chunks; ++i) {
     const Paged paged = flat(rows, items, size, raw[i]);
-    const Verb verb = kEncode ? Verb::kEncode : Verb::kDecode;
-    const RowPlan plan =
-        plan_items(paged, SlotTable{&slot, 1, 1}, coded + i, Order::kHeadsFirst, type, verb);
-    const auto body = kEncode ? bodies(portable).encode : bodies(portable).decode;
-    for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
-  }
-}
-
-}  // namespace
-
-void gather_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
-                  Order order, ItemType type, CodeType code, int threads, bool portable) {
-  const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kEncode);
-  const auto body = bodies(portable).encode;
-  for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
-}
-
-void scatter_coded(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
-                   Order order, ItemType type, CodeType code, int threads, bool portable) {
-  const RowPlan plan = plan_items(paged, table, chunks, order, type, Verb::kDecode);
-  const auto body = bodies(portable).decode;
-  for_rows(plan.rows, threads, [&](RowRange range) { body(plan.rows, type, code, range); });
-}
-
-void encode(const std::uint64_t* coded, const std::uint64_t* raw, std::size_t chunks,
-            std::int64_t rows, std::int64_t items, ItemType type, CodeType code_type, int threads,
-            bool portable) {
-  code<true>(raw, coded, chunks, rows, items, type, code_type, threads, portable);
-}
-
-void decode(const std::uint64_t* raw, const std::uint64_t* coded, std::size_t chunks,
-            std::int64_t rows, std::int64_t items, ItemType type, CodeType code_type, int threads,
-            bool portable) {
-  code<false>(raw, coded, chunks, rows, items, type, code_type, threads, portable);
-}
-
-void move_by_rows(const Paged& paged, const SlotTable& table, const std::uint64_t* chunks,
-                  Order order, bool gather, std::uint32_t groups, std::uint32_t lanes) {
-  if (groups < 1 || lanes < 1) throw std::invalid_argument("groups and lanes must be at least 1");
-  const RowPlan plan =
-      plan_moves(paged, table, chunks, order, gather ? Verb::kGather : Verb::kScatter);
-  const auto run = [&](auto body) {
-    for (std::uint32_t chunk = 0; chunk < plan.rows.chunk_count; ++chunk) {
-      for (std::uint32_t g = 0; g < groups; ++g) {
-        for (std::uint32_t lane = 0; lane < lanes; ++lane) body(chunk, g, lane);
-      }
-    }
-  };
-  const auto unit = [&](auto bytes) {
-    constexpr int kBytes = decltype(bytes)::value;
-    run([&](std::uint32_t chunk, std::uint32_t group, std::uint32_t lane) {
-      gather ? move_rows<true, kBytes>(plan.rows, chunk, group, groups, lane, lanes)
-             : move_rows<false, kBytes>(plan.rows, chunk, group, groups, lane, lanes);
-    });
-  };
-  switch (plan.alignment) {
-    case 16: return unit(std::integral_constant<int, 16>{});
-    case 8: return unit(std::integral_constant<int, 8>{});
-    case 4: return unit(std::integral_constant<int, 4>{});
-    case 2: return unit(std::integral_constant<int, 2>{});
-    default: return unit(std::integral_constant<int, 1>{});
+    move_coded(paged, SlotTable{&slot, 1, 1}, coded + i, Order::kHeadsFirst, type, code, encode,
+               threads, portable);
   }
 }
 

@@ -82,6 +82,9 @@ class CachedSession:
     def counters(self) -> Mapping[str, TierCounters]:
         return dict(self.cache.counters) if self.cache is not None else {}
 
+    def troubles(self) -> Mapping[str, Mapping[str, int]]:
+        return {}
+
     def close(self) -> None:
         if self.cache is not None:
             self.cache.close()

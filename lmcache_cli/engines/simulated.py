@@ -185,9 +185,6 @@ class SimulatedSession(CachedSession):
     def chunk_bytes(self) -> int:
         return self._layout.chunk_bytes
 
-    def troubles(self) -> Mapping[str, Mapping[str, int]]:
-        return {}
-
     def _reused(self, request: Request) -> tuple[LoadOutcome, float, int]:
         """Loads what is held of a prompt and stores the rest. Returns what was loaded, in how many
         seconds, and the bytes that were stored."""

@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cache_core.blend.certificate import Certificate, CertificateError, Subject, checked_certificate
-from cache_core.cache import TieredCache
-from cache_core.keys import Namespace
-from cache_core.layout import KVLayout
-from cache_core.policies import POLICIES, SecondTouch
-from cache_core.tiers import NullTier
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
@@ -21,7 +16,7 @@ from lmcache_cli.engines.transformers.blend.prompt import Prompts
 from lmcache_cli.errors import CellMissingError, UserError
 from lmcache_cli.machine import cache_home
 from lmcache_cli.modes.mode import Oracle, Sweep, one_of
-from lmcache_cli.modes.prefix import Prefix, varied
+from lmcache_cli.modes.prefix import HitOracle, Prefix, varied
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
 from workloads.request import Request
@@ -86,12 +81,8 @@ def _found(options: BenchOptions, calibration: Mapping[str, Any]) -> dict[str, A
 
 
 BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
-
-
 VLLM_SELECTIONS = ("first", "random")
 """The selections that choose before any layer has run: vLLM's model is run as it is."""
-
-
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 
 
@@ -176,24 +167,16 @@ def _layer(text: str, flag: str) -> int:
     return int(text)
 
 
-class ContentOracle:
-    """An oracle (:class:`lmcache_cli.modes.mode.Oracle`) of hits at any position."""
+class ContentOracle(HitOracle):
+    """An oracle of hits at any position."""
 
     def __init__(
         self, spec: CacheSpec, capacity: Mapping[str, int | None], bos: int | None
     ) -> None:
-        layout = KVLayout(1, 1, 1, "int8", spec.chunk_tokens)
+        super().__init__(spec, capacity)
         settings = spec.blend or BlendSettings()
-        self._prompts = Prompts(Namespace(layout, "oracle"), settings.encoding, bos)
+        self._prompts = Prompts(self._namespace, settings.encoding, bos)
         self._full = settings.full_prefill
-        self._cache = TieredCache(
-            layout,
-            [NullTier(name, chunks) for name, chunks in capacity.items()],
-            policy=POLICIES[spec.policy],
-            placement=spec.placement,
-            admission={"disk": SecondTouch()} if spec.admission == "second-touch" else None,
-            synchronous=True,
-        )
 
     def expect(self, request: Request) -> int:
         """Returns the hit tokens of the next request and remembers it."""
@@ -213,9 +196,6 @@ class ContentOracle:
         if not all(piece.key in there for piece in prompt.exact):
             held = [piece for piece in held if piece not in prompt.exact]
         return sum(piece.stop - piece.start for piece in held)
-
-    def share(self, request: Request) -> None:
-        """Leaves this cache as it is: another model's chunks are not in it."""
 
 
 _NAME_LENGTH = 60

@@ -21,18 +21,17 @@ class HitOracle:
 
     def __init__(self, spec: CacheSpec, capacity: Mapping[str, int | None]) -> None:
         self._size = spec.chunk_tokens
-        # Only sharing matters here, not the shape of the KV.
-        layout = KVLayout(1, 1, 1, "int8", spec.chunk_tokens)
-        self._hasher = ChunkHasher(Namespace(layout, "oracle"))
-        tiers = [NullTier(name, chunks) for name, chunks in capacity.items()]
         self._cache = TieredCache(
-            layout,
-            tiers,
+            # Only sharing matters here, not the shape of the KV.
+            KVLayout(1, 1, 1, "int8", spec.chunk_tokens),
+            [NullTier(name, chunks) for name, chunks in capacity.items()],
             policy=POLICIES[spec.policy],
             placement=spec.placement,
             admission={"disk": SecondTouch()} if spec.admission == "second-touch" else None,
             synchronous=True,
         )
+        self._namespace = Namespace(self._cache.layout, "oracle")
+        self._hasher = ChunkHasher(self._namespace)
 
     def expect(self, request: Request) -> int:
         """Returns the hit tokens of the next request and remembers it."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -27,7 +26,8 @@ from cache_core.sizing.prefill_cost import PrefillCost, fit, nonnegative_fit
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.measured_costs import TierCost
 from lmcache_cli.errors import UserError
-from lmcache_cli.probe.media import Figure, ProbeError
+from lmcache_cli.options.probe import ProbeFlags
+from lmcache_cli.probe.media import Figure, ProbeError, figure_of
 
 if TYPE_CHECKING:
     from lmcache_cli.engines.transformers.engine import TransformersEngine
@@ -188,10 +188,10 @@ def _loads(
     scratch = Path(stack.enter_context(TemporaryDirectory(dir=folder, prefix=".lmcache-probe-")))
     for name in names:
         for size in (size for size in CHUNKS if size <= context // 2):
-            room = 0 if name == "remote" else _room(engine, context, size)
+            room = _room(engine, context, size)
             spec = CacheSpec(
                 size,
-                {name: room},
+                {name: 0 if name == "remote" else room},
                 salt=f"probe {uuid4().hex}",
                 folder=scratch / f"{name}-{size}",
                 remote=remote or "",
@@ -280,16 +280,12 @@ def _tokens(engine: TransformersEngine, count: int) -> NDArray[np.int32]:
     return rng.integers(0, engine.loaded.text_config.vocab_size, count).astype(np.int32)
 
 
-def _figure(values: Sequence[float]) -> Figure:
-    return Figure(median(values), min(values), max(values), len(values), "s")
-
-
 def _fitted(
     engine: TransformersEngine, asked: str, times: dict[_Point, list[float]]
 ) -> EngineProbe:
     prefills, steps, loads = [], [], []
     for point, values in times.items():
-        figure = _figure(values)
+        figure = figure_of(values, "s")
         if point.tier:
             size = point.chunk_tokens
             chunks = point.cached // size
@@ -316,7 +312,10 @@ def _fitted(
         max(abs(cost.seconds(f.new, f.cached) / f.time.median - 1) for f in prefills),
         float(step[0]),
         float(step[1]),
-        {name: _tier_cost([f for f in loads if f.tier == name]) for name in _names(loads)},
+        {
+            name: _tier_cost([f for f in loads if f.tier == name])
+            for name in dict.fromkeys(f.tier for f in loads)
+        },
         tuple(prefills),
         tuple(steps),
         tuple(loads),
@@ -330,10 +329,6 @@ def _prefill_cost(figures: Sequence[PrefillFigure], of: Callable[[Figure], float
     return found
 
 
-def _names(loads: Sequence[LoadFigure]) -> list[str]:
-    return list(dict.fromkeys(figure.tier for figure in loads))
-
-
 def _tier_cost(figures: Sequence[LoadFigure]) -> TierCost:
     """Fits a tier's costs: several chunk lengths separate a chunk's fixed cost from that of its
     bytes."""
@@ -344,25 +339,19 @@ def _tier_cost(figures: Sequence[LoadFigure]) -> TierCost:
     return TierCost(1 / max(per_byte, _NO_TIME * 1e-9), fixed, call)
 
 
-def probe_model(
-    model: str | None,
-    device: str,
-    dtype: str,
-    folder: Path,
-    context: int,
-    repeats: int,
-    remote: str | None,
-    on_step: Callable[[str], None],
-) -> EngineProbe:
-    """Loads the model (None or ``embedded``: the embedded one) into the engine transformers and
-    measures it. ``context`` is shortened to the model's. Raises ``UserError``."""
+def probe_model(flags: ProbeFlags, on_step: Callable[[str], None]) -> EngineProbe:
+    """Loads the model (``embedded``: the embedded one) into the engine transformers and measures
+    it. The longest prompt is shortened to the model's context. Raises ``UserError``."""
     from lmcache_cli.engines.start import start_engine
 
-    name = None if model in (None, "embedded") else model
+    name = None if flags.model == "embedded" else flags.model
     on_step("loading the model")
-    engine: Any = start_engine("transformers", name, device, dtype)
+    engine: Any = start_engine("transformers", name, flags.device, flags.dtype)
+    most = min(flags.context_tokens, engine.max_context)
+    asked = name or "embedded"
     try:
-        most = min(context, engine.max_context)
-        return probe_engine(engine, folder, most, repeats, remote, on_step, name or "embedded")
+        return probe_engine(
+            engine, flags.disk_path, most, flags.repeat, flags.remote, on_step, asked
+        )
     finally:
         engine.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,8 +23,10 @@ from cache_core import _native
 from cache_core.tiers.disk.directory import does_direct
 from cache_core.tiers.remote.url import open_remote, redacted
 from cache_core.tiers.tier import TierError
-from cache_core.transfer.chunks import FlatBuffers
+from cache_core.transfer.chunks import FlatBuffers, addresses_from
 from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
+
+_T = TypeVar("_T")
 
 
 class ProbeError(UserError):
@@ -46,24 +49,25 @@ class Figure:
 def rates(run: Callable[[], int], repeats: int) -> Figure:
     """Measures the bytes per second of ``run``, which returns how many bytes it moved; the first
     call, which warms up, does not count."""
-    run()
-    values = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        moved = run()
-        values.append(moved / (time.perf_counter() - began))
-    return Figure(median(values), min(values), max(values), repeats, "B/s")
+    return figure_of([moved / seconds for moved, seconds in _timed(run, repeats)], "B/s")
 
 
-def timed_figure(run: Callable[[], None], repeats: int) -> Figure:
+def timed_figure(run: Callable[[], object], repeats: int) -> Figure:
     """Measures the seconds per call of ``run``, after one call that does not count."""
+    return figure_of([seconds for _, seconds in _timed(run, repeats)], "s")
+
+
+def _timed(run: Callable[[], _T], repeats: int) -> Iterator[tuple[_T, float]]:
     run()
-    values = []
     for _ in range(repeats):
         began = time.perf_counter()
-        run()
-        values.append(time.perf_counter() - began)
-    return Figure(median(values), min(values), max(values), repeats, "s")
+        answer = run()
+        yield answer, time.perf_counter() - began
+
+
+def figure_of(values: Sequence[float], unit: str) -> Figure:
+    """Returns the figure of what was measured again and again."""
+    return Figure(median(values), min(values), max(values), len(values), unit)
 
 
 PIECE = 1 << 20
@@ -84,9 +88,8 @@ def probe_memory(total: int, repeats: int) -> list[CopyFigure]:
     count = max(1, total // PIECE)
     source, target = _native.Slab(count * PIECE), _native.Slab(count * PIECE)
     source.view()[:] = 1
-    steps = np.arange(count, dtype=np.uint64) * np.uint64(PIECE)
     sizes = np.full(count, PIECE, dtype=np.uint64)
-    here, there = np.uint64(source.address) + steps, np.uint64(target.address) + steps
+    here, there = (addresses_from(slab.address, count, PIECE) for slab in (source, target))
     found = []
     for threads in sorted({1, min(4, os.cpu_count() or 1)}):
 
@@ -99,8 +102,6 @@ def probe_memory(total: int, repeats: int) -> list[CopyFigure]:
 
 
 CHUNK = 1 << 20
-
-
 COUNT = 32
 
 
@@ -129,9 +130,8 @@ def probe_remote(url: str, repeats: int) -> RemoteProbe:
         raise MissingError(f"--remote: {error}") from error
     slab, back = _native.Slab(COUNT * CHUNK), _native.Slab(COUNT * CHUNK)
     slab.view()[:] = np.frombuffer(os.urandom(CHUNK), dtype=np.uint8).repeat(COUNT)
-    steps = np.arange(COUNT, dtype=np.uint64) * np.uint64(CHUNK)
-    source = FlatBuffers(np.uint64(slab.address) + steps, CHUNK)
-    target = FlatBuffers(np.uint64(back.address) + steps, CHUNK)
+    source = FlatBuffers(addresses_from(slab.address, COUNT, CHUNK), CHUNK)
+    target = FlatBuffers(addresses_from(back.address, COUNT, CHUNK), CHUNK)
     run_id = os.urandom(16)
     keys = [hashlib.sha256(run_id + bytes([i])).digest() for i in range(COUNT)]
 
@@ -143,11 +143,7 @@ def probe_remote(url: str, repeats: int) -> RemoteProbe:
     try:
         write = rates(lambda: need(tier.write(keys, source), "a write"), repeats)
         read = rates(lambda: need(tier.read(keys, target), "a read"), repeats)
-
-        def look() -> None:
-            need(tier.contains(keys), "a look-up")
-
-        look_up = timed_figure(look, repeats)
+        look_up = timed_figure(lambda: need(tier.contains(keys), "a look-up"), repeats)
         if not np.array_equal(slab.view(), back.view()):
             raise ProbeError(f"remote probe failed: {redacted(url)} returned other bytes")
     finally:

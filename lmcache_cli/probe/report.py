@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -17,6 +14,8 @@ from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.measured_costs import PROBE_SCHEMA
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine, versions
+from lmcache_cli.options.probe import ProbeFlags
+from lmcache_cli.output import columns, write_output
 from lmcache_cli.probe.media import (
     CopyFigure,
     DiskFigure,
@@ -27,34 +26,18 @@ from lmcache_cli.probe.media import (
     probe_memory,
     probe_remote,
 )
+from lmcache_cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from lmcache_cli.probe.engine import EngineProbe
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """The model whose engine is measured too; ``context`` tokens are the longest prompt."""
-
-    model: str | None
-    device: str = "cpu"
-    dtype: str = "auto"
-    context: int = 2048
-
-
-def run_probe(
-    folder: Path,
-    disk_bytes: int,
-    memory_bytes: int,
-    remote: str | None,
-    repeats: int,
-    file: Path,
-    json_file: str | None,
-    quiet: bool,
-    model: ModelOptions | None = None,
-) -> int:
-    """Measures memory, the disk under ``folder``, ``remote``, and an engine with ``model``; writes
-    ``file`` whole or not at all. Returns the exit code."""
+def run_probe(flags: ProbeFlags, json_file: str | None, quiet: bool) -> int:
+    """Measures memory, the disk, a remote tier and an engine as the flags say; writes
+    ``probe.json``, whole or not at all. Returns the exit code. Raises ``UserError``."""
+    repeats, remote = flags.repeat, flags.remote
+    disk_bytes = parse_size(flags.disk_size, "--disk-size")
+    memory_bytes = parse_size(flags.memory_size, "--memory-size")
     if repeats < 3:
         raise UserError(f"--repeat: {repeats} repeats have no spread; use at least 3")
     if disk_bytes < 64 << 20:
@@ -63,12 +46,12 @@ def run_probe(
     with BenchProgress(talk, quiet) as progress:
         progress.phase("memory: copying")
         copies = probe_memory(memory_bytes, repeats)
-        disk = probe_disk(folder, disk_bytes, repeats, progress.phase)
+        disk = probe_disk(flags.disk_path, disk_bytes, repeats, progress.phase)
         far = None
         if remote:
             progress.phase("remote")
             far = probe_remote(remote, repeats)
-        engine = _probe_engine(model, folder, repeats, remote, progress.phase) if model else None
+        engine = _probe_engine(flags, progress.phase) if flags.model else None
     document = {
         "schema": PROBE_SCHEMA,
         "machine": machine(),
@@ -79,25 +62,18 @@ def run_probe(
         "engine": asdict(engine) if engine else None,
     }
     text = json.dumps(document, indent=2) + "\n"
-    _save(file, text)
-    if json_file == "-":
-        sys.stdout.write(text)
-    else:
-        if json_file is not None:
-            _save(Path(json_file), text)
+    file = flags.out / "probe.json"
+    write_output(str(file), text, "--out", parents=True)
+    if json_file is not None:
+        write_output(json_file, text, parents=True)
+    if json_file != "-":
         tables = [_memory_table(copies), *_disk_tables(disk), _remote_table(far)]
         Console().print(Group(*tables, *(engine_tables(engine) if engine else [])))
     talk.print(f"probe file: {file}", highlight=False)
     return 0
 
 
-def _probe_engine(
-    options: ModelOptions,
-    folder: Path,
-    repeats: int,
-    remote: str | None,
-    on_step: Callable[[str], None],
-) -> EngineProbe:
+def _probe_engine(flags: ProbeFlags, on_step: Callable[[str], None]) -> EngineProbe:
     try:
         from lmcache_cli.probe.engine import probe_model
     except ImportError as error:
@@ -105,26 +81,7 @@ def _probe_engine(
             f"--model needs the package {error.name}; run:"
             " pip install 'lmcache-bench[transformers]'"
         ) from error
-    return probe_model(
-        options.model,
-        options.device,
-        options.dtype,
-        folder,
-        options.context,
-        repeats,
-        remote,
-        on_step,
-    )
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+    return probe_model(flags, on_step)
 
 
 def _gigabytes(figure: Figure) -> str:
@@ -137,9 +94,8 @@ def _milliseconds(figure: Figure) -> str:
 
 
 def _memory_table(copies: Sequence[CopyFigure]) -> Table:
-    table = Table(title="memory: copies of 1 MiB, GB/s, median (min-max)", title_justify="left")
-    table.add_column("threads", justify="right")
-    table.add_column("GB/s", justify="right")
+    title = "memory: copies of 1 MiB, GB/s, median (min-max)"
+    table = columns("threads", "GB/s", title=title)
     for copy in copies:
         table.add_row(str(copy.threads), _gigabytes(copy.rate))
     return table
@@ -152,11 +108,9 @@ def _disk_tables(disk: DiskProbe) -> list[Table]:
         if not figures:
             continue
         how = "O_DIRECT" if direct else "page cache (cold reads; writes with their sync)"
-        table = Table(
-            title=f"disk {disk.folder}: {how}, GB/s, median (min-max)", title_justify="left"
-        )
-        for name in ("KiB", "depth", *dict.fromkeys(f.mode for f in figures)):
-            table.add_column(name, justify="right")
+        title = f"disk {disk.folder}: {how}, GB/s, median (min-max)"
+        modes = dict.fromkeys(f.mode for f in figures)
+        table = columns("KiB", "depth", *modes, title=title)
         rows: dict[tuple[int, int], list[DiskFigure]] = {}
         for figure in figures:
             rows.setdefault((figure.size_bytes, figure.depth), []).append(figure)
@@ -171,11 +125,9 @@ def _disk_tables(disk: DiskProbe) -> list[Table]:
 def _remote_table(far: RemoteProbe | None) -> Table | str:
     if far is None:
         return ""
-    table = Table(
-        title=f"remote {far.url}: chunks of 1 MiB, median (min-max)", title_justify="left"
-    )
-    for name in ("write GB/s", "read GB/s", f"look-up of {far.count}"):
-        table.add_column(name, justify="right")
+    title = f"remote {far.url}: chunks of 1 MiB, median (min-max)"
+    names = ("write GB/s", "read GB/s", f"look-up of {far.count}")
+    table = columns(*names, title=title)
     table.add_row(_gigabytes(far.write), _gigabytes(far.read), f"{_milliseconds(far.look_up)} ms")
     return table
 
@@ -183,11 +135,8 @@ def _remote_table(far: RemoteProbe | None) -> Table | str:
 def engine_tables(probe: EngineProbe) -> list[Table]:
     """Makes the tables of prefill beside its fit, and of loads by tier beside theirs."""
     cost = probe.prefill
-    prefill = Table(
-        title=f"prefill of {probe.facts['model']}: ms, median (min-max)", title_justify="left"
-    )
-    for name in ("new", "cached", "ms", "fit", "fit - measured"):
-        prefill.add_column(name, justify="right")
+    title = f"prefill of {probe.facts['model']}: ms, median (min-max)"
+    prefill = columns("new", "cached", "ms", "fit", "fit - measured", title=title)
     for figure in probe.prefill_figures:
         fitted = cost.seconds(figure.new, figure.cached)
         prefill.add_row(
@@ -202,9 +151,8 @@ def engine_tables(probe: EngineProbe) -> list[Table]:
         f" c {1e9 * cost.c:.3g} ns · a decode step {1e3 * probe.decode_s:.3g} ms"
         f" + {1e6 * probe.decode_token_s:.3g} us per token in front"
     )
-    loads = Table(title="loads of a hit: ms, median (min-max)", title_justify="left")
-    for name in ("tier", "chunk tokens", "chunks", "ms", "fit"):
-        loads.add_column(name, justify="left" if name == "tier" else "right")
+    title = "loads of a hit: ms, median (min-max)"
+    loads = columns("tier", "chunk tokens", "chunks", "ms", "fit", left=("tier",), title=title)
     for load in probe.load_figures:
         loads.add_row(
             load.tier,

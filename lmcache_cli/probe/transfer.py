@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +24,8 @@ from cache_core.transfer.planner import (
     save_costs,
 )
 from lmcache_cli.errors import MissingError, UserError
-from lmcache_cli.output import write_output
+from lmcache_cli.output import columns, write_output
+from lmcache_cli.probe.media import timed_figure
 from reports.units import bytes_text
 
 if TYPE_CHECKING:
@@ -100,17 +99,6 @@ class Bench:
         self._memory.release()
 
 
-def seconds_of(run: Callable[[], None], repeats: int) -> float:
-    """Returns the median seconds of ``repeats`` calls, after one that does not count."""
-    run()
-    values = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        values.append(time.perf_counter() - began)
-    return median(values)
-
-
 def measure_moves(bench: Bench, repeats: int) -> list[Moved]:
     """Measures all shapes of moves in both directions and ways; the ways take turns."""
     found = []
@@ -119,7 +107,9 @@ def measure_moves(bench: Bench, repeats: int) -> list[Moved]:
             for direction in DIRECTIONS:
                 for way in WAYS:
                     call = bench.call(direction, way, runs, run_bytes)
-                    found.append(Moved(direction, way, runs, run_bytes, seconds_of(call, repeats)))
+                    found.append(
+                        Moved(direction, way, runs, run_bytes, timed_figure(call, repeats).median)
+                    )
     return found
 
 
@@ -189,9 +179,8 @@ def _document(name: str, planner: Planner, moves: list[Moved]) -> dict[str, Any]
 
 def _table(name: str, planner: Planner) -> Table:
     """Makes a table with a row for each length of runs: the rate of many of them, each way."""
-    table = Table(title=f"moves of KV: {name}", title_justify="left")
-    for column in ("direction", "run", "DMA GB/s", "kernel GB/s", "DMA µs a call", "kernel µs"):
-        table.add_column(column, justify="left" if column == "direction" else "right")
+    names = ("direction", "run", "DMA GB/s", "kernel GB/s", "DMA µs a call", "kernel µs")
+    table = columns(*names, left=("direction",), title=f"moves of KV: {name}")
     for direction in DIRECTIONS:
         ways = [planner.costs[direction, way].sizes for way in WAYS]
         for sizes in zip(*ways, strict=True):

@@ -72,29 +72,13 @@ class ServerTokens:
 
 
 class LocalTokens:
-    """A Hugging Face tokenizer, by folder or id; its chat template for messages.
-
-    Raises ``MissingError`` if transformers is not installed, ``UserError`` if the tokenizer can't
-    be loaded.
-    """
+    """A Hugging Face tokenizer, by folder or id; its chat template for messages. Raises as
+    :func:`load_tokenizer` does."""
 
     def __init__(self, name: str) -> None:
-        try:
-            from transformers import AutoTokenizer
-        except ImportError:
-            raise MissingError(
-                "--tokenizer needs transformers; pip install 'lmcache-bench[transformers]'"
-            ) from None
         # Fast tokenizers refuse a second thread ("Already borrowed").
         self._turn = asyncio.Lock()
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-        except Exception as error:  # noqa: BLE001  it raises whatever its parsers raise
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"--tokenizer: {name} can't be loaded ({reason}); give a folder with a tokenizer,"
-                " or the id of a model on a hub that is reachable"
-            ) from None
+        self._tokenizer = load_tokenizer(name)
 
     async def token_ids(
         self, model: str, prompt: AskedPrompt, authorization: str | None
@@ -124,6 +108,25 @@ class LocalTokens:
             messages, tokenize=True, return_dict=False, **options, **more
         )
         return [int(i) for i in ids]
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads a Hugging Face tokenizer by folder or id. Raises ``MissingError`` if transformers is
+    not installed, ``UserError`` if it can't be loaded."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingError(
+            "--tokenizer needs transformers; pip install 'lmcache-bench[transformers]'"
+        ) from None
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # noqa: BLE001  it raises whatever its parsers raise
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--tokenizer: {name} can't be loaded ({reason}); give a folder with a tokenizer,"
+            " or the id of a model on a hub that is reachable"
+        ) from None
 
 
 def _plain(message: dict[str, Any]) -> object:

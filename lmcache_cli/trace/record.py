@@ -21,7 +21,7 @@ from cache_core.trace_writer import TraceWriter
 from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
 from lmcache_cli.trace.prompt import AskedPrompt, LocalTokens, ServerTokens, TokenSource
 from lmcache_cli.trace.proxy import Proxy, open_client
-from lmcache_cli.trace.recorder import LiveCount, Recorder, counts_text
+from lmcache_cli.trace.recorder import Recorder, counts_text, live_count
 
 _PROBE_S = 10.0
 # How long open requests may go on after the first Ctrl-C.
@@ -123,7 +123,7 @@ async def _until_stopped(
         here = _netloc(*listener.getsockname()[:2])
         if not options.quiet:
             console.print(f"recording http://{here} -> {url}; Ctrl-C ends it", markup=False)
-        with LiveCount(console, recorder.counts, options.quiet):
+        with live_count(console, recorder.counts, options.quiet):
             waits = [asyncio.create_task(event.wait()) for event in (stop, recorder.full)]
             await asyncio.wait(
                 waits, timeout=options.duration_s, return_when=asyncio.FIRST_COMPLETED

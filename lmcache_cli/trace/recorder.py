@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
@@ -221,35 +221,13 @@ def counts_text(counts: Counts) -> str:
     )
 
 
-class LiveCount:
-    """The line of counts, redrawn on a terminal; silent when ``quiet`` or anywhere else."""
-
-    def __init__(self, console: Console, counts: Counts, quiet: bool) -> None:
-        self._counts = counts
-        self._live = (
-            Live(
-                console=console,
-                get_renderable=self._line,
-                refresh_per_second=2,
-                transient=True,
-            )
-            if console.is_terminal and not quiet
-            else None
-        )
-
-    def __enter__(self) -> LiveCount:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def _line(self) -> Text:
-        return Text(counts_text(self._counts))
+def live_count(console: Console, counts: Counts, quiet: bool) -> AbstractContextManager[object]:
+    """Shows a line of the counts, redrawn on a terminal; nothing when ``quiet`` or elsewhere."""
+    if quiet or not console.is_terminal:
+        return nullcontext()
+    return Live(
+        console=console,
+        get_renderable=lambda: Text(counts_text(counts)),
+        refresh_per_second=2,
+        transient=True,
+    )

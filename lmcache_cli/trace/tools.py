@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.errors import UserError
 from lmcache_cli.output import write_output
+from lmcache_cli.trace.prompt import load_tokenizer
 from workloads import WORKLOADS, CorpusError, GeneratedCorpus, Settings, generate
 from workloads.traces import (
     Malformed,
@@ -152,18 +153,7 @@ def _check_target(out: Path, to: str) -> None:
 
 
 def _tokenizer(name: str) -> Tokenize:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingError(
-            "--tokenizer needs transformers; pip install 'lmcache-bench[transformers]'"
-        ) from error
-    try:
-        loaded = AutoTokenizer.from_pretrained(name)
-    # A hub, a parser or a filesystem refuses in its own way.
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MissingError(f"--tokenizer: {name} can't be loaded: {first}") from error
+    loaded = load_tokenizer(name)
 
     def tokenize(prompt: Any) -> list[int]:
         if isinstance(prompt, str):

@@ -22,13 +22,13 @@ from lmcache_cli.errors import UserError
 from lmcache_cli.machine import versions
 from lmcache_cli.modes.blend import certificate_path
 from lmcache_cli.options.verify import BlendGateFlags
+from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count
 from lmcache_cli.verify.blend_settings import calibrate_settings, calibration_table
 from lmcache_cli.verify.gates import (
     QUESTION_TOKENS,
     Gate,
     check_fits,
-    columns,
     conclude,
     gate_table,
 )
@@ -83,7 +83,8 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
         measured = {ratio: _measure(engine, spec, ratio, prompts, need) for ratio in RATIOS}
     points = [point for point, _ in measured.values()]
     with talk.status("proving the gates"):
-        full = _cold(engine, prompts[0])
+        cold = engine.forward(engine.kv_buffer(), prompts[0].token_ids, 0)
+        full = cold.float().clone()
         gates = [_rotation(engine), _causality(engine, prompts[0])]
         apart = float((measured[1.0][1] - full).abs().max())
         gates.append(
@@ -182,10 +183,6 @@ def _measure(
         ratio, mean, max(0.0, mean - half), mean + half, float(np.mean(same)), _ANSWER * len(kls)
     )
     return point, first
-
-
-def _cold(engine: TransformersEngine, request: Request) -> torch.Tensor:
-    return engine.forward(engine.kv_buffer(), request.token_ids, 0).float().clone()
 
 
 def _rotation(engine: TransformersEngine) -> Gate:

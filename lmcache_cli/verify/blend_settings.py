@@ -19,7 +19,7 @@ from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.verify import BlendGateFlags
-from lmcache_cli.verify.gates import columns
+from lmcache_cli.output import columns
 from reports.quality import quality_of
 from reports.sample import Sample, frame
 from workloads import (

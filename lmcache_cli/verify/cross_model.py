@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,16 @@ from lmcache_cli.engines.transformers.cross_model.layers import entries, layer_g
 from lmcache_cli.errors import UserError
 from lmcache_cli.modes.cross_model import layer_set
 from lmcache_cli.options.verify import CrossModelFlags
+from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count, parse_list
 from lmcache_cli.verify.gates import (
     QUESTION_TOKENS,
     Gate,
-    columns,
     conclude,
     gate_table,
     long_contexts,
 )
-from reports.quality import QualitySummary, pooled
+from reports.quality import Quality, pooled
 from reports.units import EN_DASH
 from workloads import Request
 
@@ -114,18 +114,18 @@ def _curves(
             "token_layer_share": found.shares[name],
             "hidden_bytes_per_token": len(entries(groups)) * width * item,
         }
-        | _quality(pooled([[q] for q in found.sets[name]]))
+        | _quality(found.sets[name])
         for name, groups in sets.items()
     ]
     single = [
-        {"layer": layer} | _quality(pooled([[q] for q in qualities]))
-        for layer, qualities in enumerate(found.layers)
+        {"layer": layer} | _quality(qualities) for layer, qualities in enumerate(found.layers)
     ]
-    base = _quality(pooled([[q] for q in found.base]))
+    base = _quality(found.base)
     return {"curve": curve, "base_itself": base, "single_layers": single}
 
 
-def _quality(summary: QualitySummary) -> dict[str, Any]:
+def _quality(found: Sequence[Quality]) -> dict[str, Any]:
+    summary = pooled([[quality] for quality in found])
     return {
         "kl": summary.kl,
         "kl_interval": {"low": summary.kl_low, "high": summary.kl_high},

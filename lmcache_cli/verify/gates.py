@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmcache_cli.errors import EXIT_FAILED, UserError
-from lmcache_cli.output import write_output
+from lmcache_cli.output import columns, write_output
 from workloads import GeneratedCorpus, Request, Settings, generate
 
 if TYPE_CHECKING:
@@ -58,14 +58,6 @@ def long_contexts(
         need = len(request.token_ids) + request.max_tokens
         check_fits(engine, "--context-tokens", length, need)
     return requests
-
-
-def columns(*names: str, left: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """Makes a table without a frame; ``left`` are the columns of words."""
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for name in names:
-        table.add_column(name, justify="left" if name in left else "right")
-    return table
 
 
 def gate_table(title: str, gates: Iterable[Mapping[str, Any]]) -> Table:

@@ -20,8 +20,9 @@ from lmcache_cli.errors import UserError
 from lmcache_cli.machine import machine, versions
 from lmcache_cli.modes.mode import one_of
 from lmcache_cli.options.verify import HitsFlags
+from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count, parse_list
-from lmcache_cli.verify.gates import columns, conclude, long_contexts
+from lmcache_cli.verify.gates import conclude, long_contexts
 from workloads import Request
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 # forwards of other shapes, so sums are rounded in another order; through 30 layers that was 2e-5
 # of the spread in float32 (docs/log.md). A wrong chunk gives differences of the spread itself.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 8e-2}
-
-
 # A codec changes logits, and greedy tokens with them; KV of other tokens changes them by their
 # spread.
 CODEC_TOLERANCE = 0.3
@@ -71,7 +70,11 @@ def verify_hits(flags: HitsFlags, json_file: str | None, quiet: bool) -> int:
     """Prints the table (or JSON) and returns the exit code. Raises ``UserError``."""
     chunks = parse_list(flags.chunk_tokens, "--chunk-tokens", parse_count)
     lengths = parse_list(flags.context_tokens, "--context-tokens", parse_count)
-    names = parse_list(flags.codec, "--codec", _codec) if flags.codec else []
+    names: list[str] = []
+    if flags.codec:
+        names = parse_list(
+            flags.codec, "--codec", lambda name, flag: one_of(flag, name, CODECS[1:])
+        )
     parse_count(str(flags.output_tokens), "--output-tokens")
     for length in lengths:
         if length <= max(chunks):
@@ -102,10 +105,6 @@ def verify_hits(flags: HitsFlags, json_file: str | None, quiet: bool) -> int:
         "checks": [asdict(v) | {"passed": v.passed} for v in verdicts],
     }
     return conclude(document, [_table(engine.model, verdicts)], json_file)
-
-
-def _codec(name: str, flag: str) -> str:
-    return one_of(flag, name, CODECS[1:])
 
 
 def _compare(

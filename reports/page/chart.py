@@ -9,18 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import altair as alt
 import vl_convert
 
 from reports.tables.columns import Column
 
-Spec = dict[str, Any]
+Row = dict[str, Any]
+"""What a mark shows, by field."""
 WIDE, HALF, NARROW = 760, 368, 344
 """Widths in pixels: of the page's column, of half of it, and of a telephone's."""
 _VEGA_LITE = "6.4"
 _INK, _QUIET, _RULE = "var(--ink)", "var(--quiet)", "var(--rule)"
-_CONFIG: Spec = {
+_CONFIG = {
     "font": "sans-serif",
     "view": {"stroke": None},
     "text": {"color": _INK, "fontSize": 12},
@@ -50,7 +52,7 @@ class Chart:
     name: str
     title: str
     caption: str
-    draw: Callable[[int, bool], Spec]
+    draw: Callable[[int, bool], alt.TopLevelMixin]
     numbers: Sequence[Column]
     keys: Mapping[str, str] | None = None
     half: bool = False
@@ -58,10 +60,10 @@ class Chart:
     def svg(self, narrow: bool, number: int) -> str:
         """Draws the chart as SVG, whose identifiers no other drawing of the page has."""
         width = NARROW if narrow else HALF if self.half else WIDE
-        spec = self.draw(width, narrow) | {"background": None, "description": self.title}
-        spec["config"] = _CONFIG
-        spec.setdefault("width", width)
-        spec.setdefault("autosize", {"type": "fit-x", "contains": "padding"})
+        spec = self.draw(width, narrow).to_dict()
+        spec |= {"background": None, "description": self.title, "config": _CONFIG, "width": width}
+        spec.setdefault("padding", {"left": 4, "right": 12, "top": 8, "bottom": 4})
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
         text = vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
         own = f"c{number}{'n' if narrow else 'w'}-"
         text = re.sub(r'(\bid="|url\(#)', rf"\g<1>{own}", text)
@@ -83,89 +85,68 @@ def room_for(texts: Iterable[str]) -> float:
     return 7.3 * max(map(len, texts), default=0)
 
 
-def above(x: float, y: float, align: str) -> Spec:
+def above(x: float, y: float, align: Literal["left", "right"]) -> dict[str, Any]:
     """Returns where the title of a vertical axis stands: above it, in reading direction."""
-    return {
-        "titleAngle": 0,
-        "titleAlign": align,
-        "titleAnchor": "end",
-        "titleX": x,
-        "titleY": y,
-        "titleBaseline": "bottom",
-    }
+    where = {"titleAlign": align, "titleX": x, "titleY": y}
+    return {"titleAngle": 0, "titleAnchor": "end", "titleBaseline": "bottom", **where}
 
 
-def percent_axis(field: str, title: str) -> Spec:
+def marks(rows: Iterable[Row]) -> alt.Chart:
+    """Returns a chart of the rows that has no mark yet."""
+    return alt.Chart(alt.Data(values=list(rows)))
+
+
+def linear_or(log: bool) -> alt.Scale:
+    """Returns a logarithmic scale, or one from zero on."""
+    return alt.Scale(type="log") if log else alt.Scale(zero=True, nice=True)
+
+
+def percent_axis(field: str, title: str) -> alt.Y:
     """Returns the vertical channel of a share, from 0 to 100 %."""
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": {"domain": [0, 100]},
-        "axis": {"values": [0, 25, 50, 75, 100], **above(-26, -10, "left")},
-    }
+    axis = alt.Axis(values=[0, 25, 50, 75, 100], **above(-26, -10, "left"))
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, 100]), axis=axis)
 
 
-def row_axis(title: str, narrow: bool) -> Spec | None:
-    """Returns the axis for one row per cell: labels at the left, or above each row where there is
-    no space."""
+def row_axis(title: str, narrow: bool) -> alt.Y:
+    """Returns the vertical channel for one row per cell: labels at the left, or above each row
+    where there is no space."""
+    plain = {"title": title, "ticks": False, "domain": False, "grid": False}
     if narrow:
-        return {
-            "title": title,
-            "labels": False,
-            "ticks": False,
-            "domain": False,
-            "grid": False,
-            **above(0, -10, "left"),
-        }
-    return {
-        "title": title,
-        "ticks": False,
-        "domain": False,
-        "grid": False,
-        "labelPadding": 10,
-        "minExtent": room_for([title]) + 10,
-        "labelColor": _INK,
-        "labelLimit": 320,
-        "labelOverlap": False,
-        **above(-10, -10, "right"),
-    }
+        axis = alt.Axis(**plain, labels=False, **above(0, -10, "left"))
+    else:
+        axis = alt.Axis(
+            **plain,
+            labelPadding=10,
+            minExtent=room_for([title]) + 10,
+            labelColor=_INK,
+            labelLimit=320,
+            labelOverlap=False,
+            **above(-10, -10, "right"),
+        )
+    return alt.Y("row:N", sort=None, axis=axis)
 
 
-def row_layers(rows: Sequence[Spec], layers: Sequence[Spec], narrow: bool) -> list[Spec]:
+_ROW = alt.Y("row:N", sort=None)
+
+
+def row_layers(rows: Sequence[Row], layers: Sequence[alt.Chart], narrow: bool) -> alt.LayerChart:
     """Returns the layers, and in a narrow chart the rows' labels, each above its row."""
-    if not narrow:
-        return list(layers)
-    names = {
-        "data": {"values": [{"row": row["row"]} for row in rows]},
-        "mark": {"type": "text", "align": "left", "baseline": "middle", "dy": -18, "aria": False},
-        "encoding": {
-            "x": {"value": 0},
-            "y": {"field": "row", "type": "nominal", "sort": None},
-            "text": {"field": "row"},
-        },
-    }
-    return [*layers, names]
+    if narrow:
+        names = marks({"row": row["row"]} for row in rows).mark_text(
+            align="left", baseline="middle", dy=-18, aria=False
+        )
+        layers = [*layers, names.encode(x=alt.value(0), y=_ROW, text="row:N")]
+    return alt.layer(*layers).properties(height=alt.Step(46 if narrow else 26))
 
 
-def beside(rows: Sequence[Spec], field: str, head: str, offset: int = 10) -> list[Spec]:
+def beside(rows: Sequence[Row], field: str, head: str, offset: int = 10) -> list[alt.Chart]:
     """Returns a column of text at the right of the plot, and its heading."""
-    place = {"x": {"value": "width"}, "y": {"field": "row", "type": "nominal", "sort": None}}
-    mark = {"type": "text", "align": "left", "dx": offset, "aria": False}
+    right = alt.value("width")
+    cells = marks(rows).mark_text(align="left", dx=offset, aria=False, baseline="middle")
+    title = marks([{"head": head}]).mark_text(
+        align="left", dx=offset, aria=False, baseline="bottom", color=_QUIET
+    )
     return [
-        {
-            "data": {"values": list(rows)},
-            "mark": {**mark, "baseline": "middle"},
-            "encoding": {**place, "text": {"field": field}},
-        },
-        {
-            "data": {"values": [{"head": head}]},
-            "mark": {**mark, "baseline": "bottom", "color": _QUIET},
-            "encoding": {"x": {"value": "width"}, "y": {"value": -10}, "text": {"field": "head"}},
-        },
+        cells.encode(x=right, y=_ROW, text=f"{field}:N"),
+        title.encode(x=right, y=alt.value(-10), text="head:N"),
     ]
-
-
-def step(narrow: bool) -> Spec:
-    """Returns the height of a row for a specification."""
-    return {"step": 46 if narrow else 26}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rich.text import Text
+import altair as alt
 
-from reports.page.chart import Chart, Spec, percent_axis
-from reports.page.rows import COMPUTED, RowChart, part_colour, part_keys, source_text
+from reports.page.chart import Chart, Row, marks, percent_axis
+from reports.page.rows import COMPUTED, RowChart, part_keys, part_scale, source_text
 from reports.sample import TIERS, Sample
-from reports.tables.columns import Column
+from reports.tables.columns import Column, numbers, texts
 
 MOST_BINS = 48
 
@@ -31,7 +31,7 @@ def filling_chart(rows: RowChart) -> Chart | None:
         for first in range(0, len(turns), width)
     ]
     shares = [_shares(of_bin, tiers) for _, of_bin in bins]
-    parts: list[Spec] = []
+    parts: list[Row] = []
     for (first, of_bin), found in zip(bins, shares, strict=True):
         last = min(first + width - 1, len(turns))
         which = f"request {first}" if last == first else f"requests {first} to {last}"
@@ -50,28 +50,19 @@ def filling_chart(rows: RowChart) -> Chart | None:
             )
             at += share
 
-    def draw(width: int, narrow: bool) -> Spec:
-        return {
-            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
-            "height": 170 if narrow else 200,
-            "data": {"values": parts},
-            "mark": {"type": "bar", "strokeWidth": 0.7},
-            "encoding": {
-                "x": {
-                    "field": "first",
-                    "type": "quantitative",
-                    "title": "request (number, in the order of sending)",
-                    "scale": {"domain": [0.5, len(turns) + 0.5], "nice": False, "zero": False},
-                    "axis": {"grid": False, "tickMinStep": 1, "tickCount": 5 if narrow else 10},
-                },
-                "x2": {"field": "last"},
-                "y": percent_axis("from", "prompt tokens (%)"),
-                "y2": {"field": "to"},
-                "color": part_colour([*tiers, COMPUTED]),
-                "stroke": part_colour([*tiers, COMPUTED]),  # no seams between the bars
-                "description": {"field": "say"},
-            },
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        scale = alt.Scale(domain=[0.5, len(turns) + 0.5], nice=False, zero=False)
+        x = alt.X("first:Q", title="request (number, in the order of sending)", scale=scale)
+        bars = marks(parts).mark_bar(strokeWidth=0.7)
+        return bars.properties(height=170 if narrow else 200).encode(
+            x=x.axis(grid=False, tickMinStep=1, tickCount=5 if narrow else 10),
+            x2="last",
+            y=percent_axis("from", "prompt tokens (%)"),
+            y2="to",
+            color=alt.Color("part:N", scale=part_scale(tiers), legend=None),
+            stroke=alt.Stroke("part:N", scale=part_scale(tiers), legend=None),  # no seams
+            description="say:N",
+        )
 
     grouped = f" in groups of {width}" if width > 1 else ""
     return Chart(
@@ -82,9 +73,9 @@ def filling_chart(rows: RowChart) -> Chart | None:
         f" in {len({s.repeat for s in samples})} repeats.",
         draw,
         [
-            Column("from request", "number", tuple(Text(str(first)) for first, _ in bins)),
+            Column("from request", "number", texts(str(first) for first, _ in bins)),
             *(
-                Column(name, "%", tuple(Text(f"{found[name]:.1f}") for found in shares))
+                Column(name, "%", numbers([found[name] for found in shares], 1))
                 for name in (*tiers, COMPUTED)
             ),
         ],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import altair as alt
 import numpy as np
-from rich.text import Text
 
-from reports.page.chart import Chart, Spec, beside, row_axis, row_layers, step
+from reports.page.chart import Chart, Row, beside, linear_or, marks, row_axis, row_layers
 from reports.sample import TIERS, Sample
 from reports.summary import CellSummary
-from reports.tables.columns import Column, describe
+from reports.tables.columns import Column, describe, numbers, percents, texts
 from reports.units import EN_DASH, NONE, number_text, places_for
 
 MOST_TICKS = 1000
@@ -48,7 +49,7 @@ class RowChart:
     @property
     def column(self) -> Column:
         """Returns the labels as a column of a table."""
-        return Column(self.title, "", tuple(map(Text, self.labels)), left=True)
+        return Column(self.title, "", texts(self.labels), left=True)
 
     def n_text(self) -> str:
         """Says how many requests a row is of."""
@@ -69,7 +70,7 @@ def ttft_chart(rows: RowChart) -> Chart | None:
         return None
     unit, scale = ("s", 1.0) if float(np.median(known)) >= 1 else ("ms", 1e3)
     each = max(20, MOST_TICKS // len(values))
-    ticks: list[Spec] = []
+    ticks: list[Row] = []
     thinned = False
     for label, row in zip(rows.labels, values, strict=True):
         for hit in (False, True):
@@ -94,50 +95,26 @@ def ttft_chart(rows: RowChart) -> Chart | None:
     ]
     log = max(known) > 40 * min(known) > 0
 
-    def draw(width: int, narrow: bool) -> Spec:
-        y = {"field": "row", "type": "nominal", "sort": None, "axis": row_axis(rows.title, narrow)}
-        x = {
-            "field": "ttft",
-            "type": "quantitative",
-            "title": f"TTFT ({unit})",
-            "scale": {"type": "log"} if log else {"zero": True, "nice": True},
-            "axis": {"tickCount": 4 if narrow else 7},
-        }
-        strip = {
-            "data": {"values": ticks},
-            "mark": {"type": "tick", "thickness": 1.5, "size": 14, "opacity": 0.5, "aria": False},
-            "encoding": {
-                "x": x,
-                "y": y,
-                "color": {
-                    "condition": {"test": "datum.hit", "value": "var(--cpu)"},
-                    "value": "var(--miss)",
-                },
-            },
-        }
-        median = {
-            "data": {"values": middles},
-            "mark": {
-                "type": "point",
-                "filled": True,
-                "size": 62,
-                "opacity": 1,
-                "color": "var(--ink)",
-                "stroke": "var(--paper)",
-                "strokeWidth": 1.5,
-            },
-            "encoding": {
-                "x": x | {"field": "p50"},
-                "y": y,
-                "description": {"field": "say"},
-            },
-        }
-        layers = [strip, median, *beside(middles, "text", f"p50 {unit}")]
-        return {
-            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
-            "height": step(narrow),
-            "layer": row_layers(middles, layers, narrow),
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        y = row_axis(rows.title, narrow)
+        ticked = alt.Axis(tickCount=4 if narrow else 7)
+        x = partial(alt.X, title=f"TTFT ({unit})", scale=linear_or(log), axis=ticked)
+        hue = alt.when("datum.hit").then(alt.value("var(--cpu)"))
+        strip = marks(ticks).mark_tick(thickness=1.5, size=14, opacity=0.5, aria=False)
+        median = marks(middles).mark_point(
+            filled=True,
+            size=62,
+            opacity=1,
+            color="var(--ink)",
+            stroke="var(--paper)",
+            strokeWidth=1.5,
+        )
+        layers = [
+            strip.encode(x=x("ttft:Q"), y=y, color=hue.otherwise(alt.value("var(--miss)"))),
+            median.encode(x=x("p50:Q"), y=y, description="say:N"),
+            *beside(middles, "text", f"p50 {unit}"),
+        ]
+        return row_layers(middles, layers, narrow)
 
     some = " Rows of many requests are drawn by evenly spaced quantiles." if thinned else ""
     spreads = [
@@ -153,10 +130,10 @@ def ttft_chart(rows: RowChart) -> Chart | None:
         [
             rows.column,
             *(
-                _column(name, unit, [None if v is None else v * scale for v in found])
+                Column(name, unit, numbers([None if v is None else v * scale for v in found]))
                 for name, found in spreads
             ),
-            Column("n", "requests", tuple(Text(str(c.n)) for c in rows.cells)),
+            Column("n", "requests", texts(str(c.n) for c in rows.cells)),
         ],
         {
             "hit something": "var(--cpu)",
@@ -176,7 +153,7 @@ def speedup_chart(rows: RowChart) -> Chart | None:
     if not kept:
         return None
     places = places_for(cell.speedup.ratio for _, cell in kept)
-    values: list[Spec] = []
+    values: list[Row] = []
     for label, cell in kept:
         ratio, low, high = cell.speedup.ratio, cell.speedup.low, cell.speedup.high
         between = (
@@ -199,47 +176,25 @@ def speedup_chart(rows: RowChart) -> Chart | None:
     ends = [v for row in values for v in (row["ratio"], row["low"], row["high"]) if v is not None]
     log = max(ends) > 12 and min(ends) > 0
 
-    def draw(width: int, narrow: bool) -> Spec:
-        y = {"field": "row", "type": "nominal", "sort": None, "axis": row_axis(rows.title, narrow)}
-        x = {
-            "type": "quantitative",
-            "title": "speed-up of TTFT p50 (times)",
-            "scale": {"type": "log"} if log else {"zero": True, "nice": True},
-            "axis": {"tickCount": 4 if narrow else 7},
-        }
-        even = {
-            "data": {"values": [{"one": 1}]},
-            "mark": {"type": "rule", "color": "var(--quiet)", "strokeDash": [3, 3], "aria": False},
-            "encoding": {"x": x | {"field": "one"}},
-        }
-        interval = {
-            "data": {"values": [v for v in values if v["low"] is not None]},
-            "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.45, "aria": False},
-            "encoding": {
-                "x": x | {"field": "low"},
-                "x2": {"field": "high"},
-                "y": y,
-                "color": {"value": "var(--cpu)"},
-            },
-        }
-        dot = {
-            "data": {"values": values},
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {
-                "x": x | {"field": "ratio"},
-                "y": y,
-                "color": {"value": "var(--cpu)"},
-                "description": {"field": "say"},
-            },
-        }
-        columns = beside(values, "text", "speed-up")
-        if not narrow:
-            columns += beside(values, "between", "95 %", 76)
-        return {
-            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
-            "height": step(narrow),
-            "layer": row_layers(values, [even, interval, dot, *columns], narrow),
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        y = row_axis(rows.title, narrow)
+        ticked = alt.Axis(tickCount=4 if narrow else 7)
+        title = "speed-up of TTFT p50 (times)"
+        x = partial(alt.X, title=title, scale=linear_or(log), axis=ticked)
+        hue = alt.value("var(--cpu)")
+        even = marks([{"one": 1}]).mark_rule(color="var(--quiet)", strokeDash=[3, 3], aria=False)
+        interval = marks(v for v in values if v["low"] is not None).mark_rule(
+            strokeWidth=3, opacity=0.45, aria=False
+        )
+        dot = marks(values).mark_point(filled=True, size=70, opacity=1)
+        layers = [
+            even.encode(x=x("one:Q")),
+            interval.encode(x=x("low:Q"), x2="high", y=y, color=hue),
+            dot.encode(x=x("ratio:Q"), y=y, color=hue, description="say:N"),
+            *beside(values, "text", "speed-up"),
+            *([] if narrow else beside(values, "between", "95 %", 76)),
+        ]
+        return row_layers(values, layers, narrow)
 
     return Chart(
         "speedup",
@@ -249,9 +204,9 @@ def speedup_chart(rows: RowChart) -> Chart | None:
         f" {rows.n_text()}.",
         draw,
         [
-            Column(rows.title, "", tuple(Text(label) for label, _ in kept), left=True),
-            Column("speed-up", "times", tuple(Text(v["text"]) for v in values)),
-            Column("95 %", "interval", tuple(Text(v["between"]) for v in values)),
+            Column(rows.title, "", texts(label for label, _ in kept), left=True),
+            Column("speed-up", "times", texts(v["text"] for v in values)),
+            Column("95 %", "interval", texts(v["between"] for v in values)),
         ],
     )
 
@@ -262,8 +217,8 @@ def hits_chart(rows: RowChart) -> Chart | None:
     if not cells:
         return None
     tiers = [tier for tier in TIERS if any(cell.hit_tokens[tier] for _, cell in cells)]
-    parts: list[Spec] = []
-    totals: list[Spec] = []
+    parts: list[Row] = []
+    totals: list[Row] = []
     for label, cell in cells:
         at = 0.0
         shares = {tier: 100 * (cell.tier_rate(tier) or 0) for tier in tiers}
@@ -273,30 +228,17 @@ def hits_chart(rows: RowChart) -> Chart | None:
             at += share
         totals.append({"row": label, "text": f"{100 * (cell.hit_rate or 0):.1f}"})
 
-    def draw(width: int, narrow: bool) -> Spec:
-        y = {"field": "row", "type": "nominal", "sort": None, "axis": row_axis(rows.title, narrow)}
-        bars = {
-            "data": {"values": parts},
-            "mark": {"type": "bar", "height": 13, "stroke": "var(--paper)", "strokeWidth": 1},
-            "encoding": {
-                "x": {
-                    "field": "from",
-                    "type": "quantitative",
-                    "title": "prompt tokens (%)",
-                    "scale": {"domain": [0, 100]},
-                    "axis": {"values": [0, 25, 50, 75, 100]},
-                },
-                "x2": {"field": "to"},
-                "y": y,
-                "description": {"field": "say"},
-                "color": part_colour([*tiers, COMPUTED]),
-            },
-        }
-        return {
-            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
-            "height": step(narrow),
-            "layer": row_layers(totals, [bars, *beside(totals, "text", "hit %")], narrow),
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        x = alt.X("from:Q", title="prompt tokens (%)", scale=alt.Scale(domain=[0, 100]))
+        bars = marks(parts).mark_bar(height=13, stroke="var(--paper)", strokeWidth=1)
+        bars = bars.encode(
+            x=x.axis(values=[0, 25, 50, 75, 100]),
+            x2="to",
+            y=row_axis(rows.title, narrow),
+            description="say:N",
+            color=alt.Color("part:N", scale=part_scale(tiers), legend=None),
+        )
+        return row_layers(totals, [bars, *beside(totals, "text", "hit %")], narrow)
 
     return Chart(
         "hits",
@@ -305,12 +247,12 @@ def hits_chart(rows: RowChart) -> Chart | None:
         f" {rows.n_text()}. Rows without a hit are left out.",
         draw,
         [
-            Column(rows.title, "", tuple(Text(label) for label, _ in cells), left=True),
+            Column(rows.title, "", texts(label for label, _ in cells), left=True),
             *(
-                _column(tier, "%", [100 * (cell.tier_rate(tier) or 0) for _, cell in cells], 1)
+                Column(tier, "%", percents(cell.tier_rate(tier) or 0 for _, cell in cells))
                 for tier in tiers
             ),
-            _column("hit", "%", [100 * (cell.hit_rate or 0) for _, cell in cells], 1),
+            Column("hit", "%", percents(cell.hit_rate for _, cell in cells)),
         ],
         part_keys(tiers),
     )
@@ -321,19 +263,12 @@ def source_text(part: str) -> str:
     return part if part == COMPUTED else f"from {part}"
 
 
-def part_colour(parts: Sequence[str]) -> Spec:
-    """Returns the encoding of tiers and what was computed by their colours."""
-    scale = {"domain": list(parts), "range": [COLOURS[part] for part in parts]}
-    return {"field": "part", "type": "nominal", "scale": scale, "legend": None}
+def part_scale(tiers: Sequence[str]) -> alt.Scale:
+    """Returns the scale of tiers and what was computed to their colours."""
+    parts = [*tiers, COMPUTED]
+    return alt.Scale(domain=parts, range=[COLOURS[part] for part in parts])
 
 
 def part_keys(tiers: Sequence[str]) -> dict[str, str]:
     """Maps the names of tiers and of what was computed to their colours."""
     return {source_text(part): COLOURS[part] for part in (*tiers, COMPUTED)}
-
-
-def _column(
-    name: str, unit: str, values: Sequence[float | None], places: int | None = None
-) -> Column:
-    places = places_for(values) if places is None else places
-    return Column(name, unit, tuple(Text(number_text(value, places)) for value in values))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.text import Text
+import altair as alt
 
-from reports.page.chart import Chart, Spec, above, room_for
+from reports.page.chart import Chart, above, marks, room_for
 from reports.sample import TIERS
 from reports.summary import CellSummary
-from reports.tables.columns import Column
+from reports.tables.columns import Column, texts
 from reports.units import NONE, bytes_text, number_text, places_for
 
 
@@ -25,9 +25,19 @@ def sweep_charts(cells: Sequence[CellSummary]) -> Iterator[Chart]:
         # what else was swept (ratios of blend) would lie on the same squares
         if len(sizes) < 2 or len(chunks) < 2 or len(grid) < len(swept):
             continue
-        yield _map(mode, "hit rate", "%", grid, sizes, chunks, _hit)
+        yield _map(
+            mode, "hit rate", "%", grid, sizes, chunks, lambda c: c.hit_rate and 100 * c.hit_rate
+        )
         if any(cell.speedup.ratio is not None for cell in swept):
-            yield _map(mode, "speed-up of TTFT p50", "times", grid, sizes, chunks, _ratio)
+            yield _map(
+                mode,
+                "speed-up of TTFT p50",
+                "times",
+                grid,
+                sizes,
+                chunks,
+                lambda c: c.speedup.ratio,
+            )
 
 
 def _map(
@@ -42,17 +52,17 @@ def _map(
     found = {place: value_of(cell) for place, cell in grid.items()}
     places = 1 if unit == "%" else places_for(found.values())
     suffix = "x" if unit == "times" else ""
-    texts = {
+    shown = {
         place: NONE if value is None else number_text(value, places) + suffix
         for place, value in found.items()
     }
-    squares = [
+    rows = [
         {
             "size": size,
             "chunk": str(chunk),
             "value": value or 0,
-            "text": texts[size, chunk],
-            "say": f"{size}, chunks of {chunk} tokens: {what} {texts[size, chunk]} {unit},"
+            "text": shown[size, chunk],
+            "say": f"{size}, chunks of {chunk} tokens: {what} {shown[size, chunk]} {unit},"
             f" n = {grid[size, chunk].n}",
         }
         for (size, chunk), value in found.items()
@@ -62,49 +72,29 @@ def _map(
     nothing = 0.0 if unit == "%" else min(1.0, *known)
     most = max(nothing + 1e-9, *known)
 
-    def draw(width: int, narrow: bool) -> Spec:
-        x = {
-            "field": "chunk",
-            "type": "ordinal",
-            "sort": [str(chunk) for chunk in chunks],
-            "title": "chunk length (tokens)",
-            "scale": {"padding": 0.03},
-            "axis": {"labelAngle": 0, "ticks": False, "domain": False},
-        }
-        y = {
-            "field": "size",
-            "type": "ordinal",
-            "sort": list(reversed(sizes)),
-            "scale": {"padding": 0.05},
-            "axis": {
-                "title": "tier size",
-                **above(-8, -6, "right"),
-                "ticks": False,
-                "domain": False,
-                "labelLimit": 200,
-                "labelColor": "var(--ink)",
-                "minExtent": room_for(sizes) + 8,
-            },
-        }
-        shade = {
-            "field": "value",
-            "type": "quantitative",
-            "scale": {"range": [0.06, 1], "domain": [nothing, most]},
-            "legend": None,
-        }
-        return {
-            "padding": {"left": 4, "right": 8, "top": 8, "bottom": 4},
-            "height": {"step": 40},
-            "data": {"values": squares},
-            "encoding": {"x": x, "y": y},
-            "layer": [
-                {
-                    "mark": {"type": "rect", "color": "var(--heat)"},
-                    "encoding": {"fillOpacity": shade, "description": {"field": "say"}},
-                },
-                {"mark": {"type": "text", "aria": False}, "encoding": {"text": {"field": "text"}}},
-            ],
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        x = alt.X("chunk:O", title="chunk length (tokens)", scale=alt.Scale(padding=0.03))
+        y = alt.Y("size:O", title="tier size", scale=alt.Scale(padding=0.05))
+        axis = alt.Axis(
+            ticks=False,
+            domain=False,
+            labelLimit=200,
+            labelColor="var(--ink)",
+            minExtent=room_for(sizes) + 8,
+            **above(-8, -6, "right"),
+        )
+        squares = marks(rows).encode(
+            x=x.sort([str(chunk) for chunk in chunks]).axis(
+                labelAngle=0, ticks=False, domain=False
+            ),
+            y=y.sort(list(reversed(sizes))).axis(axis),
+        )
+        shade = alt.FillOpacity("value:Q", legend=None)
+        shade = shade.scale(range=[0.06, 1], domain=[nothing, most])
+        return alt.layer(
+            squares.mark_rect(color="var(--heat)").encode(fillOpacity=shade, description="say:N"),
+            squares.mark_text(aria=False).encode(text="text:N"),
+        ).properties(height=alt.Step(40), padding={"left": 4, "right": 8, "top": 8, "bottom": 4})
 
     counts = sorted({cell.n for cell in grid.values()})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -115,12 +105,12 @@ def _map(
         f" the colour, the higher; n = {n} requests a square.",
         draw,
         [
-            Column("tier size", "", tuple(map(Text, reversed(sizes))), left=True),
+            Column("tier size", "", texts(reversed(sizes)), left=True),
             *(
                 Column(
                     f"chunks of {chunk}",
                     unit,
-                    tuple(Text(texts.get((size, chunk), NONE)) for size in reversed(sizes)),
+                    texts(shown.get((size, chunk), NONE) for size in reversed(sizes)),
                 )
                 for chunk in chunks
             ),
@@ -144,11 +134,3 @@ def _size_names(cells: Sequence[CellSummary]) -> list[str]:
 
 def _chunk(cell: CellSummary) -> int:
     return cell.meta["chunk_tokens"] or 0
-
-
-def _hit(cell: CellSummary) -> float | None:
-    return None if cell.hit_rate is None else 100 * cell.hit_rate
-
-
-def _ratio(cell: CellSummary) -> float | None:
-    return cell.speedup.ratio

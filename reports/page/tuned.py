@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from rich.text import Text
+import altair as alt
 
-from reports.page.chart import Chart, Spec, above, percent_axis
-from reports.tables.columns import Column
+from reports.page.chart import Chart, Row, above, linear_or, marks, percent_axis
+from reports.tables.columns import Column, percents, texts
 from reports.tables.tune import Document, front_columns, is_recommended, tiers_text
 from reports.units import bytes_text, number_text, places_for
 
@@ -26,8 +27,8 @@ def miss_ratio_chart(document: Document) -> Chart | None:
     if not curves:
         return None
     lengths = sorted({curve["chunk_tokens"] for curve in curves})
-    points: list[Spec] = []
-    ends: list[Spec] = []
+    points: list[Row] = []
+    ends: list[Row] = []
     kinds = list(dict.fromkeys((curve["kind"], curve["policy"]) for curve in curves))
     dash_of = {kind: _DASHES[i % len(_DASHES)] for i, kind in enumerate(kinds)}
     for curve in curves:
@@ -55,81 +56,43 @@ def miss_ratio_chart(document: Document) -> Chart | None:
     largest = max(point["size"] for point in points)
     decades = [10.0**power for power in range(-9, 10)]
 
-    def draw(width: int, narrow: bool) -> Spec:
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
         height = 260 if narrow else 320
-        x = {
-            "field": "size",
-            "type": "quantitative",
-            "title": "capacity (GiB, logarithmic)",
-            "scale": {"type": "log", "domainMax": largest, "nice": False},
-            "axis": {"values": decades, "format": "~g"},
-        }
-        y = percent_axis("miss", "prompt tokens missed (%)")
-        dash = {"field": "dash", "type": "nominal", "scale": None}
-        colour = {"field": "hue", "type": "nominal", "scale": None}
-        lines = {
-            "data": {"values": points},
-            "mark": {"type": "line", "strokeWidth": 2, "interpolate": "step-after", "aria": False},
-            "encoding": {
-                "x": x,
-                "y": y,
-                "detail": {"field": "curve"},
-                "strokeDash": dash,
-                "color": colour,
-            },
-        }
-        tips = {
-            "data": {"values": ends},
-            "mark": {"type": "point", "filled": True, "size": 36, "opacity": 1},
-            "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "say"}},
-        }
-        names = {
-            "data": {"values": _apart(ends, height)},
-            "mark": {"type": "text", "align": "left", "dx": 10, "aria": False},
-            "encoding": {
-                "x": {"value": "width"},
-                "y": y | {"field": "at"},
-                "text": {"field": "name"},
-                "color": colour,
-            },
-        }
-        layers = [lines, tips, names]
+        scale = alt.Scale(type="log", domainMax=largest, nice=False)
+        x = alt.X("size:Q", title="capacity (GiB, logarithmic)", scale=scale)
+        x = x.axis(values=decades, format="~g")
+        title = "prompt tokens missed (%)"
+        y = percent_axis("miss", title)
+        hue = alt.Color("hue:N", scale=None)
+        lines = marks(points).mark_line(strokeWidth=2, interpolate="step-after", aria=False)
+        tips = marks(ends).mark_point(filled=True, size=36, opacity=1)
+        names = marks(_apart(ends, height)).mark_text(align="left", dx=10, aria=False)
+        layers = [
+            lines.encode(
+                x=x,
+                y=y,
+                detail="curve:N",
+                strokeDash=alt.StrokeDash("dash:N", scale=None),
+                color=hue,
+            ),
+            tips.encode(x=x, y=y, color=hue, description="say:N"),
+            names.encode(
+                x=alt.value("width"), y=percent_axis("at", title), text="name:N", color=hue
+            ),
+        ]
         if 0 < chosen <= largest:
-            rule = {
-                "data": {"values": [{"size": chosen}]},
-                "mark": {"type": "rule", "color": "var(--ink)", "strokeDash": [2, 3]},
-                "encoding": {
-                    "x": x,
-                    "description": {"value": f"recommended: {bytes_text(chosen * 2**30)}"},
-                },
-            }
-            layers.insert(0, rule)
-        return {
-            "padding": {"left": 4, "right": 12, "top": 8, "bottom": 4},
-            "height": height,
-            "layer": layers,
-        }
+            rule = marks([{"size": chosen}]).mark_rule(color="var(--ink)", strokeDash=[2, 3])
+            say = alt.value(f"recommended: {bytes_text(chosen * 2**30)}")
+            layers.insert(0, rule.encode(x=x, description=say))
+        return alt.layer(*layers).properties(height=height)
 
     source = document["source"]
-    table = [
-        Column("curve", "", tuple(Text(end["name"]) for end in ends), left=True),
-        Column(
-            "smallest",
-            "size",
-            tuple(Text(bytes_text(c["points"][0]["capacity_bytes"])) for c in curves),
-        ),
-        Column(
-            "missed",
-            "%",
-            tuple(Text(f"{100 * (1 - c['points'][0]['hit_rate']):.1f}") for c in curves),
-        ),
-        Column(
-            "largest",
-            "size",
-            tuple(Text(bytes_text(c["points"][-1]["capacity_bytes"])) for c in curves),
-        ),
-        Column("missed", "%", tuple(Text(f"{end['miss']:.1f}") for end in ends)),
-    ]
+    places = [(curve["points"][0], curve["points"][-1]) for curve in curves]
+    table = [Column("curve", "", texts(end["name"] for end in ends), left=True)]
+    for name, found in zip(("smallest", "largest"), zip(*places, strict=True), strict=True):
+        sizes = texts(bytes_text(point["capacity_bytes"]) for point in found)
+        missed = percents(1 - point["hit_rate"] for point in found)
+        table += [Column(name, "size", sizes), Column("missed", "%", missed)]
     return Chart(
         "misses",
         "What a larger cache would still miss",
@@ -151,7 +114,7 @@ def front_chart(document: Document) -> Chart | None:
     p50 = [point["ttft_ms"]["p50"] for point in front]
     unit, scale = ("s", 1e-3) if min(p50) >= 1000 else ("ms", 1.0)
     places = places_for(value * scale for value in p50)
-    stacks: list[Spec] = []
+    stacks: list[Row] = []
     for point in front:
         chosen = is_recommended(point, best)
         values = {name: point["ttft_ms"][name] * scale for name in ("p50", "p90")}
@@ -170,42 +133,34 @@ def front_chart(document: Document) -> Chart | None:
     log = max(point["p90"] for point in stacks) > 40 * max(min(p50) * scale, 1e-9)
     right = max(point["cost"] for point in stacks)
 
-    def draw(width: int, narrow: bool) -> Spec:
-        x = {
-            "field": "cost",
-            "type": "quantitative",
-            "title": "cost of tiers ($ per hour)",
-            "scale": {"zero": True, "nice": True},
-            "axis": {"tickCount": 4 if narrow else 8, "format": "~g"},
-        }
-        y = {
-            "field": "p50",
-            "type": "quantitative",
-            "title": f"TTFT ({unit})",
-            "scale": {"type": "log"} if log else {"zero": True, "nice": True},
-            "axis": {
-                "tickCount": 5,
-                **above(-26, -10, "left"),
-            },
-        }
-        hue = {
-            "condition": {"test": "datum.chosen", "value": "var(--best)"},
-            "value": "var(--cpu)",
-        }
-        reach = {
-            "mark": {"type": "rule", "opacity": 0.4, "strokeWidth": 2, "aria": False},
-            "encoding": {"x": x, "y": y, "y2": {"field": "p90"}, "color": hue},
-        }
-        dots = {
-            "mark": {"type": "point", "filled": True, "opacity": 1, "size": 80},
-            "encoding": {"x": x, "y": y, "color": hue, "description": {"field": "say"}},
-        }
-        return {
-            "padding": {"left": 4, "right": 20, "top": 8, "bottom": 4},
-            "height": 240 if narrow else 300,
-            "data": {"values": stacks},
-            "layer": [reach, dots, *_recommended_label(stacks, right, x, y)],
-        }
+    def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
+        x = alt.X("cost:Q", title="cost of tiers ($ per hour)", scale=linear_or(False))
+        x = x.axis(tickCount=4 if narrow else 8, format="~g")
+        axis = alt.Axis(tickCount=5, **above(-26, -10, "left"))
+        y = partial(alt.Y, title=f"TTFT ({unit})", scale=linear_or(log), axis=axis)
+        hue = alt.when("datum.chosen").then(alt.value("var(--best)"))
+        base = marks(stacks).encode(x=x, y=y("p50:Q"), color=hue.otherwise(alt.value("var(--cpu)")))
+        reach = base.mark_rule(opacity=0.4, strokeWidth=2, aria=False).encode(y2="p90")
+        dots = base.mark_point(filled=True, opacity=1, size=80).encode(description="say:N")
+        names = [
+            marks([stack])
+            .mark_text(
+                align="right" if left else "left",
+                aria=False,
+                dx=6 if left else -6,
+                dy=-11,
+                fontWeight="bold",
+                color="var(--best)",
+            )
+            .encode(x=x, y=y("p90:Q"), text="name:N")
+            for stack in stacks
+            if stack["chosen"]
+            for left in [stack["cost"] > right / 2]  # on the side where there is space
+        ]
+        return alt.layer(reach, dots, *names).properties(
+            height=240 if narrow else 300,
+            padding={"left": 4, "right": 20, "top": 8, "bottom": 4},
+        )
 
     return Chart(
         "front",
@@ -219,29 +174,6 @@ def front_chart(document: Document) -> Chart | None:
         front_columns(document),
         {"stack": "var(--cpu)", "recommended": "var(--best)"},
     )
-
-
-def _recommended_label(stacks: Sequence[Spec], right: float, x: Spec, y: Spec) -> list[Spec]:
-    """Labels the chosen stack's dot with its sizes, on the side where there is space."""
-    found = []
-    for stack in (stack for stack in stacks if stack["chosen"]):
-        left = stack["cost"] > right / 2
-        found.append(
-            {
-                "data": {"values": [stack]},
-                "mark": {
-                    "type": "text",
-                    "align": "right" if left else "left",
-                    "aria": False,
-                    "dx": 6 if left else -6,
-                    "dy": -11,
-                    "fontWeight": "bold",
-                    "color": "var(--best)",
-                },
-                "encoding": {"x": x, "y": y | {"field": "p90"}, "text": {"field": "name"}},
-            }
-        )
-    return found
 
 
 def _curve_name(curve: Document) -> str:
@@ -261,10 +193,10 @@ def _as_by_prefix(curve: Document, curves: Sequence[Document]) -> bool:
     )
 
 
-def _apart(ends: Sequence[Spec], height: int) -> list[Spec]:
+def _apart(ends: Sequence[Row], height: int) -> list[Row]:
     """Returns the ends with a place for each label (``at``, in per cent), none upon another."""
     least = 100 * _LINE_PX / height
-    placed: list[Spec] = []
+    placed: list[Row] = []
     for end in sorted(ends, key=lambda end: float(end["miss"])):
         at = max(end["miss"], placed[-1]["at"] + least) if placed else max(end["miss"], 1.0)
         placed.append({**end, "at": at})

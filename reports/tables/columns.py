@@ -1,11 +1,14 @@
-"""Decides what a benchmark's table says. How it is laid out is in layout.py."""
+"""Decides what a benchmark's table says and how its columns look. How tables are laid out is in
+layout.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.cells import cell_len
+from rich.table import Table
 from rich.text import Text
 
 from reports.sample import TIERS
@@ -15,6 +18,8 @@ from reports.units import EN_DASH, NONE, bytes_text, bytes_unit, number_text, pl
 
 BAD = "bold red"
 _VERDICTS = {"faster": "green", "slower": BAD, "wrong": BAD}
+GAP = 2
+"""The blanks between columns; the box draws one of them."""
 QUEUE_SHARE = 0.01
 """The client's queue is shown where its p90 is more than this share of TTFT p50."""
 
@@ -39,6 +44,18 @@ class Column:
     def empty(self) -> bool:
         """Returns whether no cell has a value."""
         return all(value.plain == NONE for value in self.values)
+
+
+def column_table(columns: Sequence[Column]) -> Table:
+    """Returns a table of the columns under two-line headers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        header = Text(column.name, style="bold")
+        header.append(f"\n{column.unit}", style="not bold dim")
+        table.add_column(header, justify="left" if column.left else "right", no_wrap=True)
+    for values in zip(*(column.values for column in columns), strict=True):
+        table.add_row(*values)
+    return table
 
 
 def describe(cells: Cells) -> tuple[list[str], list[Column]]:
@@ -198,34 +215,28 @@ def _quality(cells: Cells) -> list[Column]:
             return Text(NONE)
         return Text(f"{number_text(low, 4)}{EN_DASH}{number_text(high, 4)}")
 
-    def percent(value: float | None) -> Text:
-        return Text(number_text(None if value is None else value * 100, 1))
-
     tokens = [c.recomputed_tokens / c.n if c.blend.n and c.n else None for c in cells]
     return [
-        Column("computed", "tokens", tuple(Text(number_text(t, 0)) for t in tokens)),
-        Column("layers", "run %", tuple(percent(c.token_layer_share) for c in cells)),
-        Column("KL", "nats", tuple(Text(number_text(c.quality.kl, 4)) for c in cells)),
+        Column("computed", "tokens", numbers(tokens, 0)),
+        Column("layers", "run %", percents(c.token_layer_share for c in cells)),
+        Column("KL", "nats", numbers([c.quality.kl for c in cells], 4)),
         Column("95 %", "interval", tuple(map(interval, cells))),
-        Column("agree", "top-1 %", tuple(percent(c.quality.agreement) for c in cells)),
-        Column("own", "% of TTFT", tuple(percent(c.own_share) for c in cells)),
+        Column("agree", "top-1 %", percents(c.quality.agreement for c in cells)),
+        Column("own", "% of TTFT", percents(c.own_share for c in cells)),
     ]
 
 
 def _answers(cells: Cells) -> list[Column]:
     """Returns the columns of how many answers are right."""
 
-    def percent(value: float | None) -> str:
-        return number_text(None if value is None else value * 100, 1)
-
     def interval(low: float | None, high: float | None) -> Text:
-        return Text(NONE if low is None else f"{percent(low)}{EN_DASH}{percent(high)}")
+        return Text(NONE if low is None else EN_DASH.join(t.plain for t in percents([low, high])))
 
     found = [c.answers for c in cells]
     return [
-        Column("F1", "%", tuple(Text(percent(a.f1)) for a in found)),
+        Column("F1", "%", percents(a.f1 for a in found)),
         Column("95 %", "interval", tuple(interval(a.f1_low, a.f1_high) for a in found)),
-        Column("exact", "match %", tuple(Text(percent(a.exact)) for a in found)),
+        Column("exact", "match %", percents(a.exact for a in found)),
         Column("95 %", "interval", tuple(interval(a.exact_low, a.exact_high) for a in found)),
     ]
 
@@ -233,9 +244,9 @@ def _answers(cells: Cells) -> list[Column]:
 def _rates(cells: Cells) -> list[Column]:
     return [
         *_times(cells, lambda c: c.itl, "ITL", "p50"),
-        Column("req", "per s", _numbers([c.throughput.requests_per_s for c in cells])),
-        Column("goodput", "per s", _numbers([c.goodput_per_s for c in cells])),
-        Column("saved", "prefill s", _numbers([c.prefill_saved_s for c in cells])),
+        Column("req", "per s", numbers([c.throughput.requests_per_s for c in cells])),
+        Column("goodput", "per s", numbers([c.goodput_per_s for c in cells])),
+        Column("saved", "prefill s", numbers([c.prefill_saved_s for c in cells])),
     ]
 
 
@@ -245,15 +256,27 @@ def _moved(cells: Cells) -> list[Column]:
     stored = [c.bytes_stored / scale or None for c in cells]
     speeds = [c.load_bytes_per_s / 1e9 if c.load_bytes_per_s else None for c in cells]
     return [
-        Column("loaded", unit, _numbers(loaded)),
-        Column("load", "GB/s", _numbers(speeds)),
-        Column("stored", unit, _numbers(stored)),
+        Column("loaded", unit, numbers(loaded)),
+        Column("load", "GB/s", numbers(speeds)),
+        Column("stored", unit, numbers(stored)),
     ]
 
 
-def _numbers(values: Sequence[float | None]) -> tuple[Text, ...]:
-    places = places_for(values)
-    return tuple(Text(number_text(value, places)) for value in values)
+def numbers(values: Sequence[float | None], places: int | None = None) -> tuple[Text, ...]:
+    """Returns numbers as a column's values, with as many decimals each as :func:`places_for` says,
+    unless ``places`` does."""
+    places = places_for(values) if places is None else places
+    return texts(number_text(value, places) for value in values)
+
+
+def texts(values: Iterable[str]) -> tuple[Text, ...]:
+    """Returns words as a column's values."""
+    return tuple(map(Text, values))
+
+
+def percents(values: Iterable[float | None]) -> tuple[Text, ...]:
+    """Returns shares as a column's values, in per cent."""
+    return numbers([None if value is None else value * 100 for value in values], 1)
 
 
 def _times(

@@ -6,18 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from reports.summary import CellSummary, RefusedCell, refused_lines
-from reports.tables.columns import BAD, Column, describe, measured
+from reports.tables.columns import BAD, GAP, Column, column_table, describe, measured
 from reports.tables.findings import in_words
 from reports.tables.tiers import tier_tables
 
-GAP = 2
-"""The blanks between columns; the box draws one of them."""
 LEGEND = {
     "TTFT": "TTFT counts from the scheduled arrival; percentiles are interpolated linearly.",
     "unsent": "Unsent: how long due requests waited in the client; a busy client voids a run.",
@@ -112,15 +108,3 @@ def _blocks(
 
 def _fits(columns: Sequence[Column], width: int) -> bool:
     return sum(column.width + GAP for column in columns) - GAP <= width
-
-
-def column_table(columns: Sequence[Column]) -> Table:
-    """Returns a table of the columns under two-line headers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-    for column in columns:
-        header = Text(column.name, style="bold")
-        header.append(f"\n{column.unit}", style="not bold dim")
-        table.add_column(header, justify="left" if column.left else "right", no_wrap=True)
-    for values in zip(*(column.values for column in columns), strict=True):
-        table.add_row(*values)
-    return table

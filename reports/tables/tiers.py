@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from reports.summary import CellSummary, TierWork
+from reports.tables.columns import BAD, Column, column_table, percents
 from reports.units import NONE, bytes_text, number_text
-
-TROUBLE_STYLE = "bold red"
-_COLUMNS = (
-    ("hit", "%"),
-    ("read", ""),
-    ("read", "GB/s"),
-    ("written", ""),
-    ("write", "GB/s"),
-    ("evicted", "chunks"),
-    ("failed", "chunks"),
-)
 
 
 def tier_tables(cells: Sequence[CellSummary]) -> list[Table]:
@@ -34,31 +23,21 @@ def tier_tables(cells: Sequence[CellSummary]) -> list[Table]:
 
 
 def _table(cell: CellSummary, works: Mapping[str, TierWork]) -> Table:
-    table = Table(
-        title=f"tiers of {_label(cell)}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    table.add_column(Text("tier", style="bold"), no_wrap=True)
-    for name, unit in _COLUMNS:
-        header = Text(name, style="bold")
-        header.append(f"\n{unit}", style="not bold dim")
-        table.add_column(header, justify="right", no_wrap=True)
+    heads = [("tier", ""), ("hit", "%"), ("read", ""), ("read", "GB/s"), ("written", "")]
+    heads += [("write", "GB/s"), ("evicted", "chunks"), ("failed", "chunks")]
+    table = column_table([Column(*head, (), left=head[0] == "tier") for head in heads])
+    table.title, table.title_justify, table.title_style = f"tiers of {_label(cell)}", "left", "bold"
     for name, work in works.items():
-        rate = cell.tier_rate(name)
+        failed = work["failed_chunks"]
         table.add_row(
             name,
-            number_text(None if rate is None else rate * 100, 1),
+            percents([cell.tier_rate(name)])[0],
             _moved(work["read_bytes"]),
             _speed(work["read_bytes"], work["read_s"]),
             _moved(work["written_bytes"]),
             _speed(work["written_bytes"], work["write_s"]),
             str(work["evicted_chunks"]),
-            Text(str(work["failed_chunks"]), style=TROUBLE_STYLE if work["failed_chunks"] else ""),
+            Text(str(failed), style=BAD if failed else ""),
         )
         for trouble, count in work["troubles"].items():
             table.add_row(Text(f"  {trouble}", style="dim"), *[""] * 6, str(count))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.text import Text
-
-from reports.tables.columns import Column
-from reports.units import NONE, bytes_text, number_text, places_for
+from reports.tables.columns import Column, numbers, texts
+from reports.units import NONE, bytes_text, number_text
 
 Document = Mapping[str, Any]
 
@@ -46,18 +44,18 @@ def front_columns(document: Document) -> list[Column]:
         " ".join([*(["→"] * is_recommended(point, best)), *(["today"] * bool(point.get("today")))])
         for point in front
     ]
-    columns = [Column("", "", _texts(marks), left=True)]
+    columns = [Column("", "", texts(marks), left=True)]
     for tier in ("device", "cpu", "disk", "remote"):
         sizes = [point["tiers"].get(tier) for point in front]
         if any(sizes):
-            texts = [bytes_text(size) if size else NONE for size in sizes]
-            columns.append(Column(tier, "size", _texts(texts)))
-    columns.append(Column("hit", "%", _numbers([100 * point["hit_rate"] for point in front])))
+            names = [bytes_text(size) if size else NONE for size in sizes]
+            columns.append(Column(tier, "size", texts(names)))
+    columns.append(Column("hit", "%", numbers([100 * point["hit_rate"] for point in front])))
     for name in ("p50", "p90", "p99"):
         values = [point["ttft_ms"].get(name) for point in front]
-        columns.append(Column(f"TTFT {name}", "ms", _numbers(values)))
+        columns.append(Column(f"TTFT {name}", "ms", numbers(values)))
     costs = [number_text(point["cost_per_hour"], 4) for point in front]
-    columns.append(Column("tiers", "$ per hour", _texts(costs)))
+    columns.append(Column("tiers", "$ per hour", texts(costs)))
     return columns
 
 
@@ -68,12 +66,3 @@ def is_recommended(point: Document, best: Document) -> bool:
         point.get(name) == predicted.get(name)
         for name in ("chunk_tokens", "policy", "placement", "admission", "cost_per_hour")
     )
-
-
-def _numbers(values: Sequence[float | None]) -> tuple[Text, ...]:
-    places = places_for(values)
-    return _texts([number_text(value, places) for value in values])
-
-
-def _texts(values: Sequence[str]) -> tuple[Text, ...]:
-    return tuple(Text(value) for value in values)

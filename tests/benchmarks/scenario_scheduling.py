@@ -71,14 +71,6 @@ def failed_loads(asynchronous: bool) -> dict[str, Any]:
         }
 
 
-def forgotten_by_vllm(sim: Simulation) -> None:
-    """Empties vLLM's own prefix cache, and no tier."""
-    pool = sim.scheduler.kv_cache_manager.block_pool
-    for block in pool.blocks:
-        if block.ref_cnt == 0:
-            pool._maybe_evict_cached_block(block)
-
-
 def neighbours() -> dict[str, Any]:
     """Two requests share a beginning in one pass: one loads it inside the step, in vain, and the
     other takes the same blocks from vLLM's own cache."""
@@ -88,7 +80,7 @@ def neighbours() -> dict[str, Any]:
             shared = prompt(320, seed)
             serve(sim, "first", shared)
             settled(sim)
-            forgotten_by_vllm(sim)
+            sim.forget()
             both = {name: shared + prompt(100, seed=n + seed) for n, name in ((50, "x"), (80, "y"))}
             for name, tokens in both.items():
                 sim.add(name, tokens, 3)
@@ -98,7 +90,7 @@ def neighbours() -> dict[str, Any]:
             for tier in sim.worker_half.tiers:
                 tier._share = 0.0  # type: ignore[attr-defined]
             for name, tokens in both.items():
-                forgotten_by_vllm(sim)
+                sim.forget()
                 serve(sim, f"{name} again", [*tokens, 5], 3)
             wrong += sim.result.wrong
     return {"lost": lost, "wrong": wrong}

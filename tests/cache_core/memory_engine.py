@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cache_core import _native
 from cache_core.layout import KVLayout
+from cache_core.tiers.tensor import TensorBuffers
 from cache_core.transfer.chunks import PagedBuffers
 
 LAYOUT = KVLayout(layers=2, kv_heads=2, head_dim=8, dtype="float32", chunk_tokens=4)
@@ -44,6 +46,12 @@ class MemoryEngine:
             head_bytes=layout.head_bytes,
             num_slots=self.capacity,
         )
+
+    def tensors(self, count: int) -> TensorBuffers:
+        """The first chunks, as an engine whose KV torch moves has them."""
+        whole = torch.from_numpy(self.kv).view(getattr(torch, self.layout.dtype))
+        size = self.layout.chunk_tokens
+        return TensorBuffers([whole[..., i * size : (i + 1) * size, :] for i in range(count)])
 
     def place(self, first: int, count: int, threads: int = 1) -> PagedBuffers:
         size = self.layout.chunk_tokens

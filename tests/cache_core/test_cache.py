@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cache_core.cache import TieredCache
 from cache_core.ledger import Placement
 from cache_core.tiers import MemoryTier, NullTier, Tier
-from cache_core.tiers.tensor import TensorBuffers, TensorTier
+from cache_core.tiers.tensor import TensorTier
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
 from tests.cache_core.memory_engine import LAYOUT, MemoryEngine, content, key
@@ -175,7 +175,6 @@ def test_tensor_tier_moves_the_same_bytes_as_the_native_path() -> None:
     """The path of a CUDA engine, on a CPU device: buffer -> device tier -> cpu tier -> buffer."""
     layout = LAYOUT
     engine = MemoryEngine(layout, 3)
-    buffer = torch.from_numpy(engine.kv).view(torch.float32)
     device: list[Tier] = [TensorTier("device", 2, layout, torch.device("cpu"))]
     cache = TieredCache(
         layout,
@@ -184,14 +183,14 @@ def test_tensor_tier_moves_the_same_bytes_as_the_native_path() -> None:
     )
     engine.fill([1, 2, 3])
     keys = [key(1), key(2), key(3)]
-    cache.store(keys, TensorBuffers.of_kv_buffer(buffer, layout, 0, 3)).result()
+    cache.store(keys, engine.tensors(3)).result()
     engine.wipe()
-    loaded = cache.load(cache.acquire(keys), TensorBuffers.of_kv_buffer(buffer, layout, 0, 3))
+    loaded = cache.load(cache.acquire(keys), engine.tensors(3))
     assert loaded.by_tier == {"device": 2, "cpu": 1}
     assert all(engine.holds(i, n) for i, n in enumerate([1, 2, 3]))
     # 4 pushes 1 and 2 down: a demotion from the device tier to memory.
     engine.fill([4, 5])
-    cache.store([key(4), key(5)], TensorBuffers.of_kv_buffer(buffer, layout, 0, 2)).result()
+    cache.store([key(4), key(5)], engine.tensors(2)).result()
     engine.wipe()
     assert cache.load(cache.acquire(keys), engine.place(0, 3)).by_tier == {"cpu": 3}
     assert all(engine.holds(i, n) for i, n in enumerate([1, 2, 3]))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cache_core import _native
 from cache_core.transfer.cuda import PinnedMemory
@@ -23,7 +24,7 @@ from tests.cache_core import reference_codecs as _reference_codecs
 from tests.cache_core.emulated_cuda import Emulation, emulated
 from tests.cache_core.paged_world import Order, large, random_bytes, u64, worlds
 from tests.cache_core.test_cuda import FiniteGpuWorld, GpuWorld, on_gpu_paged
-from tests.cache_core.test_native_codecs import finite
+from tests.cache_core.test_native_codecs import finite, move_far_apart
 
 ORDERS: list[Order] = ["HND", "NHD"]
 SEEDS = range(4)
@@ -114,6 +115,19 @@ def test_codecs_of_any_layout(dtype: str, data: st.DataObject, seed: int, order:
             found = run(gpu, "aligned", name, order, dtype, codec)
             del gpu
             assert found in (expected, None)
+
+
+@pytest.mark.parametrize("name", ["gather", "scatter"])
+def test_kernels_with_offsets_past_2_to_31(emulation: Emulation, name: str, tmp_path: Path) -> None:
+    transfer = emulation.cuda.Transfer(0)
+
+    def move(memory: NDArray[np.uint8], *where: Any) -> None:
+        emulation.cuda.pin(memory.ctypes.data, memory.size)
+        getattr(transfer, name)(*where)
+        transfer.synchronize()
+        emulation.cuda.unpin(memory.ctypes.data)
+
+    move_far_apart(name, tmp_path, move)
 
 
 def moved_beside_an_engine(emulation: Emulation, before: bool, after: bool) -> bool:

@@ -68,8 +68,6 @@ def verbs() -> dict[str, Any]:
     return {
         "gather": lambda p, s, c: _native.gather(p, s, c, "HND"),
         "scatter": lambda p, s, c: _native.scatter(p, s, c, "NHD"),
-        "gather_rows": lambda p, s, c: _native.gather_rows(p, s, c, "NHD"),
-        "scatter_rows": lambda p, s, c: _native.scatter_rows(p, s, c, "HND"),
         "gather_coded": lambda p, s, c: _native.gather_coded(p, s, c, "NHD", "float16", "fp8"),
         "scatter_coded": lambda p, s, c: _native.scatter_coded(p, s, c, "HND", "float32", "int8"),
     }

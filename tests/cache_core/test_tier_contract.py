@@ -24,7 +24,7 @@ from cache_core.tiers.disk.format import spend
 from cache_core.tiers.remote.mooncake_store import MooncakeStore
 from cache_core.tiers.remote.remote_tier import RemoteTier
 from cache_core.tiers.remote.url import open_remote
-from cache_core.tiers.tensor import TensorBuffers, TensorTier
+from cache_core.tiers.tensor import TensorTier
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
 from tests.cache_core.chaos import Chaos
@@ -94,8 +94,7 @@ class World:
     def place(self, count: int) -> ChunkBuffers:
         """The first chunks of the engine's memory."""
         if self.takes_tensors:
-            arena = torch.from_numpy(self.engine.kv).view(torch.float32)
-            return TensorBuffers.of_kv_buffer(arena, LAYOUT, 0, count)
+            return self.engine.tensors(count)
         return self.engine.place(0, count)
 
     def write(self, keys: list[bytes], numbers: list[int]) -> list[bool]:

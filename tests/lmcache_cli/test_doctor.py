@@ -137,7 +137,7 @@ def test_engine_packages_are_held_against_their_range(
     wanted = [Requirement("transformers>=5.10,<5.20")]
     monkeypatch.setattr(doctor, "_requirements", lambda extra: wanted)
     monkeypatch.setattr(doctor, "version", lambda name: installed)
-    (check,) = doctor.check_engine_packages()
+    (check,) = doctor.check_packages("transformers", "--engine transformers", required=True)
     assert (check.status, check.fix) == (status, fix)
     assert check.required
 

@@ -10,6 +10,7 @@ import pytest
 
 from lmcache_cli.engines.measured_costs import load_probe
 from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.options.probe import ProbeFlags
 from lmcache_cli.probe import media
 from lmcache_cli.probe.media import ProbeError, rates, timed_figure
 from lmcache_cli.probe.report import run_probe
@@ -25,13 +26,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(tmp_path: Path, remote: str | None = None) -> int:
-    return run_probe(tmp_path, 64 * MIB, 8 * MIB, remote, 3, tmp_path / "p.json", "-", True)
+    return run_probe(flags(tmp_path, tmp_path, remote), "-", True)
+
+
+def flags(folder: Path, out: Path, remote: str | None = None) -> ProbeFlags:
+    return ProbeFlags(folder, "64MiB", "8MiB", remote, repeat=3, out=out)
 
 
 def test_every_figure_has_a_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == load_probe(tmp_path / "p.json")
+    assert document == load_probe(tmp_path / "probe.json")
     disk = document["disk"]
     modes = {(f["mode"], f["direct"]) for f in disk["figures"]}
     assert {("read", False), ("write", False)} <= modes
@@ -41,7 +46,7 @@ def test_every_figure_has_a_spread(tmp_path: Path, capsys: pytest.CaptureFixture
     for figure in (*rates, disk["fdatasync"]):
         assert 0 < figure["low"] <= figure["median"] <= figure["high"]
         assert figure["n"] >= 3
-    assert [p.name for p in tmp_path.iterdir()] == ["p.json"], "the probe left something behind"
+    assert [p.name for p in tmp_path.iterdir()] == ["probe.json"], "the probe left something behind"
 
 
 def test_a_failed_write_is_a_failed_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,18 +67,18 @@ def test_a_short_read_is_a_failed_probe(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="disk probe failed in /proc/nothing"):
-        run_probe(Path("/proc/nothing"), 64 * MIB, MIB, None, 3, tmp_path / "p", None, True)
+        run_probe(flags(Path("/proc/nothing"), tmp_path), None, True)
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="--remote"):
         run(tmp_path, "redis://127.0.0.1:1?timeout=0.5")
-    assert not (tmp_path / "p.json").exists()
+    assert not (tmp_path / "probe.json").exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "lmcache.bench/1"}', "\x00"])
 def test_what_is_no_probe_file_is_refused(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
+    path = tmp_path / "probe.json"
     path.write_text(text)
     with pytest.raises(UserError, match="--probe"):
         load_probe(path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workloads import GeneratedCorpus
 from workloads.draw import Draw
-from workloads.tokens import ABOUT_A_TEXT, IN_A_CHAT, Quoter, TokenReader
+from workloads.tokens import QUOTE_ENDINGS, Quoter, TokenReader
 
 Encode = Callable[[str], list[int]]
 ENDINGS = (": why?", ": who was it, and when?")
@@ -84,6 +84,6 @@ def test_openings_and_endings_are_tokenised_once(listening: tuple[Encode, list[s
 
 
 def test_endings_close_the_quotation() -> None:
-    for ending in (*ABOUT_A_TEXT, *IN_A_CHAT):
+    for ending in (*QUOTE_ENDINGS["about a text"], *QUOTE_ENDINGS["in a chat"]):
         assert ending.startswith("…”")
         assert ending[-1] in "?.:"

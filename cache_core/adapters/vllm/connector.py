@@ -14,6 +14,7 @@ from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorRole,
+    KVConnectorTransferResults,
     SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -24,22 +25,17 @@ from cache_core.adapters.vllm.config import ConnectorOptions, runs_ahead, warn_u
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
-    kv_shape,
     namespace,
     require_certificate,
     unproven,
 )
-from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown
+from cache_core.adapters.vllm.kv_shape import GroupedShape, shape_of
+from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown, offered
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, Observed
 from cache_core.adapters.vllm.scheduler.events import Events
+from cache_core.adapters.vllm.scheduler.grouped import GroupedSide
 from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
-from cache_core.adapters.vllm.worker.kv_blocks import (
-    EngineBlocks,
-    HostBlocks,
-    TensorBlocks,
-    WholeBlocks,
-)
-from cache_core.adapters.vllm.worker.kv_cuda import cuda_blocks
+from cache_core.adapters.vllm.worker.group_blocks import engine_blocks
 from cache_core.adapters.vllm.worker.open_tiers import of_replica, open_remote_tier, open_tiers
 from cache_core.adapters.vllm.worker.weights_watch import WeightsWatch, model_in_use
 from cache_core.adapters.vllm.worker.worker import WorkerSide
@@ -69,7 +65,9 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         transfer = vllm_config.kv_transfer_config
         self._options = ConnectorOptions.parse(transfer.kv_connector_extra_config or {})
         self._runs_ahead = runs_ahead(vllm_config, self._options)
-        self._shape = kv_shape(vllm_config, kv_cache_config, self._options.chunk_tokens)
+        self._shape = shape_of(vllm_config, kv_cache_config, self._options)
+        if isinstance(self._shape, GroupedShape):
+            self._options = replace(self._options, chunk_tokens=self._shape.chunk_tokens)
         self._layout = self._shape.layout(self._options.chunk_tokens)
         self._ranks = vllm_config.parallel_config.world_size
         # What each data-parallel replica writes alone has its number.
@@ -107,8 +105,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     # What workers do.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        caches = [kv_caches[name] for name in self._shape.layer_names]
-        blocks = _engine_blocks(caches, self._shape, self._options)
+        pieces = self._vllm_config.parallel_config.pipeline_parallel_size == 1
+        blocks = engine_blocks(kv_caches, self._shape, self._options, pieces)
         rank = self._vllm_config.parallel_config.rank
         blend_worker = None
         if self._options.blend:
@@ -179,6 +177,12 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             return None, None
         return None, self.worker.finished(finished_req_ids) or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        found = super().get_transfer_results(finished_req_ids)
+        if self.worker is not None:
+            found.failed_recving |= self.worker.failed(found.finished_recving)
+        return found
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         return set() if self.worker is None else self.worker.bad_blocks()
 
@@ -195,7 +199,11 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         tiers, size = self._options.tier_names, self._options.chunk_tokens
         self._observed = Observed(ledger, tiers, sum(rank.chunk_bytes for rank in ranks))
         told = self._vllm_config.kv_events_config
-        if told is not None and told.enable_kv_cache_events:
+        if told is None or not told.enable_kv_cache_events:
+            return
+        if isinstance(self._shape, GroupedShape):
+            logger.warning("no KV events are sent: this model has no single group of plain KV")
+        else:
             side.tell(Events(ledger, tiers, size, self._shape.block_tokens))
 
     def on_new_request(self, request: Any) -> None:
@@ -226,7 +234,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return look() if self._observed is None else self._observed.lookup(request.request_id, look)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        ids = blocks.get_block_ids()[0] if num_external_tokens > 0 else ()
+        ids = blocks.get_block_ids() if num_external_tokens > 0 else ()
         self._side.allocated(request, ids, num_external_tokens)
 
     def get_external_cache_hit_sources(
@@ -238,7 +246,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         return found
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMeta:
-        return self._side.step(scheduler_output.num_scheduled_tokens, grown(scheduler_output))
+        scheduled = scheduler_output.num_scheduled_tokens
+        return self._side.step(scheduled, grown(scheduler_output), offered(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
         report = connector_output.kv_connector_worker_meta
@@ -349,7 +358,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 unknown,
             )
             hashers.renew()
-        return SchedulerSide(
+        side = GroupedSide if isinstance(self._shape, GroupedShape) else SchedulerSide
+        return side(
             options,
             hashers,
             ranks=self._ranks,
@@ -358,7 +368,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             remote=remote,
             recorder=recorder,
             blend_scheduler=self._open_blend_scheduler(),
-            always_between=self._runs_ahead,
+            always_between=self._runs_ahead or side is GroupedSide,
         )
 
     def _codec_of(self, chunk_bytes: int) -> Codec | None:
@@ -373,7 +383,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         config = self._vllm_config
         if config.parallel_config.pipeline_parallel_size > 1:
             raise Unsupported("blend is not supported with pipeline parallelism")
-        if self._shape.whole_blocks:
+        if isinstance(self._shape, GroupedShape) or self._shape.whole_blocks:
             raise Unsupported("blend is not supported where blocks can only be moved whole")
         # vLLM's own workers keep their model to themselves.
         if str(config.parallel_config.worker_cls).startswith("vllm."):
@@ -386,15 +396,3 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return BlendScheduler(self._options, start, self._shape.block_tokens)
-
-
-def _engine_blocks(
-    caches: list[torch.Tensor], shape: Any, options: ConnectorOptions
-) -> EngineBlocks:
-    if shape.whole_blocks:
-        return WholeBlocks(caches, shape.block_tokens, options.chunk_tokens, options.threads)
-    if shape.on_cpu and all(cache.is_contiguous() for cache in caches):
-        return HostBlocks(caches, options.chunk_tokens, options.threads)
-    if caches[0].is_cuda and (found := cuda_blocks(caches, options)) is not None:
-        return found
-    return TensorBlocks(caches, options.chunk_tokens)

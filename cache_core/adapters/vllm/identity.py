@@ -127,74 +127,6 @@ class Unsupported(ValueError):
     """The KV of a model or setting can't be kept here; the text names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class KvShape:
-    """The shape of one worker's KV. ``whole_blocks``: only blocks of ``block_tokens`` can be
-    moved."""
-
-    layer_names: tuple[str, ...]
-    kv_heads: int
-    head_dim: int
-    dtype: str
-    block_tokens: int
-    whole_blocks: bool
-    on_cpu: bool
-
-    @property
-    def format(self) -> str:
-        """Returns the order of a chunk's bytes, see
-        :mod:`cache_core.adapters.vllm.worker.kv_blocks`."""
-        if self.whole_blocks:
-            return f"vllm: whole blocks of {self.block_tokens}"
-        return "vllm-cpu: K[L][H][D][T] V[L][H][T][D]" if self.on_cpu else "vllm: [L][T][H][C]"
-
-    def layout(self, chunk_tokens: int) -> KVLayout:
-        """Returns the layout of a chunk of ``chunk_tokens`` tokens."""
-        layers = len(self.layer_names)
-        return KVLayout(layers, self.kv_heads, self.head_dim, self.dtype, chunk_tokens)
-
-
-def kv_shape(config: Any, kv_cache_config: Any, chunk_tokens: int) -> KvShape:
-    """Reads the KV's shape from vLLM's configuration. Raises :class:`Unsupported` for what can't be
-    kept: hybrid models, MLA, Mamba, sliding windows, quantised pages, context parallelism."""
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        kinds = ", ".join(sorted({type(g.kv_cache_spec).__name__ for g in groups}))
-        raise Unsupported(f"hybrid models are not supported: this one keeps {kinds}")
-    spec = groups[0].kv_cache_spec
-    if type(spec).__name__ != "FullAttentionSpec":
-        raise Unsupported(
-            f"KV of the kind {type(spec).__name__} is not supported; this connector keeps full"
-            " attention (FullAttentionSpec) alone"
-        )
-    if getattr(spec.kv_quant_mode, "name", "NONE") != "NONE":
-        raise Unsupported(f"KV quantised per {spec.kv_quant_mode.name} is not supported")
-    if spec.page_size_padded is not None or spec.num_head_slots not in (None, spec.num_kv_heads):
-        raise Unsupported("padded KV pages are not supported")
-    if spec.head_size_v not in (None, spec.head_size):
-        raise Unsupported(f"V heads of {spec.head_size_v} beside K heads of {spec.head_size}")
-    parallel = config.parallel_config
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        if getattr(parallel, name, 1) > 1:
-            raise Unsupported(f"{name} > 1 is not supported: tokens are spread over ranks")
-    on_cpu = config.device_config.device_type == "cpu"
-    whole = on_cpu and not _plain_cpu(config, spec)
-    if whole and chunk_tokens % spec.block_size:
-        raise Unsupported(
-            f"chunk_tokens {chunk_tokens} is no multiple of vLLM's block of {spec.block_size},"
-            " and this CPU's attention keeps blocks that can only be moved whole"
-        )
-    return KvShape(
-        tuple(groups[0].layer_names),
-        spec.num_kv_heads,
-        spec.head_size,
-        _dtype_name(spec.dtype),
-        spec.block_size,
-        whole,
-        on_cpu,
-    )
-
-
 def namespace(
     config: Any,
     layout: KVLayout,
@@ -266,7 +198,7 @@ def require_certificate(file: str, model: Any) -> None:
     text, name = model.hf_text_config, str(model.model)
     weights = _weights(model)
     rope = rope_text(getattr(text, "rope_parameters", None))
-    subject = Subject(name, weights, _dtype_name(model.dtype), rope)
+    subject = Subject(name, weights, dtype_name(model.dtype), rope)
     lack = f"{name} has no blend_certificate"
     if file:
         try:
@@ -340,23 +272,7 @@ def _rope_type(rope: Any) -> str:
     return str(given.get("rope_type", given.get("type", "default")))
 
 
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
+    """Returns the name of torch's dtype; bytes are vLLM's FP8."""
     name = str(dtype).removeprefix("torch.")
     return "float8_e4m3fn" if name == "uint8" else name
-
-
-def _plain_cpu(config: Any, spec: Any) -> bool:
-    """Returns whether the CPU backend keeps K as ``[head_dim][tokens]`` and V as
-    ``[tokens][head_dim]``."""
-    try:
-        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-
-        isa = _get_attn_isa(
-            config.model_config.dtype,
-            spec.block_size,
-            spec.head_size,
-            config.cache_config.cache_dtype,
-        )
-    except (ImportError, TypeError, AttributeError):
-        return False
-    return bool(isa == "vec")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,29 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from cache_core.layout import Group
 from cache_core.plan import Hit, Plan
 
 BlockIds = NDArray[np.int32]
-Grown = tuple[str, Sequence[int], int, bool]
-"""A request that was given blocks: its id, the blocks, its computed tokens, and whether these are
-all the blocks that it has, from token 0 on."""
+Grown = tuple[str, Sequence[Sequence[int]], int, bool]
+"""A request that was given blocks: its id, the blocks of each group of layers, its computed tokens,
+and whether these are all the blocks that it has, from token 0 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Facts of a step that vLLM's scheduler knows alone. ``tables`` returns the blocks that a
+    request has right now, of each group of layers; None for one that has no part in the step.
+    ``states`` are the recurrent states that the step leaves behind, of each request: the group, the
+    block, and the tokens after which the state is that. The step copies to the blocks
+    ``copied``."""
+
+    tables: Callable[[str], Sequence[Sequence[int]] | None]
+    states: Mapping[str, Sequence[tuple[int, int, int]]] = field(default_factory=dict)
+    copied: Sequence[int] = ()
+
+
+NO_OFFER = Offer(lambda _: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,9 @@ class BlendSpec:
 class LoadSpec:
     """A load of a pinned hit for one request: tokens ``start`` .. ``end`` of it are wanted; its
     first chunk begins at token ``first``. ``blocks`` are vLLM's blocks of the request from token 0
-    on. The load comes after the saves ``after``, which still read some of them."""
+    on, ``[n]``; where groups of layers have blocks of their own, a row for each chunk that was
+    wanted, ``[n, 1 + m]``: its group, and its blocks, -1 to leave one out. The load comes after the
+    saves ``after``, which still read some of them."""
 
     id: int
     request: str
@@ -67,7 +86,8 @@ class LoadSpec:
 class SaveSpec:
     """A save: a plan to carry out after the step's forward pass. Move ``index`` counts the
     request's chunks. ``offset`` is where the first of them begins, in tokens from the first of
-    ``blocks`` on: less than 0 where only blocks of later chunks are given."""
+    ``blocks`` on: less than 0 where only blocks of later chunks are given. ``blocks`` are as in
+    :class:`LoadSpec`; of rows, ``index`` counts those."""
 
     id: int
     request: str
@@ -153,21 +173,33 @@ class WorkerReport(KVConnectorWorkerMetadata):
 class TiersOpened(KVConnectorHandshakeMetadata):
     """One rank's open tiers: the bytes of a chunk in them, capacities in chunks (None: unbounded),
     and what each holds from before. ``watched`` says whether the rank would notice a change of its
-    weights."""
+    weights. ``groups`` are those of a model whose layers keep different things; ``tables`` are
+    vLLM's numbers for them."""
 
     chunk_bytes: int
     capacities: Sequence[int | None]
     recovered: Sequence[Sequence[bytes]]
     watched: bool = False
+    groups: tuple[Group, ...] = ()
+    tables: tuple[int, ...] = ()
 
 
 def grown(output: Any) -> Iterator[Grown]:
     """Yields the requests that a ``SchedulerOutput`` gives blocks."""
     for new in output.scheduled_new_reqs:
-        yield new.req_id, new.block_ids[0], new.num_computed_tokens, True
+        yield new.req_id, new.block_ids, new.num_computed_tokens, True
     cached = output.scheduled_cached_reqs
     for row, blocks in enumerate(cached.new_block_ids):
         if blocks is not None:
             name = cached.req_ids[row]
             anew = name in cached.resumed_req_ids
-            yield name, blocks[0], cached.num_computed_tokens[row], anew
+            yield name, blocks, cached.num_computed_tokens[row], anew
+
+
+def offered(output: Any) -> Offer:
+    """Returns what a ``SchedulerOutput`` says of blocks beside :func:`grown`."""
+    state = output.kv_connector_block_state
+    copied = tuple(copy.dst_block_id for copy in output.kv_cache_block_copies or ())
+    if state is None:
+        return replace(NO_OFFER, copied=copied)
+    return Offer(state.get_block_ids, state.boundary_state_offloads, copied)

@@ -14,7 +14,7 @@ import numpy as np
 from cache_core import _native
 from cache_core.tiers.disk.catalog import Catalog, ForeignSegment
 from cache_core.tiers.disk.directory import FULL, Directory, Lost
-from cache_core.tiers.disk.format import Sizes
+from cache_core.tiers.disk.format import RecordAccess, Sizes
 from cache_core.tiers.disk.segment import SegmentFile
 
 logger = logging.getLogger("lmcache")
@@ -160,8 +160,7 @@ def move_live(
     directory: Directory,
     number: int,
     records: Sequence[tuple[SegmentFile, int]],
-    direct: bool,
-    depth: int,
+    access: RecordAccess,
 ) -> tuple[SegmentFile, list[bool]]:
     """Makes a new, sealed, durable segment with copies of the records as they are, in their order.
     Returns it, and for each record whether it could be read: False is for ever. Raises ``OSError``
@@ -176,7 +175,7 @@ def move_live(
             fds: dict[SegmentFile, int] = {}
             for segment in [*dict.fromkeys(segment for segment, _ in records), target]:
                 try:
-                    fds[segment] = segment.open(direct, write=segment is target)
+                    fds[segment] = segment.open(access.direct, write=segment is target)
                 except FileNotFoundError:
                     directory.check()
                     fds[segment] = _NO_FILE  # somebody has removed this one
@@ -190,14 +189,14 @@ def move_live(
                 np.full(len(records), fds[target], dtype=np.int32),
                 target.offsets(np.arange(len(records))),
                 first.payload_bytes,
-                direct,
-                depth,
+                access.direct,
+                access.depth,
             )
             readable = [status == 0 for status in statuses.tolist()]
             for row, status in enumerate(statuses.tolist()):
                 if status <= 0 or fds[records[row][0]] == _NO_FILE:
                     continue
-                if not _is_lost(records[row][0], sources[row], offsets[row], direct):
+                if not _is_lost(records[row][0], sources[row], offsets[row], access.direct):
                     raise OSError(status, os.strerror(status))
         for slot, (segment, source) in enumerate(records):
             if readable[slot]:

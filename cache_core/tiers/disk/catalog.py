@@ -19,6 +19,7 @@ from cache_core.tiers.disk.format import (
     UNFINISHED_NAME,
     Damaged,
     Foreign,
+    RecordAccess,
     Sequences,
 )
 from cache_core.tiers.disk.segment import SegmentFile, Spot
@@ -63,9 +64,7 @@ class Catalog:
     last_number: int = -1
 
 
-def survey(
-    directory: Directory, payload_bytes: int, namespace: bytes, direct: bool, depth: int
-) -> Catalog:
+def survey(directory: Directory, access: RecordAccess) -> Catalog:
     """Reads every segment's header and table, and all records of those that have no table: they
     were being written when their process ended. Those get their table here.
 
@@ -87,25 +86,19 @@ def survey(
         else:
             number = int(entry.name.partition(".")[0], 16)
             catalog.last_number = max(catalog.last_number, number)
-            _take(catalog, directory, entry, payload_bytes, namespace, direct, depth)
+            _take(catalog, directory, entry, access)
     return catalog
 
 
 def _take(
-    catalog: Catalog,
-    directory: Directory,
-    entry: os.DirEntry[str],
-    payload_bytes: int,
-    namespace: bytes,
-    direct: bool,
-    depth: int,
+    catalog: Catalog, directory: Directory, entry: os.DirEntry[str], access: RecordAccess
 ) -> None:
     path, nbytes = directory.path / entry.name, _on_disk(entry)
     try:
         segment, trouble = SegmentFile.load(directory, entry.name)
         if trouble is not None:
             logger.warning("%s is damaged: %s", path, trouble)
-        if not segment.sealed and (torn := segment.scan(direct, depth)):
+        if not segment.sealed and (torn := segment.scan(access.direct, access.depth)):
             logger.warning("%s has %d records that are not whole; they are lost", path, torn)
     except Foreign as foreign:
         logger.warning("%s %s; it is left alone", path, foreign)
@@ -132,7 +125,8 @@ def _take(
         logger.warning("%s can't be mended: %s", path, error.strerror)
     # One without a record has nothing to serve and goes when it is looked at for its space.
     segment.sealed = True
-    if (segment.header.payload_bytes, segment.header.namespace) == (payload_bytes, namespace):
+    header = segment.header
+    if (header.payload_bytes, header.namespace) == (access.payload_bytes, access.namespace):
         catalog.segments.append(segment)
     else:
         catalog.foreign_segments.append(

@@ -188,6 +188,15 @@ def make_directories(path: Path) -> list[Path]:
     return above
 
 
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Writes all of ``data`` at ``offset`` of a file. Raises ``OSError``."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
 def _sync_path(path: Path) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

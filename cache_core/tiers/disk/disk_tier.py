@@ -16,11 +16,11 @@ import numpy as np
 from cache_core.layout import Addresses
 from cache_core.tiers.disk.crew import DiskCall, Hung, IoThreads
 from cache_core.tiers.disk.directory import Directory, Lost, does_direct
-from cache_core.tiers.disk.format import KEY_FIELD_BYTES, slot_bytes
+from cache_core.tiers.disk.format import KEY_FIELD_BYTES, RecordAccess, slot_bytes
 from cache_core.tiers.disk.log import DiskCounters, Log, RateLimitedWarnings
 from cache_core.tiers.disk.reader import Buffer, DiskBuffers, DiskReader, Staging
 from cache_core.tiers.disk.writer import Syncer, Writer
-from cache_core.tiers.tier import Read, Tier, TierError
+from cache_core.tiers.tier import Read, Tier, TierError, fitting
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
@@ -79,21 +79,13 @@ class DiskTier(Tier):
         self.name = name
         self._counters = DiskCounters()
         self._chunk_bytes = chunk_bytes
-        self._depth = depth
         self._warnings = RateLimitedWarnings(name)
         self._directory = Directory(Path(directory))
         try:
             self.direct = does_direct(self._directory.fd) if direct is None else direct
+            access = RecordAccess(namespace, chunk_bytes, self.direct, depth)
             self._log = Log(
-                self._directory,
-                cap_bytes,
-                chunk_bytes,
-                namespace,
-                segment_bytes,
-                self.direct,
-                depth,
-                self._counters,
-                self._warnings,
+                self._directory, cap_bytes, segment_bytes, access, self._counters, self._warnings
             )
         except OSError as error:
             self._directory.close()
@@ -104,10 +96,8 @@ class DiskTier(Tier):
             self._directory.close()
             raise
         self.capacity: int | None = self._log.sizes.capacity
-        self._reader = DiskReader(
-            self._log, namespace, self.direct, depth, self._counters, self._warnings
-        )
-        self._writer = Writer(self._log, namespace, self.direct, depth)
+        self._reader = DiskReader(self._log)
+        self._writer = Writer(self._log)
         self._staging = Staging(chunk_bytes, depth)
         room = self._staging.chunks // 2  # one batch arrives while another is copied
         self._batch = min(room, max(depth, room // 4))
@@ -168,7 +158,7 @@ class DiskTier(Tier):
         stored = [False] * len(keys)
         if self._over or not self._directory.ours:
             return stored
-        rows = self._admitted(keys)
+        rows = fitting(keys, self.contains(keys), (self.capacity or 0) - len(self._log))
         try:
             self._crew.check()
             if rows:
@@ -305,19 +295,6 @@ class DiskTier(Tier):
             self._warnings.about("memory", f"can't {verb}, it needs memory: {trouble}")
         elif isinstance(trouble, OSError):
             self._warnings.about(verb, f"can't {verb}: {trouble.strerror or trouble}")
-
-    def _admitted(self, keys: Sequence[bytes]) -> list[int]:
-        """Returns the rows that the capacity has space for; those of held keys always."""
-        room = (self.capacity or 0) - len(self._log)
-        fresh: set[bytes] = set()
-        rows = []
-        for row, key in enumerate(keys):
-            if key not in self._log and key not in fresh:
-                if len(fresh) >= room:
-                    continue
-                fresh.add(key)
-            rows.append(row)
-        return rows
 
     def _put(
         self, keys: Sequence[bytes], rows: list[int], buffer: Buffer, stored: list[bool]

@@ -131,6 +131,17 @@ class SegmentHeader:
         return header
 
 
+@dataclass(frozen=True, slots=True)
+class RecordAccess:
+    """How a disk tier reads and writes its records: of ``payload_bytes`` in ``namespace``, by
+    O_DIRECT or not, ``depth`` at once."""
+
+    namespace: bytes
+    payload_bytes: int
+    direct: bool
+    depth: int
+
+
 def pack_table(header: SegmentHeader, keys: Keys, sequences: Sequences) -> bytes:
     """Returns the table of a full segment: each slot's key and sequence number, 0 for none."""
     entries = np.zeros(len(sequences), dtype=_ENTRY)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache_core.tiers.disk.allocator import Allocator, choose_segments, move_live
 from cache_core.tiers.disk.catalog import KeyIndex, survey
 from cache_core.tiers.disk.directory import Directory, Lost
-from cache_core.tiers.disk.format import Sequences, Sizes, spend
+from cache_core.tiers.disk.format import RecordAccess, Sequences, Sizes, spend
 from cache_core.tiers.disk.segment import SegmentFile, Spot
 from cache_core.tiers.disk.tombstones import Tombstones
 from cache_core.tiers.tier import TierError
@@ -62,27 +62,21 @@ class Log:
         self,
         directory: Directory,
         cap_bytes: int,
-        payload_bytes: int,
-        namespace: bytes,
         segment_bytes: int | None,
-        direct: bool,
-        depth: int,
+        access: RecordAccess,
         counters: DiskCounters,
         warnings: RateLimitedWarnings,
     ) -> None:
         self.directory = directory
-        self._direct = direct
-        self._depth = depth
-        self._counters = counters
-        self._warnings = warnings
-        catalog = survey(directory, payload_bytes, namespace, direct, depth)
+        self.access, self.counters, self.warnings = access, counters, warnings
+        catalog = survey(directory, access)
         largest = max((segment.most_bytes for segment in catalog.segments), default=0)
         self.sizes: Sizes = spend(
-            cap_bytes, payload_bytes, segment_bytes, catalog.untouched_bytes, largest
+            cap_bytes, access.payload_bytes, segment_bytes, catalog.untouched_bytes, largest
         )
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
-        self._space = Allocator(directory, self.sizes, namespace, catalog)
+        self._space = Allocator(directory, self.sizes, access.namespace, catalog)
         self._deaths = Tombstones(directory, self.sizes.deaths_bytes)
         self._index = KeyIndex()
         self._head: SegmentFile | None = None
@@ -212,18 +206,18 @@ class Log:
                 except FileNotFoundError:
                     continue  # nothing in it was alive any more, or somebody has removed it
                 except OSError as error:
-                    self._warnings.about("sync", f"can't make durable: {error.strerror}")
+                    self.warnings.about("sync", f"can't make durable: {error.strerror}")
                     segment.unsynced = True
                     good = False
             try:
                 if names:
                     self.directory.sync()
             except OSError as error:
-                self._warnings.about("sync", f"can't make durable: {error.strerror}")
+                self.warnings.about("sync", f"can't make durable: {error.strerror}")
                 self._names_changed = True
                 good = False
             if good:
-                self._warnings.over("sync")
+                self.warnings.over("sync")
                 with self._lock:
                     dead = self._overwritten[:overwritten]
                     del self._overwritten[:overwritten]
@@ -312,11 +306,11 @@ class Log:
         records = [(spot.segment, spot.slot) for _, spot in moving if spot.segment is not None]
         self._space.settle()
         target, readable = move_live(
-            self.directory, self._space.next_number(), records, self._direct, self._depth
+            self.directory, self._space.next_number(), records, self.access
         )
         with self._lock:
             self._space.segments[target.number] = target
-            self._counters.copied += sum(readable)
+            self.counters.copied += sum(readable)
             for slot, (key, spot) in enumerate(moving):
                 # A reader may have dropped it meanwhile.
                 if self._index.get(key) is spot:

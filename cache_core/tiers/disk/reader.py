@@ -16,14 +16,12 @@ import numpy as np
 from cache_core import _native
 from cache_core.layout import Addresses
 from cache_core.tiers.disk.format import key_array, rounded
-from cache_core.tiers.disk.log import DiskCounters, Log, RateLimitedWarnings
+from cache_core.tiers.disk.log import Log
 from cache_core.tiers.disk.segment import SegmentFile, Spot
 from cache_core.tiers.tier import Read, TierError
-from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
+from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers, addresses_from
 
 _BYTES = 64 << 20
-
-
 _KEPT = 2  # slabs: one for the writer, one for a reader
 
 
@@ -44,7 +42,6 @@ class Staging:
     def __init__(self, chunk_bytes: int, depth: int) -> None:
         stride = rounded(chunk_bytes)
         self.chunks = max(2, depth, min(16 * depth, _BYTES // stride))
-        self._steps = np.arange(self.chunks, dtype=np.uint64) * np.uint64(stride)
         self._stride = stride
         self._lock = threading.Lock()
         self._free: list[_native.Slab] = []
@@ -60,7 +57,7 @@ class Staging:
             if slab is not None:
                 self._free.remove(slab)
         slab = slab or _native.Slab(nbytes)
-        buffer = Buffer(slab, np.uint64(slab.address) + self._steps[:chunks])
+        buffer = Buffer(slab, addresses_from(slab.address, chunks, self._stride))
         try:
             yield buffer
         finally:
@@ -93,21 +90,8 @@ _NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
 class DiskReader:
     """Reads held chunks, for any number of threads."""
 
-    def __init__(
-        self,
-        log: Log,
-        namespace: bytes,
-        direct: bool,
-        depth: int,
-        counters: DiskCounters,
-        warnings: RateLimitedWarnings,
-    ) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
-        self._namespace = namespace
-        self._direct = direct
-        self._depth = depth
-        self._counters = counters
-        self._warnings = warnings
         self._files = threading.Condition()
         self._holding = 0  # calls that have files open
         self._ended = 0
@@ -123,6 +107,7 @@ class DiskReader:
     def _fetch_batch(self, keys: list[bytes], addresses: Addresses) -> list[Read]:
         """Reads leading chunks: as many as there are descriptors for, and one at least."""
         good: list[Read] = []
+        access = self._log.access
         with ExitStack() as stack:
             opened: dict[SegmentFile, int] = {}
             rows: list[tuple[int, Spot, int]] = []
@@ -145,10 +130,10 @@ class DiskReader:
                 np.ascontiguousarray(addresses[picked]),
                 key_array([keys[row] for row in picked]),
                 np.array([spot.sequence for spot in spots], dtype=np.uint64),
-                self._namespace,
-                self._log.sizes.payload_bytes,
-                self._direct,
-                self._depth,
+                access.namespace,
+                access.payload_bytes,
+                access.direct,
+                access.depth,
             )
         for (row, spot, _), status in zip(rows, statuses.tolist(), strict=True):
             good[row] = Read.HERE if status == 0 else self._report(keys[row], spot, status)
@@ -184,8 +169,8 @@ class DiskReader:
                         return None
                     if self._wait_for_another(ended):
                         return self._open(key, opened, stack)
-                self._counters.unreadable += 1
-                self._warnings.about("read", f"can't read: {error.strerror}")
+                self._log.counters.unreadable += 1
+                self._log.warnings.about("read", f"can't read: {error.strerror}")
                 return Read.LATER
             if first:
                 stack.callback(self._let_go)
@@ -198,7 +183,7 @@ class DiskReader:
         """Opens a segment's file that was counted before: none finds no descriptor and no
         holder."""
         try:
-            return segment.open(self._direct)
+            return segment.open(self._log.access.direct)
         except BaseException:
             with self._files:
                 self._holding -= first
@@ -222,16 +207,16 @@ class DiskReader:
         pass."""
         away = status == errno.EIO and spot.segment is not None
         if away and spot.segment is not None:
-            away = not spot.segment.has_lost_a_block(self._direct)
+            away = not spot.segment.has_lost_a_block(self._log.access.direct)
         if away or status not in _DAMAGE:
-            self._counters.unreadable += 1
-            self._warnings.about("read", f"can't read: {os.strerror(status)}")
+            self._log.counters.unreadable += 1
+            self._log.warnings.about("read", f"can't read: {os.strerror(status)}")
             return Read.LATER
-        self._counters.damaged += 1
+        self._log.counters.damaged += 1
         where = spot.segment.path if spot.segment is not None else "a segment that is gone"
         logger.warning(
             "%s tier: chunk %s in %s is lost: %s",
-            self._warnings.name,
+            self._log.warnings.name,
             key.hex()[:12],
             where,
             _DAMAGE[status],

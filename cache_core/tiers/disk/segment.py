@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.tiers.disk.directory import Directory
+from cache_core.tiers.disk.directory import Directory, write_all
 from cache_core.tiers.disk.format import (
     ALLOWANCE,
     BLOCK,
@@ -87,7 +87,7 @@ class SegmentFile:
         fd = directory.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             os.posix_fallocate(fd, 0, header.file_bytes)
-            _pwrite(fd, header.pack(), 0)
+            write_all(fd, header.pack(), 0)
             directory.rename(new, name)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -215,7 +215,7 @@ class SegmentFile:
             # A table that is there vouches for records that are.
             os.fdatasync(fd)
             table = pack_table(self.header, self.keys[: self.filled], self.sequences[: self.filled])
-            _pwrite(fd, table, BLOCK)
+            write_all(fd, table, BLOCK)
             os.fdatasync(fd)
             self.measure(fd)
         finally:
@@ -235,11 +235,3 @@ class Spot:
     segment: SegmentFile | None
     slot: int
     sequence: int
-
-
-def _pwrite(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view = view[done:]
-        offset += done

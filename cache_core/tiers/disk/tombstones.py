@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core import _native
-from cache_core.tiers.disk.directory import Directory
+from cache_core.tiers.disk.directory import Directory, write_all
 
 logger = logging.getLogger("lmcache")
 
@@ -113,7 +113,7 @@ class Tombstones:
     def _create(self, data: bytes) -> int:
         fd = self._directory.open(_NEW, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
-            _write_all(fd, data, 0)
+            write_all(fd, data, 0)
             os.fdatasync(fd)
             self._directory.rename(_NEW, _NAME)
         except BaseException:
@@ -145,7 +145,7 @@ class Tombstones:
             if self._fd < 0:
                 self._resume()
             # Always after the last whole frame: a half-written one is written over.
-            _write_all(self._fd, frame, self._size)
+            write_all(self._fd, frame, self._size)
         except OSError as error:
             if not self._troubled:
                 logger.warning("%s can't be written: %s", self.path, error.strerror)
@@ -161,14 +161,6 @@ class Tombstones:
 def _frame(sequences: list[int]) -> bytes:
     body = _FRAME.pack(_FRAME_MAGIC, len(sequences)) + np.array(sequences, dtype="<u8").tobytes()
     return body + _native.crc32c(body).to_bytes(4, "little")
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view = view[done:]
-        offset += done
 
 
 def _parse(path: Path, data: bytes) -> tuple[NDArray[np.uint64], int]:

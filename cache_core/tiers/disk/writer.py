@@ -31,8 +31,8 @@ class Written:
 class Writer:
     """Appends records to the log, which does not know of them before they are published."""
 
-    def __init__(self, log: Log, namespace: bytes, direct: bool, depth: int) -> None:
-        self._log, self._namespace, self._direct, self._depth = log, namespace, direct, depth
+    def __init__(self, log: Log) -> None:
+        self._log = log
 
     def append(self, keys: list[bytes], buffer: Buffer, first: int) -> Written | None:
         """Writes the leading keys, whose chunks are in the buffer from ``first`` on, to fresh slots
@@ -42,7 +42,8 @@ class Writer:
         if given is None:
             return None
         segment, slots, sequences = given
-        fd = segment.open(self._direct, write=True)
+        access = self._log.access
+        fd = segment.open(access.direct, write=True)
         try:
             statuses = _native.write_records(
                 np.full(len(slots), fd, dtype=np.int32),
@@ -50,10 +51,10 @@ class Writer:
                 buffer.addresses[first : first + len(slots)],
                 key_array(keys[: len(slots)]),
                 sequences,
-                self._namespace,
-                self._log.sizes.payload_bytes,
-                self._direct,
-                self._depth,
+                access.namespace,
+                access.payload_bytes,
+                access.direct,
+                access.depth,
             )
         finally:
             os.close(fd)

@@ -13,7 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from cache_core import _native
+from cache_core.layout import Addresses
 from cache_core.tiers.remote.store import Bytes, Store
+from cache_core.transfer.chunks import addresses_from
 
 _T = TypeVar("_T")
 _PAGE = 4096
@@ -67,12 +69,11 @@ class IoWorker:
         starts = [i * self._stride + _PAGE - self._head_bytes for i in range(count)]
         return [view[start : start + self._value_bytes] for start in starts]
 
-    def payloads(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    def payloads(self, count: int) -> Addresses:
         """Returns the addresses of the first ``count`` values after their heads, page-aligned."""
         self._view()
         assert self._slab is not None
-        steps = np.arange(count, dtype=np.uint64) * np.uint64(self._stride)
-        return np.uint64(self._slab.address + _PAGE) + steps
+        return addresses_from(self._slab.address + _PAGE, count, self._stride)
 
     def submit(self, work: Callable[[Store], _T]) -> Future[_T]:
         """Runs ``work`` on the worker's thread, connected. The caller has the worker to itself."""

@@ -18,7 +18,7 @@ from cache_core.residency import Recent
 from cache_core.tiers.remote.io_worker import IoWorker, IoWorkers, stride_of
 from cache_core.tiers.remote.store import HEAD_BYTES, Proving, Store, StoreError, intact, seal
 from cache_core.tiers.suspensions import CircuitBreaker
-from cache_core.tiers.tier import Read, Tier, TierError
+from cache_core.tiers.tier import Read, Tier, TierError, fitting
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
@@ -220,17 +220,9 @@ class RemoteTier(Tier):
         """Returns the rows that the capacity has space for."""
         if self.capacity is None:
             return list(range(len(keys)))
-        rows = []
         with self._lock:
-            room = self.capacity - len(self._known)
-            new: set[bytes] = set()
-            for row, key in enumerate(keys):
-                if key not in self._known and key not in new:
-                    if len(new) >= room:
-                        continue
-                    new.add(key)
-                rows.append(row)
-        return rows
+            held = [key in self._known for key in keys]
+            return fitting(keys, held, self.capacity - len(self._known))
 
     def _look_up(self, keys: Sequence[bytes]) -> list[Read]:
         names = [key.hex() for key in keys]

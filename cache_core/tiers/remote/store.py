@@ -60,14 +60,8 @@ class Proving(Protocol):
 
 
 ENVELOPE_VERSION = 1
-
-
 HEAD_BYTES = 64
-
-
 _HEAD = struct.Struct("<4sIQ32s16s")
-
-
 _MAGIC = b"LMKV"
 
 

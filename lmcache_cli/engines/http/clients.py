@@ -22,15 +22,9 @@ from workloads.request import Request
 
 SHARE = 0.1
 """The share of the median TTFT that the client may delay requests by: so little does not matter."""
-
-
 FLOOR_S = 0.005
 """Seconds by which any busy machine may delay a thread."""
-
-
 _PROBE_S = 0.01
-
-
 _FEWEST = 20
 
 

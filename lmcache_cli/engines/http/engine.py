@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from cache_core.plan import TierCounters
 from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.capacity import CachedSession
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.http.clients import LoopLag, refuse_saturated
 from lmcache_cli.engines.http.completions import Completion
@@ -120,9 +120,11 @@ class Salts:
         return known[:cut] + self.ids + known[cut:]
 
 
-class OpenAISession:
-    """A session of one cell: the server at an endpoint. ``tier`` is where its hits are reported to
-    be. ``apart``: each request has salt tokens of its own, so that the server has nothing of it."""
+class OpenAISession(CachedSession):
+    """A session of one cell: the server at an endpoint, which is up all the time and whose cache
+    tells us nothing. ``tier`` is where its hits are reported to be. ``apart``: each request has
+    salt tokens of its own, so that the server has nothing of it. What earlier starts left there is
+    out of reach: each has other salt tokens."""
 
     def __init__(
         self,
@@ -132,13 +134,11 @@ class OpenAISession:
         tier: str = "device",
         apart: bool = False,
     ) -> None:
+        super().__init__(None)
         self._apart = apart
         self.endpoint, self.salts, self.decode, self.tier = endpoint, salts, decode, tier
         self._lost = 0
         self._sent = 0
-
-    def ready(self) -> None:
-        """Does nothing: the server is up all the time."""
 
     def serve(self, requests: Sequence[Request], load: Load) -> Iterator[Sample]:
         endpoint = self.endpoint()
@@ -208,32 +208,13 @@ class OpenAISession:
         """Returns the number of prompt tokens by tier that request ``name`` did not compute."""
         return {self.tier: answer.cached_tokens} if answer.error is None else {}
 
-    def settle(self) -> None:
-        """Does nothing: what the server does after its answer is its own."""
-
-    def held_chunks(self) -> int:
-        """Returns 0: no chunk that a prompt of this start could hit, because its salt is new."""
-        return 0
-
-    def capacities(self) -> Mapping[str, int | None]:
-        return {}
-
     def clear(self) -> None:
         self.salts.renew()
         # A server that was lost may be back: it gets one request to show it.
         self._lost = min(self._lost, _LOST_IN_A_ROW - 1)
 
-    def counters(self) -> Mapping[str, TierCounters]:
-        return {}
-
     def chunk_bytes(self) -> int:
         return 0
-
-    def troubles(self) -> Mapping[str, Mapping[str, int]]:
-        return {}
-
-    def close(self) -> None:
-        """Does nothing: the endpoint is the engine's."""
 
     def _shown(self, ids: Sequence[int]) -> Sequence[int] | str:
         if self.endpoint().dialect.ids:

@@ -14,10 +14,6 @@ KEYS = ("LMCACHE_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the API key; the first that is set counts."""
 
 
-def _silent(text: str) -> None:
-    """Says nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """The settings of an engine with a server. ``url`` is the endpoint's (engine openai), ``args``
@@ -30,7 +26,7 @@ class ServerSettings:
     silence_s: float = 300.0
     folder: Path = Path("runs")
     start_s: float = 600.0
-    say: Callable[[str], None] = _silent
+    say: Callable[[str], None] = lambda _: None
 
 
 def server_root(url: str) -> str:

@@ -15,6 +15,7 @@ from lmcache_cli.engines.transformers.cross_model.session import CrossModelSessi
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.layer_groups import GroupedBuffer, States
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
+from lmcache_cli.engines.transformers.models import blend_subject
 from lmcache_cli.engines.transformers.open_cache import open_cache
 from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, TransformersSession
 from lmcache_cli.errors import UserError
@@ -33,7 +34,8 @@ class TransformersEngine(ModelRunner):
     def blend_subject(self) -> Subject:
         """Returns the subject of a certificate for blend of this model. Reads all weights of a
         folder."""
-        return self.loaded.blend_subject()
+        loaded = self.loaded
+        return blend_subject(loaded.id, loaded.source, loaded.config, loaded.dtype)
 
     def session_bytes(self) -> int:
         return 0

@@ -23,7 +23,7 @@ from cache_core import _native
 from cache_core.layout import KVLayout
 from cache_core.plan import StoreOutcome
 from cache_core.tiers.tensor import TensorBuffers, current_stream
-from cache_core.transfer.chunks import ChunkBuffers, PagedBuffers
+from cache_core.transfer.chunks import ChunkBuffers, PagedBuffers, addresses_from
 from cache_core.transfer.cuda import cuda_module
 from cache_core.transfer.gpu import CopyStreams, GpuBuffers, Ready
 
@@ -110,9 +110,10 @@ class KvBuffer:
 
     def chunks(self, layout: KVLayout, first: int, count: int, threads: int) -> ChunkBuffers:
         """Returns the buffers of ``count`` chunks from chunk ``first`` on."""
-        if self._paged is None:
-            return TensorBuffers.of_kv_buffer(self.tensor, layout, first, count)
         size = layout.chunk_tokens
+        if self._paged is None:
+            places = [(i * size, (i + 1) * size) for i in range(first, first + count)]
+            return self.spans(layout, places, threads)
         tokens: NDArray[np.int64] = np.arange(first * size, (first + count) * size, dtype=np.int64)
         return self._place(self._paged, tokens.reshape(count, size), layout, threads)
 
@@ -138,8 +139,7 @@ class KvBuffer:
     def _describe(self) -> _native.Paged:
         item = self.tensor.element_size()
         layer, plane, head, token, _ = (step * item for step in self.tensor.stride())
-        base = self.tensor.data_ptr()
-        k = np.arange(self.layout.layers, dtype=np.uint64) * np.uint64(layer) + np.uint64(base)
+        k = addresses_from(self.tensor.data_ptr(), self.layout.layers, layer)
         return _native.Paged(
             k_bases=k,
             v_bases=k + np.uint64(plane),

@@ -152,11 +152,6 @@ class LoadedModel:
         """Returns the RoPE parameters as text: they are part of what a cached K means."""
         return json.dumps(getattr(self.config, "rope_parameters", None), sort_keys=True)
 
-    def blend_subject(self) -> Subject:
-        """Returns the subject of a certificate for blend of this model. Reads all weights of a
-        folder."""
-        return blend_subject(self.id, self.source, self.config, self.dtype)
-
     @property
     def tokenizer_digest(self) -> str:
         """Returns a digest of the tokenizer's vocabulary, merges and normalisation."""

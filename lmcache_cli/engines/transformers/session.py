@@ -23,7 +23,8 @@ from reports.sample import Sample
 from workloads.request import Request
 
 _NOTHING = LoadOutcome(0, {}, 0, 0.0)
-WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
+WAIT_S = 10.0
+"""Seconds to wait for chunks that are being stored: far beyond what a copy takes."""
 
 
 @dataclass(frozen=True, slots=True)

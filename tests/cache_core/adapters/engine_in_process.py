@@ -68,8 +68,9 @@ def engine(
 
     if options is not None:
         settings["kv_transfer_config"] = connector(options)
-    given = {"max_model_len": 4096, "block_size": 32, "enable_prefix_caching": False} | settings
-    llm = LLM(model=str(model), dtype="float32", enforce_eager=True, seed=0, **given)
+    given = {"max_model_len": 4096, "block_size": 32, "enable_prefix_caching": False}
+    given |= {"dtype": "float32"} | settings
+    llm = LLM(model=str(model), enforce_eager=True, seed=0, **given)
     counts: dict[str, float] = {}
     core = llm.llm_engine.engine_core.engine_core
     if options is not None:

@@ -57,7 +57,8 @@ def config(
 def connector(role: KVConnectorRole, given: Any) -> TieredKVConnector:
     spec = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=8, dtype=torch.float32)
     groups = [KVCacheGroupSpec(["layer.0"], spec)]
-    return TieredKVConnector(given, role, SimpleNamespace(kv_cache_groups=groups, num_blocks=64))
+    kept = SimpleNamespace(kv_cache_groups=groups, kv_cache_tensors=[], num_blocks=64)
+    return TieredKVConnector(given, role, kept)
 
 
 class Runner:

@@ -77,14 +77,14 @@ class World:
         while external is None:  # its prompt is being hashed
             external, _ = self.side.matched(request, computed)
             self.side._hashing.next_pass(False)
-        self.side.allocated(request, range(8), external)
+        self.side.allocated(request, (range(8),), external)
         request.num_computed_tokens = external
         return external
 
     def schedule(self, *requests: Any) -> StepMeta:
         """A step that computes the rest of the requests."""
         tokens = {one.request_id: TOKENS - one.num_computed_tokens for one in requests}
-        meta = self.side.step(tokens, [(n, range(8), 0, True) for n in tokens])
+        meta = self.side.step(tokens, [(n, (range(8),), 0, True) for n in tokens])
         for one in requests:
             one.num_computed_tokens = TOKENS
         return meta

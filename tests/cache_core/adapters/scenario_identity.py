@@ -14,29 +14,38 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from vllm.lora.request import LoRARequest
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
     FullAttentionSpec,
     KVCacheGroupSpec,
+    KVQuantMode,
     MambaSpec,
     MLAAttentionSpec,
+    SlidingWindowMLASpec,
     SlidingWindowSpec,
 )
 
+from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.identity import (
     Hashers,
     Unsupported,
-    kv_shape,
     namespace,
     require_certificate,
 )
+from cache_core.adapters.vllm.kv_shape import GroupedShape, shape_of
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, observe
 from cache_core.blend.certificate import Certificate
 
 FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
 
 
-def groups(*specs: Any) -> Any:
+def groups(*specs: Any, **facts: Any) -> Any:
     return SimpleNamespace(
-        kv_cache_groups=[KVCacheGroupSpec([f"layer.{i}"], spec) for i, spec in enumerate(specs)]
+        kv_cache_groups=[
+            KVCacheGroupSpec([f"layer.{i}"], spec, **facts) for i, spec in enumerate(specs)
+        ],
+        kv_cache_tensors=[],
+        num_blocks=8,
     )
 
 
@@ -60,12 +69,55 @@ def config(**parallel: int) -> Any:
     )
 
 
-def refusal(kv: Any, **parallel: int) -> str:
+def taken(kv: Any, options: dict[str, Any] | None = None, **given: Any) -> str:
+    """What is kept of each group, in order; or why it is refused."""
+    chosen = ConnectorOptions.parse({"chunk_tokens": 48} | (options or {}))
+    facts = ("drafts", "use_mla")
+    described = config(**{name: each for name, each in given.items() if name not in facts})
+    described.speculative_config = given.get("drafts")
+    described.model_config.use_mla = given.get("use_mla", False)
     try:
-        kv_shape(config(**parallel), kv, 64)
+        shape = shape_of(described, kv, chosen)
     except Unsupported as error:
         return str(error)
-    return "taken"
+    if not isinstance(shape, GroupedShape):
+        return "all, token by token"
+    kept = (f"{group.keeps} {group.span or ''}".strip() for group in shape.groups)
+    return f"{', '.join(kept)}; chunks of {shape.chunk_tokens}"
+
+
+def kinds() -> dict[str, str]:
+    """What becomes of each kind of KV."""
+    full = FullAttentionSpec(**FULL)
+    window = SlidingWindowSpec(**FULL, sliding_window=64)
+    state: dict[str, Any] = {"block_size": 64, "shapes": ((4,),), "dtypes": (torch.float32,)}
+    aligned = MambaSpec(**state, mamba_cache_mode="align")
+    quantised = FullAttentionSpec(**FULL, kv_quant_mode=KVQuantMode.FP8_PER_TOKEN_HEAD)
+    latent = {**FULL, "num_kv_heads": 1}
+    replayed = SlidingWindowMLASpec(**latent, sliding_window=64, bounded_replay=True)
+    return {
+        "full": taken(groups(full)),
+        "hybrid": taken(groups(full, window)),
+        "window": taken(groups(window)),
+        "local": taken(groups(full, ChunkedLocalAttentionSpec(**FULL, attention_chunk_size=96))),
+        "mla": taken(groups(MLAAttentionSpec(**latent))),
+        "mla window": taken(groups(SlidingWindowMLASpec(**latent, sliding_window=64))),
+        "quantised": taken(groups(quantised)),
+        "padded": taken(groups(FullAttentionSpec(**FULL, page_size_padded=1 << 16))),
+        "mamba": taken(groups(full, aligned)),
+        "mamba, not aligned": taken(groups(full, MambaSpec(**state))),
+        "mamba, drafts": taken(groups(full, aligned), drafts=object()),
+        "cross": taken(groups(CrossAttentionSpec(**FULL))),
+        "replayed": taken(groups(MLAAttentionSpec(**latent), replayed)),
+        "not causal": taken(groups(FullAttentionSpec(**FULL, non_causal=True))),
+        "on the host": taken(groups(full, window, host_resident=True)),
+        "mla, cpu": taken(groups(MLAAttentionSpec(**latent)), use_mla=True),
+        "context": taken(groups(full), decode_context_parallel_size=2),
+        "layerwise": taken(groups(full, window), {"layerwise": True}),
+        "codec": taken(groups(full, window), {"codec": "int8"}),
+        "sync": taken(groups(full, window), {"load": "sync"}),
+        "blend": taken(groups(full, window), {"blend": True}),
+    }
 
 
 def request(salt: str | None = None, lora: Path | None = None) -> Any:
@@ -161,8 +213,8 @@ def certificates(model: Path, scratch: Path) -> dict[str, str]:
 
 def main() -> None:
     model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-    full = FullAttentionSpec(**FULL)
-    layout = kv_shape(config(), groups(full), 64).layout(64)
+    shape = shape_of(config(), groups(FullAttentionSpec(**FULL)), ConnectorOptions())
+    layout = shape.layout(64)
     base = namespace(config(), layout, "format", "salt")
     hashers = Hashers(base)
     asked = [request(), request("a"), request("b")]
@@ -173,14 +225,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "full": refusal(groups(full)),
-                "hybrid": refusal(groups(full, SlidingWindowSpec(**FULL, sliding_window=64))),
-                "window": refusal(groups(SlidingWindowSpec(**FULL, sliding_window=64))),
-                "mla": refusal(groups(MLAAttentionSpec(**FULL))),
-                "mamba": refusal(
-                    groups(MambaSpec(block_size=32, shapes=((1,),), dtypes=(torch.float32,)))
-                ),
-                "context": refusal(groups(full), decode_context_parallel_size=2),
+                "kinds": kinds(),
                 "keys": [*keys, other],
                 "metrics": exposed(),
                 "histories": histories(),

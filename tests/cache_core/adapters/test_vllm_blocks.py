@@ -17,6 +17,7 @@ from cache_core.adapters.vllm.worker.kv_blocks import (
     TensorBlocks,
     WholeBlocks,
     slots_of,
+    slots_within,
 )
 
 LAYERS, HEADS, DIM, BLOCKS = 3, 2, 8, 11
@@ -108,3 +109,10 @@ def test_whole_blocks_move_as_they_are() -> None:
 def test_whole_blocks_need_whole_chunks() -> None:
     with pytest.raises(ValueError, match="no multiple of vLLM's block of 4"):
         WholeBlocks(caches(4, 0), 4, 6, 1)
+
+
+@pytest.mark.parametrize("wanted", [(0, 64), (16, 48), (21, 22), (0, 17), (40, 200), (64, 64)])
+def test_slots_outside_what_is_wanted_are_left_out(wanted: tuple[int, int]) -> None:
+    blocks, tokens = np.array([7, 3, 9, 4, 1, 8, 2, 6], dtype=np.int32), range(16, 64)
+    expected = [int(blocks[at // 8]) * 8 + at % 8 if at in range(*wanted) else -1 for at in tokens]
+    assert slots_within(blocks, 8, tokens, range(*wanted)).tolist() == expected

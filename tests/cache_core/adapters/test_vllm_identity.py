@@ -17,22 +17,46 @@ def found(scenario: Scenario) -> dict[str, Any]:
     return outcome
 
 
-def test_full_attention_is_taken(found: dict[str, Any]) -> None:
-    assert found["full"] == "taken"
+KEPT = {
+    "full": "all, token by token",
+    "hybrid": "all, window 64; chunks of 64",
+    "window": "window 64; chunks of 64",
+    "local": "all, local 96; chunks of 64",
+    "mla": "all; chunks of 64",
+    "mla window": "window 64; chunks of 64",
+    "quantised": "all; chunks of 64",
+    "padded": "all; chunks of 64",
+    "mamba": "all, state; chunks of 64",
+}
+REFUSED = {
+    "mamba, not aligned": "--mamba-cache-mode align",
+    "mamba, drafts": "with speculative decoding",
+    "cross": "CrossAttentionSpec is not supported; these kinds are: FullAttentionSpec, ",
+    "replayed": "SlidingWindowMLASpec whose window vLLM computes again",
+    "not causal": "FullAttentionSpec that is not causal",
+    "on the host": "HiSparse",
+    "mla, cpu": "MLA on vLLM's CPU backend",
+    "context": "decode_context_parallel_size > 1 is not supported",
+    "layerwise": '"layerwise" is not supported where layers keep different things',
+    "codec": 'codec "int8" is not supported where layers keep different things',
+    "sync": 'load "sync" is not supported where layers keep different things',
+    "blend": '"blend" is not supported where layers keep different things',
+}
 
 
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [
-        ("hybrid", "hybrid models are not supported"),
-        ("window", "SlidingWindowSpec is not supported"),
-        ("mla", "MLAAttentionSpec is not supported"),
-        ("mamba", "MambaSpec is not supported"),
-        ("context", "decode_context_parallel_size > 1 is not supported"),
-    ],
-)
-def test_the_rest_is_refused_by_name(found: dict[str, Any], what: str, words: str) -> None:
-    assert words in found[what]
+@pytest.mark.parametrize("kind", KEPT)
+def test_kv_is_kept_by_what_its_layers_need(found: dict[str, Any], kind: str) -> None:
+    """In chunks that are whole blocks of each group, where tokens can't be told apart."""
+    assert found["kinds"][kind] == KEPT[kind]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_the_rest_is_refused_by_name(found: dict[str, Any], kind: str) -> None:
+    assert REFUSED[kind] in found["kinds"][kind]
+
+
+def test_no_kind_is_left_out(found: dict[str, Any]) -> None:
+    assert found["kinds"].keys() == KEPT.keys() | REFUSED.keys()
 
 
 def test_tenants_adapters_and_formats_have_keys_of_their_own(found: dict[str, Any]) -> None:

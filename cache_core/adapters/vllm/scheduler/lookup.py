@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+
+import numpy as np
 
 from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.metadata import BlendSpec, BlockIds, LoadDone
 from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
-from cache_core.ledger import Ledger, Plan
+from cache_core.adapters.vllm.scheduler.transfer_state import by_tier
+from cache_core.ledger import Hit, Ledger, Plan
 from cache_core.residency import Residency
 from cache_core.tiers.suspensions import Suspensions
 
-if TYPE_CHECKING:
-    from cache_core.adapters.vllm.metadata import LoadDone
-
 _PAUSE_S = 1.0
+Tables = Sequence[Sequence[int]]
+"""A request's blocks in vLLM from token 0 on, of each of its groups of layers; 0 where it has none
+any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLoad:
+    """A load of ``hit``, whose first chunk begins at token ``first``, to ``blocks`` (see
+    :class:`~cache_core.adapters.vllm.metadata.LoadSpec`): ``split`` counts its tokens by tier,
+    ``written`` are the blocks that it writes to."""
+
+    hit: Hit
+    first: int
+    blocks: BlockIds
+    split: dict[str, int]
+    written: Sequence[int]
 
 
 class TierLookup:
@@ -68,6 +85,44 @@ class TierLookup:
         state.found = self._suspensions.without(self._ledger, hit, out)
         return True
 
+    def held(self, state: RequestState) -> int:
+        """Returns how many leading tokens of the request vLLM and the latest look-up have."""
+        size = self._options.chunk_tokens
+        # The last token is always computed: its logits are wanted.
+        held = (state.computed // size + len(state.found)) * size
+        return int(min(held, state.request.num_tokens - 1))
+
+    def planned(
+        self,
+        state: RequestState,
+        tables: Tables,
+        start: int,
+        end: int,
+        last: int,
+        blend: BlendSpec | None,
+        block_tokens: int,
+    ) -> PlannedLoad:
+        """Returns the load of tokens ``start`` .. ``end`` of the latest look-up, and of what
+        ``blend`` brings up to token ``last``."""
+        size, hit = self._options.chunk_tokens, state.found
+        first, count = start // size, -(-end // size) - start // size
+        wanted = Hit(hit.keys[:count], hit.tiers[:count])
+        split = by_tier(self._options, wanted, start, end, first * size)
+        if blend is not None:
+            for piece in blend.pieces:
+                found = by_tier(self._options, piece.hit, piece.start, piece.stop, piece.first)
+                split = {n: split.get(n, 0) + found.get(n, 0) for n in split | found}
+                keys, tiers = wanted.keys + piece.hit.keys, wanted.tiers + piece.hit.tiers
+                wanted = Hit(keys, tiers)
+        written = tables[0][start // block_tokens : -(-last // block_tokens)]
+        blocks = np.array(tables[0], dtype=np.int32)
+        return PlannedLoad(wanted, first * size, blocks, split, written)
+
+    def split(self, state: RequestState, external: int) -> dict[str, int]:
+        """Returns the latest look-up's first ``external`` tokens by tier."""
+        start, size = state.computed, self._options.chunk_tokens
+        return by_tier(self._options, state.found, start, start + external, start // size * size)
+
     def remembered(self, plan: Plan, keys: Sequence[bytes]) -> Plan:
         """Returns the plan of an admission of ``keys`` without what only leaves our memory: the
         remote tier keeps that."""
@@ -91,11 +146,12 @@ class TierLookup:
             state.waiting_since = now
         return now - state.waiting_since < self._options.wait_s
 
-    def _asked(self, state: RequestState, keys: Sequence[bytes]) -> bool:
-        """Returns whether the remote's answer is in (or none is needed); adopts what it has."""
+    def _asked(self, state: RequestState, keys: Sequence[bytes], run: bool = True) -> bool:
+        """Returns whether the remote's answer is in (or none is needed); adopts what it has, of a
+        ``run`` no more than its head."""
         if self._remote_lookup is None or self._residency is None:
             return True
-        plan = self._remote_lookup.plan(state.request.request_id, keys, self._residency)
+        plan = self._remote_lookup.plan(state.request.request_id, keys, self._residency, run)
         if plan is not None:
             self._free(plan)
         return plan is not None

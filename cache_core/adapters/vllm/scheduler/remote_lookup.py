@@ -25,13 +25,18 @@ class RemoteLookup:
         self._asked: set[str] = set()
         self._unheard: set[str] = set()
 
-    def plan(self, request: str, keys: Sequence[bytes], residency: Residency) -> Plan | None:
-        """Asks what the tier has of the request's chunks, and adopts them. Returns what leaves the
-        tier for them; None: not known yet. One round trip for what nobody here knows of, asked for
-        once, and for what was not heard of for long; again if that is so once more, unless the tier
-        did not answer."""
-        hit = residency.lookup(keys)
+    def plan(
+        self, request: str, keys: Sequence[bytes], residency: Residency, run: bool = True
+    ) -> Plan | None:
+        """Asks what the tier has of the request's chunks, and adopts them: of a ``run`` those up to
+        the first that nobody has. Returns what leaves the tier for them; None: not known yet. One
+        round trip for what nobody here knows of, asked for once, and for what was not heard of for
+        long; again if that is so once more, unless the tier did not answer."""
+        hit = residency.lookup(keys, run)
         rest = keys[len(hit) :]
+        if not run:
+            known = set(hit.keys)
+            rest = [key for key in keys if key not in known]
         if request not in self._open:
             unsure = [] if request in self._unheard else residency.unsure(hit)
             asked = unsure if request in self._asked else [*unsure, *rest]
@@ -50,7 +55,8 @@ class RemoteLookup:
             answers = [Read.LATER] * len(question)
         if Read.LATER in answers:
             self._unheard.add(request)
-        return residency.adopt_run(rest, residency.heard(question, answers))
+        adopt = residency.adopt_run if run else residency.adopt
+        return adopt(rest, residency.heard(question, answers))
 
     def forget(self, request: str) -> None:
         """Forgets the questions of a request that has ended."""

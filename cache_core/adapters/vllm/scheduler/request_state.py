@@ -54,6 +54,12 @@ class RequestState:
     tried: frozenset[int] = frozenset()
     """The suspended tiers that the request may try."""
     blend: BlendState | None = None
+    reach: int = 0
+    """How many leading chunks vLLM and the latest hit have, of groups of layers."""
+    branches: frozenset[int] = frozenset()
+    """The chunks after which other prompts were seen to go on otherwise."""
+    passing: dict[int, list[int]] = field(default_factory=dict)
+    """The chunks that are kept only until the request is further, by group."""
     mixed: bool = False
     """Whether weights of more than one generation computed the request's KV: it is not saved."""
 
@@ -63,6 +69,7 @@ class RequestState:
             self.hashing.cancel()
         self.hasher, self.keys, self.hashing, self.awaited = hasher, [], None, b""
         self.saved = self.used = self.ordered = 0
+        self.branches, self.passing = frozenset(), {}
         if self.hits is not None:  # it was scheduled
             self.epoch += 1
             self.mixed = True

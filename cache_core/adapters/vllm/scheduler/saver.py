@@ -9,7 +9,7 @@ import numpy as np
 
 from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
 from cache_core.adapters.vllm.identity import Hashers
-from cache_core.adapters.vllm.metadata import Grown, SaveSpec, StepMeta
+from cache_core.adapters.vllm.metadata import NO_OFFER, Grown, SaveSpec, StepMeta
 from cache_core.adapters.vllm.scheduler.lookup import TierLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
@@ -45,40 +45,28 @@ class Saver:
         self._most_pending, self._count = most_pending, count
         self.saving: Callable[[RequestState, Plan], None] = lambda state, plan: None
         """A function that is called with each plan and its request."""
+        self.offer = NO_OFFER
+        """What vLLM says of the step that is being scheduled."""
         self._reading: dict[int, tuple[int, ...]] = {}
         self._blocks: dict[int, Sequence[int]] = {}
+
+    def due(self, state: RequestState, chunks: int) -> bool:
+        """Returns whether :meth:`save` has something to do now that so many chunks are computed."""
+        return chunks > state.saved
 
     def save(self, state: RequestState, chunks: int) -> SaveSpec | None:
         """Returns what is to be saved now that the request's first ``chunks`` chunks are, or are
         about to be, computed; None for nothing. It takes as much work as those that are new."""
         first = state.saved
-        if chunks <= first or state.mixed:
-            return None
-        if state.blend is not None and state.blend.used:
-            return None
-        if self._hashers.adapter(state.request) != state.adapter:
-            state.mixed = True  # loaded again from other files, while this request ran
-            return None
-        if self._transfers.pending >= self._most_pending:
-            self._count("saves_deferred", 1)
+        if chunks <= first or not self._ready(state, chunks):
             return None
         size = state.hasher.chunk_tokens
-        try:
-            state.hash_upto(chunks * size)
-        except Exception:  # whatever its tokens are: it costs hits, never the engine
-            logger.exception("request %s is not saved", state.request.request_id)
-            state.mixed = True
-            return None
         keys = state.keys[first:chunks]
         parent = state.keys[first - 1] if first else None
         plan = self._ledger.admit(keys, state.used, parent=parent, depth=first)
         self.saving(state, plan)
         plan = self._lookup.remembered(plan, keys)
-        state.saved, state.used = chunks, max(state.used, chunks)
-        if not first:
-            state.ordered = chunks
-        elif chunks - state.ordered > max(_REORDER, state.ordered // _REORDER_SHARE):
-            self.order(state)
+        self._saved(state, chunks)
         if not plan.moves:
             return None
         number = self._transfers.number()
@@ -94,6 +82,35 @@ class Saver:
             np.array(blocks, dtype=np.int32),
             -begin * self._block_tokens,
         )
+
+    def _saved(self, state: RequestState, chunks: int) -> None:
+        """Records that the Ledger was given the request's first ``chunks`` chunks."""
+        first, state.saved, state.used = state.saved, chunks, max(state.used, chunks)
+        if not first:
+            state.ordered = chunks
+        elif chunks - state.ordered > max(_REORDER, state.ordered // _REORDER_SHARE):
+            self.order(state)
+
+    def _ready(self, state: RequestState, chunks: int) -> bool:
+        """Returns whether the request's first ``chunks`` chunks may be saved; their keys are known
+        then."""
+        if state.mixed:
+            return False
+        if state.blend is not None and state.blend.used:
+            return False
+        if self._hashers.adapter(state.request) != state.adapter:
+            state.mixed = True  # loaded again from other files, while this request ran
+            return False
+        if self._transfers.pending >= self._most_pending:
+            self._count("saves_deferred", 1)
+            return False
+        try:
+            state.hash_upto(chunks * state.hasher.chunk_tokens)
+        except Exception:  # whatever its tokens are: it costs hits, never the engine
+            logger.exception("request %s is not saved", state.request.request_id)
+            state.mixed = True
+            return False
+        return True
 
     def order(self, state: RequestState) -> None:
         """Puts what was saved of a request in parts in the order of one use: the head of a prefix
@@ -135,7 +152,8 @@ class Saver:
         """Takes in that requests were given blocks. Returns the saves that have to be through with
         them before the step that writes to them."""
         after: set[int] = set()
-        for name, blocks, computed, anew in grown:
+        for name, tables, computed, anew in grown:
+            blocks = tables[0]
             begin = computed // self._block_tokens if anew else 0
             after |= self.before_writing(blocks[begin:])
             state = requests.get(name)

@@ -7,32 +7,31 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.identity import Hashers
 from cache_core.adapters.vllm.metadata import (
+    NO_OFFER,
     Grown,
     LoadDone,
     LoadSpec,
+    Offer,
     SaveDone,
     StepMeta,
     TiersOpened,
     WorkerReport,
 )
 from cache_core.adapters.vllm.scheduler.events import Events
-from cache_core.adapters.vllm.scheduler.lookup import TierLookup
+from cache_core.adapters.vllm.scheduler.lookup import Tables, TierLookup
 from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
 from cache_core.adapters.vllm.scheduler.request_state import Hashing, RequestState
 from cache_core.adapters.vllm.scheduler.saver import Saver
 from cache_core.adapters.vllm.scheduler.transfer_state import (
     Generations,
     TransferState,
-    by_tier,
     merged_inventories,
 )
-from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
+from cache_core.ledger import NOWHERE, Ledger, Move, Plan
 from cache_core.sizing.prefill_cost import LEAST_PRICED_TOKENS, Savings
 from cache_core.tiers import Tier
 from cache_core.trace_writer import TraceWriter
@@ -88,15 +87,19 @@ class SchedulerSide:
         """Returns the Ledger: what all of the workers' open tiers hold can be hit from now on."""
         options, far = self.options, self._remote_lookup
         self._ledger, surplus = merged_inventories(ranks, options, far is not None)
-        self._lookup = TierLookup(options, self._ledger, far, self._free, self._clock)
-        books = self._ledger, self._lookup, self._hashers, self._transfers
-        self._saver = Saver(*books, self._block_tokens, self._most_pending, self._count)
+        self._open_books(ranks, self._ledger)
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
             self.renew("weights can't be watched")
             logger.warning('no restart finds this engine\'s KV; see "weights" in the docs')
         return self._ledger
+
+    def _open_books(self, ranks: Sequence[TiersOpened], ledger: Ledger) -> None:
+        far = self._remote_lookup
+        self._lookup = TierLookup(self.options, ledger, far, self._free, self._clock)
+        books = ledger, self._lookup, self._hashers, self._transfers
+        self._saver = Saver(*books, self._block_tokens, self._most_pending, self._count)
 
     def tell(self, events: Events) -> None:
         """Has ``events`` report to routers what tiers hold, from now on."""
@@ -139,23 +142,21 @@ class SchedulerSide:
             return 0, False
         if not lookup.find(state, computed):
             return None, False
-        hit, size = state.found, self._size
-        held = min((computed // size + len(hit)) * size, request.num_tokens - 1)
+        held = lookup.held(state)
         if self.blend_scheduler is not None and state.blend is not None:
             end = self.blend_scheduler.plan(state, ledger, max(computed, held))
             if end is not None:
                 return end - computed, False
-        # The last token is always computed: its logits are wanted.
         external = held - computed
         if external < self.options.min_load_tokens:
             return 0, False
-        return external, self._between_steps(hit.tiers)
+        return external, self._between_steps(state.found.tiers)
 
-    def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
-        """Plans the load of ``external`` tokens to ``blocks``, the request's from token 0 on."""
+    def allocated(self, request: Any, tables: Tables, external: int) -> None:
+        """Plans the load of ``external`` tokens to the request's blocks."""
         state = self._requests.get(request.request_id)
-        ledger, saver = self._ledger, self._saver
-        if state is None or ledger is None or saver is None:
+        ledger, saver, lookup = self._ledger, self._saver, self._lookup
+        if state is None or ledger is None or saver is None or lookup is None:
             return
         start, end = state.computed, state.computed + external
         if state.hits is None:
@@ -167,60 +168,54 @@ class SchedulerSide:
         blend, whole_end = None, end
         if self.blend_scheduler is not None and state.blend is not None and state.blend.spans:
             blend, end = self.blend_scheduler.message(state), state.blend.exact
-        first, last = start // self._size, -(-end // self._size)
-        hit, count = state.found, last - first
         if self.events is not None:
-            self.events.found(state, first, hit)
-        wanted = Hit(hit.keys[:count], hit.tiers[:count])
-        split = by_tier(self.options, wanted, start, end, start // self._size * self._size)
+            self.events.found(state, start // self._size, state.found)
+        planned = lookup.planned(state, tables, start, end, whole_end, blend, self._block_tokens)
         if blend is not None:
-            for piece in blend.pieces:
-                found = by_tier(self.options, piece.hit, piece.start, piece.stop, piece.first)
-                split = {n: split.get(n, 0) + found.get(n, 0) for n in split | found}
-                keys, tiers = wanted.keys + piece.hit.keys, wanted.tiers + piece.hit.tiers
-                wanted = Hit(keys, tiers)
-            self._count("blend_reused_tokens", sum(split.values()) - len(blend.tokens))
+            reused = sum(planned.split.values())
+            self._count("blend_reused_tokens", reused - len(blend.tokens))
             self._count("blend_computed_tokens", len(blend.tokens))
-        between = blend is None and self._between_steps(wanted.tiers)
+        between = blend is None and self._between_steps(planned.hit.tiers)
         number = self._transfers.number()
-        pinned = ledger.pin(wanted)
+        pinned = ledger.pin(planned.hit)
         for tier in pinned.tiers:
             self._count(f"promised_chunks:{self.options.tier_names[tier]}", 1)
         self._transfers.load(number, pinned, request.request_id, start, whole_end)
-        written = blocks[start // self._block_tokens : -(-whole_end // self._block_tokens)]
         self._meta.loads.append(
             LoadSpec(
                 number,
                 request.request_id,
                 state.epoch,
                 pinned,
-                first * self._size,
+                planned.first,
                 start,
                 end,
-                np.array(blocks, dtype=np.int32),
+                planned.blocks,
                 not between,
                 blend,
-                tuple(saver.before_writing(written)),
+                tuple(saver.before_writing(planned.written)),
             )
         )
-        for name, tokens in split.items():
+        for name, tokens in planned.split.items():
             self._count(f"hit_tokens:{name}", tokens)
             if request.num_preemptions <= 0:
                 state.hits[name] = state.hits.get(name, 0) + tokens
 
     def sources(self, request: Any, external: int) -> dict[str, int]:
         """Returns the latest look-up's external tokens by tier."""
-        state = self._requests.get(request.request_id)
-        start = state.computed if state is not None else 0
-        hit, first = state.found if state else Hit((), ()), start // self._size * self._size
-        return by_tier(self.options, hit, start, start + external, first)
+        state, lookup = self._requests.get(request.request_id), self._lookup
+        return lookup.split(state, external) if state and lookup else {}
 
-    def step(self, scheduled: Mapping[str, int], grown: Iterable[Grown]) -> StepMeta:
+    def step(
+        self, scheduled: Mapping[str, int], grown: Iterable[Grown], offer: Offer = NO_OFFER
+    ) -> StepMeta:
         """Ends a scheduling step: returns what workers shall do in it. ``scheduled`` maps requests
         to the tokens that this step computes, in blocks of which it has ``grown`` some."""
         meta, saver = self._meta, self._saver
         if saver is not None:
             meta.after |= saver.grown(grown, self._requests)
+            meta.after |= saver.before_writing(offer.copied)
+            saver.offer = offer
         parts: list[tuple[int, int]] = []
         requests, size = self._requests, self._size
         for name, tokens in scheduled.items():
@@ -230,7 +225,7 @@ class SchedulerSide:
             request = state.request
             computed = request.num_computed_tokens
             parts.append((tokens, computed))
-            if (computed + tokens) // size > state.saved and saver is not None:
+            if saver is not None and saver.due(state, (computed + tokens) // size):
                 # Token ids of what runs ahead of the sampler are not known yet.
                 known = min(computed + tokens, request.num_tokens)
                 save = saver.save(state, known // size)

@@ -306,3 +306,15 @@ def slots_of(blocks: NDArray[np.int32], block_tokens: int, tokens: range) -> Slo
     """Returns the slots of a request's tokens, by its blocks from token 0 on."""
     at = np.arange(tokens.start, tokens.stop, dtype=np.int64)
     return blocks[at // block_tokens].astype(np.int64) * block_tokens + at % block_tokens
+
+
+def slots_within(
+    blocks: NDArray[np.int32], block_tokens: int, tokens: range, wanted: range
+) -> Slots:
+    """Returns the slots of a request's tokens as :func:`slots_of`, but -1 outside ``wanted``."""
+    slots = np.full(len(tokens), -1, dtype=np.int64)
+    inside = range(max(tokens.start, wanted.start), min(tokens.stop, wanted.stop))
+    if inside:
+        first = inside.start - tokens.start
+        slots[first : first + len(inside)] = slots_of(blocks, block_tokens, inside)
+    return slots

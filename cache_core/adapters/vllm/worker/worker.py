@@ -14,7 +14,6 @@ import torch
 
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide, RotatedBuffers
 from cache_core.adapters.vllm.metadata import (
-    BlockIds,
     LoadDone,
     LoadSpec,
     SaveDone,
@@ -24,7 +23,15 @@ from cache_core.adapters.vllm.metadata import (
     WorkerReport,
 )
 from cache_core.adapters.vllm.metrics import observe
-from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, OnLoaded, Slots, slots_of
+from cache_core.adapters.vllm.worker.group_blocks import GroupBlocks, move_bytes, read_bytes
+from cache_core.adapters.vllm.worker.kv_blocks import (
+    EngineBlocks,
+    OnLoaded,
+    Slots,
+    _no_wait,
+    slots_of,
+    slots_within,
+)
 from cache_core.adapters.vllm.worker.layerwise import LayerGates, LayerwiseBuffers, Pass
 from cache_core.execute import Executed, fetch
 from cache_core.plan import NOWHERE, Hit, Move, Plan
@@ -71,12 +78,13 @@ class WorkerSide:
         self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
         self._executor = PlanExecutor(self.tiers, blocks.chunk_bytes, self._executed, clock=clock)
         self._suspensions = Suspensions(len(self.tiers), _PAUSE_S, clock)
-        self._writing: dict[tuple[bytes, int], tuple[int, int]] = {}
+        self._writing: dict[tuple[bytes, int], tuple[int, int, int]] = {}  # save, row, bytes
         self._lock = threading.Lock()
         self._report = WorkerReport(-1)
         self._saves: dict[int, tuple[str, Future[None]]] = {}
         self._loads: dict[str, Future[None]] = {}
         self._bad_blocks: set[int] = set()
+        self._not_received: set[str] = set()
         self._bad_epoch: dict[str, int] = {}
         self._gone: set[str] = set()
         self._refused: set[int] = set()
@@ -89,6 +97,8 @@ class WorkerSide:
             self.blocks.chunk_bytes,
             [tier.capacity for tier in self.tiers],
             [tier.recovered() for tier in self.tiers],
+            groups=blocks.groups if isinstance(blocks := self.blocks, GroupBlocks) else (),
+            tables=blocks.tables if isinstance(blocks, GroupBlocks) else (),
         )
 
     def before_overwriting(self, meta: StepMeta) -> None:
@@ -107,7 +117,7 @@ class WorkerSide:
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets its other loads begin."""
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
-        fence = self.blocks.fence(loading=True) if meta.loads else _nothing
+        fence = self.blocks.fence(loading=True) if meta.loads else _no_wait
         now = self._pass = Pass()
         for load in meta.loads:
             given = (load, fence, now)
@@ -174,6 +184,14 @@ class WorkerSide:
             bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 
+    def failed(self, finished: Iterable[str]) -> set[str]:
+        """Returns those of the requests, whose loads are done, that have to begin anew: where
+        groups of layers have blocks of their own, a load that is not whole is none."""
+        with self._lock:
+            found = self._not_received.intersection(finished)
+            self._not_received -= found
+        return found
+
     def report(self, meta: StepMeta) -> WorkerReport | None:
         """Returns what was done since the last report; None where there is nothing to say: a step
         that decodes is no work for the scheduler."""
@@ -228,13 +246,16 @@ class WorkerSide:
         began = self._clock()
         pieces = load.blend.pieces if load.blend is not None else ()
         exact = len(load.hit) - sum(len(piece.hit) for piece in pieces)
-        table = self._table(load.blocks, load.first, exact, load.start, load.end)
+        grouped = load.blocks.ndim > 1
+        table = load.blocks[:exact].astype(np.int64)
+        if not grouped:
+            table = self._table(load, load.first, exact, range(load.start, load.end))
         target: ChunkBuffers = self.blocks.place(table)
         if loaded is not None:
             target = LayerwiseBuffers(self.blocks, table, loaded)
         parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
         for piece in pieces:
-            table = self._table(load.blocks, piece.first, len(piece.hit), piece.start, piece.stop)
+            table = self._table(load, piece.first, len(piece.hit), range(piece.start, piece.stop))
             rotated = RotatedBuffers(self.blocks, table, self._rotation(piece.shift))
             parts.append((piece.hit, piece.first, rotated))
         gone: list[tuple[bytes, int]] = []
@@ -247,7 +268,8 @@ class WorkerSide:
             try:
                 fence()
                 for run in fetch(self._read, hit, place, self._clock):
-                    self._count_tier("read", run.tier, run.read, run.seconds)
+                    rows = table[got:][: run.read]
+                    self._count_tier("read", run.tier, read_bytes(self.blocks, rows), run.seconds)
                     got += run.usable
                     gone += [(key, run.tier) for key in run.gone]
                     asked[run.tier] = asked.get(run.tier, False) or run.later
@@ -257,7 +279,10 @@ class WorkerSide:
             if got < len(hit):
                 good = min(good, first + got * self._size)
         with self._lock:
-            if good < load.end:
+            if grouped and done < len(load.blocks):
+                self._not_received.add(load.request)
+                self._bad_epoch[load.request] = load.epoch
+            elif good < load.end:
                 now.failed |= load.in_step
                 first = max(good, load.start) // self._block_tokens
                 last = -(-load.end // self._block_tokens)
@@ -278,16 +303,9 @@ class WorkerSide:
         self._suspensions.saw(tier, late)
         return answers
 
-    def _table(self, blocks: BlockIds, first: int, chunks: int, start: int, end: int) -> Slots:
-        """Returns slots ``[chunks, chunk_tokens]`` of the tokens from ``first`` on; -1 outside
-        start .. end."""
-        at = np.arange(first, first + chunks * self._size)
-        slots = np.full(len(at), -1, dtype=np.int64)
-        inside = (at >= start) & (at < end)
-        if inside.any():
-            wanted = at[inside]
-            span = range(int(wanted[0]), int(wanted[-1]) + 1)
-            slots[inside] = slots_of(blocks, self._block_tokens, span)
+    def _table(self, load: LoadSpec, first: int, chunks: int, wanted: range) -> Slots:
+        tokens = range(first, first + chunks * self._size)
+        slots = slots_within(load.blocks, self._block_tokens, tokens, wanted)
         return slots.reshape(-1, self._size)
 
     def _rotation(self, delta: int) -> Callable[[torch.Tensor, int], None]:
@@ -299,9 +317,10 @@ class WorkerSide:
         self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass
     ) -> None:
         writes = [move for move in save.plan.moves if move.target != NOWHERE]
+        sizes = move_bytes(self.blocks, save, writes)
         with self._lock:
-            for row, move in enumerate(writes):
-                self._writing[move.key, move.target] = save.id, row
+            for row, (move, nbytes) in enumerate(zip(writes, sizes, strict=True)):
+                self._writing[move.key, move.target] = save.id, row, nbytes
 
         def finished(chunks: int) -> None:
             with self._lock:
@@ -332,8 +351,11 @@ class WorkerSide:
             return save.plan, None
         first, last = min(indexes), max(indexes) + 1
         at = save.offset
-        tokens = range(at + first * self._size, at + last * self._size)
-        table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
+        if save.blocks.ndim > 1:
+            table = save.blocks[first:last].astype(np.int64)
+        else:
+            tokens = range(at + first * self._size, at + last * self._size)
+            table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
         place: ChunkBuffers = self.blocks.place(table)
         if self._gates is not None and now.beside:
             wait = partial(self._gates.wait_computed, now.number)
@@ -341,7 +363,9 @@ class WorkerSide:
         return Plan(tuple(_shifted(move, first) for move in save.plan.moves)), place
 
     def _executed(self, done: Executed) -> None:
-        self._count_tier("write", done.target, sum(done.good), done.seconds)
+        pairs = zip(done.moves, done.good, strict=True)
+        written = [self._writing[move.key, move.target][2] for move, ok in pairs if ok]
+        self._count_tier("write", done.target, sum(written), done.seconds)
         if done.dropped:
             name = f"dropped_chunks:{self.tiers[done.target].name}"
             with self._lock:
@@ -353,23 +377,19 @@ class WorkerSide:
         with self._lock:
             saves: dict[int, list[tuple[int, bool]]] = {}
             for move, good in moves:
-                number, row = self._writing.pop((move.key, move.target))
+                number, row, _ = self._writing.pop((move.key, move.target))
                 saves.setdefault(number, []).append((row, good))
             for number, settled in saves.items():
                 self._report.saves.append(SaveDone(number, tuple(settled)))
 
-    def _count_tier(self, verb: str, tier: int, chunks: int, seconds: float) -> None:
+    def _count_tier(self, verb: str, tier: int, nbytes: int, seconds: float) -> None:
         name = self.tiers[tier].name
         with self._lock:
-            for what, amount in (("bytes", chunks * self.blocks.chunk_bytes), ("seconds", seconds)):
+            for what, amount in (("bytes", nbytes), ("seconds", seconds)):
                 key = f"{verb}_{what}:{name}"
                 self.counts[key] = self.counts.get(key, 0.0) + amount
             if verb == "read":
                 observe(self.counts, f"load_seconds:{name}", seconds)
-
-
-def _nothing() -> None:
-    """Waits for nothing."""
 
 
 def _shifted(move: Move, by: int) -> Move:

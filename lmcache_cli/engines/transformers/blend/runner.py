@@ -7,7 +7,7 @@ with one, and the two are joined by their log-sum-exp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,18 +156,13 @@ def refuse_unblendable(loaded: LoadedModel) -> None:
             f" {HEAD_DIM_STEP}. Use --reuse prefix"
         )
     try:
-        for parameters in _ropes(loaded.config):
-            check_shiftable(parameters)
+        check_shiftable(dict(getattr(loaded.config, "rope_parameters", None) or {}))
     except RopeError as error:
         raise CellError(f"model {loaded.id}: {error}; use --reuse prefix") from error
 
 
 def _rope_of(inner: Any) -> Rope:
     return Rope(inner.rotary_emb.inv_freq.double().cpu().numpy())
-
-
-def _ropes(config: Any) -> Iterator[dict[str, Any]]:
-    yield dict(getattr(config, "rope_parameters", None) or {})
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -179,8 +174,6 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 # Rows per masked block: more of them see more masked keys, fewer are less of a product.
 _BLOCK = {"cpu": 128, "cuda": 512}
-
-
 # As many rows that follow one another are worth a kernel of their own.
 _RUN = 64
 

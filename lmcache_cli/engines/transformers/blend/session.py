@@ -17,13 +17,12 @@ from lmcache_cli.engines.transformers.blend.prompt import BlendPrompt, Prompts, 
 from lmcache_cli.engines.transformers.blend.quality import judged
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer, wait_for
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
-from lmcache_cli.engines.transformers.session import Prefilled, TransformersSession
+from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, TransformersSession
 from lmcache_cli.errors import CellError
 from reports.quality import Quality
 from workloads.request import Request
 
 _REHEARSED_QUESTION = 64
-_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class BlendSession(TransformersSession):
         matched = now()
         keys = [piece.key for piece in (*prompt.exact, *prompt.pieces)]
         # At ratio 1 nothing that could be loaded would be used: it is a full prefill.
-        hit, rows = self.tiers.acquire_any([] if self._full else keys, _WAIT_S)
+        hit, rows = self.tiers.acquire_any([] if self._full else keys, WAIT_S)
         found = now()
         pieces = [(*prompt.exact, *prompt.pieces)[row] for row in rows]
         place = buffer.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)

@@ -29,7 +29,7 @@ from lmcache_cli.engines.transformers.cross_model.layers import entries, layer_g
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.open_cache import open_cache
-from lmcache_cli.engines.transformers.session import Prefilled, TransformersSession
+from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, TransformersSession
 from lmcache_cli.errors import CellError
 from reports.quality import Quality
 from workloads.request import Request, TokenIds
@@ -103,9 +103,6 @@ class HiddenStates:
             layer: torch.cat([planes[number, 0], planes[number, 1]], dim=-1)
             for number, layer in enumerate(self.layers)
         }, loaded
-
-
-_WAIT_S = 10.0  # for chunks that are being stored: far beyond what a copy takes
 
 
 class CrossModelSession(TransformersSession):
@@ -188,10 +185,10 @@ class CrossModelSession(TransformersSession):
         most = (len(ids) - 1) // size  # the last token's logits must be computed
         began = now()
         own_keys, keys = self._hasher.keys(ids).prefix, self._theirs.keys(ids).prefix
-        hit = self.tiers.acquire(own_keys[:most], _WAIT_S)
+        hit = self.tiers.acquire(own_keys[:most], WAIT_S)
         own = self.tiers.load(hit, buffer.chunks(self.tiers.layout, 0, len(hit), engine.threads))
         first = own.chunks
-        hit = self.tiers.acquire(keys[first:most], _WAIT_S)
+        hit = self.tiers.acquire(keys[first:most], WAIT_S)
         looked = now() - began - own.seconds
         place = buffer.chunks(self.tiers.layout, first, len(hit), engine.threads)
         theirs = self.tiers.load(hit, place)

@@ -1,0 +1,200 @@
+"""Models whose layers keep different things, through vLLM's scheduler and the connector: what is
+kept of them, what is loaded, and who waits for whom.
+
+Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from benchmarks.vllm_sim.engine_config import set_environment
+from benchmarks.vllm_sim.runner import VOCABULARY
+from benchmarks.vllm_sim.settings import Settings
+from benchmarks.vllm_sim.simulation import Simulation
+from cache_core.adapters.vllm.scheduler.kept import Kept
+
+CHUNK = 32
+QUIET = Settings(
+    seed=1,
+    idle=0.0,
+    aborts=0.0,
+    kv_tokens=12_800,
+    budget=2048,
+    prefix_caching=True,
+    options={"cpu_size": "64MiB", "chunk_tokens": CHUNK, "wait_s": 10, "weights": "fixed"},
+)
+Served = Callable[[list[int], int], list[int]]
+
+
+@contextlib.contextmanager
+def simulation(kind: str, **changes: Any) -> Iterator[Simulation]:
+    with contextlib.closing(Simulation(replace(QUIET, kind=kind, **changes))) as made:
+        yield made
+
+
+class Server:
+    """Serves one request after the other; vLLM itself remembers none of them."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim, self.random = sim, random.Random(3)
+        self.spared: list[int] = []
+        self.parts: set[bytes] = set()
+        """Chunks that were saved of groups that don't keep everything."""
+        saver: Any = sim.side._saver
+        admit = saver._admitted
+
+        def admitted(state: Any, found: Any) -> Any:
+            parts = (part for part, _ in found if part[0].keeps != "all")
+            self.parts.update(group.name(state.keys[chunk]) for group, chunk in parts)
+            return admit(state, found)
+
+        saver._admitted = admitted
+
+    def text(self, count: int) -> list[int]:
+        return [self.random.randrange(3, VOCABULARY) for _ in range(count)]
+
+    def ask(self, prompt: list[int], count: int) -> list[int]:
+        """Returns prompt and answer."""
+        name = f"r{len(self.spared)}"
+        self.sim.add(name, prompt, count)
+        self.sim.drain()
+        self.spared.append(self.sim.first_computed[name])
+        for _ in range(4):
+            self.sim.jobs.run_one_each()
+            self.sim.step()
+        self.sim.forget()
+        return prompt + self.sim.outputs[name]
+
+
+def chat(server: Server) -> None:
+    """Three chats with one system prompt, turn about; what was answered is in the next prompt."""
+    system = server.text(330)
+    chats = [system + server.text(210) for _ in range(3)]
+    for _ in range(4):
+        for number, prompt in enumerate(chats):
+            chats[number] = server.ask(prompt, 150) + server.text(200)
+
+
+def agent(server: Server) -> None:
+    """Three loops of calls and results behind one list of tools; the third step is tried in three
+    ways."""
+    tools = server.text(420)
+    for _ in range(3):
+        loop = tools + server.text(60)
+        for step in range(4):
+            said = server.ask(loop, 40)
+            if step == 2:
+                for _ in range(2):
+                    server.ask(said + server.text(330), 40)
+            loop = said + server.text(330)
+
+
+TRACES = {"chat": chat, "agent": agent}
+
+
+def keep_all() -> Any:
+    """Every chunk of every group is kept, as if any were as likely as any other to be needed."""
+    both = contextlib.ExitStack()
+    both.enter_context(mock.patch.object(Kept, "worth", return_value=range(1 << 20)))
+    both.enter_context(mock.patch.object(Kept, "passed", return_value=[]))
+    return both
+
+
+def kept(kind: str, trace: str) -> dict[str, Any]:
+    """Chunks that are held at the end for the tokens that a trace is spared, in all and of groups
+    that don't keep everything: with what is worth keeping, and with everything. All are of one
+    size."""
+    found: dict[str, Any] = {}
+    for how in ("worth", "all"):
+        with (
+            keep_all() if how == "all" else contextlib.nullcontext(),
+            simulation(kind, budget=256) as sim,
+        ):
+            server = Server(sim)
+            TRACES[trace](server)
+            ledger = sim.side._ledger
+            found[how] = {
+                "spared": sum(server.spared),
+                "held": ledger.count(0),
+                "parts": sum(name in ledger for name in server.parts),
+                "wrong": sim.result.wrong,
+            }
+    return found
+
+
+def branch(kind: str) -> dict[str, Any]:
+    """Three prompts with one beginning: the first is nowhere known to be shared, the second is seen
+    to leave the first, and the third finds what was kept there."""
+    with simulation(kind) as sim:
+        server = Server(sim)
+        shared = server.text(20 * CHUNK + 5)
+        for _ in range(3):
+            server.ask(shared + server.text(200), 3)
+        return {"spared": server.spared, "wrong": sim.result.wrong}
+
+
+def loaded(kind: str) -> dict[str, Any]:
+    """What a hit of a prompt of 1,601 tokens reads of each group, in chunks."""
+    with simulation(kind) as sim:
+        server = Server(sim)
+        prompt = server.text(1601)
+        server.ask(prompt, 1)
+        loads: list[Any] = []
+        start = sim.worker.start_load_kv
+
+        def watched(context: Any) -> None:
+            loads.extend(sim.worker._step().loads)
+            start(context)
+
+        sim.worker.start_load_kv = watched  # type: ignore[assignment]
+        server.ask(prompt, 1)
+        rows = [int(row[0]) for load in loads for row in load.blocks]
+        groups = len(sim.worker_half.opened().groups)
+        return {
+            "loads": len(loads),
+            "chunks": [rows.count(number) for number in range(groups)],
+            "spared": server.spared,
+            "wrong": sim.result.wrong,
+        }
+
+
+def overwritten(kind: str) -> dict[str, Any]:
+    """Saves wait while the window slides on and its blocks are given to others."""
+    with simulation(kind, kv_tokens=1024, budget=64, prefix_caching=False) as sim:
+        server = Server(sim)
+        sim.jobs.held.add("lmcache-save")
+        prompts = [server.text(400) for _ in range(4)]
+        for number, prompt in enumerate(prompts):
+            sim.add(f"first {number}", prompt, 3)
+        sim.drain()
+        sim.jobs.held.clear()
+        spared = []
+        for prompt in prompts:
+            server.ask(prompt, 3)
+            spared.append(server.spared[-1])
+        return {"spared": spared, "wrong": sim.result.wrong}
+
+
+def main() -> None:
+    set_environment()
+    found: dict[str, Any] = {}
+    for kind in ("full+window", "full+state"):
+        for trace in TRACES:
+            found[f"kept, {kind}, {trace}"] = kept(kind, trace)
+    for kind in ("full+window", "full+local", "full+state", "window", "lengths+state"):
+        found[f"branch, {kind}"] = branch(kind)
+        found[f"loaded, {kind}"] = loaded(kind)
+    for kind in ("full+window", "window"):
+        found[f"overwritten, {kind}"] = overwritten(kind)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Families of models whose layers keep different things, in real vLLM: the connector changes no
+token, and loads no more than is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cache_core.adapters.conftest import HERE
+from tests.vllm_process import ROOT, need_vllm, run_with_vllm
+
+pytestmark = pytest.mark.vllm
+
+MAKE = ROOT / "benchmarks/models/random_model.py"
+# Blocks for two or three requests of eight: vLLM has to wait, evict and preempt.
+CRAMPED = {"max_num_batched_tokens": 256, "max_model_len": 1100, "max_num_seqs": 8}
+FAMILIES: dict[str, tuple[int, str, list[list[Any]]]] = {
+    "mistral-sliding": (60, "4MiB", [["window", 512, 4, 32]]),
+    "gpt-oss": (100, "4MiB", [["window", 128, 2, 32], ["all", None, 2, 32]]),
+    "gemma3": (225, "6MiB", [["window", 512, 1, 32]] * 5 + [["all", None, 1, 32]]),
+}
+"""vLLM's blocks, the cpu tier, and the groups of layers that are to be found, by family."""
+LONG, CHUNK, WINDOW = 4001, 32, 128
+Family = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Runs ``scenario_families.py`` with a model of the family."""
+    need_vllm()
+    models = tmp_path_factory.mktemp("models")
+
+    def run(kind: str, settings: dict[str, Any], cpu_size: str, **more: int) -> dict[str, Any]:
+        folder = models / kind
+        if not folder.exists():
+            command = [sys.executable, str(MAKE), kind, str(folder)]
+            subprocess.run(command, check=True, capture_output=True)
+        options = {"chunk_tokens": CHUNK, "cpu_size": cpu_size, "weights": "fixed"}
+        given = {"settings": settings, "options": options, **more}
+        script = HERE / "scenario_families.py"
+        said = run_with_vllm(script, str(folder), json.dumps(given), timeout_s=1200)
+        found: dict[str, Any] = json.loads(said.splitlines()[-1])
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_tokens_are_those_of_vllm_alone(family: Family, kind: str) -> None:
+    blocks, cpu_size, groups = FAMILIES[kind]
+    settings = CRAMPED | {"num_gpu_blocks_override": blocks}
+    found = family(kind, settings, cpu_size, requests=40, alone=4, long=0)
+    assert sorted(map(str, found["groups"])) == sorted(map(str, groups))
+    assert found["failed"] == []
+    assert found["different"] == [] and found["compared"] == 40
+    assert found["different alone"] == []
+    assert found["counts"]["hit_tokens:cpu"] > 2000
+    assert found["preempted"] > 0
+
+
+def test_a_long_hit_loads_full_layers_and_one_window(family: Family) -> None:
+    """4,000 tokens of a gpt-oss: 125 chunks of the layers that keep all, 4 of those that don't."""
+    settings = {"max_num_batched_tokens": 1024, "max_model_len": 4200}
+    settings["num_gpu_blocks_override"] = 400
+    found = family("gpt-oss", settings, "64MiB", requests=1, alone=0, long=LONG)
+    sizes = dict(zip((g[0] for g in found["groups"]), found["chunk bytes"], strict=True))
+    window = -(-(WINDOW - 1) // CHUNK)
+    assert found["loaded"] == LONG // CHUNK * sizes["all"] + window * sizes["window"]
+    assert found["waste"] == 1.0, "a slab holds no more than a chunk"
