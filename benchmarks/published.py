@@ -84,7 +84,7 @@ def row(case: Case, devices: int, efficiency: float) -> Row:
     return Row(
         case.name,
         devices,
-        not any("don't fit" in note for note in cost.notes),
+        cost.device is not None and cost.device.nbytes > 0,
         cold,
         (min(ends), max(ends)),
         case.cold_s,

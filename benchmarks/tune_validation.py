@@ -68,13 +68,13 @@ def bench_options(workload: str, quick: bool, requests: int, seed: int) -> Bench
 
 def stacks(study: Study, source: RequestSource, disk: bool) -> list[tuple[str, TierConfiguration]]:
     """Shares of the distinct chunks that the requests use; with ``disk``, all of them below."""
-    used = study.references(_CHUNK).distinct * study.chunk_bytes(_CHUNK)
+    used = study.references(_CHUNK).distinct * study.cost.chunk_bytes(_CHUNK)
     below = (("disk", max(4 * used, _DISK_FLOOR)),) if disk else ()
     return [
         (
             name,
             TierConfiguration(
-                (("cpu", max(study.chunk_bytes(_CHUNK), used // share)), *below), _CHUNK
+                (("cpu", max(study.cost.chunk_bytes(_CHUNK), used // share)), *below), _CHUNK
             ),
         )
         for name, share in SHARES

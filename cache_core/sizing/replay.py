@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_core import _native
 from cache_core.groups import PromptGroups, slowest_tiers
 from cache_core.layout import Group
 from cache_core.ledger import Ledger
-from cache_core.plan import NOWHERE, Move, Placement
+from cache_core.plan import NOWHERE, PLACEMENTS, Move, Placement
 from cache_core.policies import POLICIES, Admission, PolicyMaker, belady
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import hit_curves
@@ -49,23 +50,22 @@ def replay_ledger(
     this replay only; ``on_request`` is called with the number of each request before it is served,
     for admissions with a clock. Raises ``ValueError`` naming what is not known.
     """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
     named = references.prefixes()
     sample = named if rate >= 1 else named.sampled(rate, seed)
-    prompts = sample.ledger_keys()
     bounds = [None if c is None else max(round(c * rate), 1 if c else 0) for c in capacities]
-    ledger = Ledger(bounds, policy_maker(policy, prompts), placement, admission)
-    hits = np.zeros((len(prompts), len(bounds)), dtype=np.int32)
-    written = [0] * len(bounds)
-    for row, keys in enumerate(prompts):
-        if on_request is not None:
-            on_request(row)
-        for tier in ledger.lookup(keys).tiers:
-            hits[row, tier] += 1
-        moves = ledger.admit(keys).moves
-        for move in moves:
-            if move.target != NOWHERE:
-                written[move.target] += 1
-        ledger.settle(moves, stored=True)
+    maker = policy_maker(policy, sample)
+    hits, written = _native.replay(
+        sample.ids,
+        sample.offsets,
+        bounds if maker.evicts else [None] * len(bounds),
+        maker.name,
+        maker.future,
+        placement == "write_on_eviction",
+        list(admission or [None] * len(bounds)),
+        on_request,
+    )
     if rate >= 1:
         tokens = _tokens(named, hits.sum(axis=1))
     else:
@@ -108,7 +108,8 @@ def replay_groups(
     if policy == "belady":
         free = Ledger([None], POLICIES["lru"])
         used = [names for *_, names in _replayed(free, prompts, most, groups, references)]
-    ledger = Ledger(list(capacities), policy_maker(policy, used), placement, admission)
+    maker = belady(used) if policy == "belady" else policy_maker(policy, named)
+    ledger = Ledger(list(capacities), maker, placement, admission)
     hits = np.zeros((len(prompts), len(capacities)), dtype=np.int32)
     written = [0] * len(capacities)
     for row, (tiers, moves, _) in enumerate(
@@ -122,8 +123,10 @@ def replay_groups(
     tokens = references.tokens
     if count < len(named):
         tokens = int(np.diff(named.offsets)[:count].sum()) * named.chunk_tokens
-    rate = float(hits.sum()) * named.chunk_tokens / max(tokens, 1)
-    return LedgerReplay(policy, hits, rate, count / max(len(named), 1), tuple(written))
+    hit_rate = float(hits.sum()) * named.chunk_tokens / max(tokens, 1)
+    rate = count / max(len(named), 1)
+    scaled = tuple(round(chunks / rate) for chunks in written) if count else tuple(written)
+    return LedgerReplay(policy, hits, hit_rate, rate, scaled)
 
 
 def _replayed(
@@ -175,11 +178,12 @@ def hit_rates(
     return rates | {"ceiling": [curve.ceiling] * len(capacities)}
 
 
-def policy_maker(policy: str, prompts: Sequence[Sequence[bytes]]) -> PolicyMaker:
-    """Returns the maker of a policy's orders by name, Belady's for exactly these prompts. Raises
+def policy_maker(policy: str, references: AccessTrace) -> PolicyMaker:
+    """Returns the maker of a policy's orders by name, Belady's for exactly these requests. Raises
     ``ValueError`` naming the known ones."""
     if policy == "belady":
-        return belady(prompts)
+        future = _native.Future.numbered(references.ids, references.offsets)
+        return PolicyMaker("belady", future=future)
     if policy not in POLICIES:
         known = ", ".join([*POLICIES, "belady"])
         raise ValueError(f"policy {policy!r} is not known; use one of {known}")

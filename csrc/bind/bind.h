@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "curves/curves.h"
 #include "hash/sha256.h"
 
 namespace lmcache {
@@ -118,6 +119,11 @@ Out to_array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) 
   const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
   return Out(kept->data(), shape, owner);
 }
+
+// Requests whose chunks are named by numbers. Throws std::invalid_argument for offsets that do not
+// rise from 0 to the number of ids.
+References to_references(const Array<std::int64_t, 1>& ids,
+                         const Array<std::int64_t, 1>& offsets);
 
 // Adds the verbs of one area to the module.
 void bind_curves(nanobind::module_& m);

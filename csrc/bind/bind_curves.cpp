@@ -10,12 +10,11 @@
 
 #include "bind/bind.h"
 #include "curves/curves.h"
+#include "curves/serving.h"
 
 namespace lmcache {
 
 using namespace nanobind::literals;
-
-namespace {
 
 using Numbers = Array<std::int64_t, 1>;
 
@@ -35,6 +34,8 @@ References to_references(const Numbers& ids, const Numbers& offsets) {
   }
   return {ids.data(), at, n - 1};
 }
+
+namespace {
 
 void require_positive(const char* name, std::int64_t value) {
   if (value >= 1) return;
@@ -125,6 +126,70 @@ Out py_group_names(const Numbers& ids, const Numbers& offsets, std::int64_t grou
   return to_array<Out>(std::move(names), {groups});
 }
 
+using Seconds = nb::ndarray<nb::numpy, double, nb::ndim<1>, nb::c_contig>;
+using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
+
+Typed<"dict[str, typing.Any]"> py_serve(
+    const Array<double, 1>& at, const Numbers& prompt, const Numbers& output,
+    const Array<std::int32_t, 2>& hits, const Numbers& chunks, const Numbers& offsets,
+    const Array<double, 2>& loads, std::int64_t chunk_tokens, const Array<double, 1>& seconds,
+    bool overlap, bool device, std::int64_t budget, std::int64_t most, std::int64_t room,
+    std::int64_t clients) {
+  const References references = to_references(chunks, offsets);
+  const std::size_t n = references.size, tiers = hits.shape(1);
+  require_length("at", at.size(), n);
+  require_length("prompt", prompt.size(), n);
+  require_length("output", output.size(), n);
+  require_length("hits", hits.shape(0), n);
+  require_length("loads", loads.size(), 3 * tiers);
+  require_length("seconds", seconds.size(), 5);
+  require_positive("chunk_tokens", chunk_tokens);
+  require_positive("budget", budget);
+  require_positive("most", most);
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    if (chunks.data()[i] >= 0 && chunks.data()[i] < static_cast<std::int64_t>(chunks.size())) continue;
+    throw std::invalid_argument("chunks[" + std::to_string(i) + "] is no number below their count");
+  }
+  std::vector<LoadCost> costs;
+  for (std::size_t t = 0; t < tiers; ++t) {
+    const double* const row = loads.data() + 3 * t;
+    costs.push_back({row[0], row[1], row[2]});
+  }
+  for (std::size_t i = 0; i < n; ++i) {
+    std::int64_t held = 0;
+    for (std::size_t t = 0; t < tiers; ++t) {
+      const std::int32_t some = hits.data()[i * tiers + t];
+      if (some < 0) {
+        throw std::invalid_argument("hits[" + std::to_string(i) + "] are negative");
+      }
+      held += some;
+    }
+    if (held <= static_cast<std::int64_t>(references.length(i))) continue;
+    throw std::invalid_argument("hits[" + std::to_string(i) + "] are more than its chunks");
+  }
+  const double* const s = seconds.data();
+  const EngineCost cost{s[0],  s[1],   s[2],   s[3], s[4],    overlap,
+                        device, budget, most, room, clients};
+  const Requests requests{references,  at.data(),    prompt.data(), output.data(),
+                          hits.data(), costs.data(), tiers,         chunk_tokens};
+  Serving found;
+  {
+    const Unlocked unlocked;
+    found = serve(requests, cost);
+  }
+  const std::size_t gaps = found.gaps.size();
+  nb::dict out;
+  out["ttft"] = to_array<Seconds>(std::move(found.ttft), {n});
+  out["e2e"] = to_array<Seconds>(std::move(found.e2e), {n});
+  out["hits"] = to_array<Hits>(std::move(found.hits), {n, tiers});
+  out["gaps"] = to_array<Seconds>(std::move(found.gaps), {gaps});
+  out["counts"] = to_array<Out>(std::move(found.counts), {gaps});
+  out["busy_s"] = found.busy_s;
+  out["answers"] = found.answers;
+  out["most_running"] = found.most_running;
+  return out;
+}
+
 }  // namespace
 
 void bind_curves(nanobind::module_& m) {
@@ -162,6 +227,16 @@ void bind_curves(nanobind::module_& m) {
         R"(Returns how many chunks of each request's leading held run each tier serves, ``[stacks,
         requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound.
         Raises ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``.)"_doc);
+  m.def("serve", py_serve, "at"_a.noconvert(), "prompt"_a.noconvert(), "output"_a.noconvert(),
+        "hits"_a.noconvert(), "chunks"_a.noconvert(), "offsets"_a.noconvert(),
+        "loads"_a.noconvert(), "chunk_tokens"_a, "seconds"_a.noconvert(), "overlap"_a, "device"_a,
+        "budget"_a, "most"_a, "room"_a, "clients"_a,
+        R"(Runs requests in an engine that batches continuously (``csrc/curves/serving.h``): request
+        i comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), and has the
+        ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``. ``loads`` ``[tiers, 3]`` are
+        seconds a call, a chunk and a token; ``seconds`` ``[5]`` those of a step, a prompt's token, a
+        pair of them, a decode step and a token before it. Raises ``ValueError`` for arrays and
+        numbers that don't fit together.)"_doc);
 }
 
 }  // namespace lmcache

@@ -133,15 +133,20 @@ std::size_t to_tier(const Bound& self, std::int64_t tier) {
                           std::to_string(self.ledger.tiers().size()));
 }
 
-void make(Bound* self, const nb::typed<nb::sequence, PyType<"int | None">>& capacities,
-          std::string_view policy, std::shared_ptr<Future> future, bool exclusive,
-          const MoveClass& move) {
+using Capacities = nb::typed<nb::sequence, PyType<"int | None">>;
+
+std::vector<std::optional<std::size_t>> bounds_of(const Capacities& capacities) {
   std::vector<std::optional<std::size_t>> bounds;
   for (nb::handle capacity : capacities) {
     bounds.push_back(nb::cast<std::optional<std::size_t>>(capacity));
   }
+  return bounds;
+}
+
+void make(Bound* self, const Capacities& capacities, std::string_view policy,
+          std::shared_ptr<Future> future, bool exclusive, const MoveClass& move) {
   to_moves({}, move);  // throws if it is no such class
-  new (self) Bound{Ledger(bounds, policy, std::move(future), exclusive), move};
+  new (self) Bound{Ledger(bounds_of(capacities), policy, std::move(future), exclusive), move};
 }
 
 Numbers fastest(const Bound& self, const Keys& keys, bool run) {
@@ -174,6 +179,61 @@ void settle(Bound& self, const Typed<"collections.abc.Iterable[Move]">& moves,
   }
 }
 
+// A number as a key: 32 bytes, little-endian, as Python's int.to_bytes writes it.
+Digest numbered(std::int64_t number) {
+  Digest key;
+  key.fill(number < 0 ? 0xff : 0);
+  for (std::size_t i = 0; i < sizeof number; ++i) {
+    key[i] = static_cast<std::uint8_t>(static_cast<std::uint64_t>(number) >> (8 * i));
+  }
+  return key;
+}
+
+std::vector<Digest> numbered(const References& requests, std::size_t i) {
+  std::vector<Digest> keys;
+  keys.reserve(requests.length(i));
+  for (std::int64_t at = requests.offsets[i]; at < requests.offsets[i + 1]; ++at) {
+    keys.push_back(numbered(requests.ids[at]));
+  }
+  return keys;
+}
+
+using Ids = Array<std::int64_t, 1>;
+using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
+using Replayed = nb::typed<nb::tuple, Hits, Numbers>;
+
+// Looks up, admits and settles request after request in a ledger that starts empty.
+Replayed replay(const Ids& ids, const Ids& offsets, const Capacities& capacities,
+                std::string_view policy, std::shared_ptr<Future> future, bool exclusive,
+                const nb::typed<nb::list, PyType<"Admission | None">>& admissions,
+                const Typed<"collections.abc.Callable[[int], None]">& on_request) {
+  const References requests = to_references(ids, offsets);
+  Ledger ledger(bounds_of(capacities), policy, std::move(future), exclusive);
+  const std::size_t tiers = ledger.tiers().size();
+  require_length("admissions", admissions.size(), tiers);
+  PythonGate gate(admissions);
+  std::vector<std::int32_t> hits(requests.size * tiers);
+  std::vector<std::int64_t> written(tiers);
+  for (std::size_t i = 0; i < requests.size; ++i) {
+    if (!on_request.is_none()) on_request(i);
+    if (i % 1024 == 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
+    const std::vector<Digest> keys = numbered(requests, i);
+    for (const Digest& key : keys) {
+      const int tier = ledger.fastest(key);
+      if (tier == Ledger::kNone) break;
+      ++hits[i * tiers + static_cast<std::size_t>(tier)];
+    }
+    for (const Move& move : ledger.admit(keys, 0, nullptr, 0, gate)) {
+      if (move.target == Ledger::kNowhere) continue;
+      ++written[static_cast<std::size_t>(move.target)];
+      ledger.settle(move.key, static_cast<std::size_t>(move.target), true);
+    }
+  }
+  nb::list counts;
+  for (const std::int64_t count : written) counts.append(count);
+  return nb::make_tuple(to_array<Hits>(std::move(hits), {requests.size, tiers}), counts);
+}
+
 template <auto counter>
 Numbers counts(const Bound& self) {
   nb::list list;
@@ -190,6 +250,12 @@ void bind_ledger(nanobind::module_& m) {
   m.def("unpack_moves", unpack_moves, "packed"_a, "move"_a,
         R"(Returns the moves that :func:`pack_moves` packed. Raises ``ValueError`` for other
         bytes.)"_doc);
+  m.def("replay", replay, "ids"_a.noconvert(), "offsets"_a.noconvert(), "capacities"_a, "policy"_a,
+        "future"_a.none(), "exclusive"_a, "admissions"_a, "on_request"_a.none(),
+        R"(Looks up, admits and settles requests in turn, in an empty ledger: request i has the keys
+        of :meth:`Future.numbered`. Returns the chunks of each one's leading held run that each tier
+        served, ``[requests, tiers]``, and how many each took. Raises ``ValueError`` for what does
+        not fit together.)"_doc);
   using Requests = nb::typed<nb::sequence, PyType<"collections.abc.Sequence[bytes]">>;
   nb::class_<Future>(m, "Future",
       R"(Knows when each chunk will be used: request i has the keys ``requests[i]``. Raises
@@ -198,7 +264,17 @@ void bind_ledger(nanobind::module_& m) {
     std::uint32_t turn = 0;
     for (nb::handle keys : requests) future->add(turn++, keys_of(keys));
     return future;
-  }), "requests"_a);
+  }), "requests"_a)
+      .def_static("numbered", [](const Ids& ids, const Ids& offsets) {
+        auto future = std::make_shared<Future>();
+        const References requests = to_references(ids, offsets);
+        for (std::size_t i = 0; i < requests.size; ++i) {
+          future->add(static_cast<std::uint32_t>(i), numbered(requests, i));
+        }
+        return future;
+      }, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+      R"(Makes it of requests whose chunks are numbers, ``ids`` from ``offsets[i]`` to before
+      ``offsets[i + 1]``; keys are 32 bytes, little-endian.)"_doc);
   nb::class_<Bound>(m, "Ledger",
       R"(The books of :class:`cache_core.ledger.Ledger`, which has the same methods. ``future`` is
       for the policy ``"belady"`` alone; ``move`` is the class of what is answered, a tuple of four.

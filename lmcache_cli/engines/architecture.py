@@ -36,6 +36,11 @@ class LayerKind:
         copies = max(1.0, tensor_parallel / self.heads)
         return round(self.items * item_bytes * copies)
 
+    def stored_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
+        """Returns the bytes of one token in one of the layers in tiers below the device: a latent,
+        which all ranks have, once."""
+        return self.token_bytes(item_bytes, tensor_parallel if self.heads else 1)
+
     def state_bytes(self, item_bytes: int = 2) -> int:
         """Returns the bytes of the state of one of the layers, over all ranks."""
         own = max(item_bytes, _LEAST_STATE_ITEM)
@@ -81,6 +86,13 @@ class Architecture:
             kind.layers * kind.token_bytes(item_bytes, tensor_parallel) for kind in self.kept
         )
 
+    def stored_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
+        """Returns the bytes of KV of one token in tiers below the device: a latent, which all ranks
+        have, once."""
+        return sum(
+            kind.layers * kind.stored_bytes(item_bytes, tensor_parallel) for kind in self.kept
+        )
+
     def state_bytes(self, item_bytes: int = 2) -> int:
         """Returns the bytes of all layers' states behind a prompt; 0 without recurrent layers."""
         return sum(kind.layers * kind.state_bytes(item_bytes) for kind in self.kept)
@@ -103,11 +115,12 @@ class Architecture:
         return any(kind.keeps != "all" for kind in self.kept)
 
     def kept_layers(self, item_bytes: int = 2, tensor_parallel: int = 1) -> list[KeptLayer]:
-        """Returns what each layer keeps over all ranks, one entry a layer that keeps anything."""
+        """Returns what each layer keeps over all ranks in tiers below the device, one entry a layer
+        that keeps anything."""
         return [
             KeptLayer(
                 f"{kind.keeps} {number}",
-                kind.token_bytes(item_bytes, tensor_parallel),
+                kind.stored_bytes(item_bytes, tensor_parallel),
                 kind.state_bytes(item_bytes),
                 kind.keeps,
                 kind.span,

@@ -12,6 +12,8 @@ DRAM_PRICE, DISK_PRICE = round(4.0 / (3 * 8760), 7), round(0.1 / (3 * 8760), 8)
 """The prices of DRAM and disk in dollars per GiB and hour: 4 and 0.1 dollars a GiB, over three
 years."""
 PREFILL_EFFICIENCY = 0.5
+UTILISATION = 0.92
+"""The share of a card's memory that vLLM takes by default."""
 _WHAT, _BOUNDS, _VALIDATION = "What is served", "What must hold", "Validation"
 
 
@@ -29,8 +31,35 @@ class TuneFlags:
         ),
     ] = None
     hardware: Annotated[
-        str | None, flag("Accelerator, from the catalogue. \\[default: h100]", _WHAT)
+        str | None,
+        flag(
+            "Accelerator: of the catalogue, or a TOML file that describes one. \\[default: h100]",
+            _WHAT,
+        ),
     ] = None
+    dtype: Annotated[
+        Literal["bfloat16", "fp8"], flag("Data type of the weights and of computing.", _WHAT)
+    ] = "bfloat16"
+    kv_dtype: Annotated[Literal["bfloat16", "fp8"], flag("Data type of the KV.", _WHAT)] = (
+        "bfloat16"
+    )
+    kv_bytes_per_token: Annotated[
+        int | None, flag("Bytes of KV of one token over all layers and ranks.", _WHAT)
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float, flag("Share of the cards' memory that the engine takes.", _WHAT)
+    ] = UTILISATION
+    device_kv: Annotated[
+        str | None,
+        flag(
+            "Room for KV on the cards of a model together. \\[default: what the weights leave]",
+            _WHAT,
+            metavar="SIZE",
+        ),
+    ] = None
+    no_prefix_caching: Annotated[
+        bool, flag("The engine keeps no prefix cache of its own.", _WHAT, "--no-prefix-caching")
+    ] = False
     probe: Annotated[
         Path | None,
         flag(
@@ -51,6 +80,14 @@ class TuneFlags:
         float, flag("Factor on the trace's arrivals: 2 is twice the load.", _WHAT)
     ] = 1.0
     format: Annotated[str | None, flag("Format of the trace. \\[default: found out]", None)] = None
+    time_unit: Annotated[
+        float | None,
+        flag("Unit of the trace's times. \\[default: the format's]", None, metavar="SECONDS"),
+    ] = None
+    tokenizer: Annotated[
+        str | None,
+        flag("Tokenizer for traces that hold text.", None, metavar="FOLDER_OR_ID"),
+    ] = None
     chunk_tokens: Annotated[
         str | None,
         flag(
@@ -63,7 +100,8 @@ class TuneFlags:
     slo: Annotated[
         list[str] | None,
         flag(
-            "Bound of a latency at p50, p90 or p99; may be given several times.",
+            "Bound of ttft, itl (between tokens) or e2e: mean, p50, p90, p95 or p99; may be given"
+            " several times.",
             _BOUNDS,
             metavar="ttft.p90=500ms",
         ),
@@ -76,12 +114,23 @@ class TuneFlags:
     disk_writes_per_day: Annotated[
         str | None, flag("Writes that the SSD may take a day.", _BOUNDS, metavar="SIZE")
     ] = None
+    drive_writes_per_day: Annotated[
+        float, flag("Endurance of the SSD: how often it may be filled a day.", _BOUNDS)
+    ] = 1.0
+    gpu_price: Annotated[
+        float | None,
+        flag("Dollars per accelerator and hour. \\[default: the catalogue's]", _BOUNDS),
+    ] = None
     dram_price: Annotated[float, flag("Dollars per GiB of DRAM and hour.", _BOUNDS)] = DRAM_PRICE
     disk_price: Annotated[float, flag("Dollars per GiB of disk and hour.", _BOUNDS)] = DISK_PRICE
     worth: Annotated[
-        float,
-        flag("Seconds of mean TTFT that another dollar an hour must buy, without --slo.", _BOUNDS),
-    ] = 0.1
+        float | None,
+        flag(
+            "Choose by time: seconds of mean TTFT that another dollar an hour must buy. Without it"
+            " and --slo, dollars per million tokens decide.",
+            _BOUNDS,
+        ),
+    ] = None
     scale: Annotated[
         float, flag("Factor on all lengths of a trace, for small machines.", WORKLOAD)
     ] = 1.0

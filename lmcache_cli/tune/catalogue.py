@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,10 @@ _TUNED = re.compile(r"-(instruct|chat|it|base)$")
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """An accelerator. ``flops`` are bfloat16 operations per second, ``memory_bytes_s`` and
-    ``link_bytes_s`` bytes per second of the device's memory and of one direction of its link to the
-    host. ``source`` is the maker's data sheet."""
+    """An accelerator. ``flops`` are bfloat16 operations per second, ``fp8_flops`` those of 8 bits
+    (0: it has none), ``memory_bytes_s`` and ``link_bytes_s`` bytes per second of its memory and of
+    one direction of its link to the host. ``source`` is the maker's data sheet; ``price`` is
+    dollars an hour on demand (0: not known), as ``price_source`` had it."""
 
     name: str
     flops: float
@@ -112,13 +114,25 @@ class Hardware:
     memory_bytes: int
     link_bytes_s: float
     source: str
+    fp8_flops: float = 0.0
+    price: float = 0.0
+    price_source: str = ""
 
 
 def _hardware(
-    name: str, tflops: float, memory_gb_s: float, memory_gib: int, link_gb_s: float, source: str
+    name: str,
+    tflops: float,
+    memory_gb_s: float,
+    memory_gib: float,
+    link_gb_s: float,
+    source: str,
+    fp8_tflops: float = 0.0,
+    price: float = 0.0,
+    price_source: str = "",
 ) -> Hardware:
-    memory = memory_gib * 2**30
-    return Hardware(name, tflops * TERA, memory_gb_s * GIGA, memory, link_gb_s * GIGA, source)
+    memory = int(memory_gib * 2**30)
+    rates = tflops * TERA, memory_gb_s * GIGA, memory, link_gb_s * GIGA
+    return Hardware(name, *rates, source, fp8_tflops * TERA, price, price_source)
 
 
 _FOUND = tomllib.loads(files("lmcache_cli.tune").joinpath("catalogue.toml").read_text("utf-8"))
@@ -126,12 +140,51 @@ ARCHITECTURES = {found.name: found for found in (_architecture(**row) for row in
 HARDWARE = {found.name: found for found in (_hardware(**row) for row in _FOUND["hardware"])}
 
 
-_NICKNAMES = {"a100": "a100-80g", "h100-sxm": "h100", "h200-sxm": "h200"}
+_FORMS = ("sxm", "sxm5", "hgx", "nvl")
+_NICKNAMES = {
+    "a100": "a100-80g",
+    "a100-40gb": "a100-40g",
+    "a100-80gb": "a100-80g",
+    "5090": "rtx-5090",
+    "rtx5090": "rtx-5090",
+    "rtx-pro-6000-blackwell": "rtx-pro-6000",
+    **{f"{name}-{form}": name for name in ("h100", "h200", "b200", "b300") for form in _FORMS},
+}
+_ROW = {"tflops", "memory_gb_s", "memory_gib", "link_gb_s", "fp8_tflops", "price"}
 
 
 def find_hardware(name: str) -> Hardware:
-    """Returns the accelerator of that name. Raises ``UserError`` listing what is known."""
-    found = HARDWARE.get(_NICKNAMES.get(name.lower(), name.lower()))
+    """Returns the accelerator of that name, or that a TOML file describes: ``tflops``,
+    ``memory_gb_s``, ``memory_gib``, ``link_gb_s``, and if it likes ``fp8_tflops`` and ``price``.
+    Raises ``UserError`` listing what is known, or naming what the file lacks."""
+    if name.lower().endswith(".toml"):
+        return _own_hardware(Path(name).expanduser())
+    short = re.sub(r"[\s_]+", "-", name.lower().removeprefix("nvidia ").removeprefix("amd "))
+    found = HARDWARE.get(_NICKNAMES.get(short, short))
     if found is None:
-        raise UserError(f"--hardware: {name!r} is not known; use one of {', '.join(HARDWARE)}")
+        known = ", ".join(HARDWARE)
+        raise UserError(
+            f"--hardware: {name!r} is not known; use one of {known}, or a TOML file of your card"
+        )
     return found
+
+
+def _own_hardware(path: Path) -> Hardware:
+    try:
+        row = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--hardware: {path} can't be read: {error}") from error
+    numbers = {key: row.get(key, 0.0) for key in sorted(_ROW)}
+    for key, value in numbers.items():
+        fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
+        if not fine or (not value and key not in ("fp8_tflops", "price")):
+            raise UserError(
+                f"--hardware: {path} needs {key}, a number above 0, as in {key} = 100.0"
+            )
+    if odd := row.keys() - _ROW - {"name", "source"}:
+        raise UserError(
+            f"--hardware: {path} has {', '.join(sorted(odd))}; what it may have is"
+            f" {', '.join(sorted(_ROW))}"
+        )
+    source = str(row.get("source", f"as {path.name} has it"))
+    return _hardware(str(row.get("name", path.stem)), source=source, **numbers)

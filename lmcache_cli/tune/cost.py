@@ -4,19 +4,110 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import ceil
 from typing import Literal
 
-from cache_core.groups import KeptLayer
+from cache_core.groups import KeptLayer, balanced_groups, slot_layout
+from cache_core.layout import Group
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost
-from lmcache_cli.options.tune import PREFILL_EFFICIENCY
+from lmcache_cli.options.tune import PREFILL_EFFICIENCY, UTILISATION
 from lmcache_cli.tune.catalogue import Architecture, Hardware
+from reports.units import bytes_text
 
 EFFICIENCY_RANGE = (0.4, 0.6)
 """The prefill efficiencies that the ± of a predicted TTFT covers, widened where ``--efficiency``
 lies outside."""
 _STEP_S = 0.01
 """Seconds that an engine's step costs beside the work: scheduling, launches, sampling."""
+
+
+_ACTIVATION_BYTES = 2
+"""The bytes of an activation: engines compute in bfloat16 also where weights are FP8."""
+_STATES = 4
+"""Hidden states of a step's tokens that are in memory at a time: input, residual, norm, output."""
+_INNER = 7
+"""The width of a step's gated MLP over the hidden state's: two halves of 3.5 each."""
+_FIXED_BYTES = 3 * 2**29
+"""Bytes of a card that CUDA's context, communication and graphs take: 1.5 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRoom:
+    """What a model leaves of its cards for KV, in bytes over all of them: ``memory`` times
+    ``utilisation`` without ``weights`` and ``activations``; or ``given``, where it is known.
+    ``token_bytes`` are the KV of one token over all ranks, copies included. ``caching``: whether
+    the engine keeps it for prompts that begin alike."""
+
+    token_bytes: int
+    memory: int = 0
+    utilisation: float = 1.0
+    weights: float = 0.0
+    activations: float = 0.0
+    given: int | None = None
+    caching: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes for KV; 0 or less where the weights don't fit."""
+        if self.given is not None:
+            return self.given
+        return int(self.memory * self.utilisation - self.weights - self.activations)
+
+    @property
+    def tokens(self) -> int:
+        """Returns the tokens of KV for which there is room."""
+        return max(0, self.nbytes // self.token_bytes)
+
+    def text(self) -> str:
+        """Describes the room with its parts."""
+        if self.given is not None:
+            return f"{bytes_text(self.given)} for KV, as given: {self.tokens:,} tokens"
+        return (
+            f"{bytes_text(self.memory)} x {self.utilisation:g} - weights"
+            f" {bytes_text(self.weights)} - activations and graphs"
+            f" {bytes_text(self.activations)} = {bytes_text(max(0, self.nbytes))} for KV:"
+            f" {self.tokens:,} tokens"
+        )
+
+
+def device_room(
+    hardware: Hardware,
+    model: Architecture,
+    devices: int,
+    token_bytes: int,
+    *,
+    weight_bytes: float,
+    utilisation: float = UTILISATION,
+    batch_tokens: int = 8192,
+) -> DeviceRoom:
+    """Computes the room for KV of ``devices`` cards that share the model. Activations are those of
+    a step of ``batch_tokens`` tokens: hidden states on every card, a gated MLP split between
+    them."""
+    width = model.heads * (model.v_dim or model.head_dim)
+    each = batch_tokens * width * _ACTIVATION_BYTES * (_STATES + _INNER / devices)
+    activations = devices * (each + _FIXED_BYTES)
+    memory = hardware.memory_bytes * devices
+    return DeviceRoom(token_bytes, memory, utilisation, weight_bytes, activations)
+
+
+def devices_needed(hardware: Hardware, model: Architecture, item_bytes: float, util: float) -> int:
+    """Returns the fewest cards, a power of two, on which the weights leave room for KV."""
+    devices = 1
+    while devices < _MOST_DEVICES:
+        weights = model.parameters * item_bytes
+        if (
+            device_room(hardware, model, devices, 1, weight_bytes=weights, utilisation=util).nbytes
+            > 0
+        ):
+            break
+        devices *= 2
+    return devices
+
+
+_MOST_DEVICES = 1024
+_MOST_GROUPS = 64
 
 
 ServingOrder = Literal["batches", "in_turn"]
@@ -29,7 +120,8 @@ class RequestCost:
     that the longer of the two counts. ``decode_s`` is a decode step's time, with ``decode_token_s``
     for each token before it. ``prefill_range``: the costs of a prefill at its fastest and its
     slowest, as far as is known; they give the ± of what is predicted. ``devices`` share the
-    model."""
+    model, each ``device_price`` dollars an hour; ``device`` is their room for KV, None of an engine
+    that keeps none."""
 
     prefill: PrefillCost
     tiers: Mapping[str, TierCost]
@@ -43,9 +135,41 @@ class RequestCost:
     prefill_range: tuple[PrefillCost, PrefillCost] | None = None
     model: str = ""
     devices: int = 1
+    device: DeviceRoom | None = None
+    hardware: str = ""
+    device_price: float = 0.0
+    latent: bool = False
+    """Whether KV is MLA's: all ranks have the same."""
     kept: tuple[KeptLayer, ...] = ()
     """The layers of a model whose layers keep different things: then ``token_bytes`` are those that
     stay, and what a hit needs beside them is in the fixed cost of a load."""
+
+    def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
+        """Returns the groups of layers where those keep different things; else none."""
+        return _groups(self.kept, chunk_tokens) if self.kept else ()
+
+    def few_groups(self, chunk_tokens: int) -> bool:
+        """Returns whether layers can be replayed in chunks of that length: short ones cut states
+        into hundreds of chunks each."""
+        return len(self.groups(chunk_tokens)) <= _MOST_GROUPS
+
+    def chunk_bytes(self, chunk_tokens: int) -> int:
+        """Returns the bytes that a chunk of that many tokens takes in a tier below the device;
+        where layers keep different things, the slot of one group's."""
+        if self.kept:
+            return slot_layout(self.groups(chunk_tokens), chunk_tokens).chunk_bytes
+        return self.token_bytes * chunk_tokens
+
+    def device_chunk_bytes(self, chunk_tokens: int) -> int:
+        """Returns the bytes that such a chunk takes on the cards, copies that ranks have of KV
+        included."""
+        size = self.chunk_bytes(chunk_tokens)
+        if self.device is None:
+            return size
+        if not self.kept:
+            return self.device.token_bytes * chunk_tokens
+        stored = sum(layer.token_bytes for layer in self.kept)
+        return ceil(size * max(1.0, self.device.token_bytes / stored)) if stored else size
 
     def decoding_s(self, there: int, steps: int) -> float:
         """Returns the seconds of ``steps`` decode steps of one request alone after ``there``
@@ -65,6 +189,11 @@ class RequestCost:
         return max(load, compute) if self.overlap else load + compute
 
 
+@lru_cache(maxsize=64)
+def _groups(kept: tuple[KeptLayer, ...], chunk_tokens: int) -> tuple[Group, ...]:
+    return balanced_groups(kept, chunk_tokens)
+
+
 def catalogue_cost(
     hardware: Hardware,
     model: Architecture,
@@ -72,56 +201,76 @@ def catalogue_cost(
     devices: int = 1,
     efficiency: float = PREFILL_EFFICIENCY,
     item_bytes: int = 2,
+    kv_item_bytes: int = 2,
+    token_bytes: int | None = None,
+    utilisation: float = UTILISATION,
+    device_kv: int | None = None,
+    caching: bool = True,
     disk_bytes_s: float = 3e9,
     remote_bytes_s: float = 2.5e9,
     overlap: bool = False,
 ) -> RequestCost:
     """Builds the costs from data sheets. ``devices`` share the work by tensor parallelism, each
-    with a link of its own. A decode step reads all active weights once (the memory's rate bounds
-    it)."""
-    rate = hardware.flops * devices * efficiency
+    with a link of its own. A decode step reads all active weights and the KV in front of it once
+    (the memory's rate bounds it). ``item_bytes`` are a weight's (1: FP8, computed at the rate of
+    FP8), ``kv_item_bytes`` a value's of the KV; ``token_bytes`` replaces what the model's shape
+    says of the KV of a token, ``device_kv`` the room that is computed for it."""
+    flops = hardware.fp8_flops if item_bytes == 1 and hardware.fp8_flops else hardware.flops
+    rate = flops * devices * efficiency
     prefill = PrefillCost(_STEP_S, model.token_flops() / rate, model.pair_flops() / rate)
     link = hardware.link_bytes_s * devices
     tiers = {
-        "device": TierCost(hardware.memory_bytes_s * devices),
         "cpu": TierCost(link),
         "disk": TierCost(min(link, disk_bytes_s), 1e-4),
         "remote": TierCost(min(link, remote_bytes_s), 1e-3),
     }
-    decode = model.active * item_bytes / (hardware.memory_bytes_s * devices)
+    kv = token_bytes or model.stored_bytes(kv_item_bytes, devices)
+    held = token_bytes or max(1, model.kv_bytes(kv_item_bytes, devices))
+    memory_rate = hardware.memory_bytes_s * devices
     low, high = EFFICIENCY_RANGE
     spread = (
         _at(prefill, efficiency / max(high, efficiency)),
         _at(prefill, efficiency / min(low, efficiency)),
     )
+    weights = model.parameters * item_bytes
+    room = device_room(
+        hardware, model, devices, held, weight_bytes=weights, utilisation=utilisation
+    )
+    room = replace(room, given=device_kv, caching=caching)
     notes = [
         f"{hardware.name}: {hardware.source}",
-        f"{model.name}: {model.source}; {model.kv_bytes(item_bytes, devices):,} bytes of KV a"
+        f"{model.name}: {model.source}; {kv:,} bytes of KV a"
         f" token ({'MLA' if model.latent else 'GQA'})",
         f"prefill at {efficiency:.0%} of the peak of {devices} x {hardware.name}",
+        f"room on {devices} x {hardware.name}: {room.text()}",
     ]
-    weights = model.parameters * item_bytes
-    if weights > hardware.memory_bytes * devices:
+    if hardware.price:
         notes.append(
-            f"{model.name}'s weights ({weights / 2**30:.0f} GiB) don't fit {devices} x"
-            f" {hardware.name} ({hardware.memory_bytes * devices / 2**30:.0f} GiB)"
+            f"${hardware.price:g} an hour for each {hardware.name}: {hardware.price_source}"
         )
-    token_bytes, kept = model.kv_bytes(item_bytes, devices), tuple[KeptLayer, ...]()
-    if model.mixed():
-        kept = tuple(model.kept_layers(item_bytes, devices))
-        token_bytes, tiers = _apart(kept, tiers)
-        notes.append(mixed_note(model.name, kept))
+    kept = tuple[KeptLayer, ...]()
+    if model.mixed() and token_bytes is None:
+        kept = tuple(model.kept_layers(kv_item_bytes, devices))
+        kv, tiers = _apart(kept, tiers)
+        notes += [mixed_note(model.name, kept), _MIXED_ROOM]
+    elif model.mixed():
+        notes.append(f"all of the {token_bytes:,} bytes a token are taken as KV that stays")
     return RequestCost(
         prefill,
         tiers,
-        token_bytes,
-        decode,
+        kv,
+        model.active * item_bytes / memory_rate,
         overlap,
         "catalogue",
         tuple(notes),
+        held / memory_rate,
         prefill_range=spread,
         model=model.name,
         devices=devices,
+        device=room,
+        hardware=hardware.name,
+        device_price=hardware.price,
+        latent=bool(model.latent),
         kept=kept,
     )
 
@@ -155,6 +304,13 @@ def mixed_note(model: str, kept: Sequence[KeptLayer]) -> str:
         f"{model}'s layers keep different things ({text}): the Ledger is replayed for every stack,"
         " since no single order of chunks decides a hit"
     )
+
+
+_MIXED_ROOM = (
+    "on the cards too: the Ledger of the engine's own cache is replayed, which keeps of windows and"
+    " states what other requests go on from; requests that run are counted with KV of every token"
+    " in every layer that has any, more than an engine takes that frees what is out of sight"
+)
 
 
 def _at(prefill: PrefillCost, times: float) -> PrefillCost:

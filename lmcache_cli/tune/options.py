@@ -15,7 +15,8 @@ from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_SLO = re.compile(rf"ttft\.(p50|p90|p99)={_NUMBER}(ms|s)")
+_SLO = re.compile(rf"((?:ttft|itl|e2e)\.(?:mean|p50|p90|p95|p99))={_NUMBER}(ms|s)")
+_WORTH = 0.1
 _BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
 
@@ -38,6 +39,32 @@ class TuneOptions(TuneFlags):
             raise UserError(f"--speed-up: {self.speed_up} must be above 0")
         if not parse_size(self.disk_bandwidth, "--disk-bandwidth"):
             raise UserError("--disk-bandwidth: it must be above 0, as in 3GB (a second)")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise UserError(
+                f"--gpu-memory-utilization: {self.gpu_memory_utilization} must be above 0 and at"
+                " most 1"
+            )
+        if self.device_kv is not None and not parse_size(self.device_kv, "--device-kv"):
+            raise UserError(
+                "--device-kv: 0 leaves no room for a request; --no-prefix-caching is an engine that"
+                " keeps nothing for the next one"
+            )
+        if self.kv_bytes_per_token is not None and self.kv_bytes_per_token < 1:
+            raise UserError(f"--kv-bytes-per-token: {self.kv_bytes_per_token} must be at least 1")
+        if not self.drive_writes_per_day > 0:
+            raise UserError(
+                f"--drive-writes-per-day: {self.drive_writes_per_day} must be above 0; inf is no"
+                " bound"
+            )
+        if self.worth is not None and not 0 <= self.worth < inf:
+            raise UserError(f"--worth: {self.worth} must be 0 or more")
+        for name, value in (("--time-unit", self.time_unit), ("--tokenizer", self.tokenizer)):
+            if value is not None and self.made:
+                raise UserError(
+                    f"{name}: these requests are made anew, so there is none to read; for"
+                    " --validate, --requests or --scale convert the trace first: lmcache trace"
+                    " convert"
+                )
         if self.repeat < 1:
             raise UserError(f"--repeat: {self.repeat} is too small; it must be at least 1")
         if self.hardware is not None and self.measured:
@@ -87,17 +114,18 @@ class TuneOptions(TuneFlags):
         """Returns the chunk lengths to try where requests are tokens. Raises ``UserError``."""
         return parse_list(self.chunk_tokens or "16,64,256", "--chunk-tokens", parse_count)
 
-    def goal(self) -> Goal:
-        """Returns the bounds that a recommendation must keep. Raises ``UserError``."""
-        ttft: dict[str, float] = {}
+    def goal(self, priced: bool = True) -> Goal:
+        """Returns the bounds that a recommendation must keep. Without prices of cards, time is
+        worth what ``--worth`` says, or a tenth of a second per dollar. Raises ``UserError``."""
+        slo: dict[str, float] = {}
         for text in self.slo or ():
             match = _SLO.fullmatch(text.replace(" ", ""))
             if match is None:
                 raise UserError(f"--slo: {text!r} is not one; write it like ttft.p90=500ms")
-            if match[1] in ttft:
-                raise UserError(f"--slo: ttft.{match[1]} is bounded twice; leave one out")
-            ttft[match[1]] = float(match[2]) / (1000 if match[3] == "ms" else 1)
-            if not ttft[match[1]]:
+            if match[1] in slo:
+                raise UserError(f"--slo: {match[1]} is bounded twice; leave one out")
+            slo[match[1]] = float(match[2]) / (1000 if match[3] == "ms" else 1)
+            if not slo[match[1]]:
                 raise UserError(f"--slo: {text!r}: nothing answers in no time; give more")
         most = None
         if self.budget is not None:
@@ -110,7 +138,15 @@ class TuneOptions(TuneFlags):
         writes = None
         if self.disk_writes_per_day is not None:
             writes = float(parse_size(self.disk_writes_per_day, "--disk-writes-per-day"))
-        return Goal(most, self.largest(), writes, ttft)
+        return Goal(
+            most,
+            self.largest(),
+            writes,
+            slo,
+            self.drive_writes_per_day,
+            float(parse_size(self.disk_bandwidth, "--disk-bandwidth")),
+            self.worth if priced or self.worth is not None else _WORTH,
+        )
 
     def largest(self) -> dict[str, int]:
         """Returns the largest size of each tier in bytes. Raises ``UserError``."""
@@ -120,11 +156,13 @@ class TuneOptions(TuneFlags):
         }
 
     def prices(self) -> Prices:
-        """Returns the prices of each tier per GiB and hour. Raises ``UserError``."""
-        for flag, price in (("--dram-price", self.dram_price), ("--disk-price", self.disk_price)):
+        """Returns the prices of each tier per GiB and hour, and of the cards where ``--gpu-price``
+        says it. Raises ``UserError``."""
+        given = ("--dram-price", self.dram_price), ("--disk-price", self.disk_price)
+        for flag, price in (*given, ("--gpu-price", self.gpu_price or 0.0)):
             if not 0 <= price < inf:
                 raise UserError(f"{flag}: {price} is no price; give dollars, 0 or more")
-        return Prices(self.dram_price, self.disk_price)
+        return Prices(self.dram_price, self.disk_price, (self.gpu_price or 0.0) * self.devices)
 
     def chunks(self, trace_chunk: int) -> list[int]:
         """Returns the chunk lengths to try, multiples of the trace's. Raises ``UserError``."""

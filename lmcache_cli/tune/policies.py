@@ -10,7 +10,15 @@ import numpy as np
 from cache_core.policies import POLICIES
 from cache_core.sizing.replay import replay_ledger
 from lmcache_cli.output import Say
-from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration, broken
+from lmcache_cli.tune.candidates import (
+    Goal,
+    Judge,
+    StackOutcome,
+    TierConfiguration,
+    broken,
+    number,
+    unfit,
+)
 from lmcache_cli.tune.study import Study
 
 USABLE = tuple(name for name in POLICIES if name != "unbounded")
@@ -23,6 +31,8 @@ COMPARED = 50_000
 """The most references that replays of all policies see; more are sampled (SHARDS_adj)."""
 REPLAYED = 3_000_000
 """The number of references up to which the chosen stack is replayed in full."""
+_FAR = 1.5
+"""How far above its bound a sample's writes may be for the whole to be replayed still."""
 _CURVE_POINTS = 4
 _CURVE_REFERENCES = 15_000
 
@@ -56,39 +66,47 @@ class Headroom:
 
 
 def headroom(study: Study, stack: TierConfiguration, on_step: Say = lambda text: None) -> Headroom:
-    """Replays a stack that has tiers under every policy and returns the hit rates."""
+    """Replays the tiers that a stack buys under every policy and returns the hit rates."""
     share = _share(study, stack.chunk_tokens, COMPARED)
+    bought = replace(stack, tiers=tuple(stack.bought.items()))
     rates = {}
     for name in (*USABLE, BELADY):
         on_step(f"replaying {name}")
-        found = study.replayed(replace(stack, policy=name), share)
+        found = study.replayed(replace(bought, policy=name), share)
         rates[name] = found.hit_rate * _scale(study, stack.chunk_tokens)
     return Headroom(rates, study.ceiling(stack.chunk_tokens), share)
 
 
 def with_best_policy(
-    study: Study, chosen: StackOutcome, room: Headroom, goal: Goal
+    study: Study, chosen: StackOutcome, room: Headroom, goal: Goal, judge: Judge
 ) -> StackOutcome:
     """Replays the chosen stack in full under the best policy; returns it with that policy only if
-    it is faster and breaks no further bound, else as it was."""
+    it is better by the number that decides and breaks no further bound, else as it was."""
     name = room.best()
     if name == chosen.stack.policy or _large(study, chosen.stack.chunk_tokens):
         return chosen
-    other = study.queued(study.judge(replace(chosen.stack, policy=name)))
+    other = judge(replace(chosen.stack, policy=name))
     worse = len(broken(other, goal)) > len(broken(chosen, goal))
-    return chosen if worse or other.idle_s >= chosen.idle_s else other
+    return chosen if worse or number(other, goal) >= number(chosen, goal) else other
 
 
-def admitted(study: Study, outcome: StackOutcome, goal: Goal, on_step: Say) -> list[StackOutcome]:
+def admitted(
+    study: Study, outcome: StackOutcome, goal: Goal, on_step: Say, judge: Judge
+) -> list[StackOutcome]:
     """Judges a stack that writes more to its SSD than it may under every admission that writes
     less; returns only those that keep the bound."""
-    if goal.writes_per_day is None or _large(study, outcome.stack.chunk_tokens):
+    if _large(study, outcome.stack.chunk_tokens):
         return []
     found = []
+    share = _share(study, outcome.stack.chunk_tokens, COMPARED)
+    allowed = goal.disk_writes(outcome.stack.sizes["disk"])
     for name in ADMITTING:
         on_step(f"replaying admission {name}")
-        found.append(study.judge(replace(outcome.stack, admission=name)))
-    return [study.queued(o) for o in found if o.disk_writes_per_day <= goal.writes_per_day]
+        stack = replace(outcome.stack, admission=name)
+        if share < 1 and study.disk_writes(stack, share) > _FAR * allowed:
+            continue
+        found.append(judge(stack))
+    return [o for o in found if not unfit(o, goal)]
 
 
 def policy_curves(
@@ -97,7 +115,7 @@ def policy_curves(
     """Replays one tier at a few capacities up to what LRU can use, under every policy but LRU."""
     curve = study.curves(chunk_tokens)["prefix"]
     most = curve.capacity_for(curve.ceiling) if curve.ceiling > 0 else None
-    if not most or study.groups(chunk_tokens):  # a sample of chunks says nothing of groups
+    if not most or study.cost.groups(chunk_tokens):  # a sample of chunks says nothing of groups
         return []
     sizes = np.unique(np.geomspace(max(1, most // 64), most, _CURVE_POINTS).astype(np.int64))
     share = _share(study, chunk_tokens, _CURVE_REFERENCES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,17 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lmcache_cli.tune.candidates import StackOutcome
-from lmcache_cli.tune.load_or_compute import LoadOrCompute
+from cache_core.plan import PLACEMENTS
+from lmcache_cli.tune.answer import answer, how_text
+from lmcache_cli.tune.candidates import Goal, StackOutcome, deciding, latency_text, number
 from lmcache_cli.tune.policies import Headroom, PolicyCurve
 from lmcache_cli.tune.report_sections import plots, snippets, validation_json, validation_tables
-from lmcache_cli.tune.search import Recommendation
-from lmcache_cli.tune.study import Study, Uncertainty
+from lmcache_cli.tune.search import Recommendation, replayed
+from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Validation
+from lmcache_cli.tune.worth import Uncertainty, Worth
 from reports.stored import TUNE_SCHEMA
-from reports.tables.tune import heading
-from reports.units import NONE, bytes_text
+from reports.units import NONE, bytes_text, seconds_text
 
 _POINTS = 32
 
@@ -28,7 +30,7 @@ def document(
     study: Study, found: Recommendation, chunks: list[int], validation: Validation | None = None
 ) -> dict[str, Any]:
     """Returns the whole recommendation and what it rests on, as plain values."""
-    arrays = study.arrays
+    arrays, said = study.arrays, answer(study, found)
     return {
         "schema": TUNE_SCHEMA,
         "source": {
@@ -46,6 +48,7 @@ def document(
                 "b": study.cost.prefill.b,
                 "c": study.cost.prefill.c,
             },
+            "device": _device_json(study),
             "notes": list(study.cost.notes),
         },
         "curves": [
@@ -58,22 +61,28 @@ def document(
             "policy": found.chosen.stack.policy,
             "placement": found.chosen.stack.placement,
             "admission": found.chosen.stack.admission,
-            "predicted": _predicted(found.chosen),
+            "predicted": _predicted(found.chosen, found.goal),
             "binding_constraint": found.binding,
             "keeps_bounds": found.keeps_bounds,
+            "verdict": said.verdict,
+            "verdicts": list(said.sentences),
+            "notes": {title: list(lines) for title, lines in said.notes},
+            "breaks": list(found.breaks),
+            "enough_cards": found.cards,
             "marginals": [
                 {
                     "tier": m.tier,
                     "from_bytes": m.from_bytes,
                     "to_bytes": m.to_bytes,
                     "hit_rate": m.hit_rate,
-                    "mean_ttft_ms": 1e3 * m.idle_s,
+                    "latency": m.name,
+                    "latency_ms": 1e3 * m.latency,
+                    "per_million_tokens": m.per_million,
                     "cost_per_hour": m.cost_per_hour,
                     "text": m.text(),
                 }
                 for m in found.marginals
             ],
-            "verdicts": list(found.verdicts),
             "uncertainty": _uncertainty_json(found.uncertainty),
             "load_or_compute": [
                 {
@@ -87,12 +96,25 @@ def document(
                 }
                 for one in found.loads
             ],
-            "snippets": snippets(found.chosen.stack, study.cost.devices),
+            "snippets": snippets(found.chosen.stack, study.cost.devices, study.cost.latent),
         },
         "headroom": _headroom_json(found.headroom),
-        "without_cache": _predicted(found.none),
-        "front": [{"tiers": o.stack.sizes, **_predicted(o)} for o in found.front],
-        "rejected": [{"tiers": o.stack.sizes, "why": why} for o, why in found.rejected],
+        "today": {"tiers": found.today.stack.sizes, **_predicted(found.today, found.goal)},
+        "without_cache": _predicted(found.none, found.goal),
+        "load": {
+            "offered_prefill": study.offered,
+            **{who: _worth(one) for who, one in found.worths.items()},
+        },
+        "front": [
+            {
+                "tiers": o.stack.sizes,
+                "recommended": o is found.chosen,
+                "today": o is found.today,
+                **_predicted(o, found.goal),
+            }
+            for o in found.front
+        ],
+        "rejected": [{"tiers": o.stack.sizes, "why": list(why)} for o, why in found.rejected],
         "validation": validation_json(validation) if validation else None,
     }
 
@@ -108,23 +130,25 @@ def print_report(
     console: Console, study: Study, found: Recommendation, validation: Validation | None = None
 ) -> None:
     """Prints the recommendation, what else there was, how to set it, and whether it held."""
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPE_COLUMNS)
     console.print(_report(study, found, validation), crop=False)
 
 
 def _report(study: Study, found: Recommendation, validation: Validation | None) -> RenderableType:
-    stack = found.chosen.stack
-    sizes = ", ".join(f"{name} {bytes_text(size)}" for name, size in stack.tiers) or "no cache"
+    stack, said = found.chosen.stack, answer(study, found)
     parts: list[RenderableType] = [
-        Text(f"{heading(found.keeps_bounds)}: {sizes}", style="bold"),
-        Text(
-            f"chunks of {stack.chunk_tokens} tokens, {stack.policy}, {stack.placement}"
-            f" · {len(study.arrays):,} requests, {study.tokens:,} prompt tokens"
-            f" · ceiling {100 * found.ceiling:.1f} %"
+        *(
+            Text(sentence, style="bold" if at == 1 else "")
+            for at, sentence in enumerate(said.sentences)
         ),
         Text(
-            "predicted only: nothing was run (what the notes below say is assumed)"
-            if validation is None
-            else "predicted; below is what was measured",
+            f"{len(study.arrays):,} requests, {study.tokens:,} prompt tokens; "
+            + (
+                "predicted only: nothing was run (what the notes below say is assumed)"
+                if validation is None
+                else "predicted; below is what was measured"
+            ),
             style="dim",
         ),
         Text(),
@@ -135,61 +159,63 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
         parts += [Text(plot, no_wrap=True), Text()]
     if validation is not None:
         parts += [*validation_tables(validation), Text()]
-    if found.uncertainty is not None:
-        parts += [Text(f"· {text}") for text in _uncertainty_text(found.uncertainty)]
-    parts += [Text(f"· {text}") for text in found.verdicts]
-    parts += [Text(f"· {one.text()}") for one in found.loads if _shown(found, one)]
-    parts += [Text(f"· {marginal.text()}") for marginal in found.marginals]
-    if found.binding is not None:
-        parts.append(Text(f"· what holds it back: {found.binding}"))
-    parts += [Text(f"· {note}", style="dim") for note in study.cost.notes]
-    for name, text in snippets(stack, study.cost.devices).items():
+    for title, lines in said.notes:
+        parts += [Text(title, style="bold"), *(Text(f"· {line}") for line in lines)]
+    for name, text in snippets(stack, study.cost.devices, study.cost.latent).items():
         # to be pasted: no line is broken, in a pipe neither
         parts += [Text(), Text(f"{name}:"), Text(text, no_wrap=True, overflow="ignore")]
     return Group(*parts)
 
 
+_PIPE_COLUMNS = 100
+_SHOWN = ("ttft.p50", "ttft.p90")
+
+
 def _table(found: Recommendation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
-    for name in (
-        "",
-        "cpu",
-        "disk",
-        "chunk",
-        "hit %",
-        "TTFT p50",
-        "p90",
-        "p99",
-        "per hour",
-        "writes/day",
-    ):
-        table.add_column(name, justify="left" if not name else "right")
+    shown = (*_SHOWN, *(name for name in found.goal.slo if name not in _SHOWN))
+    plain = all(o.stack.plain and o.stack.placement == PLACEMENTS[0] for o in found.front)
+    how = () if plain else ("how",)
+    title, decides = deciding(found.goal)
+    writing = any(o.disk_writes_per_day for o in found.front)
+    names = ("cpu", "disk", "chunk", *how, "hit %", *map(latency_text, shown), title, "$/h")
+    for name in ("", *names, *(("writes/day",) if writing else ())):
+        left = name in ("", "how")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "how")
     for outcome in found.front:
-        sizes = outcome.stack.sizes
-        writes = outcome.disk_writes_per_day
+        sizes, writes = outcome.stack.bought, outcome.disk_writes_per_day
+        mark = "→" if outcome is found.chosen else ""
         table.add_row(
-            "→" if outcome is found.chosen else "",
+            f"{mark} today".strip() if outcome is found.today else mark,
             *(bytes_text(sizes[name]) if name in sizes else NONE for name in ("cpu", "disk")),
             str(outcome.stack.chunk_tokens) if sizes else NONE,
+            *((how_text(outcome) if sizes else NONE,) if how else ()),
             f"{100 * outcome.hit_rate:.1f}",
-            *(_seconds(outcome.ttft[name]) for name in ("p50", "p90", "p99")),
+            *(_latency(outcome, name) for name in shown),
+            decides(outcome),
             f"{outcome.cost_per_hour:.4f}",
-            bytes_text(int(writes)) if writes else NONE,
+            *((bytes_text(int(writes)) if writes else NONE,) if writing else ()),
             style="bold" if outcome is found.chosen else "",
         )
     return table
 
 
-def _seconds(value: float) -> str:
-    return f"{1e3 * value:,.0f} ms" if value < 10 else f"{value:,.0f} s"
+def _latency(outcome: StackOutcome, name: str) -> str:
+    return seconds_text(outcome.latency[name]) if name in outcome.latency else NONE
 
 
-def _predicted(outcome: StackOutcome) -> dict[str, Any]:
+def _predicted(outcome: StackOutcome, goal: Goal) -> dict[str, Any]:
+    ttft = {name: 1e3 * v for name, v in outcome.latency.items() if name.startswith("ttft.")}
+    decides = number(outcome, goal)
     return {
         "hit_rate": outcome.hit_rate,
         "hit_tokens": dict(outcome.hit_tokens),
-        "ttft_ms": {name: 1e3 * value for name, value in outcome.ttft.items()},
-        "mean_idle_ttft_ms": 1e3 * outcome.idle_s,
+        "ttft_ms": {name.partition(".")[2]: value for name, value in ttft.items()},
+        "latency_ms": {name: 1e3 * value for name, value in outcome.latency.items()},
+        "decides": {"by": deciding(goal)[0], "number": decides if isfinite(decides) else None},
+        "capacity": outcome.capacity if isfinite(outcome.capacity) else None,
+        "goodput": outcome.goodput,
+        "per_million_tokens": outcome.per_million,
         "cost_per_hour": outcome.cost_per_hour,
         "disk_writes_per_day": outcome.disk_writes_per_day,
         "chunk_tokens": outcome.stack.chunk_tokens,
@@ -199,7 +225,40 @@ def _predicted(outcome: StackOutcome) -> dict[str, Any]:
     }
 
 
+def _worth(of: Worth) -> dict[str, Any]:
+    return {
+        "load": of.load if isfinite(of.load) else None,
+        "latency_ms": {name: 1e3 * value for name, value in of.latency.items()},
+        "replicas": of.replicas,
+        "cards": of.cards,
+        "per_hour": of.per_hour,
+        "per_million_tokens": of.per_million,
+    }
+
+
+def _device_json(study: Study) -> dict[str, Any] | None:
+    room = study.cost.device
+    if room is None:
+        return None
+    return {
+        "cards": study.cost.devices,
+        "hardware": study.cost.hardware,
+        "memory_bytes": room.memory,
+        "utilisation": room.utilisation,
+        "weights_bytes": room.weights,
+        "activations_bytes": room.activations,
+        "given_bytes": room.given,
+        "kv_bytes": room.nbytes,
+        "kv_tokens": room.tokens,
+        "prefix_cache_bytes": study.device,
+    }
+
+
 def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
+    if study.cost.groups(chunk):
+        points = [{"capacity_bytes": n, "hit_rate": rate} for n, rate in replayed(study, chunk)]
+        same = {"chunk_tokens": chunk, "kind": "prefix", "policy": "lru", "sampled": 1.0}
+        return [same | {"points": points}]
     found = []
     for kind, curve in study.curves(chunk).items():
         most = max(1, int(curve.capacities[-1])) if len(curve.capacities) else 1
@@ -212,7 +271,7 @@ def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
                 "sampled": curve.rate,
                 "points": [
                     {
-                        "capacity_bytes": int(capacity) * study.chunk_bytes(chunk),
+                        "capacity_bytes": int(capacity) * study.cost.chunk_bytes(chunk),
                         "hit_rate": curve.hit_rate(int(capacity)),
                     }
                     for capacity in capacities
@@ -223,7 +282,7 @@ def _curves(study: Study, chunk: int) -> list[dict[str, Any]]:
 
 
 def _policy_curve(study: Study, curve: PolicyCurve) -> dict[str, Any]:
-    size = study.chunk_bytes(curve.chunk_tokens)
+    size = study.cost.chunk_bytes(curve.chunk_tokens)
     return {
         "chunk_tokens": curve.chunk_tokens,
         "kind": "prefix",
@@ -256,22 +315,3 @@ def _uncertainty_json(of: Uncertainty | None) -> dict[str, Any] | None:
 
 def _ends(interval: tuple[float, float] | None) -> dict[str, float] | None:
     return None if interval is None else {"low": min(interval), "high": max(interval)}
-
-
-def _uncertainty_text(of: Uncertainty) -> list[str]:
-    found = []
-    if of.hit_rate is not None:
-        low, high = of.hit_rate
-        found.append(
-            f"hit rate {100 * low:.1f} to {100 * high:.1f} % (95 %, bootstrap over {of.groups})"
-        )
-    if of.ttft is not None:
-        times = ", ".join(f"{n} {_seconds(a)} to {_seconds(b)}" for n, (a, b) in of.ttft.items())
-        found.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
-    return found
-
-
-def _shown(found: Recommendation, one: LoadOrCompute) -> bool:
-    """Returns whether a tier is shown: it was chosen, or it could be bought but does not load
-    faster."""
-    return one.tier in found.chosen.stack.sizes or (not one.loads and one.tier in ("cpu", "disk"))

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cache_core.sizing.curves import Kind
 from lmcache_cli.tune.candidates import GIB, TierConfiguration
-from lmcache_cli.tune.search import Recommendation
+from lmcache_cli.tune.search import Recommendation, replayed
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import MOST_DRIFT, Validation, ValidationPoint
 from reports.units import NONE, bytes_text
@@ -131,7 +131,7 @@ def plots(study: Study, found: Recommendation, width: int = WIDTH) -> list[str]:
     to see."""
     if find_spec("plotext") is None:
         return []
-    whole = sum(found.chosen.stack.sizes.values())
+    whole = sum(found.chosen.stack.bought.values())
     drawn = [
         curve_plot(_curves(study, found), width, HEIGHT, whole),
         front_plot(_front(found), found.chosen.cost_per_hour, width, HEIGHT),
@@ -143,7 +143,9 @@ def _curves(study: Study, found: Recommendation) -> dict[str, list[PlotPoint]]:
     """Returns (bytes, hit rate) of one tier by curve: LRU by prefix and at any position, the policy
     that did best, Belady."""
     chunk = found.chosen.stack.chunk_tokens
-    size = study.chunk_bytes(chunk)
+    if study.cost.groups(chunk):
+        return {"lru": replayed(study, chunk)}
+    size = study.cost.chunk_bytes(chunk)
     curves = study.curves(chunk)
     largest = max((int(c.capacities[-1]) for c in curves.values() if len(c.capacities)), default=0)
     if largest < 2:
@@ -167,19 +169,25 @@ def _curves(study: Study, found: Recommendation) -> dict[str, list[PlotPoint]]:
 
 def _front(found: Recommendation) -> dict[str, list[PlotPoint]]:
     """Returns (price per hour, seconds) by percentile of the stacks whose arrivals were run."""
-    ran = [outcome for outcome in found.front if outcome.ttft]
-    if len({outcome.cost_per_hour for outcome in ran}) < 2:
+    if len({outcome.cost_per_hour for outcome in found.front}) < 2:
         return {}
-    return {name: [(o.cost_per_hour, o.ttft[name]) for o in ran] for name in ("p50", "p90")}
+    return {
+        name: [(o.cost_per_hour, o.latency[f"ttft.{name}"]) for o in found.front]
+        for name in ("p50", "p90")
+    }
 
 
-def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
+def snippets(stack: TierConfiguration, devices: int = 1, latent: bool = False) -> dict[str, str]:
     """Returns settings for our connector, vLLM's native offloading, LMCache and SGLang's HiCache,
     by name, for ``devices`` that share the model by tensor parallelism. Sizes are as each counts
-    them: vLLM's for all ranks together, the others' for each. Empty for no cache."""
-    sizes = stack.sizes
+    them: vLLM's for all ranks together, the others' for each. Where another system has not the
+    policy, placement or admission that was predicted, its name says so. Empty where nothing is
+    bought. Of MLA (``latent``), which our connector refuses and of which systems keep a copy for
+    each rank, LMCache's alone: its first rank stores for all."""
+    sizes = stack.bought
     if not sizes:
         return {}
+    lacks = "" if stack.plain else " (LRU alone, so what is predicted here does not hold for it)"
     cpu, disk = sizes.get("cpu", 0), sizes.get("disk", 0)
     rank_cpu, rank_disk = -(-cpu // devices), -(-disk // devices)
     parallel = f"--tensor-parallel-size {devices} " if devices > 1 else ""
@@ -194,16 +202,20 @@ def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": ours,
     }
-    found = {"this connector in vLLM": f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"}
-    if cpu:
+    found = {}
+    if latent:
+        rank_cpu, rank_disk = cpu, disk
+    else:
+        found["this connector in vLLM"] = f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"
+    if cpu and not latent:
         native = {
             "kv_connector": "OffloadingConnector",
             "kv_role": "kv_both",
             "kv_connector_extra_config": {"cpu_bytes_to_use": cpu},
         }
         config = f"--kv-transfer-config '{json.dumps(native)}'"
-        found["vLLM's native offloading"] = parallel + config
-        found["SGLang HiCache"] = (
+        found[f"vLLM's native offloading{lacks}"] = parallel + config
+        found[f"SGLang HiCache{lacks}"] = (
             (f"--tp-size {devices} " if devices > 1 else "")
             + f"--enable-hierarchical-cache --hicache-size {math.ceil(rank_cpu / 1e9)}"
             " --hicache-write-policy write_through"
@@ -213,7 +225,7 @@ def snippets(stack: TierConfiguration, devices: int = 1) -> dict[str, str]:
     if disk:
         lines += ["local_disk: file:///var/cache/lmcache"]
         lines += [f"max_local_disk_size: {_gib_up(rank_disk)}"]
-    found["LMCache (YAML)"] = "\n".join(lines)
+    found[f"LMCache (YAML){lacks}"] = "\n".join(lines)
     return found
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lmcache_cli.engines.measured_costs import ProbedEngine, probed_engine, read_probed
-from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.errors import EXIT_INCONCLUSIVE, MissingError, UserError
 from lmcache_cli.output import Say, check_output, write_output
 from lmcache_cli.sizes import parse_size
 from lmcache_cli.tune.catalogue import find_architecture, find_hardware
-from lmcache_cli.tune.cost import RequestCost, catalogue_cost, probed_cost
+from lmcache_cli.tune.cost import RequestCost, catalogue_cost, devices_needed, probed_cost
 from lmcache_cli.tune.options import TuneOptions
 from lmcache_cli.tune.report import print_report, tune_json_text
 from lmcache_cli.tune.search import search
 from lmcache_cli.tune.source import RequestSource, made_source, trace_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, neighbours, validate
+from reports.units import bytes_text
 
 if TYPE_CHECKING:
     from lmcache_cli.engines.engine import Engine
@@ -33,7 +35,8 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     """Prints the report (or JSON) and returns the exit code."""
     options.check()
     check_output(json_file)
-    goal, prices = options.goal(), options.prices()
+    options.goal()
+    prices = options.prices()
     if not options.made:
         options.path()
     talk = Console(stderr=True, quiet=quiet)
@@ -50,15 +53,20 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
         if options.validate and probed is None:
             probed = _probe_now(options, engine, source, status.update)
         cost = _cost(options, probed)
+        cards = cost.device_price * cost.devices
+        if options.gpu_price is None:
+            prices = replace(prices, cards=cards)
+        goal = options.goal(priced=prices.cards > 0)
         study = Study(
             source.arrays,
             cost,
             prices,
             1.0 if options.made else options.speed_up,
             source.load.concurrency,
-            goal.writes_per_day or 0.0,
+            goal,
         )
-        found = search(study, goal, source.chunks, options.worth, status.update)
+        larger = None if probed is not None else partial(_more_cards, options)
+        found = search(study, goal, source.chunks, status.update, larger)
         if engine is not None and probed is not None:
             p50, p90 = options.tolerances()
             validation = validate(
@@ -78,7 +86,9 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
         write_output(json_file, tune_json_text(study, found, source.chunks, validation))
     if json_file != "-":
         print_report(Console(), study, found, validation)
-    return validation.exit_code if validation else 0
+    if validation:
+        return validation.exit_code
+    return 0 if found.keeps_bounds else EXIT_INCONCLUSIVE
 
 
 def _check_model(options: TuneOptions, probed: ProbedEngine | None) -> None:
@@ -153,14 +163,47 @@ def _probe_now(
     return probed_engine(found, "measured just now")
 
 
+def _more_cards(options: TuneOptions, devices: int) -> RequestCost:
+    """Returns the cost of so many cards; room that was given grows with them."""
+    cost = _cost(replace(options, devices=devices), None)
+    assert cost.device is not None
+    if cost.device.given is None:
+        return cost
+    given = cost.device.given * devices // options.devices
+    return replace(cost, device=replace(cost.device, given=given))
+
+
 def _cost(options: TuneOptions, probed: ProbedEngine | None) -> RequestCost:
     if probed is not None:
         return probed_cost(probed, options.overlap)
-    return catalogue_cost(
-        find_hardware(options.hardware or _DEFAULT_HARDWARE),
-        find_architecture(options.model or _DEFAULT_MODEL),
+    hardware = find_hardware(options.hardware or _DEFAULT_HARDWARE)
+    model = find_architecture(options.model or _DEFAULT_MODEL)
+    item_bytes = _ITEM_BYTES[options.dtype]
+    given = options.device_kv
+    cost = catalogue_cost(
+        hardware,
+        model,
         devices=options.devices,
         efficiency=options.efficiency,
+        item_bytes=item_bytes,
+        kv_item_bytes=_ITEM_BYTES[options.kv_dtype],
+        token_bytes=options.kv_bytes_per_token,
+        utilisation=options.gpu_memory_utilization,
+        device_kv=None if given is None else parse_size(given, "--device-kv"),
+        caching=not options.no_prefix_caching,
         disk_bytes_s=float(parse_size(options.disk_bandwidth, "--disk-bandwidth")),
         overlap=options.overlap,
     )
+    assert cost.device is not None
+    if cost.device.nbytes <= 0:
+        util = options.gpu_memory_utilization
+        need = devices_needed(hardware, model, item_bytes, util)
+        raise UserError(
+            f"--devices: {model.name}'s weights ({bytes_text(cost.device.weights)} in"
+            f" {options.dtype}) leave no room for KV on {options.devices} x {hardware.name}"
+            f" ({bytes_text(cost.device.memory)}); it takes {need}: --devices {need}"
+        )
+    return cost
+
+
+_ITEM_BYTES = {"bfloat16": 2, "fp8": 1}

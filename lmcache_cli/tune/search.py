@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from cache_core.plan import PLACEMENTS
+from lmcache_cli.output import Say
 from lmcache_cli.tune.candidates import (
     Goal,
     Marginal,
@@ -13,12 +17,13 @@ from lmcache_cli.tune.candidates import (
     broken,
     front,
     marginals,
+    number,
     recommend,
     stacks,
+    unfit,
 )
-from lmcache_cli.tune.load_or_compute import LoadOrCompute, load_or_compute
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.policies import (
-    BELADY,
     Headroom,
     PolicyCurve,
     admitted,
@@ -26,47 +31,82 @@ from lmcache_cli.tune.policies import (
     policy_curves,
     with_best_policy,
 )
-from lmcache_cli.tune.study import Study, Uncertainty, uncertainty
-from reports.units import bytes_text
+from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.worth import (
+    LoadOrCompute,
+    Uncertainty,
+    Worth,
+    load_or_compute,
+    uncertainty,
+    worth,
+)
+from reports.units import seconds_text
 
-_QUEUED = 8
-"""The most stacks whose arrivals are run: those of the front, evenly spaced."""
+_SHOWN = 8
+"""The most rows of the table."""
 _POINTS, _REPLAYED_POINTS = 10, 5
-_MOST_GROUPS = 64
-_NO_GAIN = 0.02
-"""The least share of the mean TTFT that a cache must take off to be of help."""
+_BEYOND = 12
+"""The most stacks that may not be bought that are run."""
+_MORE_CARDS = (2, 4, 8)
+_FINE = 16
+"""The steps between a size and twice it."""
+_NO_DISK_BOUND: dict[str, Any] = {
+    "writes_per_day": None,
+    "drive_writes_per_day": None,
+    "disk_bytes_s": None,
+}
+_UNBOUND: dict[str, Any] = _NO_DISK_BOUND | {"most_per_hour": None, "largest": {}}
+_MOST_RUNS = 3_000_000
+"""Requests of all runs together up to which every chunk length is searched with every size; above
+it the length is chosen first, at the largest sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The recommended stack and what it was chosen from. ``none`` is no cache at all, ``ceiling``
-    the hit rate without a bound. ``rejected`` are stacks of the front that lost, each with why;
-    ``verdicts`` what a person should know."""
+    """The recommended stack and what it was chosen from. ``today`` is what is there without buying
+    anything, ``none`` an engine that keeps no KV, ``ceiling`` the hit rate without a bound.
+    ``front`` are the rows of the table, ``rejected`` the others of them with why they lost;
+    ``breaks`` are bounds that the recommended stack does not keep; ``binding`` is the bound that it
+    breaks, or that ``held_back``, a better stack, does. ``worths`` are of ``without_cache``,
+    ``today`` and ``recommended``."""
 
+    goal: Goal
     chosen: StackOutcome
+    today: StackOutcome
     none: StackOutcome
     front: tuple[StackOutcome, ...]
+    searched: tuple[StackOutcome, ...]
     marginals: tuple[Marginal, ...]
-    rejected: tuple[tuple[StackOutcome, str], ...]
+    rejected: tuple[tuple[StackOutcome, tuple[str, ...]], ...]
+    breaks: tuple[str, ...]
     binding: str | None
-    keeps_bounds: bool
+    held_back: StackOutcome | None
+    cards: int | None
+    """Where no stack keeps the bounds on latencies: the cards for each model with which what there
+    is today keeps them; None if that is not known."""
+    worths: Mapping[str, Worth]
     ceiling: float
-    verdicts: tuple[str, ...] = field(default_factory=tuple)
     headroom: Headroom | None = None
-    """The hit rates of the chosen stack under every policy; None without a tier."""
+    """The hit rates of the bought tiers under every policy; None without one."""
     policy_curves: tuple[PolicyCurve, ...] = ()
     loads: tuple[LoadOrCompute, ...] = ()
     uncertainty: Uncertainty | None = None
 
+    @property
+    def keeps_bounds(self) -> bool:
+        """Returns whether the recommended stack keeps every bound."""
+        return not self.breaks
+
 
 def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu") -> list[int]:
     """Returns 0, and sizes by powers of two up to where the curve has nothing more to give, or
-    ``largest`` bytes; only those with space for a chunk."""
+    ``largest`` bytes; only those with space for a chunk. Of sizes that the device has itself one is
+    enough."""
 
     def room(nbytes: int) -> int:
         return study.rooms(TierConfiguration(((tier, nbytes),), chunk_tokens))[0]
 
-    size = study.chunk_bytes(chunk_tokens)
+    size = study.cost.chunk_bytes(chunk_tokens)
     wanted = max(1, study.most_chunks(chunk_tokens))
     # A replay of the Ledger takes longer than a look at a curve.
     points = _POINTS if study.plain(TierConfiguration((), chunk_tokens)) else _REPLAYED_POINTS
@@ -77,66 +117,88 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
     found = [0]
     while most and room(most) and len(found) < points:
         found.append(most)
+        if most <= study.device:
+            break
         most //= 2
     return sorted(found)
+
+
+def replayed(study: Study, chunk_tokens: int) -> list[tuple[float, float]]:
+    """Returns (bytes, hit rate) of one tier where layers keep different things: at the sizes that
+    are searched, without a bound on them. Empty for chunks too short to be replayed."""
+    found = []
+    if study.cost.few_groups(chunk_tokens):
+        for nbytes in sizes_to_try(study, chunk_tokens, 1 << 62)[1:]:
+            hits = study.hits(TierConfiguration((("cpu", nbytes),), chunk_tokens))
+            found.append((float(nbytes), int(hits.sum()) / max(1, study.tokens)))
+    return found
 
 
 def search(
     study: Study,
     goal: Goal,
     chunks: Sequence[int],
-    worth: float,
-    on_step: Callable[[str], None] = lambda text: None,
+    on_step: Say = lambda text: None,
+    larger: Callable[[int], RequestCost] | None = None,
 ) -> Recommendation:
-    """Judges every combination, runs the arrivals of the best, and recommends. ``worth``: seconds
-    of mean TTFT that a dollar an hour must buy where no TTFT is asked for."""
-    outcomes: list[StackOutcome] = []
-    few = [chunk for chunk in chunks if len(study.groups(chunk)) <= _MOST_GROUPS]
-    chunks = few or [max(chunks)]  # short ones cut states into hundreds of chunks each
-    for chunk in chunks:
-        on_step(f"counting hits in chunks of {chunk} tokens")
-        sizes = {
-            name: sizes_to_try(study, chunk, goal.largest[name], name) for name in ("cpu", "disk")
-        }
-        outcomes += [
-            study.judge(stack)
-            for stack in stacks(sizes, [chunk], ("write_on_insertion", "write_on_eviction"))
-        ]
-    none = study.queued(next(o for o in outcomes if not o.stack.tiers))
-    line = front(o for o in outcomes if not broken(o, goal)) or front(outcomes)
-    picked = [o for o in _spread(line, _QUEUED) if o.stack.tiers]
-    ran = [none]
-    for number, outcome in enumerate(picked):
-        on_step(f"running arrivals, {number + 1} of {len(picked)}")
-        ran.append(study.queued(outcome))
-    chosen = recommend(ran, goal, worth)
-    if goal.writes_per_day is not None:
-        ran += _admitted(study, outcomes, chosen, goal, worth, on_step)
-        chosen = recommend(ran, goal, worth)
+    """Runs every stack of the grid by the number that decides, looks between its sizes, tries other
+    policies and admissions, and recommends. Where none keeps the bounds it looks for more cards
+    that do; ``larger`` gives the cost of so many of them."""
+    decides = ("arrivals",) if goal.slo or goal.worth is not None else ("saturated",)
+
+    def judge(stack: TierConfiguration) -> StackOutcome:
+        return study.judge(stack, *decides)
+
+    chunks = [chunk for chunk in chunks if study.cost.few_groups(chunk)] or [max(chunks)]
+    today = judge(study.today)
+    fit: list[TierConfiguration] = []
+    beyond: list[TierConfiguration] = []
+    for stack in _grid(study, goal, chunks, judge):
+        (beyond if unfit(study.unrun(stack), goal) else fit).append(stack)
+    # Of what may not be bought only the best are run: they tell which bound holds back.
+    beyond.sort(key=lambda stack: -int(study.held(stack).sum()))
+    found = [today, *_judged([*fit, *beyond[:_BEYOND]], judge, on_step)]
+    found += _refined(recommend(found, goal), goal, judge, on_step)
+    if any(broken(o, goal) for o in found) and unfit_disk(found, goal):
+        found += _admitted(study, found, goal, on_step, judge)
+    chosen = recommend(found, goal)
     room = None
-    if chosen.stack.tiers:
+    if chosen.stack.bought:
         room = headroom(study, chosen.stack, on_step)
-        better = with_best_policy(study, chosen, room, goal)
+        better = with_best_policy(study, chosen, room, goal, judge)
         if better is not chosen:
-            ran = [better if o is chosen else o for o in ran]
-            chosen = better
-    rejected = [
-        (o, ", ".join(broken(o, goal)) or "costs more for less than it is worth")
-        for o in ran
-        if o is not chosen
-    ]
-    bound = broken(chosen, goal)
+            found.append(better)
+            chosen = recommend(found, goal)
     on_step("weighing what was found")
+    rows = {id(o): study.judge(o.stack) for o in _rows(found, chosen, today, goal)}
+    shown = tuple(rows.values())
+    chosen, first = rows[id(chosen)], rows[id(today)]
+    none = study.judge(TierConfiguration((), study.arrays.chunk_tokens))
+    on_step("looking for the highest load")
+    before = worth(study, first, goal)
+    worths = {
+        "without_cache": worth(study, none, goal) if first.stack.tiers else before,
+        "today": before,
+        "recommended": worth(study, chosen, goal) if chosen is not first else before,
+    }
+    breaks = tuple(broken(chosen, goal))
+    binding, held_back = (breaks[0], None) if breaks else _binding(chosen, found, goal)
+    name = next((n for n in goal.slo if n in chosen.latency), "ttft.mean")
     return Recommendation(
+        goal,
         chosen,
+        first,
         none,
-        tuple(sorted(ran, key=lambda o: o.cost_per_hour)),
-        tuple(marginals(chosen, study.judge)),
-        tuple(rejected),
-        bound[0] if bound else _binding(chosen, outcomes, goal),
-        not bound,
+        shown,
+        tuple(found),
+        tuple(marginals(chosen, study.judge, name)),
+        tuple((o, tuple(broken(o, goal))) for o in shown if o is not chosen),
+        breaks,
+        binding,
+        held_back,
+        _enough_cards(study, goal, larger) if set(breaks) & goal.slo.keys() else None,
+        worths,
         max(study.ceiling(chunk) for chunk in chunks),
-        tuple(_verdicts(study, chosen, none, line, goal, chunks, room)),
         room,
         tuple(policy_curves(study, chosen.stack.chunk_tokens, on_step)),
         tuple(load_or_compute(study, chosen)),
@@ -144,86 +206,117 @@ def search(
     )
 
 
+def _grid(
+    study: Study, goal: Goal, chunks: Sequence[int], judge: Callable[..., StackOutcome]
+) -> list[TierConfiguration]:
+    """Returns all stacks that buy something."""
+
+    def of(chunk: int) -> list[TierConfiguration]:
+        sizes = {n: sizes_to_try(study, chunk, goal.largest.get(n, 0), n) for n in ("cpu", "disk")}
+        return [s for s in stacks(sizes, [chunk], PLACEMENTS, study.device) if s.bought]
+
+    grids = [of(chunk) for chunk in chunks]
+    if len(study.arrays) * sum(map(len, grids)) > _MOST_RUNS:
+        largest = [max(grid, key=lambda s: sum(s.bought.values()), default=None) for grid in grids]
+        tried = [number(judge(stack), goal) for stack in largest if stack is not None]
+        if tried:
+            grids = [grids[tried.index(min(tried))]]
+    return [stack for grid in grids for stack in grid]
+
+
+def _judged(
+    grid: Sequence[TierConfiguration],
+    judge: Callable[[TierConfiguration], StackOutcome],
+    on_step: Say,
+) -> Iterable[StackOutcome]:
+    began = time.monotonic()
+    for count, stack in enumerate(grid):
+        left = (time.monotonic() - began) / count * (len(grid) - count) if count else 0
+        eta = f", {seconds_text(left)} left" if left >= 1 else ""
+        on_step(f"running stack {count + 1} of {len(grid)}{eta}")
+        yield judge(stack)
+
+
+def _refined(
+    best: StackOutcome, goal: Goal, judge: Callable[[TierConfiguration], StackOutcome], say: Say
+) -> list[StackOutcome]:
+    """Looks between the sizes of the grid: with bounds on latencies for the smallest size that
+    keeps them, tier by tier, else on both sides."""
+    found = [best]
+
+    def resized(tier: str, sixteenths: int, stack: TierConfiguration) -> StackOutcome:
+        size = stack.sizes[tier] * sixteenths // _FINE
+        most = goal.largest.get(tier, size)
+        tiers = tuple((n, min(most, size) if n == tier else s) for n, s in stack.tiers)
+        return judge(replace(stack, tiers=tiers))
+
+    for tier in best.stack.bought:
+        say(f"looking between sizes of {tier}")
+        stack = recommend(found, goal).stack
+        if tier not in stack.sizes:
+            continue
+        if not goal.slo or broken(recommend(found, goal), goal):
+            found += [resized(tier, part, stack) for part in (10, 12, 14, 20, 24, 28)]
+            continue
+        low, high = _FINE // 2, _FINE
+        while high - low > 1:
+            middle = (low + high) // 2
+            found.append(resized(tier, middle, stack))
+            low, high = (middle, high) if broken(found[-1], goal) else (low, middle)
+    return found[1:]
+
+
+def unfit_disk(outcomes: Sequence[StackOutcome], goal: Goal) -> bool:
+    """Returns whether what a disk may take rules a stack out that would be chosen without that."""
+    return bool(unfit(recommend(outcomes, replace(goal, **_NO_DISK_BOUND)), goal))
+
+
 def _admitted(
     study: Study,
     outcomes: Sequence[StackOutcome],
-    chosen: StackOutcome,
     goal: Goal,
-    worth: float,
-    on_step: Callable[[str], None],
+    on_step: Say,
+    judge: Callable[[TierConfiguration], StackOutcome],
 ) -> list[StackOutcome]:
     """Returns, where the SSD's endurance binds, the stack that would be bought without that bound,
     under admissions that keep it."""
-    free = replace(goal, writes_per_day=None)
-    line = front(o for o in outcomes if not broken(o, free)) or front(outcomes)
-    wished = recommend([study.queued(o) for o in _spread(line, _QUEUED)], free, worth)
-    if wished.stack == chosen.stack or not broken(wished, goal):
-        return []
-    return admitted(study, wished, goal, on_step)
+    free = replace(goal, **_NO_DISK_BOUND)
+    return admitted(study, recommend(outcomes, free), goal, on_step, judge)
 
 
-def _spread(line: Sequence[StackOutcome], count: int) -> list[StackOutcome]:
-    if len(line) <= count:
-        return list(line)
-    return [line[round(i * (len(line) - 1) / (count - 1))] for i in range(count)]
+def _rows(
+    found: Sequence[StackOutcome], chosen: StackOutcome, today: StackOutcome, goal: Goal
+) -> list[StackOutcome]:
+    """Returns the rows of the table: the front, thinned out, with what there is today first and
+    what is recommended."""
+    line = front((o for o in found if not unfit(o, goal)), goal)
+    line = [o for o in line if o is not today and o is not chosen]
+    count = _SHOWN - 1 - (chosen is not today)
+    if len(line) > count:
+        line = [line[round(i * (len(line) - 1) / (count - 1))] for i in range(count)]
+    if chosen is not today:
+        line.append(chosen)
+    return [today, *sorted(line, key=lambda o: o.cost_per_hour)]
 
 
-def _binding(chosen: StackOutcome, outcomes: Sequence[StackOutcome], goal: Goal) -> str | None:
-    """Returns the first bound that a faster stack breaks."""
-    for outcome in sorted(outcomes, key=lambda o: o.idle_s):
-        if outcome.idle_s < chosen.idle_s and (why := broken(outcome, goal)):
-            return why[0]
+def _enough_cards(
+    study: Study, goal: Goal, larger: Callable[[int], RequestCost] | None
+) -> int | None:
+    if larger is None:
+        return None
+    for times in _MORE_CARDS:
+        cards = times * study.cost.devices
+        other = study.on(larger(cards))
+        if not broken(other.judge(other.today, "arrivals"), goal):
+            return cards
     return None
 
 
-def _verdicts(
-    study: Study,
-    chosen: StackOutcome,
-    none: StackOutcome,
-    line: Sequence[StackOutcome],
-    goal: Goal,
-    chunks: Sequence[int],
-    room: Headroom | None,
-) -> list[str]:
-    """Returns what a person should know about the choice. ``line`` are the best stacks that keep
-    the bounds on sizes."""
-    found = []
-    ceiling = max(study.ceiling(chunk) for chunk in chunks)
-    gain = 1 - min(o.idle_s for o in line) / none.idle_s
-    could = f"the fastest stack would take {100 * gain:.1f} % off the mean TTFT"
-    if 0 in goal.largest.values() and not any(o.stack.tiers for o in line):
-        found.append(
-            f"--max-cpu and --max-disk leave no room that helps; {100 * ceiling:.1f} % of the"
-            " tokens repeat by prefix"
-        )
-    elif gain < _NO_GAIN:
-        found.append(
-            f"caching won't help here: {100 * ceiling:.1f} % of the tokens repeat by prefix, and"
-            f" {could}"
-        )
-    elif not chosen.stack.tiers and not broken(chosen, goal):
-        reason = (
-            "needed: every bound holds without one" if goal.ttft else "worth its price (--worth)"
-        )
-        found.append(f"no cache is {reason}; {could}")
-    for name, _ in chosen.stack.tiers:
-        rest = tuple((n, s) for n, s in chosen.stack.tiers if n != name)
-        without = study.judge(replace(chosen.stack, tiers=rest))
-        if without.idle_s - chosen.idle_s < 0.005 * none.idle_s:
-            found.append(f"the {name} tier buys nothing: without it the mean TTFT is the same")
-    if why := broken(chosen, goal):
-        found.append(f"no stack keeps every bound; this one breaks {', '.join(why)}")
-    if room is not None:
-        lru, best, belady = (room.hit_rates[n] for n in ("lru", room.best(), BELADY))
-        sample = "" if room.rate >= 1 else f", by a sample of {100 * room.rate:.0f} %"
-        found.append(
-            f"at these sizes lru hits {100 * lru:.1f} %, the best policy ({room.best()})"
-            f" {100 * best:.1f} %, one that knew the future {100 * belady:.1f} %, a cache without a"
-            f" bound {100 * room.ceiling:.1f} %{sample}"
-        )
-    if chosen.stack.admission != "none":
-        found.append(
-            f"the disk takes no more writes: admission {chosen.stack.admission} keeps them to"
-            f" {bytes_text(int(chosen.disk_writes_per_day))} a day"
-        )
-    return found
+def _binding(
+    chosen: StackOutcome, outcomes: Sequence[StackOutcome], goal: Goal
+) -> tuple[str | None, StackOutcome | None]:
+    """Returns the bound that the stack breaks which would be chosen without bounds on money, sizes
+    and disks, and that stack."""
+    wished = recommend(outcomes, replace(goal, **_UNBOUND))
+    why = unfit(wished, goal)
+    return (why[0], wished) if why else (None, None)

@@ -17,10 +17,11 @@ from lmcache_cli.bench.requests import make_requests
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.trace.tools import TraceSource
 from lmcache_cli.tune.options import TuneOptions
 from workloads import Request
 from workloads.tokens import Encode
-from workloads.traces import TraceArrays, TraceError, load_arrays, open_trace
+from workloads.traces import TraceArrays, TraceError, load_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,51 @@ class RequestSource:
 def trace_source(options: TuneOptions) -> RequestSource:
     """Reads the requests of a trace as they are. Raises ``UserError``."""
     try:
-        trace = open_trace(options.path(), options.format)
+        file, unit_s = options.path(), options.time_unit
+        trace = TraceSource(file, options.format, None, unit_s, options.tokenizer).open()
         arrays = load_arrays(trace.requests())
     except TraceError as error:
         raise UserError(str(error)) from error
-    if not arrays.chunk_tokens:
-        raise UserError(
-            f"{options.source}: a trace of lengths only ({trace.format}) does not say what"
-            " prompts share, so no cache can be sized by it"
-        )
+    if not len(arrays):
+        raise UserError(f"{options.source}: there is no request in it")
     warnings = list(trace.malformed.examples)
     if trace.malformed.count:
         warnings.append(f"{trace.malformed.count} lines were left out")
+    if not arrays.chunk_tokens:
+        warnings.append(
+            f"{options.source} has lengths only ({trace.format}): what prompts share is unknown, so"
+            " every token counts as new; the room of the cards and the load are right, tiers can't"
+            " be sized"
+        )
+        return RequestSource(arrays, [16], warnings=warnings + odd_lengths(arrays))
+    warnings += odd_lengths(arrays)
     return RequestSource(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
+
+
+def odd_lengths(arrays: TraceArrays) -> list[str]:
+    """Returns what is odd about a trace's lengths and times, one line each."""
+    count, found = len(arrays), []
+    empty = int((arrays.input_tokens <= 0).sum())
+    if empty:
+        found.append(f"{empty} of {count} prompts have no token; they count as one")
+    silent = int((arrays.output_tokens <= 0).sum())
+    if silent:
+        found.append(
+            f"{silent} of {count} requests have no output length: their answers count as one"
+            " token, so decoding costs nothing and the load is understated"
+        )
+    seconds = float(arrays.arrival_s[-1] - arrays.arrival_s[0])
+    if count > 1 and seconds <= 0:
+        found.append("all requests arrive at once: the trace has no times, or one for all")
+    elif count > 100 and count / seconds > _MOST_RATE:
+        found.append(
+            f"{count / seconds:,.0f} requests a second: are its times in another unit?"
+            " --time-unit SECONDS says which (0.001 for milliseconds)"
+        )
+    return found
+
+
+_MOST_RATE = 1000
 
 
 def made_source(

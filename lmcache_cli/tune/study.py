@@ -1,49 +1,51 @@
 """Judges requests under many stacks of tiers: exact hits from one pass or the Ledger itself, times
-from the cost model."""
+from runs over the arrivals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil, inf, isinf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.groups import balanced_groups, slot_layout
-from cache_core.layout import Group
 from cache_core.policies import make_admission
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import HitCurve, Kind, TierCurves, hit_curves
 from cache_core.sizing.prefill_cost import PrefillCost
 from cache_core.sizing.replay import LedgerReplay, one_order, replay_groups, replay_ledger
 from cache_core.tiers.disk.format import chunks_under
-from lmcache_cli.tune.candidates import Prices, StackOutcome, TierConfiguration
+from lmcache_cli.tune.candidates import Goal, Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.queueing import Arrival, Seconds, first_token_times
+from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, serve_requests
 from workloads.traces.arrays import TraceArrays
 
-PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
 _DAY_S = 86_400
 _LEAST_DURATION_S = 1.0
-_KEPT_REPLAYS = 64
+_KEPT_REPLAYS = 256
+_UNNAMED_CHUNK = 16
+"""Tokens of a chunk where a trace has lengths only: vLLM's block."""
 
+ChunkCounts = NDArray[np.int32]
 TokenCounts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunking:
-    """The trace in chunks of one length."""
+    """The trace in chunks of one length. ``names`` are numbers below their count."""
 
     references: AccessTrace
     tiers: TierCurves
     curves: dict[Kind, HitCurve]
+    names: NDArray[np.int64]
 
 
 class Study:
     """Judges stacks on one list of requests. Chunk lengths are multiples of the trace's own.
     ``rate`` divides arrival times: 2 is twice the load; ``clients`` makes it a closed loop, without
-    times. ``bytes_per_day`` is the budget of the admission of that name. Loads and keeps 8 bytes
-    per reference and chunk length."""
+    times. ``goal`` has what the disk may take, for the admission ``bytes-per-day``. Loads and keeps
+    16 bytes per reference and chunk length."""
 
     def __init__(
         self,
@@ -52,14 +54,27 @@ class Study:
         prices: Prices,
         rate: float = 1.0,
         clients: int | None = None,
-        bytes_per_day: float = 0.0,
+        goal: Goal | None = None,
     ) -> None:
+        self.shares_known = arrays.chunk_tokens > 0
+        if not self.shares_known:
+            arrays = replace(arrays, chunk_tokens=_UNNAMED_CHUNK)
         self.arrays, self.cost, self.prices = arrays, cost, prices
-        self.clients, self.bytes_per_day = clients, bytes_per_day
+        self.clients, self.goal, self.rate = clients, goal or Goal(), rate
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
         self._chunkings: dict[int, _Chunking] = {}
         self._replays: dict[tuple[TierConfiguration, float], LedgerReplay] = {}
+        self._runs: dict[tuple[object, ...], tuple[dict[str, float], dict[str, int], float]] = {}
+
+    def on(self, cost: RequestCost) -> Study:
+        """Returns the same requests on another engine, of as dear a kind of card."""
+        cards = self.prices.cards / self.cost.devices * cost.devices
+        prices = replace(self.prices, cards=cards)
+        other = Study(self.arrays, cost, prices, self.rate, self.clients, self.goal)
+        if cost.token_bytes == self.cost.token_bytes:
+            other._chunkings = self._chunkings
+        return other
 
     @cached_property
     def duration_s(self) -> float:
@@ -71,20 +86,49 @@ class Study:
         first = self.cost.prefill.each(prompt, np.zeros_like(prompt)).sum()
         return float(first + self.cost.decode_s * output.sum()) / self.clients
 
-    def chunk_bytes(self, chunk_tokens: int) -> int:
-        """Returns the bytes that a chunk of that many tokens takes in a tier; where layers keep
-        different things, the slot of one group's."""
-        if self.cost.kept:
-            return slot_layout(self.groups(chunk_tokens), chunk_tokens).chunk_bytes
-        return self.cost.token_bytes * chunk_tokens
+    @cached_property
+    def millions_per_hour(self) -> float:
+        """Returns the millions of tokens, in and out, that come in an hour."""
+        tokens = max(1, self.tokens + int(self.arrays.output_tokens.sum()))
+        return tokens * 3600 / self.duration_s / 1e6
 
-    def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
-        """Returns the groups of layers where those keep different things; else none."""
-        return balanced_groups(self.cost.kept, chunk_tokens) if self.cost.kept else ()
+    @cached_property
+    def offered(self) -> float:
+        """Returns the prefill that comes, without any hit, as a multiple of what the cards can
+        do."""
+        prompt = self.arrays.input_tokens
+        seconds = self.cost.prefill.each(prompt, np.zeros_like(prompt)) - self.cost.prefill.a
+        return float(seconds.sum()) / self.duration_s
+
+    @cached_property
+    def device(self) -> int:
+        """Returns the bytes of the engine's own prefix cache: its room for KV less what answers
+        take while they are written. Prompts that run take theirs as the latest that were used."""
+        room = self.cost.device
+        if room is None or not room.caching or self.cost.serving == "in_turn":
+            return 0
+        whole = TierConfiguration((("device", room.nbytes),), self.arrays.chunk_tokens)
+        return max(0, room.tokens - ceil(self.run(whole).answers)) * room.token_bytes
+
+    @property
+    def today(self) -> TierConfiguration:
+        """Returns the stack that is there without buying anything."""
+        tiers = (("device", self.device),) if self.device else ()
+        return TierConfiguration(tiers, self.arrays.chunk_tokens)
+
+    @cached_property
+    def device_chunk(self) -> int:
+        """Returns the tokens of a chunk on the device: the trace's own; where layers keep different
+        things twice that or more, until they are few groups, as engines make blocks as large as a
+        state."""
+        tokens, longest = self.arrays.chunk_tokens, int(self.arrays.input_tokens.max())
+        while not self.cost.few_groups(tokens) and tokens < longest:
+            tokens *= 2
+        return tokens
 
     def plain(self, stack: TierConfiguration) -> bool:
         """Returns whether curves give the stack's hits exactly; else the Ledger is replayed."""
-        return stack.plain and one_order(self.groups(stack.chunk_tokens))
+        return stack.plain and one_order(self.cost.groups(stack.chunk_tokens))
 
     def most_chunks(self, chunk_tokens: int) -> int:
         """Returns the most chunks that a tier can use."""
@@ -97,11 +141,12 @@ class Study:
         return self.replayed(TierConfiguration((("cpu", 1 << 62),), chunk_tokens))
 
     def rooms(self, stack: TierConfiguration) -> list[int]:
-        """Returns how many chunks each tier can hold. A disk tier keeps some of its bytes for
-        itself."""
-        size = self.chunk_bytes(stack.chunk_tokens)
+        """Returns how many chunks each tier can hold, the device of its own length. A disk tier
+        keeps some of its bytes for itself; the device holds what each rank needs."""
+        size = self.cost.chunk_bytes(stack.chunk_tokens)
+        sizes = {"device": self.cost.device_chunk_bytes(self.device_chunk)}
         return [
-            chunks_under(nbytes, size) if name == "disk" else nbytes // size
+            chunks_under(nbytes, size) if name == "disk" else nbytes // sizes.get(name, size)
             for name, nbytes in stack.tiers
         ]
 
@@ -121,35 +166,71 @@ class Study:
         return self.curves(chunk_tokens)["prefix"].ceiling
 
     def hits(self, stack: TierConfiguration) -> TokenCounts:
-        """Returns the prompt tokens that each tier serves, ``[requests, tiers]``, in whole chunks;
-        the last token of a prompt is always computed. They come from curves for LRU, else from a
-        replay of the Ledger."""
-        count = len(self.arrays)
-        if not stack.tiers:
-            return np.zeros((count, 0), dtype=np.int64)
-        if self.plain(stack):
-            served = self._chunking(stack.chunk_tokens).tiers
-            chunks = served.hits([self.rooms(stack)], stack.placement)[0].astype(np.int64)
+        """Returns the prompt tokens that each tier serves, ``[requests, tiers]``, in whole chunks,
+        one request after another; the last token of a prompt is always computed. They come from
+        curves for LRU, else from a replay of the Ledger behind the device's LRU."""
+        tokens: TokenCounts = self.held(stack).astype(np.int64) * self.arrays.chunk_tokens
+        return tokens
+
+    def held(self, stack: TierConfiguration) -> ChunkCounts:
+        """Returns hits in chunks of the trace's own length, int32 ``[requests, tiers]``. The device
+        serves the front of a run, in the engine's blocks; the tiers behind it what goes further, as
+        an engine asks them for it."""
+        base = self.arrays.chunk_tokens
+        own = np.zeros((len(self.arrays), 0), dtype=np.int32)
+        bought = replace(stack, tiers=tuple(stack.bought.items()))
+        if len(bought.tiers) < len(stack.tiers):
+            own = self._own(stack.tiers[0])
+        behind = np.zeros((len(self.arrays), 0), dtype=np.int32)
+        if bought.tiers:
+            if self.plain(bought):
+                tiers = self._chunking(stack.chunk_tokens).tiers
+                behind = tiers.hits([self.rooms(bought)], stack.placement)[0]
+            else:
+                behind = self.replayed(bought).hits.astype(np.int32)
+            behind = self._usable(behind, stack.chunk_tokens) * (stack.chunk_tokens // base)
+        left = own.sum(axis=1, dtype=np.int32)
+        for tier in range(behind.shape[1]):
+            cut = np.minimum(left, behind[:, tier])
+            behind[:, tier] -= cut
+            left -= cut
+        return np.concatenate([own, behind], axis=1)
+
+    def _own(self, device: tuple[str, int]) -> ChunkCounts:
+        """Returns the hits of the device alone, in chunks of the trace's own length,
+        ``[requests, 1]``."""
+        alone = TierConfiguration((device,), self.device_chunk)
+        if self.plain(alone):
+            own = self._chunking(alone.chunk_tokens).tiers.hits([self.rooms(alone)])[0]
         else:
-            chunks = self.replayed(stack).hits.astype(np.int64)
-        usable = (self.arrays.input_tokens - 1) // stack.chunk_tokens
-        over = np.maximum(0, chunks.sum(axis=1) - usable)
+            own = self.replayed(alone).hits
+        times = self.device_chunk // self.arrays.chunk_tokens
+        return self._usable(own, self.device_chunk) * times
+
+    def _usable(self, chunks: ChunkCounts, chunk_tokens: int) -> ChunkCounts:
+        """Returns the hits without those of a prompt's last token, which is always computed."""
+        usable = np.maximum(0, self.arrays.input_tokens - 1) // chunk_tokens
+        over = np.maximum(0, chunks.sum(axis=1, dtype=np.int64) - usable)
+        chunks = chunks.copy()
         for tier in reversed(range(chunks.shape[1])):
             cut = np.minimum(over, chunks[:, tier])
-            chunks[:, tier] -= cut
+            chunks[:, tier] -= cut.astype(np.int32)
             over -= cut
-        tokens: TokenCounts = chunks * stack.chunk_tokens
-        return tokens
+        return chunks
 
     def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
         """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks, or
-        of the requests, the first ones, where layers keep different things.
-        The results are kept."""
+        of the requests, the first ones, where layers keep different things. ``stack`` is of tiers
+        that are bought, or of the device alone. The results are kept."""
         key = (stack, rate)
         if key not in self._replays:
             now = [0.0]
-            bytes_per_day = rate * self.bytes_per_day
-            size = self.chunk_bytes(stack.chunk_tokens)
+            references = self.references(stack.chunk_tokens)
+            groups = self.cost.groups(stack.chunk_tokens)
+            bytes_per_day = self.goal.disk_writes(stack.sizes.get("disk", 0))
+            if one_order(groups):  # a sample of the chunks writes its share; of the requests, all
+                bytes_per_day *= rate
+            size = self.cost.chunk_bytes(stack.chunk_tokens)
             admission = [
                 make_admission(stack.admission, bytes_per_day, size, lambda: now[0])
                 if name == "disk"
@@ -161,10 +242,6 @@ class Study:
             def tick(request: int) -> None:
                 now[0] = float(times[request])
 
-            references, groups = (
-                self.references(stack.chunk_tokens),
-                self.groups(stack.chunk_tokens),
-            )
             settings = self.rooms(stack), stack.policy, stack.placement
             if one_order(groups):
                 found = replay_ledger(
@@ -175,7 +252,7 @@ class Study:
                     references,
                     groups,
                     *settings,
-                    usable=(self.arrays.input_tokens - 1) // stack.chunk_tokens,
+                    usable=np.maximum(0, self.arrays.input_tokens - 1) // stack.chunk_tokens,
                     admission=admission,
                     on_request=tick,
                     requests=max(1, round(rate * len(references))),
@@ -192,68 +269,114 @@ class Study:
             return self.arrivals
         return np.linspace(0.0, self.duration_s, len(self.arrays))
 
-    def service(
-        self, stack: TierConfiguration, hits: TokenCounts, prefill: PrefillCost | None = None
-    ) -> Seconds:
-        """Returns the TTFT of each request on an idle engine, ``[requests]``."""
-        cached = hits.sum(axis=1)
-        new = np.maximum(1, self.arrays.input_tokens - cached)
-        compute = (prefill or self.cost.prefill).each(new, cached)
-        load = np.zeros(len(new))
-        for i, (name, _) in enumerate(stack.tiers):
-            tier = self.cost.tiers[name]
-            chunks = -(-hits[:, i] // stack.chunk_tokens)
-            load += chunks * tier.fixed_s + hits[:, i] * self.cost.token_bytes / tier.bytes_per_s
-            load += np.where(chunks > 0, tier.call_s, 0.0)
-        return np.maximum(compute, load) if self.cost.overlap else compute + load
-
-    def judge(self, stack: TierConfiguration) -> StackOutcome:
-        """Returns the hits, the mean TTFT without queueing, and the costs of a stack."""
-        hits = self.hits(stack)
-        by_tier = {name: int(hits[:, i].sum()) for i, (name, _) in enumerate(stack.tiers)}
-        return StackOutcome(
-            stack,
-            by_tier,
-            sum(by_tier.values()) / max(1, self.tokens),
-            float(self.service(stack, hits).mean()),
-            self.prices.per_hour(stack.sizes),
-            self._disk_writes(stack),
+    def run(
+        self, stack: TierConfiguration, load: float = 1.0, prefill: PrefillCost | None = None
+    ) -> Served:
+        """Runs the requests, ``load`` times as fast as they come, infinitely fast: all are there at
+        once."""
+        cost = self.cost if prefill is None else replace(self.cost, prefill=prefill)
+        base = self.arrays.chunk_tokens
+        chunking = self._chunking(base)
+        at = np.zeros_like(self.arrivals) if isinf(load) else self.arrivals / load
+        arrivals = Arrivals(
+            at,
+            self.arrays.input_tokens,
+            self.arrays.output_tokens,
+            chunking.names,
+            chunking.references.offsets,
+            base,
+        )
+        names = [name for name, _ in stack.tiers]
+        times = stack.chunk_tokens // base
+        return serve_requests(
+            arrivals, self.held(stack), names, cost, times=times, clients=self.clients
         )
 
-    def ttft(self, stack: TierConfiguration, prefill: PrefillCost | None = None) -> Seconds:
-        """Returns the TTFT of each request in a run over the arrivals, with this prefill cost."""
-        hits = self.hits(stack)
-        names = [name for name, _ in stack.tiers]
-        arrivals = [
-            Arrival(
-                float(at), int(prompt), int(output), dict(zip(names, row.tolist(), strict=True))
-            )
-            for at, prompt, output, row in zip(
-                self.arrivals,
-                self.arrays.input_tokens,
-                self.arrays.output_tokens,
-                hits,
-                strict=True,
-            )
-        ]
-        cost = self.cost if prefill is None else replace(self.cost, prefill=prefill)
-        return first_token_times(arrivals, cost, stack.chunk_tokens, clients=self.clients)
+    def unrun(self, stack: TierConfiguration) -> StackOutcome:
+        """Returns what is known of a stack without a run: its price, and what its disk takes."""
+        cost = self.prices.per_hour(stack.bought)
+        return StackOutcome(stack, {}, 0.0, cost, self.disk_writes(stack))
 
-    def queued(self, outcome: StackOutcome) -> StackOutcome:
-        """Returns the outcome with TTFT percentiles of a run over the arrivals."""
-        return replace(outcome, ttft=percentiles(self.ttft(outcome.stack)))
+    def judge(self, stack: TierConfiguration, *runs: str) -> StackOutcome:
+        """Returns the hits, times and costs of a stack. ``runs`` are the kinds that are wanted,
+        ``arrivals`` (latencies) and ``saturated`` (the load that it can take); both by default."""
+        wanted = runs or ("arrivals", "saturated")
+        latency: dict[str, float] = {}
+        by_tier = [0] * len(stack.tiers)
+        capacity = per_million = 0.0
+        goodput = None
+        if "saturated" in wanted:
+            _, by_tier, last = self._summary(stack, inf)
+            capacity = self.duration_s / last if last else inf
+            if self.prices.cards:
+                hourly = self.prices.cards + self.prices.per_hour(stack.bought)
+                per_million = hourly / (self.millions_per_hour * capacity)
+        if "arrivals" in wanted:
+            latency, by_tier, _ = self._summary(stack, 1.0)
+            goodput = latency.get("goodput")
+        hit = dict(zip((name for name, _ in stack.tiers), by_tier, strict=True))
+        return replace(
+            self.unrun(stack),
+            hit_tokens=hit,
+            hit_rate=sum(hit.values()) / max(1, self.tokens),
+            latency={name: value for name, value in latency.items() if name != "goodput"},
+            capacity=capacity,
+            per_million=per_million,
+            goodput=goodput,
+        )
 
-    def _disk_writes(self, stack: TierConfiguration) -> float:
+    def latencies(self, served: Served) -> dict[str, float]:
+        """Returns the mean and percentiles of a run: ``ttft.p90`` and the like, in seconds, and the
+        ``goodput``, requests a second that keep all bounds of the goal."""
+        good = np.ones(len(served.ttft), dtype=bool)
+        for name, most in self.goal.slo.items():
+            kind = name.partition(".")[0]
+            if kind != "itl":
+                good &= (served.ttft if kind == "ttft" else served.e2e) <= most
+        return served.latencies() | {"goodput": float(good.sum()) / self.duration_s}
+
+    def _summary(
+        self, stack: TierConfiguration, load: float
+    ) -> tuple[dict[str, float], list[int], float]:
+        """Returns latencies, hit tokens by tier, and the end of the run. Stacks whose tiers serve
+        the same chunks share one."""
+        base = self.arrays.chunk_tokens
+        key: tuple[object, ...] = (stack, load)
+        if self.plain(stack):
+            least, effective = 0, []
+            for (name, _), room in zip(stack.tiers, self.rooms(stack), strict=True):
+                tokens = room * (base if name == "device" else stack.chunk_tokens)
+                apart = name != "device" and stack.placement == "write_on_eviction"
+                if tokens > least or apart:
+                    effective.append((name, room))
+                    least = tokens
+            bought = any(name != "device" for name, _ in effective)
+            length = stack.chunk_tokens if bought else base
+            key = (tuple(effective), stack.placement if len(effective) > 1 else "", length, load)
+        if key not in self._runs:
+            served = self.run(stack, load)
+            starts = np.zeros(1) if isinf(load) or self.clients else self.arrivals / load
+            last = float((served.e2e + starts).max()) if self.clients is None else served.busy_s
+            latency = {} if isinf(load) else self.latencies(served)
+            hits = served.hits.sum(axis=0).tolist()
+            by_name = dict(zip((n for n, _ in stack.tiers), hits, strict=True))
+            self._runs[key] = (latency, by_name, last)
+        latency, by_name, last = self._runs[key]
+        return latency, [by_name.get(name, 0) for name, _ in stack.tiers], last
+
+    def disk_writes(self, stack: TierConfiguration, share: float = 1.0) -> float:
         """Returns the bytes written to the disk per day: what the disk does not hold when it is
-        used is written there. With another policy or admission, what the Ledger wrote."""
+        used is written there. With another policy or admission, what the Ledger wrote, or in a
+        ``share`` of the chunks, scaled up."""
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0
-        index = [name for name, _ in stack.tiers].index("disk")
         if not self.plain(stack):
-            chunks = self.replayed(stack).written[index]
-            return chunks * self.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
+            bought = replace(stack, tiers=tuple(stack.bought.items()))
+            chunks = self.replayed(bought, share).written[list(stack.bought).index("disk")]
+            return chunks * self.cost.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
         chunking = self._chunking(stack.chunk_tokens)
+        index = [name for name, _ in stack.tiers].index("disk")
         held = chunking.curves["any_position"].hit_tokens(self.rooms(stack)[index])
         used = int(np.diff(chunking.references.offsets).sum()) * stack.chunk_tokens
         written = max(0, used - held) * self.cost.token_bytes
@@ -268,81 +391,7 @@ class Study:
             curves = hit_curves(references)
             # A rate is of all prompt tokens, those after the last full chunk too.
             curves = {kind: replace(curve, tokens=self.tokens) for kind, curve in curves.items()}
-            self._chunkings[chunk_tokens] = _Chunking(references, TierCurves(references), curves)
+            names = np.unique(arrays.chunk_ids, return_inverse=True)[1].astype(np.int64)
+            tiers = TierCurves(references)
+            self._chunkings[chunk_tokens] = _Chunking(references, tiers, curves, names)
         return self._chunkings[chunk_tokens]
-
-
-def percentiles(ttft: Seconds) -> dict[str, float]:
-    """Returns ``p50`` .. ``p99`` of TTFT, in seconds, interpolated linearly."""
-    return {name: float(np.percentile(ttft, q)) for name, q in PERCENTILES.items()}
-
-
-DAYS_RESAMPLED = 1000
-
-
-BLOCKS = 20
-"""The number of stretches of time that are drawn where a trace does not tell sessions, or has few
-of them."""
-
-
-_LEAST_GROUPS = 5
-
-
-_INTERVAL = (2.5, 97.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Uncertainty:
-    """The uncertainty of a prediction. ``hit_rate``: a 95 % interval, a bootstrap over ``groups``
-    (None with fewer than 5, and without a tier, which hits nothing on any day). ``ttft``:
-    percentile to seconds with the fastest and the slowest prefill that is assumed, or was measured,
-    at the same hits; None if that is not known."""
-
-    hit_rate: tuple[float, float] | None
-    groups: str
-    ttft: dict[str, tuple[float, float]] | None
-
-
-def uncertainty(study: Study, stack: TierConfiguration, seed: int = 0) -> Uncertainty:
-    """Returns the uncertainty of a stack's prediction."""
-    groups, what = _groups(study)
-    rate = None
-    if stack.tiers:
-        hits = study.hits(stack).sum(axis=1)
-        rate = _interval(hits, study.arrays.input_tokens, groups, seed)
-    return Uncertainty(rate, what, _ttft(study, stack))
-
-
-def _groups(study: Study) -> tuple[NDArray[np.int64], str]:
-    """Returns each request's group, and what the groups are. Requests of a session are not
-    independent of each other, nor are those of the same hour; a resampled session keeps the hits
-    that it had (Efron & Tibshirani 1993, section 8.5: blocks)."""
-    sessions = study.arrays.session
-    named = np.unique(sessions[sessions >= 0])
-    if len(named) >= BLOCKS and (sessions >= 0).all() and len(named) < len(sessions):
-        return np.unique(sessions, return_inverse=True)[1].astype(np.int64), "sessions"
-    count = min(BLOCKS, len(sessions))
-    return np.arange(len(sessions), dtype=np.int64) * count // len(sessions), "blocks of time"
-
-
-def _interval(
-    hits: NDArray[np.int64], tokens: NDArray[np.int64], groups: NDArray[np.int64], seed: int
-) -> tuple[float, float] | None:
-    count = int(groups.max()) + 1 if len(groups) else 0
-    if count < _LEAST_GROUPS:
-        return None
-    per = np.bincount(groups, hits, count), np.bincount(groups, tokens, count)
-    rng = np.random.default_rng(seed)
-    rates = np.empty(DAYS_RESAMPLED)
-    for i in range(DAYS_RESAMPLED):
-        drawn = rng.integers(0, count, count)
-        rates[i] = per[0][drawn].sum() / max(1.0, per[1][drawn].sum())
-    low, high = np.percentile(rates, _INTERVAL)
-    return float(low), float(high)
-
-
-def _ttft(study: Study, stack: TierConfiguration) -> dict[str, tuple[float, float]] | None:
-    if study.cost.prefill_range is None:
-        return None
-    fast, slow = (percentiles(study.ttft(stack, cost)) for cost in study.cost.prefill_range)
-    return {name: (fast[name], slow[name]) for name in fast}

@@ -23,8 +23,9 @@ from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
 from lmcache_cli.tune.candidates import TierConfiguration
+from lmcache_cli.tune.queueing import PERCENTILES, percentiles
 from lmcache_cli.tune.source import RequestSource
-from lmcache_cli.tune.study import Study, percentiles
+from lmcache_cli.tune.study import Study
 from reports.sample import Sample
 
 Validity = Literal["confirmed", "refuted", "inconclusive"]
@@ -209,7 +210,9 @@ def _spec(stack: TierConfiguration, folder: Path, study: Study) -> CacheSpec:
         folder,
         "",
         stack.admission,
-        int(study.bytes_per_day) if stack.admission == "bytes-per-day" else 0,
+        int(study.goal.disk_writes(stack.sizes.get("disk", 0)))
+        if stack.admission == "bytes-per-day"
+        else 0,
     )
 
 
@@ -236,8 +239,8 @@ def _point(
         found_hits,
         sum(predicted.values()) / (repeats * study.tokens),
         sum(found_hits.values()) / sum(s.prompt_tokens for s in samples),
-        percentiles(study.ttft(stack)),
-        percentiles(np.array([s.ttft_s for s in whole])),
+        percentiles(study.run(stack).ttft, PERCENTILES),
+        percentiles(np.array([s.ttft_s for s in whole]), PERCENTILES),
         wrong,
         len(samples) - len(whole),
     )

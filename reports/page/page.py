@@ -173,6 +173,7 @@ def _lede(rows: RowChart) -> str:
 
 def _tune(tuned: StoredTune) -> Section:
     document = tuned.document
+    best = document["recommendation"]
     lede, *lines = recommended(document)
     charts = [miss_ratio_chart(document), front_chart(document)]
     source = {name: f"{value:,}" for name, value in document["source"].items()}
@@ -183,7 +184,11 @@ def _tune(tuned: StoredTune) -> Section:
         lines,
         f"{lede}.",
         front_columns(document),
-        ["→ marks what is recommended; every number of this table is predicted."],
+        [
+            "→ marks what is recommended; every number of this table is predicted.",
+            *(marginal["text"] for marginal in best.get("marginals", [])),
+            *(f"{name}: {text}" for name, text in best.get("snippets", {}).items()),
+        ],
         [chart for chart in charts if chart is not None],
     )
     return Section(tuned.name, "tune", "", [], [part], {"trace": source, "assumed": notes})

@@ -15,17 +15,22 @@ from reports.units import bytes_text, number_text, places_for
 _HUES = ("var(--cpu)", "var(--disk)", "var(--device)", "var(--remote)", "var(--fifth)")
 _LINE_PX = 15
 """Pixels between the labels of two curves."""
+_DASHES = ([1, 0], [4, 3], [1, 2], [8, 3], [8, 3, 1, 3], [2, 5], [12, 4])
+"""A pattern for each policy and kind of hit; the hue is the chunk length's."""
 _KINDS = {"prefix": "prefix", "any_position": "any place"}
 
 
 def miss_ratio_chart(document: Document) -> Chart | None:
     """Charts a curve per chunk length and kind of hit, named at its end."""
     curves = [curve for curve in document["curves"] if curve["points"]]
+    curves = [curve for curve in curves if not _as_by_prefix(curve, curves)]
     if not curves:
         return None
     lengths = sorted({curve["chunk_tokens"] for curve in curves})
     points: list[Row] = []
     ends: list[Row] = []
+    kinds = list(dict.fromkeys((curve["kind"], curve["policy"]) for curve in curves))
+    dash_of = {kind: _DASHES[i % len(_DASHES)] for i, kind in enumerate(kinds)}
     for curve in curves:
         name = _curve_name(curve)
         hue = _HUES[lengths.index(curve["chunk_tokens"]) % len(_HUES)]
@@ -34,7 +39,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             points.append(
                 {
                     "curve": name,
-                    "kind": kind,
+                    "dash": dash_of[(kind, curve["policy"])],
                     "hue": hue,
                     "size": max(point["capacity_bytes"], 1) / 2**30,
                     "miss": 100 * (1 - point["hit_rate"]),
@@ -46,7 +51,8 @@ def miss_ratio_chart(document: Document) -> Chart | None:
             f" {bytes_text(curve['points'][-1]['capacity_bytes'])}"
         )
         ends.append({**last, "name": name, "say": say})
-    chosen = sum(document["recommendation"]["tiers"].values()) / 2**30
+    sizes = document["recommendation"]["tiers"]
+    chosen = sum(size for name, size in sizes.items() if name != "device") / 2**30
     largest = max(point["size"] for point in points)
     decades = [10.0**power for power in range(-9, 10)]
 
@@ -58,7 +64,6 @@ def miss_ratio_chart(document: Document) -> Chart | None:
         title = "prompt tokens missed (%)"
         y = percent_axis("miss", title)
         hue = alt.Color("hue:N", scale=None)
-        dash = alt.when("datum.kind == 'any_position'").then(alt.value([4, 3]))
         lines = marks(points).mark_line(strokeWidth=2, interpolate="step-after", aria=False)
         tips = marks(ends).mark_point(filled=True, size=36, opacity=1)
         names = marks(_apart(ends, height)).mark_text(align="left", dx=10, aria=False)
@@ -67,7 +72,7 @@ def miss_ratio_chart(document: Document) -> Chart | None:
                 x=x,
                 y=y,
                 detail="curve:N",
-                strokeDash=dash.otherwise(alt.value([1, 0])),
+                strokeDash=alt.StrokeDash("dash:N", scale=None),
                 color=hue,
             ),
             tips.encode(x=x, y=y, color=hue, description="say:N"),
@@ -91,8 +96,8 @@ def miss_ratio_chart(document: Document) -> Chart | None:
     return Chart(
         "misses",
         "What a larger cache would still miss",
-        "Share of the prompt tokens missed, in per cent, by capacity in GiB; full lines are hits by"
-        " prefix, dashed ones hits at any place of the prompt, a number is a chunk's tokens; the"
+        "Share of the prompt tokens missed by one tier, in per cent, by capacity in GiB; each line"
+        " is a policy and a kind of hit, as named at its end, a number is a chunk's tokens; the"
         f" upright dashed line is what is recommended; n = {source['requests']:,} requests,"
         f" {source['tokens']:,} prompt tokens.",
         draw,
@@ -122,14 +127,14 @@ def front_chart(document: Document) -> Chart | None:
                 "say": f"{tiers_text(point['tiers'])}{' (recommended)' if chosen else ''}: TTFT p50"
                 f" {number_text(values['p50'], places)} {unit}, p90"
                 f" {number_text(values['p90'], places)} {unit},"
-                f" {point['cost_per_hour']:.4f} an hour, hits {100 * point['hit_rate']:.1f} %",
+                f" ${point['cost_per_hour']:.4f} an hour, hits {100 * point['hit_rate']:.1f} %",
             }
         )
     log = max(point["p90"] for point in stacks) > 40 * max(min(p50) * scale, 1e-9)
     right = max(point["cost"] for point in stacks)
 
     def draw(width: int, narrow: bool) -> alt.TopLevelMixin:
-        x = alt.X("cost:Q", title="cost (currency per hour)", scale=linear_or(False))
+        x = alt.X("cost:Q", title="cost of tiers ($ per hour)", scale=linear_or(False))
         x = x.axis(tickCount=4 if narrow else 8, format="~g")
         axis = alt.Axis(tickCount=5, **above(-26, -10, "left"))
         y = partial(alt.Y, title=f"TTFT ({unit})", scale=linear_or(log), axis=axis)
@@ -161,8 +166,9 @@ def front_chart(document: Document) -> Chart | None:
         "front",
         "What more storage buys",
         f"Predicted TTFT in {unit}{', logarithmic' if log else ''}, against the cost of DRAM and"
-        " disk per hour, of stacks that none beats in both cost and mean TTFT without queueing: the"
-        f" dot is p50, its bar reaches to p90; n = {document['source']['requests']:,} requests,"
+        " disk per hour in dollars, of what you have and of stacks that none beats in both cost and"
+        f" {front[0].get('decides', {}).get('by', 'TTFT')}: the dot is p50, its bar reaches to p90;"
+        f" n = {document['source']['requests']:,} requests,"
         " predicted and not measured.",
         draw,
         front_columns(document),
@@ -171,7 +177,20 @@ def front_chart(document: Document) -> Chart | None:
 
 
 def _curve_name(curve: Document) -> str:
-    return f"{curve['chunk_tokens']}, {_KINDS.get(curve['kind'], curve['kind'])}"
+    kind = _KINDS.get(curve["kind"], curve["kind"])
+    return f"{curve['chunk_tokens']}, {curve['policy']}, {kind}"
+
+
+def _as_by_prefix(curve: Document, curves: Sequence[Document]) -> bool:
+    """Returns whether a curve of hits at any place is that of hits by prefix: a trace that names
+    prefixes does not tell what else is equal."""
+    if curve["kind"] != "any_position":
+        return False
+    same = ("chunk_tokens", "policy", "points")
+    return any(
+        other["kind"] == "prefix" and all(other[name] == curve[name] for name in same)
+        for other in curves
+    )
 
 
 def _apart(ends: Sequence[Row], height: int) -> list[Row]:

@@ -12,8 +12,8 @@ Document = Mapping[str, Any]
 
 
 def tiers_text(tiers: Mapping[str, int]) -> str:
-    """Formats tiers like ``cpu 64 GiB, disk 1 TiB``; ``no cache`` where there are none."""
-    return ", ".join(f"{name} {bytes_text(size)}" for name, size in tiers.items()) or "no cache"
+    """Formats tiers like ``cpu 64 GiB, disk 1 TiB``; ``no tier`` where there are none."""
+    return ", ".join(f"{name} {bytes_text(size)}" for name, size in tiers.items()) or "no tier"
 
 
 def heading(keeps_bounds: bool) -> str:
@@ -24,8 +24,9 @@ def heading(keeps_bounds: bool) -> str:
 def recommended(document: Document) -> list[str]:
     """Returns the lines of the recommendation, and on what it stands."""
     best, source = document["recommendation"], document["source"]
+    bought = {name: size for name, size in best["tiers"].items() if name != "device"}
     lines = [
-        f"{heading(best.get('keeps_bounds', True))}: {tiers_text(best['tiers'])}",
+        f"{heading(best.get('keeps_bounds', True))}: {tiers_text(bought)}",
         f"chunks of {best['chunk_tokens']} tokens, {best['policy']}, {best['placement']}"
         f" · {source['requests']:,} requests, {source['tokens']:,} prompt tokens"
         f" · ceiling {100 * source['ceiling_hit_rate']:.1f} %",
@@ -39,7 +40,10 @@ def front_columns(document: Document) -> list[Column]:
     """Returns the Pareto front's columns, cheapest first; an arrow marks what is recommended."""
     front: Sequence[Document] = document["front"]
     best = document["recommendation"]
-    marks = ["→" if is_recommended(point, best) else "" for point in front]
+    marks = [
+        " ".join([*(["→"] * is_recommended(point, best)), *(["today"] * bool(point.get("today")))])
+        for point in front
+    ]
     columns = [Column("", "", texts(marks), left=True)]
     for tier in ("device", "cpu", "disk", "remote"):
         sizes = [point["tiers"].get(tier) for point in front]
@@ -51,15 +55,14 @@ def front_columns(document: Document) -> list[Column]:
         values = [point["ttft_ms"].get(name) for point in front]
         columns.append(Column(f"TTFT {name}", "ms", numbers(values)))
     costs = [number_text(point["cost_per_hour"], 4) for point in front]
-    columns.append(Column("cost", "per hour", texts(costs)))
+    columns.append(Column("tiers", "$ per hour", texts(costs)))
     return columns
 
 
 def is_recommended(point: Document, best: Document) -> bool:
     """Returns whether a point of the front is the recommendation."""
-    return bool(
-        point["tiers"] == best["tiers"]
-        and point["chunk_tokens"] == best["chunk_tokens"]
-        and point["cost_per_hour"] == best["predicted"]["cost_per_hour"]
-        and point["mean_idle_ttft_ms"] == best["predicted"]["mean_idle_ttft_ms"]
+    predicted: Document = best["predicted"]
+    return point["tiers"] == best["tiers"] and all(
+        point.get(name) == predicted.get(name)
+        for name in ("chunk_tokens", "policy", "placement", "admission", "cost_per_hour")
     )

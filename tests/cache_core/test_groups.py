@@ -322,6 +322,13 @@ def test_one_order_decides_where_all_keep_everything(
         assert found.hits.tolist() == plain.hits.tolist()
 
 
+def test_what_the_first_requests_write_is_scaled_up_to_all() -> None:
+    trace = AccessTrace.of([[3 * i, 3 * i + 1, 3 * i + 2] for i in range(8)], CHUNK)
+    whole = replay_groups(trace, GROUPS, [None])
+    part = replay_groups(trace, GROUPS, [None], requests=2)
+    assert part.rate == 0.25 and part.written == whole.written and whole.written[0] > 0
+
+
 def test_the_future_helps_groups_too() -> None:
     rng = np.random.default_rng(0)
     trace = AccessTrace.of(

@@ -16,7 +16,7 @@ from tests.reports.worlds import HOSTILE, swept_run, tuned
 pytestmark = pytest.mark.browser
 
 CHARTS = ["ttft", "speedup", "hits", "filling", "sweep", "sweep", "misses", "front"]
-UNITS = re.compile(r"\((s|ms|%|times|tokens|GiB|number|currency)\b")
+UNITS = re.compile(r"\((s|ms|%|times|tokens|GiB|number|\$ per hour)\b")
 WIDTHS = [1280, 400]
 
 

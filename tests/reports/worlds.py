@@ -101,7 +101,6 @@ def tuned(evil: str = "") -> StoredTune:
             "hit_rate": 0.1 * number,
             "hit_tokens": {},
             "ttft_ms": {"p50": 900 - 200 * number, "p90": 1500 - 200 * number, "p99": 2000},
-            "mean_idle_ttft_ms": 800 - 200 * number,
             "cost_per_hour": 0.02 * number,
             "disk_writes_per_day": 0,
         }
@@ -126,6 +125,8 @@ def tuned(evil: str = "") -> StoredTune:
             "placement": "write_on_insertion",
             "predicted": best,
             "verdicts": [f"disk: loading beats computing {evil}"],
+            "marginals": [{"text": f"another 8 GiB of cpu changes little {evil}"}],
+            "snippets": {"this connector in vLLM": f"--kv-transfer-config '{{}}' {evil}"},
         },
         "front": front,
         "validation": None,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.measured_costs import TierCost
-from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration
+from lmcache_cli.tune.answer import answer
+from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration, unfit
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.load_or_compute import load_or_compute
 from lmcache_cli.tune.policies import USABLE, WORTH_CHANGING, Headroom, headroom, policy_curves
 from lmcache_cli.tune.report_sections import plots
-from lmcache_cli.tune.search import search
-from lmcache_cli.tune.study import Study, uncertainty
+from lmcache_cli.tune.search import Recommendation, search
+from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.worth import load_or_compute, uncertainty
 from workloads.traces import TraceArrays
 
 CHUNK, BYTES = 16, 100
@@ -50,8 +53,12 @@ def scan() -> list[int]:
     return [d for _ in range(30) for d in (0, next(new), 0, 1, next(new), next(new), next(new))]
 
 
-def study(documents: list[int], **changes: float) -> Study:
-    return Study(arrays(documents), COST, Prices(), **changes)  # type: ignore[arg-type]
+def study(documents: list[int], goal: Goal | None = None) -> Study:
+    return Study(arrays(documents), COST, Prices(), goal=goal)
+
+
+def found_for(documents: list[int], goal: Goal) -> Recommendation:
+    return search(study(documents, goal), goal, [CHUNK])
 
 
 def test_headroom_stands_in_order() -> None:
@@ -69,15 +76,16 @@ def test_lru_stays_where_another_gains_nothing() -> None:
 
 
 def test_a_better_policy_is_recommended_and_its_hits_are_the_ledgers() -> None:
-    tried = study(scan())
-    goal = Goal(largest={"cpu": 20 * CHUNK * BYTES, "disk": 0})
-    found = search(tried, goal, [CHUNK], worth=1e-9)
+    goal = Goal(largest={"cpu": 20 * CHUNK * BYTES, "disk": 0}, worth=1e-9)
+    tried = study(scan(), goal)
+    found = search(tried, goal, [CHUNK])
     stack = found.chosen.stack
     assert stack.policy in USABLE and stack.policy != "lru"
     replayed = tried.replayed(stack)
     assert sum(found.chosen.hit_tokens.values()) == int(replayed.hits.sum()) * CHUNK
     assert found.chosen in found.front
-    assert any("one that knew the future" in verdict for verdict in found.verdicts)
+    said = dict(answer(tried, found).notes)
+    assert any("one that knew the future" in line for line in said["What limits"])
 
 
 def test_curves_of_policies_end_below_the_ceiling() -> None:
@@ -89,35 +97,54 @@ def test_curves_of_policies_end_below_the_ceiling() -> None:
 
 def test_admission_saves_the_disk_where_its_endurance_binds() -> None:
     # All that comes is written once; only a ninth of it comes back.
-    tried_free = study(scan())
     goal = {"cpu": 0, "disk": 1 << 22}
-    free = search(tried_free, Goal(largest=goal), [CHUNK], worth=1e-9).chosen
+    free = found_for(scan(), Goal(largest=goal, worth=1e-9)).chosen
     assert free.stack.sizes and free.disk_writes_per_day > 0
     most = free.disk_writes_per_day / 3
-    bound = Goal(largest=goal, writes_per_day=most)
-    found = search(study(scan(), bytes_per_day=most), bound, [CHUNK], worth=1e-9)
+    bound = Goal(largest=goal, writes_per_day=most, worth=1e-9)
+    tried = study(scan(), bound)
+    found = search(tried, bound, [CHUNK])
     assert found.chosen.stack.admission != "none"
     assert 0 < found.chosen.disk_writes_per_day <= most
     assert found.chosen.hit_rate > 0.5 * free.hit_rate
-    assert any("admission" in verdict for verdict in found.verdicts)
+    said = answer(tried, found)
+    assert any(
+        "takes no more writes: admission" in line for line in dict(said.notes)["What limits"]
+    )
+    assert "admission" in said.sentences[1]
 
 
 def test_without_the_bound_nothing_is_refused() -> None:
-    goal = Goal(largest={"cpu": 0, "disk": 1 << 22})
-    assert search(study(scan()), goal, [CHUNK], worth=1e-9).chosen.stack.admission == "none"
+    goal = Goal(largest={"cpu": 0, "disk": 1 << 22}, worth=1e-9)
+    assert found_for(scan(), goal).chosen.stack.admission == "none"
+
+
+def test_a_disk_is_bound_by_what_it_can_write() -> None:
+    goal = Goal(largest={"cpu": 0, "disk": 1 << 22}, worth=1e-9)
+    free = found_for(scan(), goal).chosen
+    rate = free.disk_writes_per_day / 86_400
+    halved = free.disk_writes_per_day / (1 << 23)
+    for bound, words in (
+        (replace(goal, disk_bytes_s=rate / 2), "disk bandwidth"),
+        (replace(goal, drive_writes_per_day=halved), "disk writes per day"),
+    ):
+        assert unfit(free, bound) == [words]
+        chosen = found_for(scan(), bound).chosen
+        assert chosen.stack != free.stack and not unfit(chosen, bound)
+    assert not unfit(free, replace(goal, disk_bytes_s=2 * rate, drive_writes_per_day=1e9))
 
 
 def test_intervals_hold_what_they_are_of() -> None:
     tried = study([i % 5 if i % 3 else 100 + i for i in range(200)])
     stack = TierConfiguration((("cpu", GIB),), CHUNK)
-    judged = tried.queued(tried.judge(stack))
+    judged = tried.judge(stack)
     found = uncertainty(tried, stack)
     assert found.groups == "blocks of time" and found.hit_rate is not None
     low, high = found.hit_rate
     assert low < judged.hit_rate < high
     assert found.ttft is not None
     for name, (fast, slow) in found.ttft.items():
-        assert fast < judged.ttft[name] < slow
+        assert fast < judged.latency[f"ttft.{name}"] < slow
 
 
 def test_an_interval_of_three_requests_is_none() -> None:
@@ -167,9 +194,9 @@ def test_only_whole_chunks_are_hit_and_never_the_last_token() -> None:
 
 
 def test_plots_show_the_curves_and_the_front() -> None:
-    tried = study(scan())
-    goal = Goal(largest={"cpu": 40 * CHUNK * BYTES, "disk": 0})
-    found = search(tried, goal, [CHUNK], worth=1e-9)
+    goal = Goal(largest={"cpu": 40 * CHUNK * BYTES, "disk": 0}, worth=1e-9)
+    tried = study(scan(), goal)
+    found = search(tried, goal, [CHUNK])
     curve, line = plots(tried, found)
     assert "missed" in curve and "belady" in curve and "lru" in curve
     assert "p50" in line and "p90" in line
@@ -177,6 +204,6 @@ def test_plots_show_the_curves_and_the_front() -> None:
 
 
 def test_nothing_shared_gives_no_plot() -> None:
-    tried = study(list(range(20)))
-    goal = Goal(largest={"cpu": GIB, "disk": 0})
-    assert plots(tried, search(tried, goal, [CHUNK], worth=1.0)) == []
+    goal = Goal(largest={"cpu": GIB, "disk": 0}, worth=1.0)
+    tried = study(list(range(20)), goal)
+    assert plots(tried, search(tried, goal, [CHUNK])) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -13,6 +15,7 @@ from lmcache_cli.tune.candidates import (
     Goal,
     StackOutcome,
     TierConfiguration,
+    bound_text,
     broken,
     front,
     recommend,
@@ -48,15 +51,16 @@ def mooncake(path: Path, shared: bool) -> Path:
     return path
 
 
-def tuned(trace: Path, *flags: str) -> dict[str, Any]:
+def tuned(trace: Path, *flags: str, code: int | None = 0) -> dict[str, Any]:
     done = tune(str(trace), "--json", "-", "--quiet", *flags, cwd=trace.parent)
-    assert done.returncode == 0, done.stderr
+    assert code is None or done.returncode == code, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def test_what_is_shared_is_found_and_sized(tmp_path: Path) -> None:
-    found = tuned(mooncake(tmp_path / "t.jsonl", True), "--chunk-tokens", "512")
+    flags = "--chunk-tokens", "512", "--no-prefix-caching"
+    found = tuned(mooncake(tmp_path / "t.jsonl", True), *flags)
     assert found["schema"] == "lmcache.tune/1"
     assert found["source"]["requests"] == 40
     # 36 of 40 requests find seven of their eight blocks.
@@ -65,53 +69,153 @@ def test_what_is_shared_is_found_and_sized(tmp_path: Path) -> None:
     assert recommended["predicted"]["hit_rate"] == pytest.approx(36 * 7 / (40 * 8))
     assert recommended["tiers"]["cpu"] <= 64 * 512 * 131_072
     assert recommended["predicted"]["ttft_ms"]["p50"] < found["without_cache"]["ttft_ms"]["p50"]
+    assert recommended["verdict"] == "buy" and recommended["verdicts"][1].startswith("Buy ")
     points = next(c for c in found["curves"] if c["kind"] == "prefix")["points"]
     rates = [point["hit_rate"] for point in points]
     assert rates == sorted(rates)
     assert "cpu_size" in recommended["snippets"]["this connector in vLLM"]
 
 
+def said(trace: Path, *flags: str, code: int = 0) -> str:
+    done = tune(str(trace), "--quiet", *flags, cwd=trace.parent)
+    assert done.returncode == code, done.stderr
+    return " ".join(done.stdout.split())
+
+
 def test_no_sharing_no_cache(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", False)
-    done = tune(str(trace), "--quiet", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Recommended: no cache" in done.stdout
-    assert "caching won't help here" in done.stdout
+    found = said(trace)
+    assert found.startswith("You have 1 x h100 with llama-3.1-8b and a prefix cache of 56.5 GiB")
+    assert "Buy nothing: caching won't help here; 0.0 % of the tokens repeat by prefix." in found
+    assert "So nothing changes: " in found
 
 
-def test_no_cache_is_needed_where_the_slo_holds_without_one(tmp_path: Path) -> None:
+def test_the_engines_own_cache_may_be_enough(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", True)
-    done = tune(str(trace), "--slo", "ttft.p90=60s", "--quiet", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "Recommended: no cache" in said and "won't help" not in said
-    assert "no cache is needed: every bound holds without one; the fastest stack would take" in said
-    assert "hit rate" not in said, "there is no rate that another day could differ in"
-    [verdict] = tuned(trace, "--slo", "ttft.p90=60s")["recommendation"]["verdicts"]
-    percent = float(verdict.partition("take ")[2].partition(" %")[0])
-    assert 50 < percent < 100, "36 of 40 requests could find seven of their eight blocks"
+    found = tuned(trace)
+    assert found["recommendation"]["tiers"] == found["today"]["tiers"]
+    assert found["recommendation"]["verdict"] == "the GPUs' own cache is enough"
+    assert found["today"]["hit_rate"] == pytest.approx(36 * 7 / (40 * 8))
+    assert found["front"][0]["today"] and found["front"][0]["recommended"]
+    assert "it finds 78.8" in said(trace), "of 78.8 % that repeat"
+
+
+def test_every_bound_may_hold_already(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    flags = "--slo", "ttft.p90=60s", "--no-prefix-caching"
+    assert "Buy nothing: every bound holds already." in said(trace, *flags)
+    found = tuned(trace, *flags)
+    assert found["recommendation"]["verdict"] == "bounds hold already"
+    load = found["load"]
+    assert load["today"]["load"] > 1 and load["today"]["replicas"] == 1
+    assert load["today"]["latency_ms"]["ttft.p90"] <= 60_000
+    assert load["today"] == load["without_cache"] == load["recommended"]
 
 
 def test_a_cache_that_is_not_worth_its_price(tmp_path: Path) -> None:
-    found = tuned(mooncake(tmp_path / "t.jsonl", True), "--worth", "1e9")
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    found = tuned(trace, "--worth", "1e9", "--no-prefix-caching")
     assert found["recommendation"]["tiers"] == {}
-    [verdict] = found["recommendation"]["verdicts"]
-    assert verdict.startswith("no cache is worth its price (--worth); the fastest stack would take")
+    assert found["recommendation"]["verdict"] == "not worth its price"
+    assert found["recommendation"]["verdicts"][1].startswith("Buy nothing: no tier is worth its")
 
 
-def test_an_slo_that_no_stack_keeps_is_told(tmp_path: Path) -> None:
-    found = tuned(mooncake(tmp_path / "t.jsonl", True), "--slo", "ttft.p50=1ms")
-    assert any("no stack keeps every bound" in v for v in found["recommendation"]["verdicts"])
+def test_an_slo_that_no_stack_keeps_is_told_with_what_would(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    found = tuned(trace, "--slo", "ttft.p50=1ms", code=3)
+    assert found["recommendation"]["verdict"] == "nothing keeps the bounds"
     assert found["recommendation"]["binding_constraint"] == "ttft.p50"
     assert found["recommendation"]["keeps_bounds"] is False
-    done = tune(str(tmp_path / "t.jsonl"), "--slo", "ttft.p50=1ms", "--quiet", cwd=tmp_path)
-    assert done.stdout.startswith("No stack keeps every bound; the nearest: ")
+    limits = found["recommendation"]["notes"]["What limits"]
+    p50 = found["recommendation"]["predicted"]["ttft_ms"]["p50"]
+    assert limits[0] == f"TTFT p50 is {p50:.0f} ms; 1 ms was asked for"
+    assert any("the nearest keeps these bounds: --slo ttft.p50=" in line for line in limits)
+    assert any("no number of replicas keeps the bounds" in line for line in limits)
+    assert "No stack keeps every bound" in said(trace, "--slo", "ttft.p50=1ms", code=3)
+
+
+def test_an_overload_is_said_first_and_replicas_that_would_keep_the_bound(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", False)
+    flags = "--speed-up", "40", "--slo", "ttft.p90=1s"
+    found = said(trace, *flags, code=3)
+    assert found.startswith("Overload: the trace takes ")
+    document = tuned(trace, *flags, code=3)
+    load = document["load"]["today"]
+    assert 0 < load["load"] < 1 and load["latency_ms"]["ttft.p90"] <= 1000
+    assert load["replicas"] == math.ceil(1 / load["load"]) == load["cards"]
+    assert f"{load['replicas']} replicas ({load['cards']} GPUs) that share it would" in found
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_cards_that_do(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    done = tune(str(trace), "--model", "llama-3.1-70b", "--quiet", cwd=tmp_path)
+    assert done.returncode == 2 and "it takes 2: --devices 2" in done.stderr
+    assert "weights (131 GiB in bfloat16) leave no room for KV on 1 x h100" in done.stderr
+    flags = "--model", "llama-3.1-70b", "--dtype", "fp8", "--hardware", "h200"
+    device = tuned(trace, *flags)["cost"]["device"]
+    assert device["kv_bytes"] > 0 and device["weights_bytes"] == pytest.approx(70.55e9)
+
+
+def test_the_device_may_be_given(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    device = tuned(trace, "--device-kv", "3GiB", "--speed-up", "40")["cost"]["device"]
+    assert device["kv_bytes"] == device["given_bytes"] == 3 * GIB
+    assert device["kv_tokens"] == 3 * GIB // 131_072
+    # What answers take while they are written is not the cache's.
+    assert 2.9 * GIB < device["prefix_cache_bytes"] < 3 * GIB
+    assert tuned(trace, "--no-prefix-caching")["cost"]["device"]["prefix_cache_bytes"] == 0
+    narrow = tuned(trace, "--kv-dtype", "fp8", "--kv-bytes-per-token", "65000")
+    assert narrow["cost"]["kv_bytes_per_token"] == 65_000
 
 
 def test_bounds_that_leave_no_room_are_not_called_no_gain(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", True)
-    [verdict] = tuned(trace, "--max-cpu", "0", "--max-disk", "0")["recommendation"]["verdicts"]
-    assert verdict.startswith("--max-cpu and --max-disk leave no room that helps; ")
+    flags = "--max-cpu", "0", "--max-disk", "0", "--no-prefix-caching"
+    assert tuned(trace, *flags)["recommendation"]["verdict"] == "no room"
+    assert "--max-cpu and --max-disk leave no room that helps" in said(trace, *flags)
+
+
+def test_a_trace_of_lengths_alone_sizes_the_device(tmp_path: Path) -> None:
+    lines = [f"{2 * i}.0,4096,10" for i in range(40)]
+    trace = tmp_path / "t.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n")
+    found = tuned(trace)
+    assert found["recommendation"]["verdict"] == "sharing is unknown"
+    assert found["today"]["hit_rate"] == 0 and found["load"]["today"]["load"] > 1
+
+
+def test_times_may_be_in_another_unit(tmp_path: Path) -> None:
+    lines = [f"{2 * i},4096,{0 if i else 10}" for i in range(200)]
+    trace = tmp_path / "t.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n")
+    slow = tuned(trace)["load"]["offered_prefill"]
+    fast = tuned(trace, "--time-unit", "0.01")["load"]["offered_prefill"]
+    assert fast == pytest.approx(100 * slow)
+    fast = tune(str(trace), "--time-unit", "0.0001", "--json", "-", cwd=tmp_path)
+    told = " ".join(fast.stderr.split())
+    assert "requests a second: are its times in another unit? --time-unit SECONDS" in told
+    assert "199 of 200 requests have no output length" in told
+    done = tune(str(trace), "--time-unit", "0", cwd=tmp_path)
+    assert done.returncode == 2 and "--time-unit: 0.0 must be above 0" in done.stderr
+    done = tune(str(trace), "--time-unit", "1", "--requests", "3", cwd=tmp_path)
+    assert done.returncode == 2 and "these requests are made anew" in done.stderr
+
+
+def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    for flags in ((), ("--slo", "ttft.p90=100ms"), ("--worth", "0.001")):
+        rows = tuned(trace, "--no-prefix-caching", *flags, code=None)["front"]
+        numbers = [row["decides"]["number"] for row in rows]
+        prices = [row["cost_per_hour"] for row in rows]
+        assert prices == sorted(set(prices)) and numbers == sorted(set(numbers), reverse=True)
+        best = next(row for row in rows if row["recommended"])
+        assert rows[0]["today"] and best is not rows[0]
+        if flags[:1] == ("--slo",):
+            keeping = [row for row in rows if row["latency_ms"]["ttft.p90"] <= 100]
+            assert best is keeping[0], "the cheapest that keeps it"
+            assert [n <= 1 for n in numbers] == [row in keeping for row in rows]
+        else:
+            assert best is rows[-1]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +236,12 @@ def test_bounds_that_leave_no_room_are_not_called_no_gain(tmp_path: Path) -> Non
         (["--chunk-tokens", "100"], "--chunk-tokens: 100 is no multiple of the trace's 512"),
         (["--max-cpu", "12XB"], "--max-cpu: '12XB' is not a size"),
         (["--efficiency", "2"], "--efficiency: 2.0 must be above 0"),
+        (["--device-kv", "0"], "--device-kv: 0 leaves no room for a request; --no-prefix-caching"),
+        (["--gpu-price", "nan"], "--gpu-price: nan is no price"),
+        (["--kv-bytes-per-token", "0"], "--kv-bytes-per-token: 0 must be at least 1"),
+        (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization: 1.5 must be above 0"),
+        (["--drive-writes-per-day", "0"], "--drive-writes-per-day: 0.0 must be above 0"),
+        (["--worth", "-1"], "--worth: -1.0 must be 0 or more"),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) -> None:
@@ -159,7 +269,8 @@ def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
 
 
 def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
-    done = tune(str(mooncake(tmp_path / "t.jsonl", True)), "--quiet", cwd=tmp_path)
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    done = tune(str(trace), "--no-prefix-caching", "--quiet", cwd=tmp_path)
     [line] = [line for line in done.stdout.splitlines() if "TieredKVConnector" in line]
     assert line.startswith("--kv-transfer-config '{") and line.endswith("}'")
 
@@ -172,24 +283,40 @@ def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def outcome(cpu: int, idle_s: float, price: float, **ttft: float) -> StackOutcome:
+def outcome(cpu: int, number: float, price: float, **latency: float) -> StackOutcome:
+    """A stack that takes ``number`` replicas."""
     tiers = (("cpu", cpu * GIB),) if cpu else ()
-    return StackOutcome(TierConfiguration(tiers, 64), {}, 0.0, idle_s, price, 0.0, ttft)
+    times = {name.replace("_", "."): value for name, value in latency.items()}
+    return StackOutcome(TierConfiguration(tiers, 64), {}, 0.0, price, 0.0, times, 1 / number)
 
 
 def test_the_front_has_what_nothing_beats() -> None:
     all_of_them = [outcome(0, 5, 0), outcome(1, 3, 1), outcome(2, 4, 2), outcome(4, 2, 4)]
-    assert [o.stack.sizes.get("cpu", 0) // GIB for o in front(all_of_them)] == [0, 1, 4]
+    line = front(all_of_them, Goal())
+    assert [o.stack.sizes.get("cpu", 0) // GIB for o in line] == [0, 1, 4]
 
 
 def test_the_cheapest_that_keeps_the_goal() -> None:
-    goal = Goal(ttft={"p90": 3.0})
-    ran = [outcome(0, 5, 0, p90=9), outcome(1, 3, 1, p90=2.9), outcome(4, 2, 4, p90=2)]
-    assert recommend(ran, goal, 0.1).stack.sizes == {"cpu": GIB}
+    goal = Goal(slo={"ttft.p90": 3.0})
+    times = {0: 9.0, 1: 2.9, 4: 2.0}
+    ran = [outcome(n, 5, n, ttft_p90=seconds) for n, seconds in times.items()]
+    assert recommend(ran, goal).stack.sizes == {"cpu": GIB}
     assert broken(ran[0], goal) == ["ttft.p90"]
+    assert bound_text("ttft.p90", ran[0], goal) == "TTFT p90 is 9 s; 3 s was asked for"
+    # Where none keeps it, the nearest that keeps the other bounds.
+    tight = Goal(slo={"ttft.p90": 1.0}, most_per_hour=2.0)
+    assert recommend(ran, tight).stack.sizes == {"cpu": GIB}
 
 
 def test_more_is_bought_while_it_is_worth_it() -> None:
-    ran = [outcome(0, 5, 0), outcome(1, 3, 1), outcome(4, 2.9, 4)]
-    assert recommend(ran, Goal(), worth=1.0).stack.sizes == {"cpu": GIB}
-    assert recommend(ran, Goal(), worth=0.01).stack.sizes == {"cpu": 4 * GIB}
+    times = {0: 5.0, 1: 3.0, 4: 2.9}
+    ran = [outcome(n, 5, n, ttft_mean=seconds) for n, seconds in times.items()]
+    assert recommend(ran, Goal(worth=1.0)).stack.sizes == {"cpu": GIB}
+    assert recommend(ran, Goal(worth=0.01)).stack.sizes == {"cpu": 4 * GIB}
+
+
+def test_without_a_bound_money_decides_and_without_prices_the_cards() -> None:
+    ran = [outcome(0, 4, 0), outcome(1, 3, 1)]
+    assert recommend(ran, Goal()) is ran[1]
+    priced = [replace(ran[0], per_million=0.5), replace(ran[1], per_million=0.6)]
+    assert recommend(priced, Goal()) is priced[0]

@@ -1,0 +1,264 @@
+"""Says what was found in plain sentences: what there is, what to buy, what it changes; then notes
+under headings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
+from lmcache_cli.tune.policies import BELADY
+from lmcache_cli.tune.search import Recommendation
+from lmcache_cli.tune.study import Study
+from lmcache_cli.tune.worth import LoadOrCompute, Uncertainty, Worth, needed_load
+from reports.units import bytes_text, seconds_text
+
+Conclusion = Literal[
+    "buy", "bounds hold already", "the GPUs' own cache is enough", "caching won't help",
+    "not worth its price", "no room", "sharing is unknown", "nothing keeps the bounds",
+]  # fmt: skip
+_LITTLE = 0.02
+"""The hit rate below which a cache does not help, and within which two are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is said. ``sentences`` are three: what there is, what to buy, what it changes. ``notes``
+    are lines by heading."""
+
+    verdict: Conclusion
+    sentences: tuple[str, ...]
+    notes: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def answer(study: Study, found: Recommendation) -> Answer:
+    """Puts what was found into words."""
+    verdict = _verdict(study, found)
+    notes = (
+        ("How sure", tuple(_how_sure(found.uncertainty))),
+        ("What limits", tuple(_limits(study, found))),
+        ("What more buys", tuple(m.text() for m in found.marginals)),
+        ("Where the figures come from", study.cost.notes),
+    )
+    sentences = _have(study, found), _buy(found, verdict), _change(found)
+    return Answer(verdict, sentences, tuple((title, lines) for title, lines in notes if lines))
+
+
+def bought_text(outcome: StackOutcome) -> str:
+    """Returns what is bought, like ``64 GiB of cpu and 1 TiB of disk``."""
+    return " and ".join(f"{bytes_text(n)} of {name}" for name, n in outcome.stack.bought.items())
+
+
+def _verdict(study: Study, found: Recommendation) -> Conclusion:
+    if not found.keeps_bounds:
+        return "nothing keeps the bounds"
+    if not study.shares_known:
+        return "sharing is unknown"
+    if found.chosen.stack.bought:
+        return "buy"
+    if found.goal.slo:
+        return "bounds hold already"
+    if found.ceiling < _LITTLE:
+        return "caching won't help"
+    if found.today.hit_rate > found.ceiling - _LITTLE:
+        return "the GPUs' own cache is enough"
+    if len(found.searched) == 1:
+        return "no room"
+    return "not worth its price"
+
+
+def _cards(study: Study) -> str:
+    cost = study.cost
+    if cost.device is None:
+        return f"an engine that was probed ({cost.model})"
+    return f"{cost.devices} x {cost.hardware} with {cost.model}"
+
+
+def _main_latency(found: Recommendation) -> str:
+    return next(iter(found.goal.slo), "ttft.p90")
+
+
+def _latency(outcome: StackOutcome, name: str) -> str:
+    return seconds_text(outcome.latency[name]) if name in outcome.latency else "not known"
+
+
+def _have(study: Study, found: Recommendation) -> str:
+    """Says what there is today; an overload first."""
+    name, today = _main_latency(found), found.today
+    own = today.stack.sizes.get("device", 0)
+    cache = f"a prefix cache of {bytes_text(own)} on the device" if own else "no cache of its own"
+    text = (
+        f"You have {_cards(study)} and {cache}: {100 * today.hit_rate:.1f} % of the prompt tokens"
+        f" hit, and {latency_text(name)} is {_latency(today, name)}."
+    )
+    need, bare = needed_load(today), needed_load(found.none)
+    if study.clients is not None or need <= 1:
+        return text
+    best = needed_load(found.chosen)
+    return (
+        f"Overload: the trace takes {need:.2f} times what you have can serve (prefill alone is"
+        f" {study.offered:.2f} times what the cards can do without a hit; all of it"
+        f" {bare:.2f} times without any cache, {best:.2f} times with what is recommended), so"
+        f" waiting grows as long as it lasts. {text}"
+    )
+
+
+def _buy(found: Recommendation, verdict: Conclusion) -> str:
+    chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
+    price = f"${chosen.cost_per_hour:.4f} an hour"
+    if chosen.stack.bought:
+        how = f"chunks of {chosen.stack.chunk_tokens} tokens, {how_text(chosen)}"
+        if verdict == "nothing keeps the bounds":
+            nearest = f"the nearest is {bought_text(chosen)} ({how}), {price}"
+            return f"No stack keeps every bound; {nearest}."
+        return f"Buy {bought_text(chosen)} ({how}), {price}."
+    return {
+        "nothing keeps the bounds": "No stack keeps every bound, and none comes nearer than what"
+        " you have.",
+        "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
+        " share is unknown.",
+        "bounds hold already": "Buy nothing: every bound holds already.",
+        "caching won't help": f"Buy nothing: caching won't help here; {ceiling} of the tokens"
+        " repeat by prefix.",
+        "the GPUs' own cache is enough": "Buy nothing: your GPUs' own cache is enough; of the"
+        f" {ceiling} that repeat by prefix it finds {100 * found.today.hit_rate:.1f}.",
+        "no room": f"Buy nothing: --max-cpu and --max-disk leave no room that helps; {ceiling} of"
+        " the tokens repeat by prefix.",
+        "not worth its price": "Buy nothing: no tier is worth its price; with all that could be"
+        f" held {ceiling} would hit.",
+    }.get(verdict, "Buy nothing.")
+
+
+def how_text(outcome: StackOutcome) -> str:
+    """Returns a stack's policy, and what of it is not the default."""
+    stack = outcome.stack
+    parts = [stack.policy]
+    if stack.placement == "write_on_eviction":
+        parts.append("written on eviction")
+    if stack.admission != "none":
+        parts.append(f"admission {stack.admission}")
+    return ", ".join(parts)
+
+
+def _change(found: Recommendation) -> str:
+    name = _main_latency(found)
+    today, chosen = found.today, found.chosen
+    before, after = found.worths["today"], found.worths["recommended"]
+    if chosen is today:
+        return f"So nothing changes: {_carries(today, before, found)}."
+    times = f"{latency_text(name)} goes from {_latency(today, name)} to {_latency(chosen, name)}"
+    kind, _, place = name.partition(".")
+    ends = ((found.uncertainty and found.uncertainty.ttft) or {}).get(place)
+    if kind == "ttft" and ends is not None:
+        times += f" ({seconds_text(min(ends))} to {seconds_text(max(ends))})"
+    return (
+        f"{times}, hits from {100 * today.hit_rate:.1f} to {100 * chosen.hit_rate:.1f} %; before:"
+        f" {_carries(today, before, found)}; then: {_carries(chosen, after, found)}."
+    )
+
+
+def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
+    """Says what load a stack carries, the cards that the trace takes then, and money."""
+    if not outcome.latency or of.replicas is None:
+        return "at no load does it keep the bounds" if found.goal.slo else "no load is known"
+    what = "keeps the bounds" if found.goal.slo else "can be served"
+    load = f"up to {of.load:.2f} times this load {what}"
+    if of.cards:
+        cards = "GPU" if of.cards == 1 else "GPUs"
+        load += f", so the trace takes {of.cards} {cards}"
+    if of.per_million is not None and of.per_hour is not None:
+        load += f" (${of.per_hour:.2f} an hour; ${of.per_million:.3f} per million tokens when full)"
+    return load
+
+
+def _how_sure(of: Uncertainty | None) -> list[str]:
+    lines = []
+    if of is not None and of.hit_rate is not None:
+        low, high = of.hit_rate
+        lines.append(
+            f"hit rate {100 * low:.1f} to {100 * high:.1f} % on another such day (95 %, bootstrap"
+            f" over {of.groups})"
+        )
+    if of is not None and of.ttft is not None:
+        times = ", ".join(
+            f"{n} {seconds_text(a)} to {seconds_text(b)}" for n, (a, b) in of.ttft.items()
+        )
+        lines.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
+    return lines
+
+
+def _limits(study: Study, found: Recommendation) -> list[str]:
+    chosen, goal = found.chosen, found.goal
+    lines = [bound_text(name, chosen, goal) for name in found.breaks]
+    if found.breaks and goal.slo:
+        lines += _would_keep(study, found)
+    if found.binding is not None and found.held_back is not None:
+        lines.append(
+            f"{bought_text(found.held_back)} would do better, but"
+            f" {bound_text(found.binding, found.held_back, goal)}"
+        )
+    own = found.today.stack.sizes.get("device", 0)
+    if own and chosen.stack.bought:
+        lines.append(
+            f"tiers below the device are written through: of them the first"
+            f" {bytes_text(own)} hold again what it holds, and buy next to nothing"
+        )
+    if own:
+        lines.append(
+            "of the device's room, answers that are being written take their part on average; what"
+            " they leave behind when they end is not counted as kept"
+        )
+    if found.headroom is not None:
+        room = found.headroom
+        lru, best, belady = (room.hit_rates[n] for n in ("lru", room.best(), BELADY))
+        sample = "" if room.rate >= 1 else f" (a sample of {100 * room.rate:.0f} %)"
+        lines.append(
+            f"the bought tiers alone hit {100 * lru:.1f} % with lru, {100 * best:.1f} % with the"
+            f" best policy ({room.best()}), {100 * belady:.1f} % with one that knew the future,"
+            f" {100 * room.ceiling:.1f} % without a bound{sample}"
+        )
+    if chosen.stack.admission != "none":
+        lines.append(
+            f"the disk takes no more writes: admission {chosen.stack.admission} keeps them to"
+            f" {bytes_text(int(chosen.disk_writes_per_day))} a day"
+        )
+    return lines + [one.text() for one in found.loads if _told(found, one)]
+
+
+def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
+    """Says what would keep the bounds on latencies: more cards, or which other bound."""
+    lines, goal = [], found.goal
+    for who, whose in (("today", "what you have"), ("recommended", "the nearest")):
+        of = found.worths[who]
+        if of.replicas is not None and of.replicas > 1:
+            lines.append(
+                f"{whose} keeps every bound at {of.load:.2f} times this load: {of.replicas}"
+                f" replicas ({of.cards} GPUs) that share it would"
+            )
+        if found.chosen is found.today:
+            break
+    if found.cards is not None:
+        lines.append(
+            f"what you have keeps every bound on {found.cards} cards for each model:"
+            f" --devices {found.cards}"
+        )
+    missed = [name for name in goal.slo if name in found.breaks]
+    if missed:
+        others = " ".join(f"--slo {n}={ceil(1e3 * found.chosen.latency[n])}ms" for n in missed)
+        lines.append(f"the nearest keeps these bounds: {others}")
+    of = found.worths["recommended"]
+    if of.replicas is None:
+        lines.append(
+            "no number of replicas keeps the bounds, since one that hardly has anything to do does"
+            " not"
+            + ("" if found.cards else f", nor do {8 * study.cost.devices} cards for each model")
+        )
+    return lines
+
+
+def _told(found: Recommendation, one: LoadOrCompute) -> bool:
+    """Returns whether a tier is shown: it was chosen, or it could be bought but does not load
+    faster."""
+    return one.tier in found.chosen.stack.sizes or (not one.loads and one.tier in ("cpu", "disk"))
