@@ -206,7 +206,9 @@ class PromptGroups:
         """Returns the bytes of these chunks of groups."""
         return sum(self._by_number[number].chunk_bytes for number, _ in rows)
 
-    def reach(self, keys: Sequence[bytes], held: Callable[[bytes], bool]) -> tuple[int, list[GroupChunk]]:
+    def reach(
+        self, keys: Sequence[bytes], held: Callable[[bytes], bool]
+    ) -> tuple[int, list[GroupChunk]]:
         """Returns how many leading chunks can be served, and what that needs."""
         chunks = reach(keys, self.groups, self.chunk_tokens, held)
         return chunks, needed_rows(self.groups, chunks, self.chunk_tokens)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lmcache_cli.check.compare import read_runs, run_compare
+from lmcache_cli.check.compare import run_compare
 from lmcache_cli.check.run import CheckOutputs, Judgement
-from lmcache_cli.check.stored_runs import read_compared
+from lmcache_cli.check.stored_runs import read_compared, read_runs
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.verdict import JudgementFlags
 from tests.lmcache_cli.foreign_runs import write
