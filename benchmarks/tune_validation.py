@@ -30,9 +30,8 @@ from lmcache_cli.probe.engine import probe_engine
 from lmcache_cli.probe.report import engine_tables
 from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.cost import probed_cost
-from lmcache_cli.tune.options import TuneOptions
 from lmcache_cli.tune.report_sections import drift_text, point_row, point_table, validation_json
-from lmcache_cli.tune.source import RequestSource, made_source
+from lmcache_cli.tune.source import RequestSource, TuneOptions, made_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, Validation, validate
 from workloads import WORKLOAD_USES

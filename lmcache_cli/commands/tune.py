@@ -36,8 +36,8 @@ def tune(
     """Sizes storage by a trace or a workload: exact hits at every size, times from data sheets or a
     probe, the cheapest stack that keeps what you ask for. What it says is predicted; --validate
     measures it and exits with 1 if it was wrong."""
-    from lmcache_cli.tune.options import TuneOptions
     from lmcache_cli.tune.run import run_tune
+    from lmcache_cli.tune.source import TuneOptions
 
     bench = BenchOptions(engine="simulated", scale=flags.scale, **asdict(workload), **asdict(load))
     options = TuneOptions(source=source, bench=bench, **asdict(flags))

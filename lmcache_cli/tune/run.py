@@ -15,10 +15,9 @@ from lmcache_cli.output import Say, check_output, write_output
 from lmcache_cli.sizes import parse_size
 from lmcache_cli.tune.catalogue import find_architecture, find_hardware
 from lmcache_cli.tune.cost import RequestCost, catalogue_cost, devices_needed, probed_cost
-from lmcache_cli.tune.options import TuneOptions
 from lmcache_cli.tune.report import print_report, tune_json_text
 from lmcache_cli.tune.search import search
-from lmcache_cli.tune.source import RequestSource, made_source, trace_source
+from lmcache_cli.tune.source import RequestSource, TuneOptions, made_source, trace_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, neighbours, validate
 from reports.units import bytes_text

@@ -16,7 +16,7 @@ import vl_convert
 
 from reports.tables.columns import Column
 
-Row = dict[str, Any]
+Datum = dict[str, Any]
 """What a mark shows, by field."""
 WIDE, HALF, NARROW = 760, 368, 344
 """Widths in pixels: of the page's column, of half of it, and of a telephone's."""
@@ -91,7 +91,7 @@ def above(x: float, y: float, align: Literal["left", "right"]) -> dict[str, Any]
     return {"titleAngle": 0, "titleAnchor": "end", "titleBaseline": "bottom", **where}
 
 
-def marks(rows: Iterable[Row]) -> alt.Chart:
+def marks(rows: Iterable[Datum]) -> alt.Chart:
     """Returns a chart of the rows that has no mark yet."""
     return alt.Chart(alt.Data(values=list(rows)))
 
@@ -129,7 +129,7 @@ def row_axis(title: str, narrow: bool) -> alt.Y:
 _ROW = alt.Y("row:N", sort=None)
 
 
-def row_layers(rows: Sequence[Row], layers: Sequence[alt.Chart], narrow: bool) -> alt.LayerChart:
+def row_layers(rows: Sequence[Datum], layers: Sequence[alt.Chart], narrow: bool) -> alt.LayerChart:
     """Returns the layers, and in a narrow chart the rows' labels, each above its row."""
     if narrow:
         names = marks({"row": row["row"]} for row in rows).mark_text(
@@ -139,7 +139,7 @@ def row_layers(rows: Sequence[Row], layers: Sequence[alt.Chart], narrow: bool) -
     return alt.layer(*layers).properties(height=alt.Step(46 if narrow else 26))
 
 
-def beside(rows: Sequence[Row], field: str, head: str, offset: int = 10) -> list[alt.Chart]:
+def beside(rows: Sequence[Datum], field: str, head: str, offset: int = 10) -> list[alt.Chart]:
     """Returns a column of text at the right of the plot, and its heading."""
     right = alt.value("width")
     cells = marks(rows).mark_text(align="left", dx=offset, aria=False, baseline="middle")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from reports.page.chart import Chart, Row, marks, percent_axis
+from reports.page.chart import Chart, Datum, marks, percent_axis
 from reports.page.rows import COMPUTED, RowChart, part_keys, part_scale, source_text
 from reports.sample import TIERS, Sample
 from reports.tables.columns import Column, numbers, texts
@@ -31,7 +31,7 @@ def filling_chart(rows: RowChart) -> Chart | None:
         for first in range(0, len(turns), width)
     ]
     shares = [_shares(of_bin, tiers) for _, of_bin in bins]
-    parts: list[Row] = []
+    parts: list[Datum] = []
     for (first, of_bin), found in zip(bins, shares, strict=True):
         last = min(first + width - 1, len(turns))
         which = f"request {first}" if last == first else f"requests {first} to {last}"

@@ -9,7 +9,7 @@ from functools import partial
 import altair as alt
 import numpy as np
 
-from reports.page.chart import Chart, Row, beside, linear_or, marks, row_axis, row_layers
+from reports.page.chart import Chart, Datum, beside, linear_or, marks, row_axis, row_layers
 from reports.sample import TIERS, Sample
 from reports.summary import CellSummary
 from reports.tables.columns import Column, describe, numbers, percents, texts
@@ -70,7 +70,7 @@ def ttft_chart(rows: RowChart) -> Chart | None:
         return None
     unit, scale = ("s", 1.0) if float(np.median(known)) >= 1 else ("ms", 1e3)
     each = max(20, MOST_TICKS // len(values))
-    ticks: list[Row] = []
+    ticks: list[Datum] = []
     thinned = False
     for label, row in zip(rows.labels, values, strict=True):
         for hit in (False, True):
@@ -153,7 +153,7 @@ def speedup_chart(rows: RowChart) -> Chart | None:
     if not kept:
         return None
     places = places_for(cell.speedup.ratio for _, cell in kept)
-    values: list[Row] = []
+    values: list[Datum] = []
     for label, cell in kept:
         ratio, low, high = cell.speedup.ratio, cell.speedup.low, cell.speedup.high
         between = (
@@ -217,8 +217,8 @@ def hits_chart(rows: RowChart) -> Chart | None:
     if not cells:
         return None
     tiers = [tier for tier in TIERS if any(cell.hit_tokens[tier] for _, cell in cells)]
-    parts: list[Row] = []
-    totals: list[Row] = []
+    parts: list[Datum] = []
+    totals: list[Datum] = []
     for label, cell in cells:
         at = 0.0
         shares = {tier: 100 * (cell.tier_rate(tier) or 0) for tier in tiers}

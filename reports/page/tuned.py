@@ -7,7 +7,7 @@ from functools import partial
 
 import altair as alt
 
-from reports.page.chart import Chart, Row, above, linear_or, marks, percent_axis
+from reports.page.chart import Chart, Datum, above, linear_or, marks, percent_axis
 from reports.tables.columns import Column, percents, texts
 from reports.tables.tune import Document, front_columns, is_recommended, tiers_text
 from reports.units import bytes_text, number_text, places_for
@@ -27,8 +27,8 @@ def miss_ratio_chart(document: Document) -> Chart | None:
     if not curves:
         return None
     lengths = sorted({curve["chunk_tokens"] for curve in curves})
-    points: list[Row] = []
-    ends: list[Row] = []
+    points: list[Datum] = []
+    ends: list[Datum] = []
     kinds = list(dict.fromkeys((curve["kind"], curve["policy"]) for curve in curves))
     dash_of = {kind: _DASHES[i % len(_DASHES)] for i, kind in enumerate(kinds)}
     for curve in curves:
@@ -114,7 +114,7 @@ def front_chart(document: Document) -> Chart | None:
     p50 = [point["ttft_ms"]["p50"] for point in front]
     unit, scale = ("s", 1e-3) if min(p50) >= 1000 else ("ms", 1.0)
     places = places_for(value * scale for value in p50)
-    stacks: list[Row] = []
+    stacks: list[Datum] = []
     for point in front:
         chosen = is_recommended(point, best)
         values = {name: point["ttft_ms"][name] * scale for name in ("p50", "p90")}
@@ -193,10 +193,10 @@ def _as_by_prefix(curve: Document, curves: Sequence[Document]) -> bool:
     )
 
 
-def _apart(ends: Sequence[Row], height: int) -> list[Row]:
+def _apart(ends: Sequence[Datum], height: int) -> list[Datum]:
     """Returns the ends with a place for each label (``at``, in per cent), none upon another."""
     least = 100 * _LINE_PX / height
-    placed: list[Row] = []
+    placed: list[Datum] = []
     for end in sorted(ends, key=lambda end: float(end["miss"])):
         at = max(end["miss"], placed[-1]["at"] + least) if placed else max(end["miss"], 1.0)
         placed.append({**end, "at": at})

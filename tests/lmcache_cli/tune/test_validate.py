@@ -17,9 +17,8 @@ from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.probe.engine import EngineProbe, probe_engine
 from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.cost import probed_cost
-from lmcache_cli.tune.options import TuneOptions
 from lmcache_cli.tune.report_sections import validation_json
-from lmcache_cli.tune.source import RequestSource, made_source
+from lmcache_cli.tune.source import RequestSource, TuneOptions, made_source
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, Validation, ValidationPoint, neighbours, validate
 from tests.lmcache_cli.small_model import save_model
