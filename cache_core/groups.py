@@ -14,9 +14,9 @@ from cache_core.plan import Hit, LoadOutcome, StoreOutcome
 from cache_core.residency import Recent
 from cache_core.transfer.chunks import ChunkBuffers
 
-GroupChunk = tuple[int, int]
+NumberedChunk = tuple[int, int]
 """A chunk of a group: the group's number, and which chunk of the prompt it is."""
-PlaceRows = Callable[[Sequence[GroupChunk]], ChunkBuffers | None]
+PlaceRows = Callable[[Sequence[NumberedChunk]], ChunkBuffers | None]
 """A function that says where the engine has, or wants, these chunks of groups."""
 
 MOST_WASTE = 0.125
@@ -154,7 +154,7 @@ def slot_layout(groups: Sequence[Group], chunk_tokens: int) -> KVLayout:
     return KVLayout(1, 1, token, "int8", chunk_tokens, planes=1)
 
 
-def needed_rows(groups: Sequence[Group], chunks: int, chunk_tokens: int) -> list[GroupChunk]:
+def needed_rows(groups: Sequence[Group], chunks: int, chunk_tokens: int) -> list[NumberedChunk]:
     """Returns what a hit of ``chunks`` leading chunks has to have, in the prompt's order: of each
     chunk, what the groups need of it."""
     rows = [(c, g.number) for g in groups for c in g.needed(chunks, chunk_tokens)]
@@ -163,7 +163,7 @@ def needed_rows(groups: Sequence[Group], chunks: int, chunk_tokens: int) -> list
 
 def kept_rows(
     groups: Sequence[Group], chunks: int, points: Iterable[int], chunk_tokens: int
-) -> list[GroupChunk]:
+) -> list[NumberedChunk]:
     """Returns what is worth storing of a prompt of ``chunks`` chunks, in its order: all of what a
     group keeps everything of, of the others what a hit of each of ``points`` chunks needs."""
     rows = {(c, g.number) for g in groups if g.keeps == "all" for c in range(chunks)}
@@ -180,7 +180,7 @@ class GroupedLoad(LoadOutcome):
     many bytes came from each tier. ``seen`` leading chunks are in prompts that
     were stored lately: a hit could have been as long, had it been known."""
 
-    rows: tuple[GroupChunk, ...] = ()
+    rows: tuple[NumberedChunk, ...] = ()
     seen: int = 0
     from_tiers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -198,17 +198,17 @@ class PromptGroups:
         """Returns the names of all groups' chunks of a prompt."""
         return [group.name(key) for group in self.groups for key in keys]
 
-    def names(self, keys: Sequence[bytes], rows: Iterable[GroupChunk]) -> list[bytes]:
+    def names(self, keys: Sequence[bytes], rows: Iterable[NumberedChunk]) -> list[bytes]:
         """Returns the names of these chunks of groups, where the prompt's chunks have ``keys``."""
         return [self._by_number[number].name(keys[chunk]) for number, chunk in rows]
 
-    def nbytes(self, rows: Iterable[GroupChunk]) -> int:
+    def nbytes(self, rows: Iterable[NumberedChunk]) -> int:
         """Returns the bytes of these chunks of groups."""
         return sum(self._by_number[number].chunk_bytes for number, _ in rows)
 
     def reach(
         self, keys: Sequence[bytes], held: Callable[[bytes], bool]
-    ) -> tuple[int, list[GroupChunk]]:
+    ) -> tuple[int, list[NumberedChunk]]:
         """Returns how many leading chunks can be served, and what that needs."""
         chunks = reach(keys, self.groups, self.chunk_tokens, held)
         return chunks, needed_rows(self.groups, chunks, self.chunk_tokens)
@@ -232,12 +232,12 @@ class PromptGroups:
         found = {chunks, reusable, seen, loaded}
         return sorted(point for point in found if point >= max(1, loaded))
 
-    def kept(self, chunks: int, points: Iterable[int]) -> list[GroupChunk]:
+    def kept(self, chunks: int, points: Iterable[int]) -> list[NumberedChunk]:
         """Returns :func:`kept_rows` of a prompt."""
         return kept_rows(self.groups, chunks, points, self.chunk_tokens)
 
 
-def slowest_tiers(chunks: int, rows: Sequence[GroupChunk], tiers: Sequence[int]) -> list[int]:
+def slowest_tiers(chunks: int, rows: Sequence[NumberedChunk], tiers: Sequence[int]) -> list[int]:
     """Returns the tier that each of a hit's chunks came from, the slowest where its groups' come
     from several. ``tiers`` are those of ``rows``."""
     slowest = [-1] * chunks
@@ -316,7 +316,9 @@ class GroupedCache:
         self.cache.release(hit)
         return self.prompts.reach(keys, set(hit.keys).__contains__)[0]
 
-    def _acquire(self, keys: Sequence[bytes], wait_s: float) -> tuple[int, list[GroupChunk], Hit]:
+    def _acquire(
+        self, keys: Sequence[bytes], wait_s: float
+    ) -> tuple[int, list[NumberedChunk], Hit]:
         """Pins what the longest hit needs, and nothing else."""
         held, _ = self.cache.acquire_any(self.prompts.every_name(keys), wait_s)
         tiers = dict(zip(held.keys, held.tiers, strict=True))

@@ -292,6 +292,7 @@ def test_nobody_there_no_model_no_tokenizer() -> None:
         OpenAIEngine(None, ServerSettings(server.url))
 
 
+@pytest.mark.vllm
 def test_a_real_vllm(vllm_address: VllmAddress, tmp_path: Path) -> None:
     """It hits what its prefix cache has, and a second run is as cold as the first."""
     hits = []

@@ -32,6 +32,7 @@ def run(words: list[str], cwd: Path, *more: str) -> None:
     assert "failed" not in done.stderr
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("words", commands("openai.md"), ids=lambda words: words[2])
 def test_openai(words: list[str], vllm_address: VllmAddress, tmp_path: Path) -> None:
     here = [word.replace("http://127.0.0.1:8000", vllm_address.url) for word in words]
@@ -40,6 +41,7 @@ def test_openai(words: list[str], vllm_address: VllmAddress, tmp_path: Path) -> 
     run(here, tmp_path, *SMALL, "--requests", "4")
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("words", commands("transformers.md"), ids=" ".join)
 def test_transformers(words: list[str], tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")

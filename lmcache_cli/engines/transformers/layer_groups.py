@@ -19,7 +19,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from cache_core.groups import GroupChunk, KeptLayer, piece
+from cache_core.groups import KeptLayer, NumberedChunk, piece
 from cache_core.layout import Group, Keeps
 from cache_core.tiers.tensor import PartBuffers
 from lmcache_cli.engines.transformers.kv_buffer import ArenaLayer, KvBuffer
@@ -183,7 +183,7 @@ class GroupedBuffer(KvBuffer):
 
     def rows(
         self,
-        rows: Sequence[GroupChunk],
+        rows: Sequence[NumberedChunk],
         groups: Sequence[Group],
         chunk_tokens: int,
         kept: Mapping[int, States] | None = None,
