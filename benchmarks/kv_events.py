@@ -43,7 +43,7 @@ def serve(request: Any, chunk: int, block: int, told: bool) -> dict[str, float]:
         return answer
 
     def save() -> Any:
-        plan = ledger.admit(keys)
+        plan = ledger.prepare_store(keys)
         if events is not None:
             events.saving(tracked, plan)
         return plan
@@ -58,7 +58,10 @@ def serve(request: Any, chunk: int, block: int, told: bool) -> dict[str, float]:
         return len(events.take()) if events is not None else 0
 
     plan = timed("admit", save)
-    timed("settle", lambda: ledger.settle((m for m in plan.moves if m.target != NOWHERE), True))
+    timed(
+        "settle",
+        lambda: ledger.complete_store((m for m in plan.moves if m.target != NOWHERE), True),
+    )
     timed("take_events: stored", take)
     timed("look up, all of it held", look)
     timed("clear", ledger.clear)

@@ -67,7 +67,7 @@ def holding(policy: str, chunks: int, length: int) -> list[Row]:
     times: list[float] = []
     while ledger.count(1) < chunks:
         start = time.thread_time()
-        ledger.settle(ledger.admit(next(prompts)).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(next(prompts)).moves, stored=True)
         times.append(time.thread_time() - start)
     size = (resident() - before) / chunks
     rows: list[Row] = [(policy, "bytes per chunk", f"{size:.0f}", "")]
@@ -82,10 +82,10 @@ def holding(policy: str, chunks: int, length: int) -> list[Row]:
     for _ in range(_CALLS):
         keys = next(prompts)
         start = time.thread_time()
-        plan = ledger.admit(keys)
+        plan = ledger.prepare_store(keys)
         admits.append(time.thread_time() - start)
         start = time.thread_time()
-        ledger.settle(plan.moves, stored=True)
+        ledger.complete_store(plan.moves, stored=True)
         settles.append(time.thread_time() - start)
         start = time.thread_time()
         ledger.lookup(keys)
@@ -111,15 +111,15 @@ def evicting(policy: str, pinned: int) -> Row:
     ledger = Ledger([pinned + 4 * _NEW], POLICIES[policy])
     old = [key for _ in range(-(-pinned // _NEW)) for key in next(prompts)][:pinned]
     for keys in (old, *(next(prompts) for _ in range(4))):
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     hit = ledger.pin(ledger.lookup(old))
     times = []
     for _ in range(5):
         keys = next(prompts)
         start = time.thread_time()
-        plan = ledger.admit(keys)
+        plan = ledger.prepare_store(keys)
         times.append((time.thread_time() - start) * 1e3)
-        ledger.settle(plan.moves, stored=True)
+        ledger.complete_store(plan.moves, stored=True)
     ledger.unpin(hit)
     return policy, f"{pinned:,}", f"{median(times):.2f}", f"{max(times):.2f}"
 

@@ -107,9 +107,9 @@ def replay(
         tick()
         hits += len(ledger.lookup(keys))
         total += len(keys)
-        plan = ledger.admit(keys)
+        plan = ledger.prepare_store(keys)
         written += sum(move.target == 0 for move in plan.moves)
-        ledger.settle(plan.moves, stored=True)
+        ledger.complete_store(plan.moves, stored=True)
     ledger.check()
     return 100 * hits / max(total, 1), written
 

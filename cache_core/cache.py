@@ -149,7 +149,7 @@ class TieredCache:
             with self._lock:
                 if not self._closed:
                     here = residency.heard(asked, answers)
-                    self._carry_away(residency.adopt(missing, here))
+                    self._carry_away(residency.register(missing, here))
         with self._lock:
             hit = self._ledger.held(keys)
             if residency is not None:
@@ -235,7 +235,7 @@ class TieredCache:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the cache is closed")
-            plan = self._ledger.admit(keys)
+            plan = self._ledger.prepare_store(keys)
             if self._residency is not None:
                 plan = self._residency.without_forgotten(plan, keys)
             self._count_evictions()
@@ -336,7 +336,7 @@ class TieredCache:
             with self._lock:
                 here = residency.heard(asked, answers)
                 if not self._closed:
-                    self._carry_away(residency.adopt_run(keys[len(hit) :], here))
+                    self._carry_away(residency.register_run(keys[len(hit) :], here))
                 self._suspensions.unused(hit.probes)  # the hit that takes its place has them
                 hit, was = self._pin(residency.sure(self._ledger.lookup(keys))), hit
                 self._ledger.unpin(was)
@@ -383,7 +383,7 @@ class TieredCache:
             else:
                 counters.failures += len(done.good) - stored
             for move, ok in zip(done.moves, done.good, strict=True):
-                self._ledger.settle([move], ok)
+                self._ledger.complete_store([move], ok)
             self._settled.notify_all()
 
     def _forget(self, keys: list[bytes], tier: int) -> None:

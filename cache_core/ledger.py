@@ -156,7 +156,7 @@ class Ledger:
         and changes nothing then."""
         self._books.unpin(hit.keys)
 
-    def admit(
+    def prepare_store(
         self,
         keys: Sequence[bytes],
         counted: int = 0,
@@ -169,14 +169,14 @@ class Ledger:
 
         Chunks are touched tail first, so that the head of a prefix outlives its tail and what is
         held stays prefix-closed; then each tier is cut to its capacity. Evicted chunks can't be
-        served from here on; admitted ones can after :meth:`settle`.
+        served from here on; admitted ones can after :meth:`complete_store`.
 
         A request that is admitted in parts gives all its chunks so far, of which ``counted`` have
         counted as used before. Or only those after the first ``depth``, the last of which is
         ``parent``, for as much work as those are; then the ones before keep their positions in the
         orders, until :meth:`touch` with ``counted`` moves them.
         """
-        return Plan(tuple(self._books.admit(keys, counted, parent, depth, self._admission)))
+        return Plan(tuple(self._books.prepare_store(keys, counted, parent, depth, self._admission)))
 
     def touch(self, keys: Sequence[bytes], counted: int = 0) -> None:
         """Orders the chunks that one request used where they are: the engine has no KV that could
@@ -184,16 +184,16 @@ class Ledger:
         used by the same request before."""
         self._books.touch(keys, counted)
 
-    def adopt(self, keys: Sequence[bytes], tier: int) -> Plan:
+    def register(self, keys: Sequence[bytes], tier: int) -> Plan:
         """Takes in chunks (in prompt order) that ``tier``, which others fill too, was found to
         hold: they can be served from now on. Makes space for them; returns what leaves for it. In
         an exclusive stack a chunk that any tier has stays there alone."""
-        return Plan(tuple(self._books.adopt(keys, tier)))
+        return Plan(tuple(self._books.register(keys, tier)))
 
-    def settle(self, moves: Iterable[Move], stored: bool) -> None:
+    def complete_store(self, moves: Iterable[Move], stored: bool) -> None:
         """Ends moves that were carried out (or failed): publishes the chunks, or gives the space
         back. Raises ``ValueError`` for a move that is not under way."""
-        self._books.settle(moves, stored)
+        self._books.complete_store(moves, stored)
 
     def forget(self, key: bytes, tier: int) -> bool:
         """Takes out a key that the tier could not serve, unless another request has pinned it or it

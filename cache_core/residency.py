@@ -114,18 +114,18 @@ class Residency:
         if tier == self._tier:
             self._heard.discard([key])
 
-    def adopt(self, keys: Iterable[bytes], here: set[bytes]) -> Plan:
+    def register(self, keys: Iterable[bytes], here: set[bytes]) -> Plan:
         """Lets those of the keys that the tier has be served from now on. Returns what the tier's
         capacity lets go for them."""
         new = [key for key in keys if key in here and not self._ledger.holds(key, self._tier)]
-        return self.without_forgotten(self._ledger.adopt(new, self._tier)) if new else Plan(())
+        return self.without_forgotten(self._ledger.register(new, self._tier)) if new else Plan(())
 
-    def adopt_run(self, keys: Sequence[bytes], here: set[bytes]) -> Plan:
+    def register_run(self, keys: Sequence[bytes], here: set[bytes]) -> Plan:
         """Lets the keys that the tier has be served from now on, up to the first gap: what is after
         it can't be used. What another tier holds is no gap. Returns what leaves the tier for
         them."""
         gaps = (n for n, key in enumerate(keys) if key not in here and key not in self._ledger)
-        return self.adopt(keys[: next(gaps, len(keys))], here)
+        return self.register(keys[: next(gaps, len(keys))], here)
 
     def sure(self, hit: Hit, *, prefix: bool = True) -> Hit:
         """Returns what of the hit can be promised: its leading chunks, or with ``prefix`` False all

@@ -151,8 +151,8 @@ def _replayed(
         known.remember(keys)
         names = known.names(keys, known.kept(len(keys), points))
         served = slowest_tiers(chunks, rows, tiers)
-        moves = ledger.admit(names).moves
-        ledger.settle(moves, stored=True)
+        moves = ledger.prepare_store(names).moves
+        ledger.complete_store(moves, stored=True)
         yield served, moves, names
 
 

@@ -159,22 +159,22 @@ Numbers fastest(const Bound& self, const Keys& keys, bool run) {
   return tiers;
 }
 
-Moves admit(Bound& self, const Keys& keys, std::size_t counted,
+Moves prepare_store(Bound& self, const Keys& keys, std::size_t counted,
             const std::optional<nb::bytes>& parent, std::size_t depth,
             const nb::typed<nb::list, PyType<"Admission | None">>& admissions) {
   require_length("admissions", admissions.size(), self.ledger.tiers().size());
   const Digest before = parent ? key_of(*parent) : Digest{};
   PythonGate gate(admissions);
   return self.moves(
-      self.ledger.admit(keys_of(keys), counted, parent ? &before : nullptr, depth, gate));
+      self.ledger.prepare_store(keys_of(keys), counted, parent ? &before : nullptr, depth, gate));
 }
 
-void settle(Bound& self, const Typed<"collections.abc.Iterable[Move]">& moves,
+void complete_store(Bound& self, const Typed<"collections.abc.Iterable[Move]">& moves,
             bool stored) {
   for (nb::handle move : nb::iter(moves)) {
     const auto target = nb::cast<std::int64_t>(nb::object(move[2]));
     if (target != Ledger::kNowhere) {
-      self.ledger.settle(key_of(nb::object(move[0])), to_tier(self, target), stored);
+      self.ledger.complete_store(key_of(nb::object(move[0])), to_tier(self, target), stored);
     }
   }
 }
@@ -223,10 +223,10 @@ Replayed replay(const Ids& ids, const Ids& offsets, const Capacities& capacities
       if (tier == Ledger::kNone) break;
       ++hits[i * tiers + static_cast<std::size_t>(tier)];
     }
-    for (const Move& move : ledger.admit(keys, 0, nullptr, 0, gate)) {
+    for (const Move& move : ledger.prepare_store(keys, 0, nullptr, 0, gate)) {
       if (move.target == Ledger::kNowhere) continue;
       ++written[static_cast<std::size_t>(move.target)];
-      ledger.settle(move.key, static_cast<std::size_t>(move.target), true);
+      ledger.complete_store(move.key, static_cast<std::size_t>(move.target), true);
     }
   }
   nb::list counts;
@@ -330,18 +330,18 @@ void bind_ledger(nanobind::module_& m) {
              return to_list(self.ledger.restore(to_tier(self, tier), keys_of(keys)));
            },
            "tier"_a, "keys"_a)
-      .def("admit", admit, "keys"_a, "counted"_a, "parent"_a.none(), "depth"_a, "admissions"_a)
+      .def("prepare_store", prepare_store, "keys"_a, "counted"_a, "parent"_a.none(), "depth"_a, "admissions"_a)
       .def("touch",
            [](Bound& self, const Keys& keys, std::size_t counted) {
              self.ledger.touch(keys_of(keys), counted);
            },
            "keys"_a, "counted"_a)
-      .def("adopt",
+      .def("register",
            [](Bound& self, const Keys& keys, std::int64_t tier) {
-             return self.moves(self.ledger.adopt(keys_of(keys), to_tier(self, tier)));
+             return self.moves(self.ledger.register_chunks(keys_of(keys), to_tier(self, tier)));
            },
            "keys"_a, "tier"_a)
-      .def("settle", settle, "moves"_a, "stored"_a)
+      .def("complete_store", complete_store, "moves"_a, "stored"_a)
       .def("forget",
            [](Bound& self, const nb::bytes& key, std::int64_t tier) {
              return self.ledger.forget(key_of(key), to_tier(self, tier));

@@ -170,7 +170,7 @@ void Ledger::touch(Keys keys, std::size_t counted) {
   }
 }
 
-void Ledger::settle(const Digest& key, std::size_t target, bool stored) {
+void Ledger::complete_store(const Digest& key, std::size_t target, bool stored) {
   const Slot slot = table_.find(key);
   if (slot == kNoSlot || (table_[slot].pending >> target & 1) == 0) {
     throw std::invalid_argument("a move was settled that is not under way");

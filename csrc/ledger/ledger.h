@@ -77,11 +77,11 @@ class Ledger {
   std::size_t pin(Keys keys);
   void unpin(Keys keys);
   std::vector<Digest> restore(std::size_t tier, Keys keys);
-  std::vector<Move> admit(Keys keys, std::size_t counted, const Digest* parent, std::size_t depth,
-                          Gate& gate);
+  std::vector<Move> prepare_store(Keys keys, std::size_t counted, const Digest* parent,
+                                  std::size_t depth, Gate& gate);
   void touch(Keys keys, std::size_t counted);
-  std::vector<Move> adopt(Keys keys, std::size_t tier);
-  void settle(const Digest& key, std::size_t target, bool stored);
+  std::vector<Move> register_chunks(Keys keys, std::size_t tier);
+  void complete_store(const Digest& key, std::size_t target, bool stored);
   bool forget(const Digest& key, std::size_t tier);
   std::vector<Move> clear();
 

@@ -9,8 +9,8 @@
 
 namespace lmcache {
 
-std::vector<Move> Ledger::admit(Keys keys, std::size_t counted, const Digest* parent,
-                                std::size_t depth, Gate& gate) {
+std::vector<Move> Ledger::prepare_store(Keys keys, std::size_t counted, const Digest* parent,
+                                         std::size_t depth, Gate& gate) {
   Call call(table_);
   Slot before = kNoSlot;
   if (parent != nullptr) before = call.keep(table_.add(*parent));
@@ -20,7 +20,7 @@ std::vector<Move> Ledger::admit(Keys keys, std::size_t counted, const Digest* pa
   return exclusive_ ? cascade(call, places, gate) : insert(call, places, gate);
 }
 
-std::vector<Move> Ledger::adopt(Keys keys, std::size_t tier) {
+std::vector<Move> Ledger::register_chunks(Keys keys, std::size_t tier) {
   Call call(table_);
   Order& order = *tiers_[tier].order;
   std::vector<Slot> slots, fresh;

@@ -209,7 +209,7 @@ def decoding() -> dict[str, Any]:
         assert ledger is not None
         admitted: list[int] = []
         touched: list[int] = []
-        admit, touch = ledger.admit, ledger.touch
+        admit, touch = ledger.prepare_store, ledger.touch
 
         def admits(keys: Any, *rest: Any, **more: Any) -> Any:
             admitted.append(len(keys))

@@ -78,7 +78,7 @@ class LedgerModel:
         self.forget_uses()
         return surplus
 
-    def admit(
+    def prepare_store(
         self, keys: Sequence[bytes], counted: int, parent: bytes | None = None, depth: int = 0
     ) -> list[Move]:
         index: dict[bytes, int] = {}
@@ -101,7 +101,7 @@ class LedgerModel:
                 if key in order:
                     order.touch(key, self.uses[key])
 
-    def adopt(self, keys: Sequence[bytes], tier: int) -> list[Move]:
+    def register(self, keys: Sequence[bytes], tier: int) -> list[Move]:
         order = self.orders[tier]
         new: dict[bytes, int] = {}
         for depth, key in enumerate(keys):
@@ -118,7 +118,7 @@ class LedgerModel:
         self.forget_uses()
         return gone
 
-    def settle(self, moves: Iterable[Move], stored: bool) -> None:
+    def complete_store(self, moves: Iterable[Move], stored: bool) -> None:
         for move in moves:
             if move.target == NOWHERE:
                 continue

@@ -28,7 +28,7 @@ class Clock:
 
 def run(ledger: Ledger, tiers: Tiers, *sequence: list[bytes]) -> None:
     for keys in sequence:
-        tiers.run(ledger, ledger.admit(keys))
+        tiers.run(ledger, ledger.prepare_store(keys))
         ledger.check()
 
 
@@ -86,8 +86,8 @@ def test_what_one_tier_refuses_goes_on_to_the_next() -> None:
 
 def test_a_refused_chunk_costs_no_write() -> None:
     ledger = Ledger([9], admission=[SecondTouch()])
-    assert ledger.admit([key(1), key(2)]).moves == ()
-    plan = ledger.admit([key(1), key(3)])
+    assert ledger.prepare_store([key(1), key(2)]).moves == ()
+    plan = ledger.prepare_store([key(1), key(3)])
     assert [(m.key, m.source, m.index) for m in plan.moves] == [(key(1), ENGINE, 0)]
 
 
@@ -116,7 +116,7 @@ def test_bytes_per_day_bounds_what_is_written(placement: Placement) -> None:
     written = 0
     for i in range(60):
         clock.now += 0.5
-        plan = ledger.admit(path(i, 3, 0, 0))
+        plan = ledger.prepare_store(path(i, 3, 0, 0))
         written += sum(move.target == 1 for move in plan.moves)
         tiers.run(ledger, plan)
         ledger.check()
@@ -129,14 +129,14 @@ def test_the_start_of_a_prompt_enters_first(placement: Placement) -> None:
     budget = BytesPerDay(86_400, 1, Clock(), burst_s=2)
     ledger = Ledger([9], placement=placement, admission=[budget])
     prompt = path(0, 4, 0, 0)
-    ledger.settle(ledger.admit(prompt).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store(prompt).moves, stored=True)
     assert ledger.lookup(prompt).keys == tuple(prompt[:2])
 
 
 def test_a_budget_is_not_spent_on_what_falls_out_at_once() -> None:
     admission = BytesPerDay(86_400, 1, Clock(), burst_s=10)
     ledger = Ledger([2], admission=[admission])
-    ledger.settle(ledger.admit([key(i) for i in range(6)]).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store([key(i) for i in range(6)]).moves, stored=True)
     assert admission.select([key(i) for i in range(10)], [1] * 10).count(True) == 8
 
 

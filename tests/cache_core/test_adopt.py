@@ -27,15 +27,15 @@ def test_adopting_keeps_every_invariant(
     for verb, numbers in history:
         keys = [key(n) for n in numbers]
         if verb == "admit":
-            plan = ledger.admit(keys)
+            plan = ledger.prepare_store(keys)
             for move in plan.moves:
                 if move.source >= 0:
                     bytes_in[move.source].discard(move.key)
                 if move.target != NOWHERE:
                     bytes_in[move.target].add(move.key)
-            ledger.settle(plan.moves, stored=True)
+            ledger.complete_store(plan.moves, stored=True)
         elif verb == "adopt":
-            plan = ledger.adopt(keys, last)
+            plan = ledger.register(keys, last)
             for move in plan.moves:
                 assert (move.source, move.target) == (last, NOWHERE)
                 bytes_in[last].discard(move.key)
@@ -55,24 +55,24 @@ def test_adopting_keeps_every_invariant(
 
 def test_the_head_of_an_adopted_prefix_outlives_its_tail() -> None:
     ledger = Ledger([2])
-    assert ledger.adopt([key(n) for n in range(5)], 0).moves == ()
+    assert ledger.register([key(n) for n in range(5)], 0).moves == ()
     assert ledger.lookup([key(n) for n in range(5)]).keys == (key(0), key(1))
 
 
 def test_what_the_tier_was_known_to_hold_outlives_the_new_tail() -> None:
     ledger = Ledger([3])
-    ledger.settle(ledger.admit([key(1)]).moves, stored=True)
-    ledger.settle(ledger.admit([key(8), key(9)]).moves, stored=True)
-    plan = ledger.adopt([key(0), key(1), key(2), key(3)], 0)
+    ledger.complete_store(ledger.prepare_store([key(1)]).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store([key(8), key(9)]).moves, stored=True)
+    plan = ledger.register([key(0), key(1), key(2), key(3)], 0)
     assert {move.key for move in plan.moves} == {key(8), key(9)}
     assert len(ledger.lookup([key(0), key(1), key(2), key(3)])) == 3
 
 
 def test_adopting_makes_room_of_what_is_older() -> None:
     ledger = Ledger([2])
-    plan = ledger.admit([key(1), key(2)])
-    ledger.settle(plan.moves, stored=True)
-    plan = ledger.adopt([key(7)], 0)
+    plan = ledger.prepare_store([key(1), key(2)])
+    ledger.complete_store(plan.moves, stored=True)
+    plan = ledger.register([key(7)], 0)
     assert [(m.key, m.source, m.target) for m in plan.moves] == [(key(2), 0, NOWHERE)]
     assert key(7) in ledger and key(1) in ledger and key(2) not in ledger
     assert ledger.evictions == [1]

@@ -37,7 +37,7 @@ class Tiers:
             self.held[move.target].add(move.key)
             if move.source != ENGINE:
                 self.held[move.source].remove(move.key)
-            ledger.settle([move], stored=True)
+            ledger.complete_store([move], stored=True)
 
 
 def coin(data: st.DataObject) -> bool:
@@ -87,7 +87,7 @@ def test_holds_exactly_what_the_recency_stack_says(
             expected.append(tier)
         assert hit.tiers == tuple(expected)
         assert hit.keys == tuple(keys[: len(expected)])
-        tiers.run(ledger, ledger.admit(keys))
+        tiers.run(ledger, ledger.prepare_store(keys))
         for k in reversed(keys):
             if k in stack:
                 stack.remove(k)
@@ -112,18 +112,18 @@ def test_invariants_hold_with_pins_and_late_or_failed_writes(
         keys = path(*spec)
         if coin(data):
             pinned.append(ledger.pin(ledger.lookup(keys)))
-        plans.append(ledger.admit(keys))
+        plans.append(ledger.prepare_store(keys))
         for hit in pinned:
             assert ledger.lookup(hit.keys).keys == hit.keys, "a pinned chunk was evicted"
         ledger.check()
         if plans and coin(data):
             plan = plans.pop(0)
-            ledger.settle(plan.moves, stored=coin(data))
+            ledger.complete_store(plan.moves, stored=coin(data))
             ledger.check()
         if pinned and coin(data):
             ledger.unpin(pinned.pop(0))
     for plan in plans:
-        ledger.settle(plan.moves, stored=True)
+        ledger.complete_store(plan.moves, stored=True)
     for hit in pinned:
         ledger.unpin(hit)
     ledger.check()
@@ -133,30 +133,30 @@ def test_invariants_hold_with_pins_and_late_or_failed_writes(
 
 def test_prefix_outlives_its_tail() -> None:
     ledger = Ledger([3])
-    ledger.settle(ledger.admit([key(i) for i in range(5)]).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store([key(i) for i in range(5)]).moves, stored=True)
     assert len(ledger.lookup([key(i) for i in range(5)])) == 3
 
 
 def test_chunks_on_their_way_are_no_hit_until_settled() -> None:
     ledger = Ledger([4])
-    plan = ledger.admit([key(1)])
+    plan = ledger.prepare_store([key(1)])
     assert len(ledger.lookup([key(1)])) == 0
     assert ledger.pending([key(1)])
-    ledger.settle(plan.moves, stored=True)
+    ledger.complete_store(plan.moves, stored=True)
     assert len(ledger.lookup([key(1)])) == 1
     assert not ledger.pending([key(1)])
 
 
 def test_failed_write_gives_the_room_back() -> None:
     ledger = Ledger([1])
-    ledger.settle(ledger.admit([key(1)]).moves, stored=False)
+    ledger.complete_store(ledger.prepare_store([key(1)]).moves, stored=False)
     assert ledger.count(0) == 0
-    assert ledger.admit([key(2)]).moves
+    assert ledger.prepare_store([key(2)]).moves
 
 
 def test_forget_spares_what_another_request_reads() -> None:
     ledger = Ledger([2])
-    ledger.settle(ledger.admit([key(1)]).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store([key(1)]).moves, stored=True)
     mine, theirs = ledger.pin(ledger.lookup([key(1)])), ledger.pin(ledger.lookup([key(1)]))
     assert not ledger.forget(key(1), 0)
     ledger.unpin(theirs)
@@ -167,15 +167,15 @@ def test_forget_spares_what_another_request_reads() -> None:
 
 def test_hit_and_plan_travel_between_processes() -> None:
     ledger = Ledger([2])
-    plan = ledger.admit([key(1), key(2)])
-    ledger.settle(plan.moves, stored=True)
+    plan = ledger.prepare_store([key(1), key(2)])
+    ledger.complete_store(plan.moves, stored=True)
     hit = ledger.lookup([key(1), key(2)])
     assert pickle.loads(pickle.dumps((hit, plan))) == (hit, plan)
 
 
 def test_repeated_chunk_in_one_request() -> None:
     ledger = Ledger([4])
-    plan = ledger.admit([key(1), key(2), key(1)])
+    plan = ledger.prepare_store([key(1), key(2), key(1)])
     assert [(m.key, m.index) for m in plan.moves] == [(key(1), 0), (key(2), 1)]
 
 
@@ -186,7 +186,7 @@ def test_unknown_placement_is_refused() -> None:
 
 def holding(*numbers: int, placement: Placement = "write_on_insertion", tiers: int = 1) -> Ledger:
     ledger = Ledger([9] * tiers, placement=placement)
-    ledger.settle(ledger.admit([key(n) for n in numbers]).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store([key(n) for n in numbers]).moves, stored=True)
     return ledger
 
 
@@ -251,12 +251,12 @@ def test_what_is_not_pinned_is_not_unpinned() -> None:
 
 def test_a_move_is_settled_once() -> None:
     ledger = Ledger([2])
-    moves = ledger.admit([key(1)]).moves
+    moves = ledger.prepare_store([key(1)]).moves
     for other in (Move(key(1), ENGINE, 0, 0)._replace(key=key(2)), *moves):
         if other in moves:
-            ledger.settle(moves, stored=True)
+            ledger.complete_store(moves, stored=True)
         with pytest.raises(ValueError, match="not under way"):
-            ledger.settle([other], stored=True)
+            ledger.complete_store([other], stored=True)
     ledger.check()
 
 
@@ -264,14 +264,14 @@ def test_a_prompt_admitted_in_parts_costs_what_is_new() -> None:
     """Depths, indices and uses are those of one admission; the parts before are touched once."""
     whole, parts = Ledger([9], POLICIES["gdsf"]), Ledger([9], POLICIES["gdsf"])
     prompt = [key(n) for n in range(6)]
-    plan = whole.admit(prompt)
-    moves = parts.admit(prompt[:2]).moves
-    moves += parts.admit(prompt[2:5], 2, parent=prompt[1], depth=2).moves
-    moves += parts.admit(prompt[5:], 5, parent=prompt[4], depth=5).moves
+    plan = whole.prepare_store(prompt)
+    moves = parts.prepare_store(prompt[:2]).moves
+    moves += parts.prepare_store(prompt[2:5], 2, parent=prompt[1], depth=2).moves
+    moves += parts.prepare_store(prompt[5:], 5, parent=prompt[4], depth=5).moves
     parts.touch(prompt, counted=len(prompt))
     assert moves == plan.moves
     for ledger in (whole, parts):
-        ledger.settle(moves, stored=True)
+        ledger.complete_store(moves, stored=True)
         ledger.check()
     assert parts.keys(0) == whole.keys(0) == prompt[::-1]
 
@@ -279,7 +279,7 @@ def test_a_prompt_admitted_in_parts_costs_what_is_new() -> None:
 @pytest.mark.parametrize("size", [0, 31, 33])
 def test_keys_have_32_bytes(size: int) -> None:
     with pytest.raises(ValueError, match=f"a chunk's key has {size} bytes; it must have 32"):
-        Ledger([1]).admit([bytes(size)])
+        Ledger([1]).prepare_store([bytes(size)])
 
 
 def test_tiers_that_do_not_exist_are_refused() -> None:
@@ -295,30 +295,32 @@ def test_records_of_what_left_are_used_again() -> None:
     """What is known of 1,500 chunks that pass through a tier of ten goes with them."""
     ledger = Ledger([10], POLICIES["arc"])
     for n in range(300):
-        ledger.settle(ledger.admit([key(5 * n + i) for i in range(5)]).moves, stored=True)
+        ledger.complete_store(
+            ledger.prepare_store([key(5 * n + i) for i in range(5)]).moves, stored=True
+        )
     assert ledger._books.records <= 10 + 2 * 10 + 5  # held, ghosts, the parent of each
 
 
 def test_what_is_being_copied_on_is_not_forgotten() -> None:
     """A slower tier may be reading the faster one's copy: its room must not be given away."""
     ledger = Ledger([4, 4])
-    moves = ledger.admit([key(1)]).moves
+    moves = ledger.prepare_store([key(1)]).moves
     fast, slow = (move for move in moves)
-    ledger.settle([fast], True)
+    ledger.complete_store([fast], True)
     assert not ledger.forget(key(1), 0)
     assert ledger.holds(key(1), 0)
-    ledger.settle([slow], True)
+    ledger.complete_store([slow], True)
     assert ledger.forget(key(1), 0)
     ledger.check()
 
 
 def test_counts_what_is_pinned_and_on_its_way() -> None:
     ledger = Ledger([2, None])
-    plan = ledger.admit([key(0), key(1)])
+    plan = ledger.prepare_store([key(0), key(1)])
     assert (ledger.arriving, ledger.pinned) == ([2, 2], 0)
     assert ledger.where([key(0), key(5)]) == [(0, 0b11), (0, 0)]
-    ledger.settle(plan.moves[:3], stored=True)
-    ledger.settle(plan.moves[3:], stored=False)
+    ledger.complete_store(plan.moves[:3], stored=True)
+    ledger.complete_store(plan.moves[3:], stored=False)
     assert ledger.arriving == [0, 0]
     assert ledger.where([key(0), key(1)]) == [(0b11, 0), (0b01, 0)]
     hits = [ledger.pin(ledger.lookup([key(0), key(1)])), ledger.pin(ledger.lookup([key(0)]))]
@@ -331,15 +333,15 @@ def test_counts_what_is_pinned_and_on_its_way() -> None:
 
 def test_tells_what_changed_to_who_follows_it() -> None:
     ledger = Ledger([1, None])
-    first = ledger.admit([key(0)])
-    ledger.settle(first.moves, stored=True)
+    first = ledger.prepare_store([key(0)])
+    ledger.complete_store(first.moves, stored=True)
     assert ledger.changed() == []  # nobody follows it
     ledger.follow()
-    second = ledger.admit([key(1)])
+    second = ledger.prepare_store([key(1)])
     assert ledger.changed() == [key(0)]  # evicted
     writes = [move for move in second.moves if move.target != NOWHERE]
-    ledger.settle(writes[:1], stored=True)
-    ledger.settle(writes[1:], stored=False)
+    ledger.complete_store(writes[:1], stored=True)
+    ledger.complete_store(writes[1:], stored=False)
     assert ledger.changed() == [key(1), key(1)]
     assert ledger.forget(key(1), 0)
     ledger.clear()

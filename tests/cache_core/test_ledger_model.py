@@ -101,20 +101,20 @@ class Pair:
         ledger, model, last = self.ledger, self.model, len(self.model.orders) - 1
         if verb == "admit":
             counted = number % len(keys) if number % 4 == 0 else 0
-            moves = ledger.admit(keys, counted).moves
-            assert list(moves) == model.admit(keys, counted)
+            moves = ledger.prepare_store(keys, counted).moves
+            assert list(moves) == model.prepare_store(keys, counted)
             self.moves.append(moves)
         elif verb == "part":
             depth = number % len(keys)
             parent = keys[depth - 1] if depth else None
-            moves = ledger.admit(keys[depth:], depth, parent=parent, depth=depth).moves
-            assert list(moves) == model.admit(keys[depth:], depth, parent, depth)
+            moves = ledger.prepare_store(keys[depth:], depth, parent=parent, depth=depth).moves
+            assert list(moves) == model.prepare_store(keys[depth:], depth, parent, depth)
             self.moves.append(moves)
         elif verb == "touch":
             ledger.touch(keys, number % 3)
             model.touch(keys, number % 3)
         elif verb == "adopt":
-            assert list(ledger.adopt(keys, last).moves) == model.adopt(keys, last)
+            assert list(ledger.register(keys, last).moves) == model.register(keys, last)
         elif verb == "pin":
             self.hits.append(ledger.pin(ledger.lookup(keys)))
             model.pins.append(frozenset(self.hits[-1].keys))
@@ -124,8 +124,8 @@ class Pair:
             model.pins.remove(frozenset(hit.keys))
         elif verb in ("store", "fail") and self.moves:
             done = self.moves.pop(number % len(self.moves))
-            ledger.settle(done, stored=verb == "store")
-            model.settle(done, stored=verb == "store")
+            ledger.complete_store(done, stored=verb == "store")
+            model.complete_store(done, stored=verb == "store")
         elif verb == "forget":
             hits = self.hits or [ledger.lookup(keys)]
             for lost, tier in zip(hits[0].keys[-1:], hits[0].tiers[-1:], strict=True):

@@ -58,7 +58,7 @@ def test_every_plan_can_be_carried_out(
     tiers = Tiers(list(ledger.capacities))
     for keys in sequence:
         clock.now += 1
-        tiers.run(ledger, ledger.admit(keys))
+        tiers.run(ledger, ledger.prepare_store(keys))
         ledger.check()
         for t, held in enumerate(tiers.held):
             assert held == set(ledger.keys(t))
@@ -84,12 +84,12 @@ def test_invariants_hold_with_pins_and_late_or_failed_writes(
         clock.now += 1
         if coin(data):
             pinned.append(ledger.pin(ledger.lookup(keys)))
-        plans.append(ledger.admit(keys))
+        plans.append(ledger.prepare_store(keys))
         for hit in pinned:
             assert ledger.lookup(hit.keys).keys == hit.keys, "a pinned chunk was evicted"
         ledger.check()
         if coin(data):
-            ledger.settle(plans.pop(0).moves, stored=coin(data))
+            ledger.complete_store(plans.pop(0).moves, stored=coin(data))
             ledger.check()
         if pinned and coin(data):
             hit = pinned.pop(0)
@@ -98,7 +98,7 @@ def test_invariants_hold_with_pins_and_late_or_failed_writes(
                 ledger.check()
             ledger.unpin(hit)
     for plan in plans:
-        ledger.settle(plan.moves, stored=True)
+        ledger.complete_store(plan.moves, stored=True)
     for hit in pinned:
         ledger.unpin(hit)
     ledger.check()
@@ -118,7 +118,7 @@ def test_exclusive_tiers_hold_together_what_one_of_their_sum_holds(
     for keys in sequence:
         assert stack.lookup(keys).keys == single.lookup(keys).keys
         for ledger in (stack, single):
-            ledger.settle(ledger.admit(keys).moves, stored=True)
+            ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
 
 
 @pytest.mark.parametrize(
@@ -130,5 +130,5 @@ def test_uses_are_remembered_on_the_way_between_tiers(name: str, stays: bool) ->
     ledger = Ledger([1, 3], POLICIES[name], "write_on_eviction")
     often, *scan = [[n.to_bytes(32, "little")] for n in range(9)]
     for keys in (often, scan[0], often, scan[1], often, scan[2], often, *scan[3:]):
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     assert len(ledger.lookup(often)) == stays

@@ -55,7 +55,7 @@ def test_holds_what_the_definition_says(
     ledger = Ledger([capacity], POLICIES[name])
     model = MODELS[name](capacity)
     for keys in requests:
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
         model.request(keys)
         ledger.check()
         assert set(ledger.keys(0)) == model.held()
@@ -74,7 +74,7 @@ def test_holds_what_the_definition_says_over_a_long_run(name: str, seed: int) ->
         phases = (favourite, step % 45, 1000 + step, 2000 + step // 2 % 60, favourite)
         document = phases[step // 50 % 5]
         keys = path(document, 1 + (seed % 2) * draw.randrange(3), 0, 0)
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
         model.request(keys)
         assert set(ledger.keys(0)) == model.held()
         assert step % 100 or ledger.keys(0) == order(model)
@@ -116,7 +116,7 @@ def hits(ledger: Ledger, requests: list[list[bytes]]) -> int:
     total = 0
     for keys in requests:
         total += len(ledger.lookup(keys))
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     return total
 
 
@@ -131,7 +131,7 @@ def test_leaves_no_orphans(name: str, requests: list[list[bytes]], capacity: int
     parents: dict[bytes, bytes] = {}
     for keys in requests:
         parents.update(zip(keys[1:], keys, strict=False))
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
         assert {parents[k] for k in ledger.keys(0) if k in parents} <= set(ledger.keys(0))
 
 
@@ -139,7 +139,7 @@ def test_unbounded_ignores_the_capacity() -> None:
     ledger = Ledger([1, 2], POLICIES["unbounded"])
     assert ledger.capacities == (None, None)
     for i in range(9):
-        ledger.settle(ledger.admit([key(i), key(100 + i)]).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store([key(i), key(100 + i)]).moves, stored=True)
     assert ledger.count(0) == ledger.count(1) == 18
     assert ledger.evictions == [0, 0]
 
@@ -147,7 +147,7 @@ def test_unbounded_ignores_the_capacity() -> None:
 def test_lfu_forgets_old_fame() -> None:
     ledger = Ledger([2], POLICIES["lfu-aging"])
     for i in [0] * 5 + list(range(1, 20)):
-        ledger.settle(ledger.admit([key(i)]).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store([key(i)]).moves, stored=True)
     assert not ledger.holds(key(0), 0)
 
 
@@ -156,7 +156,7 @@ def test_gdsf_keeps_what_is_dear_to_recompute() -> None:
     ledger = Ledger([11], POLICIES["gdsf"])
     deep = [key(i) for i in range(10)]
     for keys in (deep, [key(100)], [key(200)]):
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     assert len(ledger.lookup(deep)) == 10
     assert not ledger.holds(key(100), 0)
 
@@ -165,17 +165,17 @@ def test_gdsf_follows_a_content_key_to_its_new_place() -> None:
     """Chunk 1 came after chunk 0 and now comes after chunk 2: 0 may go, 2 may not."""
     ledger = Ledger([3], POLICIES["gdsf"])
     for keys in [[key(0), key(1)]] * 9 + [[key(2), key(1)]]:
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     assert ledger.keys(0) == [key(0), key(1), key(2)]
 
 
 def test_gdsf_evicts_from_a_circle_of_content_keys() -> None:
     """A tier can be told of parents at different times, which can close a circle."""
     ledger = Ledger([2], POLICIES["gdsf"])
-    ledger.settle(ledger.admit([key(3), key(1)]).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store([key(3), key(1)]).moves, stored=True)
     assert ledger.forget(key(3), 0)
     # 2 behind 1, 3 behind 2, and 1 is still known to be behind 3.
-    assert ledger.adopt([key(1), key(2), key(3)], 0).moves == ()
+    assert ledger.register([key(1), key(2), key(3)], 0).moves == ()
     ledger.check()
     assert ledger.keys(0) == [key(1), key(3)]
 
@@ -199,15 +199,15 @@ def evictions(name: str, placement: Placement, spare: str, spared: int) -> int:
     prompts = [old, *(new[i : i + 10] for i in range(0, 400, 10))]
     maker = belady(prompts) if name == "belady" else POLICIES[name]
     ledger = Ledger([spared + 200, 100], maker, placement)
-    plan = ledger.admit(old)
+    plan = ledger.prepare_store(old)
     if spare == "pinned":
-        ledger.settle(plan.moves, stored=True)
+        ledger.complete_store(plan.moves, stored=True)
         ledger.pin(ledger.lookup(old))
     for keys in prompts[1:21]:
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     before = ledger.steps
     for keys in prompts[21:]:
-        ledger.settle(ledger.admit(keys).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
     ledger.check()
     return ledger.steps - before
 
@@ -217,10 +217,10 @@ def test_released_in_any_order_a_run_of_chunks_costs_little_more_than_they_are(n
     count = 1024
     old = [key(i) for i in range(count)]
     ledger = Ledger([count + 1], POLICIES[name])
-    ledger.settle(ledger.admit(old).moves, stored=True)
+    ledger.complete_store(ledger.prepare_store(old).moves, stored=True)
     hits = [ledger.pin(ledger.held([k])) for k in old]
     for i in range(3):  # comes upon all that are pinned
-        ledger.settle(ledger.admit([key(9000 + i)]).moves, stored=True)
+        ledger.complete_store(ledger.prepare_store([key(9000 + i)]).moves, stored=True)
     random.Random(1).shuffle(hits)
     before = ledger.steps
     for hit in hits:

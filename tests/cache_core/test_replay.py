@@ -37,11 +37,11 @@ def one_by_one(
     for row in keys:
         tiers = ledger.lookup(row).tiers
         hits.append([tiers.count(tier) for tier in range(len(capacities))])
-        moves = ledger.admit(row).moves
+        moves = ledger.prepare_store(row).moves
         for move in moves:
             if move.target != NOWHERE:
                 written[move.target] += 1
-        ledger.settle(moves, stored=True)
+        ledger.complete_store(moves, stored=True)
     return hits, written
 
 

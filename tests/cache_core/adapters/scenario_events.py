@@ -257,9 +257,9 @@ def alone() -> dict[str, Any]:
         ledger = Ledger([None] * len(tiers))
         events = Events(ledger, tiers, 64, 32)
         change(state)
-        plan = ledger.admit(keys)
+        plan = ledger.prepare_store(keys)
         events.saving(state, plan)
-        ledger.settle(plan.moves, True)
+        ledger.complete_store(plan.moves, True)
         events.found(state, 0, ledger.lookup(keys))
         assert all(block_hash in request.block_hashes for block_hash in events._blocks)
         return [

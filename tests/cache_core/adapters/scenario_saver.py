@@ -77,13 +77,13 @@ def counted() -> dict[str, Any]:
     from the start, since a load failed."""
     world = World(8)
     said: list[tuple[int, int, int]] = []
-    admit = world.ledger.admit
+    admit = world.ledger.prepare_store
 
     def admits(keys: Any, counted: int = 0, **where: Any) -> Any:
         said.append((where["depth"], len(keys), counted))
         return admit(keys, counted, **where)
 
-    cast(Any, world.ledger).admit = admits
+    cast(Any, world.ledger).prepare_store = admits
     world.saver.save(world.state, 3)
     world.saver.save(world.state, 5)
     world.state.saved = world.state.ordered = 0

@@ -22,8 +22,8 @@ class World:
     def __init__(self, held: int = 3, pending: int = 0) -> None:
         self.now = 0.0
         self.ledger = Ledger([8])
-        self.ledger.settle(self.ledger.admit(KEYS[:held]).moves, True)
-        self.moves = self.ledger.admit(KEYS[: held + pending]).moves
+        self.ledger.complete_store(self.ledger.prepare_store(KEYS[:held]).moves, True)
+        self.moves = self.ledger.prepare_store(KEYS[: held + pending]).moves
         options = ConnectorOptions.parse({"cpu_size": 0, "disk_size": 1 << 20, "disk_path": "x"})
         self.lookup = TierLookup(options, self.ledger, None, lambda plan: None, lambda: self.now)
 
@@ -78,7 +78,7 @@ def test_what_is_stored_ends_the_wait() -> None:
     world = World(held=1, pending=1)
     request = world.request()
     assert world.found(request) is None
-    world.ledger.settle(world.moves, True)
+    world.ledger.complete_store(world.moves, True)
     assert world.found(request) == 2
     assert request.waiting_since is None
 
@@ -94,7 +94,7 @@ def test_nobody_waits_for_what_vllm_has_itself() -> None:
 
 def test_what_is_behind_vllms_own_prefix_needs_no_prefix_of_ours() -> None:
     world = World(held=0)
-    world.ledger.settle(world.ledger.admit(KEYS[1:]).moves, True)
+    world.ledger.complete_store(world.ledger.prepare_store(KEYS[1:]).moves, True)
     assert world.found(world.request()) == 0
     assert world.found(world.request(), computed=SIZE) == 2
 

@@ -117,7 +117,7 @@ def test_a_tier_that_does_not_answer_is_asked_once_and_loses_nothing(
 
 def test_a_gap_ends_what_is_adopted(world: World) -> None:
     world.tier.write([*KEYS[:2], *KEYS[3:]], None)
-    world.ledger.settle(world.ledger.admit(KEYS[2:3]).moves, stored=True)
+    world.ledger.complete_store(world.ledger.prepare_store(KEYS[2:3]).moves, stored=True)
     world.ledger.forget(KEYS[2], 1)
     assert world.hit("a") == 6, "what another tier holds is no gap"
     world.tier.discard(KEYS[1:2])

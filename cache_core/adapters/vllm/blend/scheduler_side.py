@@ -210,7 +210,7 @@ class BlendScheduler:
             need = -(-len(tokens) // self._block_tokens)
             if self._pool.get_num_free_blocks() < 2 * need:
                 continue
-            plan = ledger.admit(keys)
+            plan = ledger.prepare_store(keys)
             if not plan.moves:
                 continue
             lent = self._pool.get_new_blocks(need)

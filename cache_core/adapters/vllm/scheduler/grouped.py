@@ -340,7 +340,7 @@ class GroupedSaver(Saver):
         self, state: RequestState, found: Sequence[tuple[GroupChunk, list[int]]]
     ) -> SaveSpec | None:
         names = [group.name(state.keys[chunk]) for (group, chunk), _ in found]
-        plan = self._lookup.remembered(self._ledger.admit(names), names)
+        plan = self._lookup.remembered(self._ledger.prepare_store(names), names)
         passed: list[bytes] = []
         prompt = self.kept.prompt(state)
         for (group, chunk), _ in found:

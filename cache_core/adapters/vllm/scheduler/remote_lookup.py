@@ -55,8 +55,8 @@ class RemoteLookup:
             answers = [Read.LATER] * len(question)
         if Read.LATER in answers:
             self._unheard.add(request)
-        adopt = residency.adopt_run if run else residency.adopt
-        return adopt(rest, residency.heard(question, answers))
+        register = residency.register_run if run else residency.register
+        return register(rest, residency.heard(question, answers))
 
     def forget(self, request: str) -> None:
         """Forgets the questions of a request that has ended."""

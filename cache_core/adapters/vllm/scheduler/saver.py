@@ -63,7 +63,7 @@ class Saver:
         size = state.hasher.chunk_tokens
         keys = state.keys[first:chunks]
         parent = state.keys[first - 1] if first else None
-        plan = self._ledger.admit(keys, state.used, parent=parent, depth=first)
+        plan = self._ledger.prepare_store(keys, state.used, parent=parent, depth=first)
         self.saving(state, plan)
         plan = self._lookup.remembered(plan, keys)
         self._saved(state, chunks)

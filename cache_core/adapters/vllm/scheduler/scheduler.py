@@ -370,7 +370,7 @@ class SchedulerSide:
         ledger, saver = self._ledger, self._saver
         assert ledger is not None and saver is not None
         for move, good in zip(saved.moves, saved.good, strict=True):
-            ledger.settle([move], good)
+            ledger.complete_store([move], good)
         self._free(self._generations.ended(done.id, (move.key for move in saved.moves), ledger))
         failed = [move for move, good in zip(saved.moves, saved.good, strict=True) if not good]
         if failed:
