@@ -122,7 +122,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_LATENT,
             **_ROUTED,
-            "index_head_dim": 32,
+            "index_head_dim": 128,
             "index_n_heads": 4,
             "index_topk": 4096,
             "mlp_layer_types": ["dense", *["sparse"] * 3],

@@ -61,10 +61,9 @@ def test_each_kind_answers_and_keeps_what_is_counted(kind: str, tmp_path: Path) 
     for shape in shapes:
         if shape.token_bytes or shape.state_bytes:
             kept[shape.keeps, shape.span] += shape.token_bytes
-    if (
-        kind == "deepseek-v32"
-    ):  # its indexer's keys are 32 floats here, in vLLM 32 bytes and a scale
-        counted["all", None] += 4 * (32 * 4 - 36)
+    if kind == "deepseek-v32":
+        # Its indexer's keys are 128 floats here, in vLLM 128 bytes and a scale.
+        counted["all", None] += 4 * (128 * 4 - 132)
     assert counted == kept
     # transformers keeps one more row of a convolution than its kernel reaches back.
     states = sum(kind.layers * kind.state_items * 4 for kind in found.kept)

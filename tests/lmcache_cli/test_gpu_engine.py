@@ -57,7 +57,7 @@ class Fake:
         self.loaded = LoadedModel("fake", model, None, "", CUDA, name, "")
         self.engine = object.__new__(TransformersEngine)
         self.engine.loaded = self.loaded
-        self.engine._arenas, self.engine._layers = [], None
+        self.engine._arenas, self.engine._layers, self.engine._shapes = [], None, ()
         self.engine.reserve(CONTEXT + 8)
 
     def _stream(self, device: torch.device) -> Any:
@@ -219,7 +219,7 @@ def test_a_gpu_is_warmed_up_by_a_prompt_of_the_runs_own_length(
     device: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = object.__new__(TransformersEngine)
-    config = SimpleNamespace(vocab_size=WORDS)
+    config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=WORDS))
     monkeypatch.setattr(LoadedModel, "config", config)
     engine.loaded = LoadedModel("m", None, None, "", torch.device(device), "bfloat16", "")
     ran: list[tuple[int, int]] = []

@@ -81,7 +81,7 @@ def test_the_simulator_hits_what_the_engine_hits(hybrid: Path) -> None:
     requests = [request(ids, number) for number, ids in enumerate(prompts)]
     size = engine.layout(16).chunk_bytes  # type: ignore[attr-defined]
     hits = []
-    for room in (30, 100):
+    for room in (60, 400):
         spec = CacheSpec(16, {"cpu": room * size}, salt="same")
         seen = []
         for bench in (engine, simulated):
