@@ -220,7 +220,7 @@ def decoding() -> dict[str, Any]:
             touch(keys, *rest)
 
         with (
-            mock.patch.object(ledger, "admit", admits),
+            mock.patch.object(ledger, "prepare_store", admits),
             mock.patch.object(ledger, "touch", touches),
         ):
             sim.add("long", prompt(1024), 320)
