@@ -31,6 +31,7 @@ from cache_core.layout import Addresses
 from cache_core.plan import Move
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.tensor import current_stream
+from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.codec import Codec
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory
@@ -142,11 +143,13 @@ def engine_blocks(
     return TensorBlocks(caches, options.chunk_tokens)
 
 
-def read_bytes(blocks: EngineBlocks, rows: Slots) -> int:
-    """Returns the bytes of the chunks at these slots, which were read."""
+def read_bytes(blocks: EngineBlocks, slots: Slots, answers: Sequence[Read]) -> int:
+    """Returns the bytes of the chunks that were read, by a tier's answers for the first of
+    ``slots``."""
+    here = [row for row, answer in enumerate(answers) if answer is Read.HERE]
     if isinstance(blocks, GroupBlocks):
-        return int(blocks.row_bytes(rows).sum())
-    return len(rows) * blocks.chunk_bytes
+        return int(blocks.row_bytes(slots[here]).sum())
+    return len(here) * blocks.chunk_bytes
 
 
 def move_bytes(blocks: EngineBlocks, save: SaveSpec, moves: Sequence[Move]) -> list[int]:
