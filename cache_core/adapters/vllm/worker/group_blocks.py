@@ -24,7 +24,7 @@ from cache_core.adapters.vllm.worker.kv_blocks import (
     Slots,
     TensorBlocks,
     WholeBlocks,
-    _no_wait,
+    no_wait,
 )
 from cache_core.adapters.vllm.worker.kv_cuda import cuda_blocks
 from cache_core.layout import Addresses
@@ -90,13 +90,13 @@ class GroupBlocks:
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
         if self._ways is None or self._device is None:
-            return _no_wait
+            return no_wait
         mark = self._ways.mark(current_stream(self._device))
         return partial(mark.hold, self._ways.stream("in" if loading else "out"))
 
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         self.place(slots).copy_from(addresses)
-        loaded(self.layers, _no_wait)
+        loaded(self.layers, no_wait)
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
         raise ValueError("blend can't tell K apart in blocks that are moved whole")

@@ -28,7 +28,7 @@ from cache_core.adapters.vllm.worker.kv_blocks import (
     EngineBlocks,
     OnLoaded,
     Slots,
-    _no_wait,
+    no_wait,
     slots_of,
     slots_within,
 )
@@ -117,7 +117,7 @@ class WorkerSide:
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets its other loads begin."""
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
-        fence = self.blocks.fence(loading=True) if meta.loads else _no_wait
+        fence = self.blocks.fence(loading=True) if meta.loads else no_wait
         now = self._pass = Pass()
         for load in meta.loads:
             given = (load, fence, now)
