@@ -25,7 +25,9 @@ class World:
         self.ledger.complete_store(self.ledger.prepare_store(KEYS[:held]).moves, True)
         self.moves = self.ledger.prepare_store(KEYS[: held + pending]).moves
         options = ConnectorOptions.parse({"cpu_size": 0, "disk_size": 1 << 20, "disk_path": "x"})
-        self.lookup = TierLookup(options, self.ledger, None, lambda plan: None, lambda: self.now)
+        self.lookup = TierLookup(
+            options, self.ledger, None, SIZE, lambda plan: None, lambda: self.now
+        )
 
     def request(self) -> RequestState:
         ask = SimpleNamespace(request_id=str(object()))
