@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cache_core.adapters.vllm.config import ConnectorOptions
-from cache_core.adapters.vllm.metadata import BlendSpec, BlockIds, LoadDone
 from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.scheduler.transfer_state import by_tier
 from cache_core.ledger import Hit, Ledger, Plan
 from cache_core.residency import Residency
 from cache_core.tiers.suspensions import Suspensions
+
+if TYPE_CHECKING:  # it needs vLLM, and look-ups are tested without
+    from cache_core.adapters.vllm.metadata import BlendSpec, BlockIds, LoadDone
 
 _PAUSE_S = 1.0
 Tables = Sequence[Sequence[int]]
