@@ -327,16 +327,18 @@ class GroupedSaver(Saver):
         self, state: RequestState, found: Sequence[tuple[GroupChunk, list[int]]]
     ) -> SaveSpec | None:
         names = [group.name(state.keys[chunk]) for (group, chunk), _ in found]
+        places = zip(names, self._ledger.where(names), strict=True)
+        known = {name for name, place in places if place != (0, 0)}
         plan = self._lookup.remembered(self._ledger.prepare_store(names), names)
         passed: list[bytes] = []
         prompt = self.kept.prompt(state)
-        for (group, chunk), _ in found:
+        for name, ((group, chunk), _) in zip(names, found, strict=True):
             if group.keeps == "all":
                 continue
             if chunk < prompt:
-                self.kept.keep([group.name(state.keys[chunk])])
+                self.kept.keep([name])
             else:
-                gone = self.kept.passed(state, group, chunk)
+                gone = self.kept.passed(state, group, chunk, name in known)
                 passed += [group.name(state.keys[old]) for old in gone]
         for name in passed:
             if not self.kept.theirs(state, name):
