@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from cache_core import _native
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.identity import Unsupported
 from cache_core.adapters.vllm.kv_shape import GroupedShape, KvShape, sized
-from cache_core.adapters.vllm.metadata import SaveSpec
 from cache_core.adapters.vllm.worker.kv_blocks import (
     BlockBuffers,
     EngineBlocks,
@@ -36,6 +35,9 @@ from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.codec import Codec
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory
 from cache_core.transfer.gpu import CopyStreams
+
+if TYPE_CHECKING:  # it needs vLLM, and these moves are tested without
+    from cache_core.adapters.vllm.metadata import SaveSpec
 
 
 class GroupBlocks:
@@ -191,7 +193,7 @@ def _pieces(name: str, tensor: torch.Tensor, num_blocks: int) -> list[Run]:
     # Kernel blocks may be smaller than those that vLLM counts: these are several in a row.
     ratio, step = tensor.shape[0] // num_blocks, tensor.stride(0) * tensor.element_size()
     size = _dense_bytes(tensor[0])
-    if size is None and tensor.ndim > 1:
+    if size is None and tensor.ndim > 2:
         heads = [_pieces(name, tensor[:, head], num_blocks) for head in range(tensor.shape[1])]
         return [run for pieces in heads for run in pieces]
     if size is None:
