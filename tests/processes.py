@@ -24,7 +24,8 @@ def alone(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[s
     try:
         yield process
     finally:
-        kill_all(process)
+        kill_all(process.pid)
+        process.wait()
 
 
 def run_alone(
@@ -43,15 +44,15 @@ def run_alone(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def kill_all(process: subprocess.Popen[Any]) -> None:
-    """Kills a process that leads a session, its descendants in other sessions, and its group."""
+def kill_all(leader: int) -> None:
+    """Kills the process that leads a session, its descendants in other sessions, and its group.
+    Whoever started it has to wait for it."""
     families: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        families = psutil.Process(process.pid).children(recursive=True)
+        families = psutil.Process(leader).children(recursive=True)
     # A group lives on without its leader, and keeps the number taken.
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(leader, signal.SIGKILL)
     for child in families:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    process.wait()

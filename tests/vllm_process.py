@@ -5,7 +5,6 @@ Importing vLLM takes some twenty seconds of a core; a fork of a process that has
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import runpy
@@ -17,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+
+from tests.processes import kill_all
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,9 @@ def run_with_vllm(script: str | Path, *arguments: str, timeout_s: float = 600) -
             assert process.exitcode == 0, said
             return out.read_text().strip()
         finally:
-            _kill_family(process)
+            if process.pid is not None:
+                kill_all(process.pid)
+                process.join()
 
 
 def fork_ranks() -> None:
@@ -93,17 +95,3 @@ def _run(words: Sequence[str], out: str, err: str) -> None:
         sys.argv = list(words)
         runpy.run_path(words[0], run_name="__main__")
     sys.stdout.flush()
-
-
-def _kill_family(process: multiprocessing.process.BaseProcess) -> None:
-    if process.pid is None:
-        return
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.join()

@@ -15,10 +15,9 @@ from benchmarks.vllm_sched.timing import Timed
 from benchmarks.vllm_sched.workers import WORKERS, Worker
 from benchmarks.vllm_sim.engine_config import model_folder
 from benchmarks.vllm_sim.layers import KINDS, spec_of
-from benchmarks.vllm_sim.runner import VOCABULARY
+from benchmarks.vllm_sim.runner import FIRST_TOKEN, VOCABULARY
 
 BLOCK_TOKENS, CHUNK_TOKENS = 16, 32
-_FIRST = 3  # what comes before it is special
 BUDGET = 16384  # tokens of a step
 _PAGE = 4096
 
@@ -108,7 +107,7 @@ class Engine:
         for name in names:
             request = self.scheduler.requests[name]
             ready = request.num_computed_tokens >= request.num_tokens
-            sampled.append([_FIRST] * (1 + (more or {}).get(name, 0)) if ready else [])
+            sampled.append([FIRST_TOKEN] * (1 + (more or {}).get(name, 0)) if ready else [])
         output = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: index for index, name in enumerate(names)},
@@ -126,7 +125,7 @@ class Engine:
 def tokens(seed: int, count: int) -> list[int]:
     """Each an object of its own, as they come from a client."""
     draw = np.random.default_rng(seed)
-    found: list[int] = draw.integers(_FIRST, VOCABULARY, count).tolist()
+    found: list[int] = draw.integers(FIRST_TOKEN, VOCABULARY, count).tolist()
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.vllm_sim.layers import FakeKV, Hashes
 
 VOCABULARY = 2048
-_FIRST = 3  # what comes before it is special
+FIRST_TOKEN = 3  # what comes before it is special
 _POISON = 0xBAD
 _MASK = (1 << 64) - 1
 
@@ -37,7 +37,7 @@ def root(version: int, salt: str | None) -> int:
 
 def sample(state: int) -> int:
     """The token that follows a prefix."""
-    return state % (VOCABULARY - _FIRST) + _FIRST
+    return state % (VOCABULARY - FIRST_TOKEN) + FIRST_TOKEN
 
 
 def expected(prompt: Sequence[int], count: int, start: int) -> list[int]:

@@ -17,7 +17,7 @@ from benchmarks.vllm_sim.engine_config import engine_config
 from benchmarks.vllm_sim.jobs import Jobs
 from benchmarks.vllm_sim.layers import FakeKV
 from benchmarks.vllm_sim.runner import (
-    _FIRST,
+    FIRST_TOKEN,
     VOCABULARY,
     FakeRunner,
     after,
@@ -317,7 +317,7 @@ class Simulation:
                 self.result.counts["aborted"] += 1
 
     def _tokens(self, count: int) -> list[int]:
-        return [self._random.randrange(_FIRST, VOCABULARY) for _ in range(count)]
+        return [self._random.randrange(FIRST_TOKEN, VOCABULARY) for _ in range(count)]
 
     def _build(self) -> None:
         from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole

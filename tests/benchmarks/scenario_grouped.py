@@ -9,34 +9,26 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 from benchmarks.vllm_sim.engine_config import set_environment
 from benchmarks.vllm_sim.runner import VOCABULARY
-from benchmarks.vllm_sim.settings import Settings
 from benchmarks.vllm_sim.simulation import Simulation
 from cache_core.adapters.vllm.scheduler.kept import Kept
+from tests.benchmarks.scenario_scheduling import QUIET
+from tests.benchmarks.scenario_scheduling import simulation as quiet
 
-CHUNK = 32
-QUIET = Settings(
-    seed=1,
-    idle=0.0,
-    aborts=0.0,
-    kv_tokens=12_800,
-    budget=2048,
-    prefix_caching=True,
-    options={"cpu_size": "64MiB", "chunk_tokens": CHUNK, "wait_s": 10, "weights": "fixed"},
-)
-Served = Callable[[list[int], int], list[int]]
+CHUNK = QUIET.options["chunk_tokens"]
+SETTINGS: dict[str, Any] = {
+    "budget": 2048,
+    "prefix_caching": True,
+    "options": QUIET.options | {"weights": "fixed"},
+}
 
 
-@contextlib.contextmanager
-def simulation(kind: str, **changes: Any) -> Iterator[Simulation]:
-    with contextlib.closing(Simulation(replace(QUIET, kind=kind, **changes))) as made:
-        yield made
+def simulation(kind: str, **changes: Any) -> contextlib.AbstractContextManager[Simulation]:
+    return quiet(kind=kind, **SETTINGS | changes)
 
 
 class Server:

@@ -110,6 +110,20 @@ def keep_counts(side: Any, into: dict[str, float]) -> None:
     side.take_counts = taken
 
 
+def count_preempted(llm: Any) -> list[str]:
+    """Grows by every request that vLLM preempts."""
+    seen: list[str] = []
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    preempt = scheduler._preempt_request
+
+    def watched(request: Any, *more: Any, **named: Any) -> Any:
+        seen.append(request.request_id)
+        return preempt(request, *more, **named)
+
+    scheduler._preempt_request = watched
+    return seen
+
+
 def drive(llm: Any, asks: Sequence[Ask], concurrency: int = 1) -> Outcome:
     """Keeps ``concurrency`` requests in flight, stepping the engine by hand."""
     from vllm import SamplingParams

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.cache_core.adapters.engine_in_process import (
     Ask,
+    count_preempted,
     drive,
     engine,
     mixed,
@@ -104,20 +105,6 @@ def hit(llm: Any, prompt: list[int], counts: dict[str, float]) -> tuple[list[flo
 
 def differing(plain: dict[int, list[int]], ours: dict[int, list[int]]) -> list[int]:
     return sorted(n for n in plain.keys() | ours.keys() if plain.get(n) != ours.get(n))
-
-
-def count_preempted(llm: Any) -> list[str]:
-    """Grows by every request that vLLM preempts."""
-    seen: list[str] = []
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    preempt = scheduler._preempt_request
-
-    def watched(request: Any, *more: Any, **named: Any) -> Any:
-        seen.append(request.request_id)
-        return preempt(request, *more, **named)
-
-    scheduler._preempt_request = watched
-    return seen
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class World:
         self.state = RequestState(request, hasher, keys=[key(n) for n in range(chunks)])
         self.state.blocks = list(range(1, chunks + 1))
         hashers = cast(Any, SimpleNamespace(adapter=lambda request: self.state.adapter))
-        lookup = TierLookup(OPTIONS, self.ledger, None, lambda plan: None, lambda: 0.0)
+        lookup = TierLookup(OPTIONS, self.ledger, None, BLOCK, lambda plan: None, lambda: 0.0)
         self.saver = Saver(
             self.ledger, lookup, hashers, self.transfers, BLOCK, 1 << 20, lambda name, amount: None
         )

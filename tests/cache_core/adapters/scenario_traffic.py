@@ -21,7 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.cache_core.adapters.engine_in_process import Ask, Outcome, drive, engine, mixed
+from tests.cache_core.adapters.engine_in_process import (
+    Ask,
+    Outcome,
+    count_preempted,
+    drive,
+    engine,
+    mixed,
+)
 
 Options = dict[str, Any]
 Result = dict[str, Any]
@@ -68,20 +75,6 @@ def compare(
         "counts": counts,
         "preempted": len(preempted),
     }
-
-
-def count_preempted(llm: Any) -> list[str]:
-    """Grows by every request that vLLM preempts."""
-    seen: list[str] = []
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    preempt = scheduler._preempt_request
-
-    def watched(request: Any, *more: Any, **named: Any) -> Any:
-        seen.append(request.request_id)
-        return preempt(request, *more, **named)
-
-    scheduler._preempt_request = watched
-    return seen
 
 
 def same(expected: Outcome, parts: list[Outcome]) -> int:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from cache_core.adapters.vllm.metadata import (
+    BlendPiece,
+    BlendSpec,
     EncodeSpec,
     LoadSpec,
     SaveSpec,
@@ -130,6 +132,8 @@ class Encoder:
 
     def compute(self, loads: Any) -> None: ...
 
+    def rotate(self, k: torch.Tensor, delta: int, axis: int) -> None: ...
+
     def encode(self, encodes: Any) -> None:
         for encode in encodes:
             for cache in self.caches:
@@ -163,6 +167,30 @@ def encoded() -> dict[str, Any]:
     found = [float(cache[0].min()) for cache in caches]
     worker.close()
     return {"read": [bool(answer) for answer in read], "found": found}
+
+
+def blended() -> dict[str, Any]:
+    """Chunks that a load with a shorter piece behind it read, by the bytes that were counted."""
+    blocks = TensorBlocks([torch.zeros(8, 2, CHUNK, 8)], CHUNK)
+    tier = Slow(blocks.chunk_bytes)
+    tier.go.set()
+    blend_worker: Any = Encoder([])
+    worker = WorkerSide([tier], blocks, CHUNK, CHUNK, blend_worker=blend_worker)
+    keys = (LOST, OTHER, KEY)
+    plan = Plan(tuple(Move(key, ENGINE, 0, index) for index, key in enumerate(keys)))
+    worker.end_step(StepMeta(0, saves=[SaveSpec(1, "a", 0, plan, np.arange(4, dtype=np.int32))]))
+    worker._saver.submit(worker._executor.flush).result()
+    worker.take_counts()
+    piece = BlendPiece(Hit((KEY,), (0,)), 3 * CHUNK, 3 * CHUNK, 4 * CHUNK, 1)
+    none = np.empty(0, dtype=np.int32)
+    hit = Hit((*keys, KEY), (0,) * 4)
+    blend, ids = BlendSpec((piece,), none, none), np.arange(4, dtype=np.int32)
+    load = LoadSpec(2, "b", 0, hit, 0, 0, 3 * CHUNK, ids, True, blend)
+    worker.start_loads(StepMeta(1, loads=[load]))
+    loaded = [load.chunks for load in reported(worker, 1).loads]
+    counted = worker.take_counts()["read_bytes:cpu"] / blocks.chunk_bytes
+    worker.close()
+    return {"loaded": loaded, "counted": counted}
 
 
 def lanes() -> dict[str, Any]:
@@ -238,7 +266,7 @@ def away() -> dict[str, Any]:
 
 
 def main() -> None:
-    histories = (aborted, lanes, away, layerwise, encoded)
+    histories = (aborted, lanes, away, layerwise, encoded, blended)
     print(json.dumps({history.__name__: history() for history in histories}))
 
 

@@ -135,3 +135,7 @@ def test_what_is_encoded_behind_a_step_is_not_saved_beside_it(
     worker: dict[str, dict[str, Any]],
 ) -> None:
     assert worker["encoded"] == {"read": [True], "found": [7.0, 7.0]}
+
+
+def test_every_chunk_that_is_read_is_counted_once(worker: dict[str, dict[str, Any]]) -> None:
+    assert worker["blended"] == {"loaded": [4], "counted": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -11,6 +12,7 @@ from cache_core.adapters.vllm.scheduler.lookup import TierLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.ledger import Ledger
 from tests.cache_core.memory_engine import key
+from tests.processes import run_alone
 
 KEYS = [key(n) for n in range(3)]
 SIZE = 16
@@ -25,7 +27,9 @@ class World:
         self.ledger.complete_store(self.ledger.prepare_store(KEYS[:held]).moves, True)
         self.moves = self.ledger.prepare_store(KEYS[: held + pending]).moves
         options = ConnectorOptions.parse({"cpu_size": 0, "disk_size": 1 << 20, "disk_path": "x"})
-        self.lookup = TierLookup(options, self.ledger, None, lambda plan: None, lambda: self.now)
+        self.lookup = TierLookup(
+            options, self.ledger, None, SIZE, lambda plan: None, lambda: self.now
+        )
 
     def request(self) -> RequestState:
         ask = SimpleNamespace(request_id=str(object()))
@@ -106,3 +110,11 @@ def test_asked_again_a_waiting_request_costs_one_look() -> None:
     assert world.found(request) is None
     with mock.patch.object(world.ledger, "lookup", side_effect=AssertionError):
         assert world.found(request) is None
+
+
+def test_look_ups_can_be_imported_without_vllm() -> None:
+    """Else no test of the core can be collected where it is not installed."""
+    module = "cache_core.adapters.vllm.scheduler.lookup"
+    code = f"import sys; sys.modules['vllm'] = None; import {module}"
+    done = run_alone([sys.executable, "-c", code], 120)
+    assert done.returncode == 0, done.stderr

@@ -109,9 +109,7 @@ class GroupedLookup(TierLookup):
     kept: Kept
 
     def find(self, state: RequestState, computed: int) -> bool:
-        if computed != state.computed:
-            state.computed, state.awaited = computed, b""
-        if state.awaited and self._ledger.pending([state.awaited]) and self._may_wait(state):
+        if self._awaits(state, computed):
             return False
         size = self.rows.size
         first = computed // size
@@ -123,17 +121,13 @@ class GroupedLookup(TierLookup):
         state.awaited = names.missing(names.coming(), chunks)
         state.branches = self.kept.branches(state, keys, names.whole, max(chunks, first))
         self._stop_at(state, max(chunks, first))
-        if known and not state.awaited:
-            state.waiting_since = None
-        elif self._may_wait(state):
+        if self._has_to_wait(state, known):
             return False
         hit = names.hit(chunks)
         unsure: set[bytes] = set()
         if self._residency is not None:
             unsure = set(self._residency.unsure(hit))
-        suspended = self._suspensions.out(hit.tiers) - state.tried
-        out = self._suspensions.out(set(hit.tiers) - state.tried, probe=True)
-        state.tried |= suspended - out
+        out = self._out(state, hit)
         if unsure or out:
             shared = self._options.tier_names.index("remote") if unsure else 0
             chunks = names.usable(out, unsure, shared)
@@ -155,16 +149,9 @@ class GroupedLookup(TierLookup):
         return max(state.computed, state.reach * self.rows.size)
 
     def planned(
-        self,
-        state: RequestState,
-        tables: Tables,
-        start: int,
-        end: int,
-        last: int,
-        blend: BlendSpec | None,
-        block_tokens: int,
+        self, state: RequestState, tables: Tables, end: int, last: int, blend: BlendSpec | None
     ) -> PlannedLoad:
-        rows, size = self.rows, self.rows.size
+        rows, size, start = self.rows, self.rows.size, state.computed
         parts = list(rows.needed(end // size, start // size))
         found = [rows.row(part, tables, end // size, start) for part in parts]
         blocks = np.array([row for row in found if row is not None], dtype=np.int32)
@@ -340,16 +327,18 @@ class GroupedSaver(Saver):
         self, state: RequestState, found: Sequence[tuple[GroupChunk, list[int]]]
     ) -> SaveSpec | None:
         names = [group.name(state.keys[chunk]) for (group, chunk), _ in found]
+        places = zip(names, self._ledger.where(names), strict=True)
+        known = {name for name, place in places if place != (0, 0)}
         plan = self._lookup.remembered(self._ledger.prepare_store(names), names)
         passed: list[bytes] = []
         prompt = self.kept.prompt(state)
-        for (group, chunk), _ in found:
+        for name, ((group, chunk), _) in zip(names, found, strict=True):
             if group.keeps == "all":
                 continue
             if chunk < prompt:
-                self.kept.keep([group.name(state.keys[chunk])])
+                self.kept.keep([name])
             else:
-                gone = self.kept.passed(state, group, chunk)
+                gone = self.kept.passed(state, group, chunk, name in known)
                 passed += [group.name(state.keys[old]) for old in gone]
         for name in passed:
             if not self.kept.theirs(state, name):
@@ -374,10 +363,11 @@ class GroupedSide(SchedulerSide):
         rows = GroupRows(opened.groups, opened.tables, self._size)
         kept = Kept(self._size, bool(rows.whole))
         far, options = self._remote_lookup, self.options
-        lookup = GroupedLookup(options, ledger, far, self._free, self._clock)
+        size = self._block_tokens
+        lookup = GroupedLookup(options, ledger, far, size, self._free, self._clock)
         books = ledger, lookup, self._hashers, self._transfers
         most = self._most_pending * len(rows.all)
-        saver = GroupedSaver(*books, self._block_tokens, most, self._count)
+        saver = GroupedSaver(*books, size, most, self._count)
         lookup.rows = saver.rows = rows
         lookup.kept = saver.kept = self._kept = kept
         saver.forget = self._forget

@@ -66,13 +66,16 @@ class Kept:
             for name in names:
                 self._passing.pop(name, None)
 
-    def passed(self, state: RequestState, group: Group, chunk: int) -> list[int]:
-        """Records that the request's answer got to the end of ``chunk``, which is kept for now.
-        Returns chunks that nobody needs from here on, as far as :meth:`theirs` says so."""
+    def passed(self, state: RequestState, group: Group, chunk: int, known: bool) -> list[int]:
+        """Records that the request's answer got to the end of ``chunk``, which is kept for now; one
+        that was ``known`` before is another's to keep. Returns chunks that nobody needs from here
+        on, as far as :meth:`theirs` says so."""
         passing = state.passing.setdefault(group.number, [])
         if passing and passing[-1] >= chunk:
             return []
-        self._passing[group.name(state.keys[chunk])] = state.request.request_id
+        name = group.name(state.keys[chunk])
+        if not known or name in self._passing:
+            self._passing[name] = state.request.request_id
         passing.append(chunk)
         first = group.needed(chunk + 1, self._size).start
         gone = [old for old in passing if old < first]

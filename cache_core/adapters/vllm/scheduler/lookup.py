@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cache_core.adapters.vllm.config import ConnectorOptions
-from cache_core.adapters.vllm.metadata import BlendSpec, BlockIds, LoadDone
 from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.scheduler.transfer_state import by_tier
 from cache_core.ledger import Hit, Ledger, Plan
 from cache_core.residency import Residency
 from cache_core.tiers.suspensions import Suspensions
+
+if TYPE_CHECKING:  # it needs vLLM, and look-ups are tested without
+    from cache_core.adapters.vllm.metadata import BlendSpec, BlockIds, LoadDone
 
 _PAUSE_S = 1.0
 Tables = Sequence[Sequence[int]]
@@ -38,18 +41,19 @@ class PlannedLoad:
 class TierLookup:
     """Looks requests up in ``ledger``: leaves out tiers that could not be read lately, and what a
     remote tier was not heard of for long, which ``remote_lookup`` asks for; ``free`` is given what
-    leaves the Ledger for what it answers."""
+    leaves the Ledger for what it answers. ``block_tokens`` is vLLM's."""
 
     def __init__(
         self,
         options: ConnectorOptions,
         ledger: Ledger,
         remote_lookup: RemoteLookup | None,
+        block_tokens: int,
         free: Callable[[Plan], None],
         clock: Callable[[], float],
     ) -> None:
         self._options, self._ledger, self._remote_lookup = options, ledger, remote_lookup
-        self._free, self._clock = free, clock
+        self._block_tokens, self._free, self._clock = block_tokens, free, clock
         self._suspensions = Suspensions(len(options.tier_names), _PAUSE_S, clock)
         self._residency: Residency | None = None
         if remote_lookup is not None:
@@ -61,9 +65,7 @@ class TierLookup:
         has: ``state.found`` is what can be loaded. A tier whose pause is over may be tried.
         Returns False while the request has to wait, for what continues its hit and is being stored
         or asked for right now, and has not waited for that for too long."""
-        if computed != state.computed:
-            state.computed, state.awaited = computed, b""
-        if state.awaited and self._ledger.pending([state.awaited]) and self._may_wait(state):
+        if self._awaits(state, computed):
             return False
         first = computed // state.hasher.chunk_tokens
         keys = state.keys[first:]
@@ -72,17 +74,11 @@ class TierLookup:
         # What is stored after a gap makes no prefix longer.
         rest = keys[len(hit) : len(hit) + 1]
         state.awaited = rest[0] if rest and self._ledger.pending(rest) else b""
-        if known and not state.awaited:
-            state.waiting_since = None
-        elif self._may_wait(state):
+        if self._has_to_wait(state, known):
             return False
         if self._residency is not None:
             hit = self._residency.sure(hit)
-        # Asked again, for want of blocks, say, a request keeps the try that it was given.
-        suspended = self._suspensions.out(hit.tiers) - state.tried
-        out = self._suspensions.out(set(hit.tiers) - state.tried, probe=True)
-        state.tried |= suspended - out
-        state.found = self._suspensions.without(self._ledger, hit, out)
+        state.found = self._suspensions.without(self._ledger, hit, self._out(state, hit))
         return True
 
     def held(self, state: RequestState) -> int:
@@ -93,18 +89,11 @@ class TierLookup:
         return int(min(held, state.request.num_tokens - 1))
 
     def planned(
-        self,
-        state: RequestState,
-        tables: Tables,
-        start: int,
-        end: int,
-        last: int,
-        blend: BlendSpec | None,
-        block_tokens: int,
+        self, state: RequestState, tables: Tables, end: int, last: int, blend: BlendSpec | None
     ) -> PlannedLoad:
-        """Returns the load of tokens ``start`` .. ``end`` of the latest look-up, and of what
-        ``blend`` brings up to token ``last``."""
-        size, hit = self._options.chunk_tokens, state.found
+        """Returns the load of the latest look-up's tokens up to ``end``, and of what ``blend``
+        brings up to token ``last``."""
+        start, size, hit = state.computed, self._options.chunk_tokens, state.found
         first, count = start // size, -(-end // size) - start // size
         wanted = Hit(hit.keys[:count], hit.tiers[:count])
         split = by_tier(self._options, wanted, start, end, first * size)
@@ -114,7 +103,7 @@ class TierLookup:
                 split = {n: split.get(n, 0) + found.get(n, 0) for n in split | found}
                 keys, tiers = wanted.keys + piece.hit.keys, wanted.tiers + piece.hit.tiers
                 wanted = Hit(keys, tiers)
-        written = tables[0][start // block_tokens : -(-last // block_tokens)]
+        written = tables[0][start // self._block_tokens : -(-last // self._block_tokens)]
         blocks = np.array(tables[0], dtype=np.int32)
         return PlannedLoad(wanted, first * size, blocks, split, written)
 
@@ -139,6 +128,31 @@ class TierLookup:
         """Records a load that was carried out. Returns the tiers that are left out of look-ups for
         a while from now on."""
         return [tier for tier, later in done.asked if self._suspensions.saw(tier, later)]
+
+    def _awaits(self, state: RequestState, computed: int) -> bool:
+        """Returns whether the request goes on waiting for the chunk that its latest look-up named,
+        if ``computed`` is as it was then."""
+        if computed != state.computed:
+            state.computed, state.awaited = computed, b""
+        waits = state.awaited and self._ledger.pending([state.awaited])
+        return bool(waits) and self._may_wait(state)
+
+    def _has_to_wait(self, state: RequestState, known: bool) -> bool:
+        """Returns whether the request has to be asked for again: a chunk of its hit is on its way,
+        or what a remote tier has is not ``known``."""
+        if known and not state.awaited:
+            state.waiting_since = None
+            return False
+        return self._may_wait(state)
+
+    def _out(self, state: RequestState, hit: Hit) -> frozenset[int]:
+        """Returns the tiers that the request's hit has to do without for now. One whose pause is
+        over may be tried."""
+        # Asked again, for want of blocks, say, a request keeps the try that it was given.
+        suspended = self._suspensions.out(hit.tiers) - state.tried
+        out = self._suspensions.out(set(hit.tiers) - state.tried, probe=True)
+        state.tried |= suspended - out
+        return out
 
     def _may_wait(self, state: RequestState) -> bool:
         now = self._clock()

@@ -96,10 +96,10 @@ class SchedulerSide:
         return self._ledger
 
     def _open_books(self, ranks: Sequence[TiersOpened], ledger: Ledger) -> None:
-        far = self._remote_lookup
-        self._lookup = TierLookup(self.options, ledger, far, self._free, self._clock)
+        far, size = self._remote_lookup, self._block_tokens
+        self._lookup = TierLookup(self.options, ledger, far, size, self._free, self._clock)
         books = ledger, self._lookup, self._hashers, self._transfers
-        self._saver = Saver(*books, self._block_tokens, self._most_pending, self._count)
+        self._saver = Saver(*books, size, self._most_pending, self._count)
 
     def tell(self, events: Events) -> None:
         """Has ``events`` report to routers what tiers hold, from now on."""
@@ -170,7 +170,7 @@ class SchedulerSide:
             blend, end = self.blend_scheduler.message(state), state.blend.exact
         if self.events is not None:
             self.events.found(state, start // self._size, state.found)
-        planned = lookup.planned(state, tables, start, end, whole_end, blend, self._block_tokens)
+        planned = lookup.planned(state, tables, end, whole_end, blend)
         if blend is not None:
             reused = sum(planned.split.values())
             self._count("blend_reused_tokens", reused - len(blend.tokens))

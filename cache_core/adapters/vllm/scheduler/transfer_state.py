@@ -7,14 +7,17 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.identity import Hashers
-from cache_core.adapters.vllm.metadata import LoadDone, SaveDone, TiersOpened
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.ledger import ENGINE, NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.policies import POLICIES
 from cache_core.residency import remembered
+
+if TYPE_CHECKING:  # it needs vLLM, and look-ups are tested without
+    from cache_core.adapters.vllm.metadata import LoadDone, SaveDone, TiersOpened
 
 
 def merged_inventories(

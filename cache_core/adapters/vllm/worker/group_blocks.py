@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from cache_core import _native
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.identity import Unsupported
 from cache_core.adapters.vllm.kv_shape import GroupedShape, KvShape, sized
-from cache_core.adapters.vllm.metadata import SaveSpec
 from cache_core.adapters.vllm.worker.kv_blocks import (
     BlockBuffers,
     EngineBlocks,
@@ -24,17 +23,21 @@ from cache_core.adapters.vllm.worker.kv_blocks import (
     Slots,
     TensorBlocks,
     WholeBlocks,
-    _no_wait,
+    no_wait,
 )
 from cache_core.adapters.vllm.worker.kv_cuda import cuda_blocks
 from cache_core.layout import Addresses
 from cache_core.plan import Move
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.tiers.tensor import current_stream
+from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.codec import Codec
 from cache_core.transfer.cuda import CudaMissing, PinnedMemory
 from cache_core.transfer.gpu import CopyStreams
+
+if TYPE_CHECKING:  # it needs vLLM, and these moves are tested without
+    from cache_core.adapters.vllm.metadata import SaveSpec
 
 
 class GroupBlocks:
@@ -89,13 +92,13 @@ class GroupBlocks:
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
         if self._ways is None or self._device is None:
-            return _no_wait
+            return no_wait
         mark = self._ways.mark(current_stream(self._device))
         return partial(mark.hold, self._ways.stream("in" if loading else "out"))
 
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         self.place(slots).copy_from(addresses)
-        loaded(self.layers, _no_wait)
+        loaded(self.layers, no_wait)
 
     def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
         raise ValueError("blend can't tell K apart in blocks that are moved whole")
@@ -142,11 +145,13 @@ def engine_blocks(
     return TensorBlocks(caches, options.chunk_tokens)
 
 
-def read_bytes(blocks: EngineBlocks, rows: Slots) -> int:
-    """Returns the bytes of the chunks at these slots, which were read."""
+def read_bytes(blocks: EngineBlocks, slots: Slots, answers: Sequence[Read]) -> int:
+    """Returns the bytes of the chunks that were read, by a tier's answers for the first of
+    ``slots``."""
+    here = [row for row, answer in enumerate(answers) if answer is Read.HERE]
     if isinstance(blocks, GroupBlocks):
-        return int(blocks.row_bytes(rows).sum())
-    return len(rows) * blocks.chunk_bytes
+        return int(blocks.row_bytes(slots[here]).sum())
+    return len(here) * blocks.chunk_bytes
 
 
 def move_bytes(blocks: EngineBlocks, save: SaveSpec, moves: Sequence[Move]) -> list[int]:
@@ -188,7 +193,7 @@ def _pieces(name: str, tensor: torch.Tensor, num_blocks: int) -> list[Run]:
     # Kernel blocks may be smaller than those that vLLM counts: these are several in a row.
     ratio, step = tensor.shape[0] // num_blocks, tensor.stride(0) * tensor.element_size()
     size = _dense_bytes(tensor[0])
-    if size is None and tensor.ndim > 1:
+    if size is None and tensor.ndim > 2:
         heads = [_pieces(name, tensor[:, head], num_blocks) for head in range(tensor.shape[1])]
         return [run for pieces in heads for run in pieces]
     if size is None:

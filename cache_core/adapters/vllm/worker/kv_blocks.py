@@ -57,7 +57,7 @@ def load_in_turn(
     returns."""
     for layer in range(blocks.layers):
         blocks.place(slots, range(layer, layer + 1)).copy_from(addresses)
-        loaded(layer + 1, _no_wait)
+        loaded(layer + 1, no_wait)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class HostBlocks:
         return RegionBuffers(regions, slots, self._threads)
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
-        return _no_wait
+        return no_wait
 
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         load_in_turn(self, slots, addresses, loaded)
@@ -184,7 +184,7 @@ class WholeBlocks:
         return RegionBuffers(regions, blocks, self._threads)
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
-        return _no_wait
+        return no_wait
 
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         load_in_turn(self, slots, addresses, loaded)
@@ -226,7 +226,7 @@ class TensorBlocks:
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
         if self._stream is None:
-            return _no_wait
+            return no_wait
         streams: Any = torch.cuda
         event = streams.Event()
         event.record(streams.current_stream(self._caches[0].device))
@@ -298,7 +298,7 @@ def _host_tensor(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> to
     return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
-def _no_wait() -> None:
+def no_wait() -> None:
     """Returns at once: the CPU has done what it was given."""
 
 

@@ -28,7 +28,7 @@ from cache_core.adapters.vllm.worker.kv_blocks import (
     EngineBlocks,
     OnLoaded,
     Slots,
-    _no_wait,
+    no_wait,
     slots_of,
     slots_within,
 )
@@ -117,7 +117,7 @@ class WorkerSide:
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets its other loads begin."""
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
-        fence = self.blocks.fence(loading=True) if meta.loads else _no_wait
+        fence = self.blocks.fence(loading=True) if meta.loads else no_wait
         now = self._pass = Pass()
         for load in meta.loads:
             given = (load, fence, now)
@@ -253,23 +253,23 @@ class WorkerSide:
         target: ChunkBuffers = self.blocks.place(table)
         if loaded is not None:
             target = LayerwiseBuffers(self.blocks, table, loaded)
-        parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, target)]
+        parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, table, target)]
         for piece in pieces:
             table = self._table(load, piece.first, len(piece.hit), range(piece.start, piece.stop))
             rotated = RotatedBuffers(self.blocks, table, self._rotation(piece.shift))
-            parts.append((piece.hit, piece.first, rotated))
+            parts.append((piece.hit, piece.first, table, rotated))
         gone: list[tuple[bytes, int]] = []
         asked: dict[int, bool] = {}
         done, good = 0, load.end
         if load.id in self._refused:
             parts, good = [], load.start
-        for hit, first, place in parts:
+        for hit, first, slots, place in parts:
             got = 0
             try:
                 fence()
                 for run in fetch(self._read, hit, place, self._clock):
-                    rows = table[got:][: run.read]
-                    self._count_tier("read", run.tier, read_bytes(self.blocks, rows), run.seconds)
+                    nbytes = read_bytes(self.blocks, slots[got:], run.answers)
+                    self._count_tier("read", run.tier, nbytes, run.seconds)
                     got += run.usable
                     gone += [(key, run.tier) for key in run.gone]
                     asked[run.tier] = asked.get(run.tier, False) or run.later
