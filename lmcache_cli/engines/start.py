@@ -65,13 +65,15 @@ def _catalogued(model: str, hardware: str, jitter: float) -> Engine:
     from lmcache_cli.tune.cost import catalogue_cost
 
     shape = find_architecture(model)
-    cost = catalogue_cost(find_hardware(hardware), shape)
+    # With all bytes given, loads cost what they move: windows and states are moved by themselves.
+    cost = catalogue_cost(find_hardware(hardware), shape, token_bytes=shape.stored_bytes())
     heads, dim = (1, shape.latent // 2) if shape.latent else (shape.kv_heads, shape.head_dim)
     layout = KVLayout(shape.layers, heads, dim, "bfloat16", 1)
     prefill = cost.prefill
     costs = CostModel(prefill.a, prefill.b, prefill.c, cost.decode_s, tiers=cost.tiers)
     name = f"{shape.name} on {hardware.lower()}"
-    return SimulatedEngine(costs, layout, jitter=jitter, model=name)
+    kept = shape.kept_layers() if shape.kinds else ()
+    return SimulatedEngine(costs, layout, jitter=jitter, kept=kept, model=name)
 
 
 def _start_client(name: str, model: str | None, dtype: str, serving: ServerSettings) -> Engine:
