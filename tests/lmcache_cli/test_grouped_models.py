@@ -115,12 +115,16 @@ def test_a_model_of_the_catalogue_keeps_what_its_layers_keep(
 ) -> None:
     engine = start_engine("simulated", model, "cpu", "auto", hardware="h100")
     assert isinstance(engine, SimulatedEngine) and len(engine.groups(64)) == groups
-    session = engine.open(CacheSpec(64, {"cpu": 1 << 30}, salt="x"), 4096)
-    again = request([3] * 2049)
-    samples = [sample for _ in range(2) for sample in session.serve([again], Load())]
-    assert samples[1].hit_tokens == {"cpu": 2048} and samples[1].bytes_loaded == loaded
-    assert samples[1].load_s == pytest.approx(loaded / 63e9)
-    session.close()
+    # A link of 63 GB/s; a memory of 3,350 that is read and written.
+    for tier, rate in (("cpu", 63e9), ("device", 1675e9)):
+        session = engine.open(CacheSpec(64, {tier: 1 << 30}, salt="x"), 4096)
+        again = request([3] * 2049)
+        _, hit = (sample for _ in range(2) for sample in session.serve([again], Load()))
+        assert hit.hit_tokens == {tier: 2048} and hit.bytes_loaded == loaded
+        assert hit.load_s == pytest.approx(loaded / rate)
+        # A decode step reads the KV before it too.
+        assert engine.cost.step_s(4000) > engine.cost.step_s(0)
+        session.close()
 
 
 def test_a_probe_is_simulated_and_tuned(hybrid: Path, tmp_path: Path) -> None:
