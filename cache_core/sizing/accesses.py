@@ -129,14 +129,23 @@ class AccessTrace:
             self, ids=self.ids[kept], offsets=_numbers(counts[self.offsets]), prompt_tokens=None
         )
 
-    def ledger_keys(self, requests: int | None = None) -> list[list[bytes]]:
-        """Returns each request's chunks as the Ledger names them: 32 bytes each; of the leading
-        ``requests`` only, if given."""
-        ends = self.offsets[: None if requests is None else requests + 1].tolist()
-        ids = self.ids[: ends[-1]]
-        made = {i: i.to_bytes(32, "little", signed=True) for i in map(int, np.unique(ids))}
-        names = [made[i] for i in ids.tolist()]
-        return [names[a:b] for a, b in pairwise(ends)]
+    def first(self, requests: int) -> AccessTrace:
+        """Returns the trace of so many leading requests; all, if there are fewer."""
+        offsets = self.offsets[: requests + 1]
+        prompts, arrivals = self.prompt_tokens, self.arrivals
+        return replace(
+            self,
+            ids=self.ids[: offsets[-1]],
+            offsets=offsets,
+            prompt_tokens=None if prompts is None else prompts[:requests],
+            arrivals=None if arrivals is None else arrivals[:requests],
+        )
+
+    def ledger_keys(self) -> list[list[bytes]]:
+        """Returns each request's chunks as the Ledger names them: 32 bytes each."""
+        made = {i: i.to_bytes(32, "little", signed=True) for i in map(int, np.unique(self.ids))}
+        names = [made[i] for i in self.ids.tolist()]
+        return [names[a:b] for a, b in pairwise(self.offsets.tolist())]
 
 
 def threshold(rate: float) -> int:

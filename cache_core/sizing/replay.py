@@ -101,9 +101,11 @@ def replay_groups(
     Otherwise as :func:`replay_ledger`.
     """
     named = references.prefixes()
-    count = len(named) if requests is None else min(requests, len(named))
-    prompts = named.ledger_keys(count)
-    most = [len(keys) for keys in prompts] if usable is None else [int(n) for n in usable[:count]]
+    part = named if requests is None else named.first(requests)
+    prompts = part.ledger_keys()
+    most = [len(keys) for keys in prompts]
+    if usable is not None:
+        most = [int(n) for n in usable[: len(part)]]
     used: list[list[bytes]] = []
     if policy == "belady":
         free = Ledger([None], POLICIES["lru"])
@@ -120,12 +122,9 @@ def replay_groups(
         for move in moves:
             if move.target != NOWHERE:
                 written[move.target] += 1
-    tokens = references.tokens
-    if count < len(named):
-        tokens = int(np.diff(named.offsets)[:count].sum()) * named.chunk_tokens
-    hit_rate = float(hits.sum()) * named.chunk_tokens / max(tokens, 1)
-    rate = count / max(len(named), 1)
-    scaled = tuple(round(chunks / rate) for chunks in written) if count else tuple(written)
+    hit_rate = _tokens(part, hits.sum(axis=1)) / max(part.tokens, 1)
+    rate = len(part) / max(len(named), 1)
+    scaled = tuple(round(chunks / rate) for chunks in written) if len(part) else tuple(written)
     return LedgerReplay(policy, hits, hit_rate, rate, scaled)
 
 

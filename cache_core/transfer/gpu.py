@@ -4,9 +4,11 @@ millisecond, once there is a context."""
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,16 +19,12 @@ from cache_core.layout import Addresses, KVLayout, Order
 from cache_core.tiers.memory import MemoryTier, Slab, SlabMemory
 from cache_core.tiers.tier import Read
 from cache_core.transfer.chunks import AddressBuffers, ChunkBuffers, LaidOut, addresses_from
-from cache_core.transfer.cuda import cuda_module
+from cache_core.transfer.cuda import PinnedMemory, cuda_module
 from cache_core.transfer.planner import Direction, Planner, Way
 
 if TYPE_CHECKING:
     from cache_core import _cuda
     from cache_core.transfer.codec import Codec
-import ctypes
-from itertools import product
-
-from cache_core.transfer.cuda import PinnedMemory
 
 # Thread blocks of a kernel, as few as fill PCIe 5, so that the model goes on beside it. Each has 16
 # KiB under way. A load has to wait for what it reads from the host, a store for nothing.

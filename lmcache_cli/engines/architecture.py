@@ -51,8 +51,8 @@ class LayerKind:
 class Architecture:
     """A model's architecture. ``active`` parameters are those that one token passes. ``qk_dim`` and
     ``v_dim`` are a query head's. ``latent`` is MLA's compressed width with its RoPE part (0: GQA,
-    whose KV is ``kv_heads`` of ``head_dim``). ``source`` is the model's config.json on its maker's
-    page. ``kinds`` are what layers keep; without any, all keep all KV."""
+    whose KV is ``kv_heads`` of ``head_dim``). ``source`` says where its fields are from. ``kinds``
+    are what layers keep; without any, all keep all KV."""
 
     name: str
     parameters: float

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from cache_core.layout import KVLayout
 from lmcache_cli.embedded import embedded_model
+from lmcache_cli.engines.model_config import architecture_of
 from lmcache_cli.errors import UserError
 from lmcache_cli.machine import cache_home
 
@@ -71,16 +72,14 @@ def model_shape(name: str | None, device: str, dtype: str) -> ModelShape:
 
 
 def _kv(config: Any, device: str, dtype: str) -> KVLayout | None:
-    if config.get("kv_lora_rank") or set(config.get("layer_types") or ()) - {"full_attention"}:
-        return None
-    heads = config.get("num_attention_heads")
     kept = config.get("dtype") or config.get("torch_dtype") or "float32"
     kept = dtype if dtype != "auto" else "float32" if device == "cpu" else kept
     try:
-        head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        kv_heads: Any = config.get("num_key_value_heads") or heads
-        return KVLayout(config["num_hidden_layers"], kv_heads, head_dim, kept, 1)
-    except (KeyError, TypeError, ValueError):
+        found = architecture_of(config, "the model")
+        if found.kinds or found.latent:
+            return None
+        return KVLayout(found.layers, found.kv_heads, found.head_dim, kept, 1)
+    except (UserError, ArithmeticError, LookupError, TypeError, ValueError):
         return None
 
 

@@ -59,19 +59,25 @@ def start_engine(
 
 def _catalogued(model: str, hardware: str, jitter: float) -> Engine:
     from cache_core.layout import KVLayout
-    from lmcache_cli.engines.measured_costs import CostModel
+    from lmcache_cli.engines.measured_costs import CostModel, TierCost
     from lmcache_cli.engines.simulated import SimulatedEngine
     from lmcache_cli.tune.catalogue import find_architecture, find_hardware
     from lmcache_cli.tune.cost import catalogue_cost
 
-    shape = find_architecture(model)
-    cost = catalogue_cost(find_hardware(hardware), shape)
+    shape, card = find_architecture(model), find_hardware(hardware)
+    # With all bytes given, loads cost what they move: windows and states are moved by themselves.
+    cost = catalogue_cost(card, shape, token_bytes=shape.stored_bytes())
     heads, dim = (1, shape.latent // 2) if shape.latent else (shape.kv_heads, shape.head_dim)
     layout = KVLayout(shape.layers, heads, dim, "bfloat16", 1)
     prefill = cost.prefill
-    costs = CostModel(prefill.a, prefill.b, prefill.c, cost.decode_s, tiers=cost.tiers)
+    # A hit on the device is a copy there: its memory is read and written.
+    tiers = {"device": TierCost(card.memory_bytes_s / 2), **cost.tiers}
+    costs = CostModel(
+        prefill.a, prefill.b, prefill.c, cost.decode_s, cost.decode_token_s, tiers=tiers
+    )
     name = f"{shape.name} on {hardware.lower()}"
-    return SimulatedEngine(costs, layout, jitter=jitter, model=name)
+    kept = shape.kept_layers() if shape.kinds else ()
+    return SimulatedEngine(costs, layout, jitter=jitter, kept=kept, model=name)
 
 
 def _start_client(name: str, model: str | None, dtype: str, serving: ServerSettings) -> Engine:

@@ -329,6 +329,17 @@ def test_what_the_first_requests_write_is_scaled_up_to_all() -> None:
     assert part.rate == 0.25 and part.written == whole.written and whole.written[0] > 0
 
 
+def test_tails_of_the_first_requests_are_tokens_too() -> None:
+    rows, tokens = [[0, 1, 2], [0, 1, 2], [0, 1, 3]], [14, 15, 12]
+    trace = AccessTrace.of(rows, CHUNK, prompt_tokens=tokens, arrivals=[0.0, 1.0, 2.0])
+    part = replay_groups(trace, GROUPS, [None], requests=2)
+    assert part.hit_rate == pytest.approx(3 * CHUNK / (14 + 15))
+    alone = replay_groups(trace.first(2), GROUPS, [None])
+    assert (alone.hits.tolist(), alone.hit_rate) == (part.hits.tolist(), part.hit_rate)
+    assert len(trace.first(9)) == 3 and trace.first(0).tokens == 0
+    assert replay_groups(trace, GROUPS, [None], requests=0).hit_rate == 0
+
+
 def test_the_future_helps_groups_too() -> None:
     rng = np.random.default_rng(0)
     trace = AccessTrace.of(

@@ -69,15 +69,3 @@ def test_a_hit_is_as_long_as_every_group_can_serve(
     assert reach(KEYS, groups, SIZE, held, known) == longest
     assert len(asked) == len(set(asked)), "each name is asked for once"
     assert all(names[name][1] >= known for name in asked), "the engine has those"
-
-
-def test_groups_of_one_prompt_have_names_of_their_own() -> None:
-    groups = [group(number, "all", None) for number in range(16)]
-    assert len({each.name(key) for each in groups for key in KEYS}) == 16 * CHUNKS
-    assert groups[0].name(KEYS[0]) == KEYS[0]
-
-
-@pytest.mark.parametrize(("keeps", "span"), [("window", None), ("local", 0), ("all", 4)])
-def test_a_span_that_makes_no_sense_is_refused(keeps: Keeps, span: int | None) -> None:
-    with pytest.raises(ValueError, match="span"):
-        group(0, keeps, span)

@@ -101,6 +101,32 @@ def test_the_simulator_hits_what_the_engine_hits(hybrid: Path) -> None:
     assert hits[1][:5] == [0, 0, 80, 80, 112] and sum(hits[0]) < sum(hits[1])
 
 
+@pytest.mark.parametrize(
+    ("model", "loaded", "groups"),
+    [
+        # Of 2,048 tokens: 24,576 bytes each, and a window of two chunks as many again.
+        ("gpt-oss-20b", (2048 + 128) * 24_576, 2),
+        ("deepseek-v3.2", 2048 * 78_324, 1),
+        ("llama-3.1-8b", 2048 * 131_072, 0),
+    ],
+)
+def test_a_model_of_the_catalogue_keeps_what_its_layers_keep(
+    model: str, loaded: int, groups: int
+) -> None:
+    engine = start_engine("simulated", model, "cpu", "auto", hardware="h100")
+    assert isinstance(engine, SimulatedEngine) and len(engine.groups(64)) == groups
+    # A link of 63 GB/s; a memory of 3,350 that is read and written.
+    for tier, rate in (("cpu", 63e9), ("device", 1675e9)):
+        session = engine.open(CacheSpec(64, {tier: 1 << 30}, salt="x"), 4096)
+        again = request([3] * 2049)
+        _, hit = (sample for _ in range(2) for sample in session.serve([again], Load()))
+        assert hit.hit_tokens == {tier: 2048} and hit.bytes_loaded == loaded
+        assert hit.load_s == pytest.approx(loaded / rate)
+        # A decode step reads the KV before it too.
+        assert engine.cost.step_s(4000) > engine.cost.step_s(0)
+        session.close()
+
+
 def test_a_probe_is_simulated_and_tuned(hybrid: Path, tmp_path: Path) -> None:
     probed = lmcache(
         *("probe", "--model", hybrid, "--context-tokens", "128", "--repeat", "3"),

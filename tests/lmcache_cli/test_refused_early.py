@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from lmcache_cli.engines.shape import check_model
+from lmcache_cli.engines.shape import check_model, model_shape
 from lmcache_cli.errors import UserError
 from tests.lmcache_cli.command_line import lmcache
 
@@ -24,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
     """A model's configuration, which is all that is looked at before it is loaded."""
     shape = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     config = shape | {"hidden_size": 576, "max_position_embeddings": 8192}
+    config |= {"vocab_size": 49152, "intermediate_size": 1536}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     return tmp_path / "model"
@@ -49,6 +50,27 @@ def test_what_a_configuration_tells(
         done = lmcache("bench", *words, "--model", folder, "--quiet", cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model_type": "gemma2", "sliding_window": 512},
+        {"model_type": "jamba", "attn_layer_period": 8, "attn_layer_offset": 4,
+         "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2},
+        {"kv_lora_rank": 512},
+        {"num_attention_heads": 0},
+    ],
+    ids=["window", "state", "latent", "nothing"],
+)  # fmt: skip
+def test_layers_that_keep_something_else_are_not_sized_early(
+    more: dict[str, object], folder: Path
+) -> None:
+    """Their slots are of groups: no chunk of all layers need fit a tier."""
+    path = folder / "config.json"
+    assert model_shape(str(folder), "cpu", "auto").layout is not None
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    assert model_shape(str(folder), "cpu", "auto").layout is None
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,28 @@ def test_talks(record: dict[str, Any], tmp_path: Path) -> None:
     assert first.session == second.session and list(second.chunks[:2]) == list(first.chunks)
 
 
+def test_a_talk_is_one_line_of_those_that_are_counted(tmp_path: Path) -> None:
+    talk = {"conversation": [message("user", LONG), message("assistant", "x")] * 10}
+    trace = open_trace(lines(tmp_path / "t", *[talk] * 3, {"conversation": "?"}), None, TEXT)
+    with pytest.raises(TraceError, match="1 of 4 lines are malformed"):
+        list(trace.requests())
+
+
+def test_a_turn_comes_after_the_one_before(tmp_path: Path) -> None:
+    turns = [message("user", "x"), message("user", "y") | {"delay": 3}]
+    path = lines(tmp_path / "t", *({"timestamp": at, "conversation": turns} for at in (10, 50)))
+    assert [r.arrival_s for r in read(path, TEXT)] == [0, 3, 40, 43]
+
+
+@pytest.mark.parametrize("field", ["request", "body"])
+def test_fields_that_are_called_as_ours_are_no_requests_of_ours(field: str, tmp_path: Path) -> None:
+    path = lines(tmp_path / "t", {field: "hello there", "at": 1, "n": 7})
+    with pytest.raises(TraceError, match=rf"JSON with the fields {field}, at, n, .* --map time="):
+        open_trace(path)
+    mapped = ReadOptions(names={"time": "at", "input": "n"})
+    assert [r.input_tokens for r in read(path, mapped)] == [7]
+
+
 def test_requests_of_inference_perf(tmp_path: Path) -> None:
     asked = json.dumps({"model": "m", "prompt": LONG, "max_tokens": 6})
     path = lines(tmp_path / "t", {"start_time": 5.0, "request": asked}, {"request": "{"})

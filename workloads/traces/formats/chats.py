@@ -40,7 +40,10 @@ class Chats:
 
     def looks_like(self, head: Head) -> bool:
         """Returns whether a file that begins like this holds requests as text."""
-        inner = _body(head.record or {})
+        try:
+            inner = _body(head.record or {})
+        except ValueError:
+            return False
         return any(isinstance(inner.get(name), str | list) for name in (*_TEXTS, *_TALKS))
 
     def read(
@@ -85,16 +88,18 @@ class Chats:
                 if talk is None:
                     made = [request(name, both, {}, unit)]
                 else:
-                    own = {key: both[key] for key in both if key != talk} | {"own": name}
-                    turns = _turns(body[talk])
+                    first = {key: both[key] for key in both if key != talk} | {"own": name}
+                    # A line's own time is that of its first turn.
+                    later = {key: first[key] for key in first if key not in _TIMES}
                     made = [
-                        request(f"{name}.{i}", own | turn, {"own": name}, unit)
-                        for i, turn in enumerate(turns)
+                        request(f"{name}.{i}", (later if i else first) | turn, {"own": name}, unit)
+                        for i, turn in enumerate(_turns(body[talk]))
                     ]
             except ValueError as error:
                 lines.bad(number, error)
                 continue
             yield from made
+            malformed.good -= len(made) - 1  # lines are counted, not turns
 
 
 def _body(record: Record) -> Record:
@@ -130,9 +135,7 @@ def _turns(entries: list[Any]) -> list[Record]:
         if not isinstance(entry, dict):
             raise ValueError("a turn is no object")
         role = str(entry.get("role") or entry.get("from") or "user")
-        content = next(
-            (entry[k] for k in ("value", "content", "text", "texts") if k in entry), None
-        )
+        content = next((entry[name] for name in _SAID if name in entry), None)
         if isinstance(content, list):
             content = " ".join(map(str, content))
         if not isinstance(content, str):
