@@ -203,6 +203,15 @@ def test_plots_show_the_curves_and_the_front() -> None:
     assert all(len(row) <= 78 for row in [*curve.splitlines(), *line.splitlines()])
 
 
+def test_a_chunk_length_without_room_is_not_the_one_that_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lmcache_cli.tune.search._MOST_RUNS", 0)
+    goal = Goal(largest={"cpu": 6 * CHUNK * BYTES, "disk": 0}, worth=1e-9)
+    found = search(study([1] * 20, goal), goal, [8 * CHUNK, CHUNK])
+    assert found.chosen.stack.bought and found.chosen.stack.chunk_tokens == CHUNK
+
+
 def test_nothing_shared_gives_no_plot() -> None:
     goal = Goal(largest={"cpu": GIB, "disk": 0}, worth=1.0)
     tried = study(list(range(20)), goal)
