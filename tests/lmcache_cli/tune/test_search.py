@@ -167,6 +167,7 @@ def test_the_break_even_is_where_both_take_as_long() -> None:
     assert one.loads and one.break_even_bytes_s is not None
     assert one.tokens * BYTES / one.break_even_bytes_s == pytest.approx(one.compute_s)
     assert "break-even at" in one.text() and "cpu: load" in one.text()
+    assert " against 7.5 s for " in replace(one, compute_s=7.54).text()
 
 
 def test_a_fixed_cost_that_no_bandwidth_makes_up_for() -> None:
