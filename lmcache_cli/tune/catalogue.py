@@ -28,7 +28,7 @@ def _short(page: str) -> str:
 
 def _read(checked: str) -> str:
     """Says what a row was compared with, since no page that a row names was read itself."""
-    return f"checked against {checked}" if checked else "not checked"
+    return f"not read; compared with {checked or 'nothing'}"
 
 
 def _architecture(
@@ -39,7 +39,7 @@ def _architecture(
     checked: str = "",
     **sizes: Any,
 ) -> Architecture:
-    source = f"{_read(checked)}: config.json of {page} on Hugging Face"
+    source = f"config.json of {page} on Hugging Face ({_read(checked)})"
     if config is not None:
         return replace(architecture_of(config, _short(page)), source=source)
     parameters = billions * GIGA
@@ -139,7 +139,7 @@ def _hardware(
     checked: str | None = None,
 ) -> Hardware:
     if checked is not None:
-        source = f"{_read(checked)}: {source}"
+        source = f"{source} ({_read(checked)})"
     memory = int(memory_gib * 2**30)
     rates = tflops * TERA, memory_gb_s * GIGA, memory, link_gb_s * GIGA
     return Hardware(name, *rates, source, fp8_tflops * TERA, price, price_source)
