@@ -26,14 +26,20 @@ def _short(page: str) -> str:
     return re.sub(r"-(hf|v0\.\d|base-\d+)$", "", name)
 
 
+def _read(checked: str) -> str:
+    """Says what a row was compared with, since no page that a row names was read itself."""
+    return f"not read; compared with {checked or 'nothing'}"
+
+
 def _architecture(
     page: str,
     billions: float = 0.0,
     active: float | None = None,
     config: Mapping[str, Any] | None = None,
+    checked: str = "",
     **sizes: Any,
 ) -> Architecture:
-    source = f"config.json of {page} on Hugging Face"
+    source = f"config.json of {page} on Hugging Face ({_read(checked)})"
     if config is not None:
         return replace(architecture_of(config, _short(page)), source=source)
     parameters = billions * GIGA
@@ -47,8 +53,7 @@ def find_architecture(name: str) -> Architecture:
     listing what is known, or naming the field of a configuration that it can't do without."""
     path = _config_path(name)
     if path is None:
-        short = _short(name)
-        found = ARCHITECTURES.get(short) or ARCHITECTURES.get(_TUNED.sub("", short))
+        found = _UNTUNED.get(_TUNED.sub("", _short(name)))
         if found is not None:
             return found
         path, called = _cached_config(name), _short(name)
@@ -98,15 +103,17 @@ def _cached_config(name: str) -> Path | None:
 
 
 _MOST_BYTES = 16 << 20
-_TUNED = re.compile(r"-(instruct|chat|it|base)$")
+_TUNED = re.compile(r"(-(instruct|chat|it|base|thinking|\d{4}))+$")
+"""What a name ends in whose model has the shape of the one without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """An accelerator. ``flops`` are bfloat16 operations per second, ``fp8_flops`` those of 8 bits
     (0: it has none), ``memory_bytes_s`` and ``link_bytes_s`` bytes per second of its memory and of
-    one direction of its link to the host. ``source`` is the maker's data sheet; ``price`` is
-    dollars an hour on demand (0: not known), as ``price_source`` had it."""
+    one direction of its link to the host. ``source`` names the maker's data sheet and what the row
+    was compared with; ``price`` is dollars an hour on demand (0: not known), as ``price_source``
+    had it."""
 
     name: str
     flops: float
@@ -129,7 +136,10 @@ def _hardware(
     fp8_tflops: float = 0.0,
     price: float = 0.0,
     price_source: str = "",
+    checked: str | None = None,
 ) -> Hardware:
+    if checked is not None:
+        source = f"{source} ({_read(checked)})"
     memory = int(memory_gib * 2**30)
     rates = tflops * TERA, memory_gb_s * GIGA, memory, link_gb_s * GIGA
     return Hardware(name, *rates, source, fp8_tflops * TERA, price, price_source)
@@ -137,7 +147,11 @@ def _hardware(
 
 _FOUND = tomllib.loads(files("lmcache_cli.tune").joinpath("catalogue.toml").read_text("utf-8"))
 ARCHITECTURES = {found.name: found for found in (_architecture(**row) for row in _FOUND["model"])}
-HARDWARE = {found.name: found for found in (_hardware(**row) for row in _FOUND["hardware"])}
+_UNTUNED = {_TUNED.sub("", name): found for name, found in ARCHITECTURES.items()}
+HARDWARE = {
+    found.name: found
+    for found in (_hardware(**{"checked": ""} | row) for row in _FOUND["hardware"])
+}
 
 
 _FORMS = ("sxm", "sxm5", "hgx", "nvl")

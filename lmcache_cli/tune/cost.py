@@ -211,14 +211,15 @@ def catalogue_cost(
     overlap: bool = False,
 ) -> RequestCost:
     """Builds the costs from data sheets. ``devices`` share the work by tensor parallelism, each
-    with a link of its own. A decode step reads all active weights and the KV in front of it once
-    (the memory's rate bounds it). ``item_bytes`` are a weight's (1: FP8, computed at the rate of
-    FP8), ``kv_item_bytes`` a value's of the KV; ``token_bytes`` replaces what the model's shape
-    says of the KV of a token, ``device_kv`` the room that is computed for it."""
+    with a link of its own, over which it loads its part of the KV, or all of MLA's. A decode step
+    reads all active weights and the KV in front of it once (the memory's rate bounds it).
+    ``item_bytes`` are a weight's (1: FP8, computed at the rate of FP8), ``kv_item_bytes`` a value's
+    of the KV; ``token_bytes`` replaces what the model's shape says of the KV of a token,
+    ``device_kv`` the room that is computed for it."""
     flops = hardware.fp8_flops if item_bytes == 1 and hardware.fp8_flops else hardware.flops
     rate = flops * devices * efficiency
     prefill = PrefillCost(_STEP_S, model.token_flops() / rate, model.pair_flops() / rate)
-    link = hardware.link_bytes_s * devices
+    link = hardware.link_bytes_s * (1 if model.latent else devices)
     tiers = {
         "cpu": TierCost(link),
         "disk": TierCost(min(link, disk_bytes_s), 1e-4),

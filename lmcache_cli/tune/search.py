@@ -215,12 +215,11 @@ def _grid(
         sizes = {n: sizes_to_try(study, chunk, goal.largest.get(n, 0), n) for n in ("cpu", "disk")}
         return [s for s in stacks(sizes, [chunk], PLACEMENTS, study.device) if s.bought]
 
-    grids = [of(chunk) for chunk in chunks]
-    if len(study.arrays) * sum(map(len, grids)) > _MOST_RUNS:
-        largest = [max(grid, key=lambda s: sum(s.bought.values()), default=None) for grid in grids]
-        tried = [number(judge(stack), goal) for stack in largest if stack is not None]
-        if tried:
-            grids = [grids[tried.index(min(tried))]]
+    grids = [grid for chunk in chunks if (grid := of(chunk))]
+    if grids and len(study.arrays) * sum(map(len, grids)) > _MOST_RUNS:
+        largest = [max(grid, key=lambda s: sum(s.bought.values())) for grid in grids]
+        tried = [number(judge(stack), goal) for stack in largest]
+        grids = [grids[tried.index(min(tried))]]
     return [stack for grid in grids for stack in grid]
 
 

@@ -31,6 +31,10 @@ from workloads.traces import TraceArrays, TraceError, load_arrays
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SLO = re.compile(rf"((?:ttft|itl|e2e)\.(?:mean|p50|p90|p95|p99))={_NUMBER}(ms|s)")
 _WORTH = 0.1
+_OF_DATA_SHEETS = (
+    *("hardware", "dtype", "kv_dtype", "kv_bytes_per_token", "gpu_memory_utilization"),
+    *("device_kv", "no_prefix_caching", "efficiency"),
+)
 _BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
 
@@ -81,10 +85,12 @@ class TuneOptions(TuneFlags):
                 )
         if self.repeat < 1:
             raise UserError(f"--repeat: {self.repeat} is too small; it must be at least 1")
-        if self.hardware is not None and self.measured:
-            raise UserError(
-                "--hardware: with --probe or --validate costs are measured; leave it out"
-            )
+        for name in _OF_DATA_SHEETS if self.measured else ():
+            if getattr(self, name) != getattr(TuneFlags, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{flag}: with --probe or --validate costs are measured; leave it out"
+                )
         if self.engine == "simulated" and self.validate and self.probe is None:
             raise UserError("--engine simulated needs costs: --probe FILE")
         self.tolerances()

@@ -72,8 +72,7 @@ class Study:
         cards = self.prices.cards / self.cost.devices * cost.devices
         prices = replace(self.prices, cards=cards)
         other = Study(self.arrays, cost, prices, self.rate, self.clients, self.goal)
-        if cost.token_bytes == self.cost.token_bytes:
-            other._chunkings = self._chunkings
+        other._chunkings = self._chunkings  # they are of tokens, whatever a token's bytes are
         return other
 
     @cached_property

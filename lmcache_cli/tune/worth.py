@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration
 from lmcache_cli.tune.queueing import PERCENTILES, percentiles
 from lmcache_cli.tune.study import Study
+from reports.units import seconds_text
 
 _LEAST_LOAD, _MOST_LOAD = 1 / 1024, 64.0
 _STEPS = 5
@@ -118,14 +119,14 @@ class LoadOrCompute:
 
     def text(self) -> str:
         """Describes the choice between loading and computing in words."""
-        ms = f"{1e3 * self.load_s:,.3g} ms against {1e3 * self.compute_s:,.3g} ms"
+        times = f"{seconds_text(self.load_s)} against {seconds_text(self.compute_s)}"
         what = "load" if self.loads else "recompute"
         if self.break_even_bytes_s is None:
             even = "no bandwidth would make up for the fixed cost of a load"
         else:
             even = f"break-even at {self.break_even_bytes_s / 1e9:.3g} GB/s"
         return (
-            f"{self.tier}: {what} ({ms} for {self.tokens:,} tokens at"
+            f"{self.tier}: {what} ({times} for {self.tokens:,} tokens at"
             f" {self.bytes_per_s / 1e9:.3g} GB/s; {even})"
         )
 

@@ -38,6 +38,14 @@ def test_ranks_beyond_the_heads_keep_copies() -> None:
     assert cost.device is not None and cost.device.token_bytes == 8 * cost.token_bytes
 
 
+def test_every_card_loads_all_of_a_latent() -> None:
+    card = find_hardware("h200")
+    for name, share in (("deepseek-v3", 1), ("llama-3.1-70b", 8)):
+        cost = catalogue_cost(card, find_architecture(name), devices=8, item_bytes=1)
+        seconds = 1000 * cost.token_bytes / (share * card.link_bytes_s)
+        assert cost.load_s("cpu", 1000, 100) == pytest.approx(seconds), name
+
+
 def test_the_room_of_a_card_is_what_the_weights_leave() -> None:
     card, model = find_hardware("h100"), find_architecture("llama-3.1-8b")
     room = catalogue_cost(card, model).device

@@ -167,6 +167,7 @@ def test_the_break_even_is_where_both_take_as_long() -> None:
     assert one.loads and one.break_even_bytes_s is not None
     assert one.tokens * BYTES / one.break_even_bytes_s == pytest.approx(one.compute_s)
     assert "break-even at" in one.text() and "cpu: load" in one.text()
+    assert " against 7.5 s for " in replace(one, compute_s=7.54).text()
 
 
 def test_a_fixed_cost_that_no_bandwidth_makes_up_for() -> None:
@@ -201,6 +202,15 @@ def test_plots_show_the_curves_and_the_front() -> None:
     assert "missed" in curve and "belady" in curve and "lru" in curve
     assert "p50" in line and "p90" in line
     assert all(len(row) <= 78 for row in [*curve.splitlines(), *line.splitlines()])
+
+
+def test_a_chunk_length_without_room_is_not_the_one_that_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lmcache_cli.tune.search._MOST_RUNS", 0)
+    goal = Goal(largest={"cpu": 6 * CHUNK * BYTES, "disk": 0}, worth=1e-9)
+    found = search(study([1] * 20, goal), goal, [8 * CHUNK, CHUNK])
+    assert found.chosen.stack.bought and found.chosen.stack.chunk_tokens == CHUNK
 
 
 def test_nothing_shared_gives_no_plot() -> None:

@@ -242,6 +242,9 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization: 1.5 must be above 0"),
         (["--drive-writes-per-day", "0"], "--drive-writes-per-day: 0.0 must be above 0"),
         (["--worth", "-1"], "--worth: -1.0 must be 0 or more"),
+        (["--probe", "p.json", "--hardware", "h100"], "--hardware: with --probe or --validate"),
+        (["--probe", "p.json", "--kv-dtype", "fp8"], "--kv-dtype: with --probe or --validate"),
+        (["--validate", "--no-prefix-caching"], "--no-prefix-caching: with --probe or --validate"),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) -> None:
