@@ -76,6 +76,28 @@ def test_each_round_of_processes_counts(tmp_path: Path, monkeypatch: pytest.Monk
     assert metric(found, "ttft.p50")["rounds"] == 12
 
 
+def test_a_side_names_the_commit_around_its_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--reuse", "prefix", "--quiet", "--out", str(tmp_path / "one")]
+    assert lmcache("bench", *NOISY.split(), *flags, cwd=tmp_path).returncode == 0
+    [path] = (tmp_path / "one").glob("bench-*.parquet")
+    monkeypatch.setattr(Processes, "_bench", lambda self, side, seconds: read_compared(path))
+    pythons, heads = [], []
+    for name in ("base", "new"):
+        python = tmp_path / name / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+        git(tmp_path / name, "init", "--quiet")
+        git(tmp_path / name, "commit", "--quiet", "--allow-empty", "-m", name)
+        pythons.append(str(python))
+        heads.append(git(tmp_path / name, "rev-parse", "HEAD"))
+    args = ["--baseline-python", pythons[0], "--candidate-python", pythons[1]]
+    args += ["--candidate", "--policy gdsf", "--max-rounds", "1"]
+    found, _ = document("--bench", NOISY, *args, cwd=tmp_path / "new")
+    assert [found["sides"][side]["commit"] for side in ("baseline", "candidate")] == heads
+
+
 def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:
     gh = tmp_path / "bin" / "gh"
     gh.parent.mkdir()
