@@ -198,6 +198,15 @@ def test_history_names_the_run_that_changed(tmp_path: Path) -> None:
     assert change["change"] == pytest.approx(0.2, abs=0.02)
     done = lmcache("compare", "--history", ".", "--fail-on", "ttft.p50>50%", cwd=tmp_path)
     assert done.returncode == 0 and "5.json" in done.stdout
+    done = lmcache("compare", "--history", ".", "--allow-different", "modle", cwd=tmp_path)
+    assert done.returncode == 2 and "--allow-different: 'modle' is none of" in done.stderr
+    run = json.loads((tmp_path / "9.json").read_text()) | {"max_concurrency": 4}
+    (tmp_path / "9.json").write_text(json.dumps(run))
+    run = json.loads((tmp_path / "8.json").read_text()) | {"max_concurrency": 8}
+    (tmp_path / "8.json").write_text(json.dumps(run))
+    assert "max_concurrency: 8 and 4" in lmcache("compare", "--history", ".", cwd=tmp_path).stderr
+    allowed = ["--history", ".", "--allow-different", "max_concurrency"]
+    assert lmcache("compare", *allowed, cwd=tmp_path).returncode == 1
 
 
 def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(tmp_path: Path) -> None:
