@@ -167,6 +167,8 @@ def run_and_report(
         measured.complete,
         refused,
         busy,
+        meta["started"],
+        meta["commit"],
     )
     try:
         if json_file is not None:

@@ -93,6 +93,7 @@ def test_bench_json_has_counters_and_times_but_no_noise(runs: Path) -> None:
     found, code = compare(runs, "base.json", "same.json")
     assert (code, metric(found, "ttft.p50")["verdict"]) == (3, "INCONCLUSIVE")
     assert metric(found, "hit_tokens.cpu")["verdict"] == "PASS"
+    assert not any("tells no day" in warning for warning in found["warnings"])
     found, code = compare(runs, "base.json", "slow.json", "--noise", "0.01")
     assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
 
