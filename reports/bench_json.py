@@ -24,12 +24,17 @@ def bench_json(
     complete: bool = True,
     refused: Sequence[RefusedCell] = (),
     busy: Mapping[str, float] | None = None,
+    started: str | None = None,
+    commit: str | None = None,
 ) -> dict[str, Any]:
     """Returns the whole document of ``lmcache bench --json``. ``complete`` is False for a run that
     was interrupted or is void; ``refused`` are cells that could not be measured; ``busy`` is
-    what else the machine did meanwhile, None if unknown."""
+    what else the machine did meanwhile, ``started`` an ISO time, ``commit`` that of the folder's
+    repository, each None if unknown."""
     return {
         "schema": BENCH_SCHEMA,
+        "started": started,
+        "commit": commit,
         "machine": dict(machine),
         "versions": dict(versions),
         "config": dict(config),

@@ -80,10 +80,10 @@ class BenchProgress:
         if self._quiet or self._console.is_terminal or now - self._said < LINE_S:
             return
         self._said = now
-        left = (now - self._began) / self._done * max(0, self._total - self._done)
-        self._console.print(
-            f"{label}: {self._done} of {self._total} requests, TTFT {ttft:.3g} s, about"
-            f" {seconds_text(left)} left",
-            highlight=False,
-            soft_wrap=True,
-        )
+        count, left = f"{self._done} requests", ""
+        if self._total:  # a check goes on until it is decided
+            seconds = (now - self._began) / self._done * max(0, self._total - self._done)
+            count = f"{self._done} of {self._total} requests"
+            left = f", about {seconds_text(seconds)} left"
+        text = f"{label}: {count}, TTFT {ttft:.3g} s{left}"
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -28,12 +28,12 @@ from lmcache_cli.bench.resume import (
 )
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
-from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from lmcache_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_WRITTEN, UserError
 from lmcache_cli.machine import CpuMeter, commit, machine, versions
 from lmcache_cli.modes.blend import verified
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
-from reports.run_file import write_run
+from reports.run_file import RunFileError, write_run
 from reports.sample import Sample
 from reports.summary import CellSummary, RefusedCell, TierWork, summarise
 from reports.tables.layout import bench_tables
@@ -55,7 +55,8 @@ def run_and_report(
 ) -> int:
     """Measures, writes ``out/bench-TIME.parquet``, prints tables (or JSON or CSV) to stdout.
     Returns the exit code. Ctrl-C and SIGTERM keep what was measured; ``resume`` is the run file
-    that they left, which is finished and replaced."""
+    that they left, which is finished and replaced. What can't be written is said on stderr, after
+    the tables."""
     talk = Console(stderr=True, quiet=quiet)
     check_folder(out)
     if json_file == csv_file == "-":
@@ -129,6 +130,7 @@ def run_and_report(
             f" (at most {busy['other_cores_max']:.1f}; load {busy['load']:.1f} at the start): read"
             " ratios, not times, and run it again when the machine is free"
         )
+    unwritten: list[str] = []
     with undisturbed():
         names = str(engine_facts["engine"]), str(engine_facts["model"])
         cells = summaries(plan, measured, *names)
@@ -144,32 +146,45 @@ def run_and_report(
             path = earlier.path
         if interrupted:
             meta["progress"] = progress_of(measured)
-        write_run(path, measured.samples, meta)
+        try:
+            write_run(path, measured.samples, meta)
+        except RunFileError as error:
+            unwritten.append(f"--out: {error}")
     if stopped is not None:
-        talk.print(f"run file of what was measured: {path}", highlight=False)
+        for line in unwritten or [f"run file of what was measured: {path}"]:
+            talk.print(line, highlight=False)
         raise stopped
-    if json_file is not None:
-        document = bench_json(
-            cells,
-            meta["machine"],
-            meta["versions"],
-            meta["config"],
-            measured.warnings,
-            measured.complete,
-            refused,
-            busy,
-        )
-        write_output(json_file, json_text(document))
-    if csv_file is not None:
-        write_output(csv_file, csv_text(cells), "--csv")
     if "-" not in (json_file, csv_file):
         for text in measured.heading:
             Console().print(text, style="yellow", highlight=False, markup=False)
         Console().print(bench_tables(cells, refused))
+    document = bench_json(
+        cells,
+        meta["machine"],
+        meta["versions"],
+        meta["config"],
+        measured.warnings,
+        measured.complete,
+        refused,
+        busy,
+        meta["started"],
+        meta["commit"],
+    )
+    try:
+        if json_file is not None:
+            write_output(json_file, json_text(document))
+        if csv_file is not None:
+            write_output(csv_file, csv_text(cells), "--csv")
+    except UserError as error:
+        unwritten.append(str(error))
     for warning in (w for w in measured.warnings if w not in measured.heading):
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     for note in notes:
         talk.print(note, highlight=False)
+    if unwritten:
+        for line in unwritten:
+            print(f"lmcache: {line}", file=sys.stderr)
+        return EXIT_NOT_WRITTEN
     talk.print(f"run file: {path}", highlight=False)
     if interrupted:
         talk.print(f"to finish it: lmcache bench --resume {path}", highlight=False, soft_wrap=True)

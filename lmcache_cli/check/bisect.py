@@ -36,7 +36,11 @@ class Commits:
             tree, environment = self.folder / commit, self.folder / f"{commit}-venv"
             _git("worktree", "add", "--detach", "--quiet", str(tree), commit)
             self.made[commit] = environment / "bin" / "python"
-            subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+            make = [sys.executable, "-m", "venv", str(environment)]
+            done = subprocess.run(make, capture_output=True, text=True, check=False)
+            if done.returncode:  # what venv has to say, it says on stdout
+                said = _last_line(done.stdout + done.stderr)
+                raise UserError(f"--bisect: no environment can be made by {sys.executable}: {said}")
             path = f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
             done = subprocess.run(
                 self.install,
@@ -48,7 +52,7 @@ class Commits:
                 check=False,
             )
             if done.returncode:
-                said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                said = _last_line(done.stderr)
                 raise UserError(f"--install: failed for {commit[:10]}: {said}")
         return self.made[commit]
 
@@ -130,6 +134,9 @@ def _git(*args: str) -> str:
     except OSError as error:
         raise MissingError("--bisect needs git; install it") from error
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"--bisect: git {args[0]}: {said}")
+        raise UserError(f"--bisect: git {args[0]}: {_last_line(done.stderr)}")
     return done.stdout.strip()
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]

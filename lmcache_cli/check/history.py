@@ -68,8 +68,10 @@ def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(run.facts.get("hardware", ""), []).append(run)
+    everywhere = {name for run in runs for name in run.facts}
     for group in groups.values():
-        allowed = [name for name in judgement.allowed if name in group[0].facts]
+        elsewhere = everywhere - {name for run in group for name in run.facts}
+        allowed = [name for name in judgement.allowed if name not in elsewhere]
         warnings += refuse_unlike_runs(group[:1], group[1:], allowed)
     if len(groups) > 1:
         counts = ", ".join(f"{name or 'unknown'} ({len(g)} runs)" for name, g in groups.items())

@@ -159,7 +159,7 @@ class CheckResult:
                 "python": str(side.python) if side.python else None,
                 "stored": str(side.stored) if side.stored else None,
                 "version": versions().get("lmcache-bench"),
-                "commit": commit(),
+                "commit": commit(side.python.parent if side.python else None),
                 "hardware": machine()["fingerprint"],
             }
             if side.stored and self.stored is not None:

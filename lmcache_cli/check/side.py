@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import typer
@@ -102,8 +102,9 @@ class Processes:
             comparisons += [Comparison(cell) for cell in base.cells]
         sides = zip(comparisons, base.cells.values(), new.cells.values(), strict=True)
         for comparison, before, after in sides:
-            comparison.base += before
-            comparison.new += after
+            # Rounds in turns: of the day that a stored run is of they are no one sample.
+            comparison.base += [replace(each, sample="") for each in before]
+            comparison.new += [replace(each, sample="") for each in after]
 
 
 class OutOfTime(Exception):

@@ -113,12 +113,19 @@ def check(
     if not (baseline or candidate or bench or baseline_python or bisect):
         raise UserError("nothing to compare; give --baseline and --candidate, flags of bench each")
     shared = shared_flags(bench)
+    base = parse_side("baseline", baseline, baseline_python)
+    new = parse_side("candidate", candidate, candidate_python)
+    if not base.stored and (rules.noise or rules.allowed):
+        raise UserError(
+            "--noise and --allow-different are about stored runs; give one as --baseline, or leave"
+            " them out"
+        )
     if bisect is not None:
         if baseline or candidate or baseline_python or candidate_python or calibrate:
             raise UserError("--bisect: both sides are commits; give the flags of both as --bench")
+        if any(asdict(files).values()):
+            raise UserError("--bisect: prints a commit and writes no files; redirect its output")
         raise typer.Exit(run_bisect(bisect, install, shared, rules, budget, seed, out, quiet))
-    base = parse_side("baseline", baseline, baseline_python)
-    new = parse_side("candidate", candidate, candidate_python)
     if candidate is None and base.stored is None:
         new = replace(new, args=base.args)
     base = replace(base, args=(*shared, *base.args))

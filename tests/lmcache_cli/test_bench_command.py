@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -189,3 +191,15 @@ def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Pa
     samples, meta = read_run(path)
     assert samples and meta["complete"] is False
     assert "interrupted" in " ".join(meta["warnings"])
+
+
+def test_a_full_disk_takes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    done = bench("long-context", *SMALL, "--json", "/dev/full", cwd=tmp_path)
+    assert done.returncode == 5 and "speed-up" in done.stdout
+    said = [line for line in done.stderr.splitlines() if "No space left" in line]
+    assert [line.split(": ")[:2] for line in said] == [["lmcache", "--out"], ["lmcache", "--json"]]
+    assert "run file:" not in done.stderr and not list((tmp_path / "runs").iterdir())

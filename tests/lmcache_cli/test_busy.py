@@ -125,6 +125,16 @@ def test_without_a_terminal_a_line_tells_how_far_it_is(monkeypatch: pytest.Monke
         ]
 
 
+def test_a_check_does_not_know_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    written = io.StringIO()
+    with BenchProgress(Console(file=written, width=80), quiet=False) as shown:
+        now[0] = 6.0
+        shown.served("rag round 1", SimpleNamespace(first_token_s=2.0, scheduled_s=0.0))
+    assert written.getvalue() == "rag round 1: 1 requests, TTFT 2 s\n"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_terminals_that_know_few_characters(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

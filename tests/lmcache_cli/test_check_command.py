@@ -295,6 +295,8 @@ BAD = [
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--max-rounds", "0"], "--max-rounds"),
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--github"], "GITHUB_STEP_SUMMARY"),
     (["--bench", QUIET, "--candidate", "--policy gdsf", "--junit", "no/such.xml"], "--junit"),
+    (["--bench", QUIET, "--candidate", "--policy gdsf", "--noise", "0.1"], "about stored runs"),
+    (["--bench", QUIET, "--bisect", "a", "b", "--json", "x.json"], "--bisect: prints a commit"),
     (["--baseline", "gone.parquet", "--candidate", QUIET], "gone.parquet does not exist"),
     (["--baseline", QUIET, "--candidate", "x.json"], "use lmcache compare"),
     (["--baseline", "gone.yaml", "--candidate", QUIET], "gone.yaml"),

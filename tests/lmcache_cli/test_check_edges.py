@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from junitparser import JUnitXml, Skipped
 
+from lmcache_cli.check.side import Processes
+from lmcache_cli.check.stored_runs import read_compared
 from tests.lmcache_cli.command_line import ROOT, lmcache
-from tests.lmcache_cli.test_check_command import NOISY, QUIET, check, document
+from tests.lmcache_cli.test_check_command import NOISY, P50, QUIET, check, document, metric
 
 pytestmark = pytest.mark.engine
 
@@ -60,6 +62,40 @@ def test_max_time_ends_a_round_that_would_not_end(tmp_path: Path) -> None:
     done = check(*sides, *pythons, "--max-time", "1s", "--json", "-", cwd=tmp_path)
     assert done.returncode == 3 and "ended a round before it was whole" in done.stderr
     assert json.loads(done.stdout)["metrics"] == []
+
+
+def test_each_round_of_processes_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of one day are one sample of stored runs, but not where they took turns."""
+    flags = ["--reuse", "prefix", "--quiet", "--repeat", "6"]
+    assert lmcache("bench", *NOISY.split(), *flags, cwd=tmp_path).returncode == 0
+    [path] = (tmp_path / "runs").glob("bench-*.parquet")
+    monkeypatch.setattr(Processes, "_bench", lambda self, side, seconds: read_compared(path))
+    pythons = ["--baseline-python", sys.executable, "--candidate-python", sys.executable]
+    rounds = ["--candidate", "--policy gdsf", "--max-rounds", "2", *P50]  # of six each
+    found, _ = document("--bench", NOISY, *pythons, *rounds, cwd=tmp_path)
+    assert metric(found, "ttft.p50")["rounds"] == 12
+
+
+def test_a_side_names_the_commit_around_its_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--reuse", "prefix", "--quiet", "--out", str(tmp_path / "one")]
+    assert lmcache("bench", *NOISY.split(), *flags, cwd=tmp_path).returncode == 0
+    [path] = (tmp_path / "one").glob("bench-*.parquet")
+    monkeypatch.setattr(Processes, "_bench", lambda self, side, seconds: read_compared(path))
+    pythons, heads = [], []
+    for name in ("base", "new"):
+        python = tmp_path / name / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+        git(tmp_path / name, "init", "--quiet")
+        git(tmp_path / name, "commit", "--quiet", "--allow-empty", "-m", name)
+        pythons.append(str(python))
+        heads.append(git(tmp_path / name, "rev-parse", "HEAD"))
+    args = ["--baseline-python", pythons[0], "--candidate-python", pythons[1]]
+    args += ["--candidate", "--policy gdsf", "--max-rounds", "1"]
+    found, _ = document("--bench", NOISY, *args, cwd=tmp_path / "new")
+    assert [found["sides"][side]["commit"] for side in ("baseline", "candidate")] == heads
 
 
 def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_bench_json_has_counters_and_times_but_no_noise(runs: Path) -> None:
     found, code = compare(runs, "base.json", "same.json")
     assert (code, metric(found, "ttft.p50")["verdict"]) == (3, "INCONCLUSIVE")
     assert metric(found, "hit_tokens.cpu")["verdict"] == "PASS"
+    assert not any("tells no day" in warning for warning in found["warnings"])
     found, code = compare(runs, "base.json", "slow.json", "--noise", "0.01")
     assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
 
@@ -198,6 +199,15 @@ def test_history_names_the_run_that_changed(tmp_path: Path) -> None:
     assert change["change"] == pytest.approx(0.2, abs=0.02)
     done = lmcache("compare", "--history", ".", "--fail-on", "ttft.p50>50%", cwd=tmp_path)
     assert done.returncode == 0 and "5.json" in done.stdout
+    done = lmcache("compare", "--history", ".", "--allow-different", "modle", cwd=tmp_path)
+    assert done.returncode == 2 and "--allow-different: 'modle' is none of" in done.stderr
+    run = json.loads((tmp_path / "9.json").read_text()) | {"max_concurrency": 4}
+    (tmp_path / "9.json").write_text(json.dumps(run))
+    run = json.loads((tmp_path / "8.json").read_text()) | {"max_concurrency": 8}
+    (tmp_path / "8.json").write_text(json.dumps(run))
+    assert "max_concurrency: 8 and 4" in lmcache("compare", "--history", ".", cwd=tmp_path).stderr
+    allowed = ["--history", ".", "--allow-different", "max_concurrency"]
+    assert lmcache("compare", *allowed, cwd=tmp_path).returncode == 1
 
 
 def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(tmp_path: Path) -> None:
