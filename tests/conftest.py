@@ -4,7 +4,9 @@ come first where several processes share them."""
 from __future__ import annotations
 
 import os
+import re
 import signal
+from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -57,11 +59,15 @@ OF_ONE_SERVER = (
 # Left out of `make test-fast`: builds and emulated GPUs, many random examples, many processes.
 SLOW = (
     "tests/benchmarks/test_gpu_emulated.py",
+    "tests/benchmarks/test_random_model.py",
+    "tests/benchmarks/test_transfer.py",
+    "tests/cache_core/test_at_exit.py",
     "tests/cache_core/test_cuda_emulation.py",
     "tests/cache_core/test_cuda_failures.py",
     "tests/cache_core/test_cuda_order.py",
     "tests/cache_core/test_cuda_users.py",
     "tests/cache_core/test_curves.py",
+    "tests/cache_core/test_disk.py",
     "tests/cache_core/test_disk_damage.py",
     "tests/cache_core/test_disk_power.py",
     "tests/cache_core/test_gpu_tier.py",
@@ -69,29 +75,85 @@ SLOW = (
     "tests/cache_core/test_ledger_model.py",
     "tests/cache_core/test_ledger_policies.py",
     "tests/cache_core/test_mooncake.py",
+    "tests/cache_core/test_native.py",
     "tests/cache_core/test_native_codecs.py",
     "tests/cache_core/test_native_fuzz.py",
+    "tests/cache_core/test_policies.py",
+    "tests/cache_core/test_remote_promise.py",
     "tests/cache_core/test_soak.py",
+    "tests/lmcache_cli/test_doctor_gpu.py",
+    "tests/lmcache_cli/test_pytest_plugin.py",
     "tests/lmcache_cli/test_trace_record_start.py",
     "tests/lmcache_cli/test_trace_record_trouble.py",
     "tests/test_cuda_build.py",
     "tests/test_packaging.py",
 )
-# Left out of `make test` too, for `make test-all`, which runs each night: minutes each, of what
-# shorter tests beside them look at as well.
+# Left out of `make test` too, for `make test-all`, which runs each night: what takes long, and has
+# a shorter relative that stays. Files, tests, or tests whose parameters match an expression.
 NIGHTLY = (
+    "tests/benchmarks/test_random_model.py::test_each_kind_answers_and_keeps_what_is_counted["
+    "deepseek-v32|gemma4|glm4-moe|granite-hybrid|jamba|llama4|nemotron-h|qwen3-moe|qwen3.5]",
+    "tests/benchmarks/test_random_model.py::test_the_script_makes_a_folder_and_prints_it",
+    "tests/benchmarks/test_transfer.py",
+    "tests/benchmarks/test_vllm_grouped.py::test_random_histories",
+    "tests/benchmarks/test_vllm_scheduler.py"
+    "::test_both_connectors_save_and_load_what_they_were_given",
     "tests/benchmarks/test_vllm_simulation.py::test_many_random_histories",
-    "tests/cache_core/adapters/test_vllm_blend.py::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
-    "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[gemma3]",
-    "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[mistral-sliding]",
-    "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",
+    # One engine's traffic stays, and vLLM's scheduler in simulated histories of every kind.
+    "tests/cache_core/adapters/test_vllm_blend.py"
+    "::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
+    "tests/cache_core/adapters/test_vllm_blend.py::test_two_ranks",
+    "tests/cache_core/adapters/test_vllm_connector.py::test_every_rank_keeps_its_own_part",
+    "tests/cache_core/adapters/test_vllm_connector.py"
+    "::test_tokens_are_those_of_vllm_alone[troubled.*]",
+    "tests/cache_core/adapters/test_vllm_connector.py::test_seconds_of_prefill_saved_are_counted",
+    "tests/cache_core/adapters/test_vllm_connector.py::test_trouble_fails_and_changes_no_request",
+    "tests/cache_core/adapters/test_vllm_connector.py::test_the_trouble_was_there",
+    "tests/cache_core/adapters/test_vllm_connector.py"
+    "::test_what_was_on_disk_is_hit_after_a_restart",
+    "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone",
+    "tests/cache_core/adapters/test_vllm_weights.py",
+    "tests/cache_core/blend/test_tinyqa.py::test_known_results[6]",
+    "tests/cache_core/blend/test_tinyqa.py::test_the_profile_answers_at_a_fifth_of_the_work[6]",
+    "tests/cache_core/test_at_exit.py"
+    "::test_what_is_queued_when_the_process_ends_is_written[forked.*|closed.*]",
+    # Emulated GPUs: test_cuda_emulation, _users, _refusals and _rules stay.
+    "tests/cache_core/test_cuda_failures.py",
+    "tests/cache_core/test_cuda_order.py",
+    "tests/cache_core/test_gpu_tier.py",
+    "tests/cache_core/test_kernels.py",
+    # Of many seeds a few stay.
+    "tests/cache_core/test_disk_damage.py::test_cut_off_files[[1-9]]",
+    "tests/cache_core/test_disk_damage.py::test_damaged_deaths[[1-9]]",
+    "tests/cache_core/test_disk_damage.py::test_damaged_headers_and_tables_of_segments[[1-9]]",
+    "tests/cache_core/test_disk_power.py"
+    "::test_what_was_synced_survives_and_nothing_older_comes_back[[2-9]|1[01]]",
+    "tests/cache_core/test_native_codecs.py::test_every_item",
+    "tests/cache_core/test_native_fuzz.py::test_bad_descriptors[.*_coded]",
+    "tests/cache_core/test_remote_promise.py"
+    "::test_every_verb_comes_back_from_a_server_that_never_answers[mooncake|rediss]",
     "tests/lmcache_cli/test_bench_tiers.py::test_a_codec_keeps_more_in_as_many_bytes[int8]",
+    "tests/lmcache_cli/test_bench_tiers.py"
+    "::test_two_processes_share_a_remote_and_survive_its_death",
+    "tests/lmcache_cli/test_check_command.py::test_interruption_keeps_what_was_measured[15]",
+    "tests/lmcache_cli/test_check_command.py::test_two_pythons",
+    "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",
+    "tests/lmcache_cli/test_engine_pages.py::test_openai",
+    "tests/lmcache_cli/test_engine_pages.py::test_transformers",
+    "tests/lmcache_cli/test_engine_openai.py::test_a_real_vllm",
+    "tests/lmcache_cli/test_engine_vllm.py::test_a_server_that_is_killed_gives_failed_samples",
     "tests/lmcache_cli/test_engine_vllm.py::test_a_start_that_fails_names_the_reason_and_the_log",
     "tests/lmcache_cli/test_engine_vllm.py::test_all_modes_side_by_side",
+    "tests/lmcache_cli/test_gpu_engine.py",
+    "tests/lmcache_cli/test_grouped_models.py"
+    "::test_hits_are_verified_through_the_command[gemma4|mistral-sliding]",
     "tests/lmcache_cli/test_resume.py::test_a_finished_run_is_the_run_that_was_never_cut_off[15]",
+    "tests/lmcache_cli/test_resume.py::test_another_configuration_is_refused_by_name",
     "tests/lmcache_cli/test_resume.py::test_cut_off_twice",
-    "tests/test_cuda_build.py::test_a_compiler_without_the_language_is_named",
-    "tests/test_cuda_build.py::test_architectures_that_the_compiler_does_not_know_are_left_out",
+    "tests/lmcache_cli/test_resume.py::test_other_requests_are_refused",
+    # Servers of odd ways, which test_trace_record_start and _trouble ask, stay.
+    "tests/lmcache_cli/test_trace_record.py",
+    "tests/test_cuda_build.py",
 )
 
 
@@ -104,10 +166,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = item.nodeid.partition("::")[0]
         if file in SLOW:
             item.add_marker("slow")
-        if item.nodeid in NIGHTLY:
+        if _nightly(item.nodeid):
             item.add_marker("nightly")
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
+@cache
+def _nightly_of(file: str) -> list[re.Pattern[str]]:
+    found = []
+    for entry in NIGHTLY:
+        name, _, parameters = entry.removesuffix("]").partition("[")
+        if name.partition("::")[0] == file:
+            wanted = rf"\[(?:{parameters})\]" if parameters else r"(?:\[.*\])?"
+            found.append(
+                re.compile(re.escape(name) + (wanted if "::" in name else ".*"), re.DOTALL)
+            )
+    return found
+
+
+def _nightly(nodeid: str) -> bool:
+    return any(p.fullmatch(nodeid) for p in _nightly_of(nodeid.partition("::")[0]))
 
 
 class ByFileOrServer(LoadScopeScheduling):

@@ -4,7 +4,7 @@ same tokens, and no request that fails?
 What the scheduler may come to is ``benchmarks.vllm_simulation``'s; this is the rest of vLLM. One
 engine without the connector serves all comparisons. Prints one JSON object. Arguments: model
 folder, scratch folder, JSON object of cases by name, each ``{"settings": vLLM's, "options": the
-connector's}``.
+connector's}``; then what trouble to make: ``server``, ``disk``.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def main() -> None:
     # Answers of more than a block: those that run take blocks until none is left.
     asks = [replace(ask, output=3 * ask.output) for ask in mixed(REQUESTS)]
     steady = mixed(TROUBLED, aborts=False)
+    troubles = {"server": server, "disk": disk}
     with engine(model, None) as (llm, _):
-        plain, expected = drive(llm, asks, AT_ONCE), drive(llm, steady, 4)
+        plain = drive(llm, asks, AT_ONCE)
+        expected = drive(llm, steady, 4)
     found = {
         name: compare(model, scratch / name, asks, plain, case) for name, case in cases.items()
     }
-    for run in (server, disk):
-        for name, outcome in run(model, scratch, steady).items():
+    for trouble in sys.argv[4:]:
+        for name, outcome in troubles[trouble](model, scratch, steady).items():
             parts = outcome.pop("parts")
             outcome["same"] = same(expected, parts)
             outcome["failed"] = [number for part in parts for number in part.failed]

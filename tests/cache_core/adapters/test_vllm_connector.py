@@ -31,15 +31,29 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def traffic(scenario: Scenario) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = scenario("traffic", json.dumps(CASES), timeout_s=1200)
+def served(scenario: Scenario, case: str, *trouble: str) -> dict[str, dict[str, Any]]:
+    given = json.dumps({case: CASES[case]}), *trouble
+    found: dict[str, dict[str, Any]] = scenario("traffic", *given, timeout_s=1200)
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_tokens_are_those_of_vllm_alone(traffic: dict[str, dict[str, Any]], case: str) -> None:
-    found = traffic[case]
+@pytest.fixture(scope="module")
+def traffic(scenario: Scenario) -> dict[str, dict[str, Any]]:
+    return served(scenario, "between steps")
+
+
+@pytest.fixture(scope="module")
+def troubled(scenario: Scenario) -> dict[str, dict[str, Any]]:
+    return served(scenario, "layer by layer", "server", "disk")
+
+
+@pytest.mark.parametrize(
+    ("fixture", "case"), [("traffic", "between steps"), ("troubled", "layer by layer")]
+)
+def test_tokens_are_those_of_vllm_alone(
+    fixture: str, case: str, request: pytest.FixtureRequest
+) -> None:
+    found = request.getfixturevalue(fixture)[case]
     assert found["different"] == []
     assert found["failed"] == []
     assert found["compared"] > 45  # of 60; the others were aborted
@@ -55,28 +69,28 @@ def test_small_tiers_were_used_up(traffic: dict[str, dict[str, Any]]) -> None:
     assert counts["hit_tokens:device"] > 0
 
 
-def test_seconds_of_prefill_saved_are_counted(traffic: dict[str, dict[str, Any]]) -> None:
-    assert traffic["layer by layer"]["counts"]["prefill_seconds_saved"] > 0
+def test_seconds_of_prefill_saved_are_counted(troubled: dict[str, dict[str, Any]]) -> None:
+    assert troubled["layer by layer"]["counts"]["prefill_seconds_saved"] > 0
 
 
 @pytest.mark.parametrize("name", ["server", "full", "restart", "damage"])
 def test_trouble_fails_and_changes_no_request(
-    traffic: dict[str, dict[str, Any]], name: str
+    troubled: dict[str, dict[str, Any]], name: str
 ) -> None:
-    assert traffic[name]["failed"] == []
-    assert traffic[name]["same"] == 30
+    assert troubled[name]["failed"] == []
+    assert troubled[name]["same"] == 30
 
 
-def test_the_trouble_was_there(traffic: dict[str, dict[str, Any]]) -> None:
-    assert traffic["damage"]["counts"]["failed_loads"] > 0
+def test_the_trouble_was_there(troubled: dict[str, dict[str, Any]]) -> None:
+    assert troubled["damage"]["counts"]["failed_loads"] > 0
     for name in ("server", "full"):
-        assert traffic[name]["counts"]["failed_saves"] > 0, name
-    assert traffic["server"]["remote"] > 0
-    assert traffic["full"]["written"] > 0
+        assert troubled[name]["counts"]["failed_saves"] > 0, name
+    assert troubled["server"]["remote"] > 0
+    assert troubled["full"]["written"] > 0
 
 
-def test_what_was_on_disk_is_hit_after_a_restart(traffic: dict[str, dict[str, Any]]) -> None:
-    counts = traffic["restart"]["counts"]
+def test_what_was_on_disk_is_hit_after_a_restart(troubled: dict[str, dict[str, Any]]) -> None:
+    counts = troubled["restart"]["counts"]
     assert counts["hit_tokens:disk"] > 0.8 * counts["prompt_tokens"]
     assert "failed_loads" not in counts
 
