@@ -47,8 +47,12 @@ inline Pieces pieces(const Paged& paged, std::size_t plane, Order order, std::in
 // Whether each run is one piece, whatever its length.
 inline bool whole_runs(const Paged& paged, std::size_t plane, Order order,
                        std::int64_t chunk_tokens) {
-  // Two tokens that are one piece leave no room between one and the next.
-  return pieces(paged, plane, order, chunk_tokens, 2).bytes == 2 * paged.token_bytes();
+  // One token that is a piece has its heads side by side, in chunks too, and two that are leave no
+  // room between one and the next. Two alone may be all that the heads of a chunk have.
+  const auto one_piece = [&](std::int64_t tokens) {
+    return pieces(paged, plane, order, chunk_tokens, tokens).bytes == tokens * paged.token_bytes();
+  };
+  return one_piece(1) && one_piece(2);
 }
 
 // body(engine address, chunk address, bytes) for each piece of a run in one plane, whose base and

@@ -86,6 +86,21 @@ def test_moves_of_any_layout(world: World, name: str, order: Order) -> None:
     world.check(name, order, threads=1)
 
 
+@pytest.mark.parametrize("name", ["gather", "scatter"])
+def test_two_tokens_that_are_a_whole_chunk_but_not_one_run(name: str) -> None:
+    """Heads of two tokens touch in blocks and in chunks of two tokens, and yet a run of one token
+    has its heads apart."""
+    blocks = _reference.Paged(
+        *(u64(0), u64(48)),
+        *(2, 16, 4, 8),
+        kv_heads=2,
+        head_bytes=4,
+        num_slots=6,
+    )
+    world = World(blocks, np.array([[5, 3]]), u64(1), engine_bytes=96, chunk_bytes=34)
+    world.check(name, "HND", threads=1)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("name", ["gather", "scatter"])
 @pytest.mark.parametrize(
