@@ -258,7 +258,7 @@ def _refuse_too_few(plan: BenchPlan, rules: Sequence[Rule]) -> None:
             count = len(scenario.examples[: scenario.settings.requests])
             lengths = [scenario.settings.output_tokens] * count
         else:
-            requests = make_requests(scenario, plan.corpus, str.encode, None, lambda text: None)
+            requests = make_requests(scenario, plan.corpus, _by_byte, None, lambda text: None)
             lengths = [request.max_tokens for request in requests]
         values = {
             "itl": ("gaps between tokens", sum(length - 1 for length in lengths)),
@@ -271,6 +271,10 @@ def _refuse_too_few(plan: BenchPlan, rules: Sequence[Rule]) -> None:
                     f"--fail-on: {rule} can't be judged: a round of {scenario.workload} has {has}"
                     f" {what}, and it needs {least}; ask for more, or for another statistic"
                 )
+
+
+def _by_byte(text: str) -> list[int]:
+    return list(text.encode())
 
 
 def _refuse_unlike(base: BenchPlan, new: BenchPlan) -> None:

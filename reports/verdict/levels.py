@@ -23,7 +23,7 @@ _MOST_STUCK = 0.98
 _GRID = 20
 _LAGS = 5
 _RANKED = 0.25
-_PHASE, _CLEAR = 3, 4.0
+_PHASE, _CLEAR = 3, 3.0
 _LOOSE = 0.2
 """The chance at which what follows a change is taken to have another level by now."""
 

@@ -359,7 +359,8 @@ def test_a_real_engine(tmp_path: Path) -> None:
     """A delay far beyond any noise here, and a change of chunk length that moves a counter."""
     model = save_model(tmp_path / "model", "llama")
     bench = f"{REAL} --output-tokens 2 --chunk-tokens 16 --model {model}"
-    found, code = document("--bench", bench, "--candidate", "--tier-latency 0.2", cwd=tmp_path)
+    slower = ["--candidate", "--tier-latency 0.2", "--max-rounds", "12"]
+    found, code = document("--bench", bench, *slower, cwd=tmp_path)
     assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
     assert metric(found, "hit_tokens.cpu")["verdict"] == "PASS"
     found, code = document("--bench", bench, "--candidate", "--chunk-tokens 24", cwd=tmp_path)

@@ -97,6 +97,7 @@ def test_a_side_names_the_commit_around_its_python(
     assert lmcache("bench", *NOISY.split(), *flags, cwd=tmp_path).returncode == 0
     [path] = (tmp_path / "one").glob("bench-*.parquet")
     monkeypatch.setattr(Processes, "_bench", lambda self, side, seconds: read_compared(path))
+    monkeypatch.setattr("lmcache_cli.check.side._require_package", lambda side, python: None)
     pythons, heads = [], []
     for name in ("base", "new"):
         python = tmp_path / name / "venv" / "bin" / "python"
