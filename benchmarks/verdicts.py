@@ -7,7 +7,8 @@ The decisions are the product's own, with its default limits and budget (60 roun
 each; ten days of six runs a side for ``compare``; 100 runs for ``--history``). Beside them, on the
 same series: one run a side against a threshold of 10 %, Welch's t-test at 5 % (one side after the
 other), and Apache Otava (``pip install apache-otava``, left out where it is not installed), which
-looks for change points and gets the first --others trials. ``--odd`` takes noises that were thought
+looks for change points and gets the first --others trials; of histories that became slower at most
+400 are looked at. Each row goes to stderr as it is made. ``--odd`` takes noises that were thought
 of after the rules were made. Exits with 1 if a share that should be small is above 5 %, but in rows
 marked with a star, of which docs/check.md says why they can't be held.
 """
@@ -34,7 +35,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from verdict_noises import (
+from _verdict_noises import (
     EACH,
     HISTORIES,
     MANY,
@@ -181,7 +182,8 @@ def over_time(noise: tuple[str, OneSide], args: argparse.Namespace) -> Row:
     found: list[float] = []
     said: list[list[float]] = []
     for start, end in ((0, 0), (RUNS - 20, RUNS), (RUNS - 40, RUNS - 20)):
-        series = noise[1](np.random.default_rng(args.seed), (args.trials, RUNS))
+        trials = min(args.trials, 400) if end == RUNS else args.trials
+        series = noise[1](np.random.default_rng(args.seed), (trials, RUNS))
         series[:, start:end] += SLOWER
         found.append(by_history(series))
         last, others = threshold(series[:, -2], series[:, -1]), series[: args.others]
@@ -245,7 +247,11 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, get_context("fork")) as pool:
         for name, part in ((n, i) for n in TABLES for i in range(len(TABLES[n]))):
             title, _, noises, columns = TABLES[name][part]
-            chosen = [(name, part, i) for i, n in enumerate(noises) if (n[0] in odd) == args.odd]
+            chosen = [
+                (name, part, i)
+                for i, n in enumerate(noises)
+                if (n[0].rstrip("*") in odd) == args.odd
+            ]
             if args.table not in (None, name):
                 continue
             table = Table(title=f"{title}, {args.trials} trials a row", title_justify="left")
@@ -253,6 +259,7 @@ def main() -> None:
                 table.add_column(column, justify="right" if i else "left")
             for texts, small in pool.map(partial(row_of, args=args), chosen):
                 table.add_row(*texts)
+                print(*texts, sep=" | ", file=sys.stderr, flush=True)
                 if max(small) > MOST and not texts[0].endswith("*"):
                     beyond.append(f"{title}: {texts[0]}")
             if chosen:

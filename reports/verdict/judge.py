@@ -208,7 +208,7 @@ def _judge_pairs(
             reason += _missed(interval.n)
         elif outcome == "FAIL" and interval.n < SURE_ROUNDS:
             reason += f"; noise that stays with one side for {interval.n} rounds looks the same"
-    reason += _spoken(told, rounds)
+        reason += _spoken(told, rounds)
     return replace(_verdict(cell, rule, outcome, reason, typical, at + 1, interval), signs=told)
 
 

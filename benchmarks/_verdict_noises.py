@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +194,12 @@ ODD: list[tuple[str, Noise]] = [
     ("both warm up, each in its own way", warming_up),
     ("a clock of 10 ms, times of 45 ms", Own(rounded(0.05, 10 / 45))),
 ]
+
+
+def _second(noise: Noise, rng: Generator, shape: Shape) -> Array:
+    return noise(rng, shape)[1]
+
+
 HISTORIES: list[tuple[str, OneSide]] = [
     *(
         (name, noise.draw)
@@ -202,7 +209,7 @@ HISTORIES: list[tuple[str, OneSide]] = [
     ("levels 15 % apart, 10 runs each", lasting_levels(0.15, 0.02, 10)),
     ("levels 15 % apart, 20 runs each*", lasting_levels(0.15, 0.02, 20)),
     ("levels 15 % apart, 50 runs each*", lasting_levels(0.15, 0.02, 50)),
-    *((name, lambda rng, shape, noise=noise: noise(rng, shape)[1]) for name, noise in ODD),
+    *((f"{n}{'*' * (d is loaded)}", partial(_second, d)) for n, d in ODD),
 ]
 MANY = [
     (f"normal {sd:.0%}, {n} metrics", (sd, n))
