@@ -33,8 +33,9 @@ _NEAR = 3
 class Change:
     """``metric`` of ``cell`` has a new level from ``run`` on, the ``index``-th on its hardware:
     ``before`` and ``after`` are the levels, ``change`` is a share (or a difference of shares), and
-    ``chance`` how often noise alone makes a step as large. ``regression``: beyond the rule's limit,
-    and not ``acknowledged``."""
+    ``chance`` how often noise alone makes a step as large. ``seen``: runs before it were at that
+    level already, so that it may be a machine with two states. ``regression``: beyond the rule's
+    limit, not ``seen`` and not ``acknowledged``; ``undecided``: but for ``seen`` it would be."""
 
     cell: str
     metric: str
@@ -48,13 +49,15 @@ class Change:
     change: float
     chance: float
     acknowledged: bool
+    seen: bool
     regression: bool
+    undecided: bool
 
 
 def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet: bool) -> int:
-    """Prints the newest change of level of each metric. Returns 1 if one is a regression, 3 with
-    fewer than six runs on every hardware. Raises ``UserError`` for a folder that can't be read, or
-    runs on one hardware that are not alike."""
+    """Prints the newest change of level of each metric. Returns 1 if one is a regression, 3 if one
+    may be, or with fewer than six runs on every hardware. Raises ``UserError`` for a folder that
+    can't be read, or runs on one hardware that are not alike."""
     outputs.check()
     if outputs.junit or outputs.markdown or outputs.github or outputs.comment:
         raise UserError("--history: writes a table and --json only")
@@ -90,12 +93,13 @@ def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet
         talk.print(
             f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
         )
-    for change in (change for change in found if change.regression):
+    for change in (change for change in found if change.regression or change.undecided):
         name = change.commit or Path(change.run).name
+        before = " as runs before it were, so it may be a machine that has two states"
         talk.print(
             f"{change.metric} is {change.change * 100:+.1f} since {Path(change.run).name}"
-            f" (commit {change.commit or 'unknown'}). If that is meant, a line in"
-            f" {folder / KNOWN}: {name} {change.metric}",
+            f" (commit {change.commit or 'unknown'}){before if change.seen else ''}. If that is"
+            f" meant, a line in {folder / KNOWN}: {name} {change.metric}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -112,10 +116,13 @@ def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet
         except UserError as error:
             error.exit_code = EXIT_NOT_WRITTEN
             raise
+    undecided = 0 if judgement.inconclusive == "pass" else EXIT_INCONCLUSIVE
     if max(len(group) for group in groups.values()) < LEAST_RUNS:
         talk.print(f"{len(runs)} runs are too few to tell; {LEAST_RUNS} on one machine are needed")
-        return 0 if judgement.inconclusive == "pass" else EXIT_INCONCLUSIVE
-    return EXIT_FAILED if any(change.regression for change in found) else 0
+        return undecided
+    if any(change.regression for change in found):
+        return EXIT_FAILED
+    return undecided if any(change.undecided for change in found) else 0
 
 
 def newest_of(
@@ -161,7 +168,9 @@ def newest_of(
         change,
         level.chance,
         acknowledged,
-        worse and not acknowledged,
+        level.seen,
+        worse and not acknowledged and not level.seen,
+        worse and not acknowledged and level.seen,
     )
 
 
@@ -173,6 +182,12 @@ def _acknowledged(path: Path) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--history: {path} can't be read: {error}") from error
     return [words for line in lines if (words := line.partition("#")[0].split())]
+
+
+def _said(change: Change) -> str:
+    if change.regression:
+        return "regression"
+    return "seen before" if change.undecided else "known" if change.acknowledged else ""
 
 
 def _table(found: Sequence[Change]) -> Table:
@@ -187,7 +202,7 @@ def _table(found: Sequence[Change]) -> Table:
             change.version,
             change.commit[:10],
             f"{change.change * 100:+.1f}",
-            "regression" if change.regression else "known" if change.acknowledged else "",
+            _said(change),
             style="bold red" if change.regression else "",
         )
     return table

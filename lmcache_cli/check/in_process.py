@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from lmcache_cli.bench.measure import Measured, measure_cells
 from lmcache_cli.bench.plan import make_plan
 from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
-from lmcache_cli.bench.requests import engine_requests
+from lmcache_cli.bench.requests import engine_requests, make_requests
 from lmcache_cli.check.side import LATE, Budget, OutOfTime
 from lmcache_cli.check.stored_runs import facts_of
 from lmcache_cli.engines.engine import Engine
@@ -27,7 +27,9 @@ from lmcache_cli.modes.blend import verified
 from lmcache_cli.modes.mode import DEFAULT_MODES
 from lmcache_cli.options.bench import BenchOptions
 from reports.sample import Sample
+from reports.verdict.judge import least_values
 from reports.verdict.round import round_of
+from reports.verdict.rule import Rule
 from reports.verdict.trial import Comparison
 from workloads import warming
 
@@ -43,6 +45,7 @@ _SAME_ENGINE = (
     "jitter",
 )
 _SAME_LOAD = ("rate", "concurrency")
+_AFTER_FIRST = ("itl.", "tpot.")
 
 
 def engine_differences(base: BenchOptions, new: BenchOptions) -> list[str]:
@@ -55,6 +58,14 @@ def engine_differences(base: BenchOptions, new: BenchOptions) -> list[str]:
             shown = " and ".join("the default" if v is None else str(v) for v in (one, other))
             found.append(f"--{name.replace('_', '-')} ({shown})")
     return found
+
+
+def plan_of(options: BenchOptions, out: Path, needed: Sequence[Rule]) -> BenchPlan:
+    """Returns the plan of a side. Raises ``UserError`` for flags that bench refuses, and for a rule
+    in ``needed`` that can't be judged."""
+    plan = make_plan(with_default_reuse(options), out)
+    _refuse_too_few(plan, needed)
+    return plan
 
 
 def with_default_reuse(options: BenchOptions) -> BenchOptions:
@@ -72,21 +83,20 @@ class InProcess:
     plans: Sequence[BenchPlan]
     seed: int
     out: Path
-    needed: Mapping[str, int] = field(default_factory=dict)
-    """How many values a round needs, by rule."""
     measured: Measured = field(default_factory=Measured)
     _pairs: list[tuple[Cell, ...]] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, options: Sequence[BenchOptions], seed: int, out: Path, needed: Mapping[str, int]
+        cls, options: Sequence[BenchOptions], seed: int, out: Path, needed: Sequence[Rule] = ()
     ) -> InProcess:
         """Plans the sides and pairs their cells. Raises ``UserError`` for flags that bench refuses,
-        and for sides that don't serve the same requests to as many cells."""
-        plans = [make_plan(with_default_reuse(each), out) for each in options]
+        for sides that don't serve the same requests to as many cells, and for a rule in ``needed``
+        that can't be judged."""
+        plans = [plan_of(each, out, needed) for each in options]
         if len(plans) == 2:
             _refuse_unlike(*plans)
-        return cls(plans, seed, out, needed, _pairs=_pairs(plans))
+        return cls(plans, seed, out, _pairs=_pairs(plans))
 
     def facts(self) -> dict[str, str]:
         """Returns the facts of the last plan's side that are known before it runs, as those of a
@@ -174,12 +184,6 @@ class InProcess:
         scenario = plan.scenarios[pair[0].scenario]
         warn = self.measured.warn
         requests = engine_requests(scenario, plan.corpus, engine, warn, warn)
-        for rule, least in self.needed.items():
-            if len(requests) < least:
-                raise UserError(
-                    f"--fail-on: {rule} can't be judged: a round of {name} has {len(requests)}"
-                    f" requests, and it needs {least}; ask for more, or for another statistic"
-                )
         progress.phase(f"{name}: warming up")
 
         def label(cell: Cell, sample: Sample) -> None:
@@ -242,6 +246,35 @@ def _pairs(plans: Sequence[BenchPlan]) -> list[tuple[Cell, ...]]:
         tuple(replace(side[i], index=i + number * count) for number, side in enumerate(sides))
         for i in range(count)
     ]
+
+
+def _refuse_too_few(plan: BenchPlan, rules: Sequence[Rule]) -> None:
+    """Raises ``UserError`` for a rule on a percentile, or on gaps between tokens, of which a round
+    of the plan has too few values. No engine is needed: how many requests there are, and how long
+    their answers may be, does not depend on its tokens."""
+    rules = [r for r in rules if least_values(r.metric) > 1 or r.metric.startswith(_AFTER_FIRST)]
+    for scenario in plan.scenarios if rules else ():
+        if scenario.examples:
+            count = len(scenario.examples[: scenario.settings.requests])
+            lengths = [scenario.settings.output_tokens] * count
+        else:
+            requests = make_requests(scenario, plan.corpus, _by_byte, None, lambda text: None)
+            lengths = [request.max_tokens for request in requests]
+        values = {
+            "itl": ("gaps between tokens", sum(length - 1 for length in lengths)),
+            "tpot": ("requests of several tokens", sum(length > 1 for length in lengths)),
+        }
+        for rule in rules:
+            what, has = values.get(rule.metric.partition(".")[0], ("requests", len(lengths)))
+            if has < (least := least_values(rule.metric)):
+                raise UserError(
+                    f"--fail-on: {rule} can't be judged: a round of {scenario.workload} has {has}"
+                    f" {what}, and it needs {least}; ask for more, or for another statistic"
+                )
+
+
+def _by_byte(text: str) -> list[int]:
+    return list(text.encode())
 
 
 def _refuse_unlike(base: BenchPlan, new: BenchPlan) -> None:

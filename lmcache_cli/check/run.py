@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.report import check_folder
-from lmcache_cli.check.in_process import InProcess, engine_differences
+from lmcache_cli.check.in_process import InProcess, engine_differences, plan_of
 from lmcache_cli.check.side import Budget, Processes, Side
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
@@ -42,7 +42,7 @@ from reports.bench_json import json_text
 from reports.run_file import CHECK, CheckRecordError, RunFileError, write_run
 from reports.verdict.counters import Strictness
 from reports.verdict.formats import verdict_json, verdict_junit, verdict_markdown, verdict_table
-from reports.verdict.judge import Outcome, least_values
+from reports.verdict.judge import Outcome
 from reports.verdict.round import measured_by_clock
 from reports.verdict.rule import DEFAULT_RULES, Rule, RuleError, parse_rule
 from reports.verdict.trial import Comparison, Trial
@@ -109,6 +109,9 @@ class CheckResult:
         here.run(self.comparisons, self.budget, self._settled, progress)
 
     def _in_processes(self, progress: BenchProgress) -> None:
+        for side in (self.new, self.base):
+            if side.python is None:  # another version may know other flags
+                plan_of(side.options(), self.out, self.judgement.needed())
         runner = Processes((self.base, self.new), self.seed)
         self.runner = runner
         runner.run(self.comparisons, self.budget, self._settled, progress)
@@ -357,10 +360,10 @@ class Judgement:
     noise: str | None = None
     allowed: Sequence[str] = ()
 
-    def needed(self) -> dict[str, int]:
-        """Returns how many values a round needs for each rule's metric; none for default rules,
-        which are left out where there are too few."""
-        return {} if self.default else {str(r): least_values(r.metric) for r in self.rules}
+    def needed(self) -> list[Rule]:
+        """Returns the rules that must be judged; none of the default ones, which are left out where
+        a round has too few values."""
+        return [] if self.default else self.rules
 
     @classmethod
     def of(cls, flags: JudgementFlags) -> Judgement:

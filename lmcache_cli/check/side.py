@@ -25,6 +25,7 @@ from reports.verdict.trial import Comparison
 
 _GRACE_S = 10.0
 """The seconds that a process has to stop by itself."""
+_START_S = 120.0
 
 
 @dataclass(slots=True)
@@ -46,6 +47,9 @@ class Processes:
         progress: BenchProgress,
     ) -> None:
         """Adds a comparison per cell, with rounds, until all are settled or the budget is spent."""
+        for side in self.sides:
+            if side.python is not None:
+                _require_package(side.name, side.python)
         rng = random.Random(self.seed)
         number = 0
         while True:
@@ -72,12 +76,7 @@ class Processes:
                 *(str(side.python or sys.executable), "-P", "-m", "lmcache_cli.main", "bench"),
                 *(*side.args, *args, "--repeat", "1", "--out", folder, "--json", "-", "--quiet"),
             ]
-            try:
-                done = _run(command, seconds, side.python is not None)
-            except OSError as error:
-                raise MissingError(
-                    f"--{side.name}-python: {command[0]}: {error.strerror}"
-                ) from None
+            done = _run(command, seconds, side.python is not None)
             found = sorted(Path(folder).glob("*.parquet"))
             if done.returncode not in (0, EXIT_FAILED) or not found:
                 said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -142,6 +141,24 @@ def _run(command: Sequence[str], seconds: float, foreign: bool) -> subprocess.Co
                 raise OutOfTime(LATE) from error
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _require_package(side: str, python: Path) -> None:
+    """Raises ``MissingError`` for what can't be run, or can't import lmcache's command line: before
+    anything is measured."""
+    command = [str(python), "-P", "-c", "import lmcache_cli.main"]
+    try:
+        done = _run(command, _START_S, foreign=True)
+    except OSError as error:
+        raise MissingError(f"--{side}-python: {python}: {error.strerror}") from None
+    except OutOfTime:
+        raise MissingError(f"--{side}-python: {python} did not start in {_START_S:.0f} s") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise MissingError(
+            f"--{side}-python: {python} can't run lmcache ({said}); install it in that environment,"
+            " or give the Python of another"
+        )
 
 
 @dataclass(frozen=True, slots=True)

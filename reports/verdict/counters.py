@@ -13,6 +13,7 @@ ALWAYS = ("n", "failed", "prompt_tokens")
 """The counters that are judged even if the others are ignored: without them nothing else is
 comparable."""
 _MORE_IS_BETTER = ("n", "hit_tokens")
+_HITS = "hit_tokens"
 
 
 def judge_counters(
@@ -26,9 +27,11 @@ def judge_counters(
     """Returns one verdict per counter that both sides have.
 
     ``exact``: any change fails. ``worse``: one for the better passes. ``ignore``: only those of
-    :data:`ALWAYS` are judged, exactly. Counters in ``ruled`` have a limit of their own.
+    :data:`ALWAYS` are judged, exactly. Counters in ``ruled`` have a limit of their own. Where fewer
+    tokens hit in all, nothing has changed for the better: fewer bytes are loaded and stored then.
     """
     found = []
+    hits = _hits(new) - _hits(base)
     for name in COUNTERS:
         if name in ruled or (strictness == "ignore" and name not in ALWAYS):
             continue
@@ -40,7 +43,7 @@ def judge_counters(
         if set(before) | set(after) == {None}:
             continue
         strict = "exact" if name in ALWAYS else strictness
-        outcome, reason, hopeless = _judge(name, before, after, strict, least_rounds)
+        outcome, reason, hopeless = _judge(name, before, after, strict, least_rounds, hits)
         old, now = _steady(before), _steady(after)
         found.append(
             Verdict(
@@ -66,8 +69,10 @@ def _judge(
     after: Sequence[int | None],
     strictness: str,
     least_rounds: int,
+    hits: float,
 ) -> tuple[Outcome, str, bool]:
-    """Returns the outcome, why, and whether more rounds can't change it."""
+    """Returns the outcome, why, and whether more rounds can't change it. ``hits`` is by how many
+    tokens all tiers together hit more."""
     if name == "n" and not any(after):
         measured = any(before)
         return "FAIL" if measured else "INCONCLUSIVE", "the candidate measured nothing", True
@@ -84,10 +89,22 @@ def _judge(
     old, now = before[0] or 0, after[0] or 0
     if now == old:
         return "PASS", "equal", False
-    better = (now > old) == name.startswith(_MORE_IS_BETTER)
+    better = (now > old) == name.startswith(_MORE_IS_BETTER) and name != "prompt_tokens"
+    if better and hits < 0:
+        return "FAIL", "changed, as fewer tokens hit", False
+    if name.startswith(_HITS) and hits == 0:
+        better = False  # from another tier, which is not better by itself
     if better and strictness == "worse":
         return "PASS", "changed for the better", False
     return "FAIL", "changed, for the better" if better else "changed", False
+
+
+def _hits(rounds: Sequence[Round]) -> float:
+    """Returns the tokens that hit in a typical round, in all tiers; 0 where none are counted."""
+    totals = [
+        sum(value for name, value in r.counters.items() if name.startswith(_HITS)) for r in rounds
+    ]
+    return _steady(totals) or 0.0
 
 
 def _steady(values: Sequence[int | None]) -> float | None:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from reports.verdict.interval import Interval, stored_error
-from reports.verdict.looks import LEAST_ROUNDS, QUICK, Looks, decide, signs
+from reports.verdict.looks import LEAST_ROUNDS, QUICK, SURE_ROUNDS, Looks, decide, signs
 from reports.verdict.round import Round, measured_by_clock, share_below
 from reports.verdict.rule import Rule
 
@@ -150,14 +150,22 @@ def _judge_scaled(
         low, high = middle - below, middle + above
     interval = Interval(low, middle, high, error if math.isfinite(error) else 0.0, count)
     outcome = _decides(interval, rule)
+    rounds = min(len(base), len(new))
     if count < 2 and terms.noise is None:
         reason = (
             "runs of one day are one sample, and one a side tells nothing of the noise between"
             " days: give runs of several, or --noise (a share, or a folder of old runs), or use"
             " lmcache check"
         )
+    elif outcome == "PASS" and terms.noise is None and rounds < SURE_ROUNDS:
+        outcome = "INCONCLUSIVE"
+        reason = (
+            f"no change shows, but a PASS of stored runs needs {SURE_ROUNDS} rounds a side, and"
+            f" there are {rounds}{_missed(rounds)}; give more runs, runs of more rounds (--repeat),"
+            " or --noise"
+        )
     else:
-        reason = _reason(outcome, interval)
+        reason = _reason(outcome, interval) + (_missed(rounds) if outcome == "PASS" else "")
     return _verdict(cell, rule, outcome, reason, typical, count, interval)
 
 
@@ -197,10 +205,17 @@ def _judge_pairs(
     else:
         reason = _reason(outcome, interval)
         if outcome == "PASS":
-            share = 1 - LEVEL ** (1 / interval.n)
-            reason += f"; what slows less than {share * 100:.0f} % of rounds may be missed"
-    reason += _spoken(told, rounds)
+            reason += _missed(interval.n)
+        elif outcome == "FAIL" and interval.n < SURE_ROUNDS:
+            reason += f"; noise that stays with one side for {interval.n} rounds looks the same"
+        reason += _spoken(told, rounds)
     return replace(_verdict(cell, rule, outcome, reason, typical, at + 1, interval), signs=told)
+
+
+def _missed(rounds: int) -> str:
+    """Says which share of slow rounds stays out of so many in more than 5 % of the cases."""
+    share = 1 - LEVEL ** (1 / rounds)
+    return f"; what slows less than {share * 100:.0f} % of rounds may be missed"
 
 
 def _spoken(told: Mapping[str, float], rounds: int) -> str:

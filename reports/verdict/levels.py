@@ -23,6 +23,7 @@ _MOST_STUCK = 0.98
 _GRID = 20
 _LAGS = 5
 _RANKED = 0.25
+_PHASE, _CLEAR = 3, 3.0
 _LOOSE = 0.2
 """The chance at which what follows a change is taken to have another level by now."""
 
@@ -32,12 +33,14 @@ class Level:
     """The newest change of level: from index ``start`` on, from the median ``before`` (of the runs
     since the change before it) to the median ``after``, of those runs at the end of which nothing
     speaks against one level. ``chance`` is how often noise of the same kind alone makes a step as
-    large."""
+    large. ``seen``: some runs before it were at that level already, as on a machine that has two
+    states."""
 
     start: int
     before: float
     after: float
     chance: float
+    seen: bool = False
 
 
 def newest_change(values: Sequence[float], level: float = HISTORY_LEVEL) -> Level | None:
@@ -61,7 +64,19 @@ def newest_change(values: Sequence[float], level: float = HISTORY_LEVEL) -> Leve
     # A change that was taken back since is a step that noise may hide, but no regression.
     later = _newest(array[start:], _LOOSE)
     after = array[start + (later[0] if later else 0) :]
-    return Level(start, float(np.median(before)), float(np.median(after)), chance)
+    old, new = float(np.median(before)), float(np.median(after))
+    return Level(start, old, new, chance, _was_there(array, start, old, new))
+
+
+def _was_there(values: Array, start: int, old: float, new: float) -> bool:
+    """Returns whether some consecutive values before ``start`` were at the level ``new`` already,
+    where noise is so small that a value is clearly at one or the other."""
+    # Of normal noise the mean step from one value to the next is 2 / sqrt(pi) deviations.
+    spread = float(np.abs(np.diff(values)).mean()) * math.sqrt(math.pi) / 2
+    if abs(new - old) < _CLEAR * spread or start < _PHASE:
+        return False
+    there = (values[:start] - old) * np.sign(new - old) > abs(new - old) / 2
+    return bool(np.lib.stride_tricks.sliding_window_view(there, _PHASE).all(-1).any())
 
 
 def _newest(values: Array, level: float) -> tuple[int, float] | None:

@@ -25,6 +25,20 @@ def test_a_python_that_is_not_here_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 4 and "/no/python does not exist" in done.stderr
 
 
+def test_a_python_that_can_not_run_lmcache_is_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "_bench", lambda *args: pytest.fail("it ran"))
+    plain, bare = tmp_path / "plain", tmp_path / "bare"
+    plain.write_text("no program")
+    bare.write_text("#!/bin/sh\necho \"No module named 'lmcache_cli'\" >&2; exit 1\n")
+    bare.chmod(0o755)
+    for python, words in ((plain, "Permission denied"), (bare, "No module named"), (tmp_path, "")):
+        done = check("--bench", QUIET, "--baseline-python", str(python), cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert f"--baseline-python: {python}" in done.stderr and words in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_file_that_cannot_be_written_is_no_verdict(tmp_path: Path) -> None:
     sides = ["--bench", NOISY, "--candidate", "--chunk-tokens 48"]
@@ -83,6 +97,7 @@ def test_a_side_names_the_commit_around_its_python(
     assert lmcache("bench", *NOISY.split(), *flags, cwd=tmp_path).returncode == 0
     [path] = (tmp_path / "one").glob("bench-*.parquet")
     monkeypatch.setattr(Processes, "_bench", lambda self, side, seconds: read_compared(path))
+    monkeypatch.setattr("lmcache_cli.check.side._require_package", lambda side, python: None)
     pythons, heads = [], []
     for name in ("base", "new"):
         python = tmp_path / name / "venv" / "bin" / "python"

@@ -120,7 +120,7 @@ def test_other_tools(tool: str, tmp_path: Path) -> None:
     found, code = compare(tmp_path, "base", "slow")
     assert (code, metric(found, "ttft.p50")["verdict"]) == (1, "FAIL")
     assert metric(found, "n")["verdict"] == "PASS"
-    found, code = compare(tmp_path, "base", "base")
+    found, code = compare(tmp_path, "base", "base", "--noise", "0.01")
     assert (code, found["verdict"]) == (0, "PASS")
 
 
@@ -214,7 +214,7 @@ def test_what_check_keeps_is_skipped_among_runs_and_refused_alone(tmp_path: Path
     for i, ttft_ms in enumerate([100, 102, 99, 101, 100, 101]):
         on_day(write("vllm", tmp_path / f"{i}.json", ttft_ms), i)
     write_run(tmp_path / "check-1.parquet", [], {"kind": "check"})
-    for args in (["--history", "."], [".", "."]):
+    for args in (["--history", "."], [".", ".", "--noise", "0.01"]):
         done = lmcache("compare", *args, cwd=tmp_path)
         assert done.returncode == 0, (done.stdout, done.stderr)
         assert "warning: check-1.parquet is skipped: the samples" in done.stderr
@@ -284,6 +284,20 @@ def test_a_change_that_was_taken_back_is_no_regression(tmp_path: Path) -> None:
     done = lmcache("compare", "--history", ".", "--json", "-", cwd=tmp_path)
     assert done.returncode == 0
     assert all(change["change"] < 0.05 for change in json.loads(done.stdout)["changes"])
+
+
+def test_a_level_that_was_there_before_is_undecided(tmp_path: Path) -> None:
+    """As of a machine with two states: slow for a while, back, and slow again."""
+    base, slow = [100.0, 100.5, 99.5, 100.2, 99.8], [120.0, 120.4, 119.6, 120.2]
+    history(tmp_path, [*base, *base, *slow, *base, *base, *slow, *slow])
+    done = lmcache("compare", "--history", ".", "--json", "-", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    [change, *_] = json.loads(done.stdout)["changes"]
+    assert change["change"] == pytest.approx(0.2, abs=0.02)
+    assert (change["seen"], change["regression"], change["undecided"]) == (True, False, True)
+    assert "as runs before it were" in done.stderr
+    table = lmcache("compare", "--history", ".", "--inconclusive", "pass", cwd=tmp_path)
+    assert table.returncode == 0 and "seen before" in table.stdout
 
 
 def test_noise_is_taken_from_a_history(tmp_path: Path) -> None:
