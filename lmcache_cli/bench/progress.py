@@ -8,7 +8,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -34,7 +33,7 @@ class BenchProgress:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -44,8 +43,9 @@ class BenchProgress:
             # A redraw takes interpreter time from what is being measured.
             refresh_per_second=2,
         )
-        self._task = self._bar.add_task("starting", total=None)
+        self._task = self._bar.add_task("starting", total=None, count="")
         self._total = self._done = 0
+        self._work = self._worked = 0.0
         self._began = self._said = time.monotonic()
 
     def __enter__(self) -> BenchProgress:
@@ -66,23 +66,29 @@ class BenchProgress:
         if not self._quiet and not self._console.is_terminal:
             self._console.print(text)
 
-    def expect(self, requests: int) -> None:
-        """Sets how many requests all cells will serve together."""
-        self._bar.update(self._task, total=requests)
+    def expect(self, requests: int, work: float | None = None) -> None:
+        """Sets how many requests all cells will serve together, and how much ``work`` that is in
+        any unit: without it one request is as much as another."""
+        self._work, self._worked = float(requests) if work is None else work, 0.0
+        self._bar.update(self._task, total=self._work, completed=0, count=f"0/{requests}")
         self._total, self._done, self._began = requests, 0, time.monotonic()
 
-    def served(self, label: str, sample: Sample) -> None:
-        """Counts one more request as done, and shows its TTFT."""
+    def served(self, label: str, sample: Sample, work: float = 1.0) -> None:
+        """Counts one more request, and its ``work``, as done, and shows its TTFT."""
         ttft = sample.first_token_s - sample.scheduled_s
-        self._bar.update(self._task, advance=1, description=f"{label}  TTFT {ttft:.3g} s")
         self._done += 1
+        self._worked += work
+        shown = f"{self._done}/{self._total}" if self._total else str(self._done)
+        self._bar.update(
+            self._task, advance=work, description=f"{label}  TTFT {ttft:.3g} s", count=shown
+        )
         now = time.monotonic()
         if self._quiet or self._console.is_terminal or now - self._said < LINE_S:
             return
         self._said = now
         count, left = f"{self._done} requests", ""
         if self._total:  # a check goes on until it is decided
-            seconds = (now - self._began) / self._done * max(0, self._total - self._done)
+            seconds = (now - self._began) / self._worked * max(0.0, self._work - self._worked)
             count = f"{self._done} of {self._total} requests"
             left = f", about {seconds_text(seconds)} left"
         text = f"{label}: {count}, TTFT {ttft:.3g} s{left}"

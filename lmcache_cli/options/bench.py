@@ -360,6 +360,15 @@ class BenchOptions(
             metavar="FILE",
         ),
     ] = None
+    time_budget: Annotated[
+        str | None,
+        flag(
+            "Time for all of it, as 5m: the engine is measured first, then contexts become shorter"
+            " and requests fewer, or all is repeated, until it fits (transformers, openai).",
+            LOAD,
+            metavar="TIME",
+        ),
+    ] = None
     workloads: tuple[str, ...] = ("long-context", "rag")
 
     @classmethod
