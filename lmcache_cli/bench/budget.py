@@ -28,7 +28,7 @@ from workloads.tokens import TokenReader
 
 MOST_REPEATS = 20
 """Repeats beyond which an interval hardly gets narrower."""
-_FIRST_TOKENS = 256
+_FIRST_TOKENS, _FEWEST_POINTS = 128, 3
 _PROBE_S = 1.0
 """A prefill that takes as long is the last one of a probe."""
 _LEAST_TOKENS, _LEAST_REQUESTS, _LEAST_SESSIONS = 100, 8, 2
@@ -55,11 +55,13 @@ class Pace:
 
 def measure_pace(engine: Engine, longest: int) -> Pace:
     """Serves prompts of doubling length without reuse, until one is as long as the ``longest`` to
-    come or takes a second: a few seconds in all."""
+    come or takes a second: a few seconds in all. Raises ``UserError`` if one fails."""
     length = min(_FIRST_TOKENS, longest)
     output = 8
     reader = TokenReader(GeneratedCorpus(1), engine.encode, engine.bos)
-    session = engine.open(CacheSpec(64, salt="pace", mode="off"), longest + output)
+    # A running server may have what an earlier probe has sent it.
+    spec = CacheSpec(64, salt=f"pace {time.time_ns()}", mode="off")
+    session = engine.open(spec, longest + output)
     points: list[tuple[int, float]] = []
     steps: list[float] = []
     try:
@@ -73,16 +75,19 @@ def measure_pace(engine: Engine, longest: int) -> Pace:
                 points.append((length, sample.first_token_s - sample.sent_s))
                 rest = sample.finished_s - sample.first_token_s
                 steps.append(rest / max(1, sample.output_tokens - 1))
-            if length >= longest or points[-1][1] >= _PROBE_S:
+            slow = points[-1][1] >= _PROBE_S and len(points) >= _FEWEST_POINTS
+            if length >= longest or slow:
                 break
             length = min(longest, 2 * length)
     finally:
         session.close()
     lengths = np.array([float(n) for n, _ in points])
-    features = np.stack([np.ones_like(lengths), lengths, lengths**2 / 2], axis=1)
+    # Few points settle no constant beside the slope: all of it is taken to be the tokens'.
+    ones = np.ones_like(lengths) * (len(points) > _FEWEST_POINTS)
+    features = np.stack([ones, lengths, lengths**2 / 2], axis=1)
     found = fit(features, np.array([seconds for _, seconds in points]))
     assert found is not None, "a clock that stands still"
-    return Pace(found, steps[-1], tuple(points))
+    return Pace(found, float(np.median(steps)), tuple(points))
 
 
 def cell_seconds(engine: Engine, cell: Cell, requests: Sequence[Request], pace: Pace) -> float:
@@ -136,7 +141,7 @@ class Fitted:
         }
 
 
-def fitted(plan: BenchPlan, engine: Engine, out: Path, began: float) -> Fitted:
+def fit_plan(plan: BenchPlan, engine: Engine, out: Path, began: float) -> Fitted:
     """Measures the engine and fits the plan into what is left of its ``--time-budget``, which began
     at ``began`` of ``time.monotonic``: the plan is repeated where it takes less, and where it takes
     more, contexts become shorter and requests fewer. Raises ``UserError`` as a plan does."""

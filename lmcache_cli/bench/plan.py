@@ -43,6 +43,7 @@ MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Plain("off", 0, foreign=False),
+        Plain("base", 0, foreign=True),
         Plain("server", 1, foreign=True),
         Plain("vllm", 1, foreign=True),
         ForeignOffload("offload"),
@@ -57,7 +58,7 @@ MODES: dict[str, Mode] = {
 ENGINE_USES: dict[str, tuple[str, ...]] = {
     "transformers": ("model", "device", "dtype", "time_budget"),
     "vllm": ("model", "dtype", "vllm_args", "request_timeout", "start_timeout"),
-    "openai": ("model", "url", "request_timeout", "time_budget"),
+    "openai": ("model", "url", "base_url", "request_timeout", "time_budget"),
     "simulated": ("model", "hardware", "probe", "jitter"),
 }
 """The flags that are not every engine's, by engine."""
@@ -84,7 +85,7 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     # Without a name no earlier run's chunks can be hit: a cold start, proven.
     salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
     scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
-    modes = [MODES[name] for name in reuse_modes(options.engine, options.reuse)]
+    modes = [MODES[name] for name in reuse_modes(options.engine, options.reuse, options.base_url)]
     _check_uses(options, modes)
     sweep = Sweep(
         options,

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from cache_core.memory_limits import tightest_limit
-from lmcache_cli.bench.budget import Pace, cell_seconds, fitted
+from lmcache_cli.bench.budget import Pace, cell_seconds, fit_plan
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure_cells
 from lmcache_cli.bench.preflight import check_places
@@ -36,7 +36,7 @@ from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.run_file import RunFileError, write_run
 from reports.sample import Sample
-from reports.summary import CellSummary, RefusedCell, TierWork, summarise
+from reports.summary import BASES, CellSummary, RefusedCell, TierWork, summarise
 from reports.tables.layout import bench_tables
 from workloads import seen_before, warming
 
@@ -110,7 +110,7 @@ def run_and_report(
             try:
                 if plan.options.time_budget is not None and earlier is None:
                     progress.phase("measuring how fast it is")
-                    sized = fitted(plan, engine, out, began)
+                    sized = fit_plan(plan, engine, out, began)
                     plan, pace, budget = sized.plan, sized.pace, sized.to_json()
                     measured.heading.append(sized.text())
                     progress.phase(sized.text())
@@ -303,7 +303,7 @@ def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> l
         if not mine:
             continue
         base = next(
-            (c for c in plan.cells if c.scenario == cell.scenario and not c.spec.reuse), None
+            (c for c in plan.cells if c.scenario == cell.scenario and c.reuse in BASES), None
         )
         off = None
         if base is not None and base is not cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lmcache_cli.engines.engine import Engine
@@ -37,6 +38,7 @@ def start_engine(
         return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter, kept=probed.kept)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or ServerSettings())
+    wait_briefly()
     try:
         import torch
 
@@ -55,6 +57,15 @@ def start_engine(
             f"--device {device} needs a GPU, and torch finds none; see nvidia-smi, or use cpu"
         )
     return TransformersEngine(model, device, dtype)
+
+
+def wait_briefly() -> None:
+    """Has OpenMP's threads spin for microseconds where they wait for each other, and sleep then: on
+    a core that others share, spinning for milliseconds, as they do by themselves, takes five times
+    the CPU and makes all of it slower (docs/decisions/0037). It counts for a torch that is imported
+    later, and not where the environment says how to wait."""
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _catalogued(model: str, hardware: str, jitter: float) -> Engine:
