@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 
@@ -48,8 +49,15 @@ class BenchProgress:
         self._work = self._worked = 0.0
         self._began = self._said = time.monotonic()
 
+        self._phase = "starting"
+        self._phase_began = self._said
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._keep_telling, daemon=True)
+
     def __enter__(self) -> BenchProgress:
         self._bar.start()
+        if self._lines:
+            self._watch.start()
         return self
 
     def __exit__(
@@ -58,13 +66,36 @@ class BenchProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
+        if self._watch.is_alive():
+            self._watch.join()
         self._bar.stop()
 
     def phase(self, text: str) -> None:
         """Names what is going on."""
         self._bar.update(self._task, description=text)
-        if not self._quiet and not self._console.is_terminal:
-            self._console.print(text)
+        self._phase, self._phase_began = text, time.monotonic()
+        if self._lines:
+            self._say(text)
+
+    @property
+    def _lines(self) -> bool:
+        return not self._quiet and not self._console.is_terminal
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _keep_telling(self) -> None:
+        while not self._ended.wait(LINE_S):
+            self.beat()
+
+    def beat(self) -> None:
+        """Says how long it has been at it, where nothing was said for some seconds: requests in
+        their making, a model that is loaded, a server that thinks."""
+        now = time.monotonic()
+        if self._lines and now - self._said >= LINE_S:
+            self._say(f"{self._phase}: {seconds_text(now - self._phase_began)} so far")
 
     def expect(self, requests: int, work: float | None = None) -> None:
         """Sets how many requests all cells will serve together, and how much ``work`` that is in
@@ -83,13 +114,11 @@ class BenchProgress:
             self._task, advance=work, description=f"{label}  TTFT {ttft:.3g} s", count=shown
         )
         now = time.monotonic()
-        if self._quiet or self._console.is_terminal or now - self._said < LINE_S:
+        if not self._lines or now - self._said < LINE_S:
             return
-        self._said = now
         count, left = f"{self._done} requests", ""
         if self._total:  # a check goes on until it is decided
             seconds = (now - self._began) / self._worked * max(0.0, self._work - self._worked)
             count = f"{self._done} of {self._total} requests"
             left = f", about {seconds_text(seconds)} left"
-        text = f"{label}: {count}, TTFT {ttft:.3g} s{left}"
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._say(f"{label}: {count}, TTFT {ttft:.3g} s{left}")

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,6 +127,31 @@ def test_without_a_terminal_a_line_tells_how_far_it_is(monkeypatch: pytest.Monke
             "rag off: 2 of 10 requests, TTFT 2 s, about 24 s left",
             "rag off: 4 of 10 requests, TTFT 2 s, about 18 s left",
         ]
+
+
+def test_what_takes_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for quiet in (False, True):
+        written = io.StringIO()
+        shown = BenchProgress(Console(file=written, width=80), quiet)
+        shown.phase("making requests for rag")
+        for now[0] in (3.0, 6.0, 9.0, 66.0):
+            shown.beat()
+        lines = ["making requests for rag", "making requests for rag: 6 s so far"]
+        lines += ["making requests for rag: 1 min 6 s so far"]
+        assert written.getvalue().splitlines() == ([] if quiet else lines)
+        now[0] = 0.0
+
+
+def test_it_tells_by_itself_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmcache_cli.bench.progress.LINE_S", 0.0)
+    told = threading.Event()
+    monkeypatch.setattr(BenchProgress, "beat", lambda self: told.set())
+    before = threading.active_count()
+    with BenchProgress(Console(file=io.StringIO()), quiet=False):
+        assert told.wait(60)
+    assert threading.active_count() == before
 
 
 def test_what_is_left_is_told_by_work(monkeypatch: pytest.MonkeyPatch) -> None:
