@@ -107,8 +107,11 @@ def run() -> None:
             if type(error).__name__ == "Abort":
                 sys.exit(EXIT_INTERRUPTED)
             raise
-        command = getattr(getattr(error, "ctx", None), "command_path", "lmcache")
-        if text:
+        context = getattr(error, "ctx", None)
+        command = getattr(context, "command_path", "lmcache")
+        if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help(), file=sys.stderr)
+        elif text:
             print(f"lmcache: {text.rstrip('.')}; see {command} --help", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     else:

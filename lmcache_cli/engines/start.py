@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.http.settings import ServerSettings
+from lmcache_cli.engines.shape import check_model
 from lmcache_cli.errors import MissingError, UserError
 
 
@@ -38,6 +39,7 @@ def start_engine(
         return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter, kept=probed.kept)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or ServerSettings())
+    check_model(model)  # a hub's own retries take half a minute, and what asks it seconds to import
     wait_briefly()
     try:
         import torch

@@ -51,6 +51,13 @@ def test_the_help_of_a_command_draws_no_boxes() -> None:
     assert not any(line.startswith("  --rate ") for line in lines[:load])
 
 
+@pytest.mark.parametrize("args", [(), ("trace",), ("verify",)])
+def test_without_a_command_the_help_is_shown(args: tuple[str, ...]) -> None:
+    done = lmcache(*args, cwd=ROOT)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("Usage: lmcache") and "\nCommands:\n" in done.stderr
+
+
 def test_the_version() -> None:
     assert shown("--version") == f"lmcache-bench {version('lmcache-bench')}\n"
 
