@@ -66,7 +66,7 @@ def measure_pace(engine: Engine, longest: int) -> Pace:
     steps: list[float] = []
     try:
         session.ready()
-        engine.warm_up(longest)
+        engine.warm_up(length)
         while True:
             prompt = Prompt("pace", "pace", (Part("document", reader.read(length, first=True)),))
             for sample in session.serve([prompt.request(0.0, output)], Load()):

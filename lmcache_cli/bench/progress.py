@@ -94,8 +94,10 @@ class BenchProgress:
         """Says how long it has been at it, where nothing was said for some seconds: requests in
         their making, a model that is loaded, a server that thinks."""
         now = time.monotonic()
-        if self._lines and now - self._said >= LINE_S:
-            self._say(f"{self._phase}: {seconds_text(now - self._phase_began)} so far")
+        lasts = now - self._phase_began
+        # The longer it lasts, the less news it is.
+        if self._lines and now - self._said >= max(LINE_S, lasts / 4):
+            self._say(f"{self._phase}: {seconds_text(lasts)} so far")
 
     def expect(self, requests: int, work: float | None = None) -> None:
         """Sets how many requests all cells will serve together, and how much ``work`` that is in

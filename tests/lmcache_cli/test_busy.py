@@ -136,7 +136,7 @@ def test_what_takes_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
         written = io.StringIO()
         shown = BenchProgress(Console(file=written, width=80), quiet)
         shown.phase("making requests for rag")
-        for now[0] in (3.0, 6.0, 9.0, 66.0):
+        for now[0] in (3.0, 6.0, 9.0, 66.0, 80.0):
             shown.beat()
         lines = ["making requests for rag", "making requests for rag: 6 s so far"]
         lines += ["making requests for rag: 1 min 6 s so far"]
