@@ -113,7 +113,7 @@ def measured(cells: Cells, first: str = "") -> list[list[Column]]:
     kept = [[column for column in group if not column.empty] for group in groups]
     return sorted(
         (group for group in kept if group),
-        key=lambda group: first not in [column.name for column in group],
+        key=lambda group: bool(first) and first not in [column.name for column in group],
     )
 
 
