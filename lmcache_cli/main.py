@@ -54,11 +54,11 @@ def lmcache(
 
 def make_app(wanted: str | None) -> typer.Typer:
     """Makes the command line with the command ``wanted`` in full, and the others by what they do:
-    to import what all of them declare, and what draws boxes, takes longer than to print a list."""
+    to import what all of them declare takes longer than to print a list."""
     app = typer.Typer(
         name="lmcache",
         no_args_is_help=True,
-        rich_markup_mode="rich" if wanted else None,
+        rich_markup_mode=None,  # what draws boxes takes longer to import than all else
         pretty_exceptions_enable=False,
         add_completion=False,
     )
@@ -67,12 +67,16 @@ def make_app(wanted: str | None) -> typer.Typer:
         if name != wanted:
             app.command(name, short_help=short)(lambda: None)
             continue
+        panels = import_module("lmcache_cli.options.flags").PanelCommand
         module = import_module(f"lmcache_cli.commands.{name}")
         group = getattr(module, f"{name}_app", None)
         if group is not None:
+            for inner in group.registered_commands:
+                inner.cls = panels
             app.add_typer(group, short_help=short)
         else:
-            app.command(name, short_help=short, epilog=module.EXAMPLES)(getattr(module, name))
+            add = app.command(name, cls=panels, short_help=short, epilog=module.EXAMPLES)
+            add(getattr(module, name))
     return app
 
 
@@ -103,8 +107,11 @@ def run() -> None:
             if type(error).__name__ == "Abort":
                 sys.exit(EXIT_INTERRUPTED)
             raise
-        command = getattr(getattr(error, "ctx", None), "command_path", "lmcache")
-        if text:
+        context = getattr(error, "ctx", None)
+        command = getattr(context, "command_path", "lmcache")
+        if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help(), file=sys.stderr)
+        elif text:
             print(f"lmcache: {text.rstrip('.')}; see {command} --help", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     else:

@@ -104,6 +104,7 @@ def _document(one: StoredResult) -> dict[str, object]:
     return bench_json(
         *(one.cells, facts[0], facts[1], facts[2], one.warnings, one.complete, one.refused),
         busy=meta.get("busy"),
+        time_budget=meta.get("time_budget"),
         started=meta.get("started"),
         commit=meta.get("commit"),
     )

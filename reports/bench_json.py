@@ -26,11 +26,12 @@ def bench_json(
     busy: Mapping[str, float] | None = None,
     started: str | None = None,
     commit: str | None = None,
+    time_budget: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the whole document of ``lmcache bench --json``. ``complete`` is False for a run that
     was interrupted or is void; ``refused`` are cells that could not be measured; ``busy`` is
     what else the machine did meanwhile, ``started`` an ISO time, ``commit`` that of the folder's
-    repository, each None if unknown."""
+    repository, ``time_budget`` how the run was fitted into a time, each None if unknown."""
     return {
         "schema": BENCH_SCHEMA,
         "started": started,
@@ -41,6 +42,7 @@ def bench_json(
         "warnings": list(warnings),
         "complete": complete,
         "busy": dict(busy) if busy else None,
+        "time_budget": dict(time_budget) if time_budget else None,
         "cells": [cell_json(cell) for cell in cells],
         "refused": [cell.to_json() for cell in refused],
     }

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from reports.run_file import CheckRecordError, RunFileError, read_run, refuse_check_record
 from reports.sample import Sample, frame
-from reports.summary import CellMeta, CellSummary, RefusedCell, summarise
+from reports.summary import BASES, CellMeta, CellSummary, RefusedCell, summarise
 
 TUNE_SCHEMA = "lmcache.tune/1"
 
@@ -128,7 +128,7 @@ def run_summaries(
 
 
 def _off(meta: CellMeta) -> bool:
-    return meta["reuse"] == "off"
+    return meta["reuse"] in BASES
 
 
 def _scenario(meta: CellMeta) -> tuple[str, int | None]:

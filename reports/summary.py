@@ -203,7 +203,7 @@ def summarise(
     chunk = meta["chunk_tokens"]
     behind = found.prompt_tokens - (found.prompt_tokens - 1) // (chunk or 1) * (chunk or 1)
     bound = None if off is None else Spread.of(times(frame(off))["ttft"]).p50
-    if off is None and meta["reuse"] == "off":
+    if off is None and meta["reuse"] in BASES:
         bound = Spread.of(values["ttft"]).p50
     speed = _throughput(rows, meta.get("busy_s")).requests_per_s
     layer_tokens, own_ttft = int(layers.prompt_tokens.sum()), float(own.ttft_from_send.sum())
@@ -263,6 +263,8 @@ def overfull(rows: Any) -> bool:
     return bool((done(rows).hits > done(rows).prompt_tokens).any())
 
 
+BASES = ("off", "base")
+"""The rows that the others are compared with: without reuse, or of a second server."""
 SPREADS = (
     *("ttft", "ttft_from_send", "client_queue", "itl", "tpot", "e2e"),
     *("lookup", "load", "prefill"),

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workloads.prompt import Part, Prompt
-from workloads.request import Request, TokenIds
+from workloads.request import Part, Prompt, Request, TokenIds
 from workloads.settings import Settings
 from workloads.tokens import Encode
 

@@ -9,9 +9,9 @@ from heapq import nsmallest
 import numpy as np
 
 from workloads.draw import Draw
-from workloads.prompt import Part, Prompt, system_prompt
+from workloads.request import Part, Prompt
 from workloads.settings import Settings
-from workloads.tokens import PASSAGE_GAP, QUOTE_ENDINGS, Quoter, TokenReader
+from workloads.tokens import PASSAGE_GAP, QUOTE_ENDINGS, Quoter, TokenReader, system_prompt
 
 
 def long_context(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:

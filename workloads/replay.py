@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workloads.generated import GeneratedCorpus
-from workloads.prompt import Part, Prompt
-from workloads.request import Request, TokenIds
+from workloads.request import Part, Prompt, Request, TokenIds
 from workloads.traces.reader import ReadOptions, TraceRequest
 from workloads.traces.trace import open_trace
 

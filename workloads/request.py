@@ -1,4 +1,4 @@
-"""One request to a serving engine, as tokens."""
+"""One request to a serving engine, as tokens, and the labelled parts that prompts are made of."""
 
 from __future__ import annotations
 
@@ -40,3 +40,32 @@ class Request:
     segments: tuple[Segment, ...]
     max_tokens: int
     answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Tokens of one kind (see ``SEGMENT_KINDS``), int32, shape [n]."""
+
+    kind: str
+    ids: TokenIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A prompt that a workload makes; when it is sent and how much is generated is set later."""
+
+    id: str
+    session: str
+    parts: tuple[Part, ...]
+
+    def request(self, arrival_s: float, max_tokens: int, answers: tuple[str, ...] = ()) -> Request:
+        """Makes a request of the parts in one read-only array. Empty parts leave no segment."""
+        segments = []
+        end = 0
+        for part in self.parts:
+            start, end = end, end + len(part.ids)
+            if end > start:
+                segments.append(Segment(start, end, part.kind))
+        ids = np.concatenate([part.ids for part in self.parts])
+        ids.flags.writeable = False
+        return Request(self.id, self.session, arrival_s, ids, tuple(segments), max_tokens, answers)

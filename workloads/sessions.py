@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workloads.draw import Draw
-from workloads.prompt import Part, Prompt, system_prompt
+from workloads.request import Part, Prompt
 from workloads.settings import Settings
-from workloads.tokens import QUOTE_ENDINGS, Quoter, TokenReader
+from workloads.tokens import QUOTE_ENDINGS, Quoter, TokenReader, system_prompt
 
 
 def chat(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:

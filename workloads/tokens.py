@@ -9,7 +9,7 @@ import numpy as np
 
 from workloads.draw import Draw
 from workloads.generated import phrases
-from workloads.request import TokenIds
+from workloads.request import Part, TokenIds
 from workloads.text import Corpus, CorpusError
 
 Encode: TypeAlias = Callable[[str], Sequence[int]]
@@ -55,6 +55,18 @@ class TokenReader:
             before = PASSAGE_GAP
         self._handed_out += count
         return np.array(ids[:count], np.int32)
+
+
+_SYSTEMS = phrases("systems")
+
+
+def system_prompt(name: str, count: int, reader: TokenReader) -> Part:
+    """Makes a system prompt of exactly ``count`` tokens, BOS included: the text of this name in
+    ``workloads/data/systems.txt``, cut, or followed by notes from the corpus where it is too
+    short."""
+    return Part(
+        "system", reader.read(count, _SYSTEMS[name] + PASSAGE_GAP + "Background:\n\n", first=True)
+    )
 
 
 QUOTE_ENDINGS = {kind: tuple(text.split("\n\n")) for kind, text in phrases("endings").items()}

@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 from workloads.documents import long_context, rag, unrelated
 from workloads.draw import Draw
-from workloads.prompt import Part, Prompt
-from workloads.request import Request
+from workloads.request import Part, Prompt, Request
 from workloads.sessions import agent, chat
 from workloads.settings import Settings, arrival_times
 from workloads.text import Corpus

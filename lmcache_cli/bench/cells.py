@@ -140,6 +140,7 @@ class BenchPlan:
         options = self.options
         return ServerSettings(
             url=options.url or "",
+            base_url=options.base_url or "",
             args=self.vllm_args,
             silence_s=options.request_timeout,
             folder=out,

@@ -27,7 +27,7 @@ from lmcache_cli.modes.mode import (
 from lmcache_cli.modes.prefix import Prefix
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name
-from lmcache_cli.sizes import parse_count, parse_list, parse_size
+from lmcache_cli.sizes import parse_count, parse_duration, parse_list, parse_size
 from workloads import (
     WORKLOAD_USES,
     WORKLOADS,
@@ -43,6 +43,7 @@ MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Plain("off", 0, foreign=False),
+        Plain("base", 0, foreign=True),
         Plain("server", 1, foreign=True),
         Plain("vllm", 1, foreign=True),
         ForeignOffload("offload"),
@@ -55,9 +56,9 @@ MODES: dict[str, Mode] = {
 
 
 ENGINE_USES: dict[str, tuple[str, ...]] = {
-    "transformers": ("model", "device", "dtype"),
+    "transformers": ("model", "device", "dtype", "time_budget"),
     "vllm": ("model", "dtype", "vllm_args", "request_timeout", "start_timeout"),
-    "openai": ("model", "url", "request_timeout"),
+    "openai": ("model", "url", "base_url", "request_timeout", "time_budget"),
     "simulated": ("model", "hardware", "probe", "jitter"),
 }
 """The flags that are not every engine's, by engine."""
@@ -75,6 +76,7 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     if options.repeat < 1:
         raise UserError(f"--repeat: {options.repeat} is too small; it must be at least 1")
     _check_rehearsal(options)
+    _check_time_budget(options)
     budget = 0
     if options.disk_writes_per_day is not None:
         budget = parse_size(options.disk_writes_per_day, "--disk-writes-per-day")
@@ -83,7 +85,7 @@ def make_plan(options: BenchOptions, out: Path) -> BenchPlan:
     # Without a name no earlier run's chunks can be hit: a cold start, proven.
     salt = f"named {options.cache_name}" if options.cache_name else uuid4().hex
     scratch = out / f"disk-{salt[-8:]}" if options.disk_path is None else None
-    modes = [MODES[name] for name in reuse_modes(options.engine, options.reuse)]
+    modes = [MODES[name] for name in reuse_modes(options.engine, options.reuse, options.base_url)]
     _check_uses(options, modes)
     sweep = Sweep(
         options,
@@ -204,6 +206,22 @@ def _check_rehearsal(options: BenchOptions) -> None:
         raise UserError(f"--tier-latency: the tiers of --engine {options.engine} can't be slowed")
     if options.tier_latency and options.cache_name:
         raise UserError("--tier-latency and --cache-name exclude each other; leave one out")
+
+
+def _check_time_budget(options: BenchOptions) -> None:
+    """Raises ``UserError`` for a time that can't be kept: requests that come when they come, a
+    number of repeats that is given, caches that begin with what nobody knows."""
+    if options.time_budget is None:
+        return
+    parse_duration(options.time_budget, "--time-budget")
+    for flag, given in (
+        ("--rate", options.rate is not None),
+        ("--trace", options.trace is not None),
+        ("--repeat", options.repeat != 1),
+        ("--cache-name", options.cache_name is not None),
+    ):
+        if given:
+            raise UserError(f"--time-budget and {flag} exclude each other; leave one out")
 
 
 def _scenarios(options: BenchOptions) -> list[Scenario]:

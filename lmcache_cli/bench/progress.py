@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -34,7 +34,7 @@ class BenchProgress:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -44,12 +44,20 @@ class BenchProgress:
             # A redraw takes interpreter time from what is being measured.
             refresh_per_second=2,
         )
-        self._task = self._bar.add_task("starting", total=None)
+        self._task = self._bar.add_task("starting", total=None, count="")
         self._total = self._done = 0
+        self._work = self._worked = 0.0
         self._began = self._said = time.monotonic()
+
+        self._phase = "starting"
+        self._phase_began = self._said
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._keep_telling, daemon=True)
 
     def __enter__(self) -> BenchProgress:
         self._bar.start()
+        if self._lines:
+            self._watch.start()
         return self
 
     def __exit__(
@@ -58,32 +66,61 @@ class BenchProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
+        if self._watch.is_alive():
+            self._watch.join()
         self._bar.stop()
 
     def phase(self, text: str) -> None:
         """Names what is going on."""
         self._bar.update(self._task, description=text)
-        if not self._quiet and not self._console.is_terminal:
-            self._console.print(text)
+        self._phase, self._phase_began = text, time.monotonic()
+        if self._lines:
+            self._say(text)
 
-    def expect(self, requests: int) -> None:
-        """Sets how many requests all cells will serve together."""
-        self._bar.update(self._task, total=requests)
+    @property
+    def _lines(self) -> bool:
+        return not self._quiet and not self._console.is_terminal
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _keep_telling(self) -> None:
+        while not self._ended.wait(LINE_S):
+            self.beat()
+
+    def beat(self) -> None:
+        """Says how long it has been at it, where nothing was said for some seconds: requests in
+        their making, a model that is loaded, a server that thinks."""
+        now = time.monotonic()
+        lasts = now - self._phase_began
+        # The longer it lasts, the less news it is.
+        if self._lines and now - self._said >= max(LINE_S, lasts / 4):
+            self._say(f"{self._phase}: {seconds_text(lasts)} so far")
+
+    def expect(self, requests: int, work: float | None = None) -> None:
+        """Sets how many requests all cells will serve together, and how much ``work`` that is in
+        any unit: without it one request is as much as another."""
+        self._work, self._worked = float(requests) if work is None else work, 0.0
+        self._bar.update(self._task, total=self._work, completed=0, count=f"0/{requests}")
         self._total, self._done, self._began = requests, 0, time.monotonic()
 
-    def served(self, label: str, sample: Sample) -> None:
-        """Counts one more request as done, and shows its TTFT."""
+    def served(self, label: str, sample: Sample, work: float = 1.0) -> None:
+        """Counts one more request, and its ``work``, as done, and shows its TTFT."""
         ttft = sample.first_token_s - sample.scheduled_s
-        self._bar.update(self._task, advance=1, description=f"{label}  TTFT {ttft:.3g} s")
         self._done += 1
+        self._worked += work
+        shown = f"{self._done}/{self._total}" if self._total else str(self._done)
+        self._bar.update(
+            self._task, advance=work, description=f"{label}  TTFT {ttft:.3g} s", count=shown
+        )
         now = time.monotonic()
-        if self._quiet or self._console.is_terminal or now - self._said < LINE_S:
+        if not self._lines or now - self._said < LINE_S:
             return
-        self._said = now
         count, left = f"{self._done} requests", ""
         if self._total:  # a check goes on until it is decided
-            seconds = (now - self._began) / self._done * max(0, self._total - self._done)
+            seconds = (now - self._began) / self._worked * max(0.0, self._work - self._worked)
             count = f"{self._done} of {self._total} requests"
             left = f", about {seconds_text(seconds)} left"
-        text = f"{label}: {count}, TTFT {ttft:.3g} s{left}"
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._say(f"{label}: {count}, TTFT {ttft:.3g} s{left}")

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from cache_core.memory_limits import tightest_limit
+from lmcache_cli.bench.budget import Pace, cell_seconds, fit_plan
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals, groups_that_fit
 from lmcache_cli.bench.measure import Measured, measure_cells
 from lmcache_cli.bench.preflight import check_places
@@ -35,7 +36,7 @@ from lmcache_cli.output import check_output, write_output
 from reports.bench_json import bench_json, csv_text, json_text
 from reports.run_file import RunFileError, write_run
 from reports.sample import Sample
-from reports.summary import CellSummary, RefusedCell, TierWork, summarise
+from reports.summary import BASES, CellSummary, RefusedCell, TierWork, summarise
 from reports.tables.layout import bench_tables
 from workloads import seen_before, warming
 
@@ -58,6 +59,9 @@ def run_and_report(
     that they left, which is finished and replaced. What can't be written is said on stderr, after
     the tables."""
     talk = Console(stderr=True, quiet=quiet)
+    began = time.monotonic()
+    pace = Pace()
+    budget: dict[str, Any] | None = None
     check_folder(out)
     if json_file == csv_file == "-":
         raise UserError("--json - and --csv - would both take stdout; give one a FILE")
@@ -104,8 +108,16 @@ def run_and_report(
             if options.engine in ("transformers", "vllm"):
                 measured.meter = CpuMeter(children=options.engine == "vllm")
             try:
+                if plan.options.time_budget is not None and earlier is None:
+                    progress.phase("measuring how fast it is")
+                    sized = fit_plan(plan, engine, out, began)
+                    plan, pace, budget = sized.plan, sized.pace, sized.to_json()
+                    measured.heading.append(sized.text())
+                    progress.phase(sized.text())
                 plan = verified(plan, engine, notes.append, measured.warn, refusals)
-                _measure_all(plan, engine, measured, progress, notes.append, earlier, refusals)
+                _measure_all(
+                    plan, engine, measured, progress, notes.append, earlier, refusals, pace
+                )
                 if not measured.samples:
                     refusals.raise_first()
                 measured.complete = True
@@ -140,6 +152,7 @@ def run_and_report(
         ]
         meta = _run_meta(plan, measured, cells, engine_facts, started, earlier)
         meta["busy"] = busy
+        meta["time_budget"] = budget
         meta["refused"] = [cell.to_json() for cell in refused]
         path = out / f"bench-{started:%Y%m%dT%H%M%S%f}.parquet"
         if earlier is not None and stopped is None:
@@ -169,6 +182,7 @@ def run_and_report(
         busy,
         meta["started"],
         meta["commit"],
+        budget,
     )
     try:
         if json_file is not None:
@@ -200,6 +214,7 @@ def _measure_all(
     note: Callable[[str], None],
     earlier: Interrupted | None,
     refusals: Refusals,
+    pace: Pace,
 ) -> None:
     work = []
     for index, scenario in enumerate(plan.scenarios):
@@ -232,11 +247,25 @@ def _measure_all(
         rounds = range(number * repeats, (number + 1) * repeats)
         for cells, those in missing(group, rounds, measured.finished):
             turns.append((scenario, requests, cells, those))
-    progress.expect(sum(len(reqs) * len(cells) * len(those) for _, reqs, cells, those in turns))
+    progress.expect(
+        sum(len(reqs) * len(cells) * len(those) for _, reqs, cells, those in turns),
+        # A virtual clock tells nothing of what it takes, and may have a million requests to serve.
+        None
+        if engine.name == "simulated"
+        else sum(
+            cell_seconds(engine, cell, reqs, pace) * len(those)
+            for _, reqs, cells, those in turns
+            for cell in cells
+        ),
+    )
     for scenario, requests, cells, rounds in turns:
 
         def label(cell: Cell, sample: Sample, workload: str = scenario.workload) -> None:
-            progress.served(f"{workload} {cell.reuse}", sample)
+            hit = sum(sample.hit_tokens.values())
+            work = 1.0
+            if engine.name != "simulated":
+                work = pace.seconds(sample.prompt_tokens, hit, sample.output_tokens)
+            progress.served(f"{workload} {cell.reuse}", sample, work)
 
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
@@ -274,7 +303,7 @@ def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> l
         if not mine:
             continue
         base = next(
-            (c for c in plan.cells if c.scenario == cell.scenario and not c.spec.reuse), None
+            (c for c in plan.cells if c.scenario == cell.scenario and c.reuse in BASES), None
         )
         off = None
         if base is not None and base is not cell:

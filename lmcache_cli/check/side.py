@@ -207,7 +207,10 @@ class Side:
         command = get_command(app)
         try:
             with command.make_context("bench", list(self.args)) as context:
-                return BenchOptions.of(context.params)
+                options = BenchOptions.of(context.params)
+                if options.time_budget is not None:
+                    raise UserError("--time-budget sizes one bench; --max-time is a check's")
+                return options
         except UserError as error:
             raise UserError(f"--{self.name}: {error}") from error
         except typer.Exit as error:

@@ -30,7 +30,7 @@ trace_app = typer.Typer(
     name="trace",
     help="Traces of real requests: names of chunks, lengths and times; no text, no tokens.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 

@@ -21,7 +21,7 @@ verify_app = typer.Typer(
     short_help=SHORT,
     help="Is a hit the same as computing it? Compares logits. Exit code 1 if a gate fails.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 

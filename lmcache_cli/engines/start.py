@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.http.settings import ServerSettings
+from lmcache_cli.engines.shape import check_model
 from lmcache_cli.errors import MissingError, UserError
 
 
@@ -37,6 +39,8 @@ def start_engine(
         return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter, kept=probed.kept)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or ServerSettings())
+    check_model(model)  # a hub's own retries take half a minute, and what asks it seconds to import
+    wait_briefly()
     try:
         import torch
 
@@ -55,6 +59,15 @@ def start_engine(
             f"--device {device} needs a GPU, and torch finds none; see nvidia-smi, or use cpu"
         )
     return TransformersEngine(model, device, dtype)
+
+
+def wait_briefly() -> None:
+    """Has OpenMP's threads spin for microseconds where they wait for each other, and sleep then: on
+    a core that others share, spinning for milliseconds, as they do by themselves, takes five times
+    the CPU and makes all of it slower (docs/decisions/0037). It counts for a torch that is imported
+    later, and not where the environment says how to wait."""
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _catalogued(model: str, hardware: str, jitter: float) -> Engine:

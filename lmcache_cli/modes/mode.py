@@ -21,7 +21,7 @@ from workloads.request import Request
 ENGINES = {
     "transformers": ("off", "prefix", "blend", "shared"),
     "vllm": ("off", "vllm", "prefix", "blend", "offload", "lmcache"),
-    "openai": ("off", "server"),
+    "openai": ("off", "base", "server"),
     "simulated": ("off", "prefix"),
 }
 """The reuse modes that each engine can measure."""
@@ -117,13 +117,21 @@ class Mode(ABC):
         return None
 
 
-def reuse_modes(engine: str, text: str | None) -> list[str]:
-    """Returns the modes in a comma-separated list; None is the engine's default. Raises
-    ``UserError``."""
+def reuse_modes(engine: str, text: str | None, base_url: str | None = None) -> list[str]:
+    """Returns the modes in a comma-separated list; None is the engine's default, which a second
+    server changes. Raises ``UserError``."""
     known = ENGINES[engine]
-    modes = parse_list(
-        text or DEFAULT_MODES.get(engine, "off,prefix"), "--reuse", lambda mode, _: mode
-    )
+    default = DEFAULT_MODES.get(engine, "off,prefix")
+    if engine == "openai" and base_url is not None:
+        default = "base,server"
+    modes = parse_list(text or default, "--reuse", lambda mode, _: mode)
+    if engine == "openai" and (base_url is not None) != ("base" in modes):
+        raise UserError(
+            "--base-url URL and the reuse mode base go together: --reuse base,server, or leave"
+            " --reuse out"
+        )
+    if "base" in modes and "off" in modes:
+        raise UserError("--reuse: off and base are both what is compared with; leave one out")
     for mode in modes:
         if engine == "openai" and mode == "prefix":
             raise UserError(
@@ -177,7 +185,9 @@ def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
     if (options.url is not None) != (engine == "openai"):
         raise UserError("--engine openai and --url URL go together")
     if options.url is not None:
-        server_root(options.url)
+        roots = [server_root(url) for url in (options.url, options.base_url) if url is not None]
+        if len(set(roots)) < len(roots):
+            raise UserError("--base-url: is the same as --url; without it a server has two rows")
         api_key()
     if options.vllm_args is not None and engine != "vllm":
         raise UserError("--vllm-args: only --engine vllm starts a server; leave it out")

@@ -63,6 +63,14 @@ class EngineFlags:
             metavar="URL",
         ),
     ] = None
+    base_url: Annotated[
+        str | None,
+        flag(
+            "Second server, which the one at --url is measured against: row base (openai).",
+            MEASURED,
+            metavar="URL",
+        ),
+    ] = None
     vllm_args: Annotated[
         str | None,
         flag(
@@ -81,8 +89,8 @@ class SweptFlags:
         str | None,
         flag(
             "Reuse modes: off, prefix, blend, shared (transformers); vllm: also vllm (its prefix"
-            " cache), offload, lmcache; openai: off (prompts share nothing), server (as is)."
-            " \\[default: off,prefix; off,vllm,prefix; off,server]",
+            " cache), offload, lmcache; openai: off (prompts share nothing), base (--base-url),"
+            " server (as is). \\[default: off,prefix; off,vllm,prefix; off,server; base,server]",
             SWEPT,
             metavar="LIST",
         ),
@@ -358,6 +366,15 @@ class BenchOptions(
             " LongBench; prompts are cut to --context-tokens (rag).",
             WORKLOAD,
             metavar="FILE",
+        ),
+    ] = None
+    time_budget: Annotated[
+        str | None,
+        flag(
+            "Time for all of it, as 5m: the engine is measured first, then contexts become shorter"
+            " and requests fewer, or all is repeated, until it fits (transformers, openai).",
+            LOAD,
+            metavar="TIME",
         ),
     ] = None
     workloads: tuple[str, ...] = ("long-context", "rag")

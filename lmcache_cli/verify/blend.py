@@ -33,8 +33,7 @@ from lmcache_cli.verify.gates import (
     gate_table,
 )
 from workloads import GeneratedCorpus, Request, Settings, generate
-from workloads.prompt import Part, Prompt
-from workloads.request import TokenIds
+from workloads.request import Part, Prompt, TokenIds
 
 if TYPE_CHECKING:
     import torch

@@ -99,18 +99,22 @@ def describe(cells: Cells) -> tuple[list[str], list[Column]]:
     add("chunk", map(_chunk, cells), reusing, "chunks of {} tokens", "tokens")
     add("policy", (c.meta.get("policy", NONE) for c in cells), reusing)
     add("placement", (c.meta.get("placement", NONE) for c in cells), reusing)
-    add("start", (c.meta.get("state", NONE) for c in cells), everywhere, "{} start")
+    add("start", (c.meta.get("state", NONE) for c in cells), reusing, "{} start")
     add("n", (str(c.n) for c in cells), everywhere, "n = {}")
     return facts, columns
 
 
-def measured(cells: Cells) -> list[list[Column]]:
+def measured(cells: Cells, first: str = "") -> list[list[Column]]:
     """Returns the columns of what was measured, most important first. The columns of a group belong
-    side by side; those that no cell has a value for are left out."""
+    side by side; those that no cell has a value for are left out. ``first`` names a column whose
+    group comes before all others."""
     groups = [_trouble(cells), _ttft(cells), _speedup(cells), _hits(cells), _rates(cells)]
     groups += [_answers(cells), _quality(cells), _moved(cells)]
     kept = [[column for column in group if not column.empty] for group in groups]
-    return [group for group in kept if group]
+    return sorted(
+        (group for group in kept if group),
+        key=lambda group: bool(first) and first not in [column.name for column in group],
+    )
 
 
 def _size(cell: CellSummary, tier: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from reports.summary import CellSummary
+from reports.summary import BASES, CellSummary
 from reports.units import bytes_text, seconds_text
 
 _MUCH = 0.1
@@ -28,7 +28,7 @@ def in_words(cells: Sequence[CellSummary]) -> list[str]:
     lines = []
     for context in dict.fromkeys(cell.meta.get("context_tokens") for cell in cells):
         mine = [cell for cell in cells if cell.meta.get("context_tokens") == context]
-        off = next((cell for cell in mine if cell.meta["reuse"] == "off"), None)
+        off = next((cell for cell in mine if cell.meta["reuse"] in BASES), None)
         reusing = [cell for cell in mine if cell is not off and cell.ttft.mean]
         if off is None or not off.ttft.mean or not reusing:
             continue

@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.seen: list[dict[str, Any]] = []
         self.released = threading.Event()
+        self.shift = 0
 
     @property
     def url(self) -> str:
@@ -63,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.home.key and given != self.home.key:
             self.document(401, {"error": {"message": f"Incorrect API key provided: {given}"}})
         elif self.path == "/tokenize" and self.home.tokenize:
-            self.document(200, {"tokens": list(body["prompt"].encode())})
+            ids = [byte + self.home.shift for byte in body["prompt"].encode()]
+            self.document(200, {"tokens": ids})
         elif self.path == "/v1/completions":
             with self.home.lock:
                 number = len(self.home.seen)

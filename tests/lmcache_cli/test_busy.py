@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 import os
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,8 @@ from rich.console import Console
 
 from lmcache_cli.bench.measure import Measured
 from lmcache_cli.bench.progress import BenchProgress
+from lmcache_cli.engines.start import start_engine
+from lmcache_cli.errors import MissingError
 from lmcache_cli.machine import CpuMeter
 from lmcache_cli.main import run
 from reports.sample import Sample
@@ -125,13 +129,79 @@ def test_without_a_terminal_a_line_tells_how_far_it_is(monkeypatch: pytest.Monke
         ]
 
 
+def test_what_takes_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for quiet in (False, True):
+        written = io.StringIO()
+        shown = BenchProgress(Console(file=written, width=80), quiet)
+        shown.phase("making requests for rag")
+        for now[0] in (3.0, 6.0, 9.0, 66.0, 80.0):
+            shown.beat()
+        lines = ["making requests for rag", "making requests for rag: 6 s so far"]
+        lines += ["making requests for rag: 1 min 6 s so far"]
+        assert written.getvalue().splitlines() == ([] if quiet else lines)
+        now[0] = 0.0
+
+
+def test_it_tells_by_itself_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmcache_cli.bench.progress.LINE_S", 0.0)
+    told = threading.Event()
+    monkeypatch.setattr(BenchProgress, "beat", lambda self: told.set())
+    before = threading.active_count()
+    with BenchProgress(Console(file=io.StringIO()), quiet=False):
+        assert told.wait(60)
+    assert threading.active_count() == before
+
+
+def test_what_is_left_is_told_by_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four requests the last two take nine times as long."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    sample: Any = SimpleNamespace(first_token_s=2.0, scheduled_s=0.0)
+    written = io.StringIO()
+    with BenchProgress(Console(file=written, width=80), quiet=False) as shown:
+        shown.expect(4, work=20.0)
+        for work in (1.0, 1.0, 9.0):
+            now[0] += 6.0 * work
+            shown.served("rag off", sample, work)
+    lines = [line.partition(", about ")[2] for line in written.getvalue().splitlines()]
+    assert lines == ["1 min 54 s left", "1 min 48 s left", "54 s left"]
+
+
+@pytest.mark.parametrize("name", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_wait_asleep_unless_the_environment_says_how(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP reads it when torch is imported, not later."""
+    for each in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(each, raising=False)
+    if name:
+        monkeypatch.setenv(name, "7")
+    seen: list[str | None] = []
+    real = builtins.__import__
+
+    def imported(wanted: str, *more: Any) -> Any:
+        if wanted == "torch":
+            seen.append(os.environ.get("GOMP_SPINCOUNT"))
+            raise ImportError(name=wanted)
+        return real(wanted, *more)
+
+    monkeypatch.setattr(builtins, "__import__", imported)
+    with pytest.raises(MissingError, match="torch"):
+        start_engine("transformers", None, "cpu", "auto")
+    monkeypatch.undo()
+    assert seen == [{"": "1000", "GOMP_SPINCOUNT": "7"}.get(name)]
+
+
 def test_a_check_does_not_know_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     written = io.StringIO()
     with BenchProgress(Console(file=written, width=80), quiet=False) as shown:
         now[0] = 6.0
-        shown.served("rag round 1", SimpleNamespace(first_token_s=2.0, scheduled_s=0.0))
+        sample: Any = SimpleNamespace(first_token_s=2.0, scheduled_s=0.0)
+        shown.served("rag round 1", sample)
     assert written.getvalue() == "rag round 1: 1 requests, TTFT 2 s\n"
 
 

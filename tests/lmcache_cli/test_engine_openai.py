@@ -55,6 +55,40 @@ def test_a_server_with_and_without_what_it_has(tmp_path: Path) -> None:
     assert len(samples) == 12
 
 
+def test_two_servers_get_the_same_prompts_in_turns(tmp_path: Path) -> None:
+    with odd_server() as one, odd_server() as other:
+        flags = ["bench", "long-context", "--engine", "openai", *SMALL, "--questions", "3"]
+        urls = ["--url", one.url, "--base-url", other.url]
+        done = lmcache(*flags, *urls, "--quiet", "--json", "j", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    base, new = json.loads((tmp_path / "j").read_text())["cells"]
+    assert (base["reuse"], new["reuse"], base["n"], new["n"]) == ("base", "server", 6, 6)
+    assert base["speedup_ttft"] is None and new["speedup_ttft"] > 0
+    assert new["speedup_ttft_interval"]["low"] > 0 and new["verdict"]
+    assert "server makes TTFT" in done.stdout
+    sent, also = ([body["prompt"] for body in server.seen[-6:]] for server in (one, other))
+    assert sent == also and len({tuple(prompt[:12]) for prompt in sent}) == 2
+    [path] = (tmp_path / "runs").glob("*.parquet")
+    assert read_run(path)[1]["engine"]["base_url"] == other.url
+    shown = lmcache("report", path, cwd=tmp_path)
+    assert "server makes TTFT" in shown.stdout, shown.stderr
+
+
+@pytest.mark.parametrize("how", ["model", "tokenizer", "gone"])
+def test_a_second_server_that_would_be_asked_something_else(how: str, tmp_path: Path) -> None:
+    model = {"id": "else" if how == "model" else "odd", "max_model_len": 4096}
+    with odd_server() as one, odd_server(models=[model]) as other:
+        if how == "tokenizer":
+            other.shift = 1
+        if how == "gone":
+            other.server_close()
+        flags = ["bench", "long-context", "--engine", "openai", *SMALL, "--url", one.url]
+        done = lmcache(*flags, "--base-url", other.url, "--quiet", cwd=tmp_path)
+    says = {"model": "serves else", "tokenizer": "different tokenizers", "gone": "start the server"}
+    assert done.returncode == (4 if how == "gone" else 2) and says[how] in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def serve(url: str, asked: list[Request], load: Load, silence_s: float = 60) -> list[Sample]:
     engine = OpenAIEngine(None, ServerSettings(url, silence_s=silence_s))
     try:
@@ -250,6 +284,10 @@ def test_urls_that_are_refused(url: str, words: str) -> None:
         (["--engine", "openai", "--url", "http://h", "--reuse", "prefix"], "leave --reuse out"),
         (["--engine", "openai", "--url", "http://h", "--disk-size", "1GiB"], "the server's"),
         (["--engine", "openai", "--url", "http://h", "--request-timeout", "-1"], "above 0"),
+        (["--engine", "openai", "--url", "http://h", "--base-url", "http://h/v1"], "the same as"),
+        (["--engine", "openai", "--url", "http://h", "--base-url", "h"], "not a URL"),
+        (["--engine", "openai", "--url", "http://h", "--reuse", "base,server"], "go together"),
+        (["--engine", "simulated", "--base-url", "http://h"], "openai would"),
     ],
 )
 def test_flags_that_do_not_go_together(flags: list[str], words: str, tmp_path: Path) -> None:
@@ -260,6 +298,10 @@ def test_flags_that_do_not_go_together(flags: list[str], words: str, tmp_path: P
 
 def test_default_modes() -> None:
     assert reuse_modes("openai", None) == ["off", "server"]
+    assert reuse_modes("openai", None, "http://h") == ["base", "server"]
+    for modes in ("server", "off,base,server"):
+        with pytest.raises(UserError):
+            reuse_modes("openai", modes, "http://h")
     assert reuse_modes("vllm", None) == ["off", "vllm", "prefix"]
     assert reuse_modes("simulated", None) == ["off", "prefix"]
 

@@ -162,6 +162,7 @@ def test_the_simulated_engine_takes_models_of_the_catalogue(tmp_path: Path) -> N
         ((*SIMULATED, "--model", "llama-3.1-8b", "--hardware", "z9"), "'z9' is not known"),
         (("bench", "chat", "--context-tokens", "9"), "workload chat does not use it"),
         (("tune", "rag", "--rounds", "x"), "see lmcache tune --help"),
+        (("verify", "hits", "--model", "/no/such/model", "--quiet"), "/no/such/model does not"),
     ],
 )
 def test_before_a_model_is_loaded(words: tuple[str, ...], says: str, tmp_path: Path) -> None:

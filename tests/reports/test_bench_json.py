@@ -76,7 +76,7 @@ def test_values_of_a_cell(cells: list[CellSummary]) -> None:
 def test_the_document_is_strict_json(cells: list[CellSummary]) -> None:
     document = bench_json(cells, {"cpu": "Žen 5"}, {"numpy": "2"}, {"seed": 0}, ["slow disk"])
     keys = ["schema", "started", "commit", "machine", "versions", "config", "warnings", "complete"]
-    keys += ["busy", "cells", "refused"]
+    keys += ["busy", "time_budget", "cells", "refused"]
     assert list(document) == keys
     text = json_text(document)
     assert json.loads(text) == document

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workloads import Request, Segment
-from workloads.prompt import Part, Prompt
-from workloads.request import SEGMENT_KINDS
+from workloads.request import SEGMENT_KINDS, Part, Prompt
 
 
 def part(kind: str, *ids: int) -> Part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -37,11 +38,16 @@ class OpenAIEngine:
     interleaves = True
 
     def __init__(self, model: str | None, serving: ServerSettings) -> None:
+        self.base: Endpoint | None = None
         self.endpoint = Endpoint(server_root(serving.url), model, api_key(), serving.silence_s)
         try:
             self._connect(model)
+            if serving.base_url:
+                root = server_root(serving.base_url)
+                self.base = Endpoint(root, model, api_key(), serving.silence_s)
+                self._connect_base(self.base)
         except BaseException:
-            self.endpoint.close()
+            self.close()
             raise
 
     def _connect(self, model: str | None) -> None:
@@ -59,7 +65,25 @@ class OpenAIEngine:
         self.max_context = endpoint.max_context - SALT_TOKENS
         hello = list(self.encode("Hello, how are you?"))
         endpoint.agree([hello, self.decode(hello)] if self.decode else [hello])
-        self._opened = 0
+        self._opened: Counter[str] = Counter()
+
+    def _connect_base(self, base: Endpoint) -> None:
+        """Refuses a second server that would not be asked the same."""
+        text = "Hello, how are you?"
+        hello = list(self.encode(text))
+        if base.model != self.model:
+            raise UserError(
+                f"--base-url: {base.root} serves {base.model}, and {self.endpoint.root} serves"
+                f" {self.model}; start both with the same model (--served-model-name)"
+            )
+        served = base.tokenizer()
+        if served is not None and list(served[0](text)) != hello:
+            raise UserError(
+                f"--base-url: {base.root} and {self.endpoint.root} have different tokenizers: what"
+                " they would be sent is not the same"
+            )
+        self.max_context = min(self.max_context, base.max_context - SALT_TOKENS)
+        base.agree([hello, self.decode(hello)] if self.decode else [hello])
 
     def token_bytes(self) -> int:
         """Returns 0: the bytes are not known, because the KV is the server's."""
@@ -72,12 +96,17 @@ class OpenAIEngine:
         return 0
 
     def open(self, spec: CacheSpec, max_tokens: int) -> OpenAISession:
-        self._opened += 1
-        salts = Salts(self.encode, self.bos, f"{spec.salt} {self._opened}")
-        return OpenAISession(lambda: self.endpoint, salts, self.decode, apart=not spec.reuse)
+        # Two servers get the same prompts; of one server nothing may be alike but a cell's own.
+        kind = spec.mode if self.base is not None else ""
+        self._opened[kind] += 1
+        salts = Salts(self.encode, self.bos, f"{spec.salt} {self._opened[kind]}")
+        endpoint = self.base if spec.mode == "base" and self.base is not None else self.endpoint
+        return OpenAISession(lambda: endpoint, salts, self.decode, apart=not spec.reuse)
 
     def warm_up(self, tokens: int) -> None:
-        warm(self.endpoint, Salts(self.encode, self.bos, f"warm {time.time_ns()}"), tokens)
+        for endpoint in (self.endpoint, self.base):
+            if endpoint is not None:
+                warm(endpoint, Salts(self.encode, self.bos, f"warm {time.time_ns()}"), tokens)
 
     def facts(self) -> dict[str, object]:
         return {
@@ -85,6 +114,7 @@ class OpenAIEngine:
             "model": self.model,
             "max_context": self.max_context,
             "url": self.endpoint.root,
+            **({"base_url": self.base.root} if self.base else {}),
             "owned_by": self.endpoint.kind,
             "tokenizer": self.tokenizer,
             **dialect_facts(self.endpoint),
@@ -96,6 +126,8 @@ class OpenAIEngine:
 
     def close(self) -> None:
         self.endpoint.close()
+        if self.base is not None:
+            self.base.close()
 
 
 class Salts:

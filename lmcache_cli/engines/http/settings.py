@@ -16,12 +16,13 @@ KEYS = ("LMCACHE_API_KEY", "OPENAI_API_KEY")
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """The settings of an engine with a server. ``url`` is the endpoint's (engine openai), ``args``
-    further flags of ``vllm serve`` (engine vllm), whose logs go into ``folder`` and which may take
-    ``start_s`` to be ready. ``silence_s``: how long an answer may be silent. ``say`` shows what is
-    going on."""
+    """The settings of an engine with a server. ``url`` is the endpoint's (engine openai),
+    ``base_url`` that of a second one, ``args`` further flags of ``vllm serve`` (engine vllm), whose
+    logs go into ``folder`` and which may take ``start_s`` to be ready. ``silence_s``: how long an
+    answer may be silent. ``say`` shows what is going on."""
 
     url: str = ""
+    base_url: str = ""
     args: tuple[str, ...] = ()
     silence_s: float = 300.0
     folder: Path = Path("runs")

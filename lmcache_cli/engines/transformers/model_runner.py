@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from itertools import cycle
@@ -145,6 +146,7 @@ class ModelRunner:
             "dtype": loaded.dtype,
             "device": str(loaded.device),
             "torch_threads": torch.get_num_threads(),
+            "thread_waiting": os.environ.get("OMP_WAIT_POLICY") or os.environ.get("GOMP_SPINCOUNT"),
             "copy_threads": self.threads,
             "kv_bytes_per_token": self.token_bytes(),
             **({"state_bytes": self.state_bytes()} if self.state_bytes() else {}),

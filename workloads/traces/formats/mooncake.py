@@ -27,7 +27,7 @@ class Mooncake:
     where a line has it (as kvcache-simulator's traces do), is the block's length."""
 
     name = "mooncake"
-    holds = "timestamp (ms), input_length, output_length, hash_ids of 512-token blocks"
+    holds = "timestamp (ms), input_length, output_length, hash_ids of blocks (512 tokens)"
     shares = True
     chunk_tokens = 512
     unit_s = 0.001
