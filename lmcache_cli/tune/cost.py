@@ -140,6 +140,9 @@ class RequestCost:
     device_price: float = 0.0
     latent: bool = False
     """Whether KV is MLA's: all ranks have the same."""
+    stages: int = 1
+    """The stages of a pipeline, each on a part of ``devices``: the work of prompts is for all of
+    them, but the last part of one goes through one after another, as a decode step does."""
     kept: tuple[KeptLayer, ...] = ()
     """The layers of a model whose layers keep different things: then ``token_bytes`` are those that
     stay, and what a hit needs beside them is in the fixed cost of a load."""
