@@ -204,6 +204,13 @@ class Engine {
       free_[t] = std::max(now_, free_[t]) + tier.call_s + n * tier.chunk_s + tokens * tier.token_s;
       ready = std::max(ready, free_[t]);
     }
+    // What comes from a pool is on this device and in its tiers only then.
+    std::int64_t found = 0;
+    for (std::size_t t = 0; t < in_.tier_count; ++t) found += hits[t];
+    for (std::int64_t k = 0; k < found && in_.pooled != nullptr; ++k) {
+      double& from = board_.on_device[static_cast<std::size_t>(chunks(i)[k])];
+      from = std::min(from, std::max(ready, now_));
+    }
     if (ready <= now_) return false;
     loaded_by_[i] = ready;
     if (!cost_.overlap) loading_.emplace(ready, i);

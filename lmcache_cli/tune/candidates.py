@@ -126,15 +126,19 @@ def stacks(
     placements: Sequence[Placement] = ("write_on_insertion",),
     device: int = 0,
 ) -> list[TierConfiguration]:
-    """Returns every combination, a size of 0 leaving a tier out; the first has none that is bought.
-    ``device`` bytes of the engine's own cache stand in front of each."""
-    names = [name for name in ("cpu", "disk") if name in sizes]
+    """Returns every combination, a size of 0 leaving a tier out, but those of a disk and a pool;
+    the first has none that is bought. ``device`` bytes of the engine's own cache stand in front of
+    each."""
+    names = [name for name in ("cpu", "disk", "remote") if name in sizes]
     own = (("device", device),) if device else ()
     found = []
     for chunk, placement in product(chunks, placements):
         for combination in product(*(sizes[name] for name in names)):
             tiers = tuple((n, s) for n, s in zip(names, combination, strict=True) if s)
-            if placement != placements[0] and len(tiers) < 2:
+            bought = {name for name, _ in tiers}
+            if {"disk", "remote"} <= bought:
+                continue  # both are for what memory has no room for
+            if placement != placements[0] and len(bought - {"remote"}) < 2:
                 continue  # one tier is the same in every placement
             found.append(TierConfiguration(own + tiers, chunk, placement))
     return sorted(set(found), key=lambda s: (s.chunk_tokens, s.placement, s.tiers))

@@ -59,9 +59,9 @@ class Served:
     """What came of a run. ``ttft`` and ``e2e`` are seconds from each request's coming, ``[n]``;
     ``hits`` its tokens by tier, ``[n, tiers]``, without those that another was still computing.
     ``gaps`` are the times between two tokens of an answer, to half a per cent, and ``counts`` how
-    often each was. The engine, of several the busiest, computed for ``busy_s`` seconds. When a request was looked up, the
-    others had ``answers`` tokens of answers on the device (the mean); ``most_running`` requests ran
-    at once."""
+    often each was. The engine, of several the busiest, computed for ``busy_s`` seconds. When a
+    request was looked up, the others had ``answers`` tokens of answers on the device (the mean);
+    ``most_running`` requests ran at once."""
 
     ttft: Seconds
     e2e: Seconds

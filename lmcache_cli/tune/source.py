@@ -33,7 +33,7 @@ _SLO = re.compile(rf"((?:ttft|itl|e2e)\.(?:mean|p50|p90|p95|p99))={_NUMBER}(ms|s
 _WORTH = 0.1
 _OF_DATA_SHEETS = (
     *("hardware", "dtype", "kv_dtype", "kv_bytes_per_token", "gpu_memory_utilization"),
-    *("device_kv", "no_prefix_caching", "efficiency"),
+    *("device_kv", "no_prefix_caching", "efficiency", "replicas", "pipeline", "remote_size"),
 )
 _BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
@@ -49,14 +49,18 @@ class TuneOptions(TuneFlags):
 
     def check(self) -> None:
         """Raises ``UserError`` for what is out of range or does not go together."""
-        if self.devices < 1:
-            raise UserError(f"--devices: {self.devices} is too small; it must be at least 1")
+        for name in ("devices", "pipeline", "replicas"):
+            if (count := getattr(self, name)) < 1:
+                raise UserError(f"--{name}: {count} is too small; it must be at least 1")
+        if self.replicas > 1 and self.validate:
+            raise UserError("--replicas: --validate serves on one engine; leave one of them out")
         if not 0 < self.efficiency <= 1:
             raise UserError(f"--efficiency: {self.efficiency} must be above 0 and at most 1")
         if not 0 < self.speed_up < inf:
             raise UserError(f"--speed-up: {self.speed_up} must be above 0")
-        if not parse_size(self.disk_bandwidth, "--disk-bandwidth"):
-            raise UserError("--disk-bandwidth: it must be above 0, as in 3GB (a second)")
+        for flag in ("--disk-bandwidth", "--network-bandwidth"):
+            if not parse_size(getattr(self, flag[2:].replace("-", "_")), flag):
+                raise UserError(f"{flag}: it must be above 0, as in 3GB (a second)")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise UserError(
                 f"--gpu-memory-utilization: {self.gpu_memory_utilization} must be above 0 and at"
@@ -170,19 +174,28 @@ class TuneOptions(TuneFlags):
 
     def largest(self) -> dict[str, int]:
         """Returns the largest size of each tier in bytes. Raises ``UserError``."""
+        pool = "8TiB" if self.replicas > 1 else "0"
         return {
             "cpu": parse_size(self.max_cpu, "--max-cpu"),
             "disk": parse_size(self.max_disk, "--max-disk"),
+            "remote": parse_size(self.remote_size or pool, "--remote-size"),
         }
 
     def prices(self) -> Prices:
         """Returns the prices of each tier per GiB and hour, and of the cards where ``--gpu-price``
         says it. Raises ``UserError``."""
-        given = ("--dram-price", self.dram_price), ("--disk-price", self.disk_price)
-        for flag, price in (*given, ("--gpu-price", self.gpu_price or 0.0)):
+        flags = "--dram-price", "--disk-price", "--remote-price", "--gpu-price"
+        for flag in flags:
+            price = getattr(self, flag[2:].replace("-", "_")) or 0.0
             if not 0 <= price < inf:
                 raise UserError(f"{flag}: {price} is no price; give dollars, 0 or more")
-        return Prices(self.dram_price, self.disk_price, (self.gpu_price or 0.0) * self.devices)
+        return Prices(
+            self.dram_price,
+            self.disk_price,
+            (self.gpu_price or 0.0) * self.devices * self.pipeline * self.replicas,
+            self.remote_price,
+            self.replicas,
+        )
 
     def chunks(self, trace_chunk: int) -> list[int]:
         """Returns the chunk lengths to try, multiples of the trace's. Raises ``UserError``."""

@@ -10,15 +10,14 @@ from math import ceil, inf, isinf
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.policies import make_admission
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import HitCurve, Kind, Routing, TierCurves, hit_curves
 from cache_core.sizing.prefill_cost import PrefillCost
-from cache_core.sizing.replay import LedgerReplay, one_order, replay_groups, replay_ledger
+from cache_core.sizing.replay import LedgerReplay, one_order
 from cache_core.tiers.disk.format import chunks_under
 from lmcache_cli.tune.candidates import Goal, Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.fleet import Chunking, Fleet, Way
+from lmcache_cli.tune.holding import Chunking, Fleet, Way, replay_stack, usable
 from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, serve_requests
 from workloads.traces.arrays import TraceArrays
 
@@ -36,8 +35,8 @@ class Study:
     """Judges stacks on one list of requests. Chunk lengths are multiples of the trace's own.
     ``rate`` divides arrival times: 2 is twice the load; ``clients`` makes it a closed loop, without
     times. ``goal`` has what the disk may take, for the admission ``bytes-per-day``. ``replicas``
-    serve the requests together, today by ``routing``; a tier ``remote`` is all replicas', others are
-    each one's. Loads and keeps 16 bytes per reference and chunk length."""
+    serve the requests together, today by ``routing``; a tier ``remote`` is all replicas', others
+    are each one's. Loads and keeps 16 bytes per reference and chunk length."""
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class Study:
 
     def on(self, cost: RequestCost) -> Study:
         """Returns the same requests on another engine, of as dear a kind of card."""
-        cards = self.prices.cards / self.cost.devices * cost.devices
+        cards = self.prices.cards / self.cost.cards * cost.cards
         prices = replace(self.prices, cards=cards)
         clients, goal = self.clients, self.goal
         fleet = self.replicas, self.routing
@@ -198,7 +197,8 @@ class Study:
                 behind = tiers.hits([self.rooms(bought)], stack.placement, pool)[0]
             else:
                 behind = self.replayed(bought).hits.astype(np.int32)
-            behind = self._usable(behind, stack.chunk_tokens) * (stack.chunk_tokens // base)
+            behind = usable(behind, self.arrays.input_tokens, stack.chunk_tokens)
+            behind *= stack.chunk_tokens // base
         left = own.sum(axis=1, dtype=np.int32)
         for tier in range(behind.shape[1]):
             cut = np.minimum(left, behind[:, tier])
@@ -207,7 +207,10 @@ class Study:
         return np.concatenate([own, behind], axis=1)
 
     def _way(self, stack: TierConfiguration, load: float) -> Way:
-        base, rooms = self.arrays.chunk_tokens, dict(zip(stack.sizes, self.rooms(stack), strict=True))
+        base, rooms = (
+            self.arrays.chunk_tokens,
+            dict(zip(stack.sizes, self.rooms(stack), strict=True)),
+        )
         own = rooms.pop("device", 0) * self.device_chunk // base
         rooms.pop("remote", None)
         of = sum if stack.placement == "write_on_eviction" else max
@@ -232,18 +235,7 @@ class Study:
         else:
             own = self.replayed(alone).hits
         times = self.device_chunk // self.arrays.chunk_tokens
-        return self._usable(own, self.device_chunk) * times
-
-    def _usable(self, chunks: ChunkCounts, chunk_tokens: int) -> ChunkCounts:
-        """Returns the hits without those of a prompt's last token, which is always computed."""
-        usable = np.maximum(0, self.arrays.input_tokens - 1) // chunk_tokens
-        over = np.maximum(0, chunks.sum(axis=1, dtype=np.int64) - usable)
-        chunks = chunks.copy()
-        for tier in reversed(range(chunks.shape[1])):
-            cut = np.minimum(over, chunks[:, tier])
-            chunks[:, tier] -= cut.astype(np.int32)
-            over -= cut
-        return chunks
+        return usable(own, self.arrays.input_tokens, self.device_chunk) * times
 
     def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
         """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks, or
@@ -251,39 +243,12 @@ class Study:
         that are bought, or of the device alone. The results are kept."""
         key = (stack, rate)
         if key not in self._replays:
-            now = [0.0]
-            references = self.references(stack.chunk_tokens)
-            groups = self.cost.groups(stack.chunk_tokens)
             bytes_per_day = self.goal.disk_writes(stack.sizes.get("disk", 0))
-            if one_order(groups):  # a sample of the chunks writes its share; of the requests, all
-                bytes_per_day *= rate
-            size = self.cost.chunk_bytes(stack.chunk_tokens)
-            admission = [
-                make_admission(stack.admission, bytes_per_day, size, lambda: now[0])
-                if name == "disk"
-                else None
-                for name, _ in stack.tiers
-            ]
-            times = self.times
-
-            def tick(request: int) -> None:
-                now[0] = float(times[request])
-
-            settings = self.rooms(stack), stack.policy, stack.placement
-            if one_order(groups):
-                found = replay_ledger(
-                    references, *settings, rate, admission=admission, on_request=tick
-                )
-            else:
-                found = replay_groups(
-                    references,
-                    groups,
-                    *settings,
-                    usable=np.maximum(0, self.arrays.input_tokens - 1) // stack.chunk_tokens,
-                    admission=admission,
-                    on_request=tick,
-                    requests=max(1, round(rate * len(references))),
-                )
+            most = np.maximum(0, self.arrays.input_tokens - 1) // stack.chunk_tokens
+            references, rooms = self.references(stack.chunk_tokens), self.rooms(stack)
+            found = replay_stack(
+                stack, rooms, references, self.cost, self.times, most, bytes_per_day, rate
+            )
             self._replays[key] = found
             if len(self._replays) > _KEPT_REPLAYS:
                 del self._replays[next(iter(self._replays))]
@@ -401,9 +366,9 @@ class Study:
         return latency, [by_name.get(name, 0) for name, _ in stack.tiers], last
 
     def disk_writes(self, stack: TierConfiguration, share: float = 1.0) -> float:
-        """Returns the bytes written to a disk per day: what the disk does not hold when it is
-        used is written there; of replicas, a mean. With another policy or admission, what the Ledger wrote, or in a
-        ``share`` of the chunks, scaled up."""
+        """Returns the bytes written to a disk per day, of replicas a mean: what the disk does not
+        hold when it is used is written there. With another policy or admission, what the Ledger
+        wrote, or in a ``share`` of the chunks, scaled up."""
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0

@@ -20,8 +20,10 @@ from lmcache_cli.tune.candidates import (
     front,
     recommend,
 )
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.report_sections import snippets
 from tests.lmcache_cli.command_line import lmcache
+from tests.lmcache_cli.tune.test_device import cost
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -253,9 +255,14 @@ def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) ->
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def on(devices: int, **changes: Any) -> RequestCost:
+    """An engine on so many cards."""
+    return cost(100, devices=devices, **changes)
+
+
 def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
     stack = TierConfiguration((("cpu", 64 * GIB), ("disk", 400 * GIB)), 64)
-    one, four = snippets(stack), snippets(stack, devices=4)
+    one, four = snippets(stack, on(1)), snippets(stack, on(4))
     ours = four["this connector in vLLM"]
     assert ours.startswith("--tensor-parallel-size 4 --kv-transfer-config ")
     assert f'"cpu_size": {16 * GIB}' in ours and f'"disk_size": {100 * GIB}' in ours
@@ -268,7 +275,7 @@ def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
     assert four["LMCache (YAML)"].endswith("max_local_disk_size: 100.0")
     assert f'"cpu_size": {64 * GIB}' in one["this connector in vLLM"]
     assert one["this connector in vLLM"].startswith("--kv-transfer-config ")
-    assert snippets(TierConfiguration((), 64), devices=4) == {}
+    assert snippets(TierConfiguration((), 64), on(4)) == {}
 
 
 def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
