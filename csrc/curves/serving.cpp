@@ -71,17 +71,22 @@ class Engine {
 
   void expect(std::size_t i) { coming_.push_back(i); }
 
-  // A request of a closed loop comes.
-  void send(std::size_t i, double at) {
+  // A request of a closed loop comes. Returns whether there was nothing to do.
+  bool send(std::size_t i, double at) {
+    const bool was_idle = idle_;
     board_.due[i] = at;
     if (idle_) now_ = std::max(now_, at);
     idle_ = false;
     const auto later = [this](double time, std::size_t other) { return time < board_.due[other]; };
     coming_.insert(std::upper_bound(coming_.begin(), coming_.end(), at, later), i);
+    return was_idle;
   }
 
   void advance(std::vector<std::size_t>& ended) {
     arrive();
+    const bool quiet = prefilling_.empty() && waiting_.empty() && ready_.empty();
+    if (quiet && decoding_ > 0) decode();
+    if (quiet) arrive();
     const double seconds = schedule();
     if (seconds >= 0) return step(seconds, ended);
     const double next = std::min(next_due(), loading_.empty() ? kLater : loading_.top().first);
@@ -94,6 +99,28 @@ class Engine {
 
  private:
   double next_due() const { return coming_.empty() ? kLater : board_.due[coming_.front()]; }
+
+  // Steps that only decode, up to before the one that ends an answer, or the next request.
+  void decode() {
+    const std::int64_t last = decoders_.top().first - 1;
+    const double until = std::min(next_due(), loading_.empty() ? kLater : loading_.top().first);
+    while (steps_ < last && now_ < until) pass(decode_s() + cost_.step_s);
+  }
+
+  double decode_s() const {
+    return cost_.decode_s + cost_.decode_token_s * static_cast<double>(there_);
+  }
+
+  // Time goes on by a step, which has a token of each request that decodes.
+  void pass(double seconds) {
+    now_ += seconds;
+    ++steps_;
+    if (decoding_ > 0) board_.counts[gap_bin(seconds)] += decoding_;
+    busy_s_ += seconds;
+    there_ += decoding_;
+    answered_ += decoding_;
+    held_ += decoding_;
+  }
 
   void arrive() {
     while (next_due() <= now_) {
@@ -171,9 +198,7 @@ class Engine {
     out_.most_running = std::max(out_.most_running, running());
     if (!any) return -1;
     prompts_s_ = seconds;
-    if (decoding_ > 0) {
-      seconds += cost_.decode_s + cost_.decode_token_s * static_cast<double>(there_);
-    }
+    if (decoding_ > 0) seconds += decode_s();
     return seconds + cost_.step_s;
   }
 
@@ -243,15 +268,9 @@ class Engine {
   }
 
   void step(double seconds, std::vector<std::size_t>& ended) {
-    now_ += seconds;
-    ++steps_;
-    if (decoding_ > 0) board_.counts[gap_bin(seconds)] += decoding_;
-    busy_s_ += seconds;
+    pass(seconds);
     // Behind the first stage of a pipeline come the others; the next step begins before they end.
     const double through = now_ + static_cast<double>(cost_.stages - 1) * prompts_s_;
-    there_ += decoding_;
-    answered_ += decoding_;
-    held_ += decoding_;
     while (!decoders_.empty() && decoders_.top().first <= steps_) {
       const std::size_t i = decoders_.top().second;
       decoders_.pop();
@@ -330,17 +349,19 @@ Serving serve(const Requests& requests, const EngineCost& cost) {
   } else {
     for (std::size_t i = 0; i < size; ++i) engine(i).expect(i);
   }
+  Earliest<std::pair<double, std::size_t>> clocks;  // who is behind acts first
+  for (std::size_t r = 0; r < engines.size(); ++r) clocks.emplace(engines[r].clock(), r);
   std::vector<std::size_t> ended;
-  while (true) {
-    Engine* first = &engines.front();  // who is behind acts first
-    for (Engine& one : engines) {
-      if (one.clock() < first->clock()) first = &one;
-    }
-    if (first->clock() == kLater) break;
+  while (!clocks.empty()) {
+    const std::size_t r = clocks.top().second;
+    clocks.pop();
     ended.clear();
-    first->advance(ended);
+    engines[r].advance(ended);
+    const double now = engines[r].clock();
+    if (now != kLater) clocks.emplace(now, r);
     for (std::size_t k = 0; cost.clients > 0 && k < ended.size() && sent < size; ++k, ++sent) {
-      engine(sent).send(sent, first->clock());
+      Engine& other = engine(sent);
+      if (other.send(sent, now)) clocks.emplace(other.clock(), &other - engines.data());
     }
   }
   Serving& out = board.out;
