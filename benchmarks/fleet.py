@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 
-from lmcache_cli.tune.candidates import Goal, Prices
+from cache_core.sizing.curves import ROUTINGS
+from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration
 from lmcache_cli.tune.catalogue import find_architecture, find_hardware
 from lmcache_cli.tune.cost import catalogue_cost
 from lmcache_cli.tune.search import search
@@ -52,29 +53,41 @@ def conversations(references: int, replicas: int, seed: int = 0) -> TraceArrays:
 
 
 def main() -> None:
-    """Prints the time of a whole search and the peak of memory."""
+    """Prints the time of a replay by every router, of a whole search, and the peak of memory."""
     references, replicas = (int(text) for text in (*sys.argv[1:], "10000000", "64")[:2])
     arrays = conversations(references, replicas)
     cost = catalogue_cost(find_hardware("h100"), find_architecture("llama-3.1-8b"))
     goal = Goal(largest={"cpu": 2**38, "disk": 2**41, "remote": 2**43}, slo={"ttft.p90": 0.6})
     prices = Prices(cards=2.0 * replicas, replicas=replicas)
-    began, cpu = time.perf_counter(), time.process_time()
-    study = Study(arrays, cost, prices, goal=goal, replicas=replicas)
-    found = search(study, goal, [_CHUNK])
-    wall, used = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{len(arrays.chunk_ids):,} references, {len(arrays):,} requests, {replicas} replicas:"
-        f" {len(found.searched)} stacks in {used:.1f} s of CPU ({wall:.1f} s), peak {peak:.2f} GiB"
-    )
-    assert found.fleet is not None
-    print(f"cheaper: {found.fleet.cheaper}")
-    for name, outcome in found.fleet.points.items():
-        p90 = outcome.latency["ttft.p90"]
+    print(f"{len(arrays.chunk_ids):,} references, {len(arrays):,} requests, {replicas} replicas")
+    chunk = cost.chunk_bytes(_CHUNK)
+    tiers = ("device", 3000 * chunk), ("cpu", 10_000 * chunk), ("remote", 400_000 * chunk)
+    for routing in ROUTINGS:
+        stack = TierConfiguration(tiers, _CHUNK, routing=routing)
+        study = Study(arrays, cost, prices, goal=goal, replicas=replicas, routing=routing)
+        began = time.process_time()
+        hits = study.hits(stack).sum(axis=0) / study.tokens
+        found = time.process_time()
+        p90 = study.run(stack).latencies()["ttft.p90"]
+        shares = ", ".join(f"{100 * h:.1f}" for h in hits)
         print(
-            f"{name:8} {outcome.stack.routing:12} {100 * outcome.hit_rate:5.1f} % hits,"
-            f" TTFT p90 {1e3 * p90:,.0f} ms, ${outcome.cost_per_hour:.3f} an hour"
+            f"{routing:12} {shares} % of the tokens hit on the device, in DRAM, in the pool:"
+            f" {found - began:.1f} s of CPU; TTFT p90 {1e3 * p90:,.0f} ms:"
+            f" {time.process_time() - found:.1f} s; peak {_peak():.2f} GiB",
+            flush=True,
         )
+        del study
+    wall, used = time.perf_counter(), time.process_time()
+    found = search(Study(arrays, cost, prices, goal=goal, replicas=replicas), goal, [_CHUNK])
+    wall, used = time.perf_counter() - wall, time.process_time() - used
+    print(
+        f"search: {len(found.searched)} stacks in {used:.1f} s of CPU ({wall:.1f} s), peak"
+        f" {_peak():.2f} GiB; cheaper: {found.fleet and found.fleet.cheaper}"
+    )
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from lmcache_cli.tune.cost import RequestCost
 from workloads.traces.arrays import TraceArrays
 
 _KEPT = 4
+_ROUTED_ANEW = 3_000_000
+"""The references up to which every load is routed anew."""
 _Made = TypeVar("_Made")
 
 
@@ -42,8 +44,10 @@ class Way(NamedTuple):
     holds: int | None = None
 
     @classmethod
-    def of(cls, routing: Routing, load: float, holds: int) -> Way:
-        """Returns the way without what its router does not look at."""
+    def of(cls, routing: Routing, load: float, holds: int, references: int) -> Way:
+        """Returns the way without what its router does not look at; of very many references, the
+        one at the trace's own load whatever the load."""
+        load = load if references <= _ROUTED_ANEW else 1.0
         if routing in ("round-robin", "session"):
             return cls(routing)
         return cls(routing, load, holds if routing == "prefix" else None)

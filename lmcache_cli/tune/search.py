@@ -230,7 +230,9 @@ def _grid(
         found = [replace(s, routing=study.routing) for s in found if s.bought]
         if study.replicas == 1:
             return found
-        plain = [s for s in found if len(s.bought) == 1 and "disk" not in s.bought]
+        # A router that looks for prefixes routes anew for every size of a replica's own tiers.
+        tried = ("remote",) if step > 1 else ("cpu", "remote")
+        plain = [s for s in found if len(s.bought) == 1 and tuple(s.bought)[0] in tried]
         others = [r for r in ROUTINGS if r != study.routing]
         return found + [replace(s, routing=r) for r in others for s in (study.today, *plain)]
 
@@ -240,9 +242,9 @@ def _grid(
         runs = len(study.arrays) * sum(map(len, grids))
         if grids and runs > _MOST_RUNS:
             largest = [max(grid, key=lambda s: sum(s.bought.values())) for grid in grids]
-            tried = [number(judge(stack), goal) for stack in largest]
-            chunks = [chunks[tried.index(min(tried))]] if len(grids) == len(chunks) else chunks
-            grids = [grids[tried.index(min(tried))]]
+            figures = [number(judge(stack), goal) for stack in largest]
+            chunks = [largest[figures.index(min(figures))].chunk_tokens]
+            grids = [grids[figures.index(min(figures))]]
             runs = len(study.arrays) * len(grids[0])
         if study.replicas == 1 or runs <= 2 * _MOST_RUNS or step >= _COARSEST:
             return [stack for grid in grids for stack in grid]

@@ -215,7 +215,7 @@ class Study:
         rooms.pop("remote", None)
         of = sum if stack.placement == "write_on_eviction" else max
         behind = of([0, *rooms.values()]) * (stack.chunk_tokens // base)
-        return Way.of(stack.routing, load, max(own, behind))
+        return Way.of(stack.routing, load, max(own, behind), len(self.arrays.chunk_ids))
 
     def _tiers(self, stack: TierConfiguration, chunk_tokens: int, load: float) -> TierCurves:
         """Returns the order of uses of a stack's own tiers, in chunks of ``chunk_tokens``."""
