@@ -67,13 +67,13 @@ def main() -> None:
         study = Study(arrays, cost, prices, goal=goal, replicas=replicas, routing=routing)
         began = time.process_time()
         hits = study.hits(stack).sum(axis=0) / study.tokens
-        found = time.process_time()
+        routed = time.process_time()
         p90 = study.run(stack).latencies()["ttft.p90"]
         shares = ", ".join(f"{100 * h:.1f}" for h in hits)
         print(
             f"{routing:12} {shares} % of the tokens hit on the device, in DRAM, in the pool:"
-            f" {found - began:.1f} s of CPU; TTFT p90 {1e3 * p90:,.0f} ms:"
-            f" {time.process_time() - found:.1f} s; peak {_peak():.2f} GiB",
+            f" {routed - began:.1f} s of CPU; TTFT p90 {1e3 * p90:,.0f} ms:"
+            f" {time.process_time() - routed:.1f} s; peak {_peak():.2f} GiB",
             flush=True,
         )
         del study

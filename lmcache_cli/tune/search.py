@@ -232,7 +232,7 @@ def _grid(
             return found
         # A router that looks for prefixes routes anew for every size of a replica's own tiers.
         tried = ("remote",) if step > 1 else ("cpu", "remote")
-        plain = [s for s in found if len(s.bought) == 1 and tuple(s.bought)[0] in tried]
+        plain = [s for s in found if len(s.bought) == 1 and next(iter(s.bought)) in tried]
         others = [r for r in ROUTINGS if r != study.routing]
         return found + [replace(s, routing=r) for r in others for s in (study.today, *plain)]
 
