@@ -90,6 +90,7 @@ NIGHTLY = (
     "tests/lmcache_cli/test_engine_vllm.py::test_all_modes_side_by_side",
     "tests/lmcache_cli/test_resume.py::test_a_finished_run_is_the_run_that_was_never_cut_off[15]",
     "tests/lmcache_cli/test_resume.py::test_cut_off_twice",
+    "tests/lmcache_cli/test_trace_kv_events.py::test_a_real_server_is_recorded",
     "tests/test_cuda_build.py::test_a_compiler_without_the_language_is_named",
     "tests/test_cuda_build.py::test_architectures_that_the_compiler_does_not_know_are_left_out",
 )

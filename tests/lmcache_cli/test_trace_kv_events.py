@@ -15,6 +15,8 @@ from cache_core.trace_writer import ServedRequest
 from lmcache_cli.trace.kv_events import Batch, SeenRequests, Stored, read_batch
 from tests.cache_core.servers import eventually
 from tests.lmcache_cli.command_line import COMMAND, ROOT, lmcache
+from tests.lmcache_cli.recording_process import ask
+from tests.lmcache_cli.vllm_world import BLOCK_TOKENS, running_vllm
 from workloads.traces import load_arrays, open_trace
 
 pytest.importorskip("zmq")
@@ -187,6 +189,42 @@ def test_vllms_own_publisher_is_recorded(
     assert not any(part in text for part in ("zz0", b"zz0".hex(), "100, 101"))
     arrays = load_arrays(open_trace(out, None).requests())
     assert arrays.input_tokens.tolist() == [40] * 3 and len(arrays.chunk_ids) == 6
+
+
+@pytest.mark.vllm
+def test_a_real_server_is_recorded(tmp_path: Path) -> None:
+    """Against what the server itself says of each request."""
+    endpoint, out = f"ipc://{tmp_path}/kv", tmp_path / "trace.jsonl"
+    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}
+    words = "zebra quux marzipan obelisk "
+    said: list[tuple[int, int]] = []
+    with running_vllm(tmp_path, "--kv-events-config", json.dumps(events)) as server:
+        process = subprocess.Popen(
+            [*COMMAND, "trace", "record", str(out), "--kv-events", endpoint],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        try:
+            assert process.stderr is not None and "recording" in process.stderr.readline()
+            for prompt in (words * 12, words * 9 + "something else " * 20, words * 12 + "!" * 70):
+                body = {"model": "tiny", "prompt": prompt, "max_tokens": 40, "ignore_eos": True}
+                answer = ask(server.url, "/v1/completions", body).json()
+                usage = answer["usage"]
+                cached = (usage["prompt_tokens_details"] or {}).get("cached_tokens", 0)
+                said.append((usage["prompt_tokens"], cached))
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "3 requests" in told, told
+    lines = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    size = BLOCK_TOKENS
+    assert [line["input_tokens"] // size for line in lines] == [n // size for n, _ in said]
+    assert [line["hits"].get("device", 0) for line in lines] == [hit for _, hit in said]
+    assert said[0][1] == 0 and said[1][1] > 0 and said[2][1] > said[1][1]
+    # The fortieth token of an answer is not computed further: 39 of them fill a block or two.
+    assert all(line["output_tokens"] in (size, 2 * size) for line in lines)
 
 
 def test_what_can_not_be_recorded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
