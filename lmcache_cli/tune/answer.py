@@ -39,6 +39,7 @@ def answer(study: Study, found: Recommendation) -> Answer:
     verdict = _verdict(study, found)
     notes = (
         ("How sure", tuple(_how_sure(found.uncertainty))),
+        ("What the trace knows", tuple(_known(study, found))),
         ("A pool or a router", tuple(_pool_or_router(found))),
         ("What limits", tuple(_limits(study, found))),
         ("What more buys", tuple(m.text() for m in found.marginals)),
@@ -189,6 +190,27 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
     if of.per_million is not None and of.per_hour is not None:
         load += f" (${of.per_hour:.2f} an hour; ${of.per_million:.3f} per million tokens when full)"
     return load
+
+
+def _known(study: Study, found: Recommendation) -> list[str]:
+    """Says what a recording tells beside its requests: the hits of its server, and what chunks that
+    are found anywhere would add."""
+    lines = []
+    if study.reported is not None:
+        lines.append(
+            f"the server that recorded it reported {100 * study.reported:.1f} % of the prompt"
+            f" tokens as hits; predicted for what you have: {100 * found.today.hit_rate:.1f} %"
+        )
+    if study.any_position is not None:
+        more = study.any_position - found.ceiling
+        pays = f"blend could reuse up to {100 * more:.1f} points more than prefixes"
+        if more < _LITTLE:
+            pays = "blend would not pay: prefixes find nearly all of it"
+        lines.append(
+            f"{100 * study.any_position:.1f} % of the tokens are in chunks that came before,"
+            f" wherever they stood, {100 * found.ceiling:.1f} % by prefix: {pays}"
+        )
+    return lines
 
 
 def _pool_or_router(found: Recommendation) -> list[str]:

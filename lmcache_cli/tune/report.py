@@ -45,6 +45,8 @@ def document(
             "unique_chunks": len(np.unique(arrays.chunk_ids)),
             "chunk_tokens": arrays.chunk_tokens,
             "ceiling_hit_rate": found.ceiling,
+            "any_position_hit_rate": study.any_position,
+            "reported_hit_rate": study.reported,
         },
         "cost": {
             "source": study.cost.source,

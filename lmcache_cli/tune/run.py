@@ -66,6 +66,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
             options.replicas,
             options.routing,
         )
+        study.reported, study.any_position = source.reported, source.any_position
         if options.replicas > 1 and not study.plain(study.without):
             raise UserError(
                 f"--replicas: {cost.model}'s layers keep different things, so no order of chunks"

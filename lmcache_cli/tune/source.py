@@ -27,6 +27,7 @@ from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS, Request
 from workloads.tokens import Encode
 from workloads.traces import TraceArrays, TraceError, load_arrays
+from workloads.traces.summary import Watched
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SLO = re.compile(rf"((?:ttft|itl|e2e)\.(?:mean|p50|p90|p95|p99))={_NUMBER}(ms|s)")
@@ -232,6 +233,11 @@ class RequestSource:
     requests: tuple[Request, ...] = ()
     scenario: Scenario | None = None
     warnings: list[str] = field(default_factory=list)
+    reported: float | None = None
+    """The hit rate that the server reported which recorded the trace; None where it told none."""
+    any_position: float | None = None
+    """The hit rate of a cache without a bound that finds chunks at any position; None where the
+    trace does not name content."""
 
 
 def trace_source(options: TuneOptions) -> RequestSource:
@@ -239,7 +245,8 @@ def trace_source(options: TuneOptions) -> RequestSource:
     try:
         file, unit_s = options.path(), options.time_unit
         trace = TraceSource(file, options.format, None, unit_s, options.tokenizer).open()
-        arrays = load_arrays(trace.requests())
+        watched = Watched()
+        arrays = load_arrays(watched.watch(trace.requests()))
     except TraceError as error:
         raise UserError(str(error)) from error
     if not len(arrays):
@@ -255,7 +262,14 @@ def trace_source(options: TuneOptions) -> RequestSource:
         )
         return RequestSource(arrays, [16], warnings=warnings + odd_lengths(arrays))
     warnings += odd_lengths(arrays)
-    return RequestSource(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
+    tokens = int(arrays.input_tokens.sum())
+    return RequestSource(
+        arrays,
+        options.chunks(arrays.chunk_tokens),
+        warnings=warnings,
+        reported=watched.reported(tokens),
+        any_position=watched.ceiling(tokens),
+    )
 
 
 def odd_lengths(arrays: TraceArrays) -> list[str]:

@@ -57,6 +57,8 @@ class Study:
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
         self.replicas, self.routing = replicas, routing
+        self.reported: float | None = None
+        self.any_position: float | None = None
         self._chunkings: dict[int, Chunking] = {}
         self._replays: dict[tuple[TierConfiguration, float], LedgerReplay] = {}
         self._runs: dict[tuple[object, ...], tuple[dict[str, float], dict[str, int], float]] = {}

@@ -24,6 +24,7 @@ from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.report_sections import snippets
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.tune.test_device import cost
+from tests.workloads.traces.test_readers import RAG, rag_folder
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -283,6 +284,33 @@ def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
     done = tune(str(trace), "--no-prefix-caching", "--quiet", cwd=tmp_path)
     [line] = [line for line in done.stdout.splitlines() if "TieredKVConnector" in line]
     assert line.startswith("--kv-transfer-config '{") and line.endswith("}'")
+
+
+def test_what_a_recording_knows_is_shown(tmp_path: Path) -> None:
+    """The hits of its server, and what blend would add: RAGPulse names content."""
+    lines = [{"schema": "lmcache.trace/1", "chunk_tokens": 16, "source": "kv-events", "model": ""}]
+    for number in range(8):
+        request = {"id": str(number), "t": number, "session": None, "input_tokens": 40}
+        request |= {"output_tokens": 4, "chunks": ["a" * 16, f"{number % 2:016x}"]}
+        lines.append(request | {"hits": {"device": 10, "cpu": 2} if number else {}})
+    path = tmp_path / "day.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = tune(str(path), "--quiet", "--json", "-", cwd=tmp_path)
+    source = json.loads(done.stdout)["source"]
+    assert source["reported_hit_rate"] == 7 * 12 / 320 and source["any_position_hit_rate"] is None
+    done = tune(str(path), "--quiet", cwd=tmp_path)
+    assert "reported 26.2 % of the prompt tokens as hits" in " ".join(done.stdout.split())
+    # RAGPulse names content: the same passages in another order.
+    swapped = {"hash_ids": RAG["hash_ids"] | {"passages_ids": [6, 5]}}  # type: ignore[operator]
+    rows = [row | {"timestamp": str(n)} for n in range(3) for row in (RAG, RAG | swapped)]
+    trace = rag_folder(tmp_path, *rows)
+    done = tune(str(trace), "--quiet", "--json", "-", cwd=tmp_path)
+    source = json.loads(done.stdout)["source"]
+    assert source["reported_hit_rate"] is None
+    # A chunk of 64 each of the system prompt and of two passages, in five prompts of six.
+    assert source["any_position_hit_rate"] == pytest.approx(5 * 3 * 64 / 1800)
+    said = tune(str(trace), "--quiet", cwd=tmp_path).stdout
+    assert "wherever they stood" in " ".join(said.split()) and "blend" in said
 
 
 def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
