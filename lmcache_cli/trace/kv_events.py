@@ -38,7 +38,7 @@ class Stored(NamedTuple):
     session: str | None
 
 
-class Batch(NamedTuple):
+class EventBatch(NamedTuple):
     """What one step of one engine did to its cache; None stands for clearing all of it."""
 
     at_s: float
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     events: tuple[Stored | frozenset[bytes] | None, ...]
 
 
-def read_batch(payload: bytes) -> Batch:
+def read_batch(payload: bytes) -> EventBatch:
     """Reads a batch of events of vLLM, as maps or, as older versions have them, as arrays. Left out
     are blocks of other media than the cards', and of all groups of layers but the first. Raises
     ``ValueError`` for what is no such batch."""
@@ -55,7 +55,7 @@ def read_batch(payload: bytes) -> Batch:
     try:
         at_s, events, *rest = msgspec.msgpack.decode(payload)
         found = [event for given in events if (event := _read(given)) is not _OTHER]
-        return Batch(float(at_s), int(rest[0] or 0) if rest else 0, tuple(found))
+        return EventBatch(float(at_s), int(rest[0] or 0) if rest else 0, tuple(found))
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise ValueError(f"no batch of KV events: {error}") from error
 
@@ -128,7 +128,7 @@ class SeenRequests:
         self._open: dict[tuple[int, bytes], _Request] = {}
         self._step = 0
 
-    def take(self, batch: Batch) -> Iterator[ServedRequest]:
+    def take(self, batch: EventBatch) -> Iterator[ServedRequest]:
         """Takes a batch and yields requests that ended. Raises ``UserError`` if blocks change their
         length."""
         self._step += 1
@@ -150,7 +150,7 @@ class SeenRequests:
             yield from self._ended(request)
         self._open = {}
 
-    def _stored(self, batch: Batch, event: Stored) -> None:
+    def _stored(self, batch: EventBatch, event: Stored) -> None:
         if self.block_tokens not in (0, event.tokens):
             raise UserError(
                 f"--kv-events: blocks of {event.tokens} tokens after some of {self.block_tokens};"
@@ -296,7 +296,7 @@ async def record_events(
 
 
 async def _until(
-    stop: asyncio.Event, socket: Any, told: _Told, take: Callable[[Batch], None]
+    stop: asyncio.Event, socket: Any, told: _Told, take: Callable[[EventBatch], None]
 ) -> None:
     ended = asyncio.create_task(stop.wait())
     expected: int | None = None

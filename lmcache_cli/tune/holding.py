@@ -34,7 +34,7 @@ class Chunking:
     names: NDArray[np.int64]
 
 
-class Way(NamedTuple):
+class Route(NamedTuple):
     """What decides who takes which request: the router, the load (a multiple of the trace's) where
     it looks at queues, and the chunks of the trace's length that a replica holds where it looks for
     prefixes."""
@@ -44,8 +44,8 @@ class Way(NamedTuple):
     holds: int | None = None
 
     @classmethod
-    def of(cls, routing: Routing, load: float, holds: int, references: int) -> Way:
-        """Returns the way without what its router does not look at; of very many references, the
+    def of(cls, routing: Routing, load: float, holds: int, references: int) -> Route:
+        """Returns the route without what its router does not look at; of very many references, the
         one at the trace's own load whatever the load."""
         load = load if references <= _ROUTED_ANEW else 1.0
         if routing in ("round-robin", "session"):
@@ -66,7 +66,7 @@ class Fleet:
         self._seconds = prefill.a, prefill.b, prefill.c, cost.decode_s
         self._made: dict[Hashable, object] = {}
 
-    def replica(self, references: AccessTrace, way: Way) -> NDArray[np.int64]:
+    def replica(self, references: AccessTrace, route: Route) -> NDArray[np.int64]:
         """Returns who takes each request. ``references`` are in chunks of the trace's length."""
 
         def make() -> NDArray[np.int64]:
@@ -74,25 +74,29 @@ class Fleet:
             return routed(
                 replace(
                     references,
-                    arrivals=self._times / way.load,
+                    arrivals=self._times / route.load,
                     prompt_tokens=arrays.input_tokens,
                 ),
-                way.routing,
+                route.routing,
                 self.replicas,
                 arrays.output_tokens,
                 arrays.session,
                 self._seconds,
-                way.holds,
+                route.holds,
             )
 
-        return self._kept(("replica", way), make)
+        return self._kept(("replica", route), make)
 
-    def tiers(self, references: AccessTrace, replica: NDArray[np.int64], way: Way) -> TierCurves:
+    def tiers(
+        self, references: AccessTrace, replica: NDArray[np.int64], route: Route
+    ) -> TierCurves:
         """Returns each replica's order of uses, in the chunks of ``references``."""
-        key = "tiers", way, references.chunk_tokens
+        key = "tiers", route, references.chunk_tokens
         return self._kept(key, lambda: TierCurves(references, replica, self.replicas))
 
-    def names(self, chunking: Chunking, replica: NDArray[np.int64], way: Way) -> NDArray[np.int64]:
+    def names(
+        self, chunking: Chunking, replica: NDArray[np.int64], route: Route
+    ) -> NDArray[np.int64]:
         """Returns names of chunks that differ from replica to replica, numbers below their
         count."""
 
@@ -102,7 +106,7 @@ class Fleet:
             of += chunking.names
             return np.unique(of, return_inverse=True)[1].astype(np.int64, copy=False)
 
-        return self._kept(("names", way), make)
+        return self._kept(("names", route), make)
 
     def _kept(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         if key not in self._made:

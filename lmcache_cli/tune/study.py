@@ -17,7 +17,7 @@ from cache_core.sizing.replay import LedgerReplay, one_order
 from cache_core.tiers.disk.format import chunks_under
 from lmcache_cli.tune.candidates import Goal, Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
-from lmcache_cli.tune.holding import Chunking, Fleet, Way, replay_stack, usable
+from lmcache_cli.tune.holding import Chunking, Fleet, Route, replay_stack, usable
 from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, serve_requests
 from workloads.traces.arrays import TraceArrays
 
@@ -208,7 +208,7 @@ class Study:
             left -= cut
         return np.concatenate([own, behind], axis=1)
 
-    def _way(self, stack: TierConfiguration, load: float) -> Way:
+    def _route(self, stack: TierConfiguration, load: float) -> Route:
         base, rooms = (
             self.arrays.chunk_tokens,
             dict(zip(stack.sizes, self.rooms(stack), strict=True)),
@@ -217,16 +217,16 @@ class Study:
         rooms.pop("remote", None)
         of = sum if stack.placement == "write_on_eviction" else max
         behind = of([0, *rooms.values()]) * (stack.chunk_tokens // base)
-        return Way.of(stack.routing, load, max(own, behind), len(self.arrays.chunk_ids))
+        return Route.of(stack.routing, load, max(own, behind), len(self.arrays.chunk_ids))
 
     def _tiers(self, stack: TierConfiguration, chunk_tokens: int, load: float) -> TierCurves:
         """Returns the order of uses of a stack's own tiers, in chunks of ``chunk_tokens``."""
         chunking = self._chunking(chunk_tokens)
         if self._fleet is None:
             return chunking.tiers
-        way = self._way(stack, load)
-        replica = self._fleet.replica(self.references(self.arrays.chunk_tokens), way)
-        return self._fleet.tiers(chunking.references, replica, way)
+        route = self._route(stack, load)
+        replica = self._fleet.replica(self.references(self.arrays.chunk_tokens), route)
+        return self._fleet.tiers(chunking.references, replica, route)
 
     def _own(self, stack: TierConfiguration, load: float) -> ChunkCounts:
         """Returns the hits of the device alone, in chunks of the trace's own length,
@@ -274,9 +274,9 @@ class Study:
         at = np.zeros_like(self.arrivals) if isinf(load) else self.arrivals / load
         chunks, replica = chunking.names, None
         if self._fleet is not None:
-            way = self._way(stack, load)
-            replica = self._fleet.replica(chunking.references, way)
-            chunks = self._fleet.names(chunking, replica, way)
+            route = self._route(stack, load)
+            replica = self._fleet.replica(chunking.references, route)
+            chunks = self._fleet.names(chunking, replica, route)
         arrivals = Arrivals(
             at,
             self.arrays.input_tokens,

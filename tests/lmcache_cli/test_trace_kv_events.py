@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from cache_core.trace_writer import ServedRequest
-from lmcache_cli.trace.kv_events import Batch, SeenRequests, Stored, read_batch
+from lmcache_cli.trace.kv_events import EventBatch, SeenRequests, Stored, read_batch
 from tests.cache_core.servers import eventually
 from tests.lmcache_cli.command_line import COMMAND, ROOT, lmcache
 from tests.lmcache_cli.recording_process import ask
@@ -37,7 +37,7 @@ def requests(
     seen = SeenRequests()
     found: list[ServedRequest] = []
     for i, events in enumerate(batches):
-        found += seen.take(Batch(i * apart, 0, tuple(events)))
+        found += seen.take(EventBatch(i * apart, 0, tuple(events)))
     found += seen.end()
     return sorted(
         (r.arrival_s, tuple(r.keys), r.hits["device"] // 16, r.output_tokens) for r in found
@@ -94,21 +94,21 @@ def test_what_was_removed_is_held_no_more() -> None:
 def test_prompts_without_a_known_beginning_are_counted_and_left_out() -> None:
     seen = SeenRequests()
     events = stored(4, 5, parent=3), stored(6, parent=5)
-    given = [list(seen.take(Batch(i, 0, (event,)))) for i, event in enumerate(events)]
+    given = [list(seen.take(EventBatch(i, 0, (event,)))) for i, event in enumerate(events)]
     assert not any(given) and not list(seen.end()) and seen.cut == 1
 
 
 def test_ranks_have_caches_of_their_own() -> None:
     seen = SeenRequests()
     for rank in (0, 1):
-        list(seen.take(Batch(float(rank), rank, (stored(1, 2),))))
+        list(seen.take(EventBatch(float(rank), rank, (stored(1, 2),))))
     assert [r.hits["device"] for r in seen.end()] == [0, 0]
 
 
 def test_an_answer_ends_when_nothing_more_comes() -> None:
     seen = SeenRequests()
-    assert not list(seen.take(Batch(0.0, 0, (stored(1, 2),))))
-    [one] = seen.take(Batch(40.0, 0, (stored(7),)))
+    assert not list(seen.take(EventBatch(0.0, 0, (stored(1, 2),))))
+    [one] = seen.take(EventBatch(40.0, 0, (stored(7),)))
     assert one.keys == list(names(1, 2)) and one.input_tokens == 32 + 8
 
 
@@ -129,7 +129,9 @@ def test_both_forms_of_vllm_are_read_and_others_are_refused() -> None:
     payload = msgspec.msgpack.encode(KVEventBatch(ts=3.5, events=events, data_parallel_rank=2))
     seven = (7).to_bytes(16, "big", signed=True)
     five = (5).to_bytes(16, "big", signed=True)
-    wanted = Batch(3.5, 2, (Stored((b"x" * 32, five), b"p", 16, "s"), frozenset({seven}), None))
+    wanted = EventBatch(
+        3.5, 2, (Stored((b"x" * 32, five), b"p", 16, "s"), frozenset({seven}), None)
+    )
     assert read_batch(payload) == wanted
     arrays = [
         ["BlockStored", [b"x" * 32, 5], b"p", [1] * 32, 16, None, "GPU"],
