@@ -302,34 +302,29 @@ void bind_curves(nanobind::module_& m) {
   m.def("tier_hits", py_tier_hits, "distances"_a.noconvert(), "offsets"_a.noconvert(),
         "capacities"_a.noconvert(), "exclusive"_a, "shared"_a.noconvert() = nb::none(),
         R"(Returns how many chunks of each request's leading held run each tier serves, ``[stacks,
-        requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. With
-        ``shared`` distances the last tier, behind the others, goes by these.
-        Raises ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``.)"_doc);
+        requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. The
+        last tier goes by ``shared`` distances, if given. Raises ``ValueError``.)"_doc);
   m.def("serve", py_serve, "at"_a.noconvert(), "prompt"_a.noconvert(), "output"_a.noconvert(),
         "hits"_a.noconvert(), "chunks"_a.noconvert(), "offsets"_a.noconvert(),
         "loads"_a.noconvert(), "chunk_tokens"_a, "seconds"_a.noconvert(), "overlap"_a, "device"_a,
         "budget"_a, "most"_a, "room"_a, "clients"_a, "stages"_a = 1, "replicas"_a = 1,
         "replica"_a.noconvert() = nb::none(), "pooled"_a.noconvert() = nb::none(),
-        R"(Runs requests in an engine that batches continuously (``csrc/curves/serving.h``): request
-        i comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), and has the
-        ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``. ``loads`` ``[tiers, 3]`` are
-        seconds a call, a chunk and a token; ``seconds`` ``[5]`` those of a step, a prompt's token, a
-        pair of them, a decode step and a token before it. Request i is served by engine
-        ``replica[i]`` of ``replicas``, each of which has names of its own for its chunks; the last
-        tier is all engines', which names them ``pooled``, if these are given. Raises ``ValueError``
-        for arrays and numbers that don't fit together.)"_doc);
+        R"(Runs requests in engines that batch continuously (``csrc/curves/serving.h``): request i
+        comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), to engine
+        ``replica[i]``, and has the ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``.
+        ``loads`` ``[tiers, 3]`` are seconds a call, a chunk and a token; ``seconds`` ``[5]`` of a
+        step, a prompt's token, a pair of them, a decode step and a token before it. Engines have
+        names of their own for chunks; the last tier is a pool with ``pooled`` ones. Raises
+        ``ValueError``.)"_doc);
   m.def("route", py_route, "ids"_a.noconvert(), "offsets"_a.noconvert(), "at"_a.noconvert(),
         "prompt"_a.noconvert(), "output"_a.noconvert(), "session"_a.noconvert(), "routing"_a,
         "replicas"_a, "seconds"_a.noconvert(), "chunk_tokens"_a, "holds"_a,
-        R"(Returns the replica that takes each request, by ``routing`` (``csrc/curves/fleet.h``): 0
-        round-robin, 1 least-loaded, 2 session, 3 prefix. ``seconds`` ``[4]`` are those of a step, a
-        prompt's token, a pair of them, and of a further token of an answer; a replica holds the
-        ``holds`` chunks that it used last, negative without a bound. Raises ``ValueError`` for
-        arrays and numbers that don't fit together.)"_doc);
+        R"(Returns the replica that takes each request (``csrc/curves/fleet.h``): ``routing`` is 0
+        round-robin, 1 least-loaded, 2 session, 3 prefix; ``seconds`` ``[4]`` of a step, a token, a
+        pair of them, a further token of an answer. Raises ``ValueError``.)"_doc);
   m.def("replica_distances", py_replica_distances, "ids"_a.noconvert(), "offsets"_a.noconvert(),
         "replica"_a.noconvert(), "replicas"_a,
-        R"(Returns what ``stack_distances`` does, of each request among those of its ``replica``, a
-        number below ``replicas``. Raises ``ValueError`` for arrays that don't fit together.)"_doc);
+        "Returns each reference's distance among those of its ``replica``. Raises ``ValueError``.");
 }
 
 }  // namespace lmcache
