@@ -159,6 +159,7 @@ NIGHTLY = (
     "tests/lmcache_cli/test_trace_record.py",
     "tests/lmcache_cli/test_trace_record_start.py"
     "::test_a_server_without_tokenize_needs_a_tokenizer_at_the_start",
+    "tests/lmcache_cli/test_trace_kv_events.py::test_a_real_server_is_recorded",
     "tests/lmcache_cli/test_trace_record_trouble.py::test_answers_that_are_none_go_through",
     "tests/lmcache_cli/test_trace_record_trouble.py::test_bodies_that_ask_nothing",
     "tests/reports/test_page.py::test_silent_and_alone[400.*|.*dark]",

@@ -155,22 +155,87 @@ def curve_error(curve: HitCurve, exact: HitCurve) -> tuple[float, float]:
     return float(apart.mean()), float(apart.max())
 
 
+Routing = Literal["round-robin", "least-loaded", "session", "prefix"]
+ROUTINGS: tuple[Routing, ...] = ("round-robin", "least-loaded", "session", "prefix")
+
+
+def routed(
+    references: AccessTrace,
+    routing: Routing,
+    replicas: int,
+    output: Numbers,
+    session: Numbers,
+    seconds: Sequence[float],
+    holds: int | None = None,
+) -> Numbers:
+    """Returns the replica, a number below ``replicas``, that takes each request, int64
+    ``[requests]``. Prompts and times of arrival are those of ``references``; ``output`` tokens and
+    ``session`` (below 0: none) int64 ``[requests]``. A router reckons that a replica computes one
+    prompt after another, with ``seconds`` of a step, a token and a pair of tokens (see
+    ``PrefillCost``), and of a further token of an answer.
+
+    ``round-robin``: each in turn. ``session``: by a hash of it, in turn without one.
+    ``least-loaded``: the fewest requests under way. ``prefix``: where the first token comes first,
+    by what is held of the prompt, of the ``holds`` chunks that a replica used last (None: of all),
+    and by the queue; then the fewest under way. Raises ``ValueError``."""
+    if routing not in ROUTINGS:
+        raise ValueError(f"routing {routing!r} is not known; use one of {', '.join(ROUTINGS)}")
+    named = references.prefixes()
+    if named.arrivals is None or named.prompt_tokens is None:
+        raise ValueError("a router needs the times and lengths of requests")
+    return _native.route(
+        named.ids,
+        named.offsets,
+        named.arrivals,
+        named.prompt_tokens,
+        output,
+        session,
+        ROUTINGS.index(routing),
+        replicas,
+        np.array(seconds, np.float64),
+        named.chunk_tokens,
+        -1 if holds is None else holds,
+    )
+
+
 class TierCurves:
     """Hits per tier and request of any stack of LRU tiers, from distances that are counted once.
+    With ``replica`` (of each request a number below ``replicas``) each replica has tiers of its
+    own.
 
     Keeps 8 bytes per reference. The second and later stacks cost a pass over those.
     """
 
-    def __init__(self, references: AccessTrace) -> None:
+    def __init__(
+        self, references: AccessTrace, replica: Numbers | None = None, replicas: int = 1
+    ) -> None:
         self.references = references.prefixes()
-        self._distances = _native.stack_distances(self.references.ids, self.references.offsets)
+        ids, offsets = self.references.ids, self.references.offsets
+        if replica is None:
+            self._distances = _native.stack_distances(ids, offsets)
+        else:
+            self._distances = _native.replica_distances(ids, offsets, replica, replicas)
+
+    @property
+    def most(self) -> int:
+        """Returns the fewest chunks with which a tier hits all that it can."""
+        return max(0, int(self._distances.max(initial=0)))
+
+    def uses_held(self, capacity: int) -> int:
+        """Returns how many uses find their chunk in an LRU tier of so many, each on its own."""
+        return int(((self._distances > 0) & (self._distances <= capacity)).sum())
 
     def hits(
-        self, stacks: Sequence[Sequence[int | None]], placement: Placement = "write_on_insertion"
+        self,
+        stacks: Sequence[Sequence[int | None]],
+        placement: Placement = "write_on_insertion",
+        pool: TierCurves | None = None,
     ) -> NDArray[np.int32]:
         """Returns the chunks of each request's leading held run that each tier serves, ``[stacks,
         requests, tiers]``. A stack is its tiers' capacities in chunks, fastest first, None without
-        a bound; all have the same number of tiers. Raises ``ValueError``."""
+        a bound; all have the same number of tiers. With ``pool``, of the same requests without
+        replicas, the last tier is one that all share and that sees every use. Raises
+        ``ValueError``."""
         if placement not in PLACEMENTS:
             raise ValueError(f"placement {placement!r} is not known; use {' or '.join(PLACEMENTS)}")
         if len({len(stack) for stack in stacks}) != 1:
@@ -180,4 +245,5 @@ class TierCurves:
         rows = [[-1 if c is None else min(c, 1 << 62) for c in stack] for stack in stacks]
         table = np.array(rows, dtype=np.int64).reshape(len(rows), -1)
         exclusive = placement == "write_on_eviction"
-        return _native.tier_hits(self._distances, self.references.offsets, table, exclusive)
+        shared = None if pool is None else pool._distances
+        return _native.tier_hits(self._distances, self.references.offsets, table, exclusive, shared)

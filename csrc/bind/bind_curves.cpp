@@ -10,6 +10,7 @@
 
 #include "bind/bind.h"
 #include "curves/curves.h"
+#include "curves/fleet.h"
 #include "curves/serving.h"
 
 namespace lmcache {
@@ -99,14 +100,18 @@ Flags py_sampled(const Numbers& ids, std::uint64_t threshold, std::uint64_t seed
 
 nb::ndarray<nb::numpy, std::int32_t, nb::ndim<3>, nb::c_contig> py_tier_hits(
     const Numbers& distances, const Numbers& offsets, const Array<std::int64_t, 2>& capacities,
-    bool exclusive) {
+    bool exclusive, const std::optional<Numbers>& shared) {
   const References references = to_references(distances, offsets);
+  if (shared) {
+    require_length("shared", shared->size(), distances.size());
+    require_positive("tiers", static_cast<std::int64_t>(capacities.shape(1)));
+  }
   const std::size_t stacks = capacities.shape(0), tiers = capacities.shape(1);
   std::vector<std::int32_t> hits(stacks * references.size * tiers);
   {
     const Unlocked unlocked;
-    tier_hits(distances.data(), references, capacities.data(), stacks, tiers, exclusive,
-              hits.data());
+    tier_hits(distances.data(), shared ? shared->data() : nullptr, references, capacities.data(),
+              stacks, tiers, exclusive, hits.data());
   }
   return to_array<nb::ndarray<nb::numpy, std::int32_t, nb::ndim<3>, nb::c_contig>>(
       std::move(hits), {stacks, references.size, tiers});
@@ -126,17 +131,83 @@ Out py_group_names(const Numbers& ids, const Numbers& offsets, std::int64_t grou
   return to_array<Out>(std::move(names), {groups});
 }
 
+void require_replicas(const Numbers& replica, std::size_t requests, std::int64_t replicas) {
+  require_positive("replicas", replicas);
+  require_length("replica", replica.size(), requests);
+  for (std::size_t i = 0; i < requests; ++i) {
+    if (replica.data()[i] >= 0 && replica.data()[i] < replicas) continue;
+    throw std::invalid_argument("replica[" + std::to_string(i) + "] is no number below replicas");
+  }
+}
+
+Out py_route(const Numbers& ids, const Numbers& offsets, const Array<double, 1>& at,
+             const Numbers& prompt, const Numbers& output, const Numbers& session,
+             std::int64_t routing, std::int64_t replicas, const Array<double, 1>& seconds,
+             std::int64_t chunk_tokens, std::int64_t holds) {
+  const References references = to_references(ids, offsets);
+  const std::size_t n = references.size;
+  require_length("at", at.size(), n);
+  require_length("prompt", prompt.size(), n);
+  require_length("output", output.size(), n);
+  require_length("session", session.size(), n);
+  require_length("seconds", seconds.size(), 4);
+  require_positive("replicas", replicas);
+  require_positive("chunk_tokens", chunk_tokens);
+  if (routing < 0 || routing > static_cast<std::int64_t>(Routing::kPrefix)) {
+    throw std::invalid_argument("routing " + std::to_string(routing) + " is not known");
+  }
+  const double* const s = seconds.data();
+  const Routed requests{references, at.data(), prompt.data(), output.data(), session.data()};
+  const Router router{static_cast<Routing>(routing), replicas, s[0], s[1], s[2], s[3],
+                      chunk_tokens, holds};
+  std::vector<std::int64_t> replica(n);
+  {
+    const Unlocked unlocked;
+    route(requests, router, replica.data());
+  }
+  return to_array<Out>(std::move(replica), {n});
+}
+
+Out py_replica_distances(const Numbers& ids, const Numbers& offsets, const Numbers& replica,
+                         std::int64_t replicas) {
+  const References references = to_references(ids, offsets);
+  require_replicas(replica, references.size, replicas);
+  std::vector<std::int64_t> out(ids.size());
+  {
+    const Unlocked unlocked;
+    replica_distances(references, replica.data(), replicas, out.data());
+  }
+  return to_array<Out>(std::move(out), {ids.size()});
+}
+
 using Seconds = nb::ndarray<nb::numpy, double, nb::ndim<1>, nb::c_contig>;
 using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
+
+void require_numbers(const char* name, const Numbers& values, std::size_t count) {
+  require_length(name, values.size(), count);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (values.data()[i] >= 0 && values.data()[i] < static_cast<std::int64_t>(count)) continue;
+    throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) +
+                                "] is no number below their count");
+  }
+}
 
 Typed<"dict[str, typing.Any]"> py_serve(
     const Array<double, 1>& at, const Numbers& prompt, const Numbers& output,
     const Array<std::int32_t, 2>& hits, const Numbers& chunks, const Numbers& offsets,
     const Array<double, 2>& loads, std::int64_t chunk_tokens, const Array<double, 1>& seconds,
     bool overlap, bool device, std::int64_t budget, std::int64_t most, std::int64_t room,
-    std::int64_t clients) {
+    std::int64_t clients, std::int64_t stages, std::int64_t replicas,
+    const std::optional<Numbers>& replica, const std::optional<Numbers>& pooled) {
   const References references = to_references(chunks, offsets);
   const std::size_t n = references.size, tiers = hits.shape(1);
+  require_positive("stages", stages);
+  require_positive("replicas", replicas);
+  if (replica) require_replicas(*replica, n, replicas);
+  if (pooled) {
+    require_numbers("pooled", *pooled, chunks.size());
+    require_positive("tiers", static_cast<std::int64_t>(tiers));
+  }
   require_length("at", at.size(), n);
   require_length("prompt", prompt.size(), n);
   require_length("output", output.size(), n);
@@ -146,10 +217,7 @@ Typed<"dict[str, typing.Any]"> py_serve(
   require_positive("chunk_tokens", chunk_tokens);
   require_positive("budget", budget);
   require_positive("most", most);
-  for (std::size_t i = 0; i < chunks.size(); ++i) {
-    if (chunks.data()[i] >= 0 && chunks.data()[i] < static_cast<std::int64_t>(chunks.size())) continue;
-    throw std::invalid_argument("chunks[" + std::to_string(i) + "] is no number below their count");
-  }
+  require_numbers("chunks", chunks, chunks.size());
   std::vector<LoadCost> costs;
   for (std::size_t t = 0; t < tiers; ++t) {
     const double* const row = loads.data() + 3 * t;
@@ -169,9 +237,18 @@ Typed<"dict[str, typing.Any]"> py_serve(
   }
   const double* const s = seconds.data();
   const EngineCost cost{s[0],  s[1],   s[2],   s[3], s[4],    overlap,
-                        device, budget, most, room, clients};
-  const Requests requests{references,  at.data(),    prompt.data(), output.data(),
-                          hits.data(), costs.data(), tiers,         chunk_tokens};
+                        device, budget, most, room, clients, stages};
+  const Requests requests{references,
+                          at.data(),
+                          prompt.data(),
+                          output.data(),
+                          hits.data(),
+                          costs.data(),
+                          tiers,
+                          chunk_tokens,
+                          replica ? replica->data() : nullptr,
+                          pooled ? pooled->data() : nullptr,
+                          static_cast<std::size_t>(replicas)};
   Serving found;
   {
     const Unlocked unlocked;
@@ -223,20 +300,31 @@ void bind_curves(nanobind::module_& m) {
   m.def("sampled", py_sampled, "ids"_a.noconvert(), "threshold"_a, "seed"_a,
         "Returns which chunks a sample takes: hashes with ``seed`` of at most ``threshold``.");
   m.def("tier_hits", py_tier_hits, "distances"_a.noconvert(), "offsets"_a.noconvert(),
-        "capacities"_a.noconvert(), "exclusive"_a,
+        "capacities"_a.noconvert(), "exclusive"_a, "shared"_a.noconvert() = nb::none(),
         R"(Returns how many chunks of each request's leading held run each tier serves, ``[stacks,
-        requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound.
-        Raises ``ValueError`` for offsets that do not rise from 0 to ``len(distances)``.)"_doc);
+        requests, tiers]``, for ``capacities`` ``[stacks, tiers]``; negative is without a bound. The
+        last tier goes by ``shared`` distances, if given. Raises ``ValueError``.)"_doc);
   m.def("serve", py_serve, "at"_a.noconvert(), "prompt"_a.noconvert(), "output"_a.noconvert(),
         "hits"_a.noconvert(), "chunks"_a.noconvert(), "offsets"_a.noconvert(),
         "loads"_a.noconvert(), "chunk_tokens"_a, "seconds"_a.noconvert(), "overlap"_a, "device"_a,
-        "budget"_a, "most"_a, "room"_a, "clients"_a,
-        R"(Runs requests in an engine that batches continuously (``csrc/curves/serving.h``): request
-        i comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), and has the
-        ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``. ``loads`` ``[tiers, 3]`` are
-        seconds a call, a chunk and a token; ``seconds`` ``[5]`` those of a step, a prompt's token, a
-        pair of them, a decode step and a token before it. Raises ``ValueError`` for arrays and
-        numbers that don't fit together.)"_doc);
+        "budget"_a, "most"_a, "room"_a, "clients"_a, "stages"_a = 1, "replicas"_a = 1,
+        "replica"_a.noconvert() = nb::none(), "pooled"_a.noconvert() = nb::none(),
+        R"(Runs requests in engines that batch continuously (``csrc/curves/serving.h``): request i
+        comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), to engine
+        ``replica[i]``, and has the ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``.
+        ``loads`` ``[tiers, 3]`` are seconds a call, a chunk and a token; ``seconds`` ``[5]`` of a
+        step, a prompt's token, a pair of them, a decode step and a token before it. Engines have
+        names of their own for chunks; the last tier is a pool with ``pooled`` ones. Raises
+        ``ValueError``.)"_doc);
+  m.def("route", py_route, "ids"_a.noconvert(), "offsets"_a.noconvert(), "at"_a.noconvert(),
+        "prompt"_a.noconvert(), "output"_a.noconvert(), "session"_a.noconvert(), "routing"_a,
+        "replicas"_a, "seconds"_a.noconvert(), "chunk_tokens"_a, "holds"_a,
+        R"(Returns the replica that takes each request (``csrc/curves/fleet.h``): ``routing`` is 0
+        round-robin, 1 least-loaded, 2 session, 3 prefix; ``seconds`` ``[4]`` of a step, a token, a
+        pair of them, a further token of an answer. Raises ``ValueError``.)"_doc);
+  m.def("replica_distances", py_replica_distances, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+        "replica"_a.noconvert(), "replicas"_a,
+        "Returns each reference's distance among those of its ``replica``. Raises ``ValueError``.");
 }
 
 }  // namespace lmcache

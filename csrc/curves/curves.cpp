@@ -113,10 +113,12 @@ void last_uses(const References& references, std::int64_t* requests) {
   }
 }
 
-void tier_hits(const std::int64_t* distances, const References& references,
+void tier_hits(const std::int64_t* distances, const std::int64_t* shared,
+               const References& references,
                const std::int64_t* capacities, std::size_t stacks, std::size_t tiers,
                bool exclusive, std::int32_t* hits) {
   std::fill_n(hits, stacks * references.size * tiers, 0);
+  const std::size_t own = shared != nullptr ? tiers - 1 : tiers;
   std::vector<std::int64_t> limits(tiers);
   for (std::size_t s = 0; s < stacks; ++s) {
     std::int64_t sum = 0;
@@ -124,14 +126,15 @@ void tier_hits(const std::int64_t* distances, const References& references,
       const std::int64_t capacity = capacities[s * tiers + t];
       const std::int64_t chunks = capacity < 0 ? kUnbounded : capacity;
       sum = chunks > kUnbounded - sum ? kUnbounded : sum + chunks;
-      limits[t] = exclusive ? sum : chunks;
+      limits[t] = exclusive && t < own ? sum : chunks;
     }
     for (std::size_t r = 0; r < references.size; ++r, hits += tiers) {
       for (std::int64_t i = references.offsets[r]; i < references.offsets[r + 1]; ++i) {
-        if (distances[i] == kNever) break;
-        std::size_t t = 0;
-        while (t < tiers && distances[i] > limits[t]) ++t;
-        if (t == tiers) break;
+        std::size_t t = distances[i] == kNever ? own : 0;
+        while (t < own && distances[i] > limits[t]) ++t;
+        if (t == own) {
+          if (own == tiers || shared[i] == kNever || shared[i] > limits[t]) break;
+        }
         ++hits[t];
       }
     }

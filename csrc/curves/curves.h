@@ -53,8 +53,10 @@ void last_uses(const References& references, std::int64_t* requests);
 
 // For each request, how many chunks of its leading held run each tier serves. `capacities` are
 // `[stacks][tiers]`, negative without a bound; hits `[stacks][requests][tiers]`. Exclusive tiers
-// hold what the faster ones no longer do, inclusive ones all that fits.
-void tier_hits(const std::int64_t* distances, const References& references,
+// hold what the faster ones no longer do, inclusive ones all that fits. With `shared` distances (else
+// null) the last tier is behind the others and goes by these.
+void tier_hits(const std::int64_t* distances, const std::int64_t* shared,
+               const References& references,
                const std::int64_t* capacities, std::size_t stacks, std::size_t tiers,
                bool exclusive, std::int32_t* hits);
 

@@ -32,6 +32,14 @@ Recency::Entry& Recency::find_or_add(std::int64_t id) {
   return entry;
 }
 
+std::int64_t Recency::distance(std::int64_t id) const {
+  const std::size_t mask = table_.size() - 1;
+  std::size_t slot = mix(static_cast<std::uint64_t>(id)) & mask;
+  while (table_[slot].place != kEmpty && table_[slot].id != id) slot = (slot + 1) & mask;
+  const std::int64_t place = table_[slot].place;
+  return place < 0 ? kNever : static_cast<std::int64_t>(live_) - before(place);
+}
+
 void Recency::grow_table(std::size_t entries) {
   std::vector<Entry> old(entries, Entry{0, kEmpty});
   old.swap(table_);

@@ -32,6 +32,9 @@ class Recency {
   // `known` ids, n at least, can be read ahead. Throws std::length_error beyond 2^31 chunks.
   void use(const std::int64_t* ids, std::size_t n, std::int64_t* distances, std::size_t known);
 
+  // A chunk's distance as it is now; kNever if it was never used.
+  std::int64_t distance(std::int64_t id) const;
+
   std::size_t size() const { return live_; }
 
  private:

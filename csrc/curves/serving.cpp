@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 #include <queue>
+#include <unordered_map>
 #include <utility>
 
 namespace lmcache {
@@ -39,59 +40,93 @@ using Finish = std::pair<double, std::size_t>;
 template <typename T>
 using Earliest = std::priority_queue<T, std::vector<T>, std::greater<T>>;
 
-class Run {
- public:
-  Run(const Requests& requests, const EngineCost& cost)
-      : in_(requests), cost_(cost), size_(requests.chunks.size) {
-    std::int64_t names = 0;
-    for (std::size_t i = 0; i < in_.chunks.count(); ++i) names = std::max(names, in_.chunks.ids[i]);
-    on_device_.assign(static_cast<std::size_t>(names) + 1, kLater);
-    stored_ = on_device_;
-    due_.assign(in_.at, in_.at + size_);
-    loaded_by_.assign(size_, 0);
-    held_by_.assign(size_, 0);
-    free_.assign(in_.tier_count, 0);
-    counts_.assign(kGaps, 0);
-    out_.ttft.assign(size_, 0);
-    out_.e2e.assign(size_, 0);
-    out_.hits.assign(size_ * in_.tier_count, 0);
+// What all engines write to. Chunks are there from a time on.
+struct Board {
+  explicit Board(const Requests& in) : due(in.at, in.at + in.chunks.size), counts(kGaps, 0) {
+    on_device.assign(names(in.chunks.ids, in.chunks.count()), kLater);
+    stored = on_device;
+    if (in.pooled != nullptr) pooled.assign(names(in.pooled, in.chunks.count()), kLater);
+    out.ttft.assign(due.size(), 0);
+    out.e2e.assign(due.size(), 0);
+    out.hits.assign(due.size() * in.tier_count, 0);
   }
 
-  Serving run() {
-    if (cost_.clients > 0) {
-      for (std::int64_t i = 0; i < cost_.clients; ++i) send(0);
+  static std::size_t names(const std::int64_t* of, std::size_t count) {
+    return count == 0 ? 0 : static_cast<std::size_t>(*std::max_element(of, of + count)) + 1;
+  }
+
+  std::vector<double> on_device, stored, pooled, due;
+  std::vector<std::int64_t> counts;  // of each gap
+  Serving out;
+};
+
+class Engine {
+ public:
+  Engine(const Requests& requests, const EngineCost& cost, Board& board)
+      : in_(requests), cost_(cost), board_(board), out_(board.out), free_(in_.tier_count, 0.0) {}
+
+  // The time up to which it has worked; kLater where nothing is left to do.
+  double clock() const { return idle_ ? kLater : now_; }
+  double busy_s() const { return busy_s_; }
+
+  void expect(std::size_t i) { coming_.push_back(i); }
+
+  // A request of a closed loop comes. Returns whether there was nothing to do.
+  bool send(std::size_t i, double at) {
+    const bool was_idle = idle_;
+    board_.due[i] = at;
+    if (idle_) now_ = std::max(now_, at);
+    idle_ = false;
+    const auto later = [this](double time, std::size_t other) { return time < board_.due[other]; };
+    coming_.insert(std::upper_bound(coming_.begin(), coming_.end(), at, later), i);
+    return was_idle;
+  }
+
+  void advance(std::vector<std::size_t>& ended) {
+    arrive();
+    const bool quiet = prefilling_.empty() && waiting_.empty() && ready_.empty();
+    if (quiet && decoding_ > 0) decode();
+    if (quiet) arrive();
+    const double seconds = schedule();
+    if (seconds >= 0) return step(seconds, ended);
+    const double next = std::min(next_due(), loading_.empty() ? kLater : loading_.top().first);
+    if (next == kLater) {
+      idle_ = true;
+    } else {
+      now_ = std::max(now_, next);
     }
-    while (true) {
-      arrive();
-      const double seconds = schedule();
-      if (seconds < 0) {
-        const double next = std::min(next_due(), loading_.empty() ? kLater : loading_.top().first);
-        if (next == kLater) break;
-        now_ = std::max(now_, next);
-        continue;
-      }
-      step(seconds);
-    }
-    for (std::size_t i = 0; i < kGaps; ++i) {
-      if (counts_[i] == 0) continue;
-      out_.gaps.push_back(gap_of(i));
-      out_.counts.push_back(counts_[i]);
-    }
-    if (size_ > 0) out_.answers /= static_cast<double>(size_);
-    return std::move(out_);
   }
 
  private:
-  void send(double at) {
-    if (sent_ == size_) return;
-    due_[sent_] = at;
-    waiting_.push_back(sent_++);
+  double next_due() const { return coming_.empty() ? kLater : board_.due[coming_.front()]; }
+
+  // Steps that only decode, up to before the one that ends an answer, or the next request.
+  void decode() {
+    const std::int64_t last = decoders_.top().first - 1;
+    const double until = std::min(next_due(), loading_.empty() ? kLater : loading_.top().first);
+    while (steps_ < last && now_ < until) pass(decode_s() + cost_.step_s);
   }
 
-  double next_due() const { return cost_.clients == 0 && sent_ < size_ ? due_[sent_] : kLater; }
+  double decode_s() const {
+    return cost_.decode_s + cost_.decode_token_s * static_cast<double>(there_);
+  }
+
+  // Time goes on by a step, which has a token of each request that decodes.
+  void pass(double seconds) {
+    now_ += seconds;
+    ++steps_;
+    if (decoding_ > 0) board_.counts[gap_bin(seconds)] += decoding_;
+    busy_s_ += seconds;
+    there_ += decoding_;
+    answered_ += decoding_;
+    held_ += decoding_;
+  }
 
   void arrive() {
-    while (next_due() <= now_) waiting_.push_back(sent_++);
+    while (next_due() <= now_) {
+      waiting_.push_back(coming_.front());
+      coming_.pop_front();
+    }
     while (!loading_.empty() && loading_.top().first <= now_) {
       ready_.push_back(loading_.top().second);
       loading_.pop();
@@ -100,19 +135,24 @@ class Run {
 
   const std::int64_t* chunks(std::size_t i) const { return in_.chunks.ids + in_.chunks.offsets[i]; }
 
+  // The pool's tier; one behind the last where there is none.
+  std::size_t pool() const { return in_.tier_count - (in_.pooled != nullptr ? 1 : 0); }
+
   // Writes hits of a request by tier, up to the first chunk that is still being made.
   void look_up(std::size_t i, std::int32_t* hits) const {
     const std::int32_t* const held = in_.hits + i * in_.tier_count;
-    const std::int64_t* chunk = chunks(i);
+    std::int64_t at = in_.chunks.offsets[i];
     bool more = true;
     for (std::size_t t = 0; t < in_.tier_count; ++t) {
-      const auto& from = t == 0 && cost_.device ? on_device_ : stored_;
+      const bool own = t == 0 && cost_.device;
+      const auto& from = t == pool() ? board_.pooled : own ? board_.on_device : board_.stored;
+      const std::int64_t* const names = t == pool() ? in_.pooled : in_.chunks.ids;
       hits[t] = 0;
       while (more && hits[t] < held[t]) {
-        more = from[static_cast<std::size_t>(*chunk)] <= now_;
+        more = from[static_cast<std::size_t>(names[at])] <= now_;
         if (!more) break;
         ++hits[t];
-        ++chunk;
+        ++at;
       }
     }
   }
@@ -146,7 +186,7 @@ class Run {
         if (cost_.room >= 0 && held_ + needs > cost_.room && !alone) break;
         waiting_.pop_front();
         held_ += needs;
-        held_by_[i] = needs;
+        needs_[i] = needs;
         out_.answers += static_cast<double>(answered_);
         forget(i);
         if (load(i, hits) && !cost_.overlap) continue;
@@ -157,22 +197,26 @@ class Run {
     }
     out_.most_running = std::max(out_.most_running, running());
     if (!any) return -1;
-    if (decoding_ > 0) {
-      seconds += cost_.decode_s + cost_.decode_token_s * static_cast<double>(there_);
-    }
+    prompts_s_ = seconds;
+    if (decoding_ > 0) seconds += decode_s();
     return seconds + cost_.step_s;
   }
 
-  // What no tier holds any more is to be computed before another finds it.
+  // What no tier holds any more is to be computed before another finds it. What a pool got since the
+  // request came is of one that was served before it elsewhere.
   void forget(std::size_t i) {
     std::int64_t held = 0;
     for (std::size_t t = 0; t < in_.tier_count; ++t) held += in_.hits[i * in_.tier_count + t];
-    const std::int64_t* const chunk = chunks(i);
-    const auto length = static_cast<std::int64_t>(in_.chunks.length(i));
-    for (std::int64_t k = held; k < length; ++k) {
-      const auto c = static_cast<std::size_t>(chunk[k]);
-      if (on_device_[c] <= now_ && stored_[c] == kLater) continue;  // is being made just now
-      on_device_[c] = stored_[c] = kLater;
+    const std::int64_t end = in_.chunks.offsets[i + 1];
+    for (std::int64_t k = in_.chunks.offsets[i] + held; k < end; ++k) {
+      if (in_.pooled != nullptr) {
+        double& from = board_.pooled[static_cast<std::size_t>(in_.pooled[k])];
+        if (from <= board_.due[i]) from = kLater;
+      }
+      const auto c = static_cast<std::size_t>(in_.chunks.ids[k]);
+      // is being made just now
+      if (board_.on_device[c] <= now_ && board_.stored[c] == kLater) continue;
+      board_.on_device[c] = board_.stored[c] = kLater;
     }
   }
 
@@ -184,6 +228,13 @@ class Run {
       const double n = hits[t], tokens = n * static_cast<double>(in_.chunk_tokens);
       free_[t] = std::max(now_, free_[t]) + tier.call_s + n * tier.chunk_s + tokens * tier.token_s;
       ready = std::max(ready, free_[t]);
+    }
+    // What comes from a pool is on this device and in its tiers only then.
+    std::int64_t found = 0;
+    for (std::size_t t = 0; t < in_.tier_count; ++t) found += hits[t];
+    for (std::int64_t k = 0; k < found && in_.pooled != nullptr; ++k) {
+      double& from = board_.on_device[static_cast<std::size_t>(chunks(i)[k])];
+      from = std::min(from, std::max(ready, now_));
     }
     if (ready <= now_) return false;
     loaded_by_[i] = ready;
@@ -210,20 +261,16 @@ class Run {
     one.rest -= count;
     left -= count;
     for (const std::int64_t end = std::min(full, one.cached / in_.chunk_tokens); k < end; ++k) {
-      double& from = on_device_[static_cast<std::size_t>(chunk[k])];
+      double& from = board_.on_device[static_cast<std::size_t>(chunk[k])];
       from = std::min(from, now_);
     }
     return cost_.token_s * n + cost_.pair_s * n * (m + n / 2);
   }
 
-  void step(double seconds) {
-    now_ += seconds;
-    ++steps_;
-    if (decoding_ > 0) counts_[gap_bin(seconds)] += decoding_;
-    out_.busy_s += seconds;
-    there_ += decoding_;
-    answered_ += decoding_;
-    held_ += decoding_;
+  void step(double seconds, std::vector<std::size_t>& ended) {
+    pass(seconds);
+    // Behind the first stage of a pipeline come the others; the next step begins before they end.
+    const double through = now_ + static_cast<double>(cost_.stages - 1) * prompts_s_;
     while (!decoders_.empty() && decoders_.top().first <= steps_) {
       const std::size_t i = decoders_.top().second;
       decoders_.pop();
@@ -231,22 +278,26 @@ class Run {
       const std::int64_t output = in_.output[i];
       there_ -= in_.prompt[i] + output;
       answered_ -= output;
-      held_ -= held_by_[i] + output;
-      end(i);
+      held_ -= needs_[i] + output;
+      end(i, ended);
     }
     while (!prefilling_.empty() && prefilling_.front().rest == 0) {
       const std::size_t i = prefilling_.front().number;
       prefilling_.pop_front();
-      const double first = std::max(now_, loaded_by_[i]);
-      out_.ttft[i] = first - due_[i];
-      const std::int64_t* const chunk = chunks(i);
-      for (std::size_t k = 0; k < in_.chunks.length(i); ++k) {
-        double& from = stored_[static_cast<std::size_t>(chunk[k])];
-        from = std::min(from, now_);
+      const auto loaded = loaded_by_.find(i);
+      const double first = std::max(through, loaded == loaded_by_.end() ? 0 : loaded->second);
+      if (loaded != loaded_by_.end()) loaded_by_.erase(loaded);
+      out_.ttft[i] = first - board_.due[i];
+      for (std::int64_t k = in_.chunks.offsets[i]; k < in_.chunks.offsets[i + 1]; ++k) {
+        double& from = board_.stored[static_cast<std::size_t>(in_.chunks.ids[k])];
+        from = std::min(from, through);
+        if (in_.pooled == nullptr) continue;
+        double& shared = board_.pooled[static_cast<std::size_t>(in_.pooled[k])];
+        shared = std::min(shared, through);
       }
       if (in_.output[i] <= 1) {
-        held_ -= held_by_[i];
-        end(i);
+        held_ -= needs_[i];
+        end(i, ended);
         continue;
       }
       decoders_.emplace(steps_ + in_.output[i] - 1, i);
@@ -257,32 +308,71 @@ class Run {
     }
   }
 
-  void end(std::size_t i) {
-    out_.e2e[i] = std::max(now_ - due_[i], out_.ttft[i]);
-    if (cost_.clients > 0) send(now_);
+  void end(std::size_t i, std::vector<std::size_t>& ended) {
+    out_.e2e[i] = std::max(now_ - board_.due[i], out_.ttft[i]);
+    needs_.erase(i);
+    ended.push_back(i);
   }
 
-  const Requests in_;
-  const EngineCost cost_;
-  const std::size_t size_;
-  std::vector<double> on_device_, stored_;  // by chunk: the time from which it is there
-  std::vector<double> due_, loaded_by_, free_;
-  std::vector<std::int64_t> held_by_, counts_;
-  std::deque<std::size_t> waiting_, ready_;
+  const Requests& in_;
+  const EngineCost& cost_;
+  Board& board_;
+  Serving& out_;
+  std::vector<double> free_;
+  std::unordered_map<std::size_t, double> loaded_by_;
+  std::unordered_map<std::size_t, std::int64_t> needs_;  // tokens of those that run
+  std::deque<std::size_t> coming_, waiting_, ready_;
   Earliest<Finish> loading_;
   std::deque<Active> prefilling_;
   Earliest<std::pair<std::int64_t, std::size_t>> decoders_;  // by the step of the last token
-  std::size_t sent_ = 0;
-  double now_ = 0;
+  bool idle_ = false;
+  double now_ = 0, busy_s_ = 0, prompts_s_ = 0;  // prompts_s_: of a step
   std::int64_t steps_ = 0, decoding_ = 0;
   std::int64_t there_ = 0, answered_ = 0, held_ = 0;  // tokens: of decoders, of answers, in all
-  Serving out_;
 };
 
 }  // namespace
 
 Serving serve(const Requests& requests, const EngineCost& cost) {
-  return Run(requests, cost).run();
+  const std::size_t size = requests.chunks.size;
+  Board board(requests);
+  std::vector<Engine> engines;
+  engines.reserve(requests.replicas);
+  for (std::size_t r = 0; r < requests.replicas; ++r) engines.emplace_back(requests, cost, board);
+  const auto engine = [&](std::size_t i) -> Engine& {
+    return engines[requests.replica == nullptr ? 0 : static_cast<std::size_t>(requests.replica[i])];
+  };
+  std::size_t sent = size;
+  if (cost.clients > 0) {
+    sent = std::min(size, static_cast<std::size_t>(cost.clients));
+    for (std::size_t i = 0; i < sent; ++i) engine(i).send(i, 0);
+  } else {
+    for (std::size_t i = 0; i < size; ++i) engine(i).expect(i);
+  }
+  Earliest<std::pair<double, std::size_t>> clocks;  // who is behind acts first
+  for (std::size_t r = 0; r < engines.size(); ++r) clocks.emplace(engines[r].clock(), r);
+  std::vector<std::size_t> ended;
+  while (!clocks.empty()) {
+    const std::size_t r = clocks.top().second;
+    clocks.pop();
+    ended.clear();
+    engines[r].advance(ended);
+    const double now = engines[r].clock();
+    if (now != kLater) clocks.emplace(now, r);
+    for (std::size_t k = 0; cost.clients > 0 && k < ended.size() && sent < size; ++k, ++sent) {
+      Engine& other = engine(sent);
+      if (other.send(sent, now)) clocks.emplace(other.clock(), &other - engines.data());
+    }
+  }
+  Serving& out = board.out;
+  for (std::size_t i = 0; i < kGaps; ++i) {
+    if (board.counts[i] == 0) continue;
+    out.gaps.push_back(gap_of(i));
+    out.counts.push_back(board.counts[i]);
+  }
+  for (const Engine& one : engines) out.busy_s = std::max(out.busy_s, one.busy_s());
+  if (size > 0) out.answers /= static_cast<double>(size);
+  return std::move(board.out);
 }
 
 }  // namespace lmcache

@@ -24,6 +24,7 @@ SYNTH_EXAMPLES = (
 EXAMPLES = (
     "Example:  lmcache trace record day.jsonl --url http://127.0.0.1:8000 --listen 127.0.0.1:8100"
     "   (and point clients at http://127.0.0.1:8100)"
+    "   |   lmcache trace record day.jsonl --kv-events tcp://127.0.0.1:5557"
 )
 
 trace_app = typer.Typer(
@@ -48,8 +49,17 @@ def record(
         Path, typer.Argument(metavar="OUT.jsonl", help="New file to write.", show_default=False)
     ],
     url: Annotated[
-        str, typer.Option(help="OpenAI-compatible server to record.", show_default=False)
-    ],
+        str | None,
+        typer.Option(help="OpenAI-compatible server to record, by a proxy.", show_default=False),
+    ] = None,
+    kv_events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp://HOST:PORT",
+            help="Where a vLLM server publishes KV events (--kv-events-config), without a proxy.",
+            show_default=False,
+        ),
+    ] = None,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Loopback address of the proxy; port 0: any.")
     ] = "127.0.0.1:8100",
@@ -79,7 +89,8 @@ def record(
 ) -> None:
     """Records a trace through a proxy: point clients at --listen instead of the server. Every
     request goes on unchanged; of completions and chats, the keys of the prompt's chunks, lengths
-    and times are kept. Ctrl-C ends it: open requests get ten seconds, a second Ctrl-C none."""
+    and times are kept. Ctrl-C ends it: open requests get ten seconds, a second Ctrl-C none.
+    With --kv-events there is no proxy: requests are told from the blocks that vLLM stores."""
     from importlib.util import find_spec
 
     from lmcache_cli.errors import MissingError
@@ -101,6 +112,7 @@ def record(
                 None if duration is None else parse_duration(duration, "--duration"),
                 requests,
                 quiet,
+                kv_events,
             )
         )
     )

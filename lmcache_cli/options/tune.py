@@ -14,7 +14,7 @@ years."""
 PREFILL_EFFICIENCY = 0.5
 UTILISATION = 0.92
 """The share of a card's memory that vLLM takes by default."""
-_WHAT, _BOUNDS, _VALIDATION = "What is served", "What must hold", "Validation"
+_WHAT, _FLEET, _BOUNDS, _VALIDATION = "What is served", "Replicas", "What must hold", "Validation"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class TuneFlags:
         ),
     ] = None
     devices: Annotated[int, flag("Accelerators that share a model.", _WHAT)] = 1
+    pipeline: Annotated[int, flag("Stages of a model, each on so many accelerators.", _WHAT)] = 1
     efficiency: Annotated[float, flag("Share of the peak that prefill reaches.", _WHAT)] = (
         PREFILL_EFFICIENCY
     )
@@ -76,6 +77,26 @@ class TuneFlags:
         str, flag("Bandwidth of the disk, per second.", _WHAT, metavar="SIZE")
     ] = "3GB"
     overlap: Annotated[bool, flag("Load layers while others compute.", _WHAT, "--overlap")] = False
+    replicas: Annotated[int, flag("Copies of the model that serve the requests.", _FLEET)] = 1
+    routing: Annotated[
+        Literal["round-robin", "least-loaded", "session", "prefix"],
+        flag("How requests are spread over replicas today; the others are compared.", _FLEET),
+    ] = "round-robin"
+    remote_size: Annotated[
+        str | None,
+        flag(
+            "Pool of KV that all replicas share; 0 is none."
+            " \\[default: up to 8TiB with --replicas, else none]",
+            _FLEET,
+            metavar="SIZE",
+        ),
+    ] = None
+    network_bandwidth: Annotated[
+        str, flag("Bandwidth from the pool to a replica, per second.", _FLEET, metavar="SIZE")
+    ] = "2.5GB"
+    remote_price: Annotated[float, flag("Dollars per GiB of the pool and hour.", _FLEET)] = (
+        DRAM_PRICE
+    )
     speed_up: Annotated[
         float, flag("Factor on the trace's arrivals: 2 is twice the load.", _WHAT)
     ] = 1.0

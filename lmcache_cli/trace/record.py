@@ -10,7 +10,8 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,13 +35,15 @@ class RecordOptions:
     itself; None is never."""
 
     out: Path
-    url: str
+    url: str | None
     listen: str
     tokenizer: str | None
     chunk_tokens: int
     duration_s: float | None
     requests: int | None
     quiet: bool
+    kv_events: str | None = None
+    """Where a vLLM server publishes its KV events, in place of ``url`` and the proxy."""
 
 
 def run_recording(options: RecordOptions) -> int:
@@ -50,14 +53,34 @@ def run_recording(options: RecordOptions) -> int:
     Raises ``UserError`` for flags that can't work, ``MissingError`` if the server or a tokenizer is
     missing.
     """
-    url = _server_url(options.url)
-    host, port = _address(options.listen)
+    if (options.url is None) == (options.kv_events is None):
+        raise UserError(
+            "give --url (a proxy in front of a server) or --kv-events (what a vLLM server"
+            " publishes), one of them"
+        )
     if options.out.exists():
         raise UserError(f"{options.out} is there already; name a new file, or remove it first")
     if not options.out.parent.is_dir():
         raise UserError(f"{options.out.parent} is no folder; make it, or name another file")
+    if options.kv_events is not None:
+        return _events(options, options.kv_events)
+    url, (host, port) = _server_url(options.url or ""), _address(options.listen)
     local = LocalTokens(options.tokenizer) if options.tokenizer else None
     return asyncio.run(_record(options, url, host, port, local))
+
+
+def _events(options: RecordOptions, endpoint: str) -> int:
+    for name in ("zmq", "msgspec"):
+        if find_spec(name) is None:
+            raise MissingError(f"--kv-events needs {name}; pip install pyzmq msgspec")
+    from lmcache_cli.trace.kv_events import record_events
+
+    def open_writer(block_tokens: int, start_s: float) -> TraceWriter:
+        return _writer(replace(options, chunk_tokens=block_tokens), "", start_s, "kv-events")
+
+    return asyncio.run(
+        record_events(open_writer, endpoint, options.duration_s, options.requests, options.quiet)
+    )
 
 
 async def _record(
@@ -190,9 +213,11 @@ async def _sources(
     return [server]
 
 
-def _writer(options: RecordOptions, model: str, start_s: float) -> TraceWriter:
+def _writer(
+    options: RecordOptions, model: str, start_s: float, source: str = "proxy"
+) -> TraceWriter:
     try:
-        return TraceWriter(options.out, options.chunk_tokens, "proxy", model, start_s)
+        return TraceWriter(options.out, options.chunk_tokens, source, model, start_s)
     except FileExistsError:
         raise UserError(
             f"{options.out} is there already; name a new file, or remove it first"

@@ -18,6 +18,7 @@ from reports.units import bytes_text, seconds_text
 Conclusion = Literal[
     "buy", "bounds hold already", "the GPUs' own cache is enough", "caching won't help",
     "not worth its price", "no room", "sharing is unknown", "nothing keeps the bounds",
+    "another router",
 ]  # fmt: skip
 _LITTLE = 0.02
 """The hit rate below which a cache does not help, and within which two are alike."""
@@ -38,6 +39,8 @@ def answer(study: Study, found: Recommendation) -> Answer:
     verdict = _verdict(study, found)
     notes = (
         ("How sure", tuple(_how_sure(found.uncertainty))),
+        ("What the trace knows", tuple(_known(study, found))),
+        ("A pool or a router", tuple(_pool_or_router(found))),
         ("What limits", tuple(_limits(study, found))),
         ("What more buys", tuple(m.text() for m in found.marginals)),
         ("Where the figures come from", study.cost.notes),
@@ -48,7 +51,10 @@ def answer(study: Study, found: Recommendation) -> Answer:
 
 def bought_text(outcome: StackOutcome) -> str:
     """Returns what is bought, like ``64 GiB of cpu and 1 TiB of disk``."""
-    return " and ".join(f"{bytes_text(n)} of {name}" for name, n in outcome.stack.bought.items())
+    what = {"remote": "a pool that all replicas share"}
+    return " and ".join(
+        f"{bytes_text(n)} of {what.get(name, name)}" for name, n in outcome.stack.bought.items()
+    )
 
 
 def _verdict(study: Study, found: Recommendation) -> Conclusion:
@@ -58,6 +64,8 @@ def _verdict(study: Study, found: Recommendation) -> Conclusion:
         return "sharing is unknown"
     if found.chosen.stack.bought:
         return "buy"
+    if found.chosen.stack.routing != found.today.stack.routing:
+        return "another router"
     if found.goal.slo:
         return "bounds hold already"
     if found.ceiling < _LITTLE:
@@ -73,7 +81,11 @@ def _cards(study: Study) -> str:
     cost = study.cost
     if cost.device is None:
         return f"an engine that was probed ({cost.model})"
-    return f"{cost.devices} x {cost.hardware} with {cost.model}"
+    stages = f" in {cost.stages} stages" if cost.stages > 1 else ""
+    cards = f"{cost.cards} x {cost.hardware}{stages} with {cost.model}"
+    if study.replicas > 1:
+        return f"{study.replicas} replicas ({study.routing}), each {cards},"
+    return cards
 
 
 def _main_latency(found: Recommendation) -> str:
@@ -88,7 +100,10 @@ def _have(study: Study, found: Recommendation) -> str:
     """Says what there is today; an overload first."""
     name, today = _main_latency(found), found.today
     own = today.stack.sizes.get("device", 0)
-    cache = f"a prefix cache of {bytes_text(own)} on the device" if own else "no cache of its own"
+    each = " of each" if study.replicas > 1 else ""
+    cache = f"a prefix cache of {bytes_text(own)} on the device{each}"
+    if not own:
+        cache = "no cache of its own"
     text = (
         f"You have {_cards(study)} and {cache}: {100 * today.hit_rate:.1f} % of the prompt tokens"
         f" hit, and {latency_text(name)} is {_latency(today, name)}."
@@ -115,6 +130,8 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
             return f"No stack keeps every bound; {nearest}."
         return f"Buy {bought_text(chosen)} ({how}), {price}."
     return {
+        "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
+        " nothing.",
         "nothing keeps the bounds": "No stack keeps every bound, and none comes nearer than what"
         " you have.",
         "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
@@ -139,6 +156,8 @@ def how_text(outcome: StackOutcome) -> str:
         parts.append("written on eviction")
     if stack.admission != "none":
         parts.append(f"admission {stack.admission}")
+    if stack.routing != "round-robin":
+        parts.append(f"routed by {stack.routing}")
     return ", ".join(parts)
 
 
@@ -171,6 +190,60 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
     if of.per_million is not None and of.per_hour is not None:
         load += f" (${of.per_hour:.2f} an hour; ${of.per_million:.3f} per million tokens when full)"
     return load
+
+
+def _known(study: Study, found: Recommendation) -> list[str]:
+    """Says what a recording tells beside its requests: the hits of its server, and what chunks that
+    are found anywhere would add."""
+    lines = []
+    if study.reported is not None:
+        lines.append(
+            f"the server that recorded it reported {100 * study.reported:.1f} % of the prompt"
+            f" tokens as hits; predicted for what you have: {100 * found.today.hit_rate:.1f} %"
+        )
+    if study.any_position is not None:
+        more = study.any_position - found.ceiling
+        pays = f"blend could reuse up to {100 * more:.1f} points more than prefixes"
+        if more < _LITTLE:
+            pays = "blend would not pay: prefixes find nearly all of it"
+        lines.append(
+            f"{100 * study.any_position:.1f} % of the tokens are in chunks that came before,"
+            f" wherever they stood, {100 * found.ceiling:.1f} % by prefix: {pays}"
+        )
+    return lines
+
+
+def _pool_or_router(found: Recommendation) -> list[str]:
+    """Says which is the cheaper point, a pool or a better router, and what both give."""
+    if found.fleet is None:
+        return []
+    fleet, name = found.fleet, _main_latency(found)
+
+    def text(outcome: StackOutcome) -> str:
+        price = f"${outcome.cost_per_hour:.4f} an hour" if outcome.cost_per_hour else "no money"
+        return (
+            f"{100 * outcome.hit_rate:.1f} % hits, {latency_text(name)} {_latency(outcome, name)},"
+            f" for {price}"
+        )
+
+    first = {
+        "router": "a better router is the cheaper point",
+        "pool": "a pool is the cheaper point",
+        "neither": "neither a better router nor a pool is worth it",
+    }[fleet.cheaper]
+    lines = [f"{first}; as it is ({fleet.today.stack.routing}): {text(fleet.today)}"]
+    if fleet.router.stack != fleet.today.stack:
+        lines.append(f"the best router, {fleet.router.stack.routing}: {text(fleet.router)}")
+    else:
+        lines.append(f"no other router is better than {fleet.today.stack.routing}")
+    if fleet.pool.stack.bought:
+        lines.append(f"{bought_text(fleet.pool)}: {text(fleet.pool)}")
+    else:
+        lines.append("no size of a pool is better than none")
+    if fleet.both.stack not in (fleet.router.stack, fleet.pool.stack):
+        how = f"{bought_text(fleet.both)} behind {fleet.both.stack.routing}"
+        lines.append(f"both, {how}: {text(fleet.both)}")
+    return lines
 
 
 def _how_sure(of: Uncertainty | None) -> list[str]:
@@ -253,7 +326,7 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
         lines.append(
             "no number of replicas keeps the bounds, since one that hardly has anything to do does"
             " not"
-            + ("" if found.cards else f", nor do {8 * study.cost.devices} cards for each model")
+            + ("" if found.cards else f", nor do {8 * study.cost.cards} cards for each model")
         )
     return lines
 

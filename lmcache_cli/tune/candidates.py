@@ -8,6 +8,7 @@ from itertools import product
 from math import inf
 
 from cache_core.plan import Placement
+from cache_core.sizing.curves import Routing
 from lmcache_cli.options.tune import DISK_PRICE, DRAM_PRICE
 from reports.units import bytes_text, seconds_text
 
@@ -17,17 +18,22 @@ HOURS_PER_MONTH = 730
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices in dollars an hour: of each tier per GiB, and of the cards that share a model. The
+    """Prices in dollars an hour: of each tier per GiB, and of the cards of all ``replicas``. The
     defaults of tiers are street prices over three years, DRAM 4 a GiB, NVMe 0.10; power and servers
     not counted. Set your own."""
 
     cpu: float = DRAM_PRICE
     disk: float = DISK_PRICE
     cards: float = 0.0
+    remote: float = DRAM_PRICE
+    replicas: int = 1
 
     def per_hour(self, tiers: Mapping[str, int]) -> float:
-        """Returns the price per hour of a stack of tiers, given as bytes by name."""
-        known = {"cpu": self.cpu, "disk": self.disk}
+        """Returns the price per hour of a stack of tiers, given as bytes by name: those of all
+        replicas, and the pool."""
+        each = {"cpu": self.cpu, "disk": self.disk}
+        known = {name: self.replicas * price for name, price in each.items()}
+        known["remote"] = self.remote
         return sum(known.get(name, 0.0) * size / GIB for name, size in tiers.items())
 
 
@@ -62,7 +68,8 @@ class Goal:
 @dataclass(frozen=True, slots=True)
 class TierConfiguration:
     """One stack of tiers: sizes in bytes by tier name, fastest first; without any, no cache. The
-    tier ``device`` is the engine's own prefix cache."""
+    tier ``device`` is the engine's own prefix cache, ``remote`` a pool of all replicas; others are
+    each replica's."""
 
     tiers: tuple[tuple[str, int], ...]
     chunk_tokens: int
@@ -71,6 +78,8 @@ class TierConfiguration:
     admission: str = "none"
     """The admission of the disk tier. Policy and placement are those of the tiers that are
     bought."""
+    routing: Routing = "round-robin"
+    """How requests are spread over replicas."""
 
     @property
     def plain(self) -> bool:
@@ -117,15 +126,19 @@ def stacks(
     placements: Sequence[Placement] = ("write_on_insertion",),
     device: int = 0,
 ) -> list[TierConfiguration]:
-    """Returns every combination, a size of 0 leaving a tier out; the first has none that is bought.
-    ``device`` bytes of the engine's own cache stand in front of each."""
-    names = [name for name in ("cpu", "disk") if name in sizes]
+    """Returns every combination, a size of 0 leaving a tier out, but those of a disk and a pool;
+    the first has none that is bought. ``device`` bytes of the engine's own cache stand in front of
+    each."""
+    names = [name for name in ("cpu", "disk", "remote") if name in sizes]
     own = (("device", device),) if device else ()
     found = []
     for chunk, placement in product(chunks, placements):
         for combination in product(*(sizes[name] for name in names)):
             tiers = tuple((n, s) for n, s in zip(names, combination, strict=True) if s)
-            if placement != placements[0] and len(tiers) < 2:
+            bought = {name for name, _ in tiers}
+            if {"disk", "remote"} <= bought:
+                continue  # both are for what memory has no room for
+            if placement != placements[0] and len(bought - {"remote"}) < 2:
                 continue  # one tier is the same in every placement
             found.append(TierConfiguration(own + tiers, chunk, placement))
     return sorted(set(found), key=lambda s: (s.chunk_tokens, s.placement, s.tiers))

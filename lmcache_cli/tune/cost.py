@@ -81,26 +81,35 @@ def device_room(
     weight_bytes: float,
     utilisation: float = UTILISATION,
     batch_tokens: int = 8192,
+    stages: int = 1,
 ) -> DeviceRoom:
-    """Computes the room for KV of ``devices`` cards that share the model. Activations are those of
-    a step of ``batch_tokens`` tokens: hidden states on every card, a gated MLP split between
-    them."""
+    """Computes the room for KV of the cards that share the model, ``devices`` in each of
+    ``stages``. Activations are those of a step of ``batch_tokens`` tokens: hidden states on every
+    card, a gated MLP split between those of a stage."""
     width = model.heads * (model.v_dim or model.head_dim)
     each = batch_tokens * width * _ACTIVATION_BYTES * (_STATES + _INNER / devices)
-    activations = devices * (each + _FIXED_BYTES)
-    memory = hardware.memory_bytes * devices
+    activations = devices * stages * (each + _FIXED_BYTES)
+    memory = hardware.memory_bytes * devices * stages
     return DeviceRoom(token_bytes, memory, utilisation, weight_bytes, activations)
 
 
-def devices_needed(hardware: Hardware, model: Architecture, item_bytes: float, util: float) -> int:
-    """Returns the fewest cards, a power of two, on which the weights leave room for KV."""
-    devices = 1
+def devices_needed(
+    hardware: Hardware, model: Architecture, item_bytes: float, util: float, stages: int = 1
+) -> int:
+    """Returns the fewest cards of a stage, a power of two, on which the weights leave room for
+    KV."""
+    devices, weights = 1, model.parameters * item_bytes
     while devices < _MOST_DEVICES:
-        weights = model.parameters * item_bytes
-        if (
-            device_room(hardware, model, devices, 1, weight_bytes=weights, utilisation=util).nbytes
-            > 0
-        ):
+        room = device_room(
+            hardware,
+            model,
+            devices,
+            1,
+            weight_bytes=weights,
+            utilisation=util,
+            stages=stages,
+        )
+        if room.nbytes > 0:
             break
         devices *= 2
     return devices
@@ -140,9 +149,17 @@ class RequestCost:
     device_price: float = 0.0
     latent: bool = False
     """Whether KV is MLA's: all ranks have the same."""
+    stages: int = 1
+    """The stages of a pipeline, each on ``devices``: the work of prompts is for all of them, but
+    the last part of one goes through one after another, as a decode step does."""
     kept: tuple[KeptLayer, ...] = ()
     """The layers of a model whose layers keep different things: then ``token_bytes`` are those that
     stay, and what a hit needs beside them is in the fixed cost of a load."""
+
+    @property
+    def cards(self) -> int:
+        """Returns the cards of all stages."""
+        return self.devices * self.stages
 
     def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
         """Returns the groups of layers where those keep different things; else none."""
@@ -209,17 +226,20 @@ def catalogue_cost(
     disk_bytes_s: float = 3e9,
     remote_bytes_s: float = 2.5e9,
     overlap: bool = False,
+    stages: int = 1,
 ) -> RequestCost:
     """Builds the costs from data sheets. ``devices`` share the work by tensor parallelism, each
     with a link of its own, over which it loads its part of the KV, or all of MLA's. A decode step
     reads all active weights and the KV in front of it once (the memory's rate bounds it).
+    ``stages`` of so many cards are a pipeline: prompts keep all of them busy, a decode step goes
+    through the weights of one after another, with a part of the requests in each.
     ``item_bytes`` are a weight's (1: FP8, computed at the rate of FP8), ``kv_item_bytes`` a value's
     of the KV; ``token_bytes`` replaces what the model's shape says of the KV of a token,
     ``device_kv`` the room that is computed for it."""
     flops = hardware.fp8_flops if item_bytes == 1 and hardware.fp8_flops else hardware.flops
-    rate = flops * devices * efficiency
+    rate = flops * devices * stages * efficiency
     prefill = PrefillCost(_STEP_S, model.token_flops() / rate, model.pair_flops() / rate)
-    link = hardware.link_bytes_s * (1 if model.latent else devices)
+    link = hardware.link_bytes_s * stages * (1 if model.latent else devices)
     tiers = {
         "cpu": TierCost(link),
         "disk": TierCost(min(link, disk_bytes_s), 1e-4),
@@ -227,7 +247,7 @@ def catalogue_cost(
     }
     kv = token_bytes or model.stored_bytes(kv_item_bytes, devices)
     held = token_bytes or max(1, model.kv_bytes(kv_item_bytes, devices))
-    memory_rate = hardware.memory_bytes_s * devices
+    memory_rate, cards = hardware.memory_bytes_s * devices, devices * stages
     low, high = EFFICIENCY_RANGE
     spread = (
         _at(prefill, efficiency / max(high, efficiency)),
@@ -235,16 +255,27 @@ def catalogue_cost(
     )
     weights = model.parameters * item_bytes
     room = device_room(
-        hardware, model, devices, held, weight_bytes=weights, utilisation=utilisation
+        hardware,
+        model,
+        devices,
+        held,
+        weight_bytes=weights,
+        utilisation=utilisation,
+        stages=stages,
     )
     room = replace(room, given=device_kv, caching=caching)
     notes = [
         f"{hardware.name}: {hardware.source}",
         f"{model.name}: {model.source}; {kv:,} bytes of KV a"
         f" token ({'MLA' if model.latent else 'GQA'})",
-        f"prefill at {efficiency:.0%} of the peak of {devices} x {hardware.name}",
-        f"room on {devices} x {hardware.name}: {room.text()}",
+        f"prefill at {efficiency:.0%} of the peak of {cards} x {hardware.name}",
+        f"room on {cards} x {hardware.name}: {room.text()}",
     ]
+    if stages > 1:
+        notes.append(
+            f"a pipeline of {stages} stages: prompts fill all of them, but the last part of one"
+            " and each decode step go through one after another"
+        )
     if hardware.price:
         notes.append(
             f"${hardware.price:g} an hour for each {hardware.name}: {hardware.price_source}"
@@ -264,7 +295,7 @@ def catalogue_cost(
         overlap,
         "catalogue",
         tuple(notes),
-        held / memory_rate,
+        held / memory_rate / stages,
         prefill_range=spread,
         model=model.name,
         devices=devices,
@@ -273,6 +304,7 @@ def catalogue_cost(
         device_price=hardware.price,
         latent=bool(model.latent),
         kept=kept,
+        stages=stages,
     )
 
 

@@ -35,7 +35,9 @@ BATCH_REQUESTS = 256
 class Arrivals:
     """Requests as they come: ``at_s`` float64 ``[n]`` ascends; ``prompt`` and ``output`` are
     tokens, int64 ``[n]``. ``chunks`` int64 ``[references]`` names the full chunks of their prompts
-    by numbers below their count, request i those of ``offsets[i]`` to before ``offsets[i + 1]``."""
+    by numbers below their count, request i those of ``offsets[i]`` to before ``offsets[i + 1]``.
+    Engine ``replica[i]`` of ``replicas`` serves request i; engines have names of their own for
+    chunks. Where the last tier is all engines', ``pooled`` are its names for them."""
 
     at_s: Seconds
     prompt: NDArray[np.int64]
@@ -43,6 +45,9 @@ class Arrivals:
     chunks: NDArray[np.int64]
     offsets: NDArray[np.int64]
     chunk_tokens: int
+    replica: NDArray[np.int64] | None = None
+    replicas: int = 1
+    pooled: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Returns the number of requests."""
@@ -54,9 +59,9 @@ class Served:
     """What came of a run. ``ttft`` and ``e2e`` are seconds from each request's coming, ``[n]``;
     ``hits`` its tokens by tier, ``[n, tiers]``, without those that another was still computing.
     ``gaps`` are the times between two tokens of an answer, to half a per cent, and ``counts`` how
-    often each was. The engine computed for ``busy_s`` seconds. When a request was looked up, the
-    others had ``answers`` tokens of answers on the device (the mean); ``most_running`` requests ran
-    at once."""
+    often each was. The engine, of several the busiest, computed for ``busy_s`` seconds. When a
+    request was looked up, the others had ``answers`` tokens of answers on the device (the mean);
+    ``most_running`` requests ran at once."""
 
     ttft: Seconds
     e2e: Seconds
@@ -118,6 +123,10 @@ def serve_requests(
         most,
         cost.device.tokens if cost.device is not None else -1,
         clients or 0,
+        cost.stages,
+        arrivals.replicas,
+        arrivals.replica,
+        arrivals.pooled,
     )
     return Served(
         found["ttft"],

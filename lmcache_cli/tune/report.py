@@ -11,9 +11,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cache_core.plan import PLACEMENTS
 from lmcache_cli.tune.answer import answer, how_text
-from lmcache_cli.tune.candidates import Goal, StackOutcome, deciding, latency_text, number
+from lmcache_cli.tune.candidates import (
+    Goal,
+    StackOutcome,
+    TierConfiguration,
+    deciding,
+    latency_text,
+    number,
+)
 from lmcache_cli.tune.policies import Headroom, PolicyCurve
 from lmcache_cli.tune.report_sections import plots, snippets, validation_json, validation_tables
 from lmcache_cli.tune.search import Recommendation, replayed
@@ -39,6 +45,8 @@ def document(
             "unique_chunks": len(np.unique(arrays.chunk_ids)),
             "chunk_tokens": arrays.chunk_tokens,
             "ceiling_hit_rate": found.ceiling,
+            "any_position_hit_rate": study.any_position,
+            "reported_hit_rate": study.reported,
         },
         "cost": {
             "source": study.cost.source,
@@ -61,6 +69,7 @@ def document(
             "policy": found.chosen.stack.policy,
             "placement": found.chosen.stack.placement,
             "admission": found.chosen.stack.admission,
+            "routing": found.chosen.stack.routing,
             "predicted": _predicted(found.chosen, found.goal),
             "binding_constraint": found.binding,
             "keeps_bounds": found.keeps_bounds,
@@ -96,8 +105,9 @@ def document(
                 }
                 for one in found.loads
             ],
-            "snippets": snippets(found.chosen.stack, study.cost.devices, study.cost.latent),
+            "snippets": snippets(found.chosen.stack, study.cost),
         },
+        "fleet": _fleet_json(study, found),
         "headroom": _headroom_json(found.headroom),
         "today": {"tiers": found.today.stack.sizes, **_predicted(found.today, found.goal)},
         "without_cache": _predicted(found.none, found.goal),
@@ -161,7 +171,7 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
         parts += [*validation_tables(validation), Text()]
     for title, lines in said.notes:
         parts += [Text(title, style="bold"), *(Text(f"· {line}") for line in lines)]
-    for name, text in snippets(stack, study.cost.devices, study.cost.latent).items():
+    for name, text in snippets(stack, study.cost).items():
         # to be pasted: no line is broken, in a pipe neither
         parts += [Text(), Text(f"{name}:"), Text(text, no_wrap=True, overflow="ignore")]
     return Group(*parts)
@@ -169,16 +179,24 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
 
 _PIPE_COLUMNS = 100
 _SHOWN = ("ttft.p50", "ttft.p90")
+_TIERS = ("cpu", "disk", "remote")
+
+
+def _usual(outcome: StackOutcome) -> TierConfiguration:
+    """Returns the same sizes with everything else as it is by default."""
+    return TierConfiguration(outcome.stack.tiers, outcome.stack.chunk_tokens)
 
 
 def _table(found: Recommendation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
     shown = (*_SHOWN, *(name for name in found.goal.slo if name not in _SHOWN))
-    plain = all(o.stack.plain and o.stack.placement == PLACEMENTS[0] for o in found.front)
+    plain = all(o.stack == _usual(o) for o in found.front)
     how = () if plain else ("how",)
     title, decides = deciding(found.goal)
     writing = any(o.disk_writes_per_day for o in found.front)
-    names = ("cpu", "disk", "chunk", *how, "hit %", *map(latency_text, shown), title, "$/h")
+    tiers = [n for n in _TIERS if n != "remote" or any(n in o.stack.sizes for o in found.front)]
+    columns = ["pool" if name == "remote" else name for name in tiers]
+    names = (*columns, "chunk", *how, "hit %", *map(latency_text, shown), title, "$/h")
     for name in ("", *names, *(("writes/day",) if writing else ())):
         left = name in ("", "how")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "how")
@@ -187,9 +205,9 @@ def _table(found: Recommendation) -> Table:
         mark = "→" if outcome is found.chosen else ""
         table.add_row(
             f"{mark} today".strip() if outcome is found.today else mark,
-            *(bytes_text(sizes[name]) if name in sizes else NONE for name in ("cpu", "disk")),
+            *(bytes_text(sizes[name]) if name in sizes else NONE for name in tiers),
             str(outcome.stack.chunk_tokens) if sizes else NONE,
-            *((how_text(outcome) if sizes else NONE,) if how else ()),
+            *((how_text(outcome) if outcome.stack != found.today.stack else NONE,) if how else ()),
             f"{100 * outcome.hit_rate:.1f}",
             *(_latency(outcome, name) for name in shown),
             decides(outcome),
@@ -222,6 +240,21 @@ def _predicted(outcome: StackOutcome, goal: Goal) -> dict[str, Any]:
         "placement": outcome.stack.placement,
         "policy": outcome.stack.policy,
         "admission": outcome.stack.admission,
+        "routing": outcome.stack.routing,
+    }
+
+
+def _fleet_json(study: Study, found: Recommendation) -> dict[str, Any] | None:
+    if found.fleet is None:
+        return None
+    return {
+        "replicas": study.replicas,
+        "routing": study.routing,
+        "cheaper": found.fleet.cheaper,
+        "points": {
+            name: {"tiers": o.stack.sizes, **_predicted(o, found.goal)}
+            for name, o in found.fleet.points.items()
+        },
     }
 
 
@@ -241,7 +274,8 @@ def _device_json(study: Study) -> dict[str, Any] | None:
     if room is None:
         return None
     return {
-        "cards": study.cost.devices,
+        "cards": study.cost.cards,
+        "stages": study.cost.stages,
         "hardware": study.cost.hardware,
         "memory_bytes": room.memory,
         "utilisation": room.utilisation,

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from cache_core.sizing.curves import Kind
 from lmcache_cli.tune.candidates import GIB, TierConfiguration
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.search import Recommendation, replayed
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import MOST_DRIFT, Validation, ValidationPoint
@@ -177,24 +178,28 @@ def _front(found: Recommendation) -> dict[str, list[PlotPoint]]:
     }
 
 
-def snippets(stack: TierConfiguration, devices: int = 1, latent: bool = False) -> dict[str, str]:
+def snippets(stack: TierConfiguration, cost: RequestCost) -> dict[str, str]:
     """Returns settings for our connector, vLLM's native offloading, LMCache and SGLang's HiCache,
-    by name, for ``devices`` that share the model by tensor parallelism. Sizes are as each counts
-    them: vLLM's for all ranks together, the others' for each. Where another system has not the
-    policy, placement or admission that was predicted, its name says so. Empty where nothing is
-    bought. Of MLA (``latent``), which our connector refuses and of which systems keep a copy for
-    each rank, LMCache's alone: its first rank stores for all."""
+    by name, of one replica on the cards of ``cost``. Sizes are as each counts them: vLLM's for all
+    ranks together, the others' for each. Where another system has not the policy, placement or
+    admission that was predicted, its name says so. Empty where nothing is bought. Of MLA, which our
+    connector refuses and of which systems keep a copy for each rank, LMCache's alone: its first
+    rank stores for all. A pool is a server to be named, ``POOL``, and no part of vLLM's offloading
+    or HiCache."""
     sizes = stack.bought
     if not sizes:
         return {}
     lacks = "" if stack.plain else " (LRU alone, so what is predicted here does not hold for it)"
-    cpu, disk = sizes.get("cpu", 0), sizes.get("disk", 0)
-    rank_cpu, rank_disk = -(-cpu // devices), -(-disk // devices)
-    parallel = f"--tensor-parallel-size {devices} " if devices > 1 else ""
+    cpu, disk, pool = (sizes.get(name, 0) for name in ("cpu", "disk", "remote"))
+    rank_cpu, rank_disk = -(-cpu // cost.cards), -(-disk // cost.cards)
+    flags = ("--tensor-parallel-size", cost.devices), ("--pipeline-parallel-size", cost.stages)
+    parallel = "".join(f"{flag} {count} " for flag, count in flags if count > 1)
     ours: dict[str, object] = {"chunk_tokens": stack.chunk_tokens, "policy": stack.policy}
     ours |= {"placement": stack.placement, "cpu_size": rank_cpu}
     if disk:
         ours |= {"disk_size": rank_disk, "disk_path": "/var/cache/lmcache"}
+    if pool:
+        ours["remote"] = _POOL
     transfer = {
         "kv_connector": "TieredKVConnector",
         "kv_connector_module_path": "cache_core.adapters.vllm",
@@ -203,11 +208,11 @@ def snippets(stack: TierConfiguration, devices: int = 1, latent: bool = False) -
         "kv_connector_extra_config": ours,
     }
     found = {}
-    if latent:
-        rank_cpu, rank_disk = cpu, disk
+    if cost.latent:  # every rank of a stage has the same
+        rank_cpu, rank_disk = -(-cpu // cost.stages), -(-disk // cost.stages)
     else:
         found["this connector in vLLM"] = f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"
-    if cpu and not latent:
+    if cpu and not cost.latent and not pool:
         native = {
             "kv_connector": "OffloadingConnector",
             "kv_role": "kv_both",
@@ -216,7 +221,8 @@ def snippets(stack: TierConfiguration, devices: int = 1, latent: bool = False) -
         config = f"--kv-transfer-config '{json.dumps(native)}'"
         found[f"vLLM's native offloading{lacks}"] = parallel + config
         found[f"SGLang HiCache{lacks}"] = (
-            (f"--tp-size {devices} " if devices > 1 else "")
+            (f"--tp-size {cost.devices} " if cost.devices > 1 else "")
+            + (f"--pp-size {cost.stages} " if cost.stages > 1 else "")
             + f"--enable-hierarchical-cache --hicache-size {math.ceil(rank_cpu / 1e9)}"
             " --hicache-write-policy write_through"
         )
@@ -225,8 +231,13 @@ def snippets(stack: TierConfiguration, devices: int = 1, latent: bool = False) -
     if disk:
         lines += ["local_disk: file:///var/cache/lmcache"]
         lines += [f"max_local_disk_size: {_gib_up(rank_disk)}"]
+    if pool:
+        lines += [f"remote_url: {_POOL}", "remote_serde: naive"]
     found[f"LMCache (YAML){lacks}"] = "\n".join(lines)
     return found
+
+
+_POOL = "redis://POOL:6379"
 
 
 def _gib_up(size: int) -> str:

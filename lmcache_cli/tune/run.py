@@ -52,7 +52,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
         if options.validate and probed is None:
             probed = _probe_now(options, engine, source, status.update)
         cost = _cost(options, probed)
-        cards = cost.device_price * cost.devices
+        cards = cost.device_price * cost.cards * options.replicas
         if options.gpu_price is None:
             prices = replace(prices, cards=cards)
         goal = options.goal(priced=prices.cards > 0)
@@ -63,7 +63,15 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
             1.0 if options.made else options.speed_up,
             source.load.concurrency,
             goal,
+            options.replicas,
+            options.routing,
         )
+        study.reported, study.any_position = source.reported, source.any_position
+        if options.replicas > 1 and not study.plain(study.without):
+            raise UserError(
+                f"--replicas: {cost.model}'s layers keep different things, so no order of chunks"
+                " decides its hits, and replicas can't be replayed; size one of them"
+            )
         larger = None if probed is not None else partial(_more_cards, options)
         found = search(study, goal, source.chunks, status.update, larger)
         if engine is not None and probed is not None:
@@ -191,16 +199,20 @@ def _cost(options: TuneOptions, probed: ProbedEngine | None) -> RequestCost:
         device_kv=None if given is None else parse_size(given, "--device-kv"),
         caching=not options.no_prefix_caching,
         disk_bytes_s=float(parse_size(options.disk_bandwidth, "--disk-bandwidth")),
+        remote_bytes_s=float(parse_size(options.network_bandwidth, "--network-bandwidth")),
         overlap=options.overlap,
+        stages=options.pipeline,
     )
     assert cost.device is not None
     if cost.device.nbytes <= 0:
         util = options.gpu_memory_utilization
-        need = devices_needed(hardware, model, item_bytes, util)
+        need = devices_needed(hardware, model, item_bytes, util, options.pipeline)
         raise UserError(
             f"--devices: {model.name}'s weights ({bytes_text(cost.device.weights)} in"
-            f" {options.dtype}) leave no room for KV on {options.devices} x {hardware.name}"
-            f" ({bytes_text(cost.device.memory)}); it takes {need}: --devices {need}"
+            f" {options.dtype}) leave no room for KV on {cost.cards} x {hardware.name}"
+            f" ({bytes_text(cost.device.memory)}); it takes {need * options.pipeline}:"
+            f" --devices {need}"
+            + (f" --pipeline {options.pipeline}" if options.pipeline > 1 else "")
         )
     return cost
 

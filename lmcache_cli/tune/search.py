@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cache_core.plan import PLACEMENTS
+from cache_core.sizing.curves import ROUTINGS
 from lmcache_cli.output import Say
 from lmcache_cli.tune.candidates import (
     Goal,
@@ -34,9 +35,11 @@ from lmcache_cli.tune.policies import (
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.worth import (
     LoadOrCompute,
+    PoolOrRouter,
     Uncertainty,
     Worth,
     load_or_compute,
+    pool_or_router,
     uncertainty,
     worth,
 )
@@ -56,6 +59,7 @@ _NO_DISK_BOUND: dict[str, Any] = {
     "disk_bytes_s": None,
 }
 _UNBOUND: dict[str, Any] = _NO_DISK_BOUND | {"most_per_hour": None, "largest": {}}
+_COARSEST = 4
 _MOST_RUNS = 3_000_000
 """Requests of all runs together up to which every chunk length is searched with every size; above
 it the length is chosen first, at the largest sizes."""
@@ -91,6 +95,7 @@ class Recommendation:
     policy_curves: tuple[PolicyCurve, ...] = ()
     loads: tuple[LoadOrCompute, ...] = ()
     uncertainty: Uncertainty | None = None
+    fleet: PoolOrRouter | None = None
 
     @property
     def keeps_bounds(self) -> bool:
@@ -107,7 +112,7 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
         return study.rooms(TierConfiguration(((tier, nbytes),), chunk_tokens))[0]
 
     size = study.cost.chunk_bytes(chunk_tokens)
-    wanted = max(1, study.most_chunks(chunk_tokens))
+    wanted = max(1, study.most_chunks(chunk_tokens, tier))
     # A replay of the Ledger takes longer than a look at a curve.
     points = _POINTS if study.plain(TierConfiguration((), chunk_tokens)) else _REPLAYED_POINTS
     most = wanted * size
@@ -117,7 +122,7 @@ def sizes_to_try(study: Study, chunk_tokens: int, largest: int, tier: str = "cpu
     found = [0]
     while most and room(most) and len(found) < points:
         found.append(most)
-        if most <= study.device:
+        if tier != "remote" and most <= study.device:
             break
         most //= 2
     return sorted(found)
@@ -159,11 +164,15 @@ def search(
     beyond.sort(key=lambda stack: -int(study.held(stack).sum()))
     found = [today, *_judged([*fit, *beyond[:_BEYOND]], judge, on_step)]
     found += _refined(recommend(found, goal), goal, judge, on_step)
-    if any(broken(o, goal) for o in found) and unfit_disk(found, goal):
+    alone = study.replicas == 1  # a pool's order is not the Ledger's of one replica
+    if alone and any(broken(o, goal) for o in found) and unfit_disk(found, goal):
         found += _admitted(study, found, goal, on_step, judge)
     chosen = recommend(found, goal)
+    if not alone:
+        found += [judge(replace(chosen.stack, routing=r)) for r in ROUTINGS]
+        chosen = recommend(found, goal)
     room = None
-    if chosen.stack.bought:
+    if alone and chosen.stack.bought and "remote" not in chosen.stack.bought:
         room = headroom(study, chosen.stack, on_step)
         better = with_best_policy(study, chosen, room, goal, judge)
         if better is not chosen:
@@ -173,7 +182,7 @@ def search(
     rows = {id(o): study.judge(o.stack) for o in _rows(found, chosen, today, goal)}
     shown = tuple(rows.values())
     chosen, first = rows[id(chosen)], rows[id(today)]
-    none = study.judge(TierConfiguration((), study.arrays.chunk_tokens))
+    none = study.judge(study.without)
     on_step("looking for the highest load")
     before = worth(study, first, goal)
     worths = {
@@ -203,24 +212,43 @@ def search(
         tuple(policy_curves(study, chosen.stack.chunk_tokens, on_step)),
         tuple(load_or_compute(study, chosen)),
         uncertainty(study, chosen.stack),
+        None if alone else pool_or_router(study, found, goal),
     )
 
 
 def _grid(
     study: Study, goal: Goal, chunks: Sequence[int], judge: Callable[..., StackOutcome]
 ) -> list[TierConfiguration]:
-    """Returns all stacks that buy something."""
+    """Returns all stacks that buy something, or have another router. Of fleets with many requests
+    some sizes are left out, the largest not."""
 
-    def of(chunk: int) -> list[TierConfiguration]:
-        sizes = {n: sizes_to_try(study, chunk, goal.largest.get(n, 0), n) for n in ("cpu", "disk")}
-        return [s for s in stacks(sizes, [chunk], PLACEMENTS, study.device) if s.bought]
+    def of(chunk: int, step: int) -> list[TierConfiguration]:
+        names = [n for n in ("cpu", "disk", "remote") if n != "remote" or goal.largest.get(n)]
+        sizes = {n: sizes_to_try(study, chunk, goal.largest.get(n, 0), n) for n in names}
+        sizes = {n: [0, *reversed(given[:0:-step])] for n, given in sizes.items()}
+        found = stacks(sizes, [chunk], PLACEMENTS, study.device)
+        found = [replace(s, routing=study.routing) for s in found if s.bought]
+        if study.replicas == 1:
+            return found
+        # A router that looks for prefixes routes anew for every size of a replica's own tiers.
+        tried = ("remote",) if step > 1 else ("cpu", "remote")
+        plain = [s for s in found if len(s.bought) == 1 and next(iter(s.bought)) in tried]
+        others = [r for r in ROUTINGS if r != study.routing]
+        return found + [replace(s, routing=r) for r in others for s in (study.today, *plain)]
 
-    grids = [grid for chunk in chunks if (grid := of(chunk))]
-    if grids and len(study.arrays) * sum(map(len, grids)) > _MOST_RUNS:
-        largest = [max(grid, key=lambda s: sum(s.bought.values())) for grid in grids]
-        tried = [number(judge(stack), goal) for stack in largest]
-        grids = [grids[tried.index(min(tried))]]
-    return [stack for grid in grids for stack in grid]
+    step = 1
+    while True:
+        grids = [grid for chunk in chunks if (grid := of(chunk, step))]
+        runs = len(study.arrays) * sum(map(len, grids))
+        if grids and runs > _MOST_RUNS:
+            largest = [max(grid, key=lambda s: sum(s.bought.values())) for grid in grids]
+            figures = [number(judge(stack), goal) for stack in largest]
+            chunks = [largest[figures.index(min(figures))].chunk_tokens]
+            grids = [grids[figures.index(min(figures))]]
+            runs = len(study.arrays) * len(grids[0])
+        if study.replicas == 1 or runs <= 2 * _MOST_RUNS or step >= _COARSEST:
+            return [stack for grid in grids for stack in grid]
+        step *= 2
 
 
 def _judged(

@@ -27,13 +27,14 @@ from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS, Request
 from workloads.tokens import Encode
 from workloads.traces import TraceArrays, TraceError, load_arrays
+from workloads.traces.summary import Watched
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SLO = re.compile(rf"((?:ttft|itl|e2e)\.(?:mean|p50|p90|p95|p99))={_NUMBER}(ms|s)")
 _WORTH = 0.1
 _OF_DATA_SHEETS = (
     *("hardware", "dtype", "kv_dtype", "kv_bytes_per_token", "gpu_memory_utilization"),
-    *("device_kv", "no_prefix_caching", "efficiency"),
+    *("device_kv", "no_prefix_caching", "efficiency", "replicas", "pipeline", "remote_size"),
 )
 _BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
@@ -49,14 +50,18 @@ class TuneOptions(TuneFlags):
 
     def check(self) -> None:
         """Raises ``UserError`` for what is out of range or does not go together."""
-        if self.devices < 1:
-            raise UserError(f"--devices: {self.devices} is too small; it must be at least 1")
+        for name in ("devices", "pipeline", "replicas"):
+            if (count := getattr(self, name)) < 1:
+                raise UserError(f"--{name}: {count} is too small; it must be at least 1")
+        if self.replicas > 1 and self.validate:
+            raise UserError("--replicas: --validate serves on one engine; leave one of them out")
         if not 0 < self.efficiency <= 1:
             raise UserError(f"--efficiency: {self.efficiency} must be above 0 and at most 1")
         if not 0 < self.speed_up < inf:
             raise UserError(f"--speed-up: {self.speed_up} must be above 0")
-        if not parse_size(self.disk_bandwidth, "--disk-bandwidth"):
-            raise UserError("--disk-bandwidth: it must be above 0, as in 3GB (a second)")
+        for flag in ("--disk-bandwidth", "--network-bandwidth"):
+            if not parse_size(getattr(self, flag[2:].replace("-", "_")), flag):
+                raise UserError(f"{flag}: it must be above 0, as in 3GB (a second)")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise UserError(
                 f"--gpu-memory-utilization: {self.gpu_memory_utilization} must be above 0 and at"
@@ -170,19 +175,28 @@ class TuneOptions(TuneFlags):
 
     def largest(self) -> dict[str, int]:
         """Returns the largest size of each tier in bytes. Raises ``UserError``."""
+        pool = "8TiB" if self.replicas > 1 else "0"
         return {
             "cpu": parse_size(self.max_cpu, "--max-cpu"),
             "disk": parse_size(self.max_disk, "--max-disk"),
+            "remote": parse_size(self.remote_size or pool, "--remote-size"),
         }
 
     def prices(self) -> Prices:
         """Returns the prices of each tier per GiB and hour, and of the cards where ``--gpu-price``
         says it. Raises ``UserError``."""
-        given = ("--dram-price", self.dram_price), ("--disk-price", self.disk_price)
-        for flag, price in (*given, ("--gpu-price", self.gpu_price or 0.0)):
+        flags = "--dram-price", "--disk-price", "--remote-price", "--gpu-price"
+        for flag in flags:
+            price = getattr(self, flag[2:].replace("-", "_")) or 0.0
             if not 0 <= price < inf:
                 raise UserError(f"{flag}: {price} is no price; give dollars, 0 or more")
-        return Prices(self.dram_price, self.disk_price, (self.gpu_price or 0.0) * self.devices)
+        return Prices(
+            self.dram_price,
+            self.disk_price,
+            (self.gpu_price or 0.0) * self.devices * self.pipeline * self.replicas,
+            self.remote_price,
+            self.replicas,
+        )
 
     def chunks(self, trace_chunk: int) -> list[int]:
         """Returns the chunk lengths to try, multiples of the trace's. Raises ``UserError``."""
@@ -219,6 +233,11 @@ class RequestSource:
     requests: tuple[Request, ...] = ()
     scenario: Scenario | None = None
     warnings: list[str] = field(default_factory=list)
+    reported: float | None = None
+    """The hit rate that the server reported which recorded the trace; None where it told none."""
+    any_position: float | None = None
+    """The hit rate of a cache without a bound that finds chunks at any position; None where the
+    trace does not name content."""
 
 
 def trace_source(options: TuneOptions) -> RequestSource:
@@ -226,7 +245,8 @@ def trace_source(options: TuneOptions) -> RequestSource:
     try:
         file, unit_s = options.path(), options.time_unit
         trace = TraceSource(file, options.format, None, unit_s, options.tokenizer).open()
-        arrays = load_arrays(trace.requests())
+        watched = Watched()
+        arrays = load_arrays(watched.watch(trace.requests()))
     except TraceError as error:
         raise UserError(str(error)) from error
     if not len(arrays):
@@ -242,7 +262,14 @@ def trace_source(options: TuneOptions) -> RequestSource:
         )
         return RequestSource(arrays, [16], warnings=warnings + odd_lengths(arrays))
     warnings += odd_lengths(arrays)
-    return RequestSource(arrays, options.chunks(arrays.chunk_tokens), warnings=warnings)
+    tokens = int(arrays.input_tokens.sum())
+    return RequestSource(
+        arrays,
+        options.chunks(arrays.chunk_tokens),
+        warnings=warnings,
+        reported=watched.reported(tokens),
+        any_position=watched.ceiling(tokens),
+    )
 
 
 def odd_lengths(arrays: TraceArrays) -> list[str]:

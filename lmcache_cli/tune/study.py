@@ -3,21 +3,21 @@ from runs over the arrivals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import ceil, inf, isinf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.policies import make_admission
 from cache_core.sizing.accesses import AccessTrace
-from cache_core.sizing.curves import HitCurve, Kind, TierCurves, hit_curves
+from cache_core.sizing.curves import HitCurve, Kind, Routing, TierCurves, hit_curves
 from cache_core.sizing.prefill_cost import PrefillCost
-from cache_core.sizing.replay import LedgerReplay, one_order, replay_groups, replay_ledger
+from cache_core.sizing.replay import LedgerReplay, one_order
 from cache_core.tiers.disk.format import chunks_under
 from lmcache_cli.tune.candidates import Goal, Prices, StackOutcome, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
+from lmcache_cli.tune.holding import Chunking, Fleet, Route, replay_stack, usable
 from lmcache_cli.tune.queueing import Arrivals, Seconds, Served, serve_requests
 from workloads.traces.arrays import TraceArrays
 
@@ -31,21 +31,12 @@ ChunkCounts = NDArray[np.int32]
 TokenCounts = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunking:
-    """The trace in chunks of one length. ``names`` are numbers below their count."""
-
-    references: AccessTrace
-    tiers: TierCurves
-    curves: dict[Kind, HitCurve]
-    names: NDArray[np.int64]
-
-
 class Study:
     """Judges stacks on one list of requests. Chunk lengths are multiples of the trace's own.
     ``rate`` divides arrival times: 2 is twice the load; ``clients`` makes it a closed loop, without
-    times. ``goal`` has what the disk may take, for the admission ``bytes-per-day``. Loads and keeps
-    16 bytes per reference and chunk length."""
+    times. ``goal`` has what the disk may take, for the admission ``bytes-per-day``. ``replicas``
+    serve the requests together, today by ``routing``; a tier ``remote`` is all replicas', others
+    are each one's. Loads and keeps 16 bytes per reference and chunk length."""
 
     def __init__(
         self,
@@ -55,6 +46,8 @@ class Study:
         rate: float = 1.0,
         clients: int | None = None,
         goal: Goal | None = None,
+        replicas: int = 1,
+        routing: Routing = "round-robin",
     ) -> None:
         self.shares_known = arrays.chunk_tokens > 0
         if not self.shares_known:
@@ -63,15 +56,20 @@ class Study:
         self.clients, self.goal, self.rate = clients, goal or Goal(), rate
         self.arrivals = arrays.arrival_s / rate
         self.tokens = int(arrays.input_tokens.sum())
-        self._chunkings: dict[int, _Chunking] = {}
+        self.replicas, self.routing = replicas, routing
+        self.reported: float | None = None
+        self.any_position: float | None = None
+        self._chunkings: dict[int, Chunking] = {}
         self._replays: dict[tuple[TierConfiguration, float], LedgerReplay] = {}
         self._runs: dict[tuple[object, ...], tuple[dict[str, float], dict[str, int], float]] = {}
 
     def on(self, cost: RequestCost) -> Study:
         """Returns the same requests on another engine, of as dear a kind of card."""
-        cards = self.prices.cards / self.cost.devices * cost.devices
+        cards = self.prices.cards / self.cost.cards * cost.cards
         prices = replace(self.prices, cards=cards)
-        other = Study(self.arrays, cost, prices, self.rate, self.clients, self.goal)
+        clients, goal = self.clients, self.goal
+        fleet = self.replicas, self.routing
+        other = Study(self.arrays, cost, prices, self.rate, clients, goal, *fleet)
         other._chunkings = self._chunkings  # they are of tokens, whatever a token's bytes are
         return other
 
@@ -97,7 +95,13 @@ class Study:
         do."""
         prompt = self.arrays.input_tokens
         seconds = self.cost.prefill.each(prompt, np.zeros_like(prompt)) - self.cost.prefill.a
-        return float(seconds.sum()) / self.duration_s
+        return float(seconds.sum()) / self.duration_s / self.replicas
+
+    @cached_property
+    def _fleet(self) -> Fleet | None:
+        if self.replicas == 1:
+            return None
+        return Fleet(self.replicas, self.arrays, self.cost, self.times)
 
     @cached_property
     def device(self) -> int:
@@ -106,14 +110,19 @@ class Study:
         room = self.cost.device
         if room is None or not room.caching or self.cost.serving == "in_turn":
             return 0
-        whole = TierConfiguration((("device", room.nbytes),), self.arrays.chunk_tokens)
+        whole = replace(self.without, tiers=(("device", room.nbytes),))
         return max(0, room.tokens - ceil(self.run(whole).answers)) * room.token_bytes
 
     @property
     def today(self) -> TierConfiguration:
         """Returns the stack that is there without buying anything."""
         tiers = (("device", self.device),) if self.device else ()
-        return TierConfiguration(tiers, self.arrays.chunk_tokens)
+        return replace(self.without, tiers=tiers)
+
+    @property
+    def without(self) -> TierConfiguration:
+        """Returns the stack that keeps no KV."""
+        return TierConfiguration((), self.arrays.chunk_tokens, routing=self.routing)
 
     @cached_property
     def device_chunk(self) -> int:
@@ -129,10 +138,12 @@ class Study:
         """Returns whether curves give the stack's hits exactly; else the Ledger is replayed."""
         return stack.plain and one_order(self.cost.groups(stack.chunk_tokens))
 
-    def most_chunks(self, chunk_tokens: int) -> int:
-        """Returns the most chunks that a tier can use."""
+    def most_chunks(self, chunk_tokens: int, tier: str = "cpu") -> int:
+        """Returns the most chunks that a tier can use, on the replica that uses most."""
         if not self.plain(TierConfiguration((), chunk_tokens)):
             return self._unbounded(chunk_tokens).written[0]
+        if tier != "remote" and self.replicas > 1:
+            return self._tiers(self.without, chunk_tokens, 1.0).most
         curve = self.curves(chunk_tokens)["prefix"]
         return (curve.capacity_for(curve.ceiling) or 0) if curve.ceiling > 0 else 0
 
@@ -171,23 +182,25 @@ class Study:
         tokens: TokenCounts = self.held(stack).astype(np.int64) * self.arrays.chunk_tokens
         return tokens
 
-    def held(self, stack: TierConfiguration) -> ChunkCounts:
+    def held(self, stack: TierConfiguration, load: float = 1.0) -> ChunkCounts:
         """Returns hits in chunks of the trace's own length, int32 ``[requests, tiers]``. The device
         serves the front of a run, in the engine's blocks; the tiers behind it what goes further, as
-        an engine asks them for it."""
+        an engine asks them for it. Routers that look at queues see those of ``load``."""
         base = self.arrays.chunk_tokens
         own = np.zeros((len(self.arrays), 0), dtype=np.int32)
         bought = replace(stack, tiers=tuple(stack.bought.items()))
         if len(bought.tiers) < len(stack.tiers):
-            own = self._own(stack.tiers[0])
+            own = self._own(stack, load)
         behind = np.zeros((len(self.arrays), 0), dtype=np.int32)
         if bought.tiers:
             if self.plain(bought):
-                tiers = self._chunking(stack.chunk_tokens).tiers
-                behind = tiers.hits([self.rooms(bought)], stack.placement)[0]
+                tiers = self._tiers(stack, stack.chunk_tokens, load)
+                pool = self._chunking(stack.chunk_tokens).tiers if "remote" in stack.sizes else None
+                behind = tiers.hits([self.rooms(bought)], stack.placement, pool)[0]
             else:
                 behind = self.replayed(bought).hits.astype(np.int32)
-            behind = self._usable(behind, stack.chunk_tokens) * (stack.chunk_tokens // base)
+            behind = usable(behind, self.arrays.input_tokens, stack.chunk_tokens)
+            behind *= stack.chunk_tokens // base
         left = own.sum(axis=1, dtype=np.int32)
         for tier in range(behind.shape[1]):
             cut = np.minimum(left, behind[:, tier])
@@ -195,27 +208,36 @@ class Study:
             left -= cut
         return np.concatenate([own, behind], axis=1)
 
-    def _own(self, device: tuple[str, int]) -> ChunkCounts:
+    def _route(self, stack: TierConfiguration, load: float) -> Route:
+        base, rooms = (
+            self.arrays.chunk_tokens,
+            dict(zip(stack.sizes, self.rooms(stack), strict=True)),
+        )
+        own = rooms.pop("device", 0) * self.device_chunk // base
+        rooms.pop("remote", None)
+        of = sum if stack.placement == "write_on_eviction" else max
+        behind = of([0, *rooms.values()]) * (stack.chunk_tokens // base)
+        return Route.of(stack.routing, load, max(own, behind), len(self.arrays.chunk_ids))
+
+    def _tiers(self, stack: TierConfiguration, chunk_tokens: int, load: float) -> TierCurves:
+        """Returns the order of uses of a stack's own tiers, in chunks of ``chunk_tokens``."""
+        chunking = self._chunking(chunk_tokens)
+        if self._fleet is None:
+            return chunking.tiers
+        route = self._route(stack, load)
+        replica = self._fleet.replica(self.references(self.arrays.chunk_tokens), route)
+        return self._fleet.tiers(chunking.references, replica, route)
+
+    def _own(self, stack: TierConfiguration, load: float) -> ChunkCounts:
         """Returns the hits of the device alone, in chunks of the trace's own length,
         ``[requests, 1]``."""
-        alone = TierConfiguration((device,), self.device_chunk)
+        alone = TierConfiguration(stack.tiers[:1], self.device_chunk)
         if self.plain(alone):
-            own = self._chunking(alone.chunk_tokens).tiers.hits([self.rooms(alone)])[0]
+            own = self._tiers(stack, alone.chunk_tokens, load).hits([self.rooms(alone)])[0]
         else:
             own = self.replayed(alone).hits
         times = self.device_chunk // self.arrays.chunk_tokens
-        return self._usable(own, self.device_chunk) * times
-
-    def _usable(self, chunks: ChunkCounts, chunk_tokens: int) -> ChunkCounts:
-        """Returns the hits without those of a prompt's last token, which is always computed."""
-        usable = np.maximum(0, self.arrays.input_tokens - 1) // chunk_tokens
-        over = np.maximum(0, chunks.sum(axis=1, dtype=np.int64) - usable)
-        chunks = chunks.copy()
-        for tier in reversed(range(chunks.shape[1])):
-            cut = np.minimum(over, chunks[:, tier])
-            chunks[:, tier] -= cut.astype(np.int32)
-            over -= cut
-        return chunks
+        return usable(own, self.arrays.input_tokens, self.device_chunk) * times
 
     def replayed(self, stack: TierConfiguration, rate: float = 1.0) -> LedgerReplay:
         """Replays the Ledger over the requests, with ``rate`` < 1 over that share of the chunks, or
@@ -223,39 +245,12 @@ class Study:
         that are bought, or of the device alone. The results are kept."""
         key = (stack, rate)
         if key not in self._replays:
-            now = [0.0]
-            references = self.references(stack.chunk_tokens)
-            groups = self.cost.groups(stack.chunk_tokens)
             bytes_per_day = self.goal.disk_writes(stack.sizes.get("disk", 0))
-            if one_order(groups):  # a sample of the chunks writes its share; of the requests, all
-                bytes_per_day *= rate
-            size = self.cost.chunk_bytes(stack.chunk_tokens)
-            admission = [
-                make_admission(stack.admission, bytes_per_day, size, lambda: now[0])
-                if name == "disk"
-                else None
-                for name, _ in stack.tiers
-            ]
-            times = self.times
-
-            def tick(request: int) -> None:
-                now[0] = float(times[request])
-
-            settings = self.rooms(stack), stack.policy, stack.placement
-            if one_order(groups):
-                found = replay_ledger(
-                    references, *settings, rate, admission=admission, on_request=tick
-                )
-            else:
-                found = replay_groups(
-                    references,
-                    groups,
-                    *settings,
-                    usable=np.maximum(0, self.arrays.input_tokens - 1) // stack.chunk_tokens,
-                    admission=admission,
-                    on_request=tick,
-                    requests=max(1, round(rate * len(references))),
-                )
+            most = np.maximum(0, self.arrays.input_tokens - 1) // stack.chunk_tokens
+            references, rooms = self.references(stack.chunk_tokens), self.rooms(stack)
+            found = replay_stack(
+                stack, rooms, references, self.cost, self.times, most, bytes_per_day, rate
+            )
             self._replays[key] = found
             if len(self._replays) > _KEPT_REPLAYS:
                 del self._replays[next(iter(self._replays))]
@@ -277,18 +272,26 @@ class Study:
         base = self.arrays.chunk_tokens
         chunking = self._chunking(base)
         at = np.zeros_like(self.arrivals) if isinf(load) else self.arrivals / load
+        chunks, replica = chunking.names, None
+        if self._fleet is not None:
+            route = self._route(stack, load)
+            replica = self._fleet.replica(chunking.references, route)
+            chunks = self._fleet.names(chunking, replica, route)
         arrivals = Arrivals(
             at,
             self.arrays.input_tokens,
             self.arrays.output_tokens,
-            chunking.names,
+            chunks,
             chunking.references.offsets,
             base,
+            replica,
+            self.replicas,
+            chunking.names if "remote" in stack.sizes else None,
         )
         names = [name for name, _ in stack.tiers]
         times = stack.chunk_tokens // base
         return serve_requests(
-            arrivals, self.held(stack), names, cost, times=times, clients=self.clients
+            arrivals, self.held(stack, load), names, cost, times=times, clients=self.clients
         )
 
     def unrun(self, stack: TierConfiguration) -> StackOutcome:
@@ -346,12 +349,13 @@ class Study:
             for (name, _), room in zip(stack.tiers, self.rooms(stack), strict=True):
                 tokens = room * (base if name == "device" else stack.chunk_tokens)
                 apart = name != "device" and stack.placement == "write_on_eviction"
-                if tokens > least or apart:
+                if tokens > least or apart or name == "remote":
                     effective.append((name, room))
-                    least = tokens
+                    least = max(least, tokens)
             bought = any(name != "device" for name, _ in effective)
             length = stack.chunk_tokens if bought else base
-            key = (tuple(effective), stack.placement if len(effective) > 1 else "", length, load)
+            placement = stack.placement if len(effective) > 1 else ""
+            key = (tuple(effective), placement, length, stack.routing, load)
         if key not in self._runs:
             served = self.run(stack, load)
             starts = np.zeros(1) if isinf(load) or self.clients else self.arrivals / load
@@ -364,9 +368,9 @@ class Study:
         return latency, [by_name.get(name, 0) for name, _ in stack.tiers], last
 
     def disk_writes(self, stack: TierConfiguration, share: float = 1.0) -> float:
-        """Returns the bytes written to the disk per day: what the disk does not hold when it is
-        used is written there. With another policy or admission, what the Ledger wrote, or in a
-        ``share`` of the chunks, scaled up."""
+        """Returns the bytes written to a disk per day, of replicas a mean: what the disk does not
+        hold when it is used is written there. With another policy or admission, what the Ledger
+        wrote, or in a ``share`` of the chunks, scaled up."""
         size = stack.sizes.get("disk")
         if size is None:
             return 0.0
@@ -376,12 +380,12 @@ class Study:
             return chunks * self.cost.chunk_bytes(stack.chunk_tokens) * _DAY_S / self.duration_s
         chunking = self._chunking(stack.chunk_tokens)
         index = [name for name, _ in stack.tiers].index("disk")
-        held = chunking.curves["any_position"].hit_tokens(self.rooms(stack)[index])
-        used = int(np.diff(chunking.references.offsets).sum()) * stack.chunk_tokens
-        written = max(0, used - held) * self.cost.token_bytes
-        return written * _DAY_S / self.duration_s
+        tiers = self._tiers(stack, stack.chunk_tokens, 1.0)
+        written = len(chunking.references.ids) - tiers.uses_held(self.rooms(stack)[index])
+        each = written * self.cost.chunk_bytes(stack.chunk_tokens) / self.replicas
+        return each * _DAY_S / self.duration_s
 
-    def _chunking(self, chunk_tokens: int) -> _Chunking:
+    def _chunking(self, chunk_tokens: int) -> Chunking:
         if chunk_tokens not in self._chunkings:
             arrays = self.arrays.longer_chunks(chunk_tokens // self.arrays.chunk_tokens)
             references = AccessTrace(
@@ -392,5 +396,5 @@ class Study:
             curves = {kind: replace(curve, tokens=self.tokens) for kind, curve in curves.items()}
             names = np.unique(arrays.chunk_ids, return_inverse=True)[1].astype(np.int64)
             tiers = TierCurves(references)
-            self._chunkings[chunk_tokens] = _Chunking(references, tiers, curves, names)
+            self._chunkings[chunk_tokens] = Chunking(references, tiers, curves, names)
         return self._chunkings[chunk_tokens]

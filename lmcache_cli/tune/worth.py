@@ -3,14 +3,15 @@ whether loading from a tier pays; and how sure that is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, isfinite
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration
+from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration, recommend
 from lmcache_cli.tune.queueing import PERCENTILES, percentiles
 from lmcache_cli.tune.study import Study
 from reports.units import seconds_text
@@ -22,13 +23,13 @@ _STEPS = 5
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What one replica with its stack carries, and what the trace takes of them. ``load`` is a
+    """What the replicas with their stack carry, and how many the trace takes. ``load`` is a
     multiple of the trace's: the highest that was found to keep all bounds on latencies; without
     bounds, what the engine can serve. ``latency`` are seconds by name at that load (empty without
-    bounds). ``replicas`` of ``cards`` together serve the trace if each gets its share of it and
-    finds as much as one that gets all; both are None where no load keeps the bounds. ``per_hour``
+    bounds). ``replicas`` of ``cards`` together serve the trace if each finds as much as one of
+    those that were run; both are None where no load keeps the bounds. ``per_hour``
     are dollars for the cards and tiers of all of them, ``per_million`` for a million tokens, in and
-    out, of one at that load."""
+    out, at that load."""
 
     load: float
     latency: Mapping[str, float]
@@ -45,13 +46,13 @@ def worth(study: Study, outcome: StackOutcome, goal: Goal) -> Worth:
         load, latency = kept_load(study, outcome, goal)
     if not load > 0:
         return Worth(0.0, latency, None, None, None, None)
-    replicas = max(1, ceil(1 / load - 1e-9)) if isfinite(load) else 1
-    one = study.prices.cards + outcome.cost_per_hour
+    there = study.replicas
+    replicas = max(1, ceil(there / load - 1e-9)) if isfinite(load) else 1
+    whole = study.prices.cards + outcome.cost_per_hour
     priced = study.prices.cards > 0 and isfinite(load)
-    per_million = one / (study.millions_per_hour * load) if priced else None
-    return Worth(
-        load, latency, replicas, replicas * study.cost.devices, replicas * one, per_million
-    )
+    per_million = whole / (study.millions_per_hour * load) if priced else None
+    cards, per_hour = replicas * study.cost.cards, replicas * whole / there
+    return Worth(load, latency, replicas, cards, per_hour, per_million)
 
 
 def kept_load(study: Study, outcome: StackOutcome, goal: Goal) -> tuple[float, dict[str, float]]:
@@ -90,6 +91,46 @@ def kept_load(study: Study, outcome: StackOutcome, goal: Goal) -> tuple[float, d
         else:
             high = middle
     return low, kept
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOrRouter:
+    """What replicas have ``today``, and what nothing but another ``router``, nothing but a
+    ``pool``, and ``both`` would give; each is today's where nothing is better. ``cheaper`` names
+    the one that comes first: of those that keep every bound the cheapest, else by the number that
+    decides."""
+
+    today: StackOutcome
+    router: StackOutcome
+    pool: StackOutcome
+    both: StackOutcome
+    cheaper: Literal["router", "pool", "neither"]
+
+    @property
+    def points(self) -> dict[str, StackOutcome]:
+        """Returns the outcomes by name."""
+        return {
+            "today": self.today,
+            "router": self.router,
+            "pool": self.pool,
+            "both": self.both,
+        }
+
+
+def pool_or_router(study: Study, found: Sequence[StackOutcome], goal: Goal) -> PoolOrRouter:
+    """Compares a pool with a better router, of what was judged."""
+    plain = [o for o in found if o.stack.bought.keys() <= {"remote"}]
+    routers = [o for o in plain if not o.stack.bought]
+    today = next(o for o in routers if o.stack == study.today)
+    pools = [o for o in plain if o.stack.routing == study.routing]
+    router, pool = recommend([today, *routers], goal), recommend([today, *pools], goal)
+    first = recommend([today, router, pool], goal)
+    cheaper: Literal["router", "pool", "neither"] = "neither"
+    if first is not today:
+        cheaper = "router" if first is router else "pool"
+    both = recommend([today, *plain], goal)
+    shown = [study.judge(o.stack) for o in (today, router, pool, both)]
+    return PoolOrRouter(shown[0], shown[1], shown[2], shown[3], cheaper)
 
 
 def needed_load(outcome: StackOutcome) -> float:

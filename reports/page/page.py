@@ -179,7 +179,8 @@ def _tune(tuned: StoredTune) -> Section:
     best = document["recommendation"]
     lede, *lines = recommended(document)
     charts = [miss_ratio_chart(document), front_chart(document)]
-    source = {name: f"{value:,}" for name, value in document["source"].items()}
+    known = {name: value for name, value in document["source"].items() if value is not None}
+    source = {name: f"{value:,}" for name, value in known.items()}
     cost = document.get("cost", {})
     notes = {str(i): str(note) for i, note in enumerate(cost.get("notes", []), 1)}
     part = PagePart(

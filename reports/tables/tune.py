@@ -50,6 +50,9 @@ def front_columns(document: Document) -> list[Column]:
         if any(sizes):
             names = [bytes_text(size) if size else NONE for size in sizes]
             columns.append(Column(tier, "size", texts(names)))
+    routers = [str(point.get("routing")) for point in front]
+    if len(set(routers)) > 1:
+        columns.append(Column("router", "", texts(routers), left=True))
     columns.append(Column("hit", "%", numbers([100 * point["hit_rate"] for point in front])))
     for name in ("p50", "p90", "p99"):
         values = [point["ttft_ms"].get(name) for point in front]
@@ -64,5 +67,5 @@ def is_recommended(point: Document, best: Document) -> bool:
     predicted: Document = best["predicted"]
     return point["tiers"] == best["tiers"] and all(
         point.get(name) == predicted.get(name)
-        for name in ("chunk_tokens", "policy", "placement", "admission", "cost_per_hour")
+        for name in ("chunk_tokens", "policy", "placement", "admission", "routing", "cost_per_hour")
     )

@@ -66,13 +66,13 @@ def chat_model(folder: Path) -> Path:
 
 
 @contextmanager
-def running_vllm(folder: Path) -> Iterator[VllmAddress]:
-    """A server with its own prefix cache, until the block is left."""
+def running_vllm(folder: Path, *more: str) -> Iterator[VllmAddress]:
+    """A server with its own prefix cache, and ``more`` flags, until the block is left."""
     need_vllm()
     model = chat_model(folder / "model")
     flags, environment = platform(vllm_on_cpu(), "auto")
     flags += ["--enable-prefix-caching", "--enable-prompt-tokens-details", *ARGS]
-    flags += ["--served-model-name", "tiny"]
+    flags += ["--served-model-name", "tiny", *more]
     server = VllmServer(
         [vllm_command(), "serve", str(model), *flags], environment | QUIET, folder / "vllm.log"
     )

@@ -42,6 +42,8 @@ class TraceRequest:
     alone, at whatever position, and is None where the trace doesn't tell. ``tail`` is the trace's
     own name for the partial chunk at the end, where it has one. ``think_s`` is how long the client
     waited before it sent, ``parent`` the session that started this one; None is unknown.
+    ``hit_tokens`` are prompt tokens that the recording server served from its caches, as far as it
+    told.
     """
 
     id: str
@@ -56,6 +58,7 @@ class TraceRequest:
     tail: int | None = None
     think_s: float | None = None
     parent: str | None = None
+    hit_tokens: int = 0
 
 
 Tokenize: TypeAlias = Callable[[Any], Sequence[int]]

@@ -19,7 +19,7 @@ def summary(trace: Trace) -> dict[str, Any]:
     cache without limits, empty at first, would serve: by prefix, and at any position, where the
     trace names content (null if not). Rates are null for a trace without lengths, sharing or times.
     """
-    content = _Content()
+    content = Watched()
     arrays = load_arrays(content.watch(trace.requests()))
     tokens = int(arrays.input_tokens.sum())
     duration = float(arrays.arrival_s[-1])
@@ -67,13 +67,13 @@ def first_hits(arrays: TraceArrays) -> npt.NDArray[np.int64]:
     return hits
 
 
-class _Content:
-    """Counts hits at any position while requests go by: their order doesn't change the sum, since
-    of a chunk's requests all but the earliest hit."""
+class Watched:
+    """Counts hits while requests go by: those at any position, whose sum no order changes, since of
+    a chunk's requests all but the earliest hit, and those that the recording server reported."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
-        self._hit_tokens = 0
+        self._hit_tokens = self._reported = 0
         self._known = False
 
     def watch(self, requests: Any) -> Any:
@@ -86,7 +86,13 @@ class _Content:
         """Returns the hits' share of ``tokens``; None if no request named content."""
         return self._hit_tokens / tokens if self._known and tokens else None
 
+    def reported(self, tokens: int) -> float | None:
+        """Returns the share of ``tokens`` that the recording server served from its caches; None if
+        it told of no hit."""
+        return self._reported / tokens if self._reported and tokens else None
+
     def _note(self, request: TraceRequest) -> None:
+        self._reported += request.hit_tokens
         if request.content is None:
             return
         self._known = True

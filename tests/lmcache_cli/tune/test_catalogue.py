@@ -12,6 +12,8 @@ from lmcache_cli.errors import UserError
 from lmcache_cli.tune.catalogue import (
     ARCHITECTURES,
     HARDWARE,
+    Architecture,
+    Hardware,
     architecture_of,
     find_architecture,
     find_hardware,
@@ -219,7 +221,8 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_entry_says_what_it_was_compared_with() -> None:
-    for found in (*HARDWARE.values(), *ARCHITECTURES.values()):
+    entries: list[Hardware | Architecture] = [*HARDWARE.values(), *ARCHITECTURES.values()]
+    for found in entries:
         source, _, how = found.source.partition(" (not read; compared with ")
         assert source and how.endswith(")"), found.name
 

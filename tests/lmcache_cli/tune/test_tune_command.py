@@ -20,8 +20,11 @@ from lmcache_cli.tune.candidates import (
     front,
     recommend,
 )
+from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.report_sections import snippets
 from tests.lmcache_cli.command_line import lmcache
+from tests.lmcache_cli.tune.test_device import cost
+from tests.workloads.traces.test_readers import RAG, rag_folder
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -253,9 +256,14 @@ def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) ->
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def on(devices: int, **changes: Any) -> RequestCost:
+    """An engine on so many cards."""
+    return cost(100, devices=devices, **changes)
+
+
 def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
     stack = TierConfiguration((("cpu", 64 * GIB), ("disk", 400 * GIB)), 64)
-    one, four = snippets(stack), snippets(stack, devices=4)
+    one, four = snippets(stack, on(1)), snippets(stack, on(4))
     ours = four["this connector in vLLM"]
     assert ours.startswith("--tensor-parallel-size 4 --kv-transfer-config ")
     assert f'"cpu_size": {16 * GIB}' in ours and f'"disk_size": {100 * GIB}' in ours
@@ -268,7 +276,7 @@ def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
     assert four["LMCache (YAML)"].endswith("max_local_disk_size: 100.0")
     assert f'"cpu_size": {64 * GIB}' in one["this connector in vLLM"]
     assert one["this connector in vLLM"].startswith("--kv-transfer-config ")
-    assert snippets(TierConfiguration((), 64), devices=4) == {}
+    assert snippets(TierConfiguration((), 64), on(4)) == {}
 
 
 def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
@@ -276,6 +284,33 @@ def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
     done = tune(str(trace), "--no-prefix-caching", "--quiet", cwd=tmp_path)
     [line] = [line for line in done.stdout.splitlines() if "TieredKVConnector" in line]
     assert line.startswith("--kv-transfer-config '{") and line.endswith("}'")
+
+
+def test_what_a_recording_knows_is_shown(tmp_path: Path) -> None:
+    """The hits of its server, and what blend would add: RAGPulse names content."""
+    lines = [{"schema": "lmcache.trace/1", "chunk_tokens": 16, "source": "kv-events", "model": ""}]
+    for number in range(8):
+        request = {"id": str(number), "t": number, "session": None, "input_tokens": 40}
+        request |= {"output_tokens": 4, "chunks": ["a" * 16, f"{number % 2:016x}"]}
+        lines.append(request | {"hits": {"device": 10, "cpu": 2} if number else {}})
+    path = tmp_path / "day.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = tune(str(path), "--quiet", "--json", "-", cwd=tmp_path)
+    source = json.loads(done.stdout)["source"]
+    assert source["reported_hit_rate"] == 7 * 12 / 320 and source["any_position_hit_rate"] is None
+    done = tune(str(path), "--quiet", cwd=tmp_path)
+    assert "reported 26.2 % of the prompt tokens as hits" in " ".join(done.stdout.split())
+    # RAGPulse names content: the same passages in another order.
+    swapped = {"hash_ids": RAG["hash_ids"] | {"passages_ids": [6, 5]}}  # type: ignore[operator]
+    rows = [row | {"timestamp": str(n)} for n in range(3) for row in (RAG, RAG | swapped)]
+    trace = rag_folder(tmp_path, *rows)
+    done = tune(str(trace), "--quiet", "--json", "-", cwd=tmp_path)
+    source = json.loads(done.stdout)["source"]
+    assert source["reported_hit_rate"] is None
+    # A chunk of 64 each of the system prompt and of two passages, in five prompts of six.
+    assert source["any_position_hit_rate"] == pytest.approx(5 * 3 * 64 / 1800)
+    said = tune(str(trace), "--quiet", cwd=tmp_path).stdout
+    assert "wherever they stood" in " ".join(said.split()) and "blend" in said
 
 
 def test_a_file_that_is_no_trace(tmp_path: Path) -> None:

@@ -53,6 +53,14 @@ class Recording:
                 chunks=full,
                 session=text(record, "session"),
                 tail=tail,
+                hit_tokens=min(tokens, _hits(record)),
             )
 
         return each(Lines(path, malformed), make)
+
+
+def _hits(record: Record) -> int:
+    hits = record.get("hits")
+    if not isinstance(hits, dict):
+        return 0
+    return sum(whole(hits, tier) for tier in hits)
