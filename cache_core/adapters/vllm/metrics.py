@@ -84,6 +84,9 @@ _BY_TIER = {
     "delivered_chunks": "Chunks of those that it gave, to all ranks.",
     "read_bytes": "Bytes loaded from a tier.",
     "read_seconds": "Seconds spent loading from a tier.",
+    "prefetched_chunks": "Chunks that moved from a tier to DRAM while their requests waited.",
+    "prefetched_bytes": "Bytes that were read from a tier for that, whole slabs.",
+    "prefetched_seconds": "Seconds that these reads took.",
     "write_bytes": "Bytes stored in a tier.",
     "write_seconds": "Seconds spent storing in a tier.",
     "dropped_chunks": "Chunks that a tier did not take because too much was queued for it, or"
@@ -102,6 +105,10 @@ _PLAIN = {
     " engine's own steps).",
     "blend_reused_tokens": "Tokens of segments whose KV was used away from where it was made.",
     "blend_computed_tokens": "Tokens that were computed on top of reused segments.",
+    "prefetch_used_chunks": "Chunks that moved to DRAM for a request that waited, and were loaded"
+    " from there.",
+    "prefetch_unused_chunks": "Chunks that moved, or were to move, and were not: it came to run"
+    " before, ended, or needed them no more.",
     "failed_loads": "Loads that ended early; their tokens were computed.",
     "failed_saves": "Chunks that a tier did not take.",
     "saves_deferred": "Steps whose saving was put off because too much was on its way.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
+from cache_core.adapters.vllm.scheduler.lookup import RemoteLookup
 from cache_core.ledger import Ledger
 from cache_core.plan import Plan
 from cache_core.residency import FRESH_S, Residency
