@@ -82,6 +82,10 @@ SLOW = (
 NIGHTLY = (
     "tests/benchmarks/test_vllm_simulation.py::test_many_random_histories",
     "tests/cache_core/adapters/test_vllm_blend.py::test_4000_known_tokens_and_plain_requests_beside_blended_ones",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[gemma3]",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[gpt-oss]",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[llama]",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[mistral-sliding]",
     "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[gemma3]",
     "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[mistral-sliding]",
     "tests/lmcache_cli/test_check_edges.py::test_bisect_names_the_commit",

@@ -92,6 +92,8 @@ class Prefetcher:
         """Returns what workers shall begin to read now."""
         found: list[FetchSpec] = []
         lookups = 0
+        if not self._queue or self._full:
+            return found
         for request, waiting in list(islice(self._queue.items(), _CONSIDERED)):
             if waiting.chunks is None and waiting.state.hits is None:
                 if lookups == _LOOKUPS or not self._look_up(waiting):
@@ -156,6 +158,13 @@ class Prefetcher:
         self._disown(list(self._owner), "unused")
         for waiting in self._queue.values():
             waiting.chunks = None
+
+    @property
+    def _full(self) -> bool:
+        """Returns whether most of DRAM is reserved for what is on its way there: what came now
+        would find no room."""
+        capacity = self.ledger.capacities[0]
+        return capacity is not None and 2 * self.ledger.arriving[0] > capacity
 
     def _look_up(self, waiting: _Waiting) -> bool:
         """Returns whether the request's hit is known, and keeps what of it is worth moving."""

@@ -45,13 +45,12 @@ def main() -> None:
         preempted = count_preempted(llm)
         ours = drive(llm, asks, AT_ONCE)
         ours_single = drive(llm, alone)
-        groups = worker_half().blocks.groups
+        groups = getattr(worker_half().blocks, "groups", ())
         found["groups"] = [[g.keeps, g.span, len(g.layers), g.block_tokens] for g in groups]
-        found["waste"] = (
-            max(g.chunk_bytes for g in groups) * len(groups) / sum(g.chunk_bytes for g in groups)
-        )
+        sizes = [g.chunk_bytes for g in groups]
+        found["waste"] = max(sizes) * len(sizes) / sum(sizes) if sizes else 1.0
         found["chunk"] = scheduler_half(llm).options.chunk_tokens
-        found["chunk bytes"] = [g.chunk_bytes for g in groups]
+        found["chunk bytes"] = sizes
         found["preempted"] = len(preempted)
         found["counts"] = dict(counts)
         if given["long"]:
