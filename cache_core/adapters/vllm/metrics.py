@@ -107,8 +107,8 @@ _PLAIN = {
     "blend_computed_tokens": "Tokens that were computed on top of reused segments.",
     "prefetch_used_chunks": "Chunks that moved to DRAM for a request that waited, and were loaded"
     " from there.",
-    "prefetch_unused_chunks": "Chunks that moved, or were to move, and were not: it came to run"
-    " before, ended, or needed them no more.",
+    "prefetch_unused_chunks": "Chunks that moved, or were to move, and were not used: their request"
+    " ran before, ended, or did not need them.",
     "failed_loads": "Loads that ended early; their tokens were computed.",
     "failed_saves": "Chunks that a tier did not take.",
     "saves_deferred": "Steps whose saving was put off because too much was on its way.",
