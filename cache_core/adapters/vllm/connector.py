@@ -231,10 +231,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        def look() -> tuple[int | None, bool]:
-            return self._side.matched(request, num_computed_tokens)
-
-        return look() if self._observed is None else self._observed.lookup(request.request_id, look)
+        look = self._side.matched
+        if self._observed is None:
+            return look(request, num_computed_tokens)
+        return self._observed.lookup(look, request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         ids = blocks.get_block_ids() if num_external_tokens > 0 else ()

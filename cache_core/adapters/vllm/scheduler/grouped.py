@@ -109,7 +109,7 @@ class GroupedLookup(TierLookup):
     kept: Kept
 
     def find(self, state: RequestState, computed: int) -> bool:
-        if self._awaits(state, computed):
+        if self.awaits(state, computed):
             return False
         size = self.rows.size
         first = computed // size

@@ -143,7 +143,7 @@ class TierLookup:
         has: ``state.found`` is what can be loaded. A tier whose pause is over may be tried.
         Returns False while the request has to wait, for what continues its hit and is being stored
         or asked for right now, and has not waited for that for too long."""
-        if self._awaits(state, computed):
+        if self.awaits(state, computed):
             return False
         first = computed // state.hasher.chunk_tokens
         keys = state.keys[first:]
@@ -215,7 +215,7 @@ class TierLookup:
         a while from now on."""
         return [tier for tier, later in done.asked if self._suspensions.saw(tier, later)]
 
-    def _awaits(self, state: RequestState, computed: int) -> bool:
+    def awaits(self, state: RequestState, computed: int) -> bool:
         """Returns whether the request goes on waiting for the chunk that its latest look-up named,
         if ``computed`` is as it was then."""
         if computed != state.computed:

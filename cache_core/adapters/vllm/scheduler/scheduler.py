@@ -65,8 +65,7 @@ class SchedulerSide(RequestBook):
         self._ranks, self._block_tokens, self._most_pending = ranks, block_tokens, most_pending
         self._always_between = always_between
         self._transfers = TransferState(ranks)
-        books = self._transfers, self._ahead
-        self._prefetcher = Prefetcher(*books, options.tier_names, self._count)
+        self._prefetcher = Prefetcher(self._transfers, self._ahead, options.tier_names, self._count)
         self._recorder = recorder
         self.blend_scheduler = blend_scheduler
         self._remote_lookup = RemoteLookup(remote) if remote is not None else None
@@ -126,8 +125,13 @@ class SchedulerSide(RequestBook):
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Returns tokens beyond ``computed`` to load (None: ask again), and if between steps."""
-        state = self._track(request)
         ledger, lookup = self._ledger, self._lookup
+        state = self._requests.get(request.request_id)
+        if state is not None and state.awaited and lookup is not None and not state.epoch:
+            # A thousand may wait, and each is asked for in each pass.
+            if lookup.awaits(state, computed):
+                return None, False
+        state = self._track(request)
         if state is None or ledger is None or lookup is None:
             return 0, False
         if request.num_computed_tokens == 0:
@@ -264,8 +268,7 @@ class SchedulerSide(RequestBook):
         if report.outdated >= self._meta.generation:
             self.renew("weights changed in memory")
             self.stale = True
-        saved = self._savings.take()
-        if saved:
+        if saved := self._savings.take():
             self._count("prefill_seconds_saved", saved)
 
     def finished(self, request: Any) -> None:
