@@ -87,6 +87,20 @@ def test_a_hundred_mixed_requests(family: Family, kind: str, tmp_path: Path) -> 
     assert found["preempted"] > 0
 
 
+def test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is(tmp_path: Path) -> None:
+    """Where vLLM would not hit itself, as what it computes behind a hit is not what it computes
+    without one: MLA on a CPU, which is refused there."""
+    need_vllm()
+    folder = tmp_path / "model"
+    command = [sys.executable, str(MAKE), "deepseek", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    said = run_with_vllm(HERE / "scenario_mla.py", str(folder), timeout_s=1200)
+    found = json.loads(said.splitlines()[-1])
+    assert found["hit"] == 64 + 96 + 112 + 192 + 288
+    assert found["blocks"] > 0 and found["other bytes"] == 0
+    assert found["cold alike"] and found["hits alike"]
+
+
 def test_a_long_hit_loads_full_layers_and_one_window(family: Family) -> None:
     """4,000 tokens of a gpt-oss: 125 chunks of the layers that keep all, 4 of those that don't."""
     settings = {"max_num_batched_tokens": 1024, "max_model_len": 4200}

@@ -127,10 +127,10 @@ class SchedulerSide(RequestBook):
         """Returns tokens beyond ``computed`` to load (None: ask again), and if between steps."""
         ledger, lookup = self._ledger, self._lookup
         state = self._requests.get(request.request_id)
-        if state is not None and state.awaited and lookup is not None and not state.epoch:
-            # A thousand may wait, and each is asked for in each pass.
-            if lookup.awaits(state, computed):
-                return None, False
+        # A thousand may wait, and each is asked for in each pass.
+        waits = state is not None and state.awaited and not state.epoch
+        if waits and state is not None and lookup is not None and lookup.awaits(state, computed):
+            return None, False
         state = self._track(request)
         if state is None or ledger is None or lookup is None:
             return 0, False
