@@ -36,7 +36,8 @@ class _Waiting:
     """A request that waits, and its chunks that are to be moved: None before it was looked up."""
 
     state: RequestState
-    chunks: deque[tuple[bytes, int]] | None = None
+    chunks: deque[tuple[bytes, int, bytes | None, int]] | None = None
+    """Of each its key and tier, the key before it in the hit, and its number there."""
 
 
 class Prefetcher:
@@ -64,6 +65,7 @@ class Prefetcher:
         self._owner: dict[bytes, str] = {}
         self._owned: dict[str, set[bytes]] = {}
         self._puts: dict[int, dict[bytes, int]] = {}
+        self._after: dict[int, tuple[bytes | None, int]] = {}
 
     def open(
         self,
@@ -113,11 +115,13 @@ class Prefetcher:
         is pinned no more. Returns where it goes: nowhere, if that is not wanted any more."""
         keys, tier = loading.hit.keys, loading.hit.tiers[0]
         self._under_way[tier] -= 1
+        parent, depth = self._after.pop(number)
         names = self._slower(keys[: loading.chunks])
         plan = Plan(())
         if names:
             # It counts as used when its request uses it.
-            plan = self.ledger.prepare_store(names, len(names))
+            used = depth + len(names)
+            plan = self.ledger.prepare_store(names, used, parent=parent, depth=depth)
             plan = self.remembered(plan, names)
         coming = {move.key for move in plan.moves if move.target == 0 and move.index >= 0}
         self._disown([key for key in keys if key not in coming])
@@ -170,37 +174,38 @@ class Prefetcher:
         """Returns whether the request's hit is known, and keeps what of it is worth moving."""
         hit = self._ahead(waiting.state)
         if hit is not None:
-            pairs = zip(hit.keys, hit.tiers, strict=True)
-            waiting.chunks = deque((key, tier) for key, tier in pairs if tier > 0)
+            chunks = zip(hit.keys, hit.tiers, (None, *hit.keys), range(len(hit)), strict=False)
+            waiting.chunks = deque(chunk for chunk in chunks if chunk[1] > 0)
         return hit is not None
 
     def _fetch(self, waiting: _Waiting) -> FetchSpec | None:
         """Returns the next read for a request; None if there is none, or it has to wait."""
         request, chunks = waiting.state.request.request_id, waiting.chunks
         room = min(self._batch, self._most - len(self._owner))
-        if not chunks or room < 1 or self._under_way[chunks[0][1]] >= _AT_ONCE:
-            return None
-        wanted: list[bytes] = []
-        tier = chunks[0][1]
-        while chunks and len(wanted) < room and chunks[0][1] == tier:
-            wanted.append(chunks.popleft()[0])
-        places = zip(wanted, self.ledger.where(wanted), strict=True)
-        # Since the look-up a chunk may have left, come nearer, or gone on its way.
-        keys = [
-            key
-            for key, (here, coming) in places
-            if here >> tier & 1 and not here & 1 and not coming & 1 and key not in self._owner
-        ]
-        if not keys:
-            return self._fetch(waiting)
-        self.ledger.pin(Hit(tuple(keys), (tier,) * len(keys)))
-        self._under_way[tier] += 1
-        self._owner |= dict.fromkeys(keys, request)
-        self._owned.setdefault(request, set()).update(keys)
-        number = self._transfers.number()
-        hit = Hit(tuple(keys), (tier,) * len(keys))
-        self._transfers.load(number, hit, "", 0, 0)
-        return FetchSpec(number, hit)
+        while chunks and room > 0 and self._under_way[chunks[0][1]] < _AT_ONCE:
+            wanted: list[bytes] = []
+            _, tier, before, place = chunks[0]
+            while chunks and len(wanted) < room and chunks[0][1] == tier:
+                wanted.append(chunks.popleft()[0])
+            places = zip(wanted, self.ledger.where(wanted), strict=True)
+            # Since the look-up a chunk may have left, come nearer, or gone on its way.
+            keys = tuple(
+                key
+                for key, (here, coming) in places
+                if here >> tier & 1 and not (here | coming) & 1 and key not in self._owner
+            )
+            if not keys:
+                continue
+            hit = Hit(keys, (tier,) * len(keys))
+            self.ledger.pin(hit)
+            self._under_way[tier] += 1
+            self._owner |= dict.fromkeys(keys, request)
+            self._owned.setdefault(request, set()).update(keys)
+            number = self._transfers.number()
+            self._after[number] = before, place
+            self._transfers.load(number, hit, "", 0, 0)
+            return FetchSpec(number, hit)
+        return None
 
     def _slower(self, keys: Sequence[bytes]) -> list[bytes]:
         """Returns those of the keys that can be served, and not from DRAM, now or soon."""
@@ -220,7 +225,10 @@ class Prefetcher:
 
 
 def cached_tokens(manager: Any, request: Any) -> int:
-    """Returns how many tokens of a request the prefix cache of vLLM's ``manager`` has now."""
+    """Returns how many tokens of a request the prefix cache of vLLM's ``manager`` has now, all if
+    the request reads no cache."""
+    if getattr(request, "skip_reading_prefix_cache", False):
+        return int(request.num_tokens)
     if not manager.prefix_cache_lookup_enabled(request):
         return 0
     find = manager.coordinator.find_longest_cache_hit
