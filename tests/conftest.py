@@ -86,6 +86,7 @@ NIGHTLY = (
     "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[gpt-oss]",
     "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[llama]",
     "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests[mistral-sliding]",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_draft_models_own_layers_are_kept_too",
     "tests/cache_core/adapters/test_vllm_families.py::test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is",
     "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[gemma3]",
     "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone[mistral-sliding]",

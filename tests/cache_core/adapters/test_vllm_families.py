@@ -87,6 +87,14 @@ def test_a_hundred_mixed_requests(family: Family, kind: str, tmp_path: Path) -> 
     assert found["preempted"] > 0
 
 
+def test_a_draft_models_own_layers_are_kept_too(family: Family) -> None:
+    settings = CRAMPED | {"num_gpu_blocks_override": 120}
+    found = family("llama", settings, "64MiB", requests=12, alone=2, long=0, draft=2)
+    assert found["layers"] == 2 * 4
+    assert found["different"] == found["different alone"] == found["failed"] == []
+    assert found["counts"]["hit_tokens:cpu"] > 1000
+
+
 def test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is(tmp_path: Path) -> None:
     """Where vLLM would not hit itself, as what it computes behind a hit is not what it computes
     without one: MLA on a CPU, which is refused there."""
