@@ -283,7 +283,7 @@ SMALL = {"cpu_size": "256KiB", "disk_size": "16MiB", "chunk_tokens": 32, "prefet
 
 def prefetch(how: str, placement: str = "write_on_insertion") -> dict[str, Any]:
     """A request waits for vLLM's blocks, which another one has. Eight chunks of it are on disk
-    alone, six of which the budget has room for."""
+    alone (``middle``: all but the first two), six of which the budget has room for."""
     options = SMALL | {"placement": placement, "weights": "fixed"}
     lost = 1.0 if how == "failing" else 0.0
     counts: Counter[str] = Counter()
@@ -294,7 +294,10 @@ def prefetch(how: str, placement: str = "write_on_insertion") -> dict[str, Any]:
         serve(sim, "before", [*document, 5], 1)
         for n in range(3):
             serve(sim, f"other {n}", prompt(512, seed=10 + n), 1)
-        sim.add("runs", prompt(700, seed=20), 60)
+        if how == "middle":
+            serve(sim, "beginning", [*document[:64], 6], 1)
+        runs = 700 if how != "middle" else 400  # what is saved of it leaves the two in DRAM
+        sim.add("runs", prompt(runs, seed=20), 60)
         sim.step()
         if how == "aborted":
             sim.jobs.held.add(FETCHING)
@@ -383,7 +386,7 @@ def main() -> None:
             found[how + name] = reset(how, asynchronous)
     for how in ("write", "reset"):
         found[f"holes, {how}"] = holes(how)
-    for how in ("used", "aborted", "failing"):
+    for how in ("used", "aborted", "failing", "middle"):
         found[f"prefetch, {how}"] = prefetch(how)
     found["prefetch, exclusive"] = prefetch("used", "write_on_eviction")
     for history in (

@@ -115,6 +115,12 @@ def test_chunks_of_a_request_that_waits_move_to_dram_within_the_budget(
     assert history["wrong"] == [] and history["leaks"] == {}
 
 
+def test_chunks_from_the_middle_of_a_prompt_move_too(found: dict[str, Any]) -> None:
+    history = found["prefetch, middle"]
+    assert history["counts"]["prefetch_used_chunks"] > 0
+    assert history["wrong"] == [] and history["leaks"] == {}
+
+
 def test_a_request_that_ends_while_it_waits_leaves_nothing_pinned(found: dict[str, Any]) -> None:
     """And vLLM goes on with steps until what was being read for it is done with."""
     history = found["prefetch, aborted"]

@@ -36,8 +36,7 @@ class _Waiting:
     """A request that waits, and its chunks that are to be moved: None before it was looked up."""
 
     state: RequestState
-    chunks: deque[tuple[bytes, int, bytes | None, int]] | None = None
-    """Of each its key and tier, the key before it in the hit, and its number there."""
+    chunks: deque[tuple[bytes, int]] | None = None
 
 
 class Prefetcher:
@@ -65,7 +64,6 @@ class Prefetcher:
         self._owner: dict[bytes, str] = {}
         self._owned: dict[str, set[bytes]] = {}
         self._puts: dict[int, dict[bytes, int]] = {}
-        self._after: dict[int, tuple[bytes | None, int]] = {}
 
     def open(
         self,
@@ -115,13 +113,11 @@ class Prefetcher:
         is pinned no more. Returns where it goes: nowhere, if that is not wanted any more."""
         keys, tier = loading.hit.keys, loading.hit.tiers[0]
         self._under_way[tier] -= 1
-        parent, depth = self._after.pop(number)
         names = self._slower(keys[: loading.chunks])
         plan = Plan(())
         if names:
             # It counts as used when its request uses it.
-            used = depth + len(names)
-            plan = self.ledger.prepare_store(names, used, parent=parent, depth=depth)
+            plan = self.ledger.prepare_store(names, len(names))
             plan = self.remembered(plan, names)
         coming = {move.key for move in plan.moves if move.target == 0 and move.index >= 0}
         self._disown([key for key in keys if key not in coming])
@@ -174,8 +170,8 @@ class Prefetcher:
         """Returns whether the request's hit is known, and keeps what of it is worth moving."""
         hit = self._ahead(waiting.state)
         if hit is not None:
-            chunks = zip(hit.keys, hit.tiers, (None, *hit.keys), range(len(hit)), strict=False)
-            waiting.chunks = deque(chunk for chunk in chunks if chunk[1] > 0)
+            pairs = zip(hit.keys, hit.tiers, strict=True)
+            waiting.chunks = deque((key, tier) for key, tier in pairs if tier > 0)
         return hit is not None
 
     def _fetch(self, waiting: _Waiting) -> FetchSpec | None:
@@ -184,7 +180,7 @@ class Prefetcher:
         room = min(self._batch, self._most - len(self._owner))
         while chunks and room > 0 and self._under_way[chunks[0][1]] < _AT_ONCE:
             wanted: list[bytes] = []
-            _, tier, before, place = chunks[0]
+            tier = chunks[0][1]
             while chunks and len(wanted) < room and chunks[0][1] == tier:
                 wanted.append(chunks.popleft()[0])
             places = zip(wanted, self.ledger.where(wanted), strict=True)
@@ -202,7 +198,6 @@ class Prefetcher:
             self._owner |= dict.fromkeys(keys, request)
             self._owned.setdefault(request, set()).update(keys)
             number = self._transfers.number()
-            self._after[number] = before, place
             self._transfers.load(number, hit, "", 0, 0)
             return FetchSpec(number, hit)
         return None
