@@ -301,7 +301,7 @@ def prefetch(how: str, placement: str = "write_on_insertion") -> dict[str, Any]:
         sim.step()
         if how == "aborted":
             sim.jobs.held.add(FETCHING)
-        sim.add("waits", document + prompt(300, seed=21), 2)
+        sim.add("waits", document + prompt(1000 - runs, seed=21), 2)
         most = max(sim.side._prefetcher.held for _ in range(6) if sim.step())
         pinned = sim.side._ledger.pinned if sim.side._ledger is not None else -1
         if how == "aborted":
