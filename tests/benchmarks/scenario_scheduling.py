@@ -330,24 +330,6 @@ def prefetch(how: str, placement: str = "write_on_insertion") -> dict[str, Any]:
         }
 
 
-def nearer() -> dict[str, Any]:
-    """A long prompt whose chunks have all come to DRAM since it was looked up."""
-    from cache_core.adapters.vllm.prefetch import Prefetcher
-    from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
-    from cache_core.ledger import Hit, Ledger
-
-    keys = tuple(n.to_bytes(32, "big") for n in range(3000))
-    ledger = Ledger([None, None])
-    ledger.complete_store(ledger.prepare_store(keys).moves, True)
-    hit = Hit(keys, (1,) * len(keys))
-    books: Any = TransferState(1), lambda state: hit, ("cpu", "disk"), lambda name, amount: None
-    prefetcher = Prefetcher(*books)
-    prefetcher.open(ledger, lambda plan, _: plan, 1, 1)
-    waits: Any = SimpleNamespace(request=SimpleNamespace(request_id="a"), hits=None)
-    prefetcher.arrived(waits)
-    return {"moved": len(prefetcher.step()), "pinned": ledger.pinned}
-
-
 def add_up(side: Any, counts: Counter[str]) -> None:
     """Counts what vLLM takes from a side."""
     take = side.take_counts
@@ -391,7 +373,6 @@ def main() -> None:
     found["prefetch, exclusive"] = prefetch("used", "write_on_eviction")
     for history in (
         grows,
-        nearer,
         neighbours,
         idle,
         overwritten,

@@ -136,10 +136,6 @@ def test_a_prefetch_that_fails_costs_nothing_but_itself(found: dict[str, Any]) -
     assert history["wrong"] == [] and history["leaks"] == {}
 
 
-def test_what_has_come_to_dram_by_itself_is_left_there(found: dict[str, Any]) -> None:
-    assert found["nearer"] == {"moved": 0, "pinned": 0}
-
-
 def test_a_hit_grows_while_its_request_waits(found: dict[str, Any]) -> None:
     assert found["grows"] == {"waited": True, "spared": 640, "wrong": []}
 
