@@ -92,7 +92,7 @@ def test_a_draft_models_own_layers_are_kept_too(family: Family) -> None:
     found = family("llama", settings, "64MiB", requests=12, alone=2, long=0, draft=2)
     assert found["layers"] == 2 * 4
     assert found["different"] == found["different alone"] == found["failed"] == []
-    assert found["counts"]["hit_tokens:cpu"] > 1000
+    assert found["counts"]["hit_tokens:cpu"] > 500
 
 
 def test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is(tmp_path: Path) -> None:
