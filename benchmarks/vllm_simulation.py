@@ -79,7 +79,8 @@ def look_at(
             print(f"  {settings}", flush=True)
     print(
         f"{kind}: {total.compared} answers compared, {total.counts['loaded']} tokens loaded,"
-        f" {total.counts['lost']} reads failed, in {time.monotonic() - began:.0f} s"
+        f" {total.counts['fetched']} chunks moved ahead, {total.counts['lost']} reads failed,"
+        f" in {time.monotonic() - began:.0f} s"
     )
     print(f"seeds {count}, steps {total.steps}, wrong {wrong}, leaks {leaks}", flush=True)
     return wrong + leaks

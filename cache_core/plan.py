@@ -51,6 +51,17 @@ class Plan:
         # tuples it would take half a minute.
         return _unpacked, (_native.pack_moves(self.moves),)
 
+    def shifted(self, by: int) -> Plan:
+        """Returns the plan with ``by`` less as the index of each chunk of the engine's."""
+        return Plan(
+            tuple(m._replace(index=m.index - by) if m.index >= 0 else m for m in self.moves)
+        )
+
+    @property
+    def without_engine(self) -> Plan:
+        """Returns the moves that need nothing of the engine."""
+        return Plan(tuple(move for move in self.moves if move.index < 0))
+
     @property
     def from_engine(self) -> bool:
         """Returns whether anything is read from the engine's memory."""

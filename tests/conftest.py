@@ -111,6 +111,10 @@ NIGHTLY = (
     "tests/cache_core/adapters/test_vllm_connector.py::test_the_trouble_was_there",
     "tests/cache_core/adapters/test_vllm_connector.py"
     "::test_what_was_on_disk_is_hit_after_a_restart",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_draft_models_own_layers_are_kept_too",
+    "tests/cache_core/adapters/test_vllm_families.py"
+    "::test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is",
+    "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests",
     "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone",
     "tests/cache_core/adapters/test_vllm_weights.py",
     "tests/cache_core/blend/test_tinyqa.py::test_known_results[6]",

@@ -79,6 +79,11 @@ class Settings:
             pauses=r.choice([0.0, 0.0, 0.01]),
             options=options,
         )
+        if r.random() < 0.3:
+            # Many wait, for what is on disk and has no room in DRAM but what a prefetch may take.
+            options |= {"cpu_size": "256KiB", "disk_size": "16MiB", "prefetch_size": "128KiB"}
+            options["chunk_tokens"] = 32
+            drawn = replace(drawn, at_once=20, kv_tokens=1024)
         if kind == "full":
             return drawn
         # Of several groups vLLM can't take back a part of a load; it has no draft for states.

@@ -119,6 +119,8 @@ class Simulation:
         self.now += 0.05
         self.jobs.tick()
         step = self.scheduler.schedule()
+        for fetch in step.kv_connector_metadata.fetches:
+            self.result.counts["fetched"] += len(fetch.hit)
         for load in step.kv_connector_metadata.loads:
             self.result.counts["loaded"] += load.end - load.start
         for new in step.scheduled_new_reqs:
@@ -220,6 +222,8 @@ class Simulation:
         side, ledger = self.side, self.side._ledger
         held = {"requests": len(side._requests), "fenced": len(side._saver._reading)}
         held["on their way"] = side._transfers.pending
+        held["moved ahead"] = side._prefetcher.held
+        held["staged"] = len(self.worker_half._staged._there)
         # What clearing leaves is pinned or pending.
         ledger.clear()
         held["protected"] = sum(ledger.count(tier) for tier in range(len(ledger.capacities)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -174,6 +175,24 @@ def overwritten(kind: str) -> dict[str, Any]:
         return {"spared": spared, "wrong": sim.result.wrong}
 
 
+def nearer() -> dict[str, Any]:
+    """A long prompt whose chunks have all come to DRAM since it was looked up."""
+    from cache_core.adapters.vllm.prefetch import Prefetcher
+    from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
+    from cache_core.ledger import Hit, Ledger
+
+    keys = tuple(n.to_bytes(32, "big") for n in range(3000))
+    ledger = Ledger([None, None])
+    ledger.complete_store(ledger.prepare_store(keys).moves, True)
+    hit = Hit(keys, (1,) * len(keys))
+    books: Any = TransferState(1), lambda state: hit, ("cpu", "disk"), lambda name, amount: None
+    prefetcher = Prefetcher(*books)
+    prefetcher.open(ledger, lambda plan, _: plan, 1, 1)
+    waits: Any = SimpleNamespace(request=SimpleNamespace(request_id="a"), hits=None)
+    prefetcher.arrived(waits)
+    return {"moved": len(prefetcher.step()), "pinned": ledger.pinned}
+
+
 def main() -> None:
     set_environment()
     found: dict[str, Any] = {}
@@ -185,6 +204,7 @@ def main() -> None:
         found[f"loaded, {kind}"] = loaded(kind)
     for kind in ("full+window", "window"):
         found[f"overwritten, {kind}"] = overwritten(kind)
+    found["nearer"] = nearer()
     print(json.dumps(found))
 
 

@@ -277,6 +277,87 @@ def unhashable() -> dict[str, Any]:
         }
 
 
+FETCHING = "lmcache-fetch-disk"
+SMALL = {"cpu_size": "256KiB", "disk_size": "16MiB", "chunk_tokens": 32, "prefetch_size": "96KiB"}
+
+
+def prefetch(how: str, placement: str = "write_on_insertion") -> dict[str, Any]:
+    """A request waits for vLLM's blocks, which another one has. Eight chunks of it are on disk
+    alone (``middle``: all but the first two), six of which the budget has room for."""
+    options = SMALL | {"placement": placement, "weights": "fixed"}
+    lost = 1.0 if how == "failing" else 0.0
+    counts: Counter[str] = Counter()
+    with simulation(kv_tokens=1024, block_tokens=16, options=options, unread=lost) as sim:
+        for side in (sim.side, sim.worker_half):
+            add_up(side, counts)
+        document = prompt(256)
+        serve(sim, "before", [*document, 5], 1)
+        for n in range(3):
+            serve(sim, f"other {n}", prompt(512, seed=10 + n), 1)
+        if how == "middle":
+            serve(sim, "beginning", [*document[:64], 6], 1)
+        runs = 700 if how != "middle" else 400  # what is saved of it leaves the two in DRAM
+        sim.add("runs", prompt(runs, seed=20), 60)
+        sim.step()
+        if how == "aborted":
+            sim.jobs.held.add(FETCHING)
+        sim.add("waits", document + prompt(1000 - runs, seed=21), 2)
+        most = max(sim.side._prefetcher.held for _ in range(6) if sim.step())
+        pinned = sim.side._ledger.pinned if sim.side._ledger is not None else -1
+        if how == "aborted":
+            from vllm.v1.request import RequestStatus
+
+            sim.scheduler.finish_requests(["waits", "runs"], RequestStatus.FINISHED_ABORTED)
+            sim.live.clear()
+            sim.drain()
+            going_on = sim.scheduler.has_requests()
+            sim.jobs.held.clear()
+            settled(sim)
+            counts["going on"] = going_on and not sim.scheduler.has_requests()
+        tiers: Counter[int] = Counter()
+        while sim.live:
+            for load in sim.step().kv_connector_metadata.loads:
+                tiers.update(load.hit.tiers)
+        sim.settle()
+        return {
+            "most": most,
+            "pinned": pinned,
+            "loaded": [tiers[0], tiers[1]],
+            "counts": {n: c for n, c in counts.items() if "prefetch" in n and "seconds" not in n},
+            "going on": counts["going on"],
+            "wrong": sim.result.wrong,
+            "leaks": sim.result.leaks,
+        }
+
+
+def add_up(side: Any, counts: Counter[str]) -> None:
+    """Counts what vLLM takes from a side."""
+    take = side.take_counts
+
+    def taken() -> dict[str, float]:
+        found: dict[str, float] = take()
+        counts.update({name: round(amount) for name, amount in found.items()})
+        return found
+
+    side.take_counts = taken
+
+
+def grows() -> dict[str, Any]:
+    """While a request waits, another one computes what it begins with."""
+    with simulation(kv_tokens=1024, block_tokens=16) as sim:
+        sim.add("runs", prompt(640), 60)
+        sim.step()
+        sim.add("waits", prompt(640) + prompt(100, seed=21), 2)
+        sim.step()
+        waited = "waits" not in sim.first_computed
+        sim.drain()
+        return {
+            "waited": waited,
+            "spared": sim.first_computed["waits"],
+            "wrong": sim.result.wrong,
+        }
+
+
 def main() -> None:
     set_environment()
     both = {False: "", True: ", async"}
@@ -287,7 +368,11 @@ def main() -> None:
             found[how + name] = reset(how, asynchronous)
     for how in ("write", "reset"):
         found[f"holes, {how}"] = holes(how)
+    for how in ("used", "aborted", "failing", "middle"):
+        found[f"prefetch, {how}"] = prefetch(how)
+    found["prefetch, exclusive"] = prefetch("used", "write_on_eviction")
     for history in (
+        grows,
         neighbours,
         idle,
         overwritten,

@@ -56,6 +56,10 @@ def test_blocks_that_a_window_left_are_saved_before_they_are_overwritten(
     assert found[f"overwritten, {kind}"] == {"spared": [384] * 4, "wrong": []}
 
 
+def test_what_has_come_to_dram_by_itself_is_left_there(found: dict[str, Any]) -> None:
+    assert found["nearer"] == {"moved": 0, "pinned": 0}
+
+
 @pytest.mark.parametrize("trace", ["chat", "agent"])
 @pytest.mark.parametrize("kind", ["full+window", "full+state"])
 def test_what_is_kept_is_what_is_hit(found: dict[str, Any], kind: str, trace: str) -> None:

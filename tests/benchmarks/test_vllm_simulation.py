@@ -100,6 +100,46 @@ def test_what_can_not_be_hashed_is_computed_and_counted(found: dict[str, Any]) -
     assert history["leaks"] == {}
 
 
+@pytest.mark.parametrize("how", ["used", "exclusive"])
+def test_chunks_of_a_request_that_waits_move_to_dram_within_the_budget(
+    found: dict[str, Any], how: str
+) -> None:
+    history = found[f"prefetch, {how}"]
+    assert history["most"] == 6
+    assert history["loaded"] == [6, 2], "from DRAM and from disk"
+    assert history["counts"] == {
+        "prefetched_chunks:disk": 6,
+        "prefetched_bytes:disk": 6 * 16384,
+        "prefetch_used_chunks": 6,
+    }
+    assert history["wrong"] == [] and history["leaks"] == {}
+
+
+def test_chunks_from_the_middle_of_a_prompt_move_too(found: dict[str, Any]) -> None:
+    history = found["prefetch, middle"]
+    assert history["counts"]["prefetch_used_chunks"] > 0
+    assert history["wrong"] == [] and history["leaks"] == {}
+
+
+def test_a_request_that_ends_while_it_waits_leaves_nothing_pinned(found: dict[str, Any]) -> None:
+    """And vLLM goes on with steps until what was being read for it is done with."""
+    history = found["prefetch, aborted"]
+    assert history["pinned"] == 6 and history["going on"]
+    assert history["counts"]["prefetch_unused_chunks"] == 6
+    assert history["leaks"] == {}
+
+
+def test_a_prefetch_that_fails_costs_nothing_but_itself(found: dict[str, Any]) -> None:
+    history = found["prefetch, failing"]
+    assert history["most"] > 0, "nothing was tried"
+    assert "prefetched_chunks:disk" not in history["counts"]
+    assert history["wrong"] == [] and history["leaks"] == {}
+
+
+def test_a_hit_grows_while_its_request_waits(found: dict[str, Any]) -> None:
+    assert found["grows"] == {"waited": True, "spared": 640, "wrong": []}
+
+
 def test_random_histories() -> None:
     """A few of the many that ``python -m benchmarks.vllm_simulation`` looks at."""
     said = run_with_vllm("-m", "benchmarks.vllm_simulation", "--seeds", "0:12", timeout_s=900)

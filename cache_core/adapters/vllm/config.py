@@ -18,7 +18,7 @@ SelectionName = Literal["first", "random"]
 Weights = Literal["watched", "fixed"]
 logger = logging.getLogger("vllm.lmcache")
 
-_SIZES = ("cpu_size", "disk_size")
+_SIZES = ("cpu_size", "disk_size", "prefetch_size")
 _COUNTS = ("chunk_tokens", "threads", "min_load_tokens")
 
 
@@ -71,6 +71,9 @@ class ConnectorOptions:
     """The file of ``lmcache probe --transfer``, with the speeds of this GPU's ways of moving KV."""
     wait_s: float = 1.0
     """The seconds that a request waits for chunks being stored, or for a remote's answer."""
+    prefetch_size: int | None = None
+    """The bytes of the cpu tier that chunks may take which move there from slower tiers for
+    requests that wait, and were not used yet; None: a quarter of it. 0: none move."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> ConnectorOptions:
@@ -87,7 +90,17 @@ class ConnectorOptions:
             raise _wrong("disk_size", "needs disk_path, a folder")
         if not (options.cpu_size or options.disk_size or options.remote):
             raise _wrong("cpu_size", "is 0 and there is no other tier: nothing could be kept")
+        if options.codec != "none" and options.prefetch_size:
+            raise _wrong("prefetch_size", "needs codec none: coded again, KV would lose more")
         return options
+
+    @property
+    def prefetch_bytes(self) -> int:
+        """Returns how many bytes of the cpu tier a prefetch may take, at most half of it."""
+        if self.codec != "none":
+            return 0
+        wanted = self.cpu_size // 4 if self.prefetch_size is None else self.prefetch_size
+        return min(wanted, self.cpu_size // 2)
 
     @property
     def tier_names(self) -> tuple[str, ...]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,14 +31,14 @@ from cache_core.adapters.vllm.identity import (
 from cache_core.adapters.vllm.kv_shape import GroupedShape, shape_of
 from cache_core.adapters.vllm.metadata import StepMeta, TiersOpened, WorkerReport, grown, offered
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, Observed
+from cache_core.adapters.vllm.prefetch import cached_tokens
 from cache_core.adapters.vllm.scheduler.events import Events
 from cache_core.adapters.vllm.scheduler.grouped import GroupedSide
 from cache_core.adapters.vllm.scheduler.scheduler import SchedulerSide
 from cache_core.adapters.vllm.worker.group_blocks import engine_blocks
-from cache_core.adapters.vllm.worker.open_tiers import of_replica, open_remote_tier, open_tiers
+from cache_core.adapters.vllm.worker.open_tiers import open_recorder, open_remote_tier, open_tiers
 from cache_core.adapters.vllm.worker.weights_watch import WeightsWatch, model_in_use
 from cache_core.adapters.vllm.worker.worker import WorkerSide
-from cache_core.trace_writer import TraceWriter
 from cache_core.transfer.codec import Codec
 
 logger = logging.getLogger("vllm.lmcache")
@@ -209,6 +208,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def on_new_request(self, request: Any) -> None:
         self._side.arrived(request)
 
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self._side.cached_tokens = partial(cached_tokens, kv_cache_manager)
+
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         # Of a reset that does not name connectors vLLM tells them nothing.
         reset = gpu_block_pool.reset_prefix_cache
@@ -228,10 +231,10 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        def look() -> tuple[int | None, bool]:
-            return self._side.matched(request, num_computed_tokens)
-
-        return look() if self._observed is None else self._observed.lookup(request.request_id, look)
+        look = self._side.matched
+        if self._observed is None:
+            return look(request, num_computed_tokens)
+        return self._observed.lookup(look, request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         ids = blocks.get_block_ids() if num_external_tokens > 0 else ()
@@ -335,18 +338,6 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             if not remote.shared:
                 remote.close()
                 remote = None
-        recorder = None
-        if options.trace:
-            model = self._vllm_config.model_config
-            name = str(model.served_model_name or model.model)
-            path = of_replica(Path(options.trace), self._replica)
-            try:
-                recorder = TraceWriter(path, options.chunk_tokens, "vllm", name, time.time())
-            except OSError as error:
-                raise ValueError(
-                    f"kv_connector_extra_config: trace {path} can't be made: {error.strerror};"
-                    " name a new file"
-                ) from error
         tokens = kv_cache_config.num_blocks * self._shape.block_tokens
         tiers = len(options.tier_names)
         hashers = Hashers(self._namespace)
@@ -366,7 +357,7 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens=self._shape.block_tokens,
             most_pending=max(8, tiers * tokens // (_PENDING_SHARE * options.chunk_tokens)),
             remote=remote,
-            recorder=recorder,
+            recorder=open_recorder(options, self._vllm_config.model_config, self._replica),
             blend_scheduler=self._open_blend_scheduler(),
             always_between=self._runs_ahead or side is GroupedSide,
         )

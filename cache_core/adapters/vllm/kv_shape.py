@@ -100,8 +100,12 @@ def shape_of(
         if getattr(parallel, name, 1) > 1:
             raise Unsupported(f"{name} > 1 is not supported: tokens are spread over ranks")
     on_cpu = config.device_config.device_type == "cpu"
-    if on_cpu and getattr(config.model_config, "use_mla", False):
-        raise Unsupported("MLA on vLLM's CPU backend: tokens behind a hit were others there")
+    latent_on_cpu = on_cpu and getattr(config.model_config, "use_mla", False)
+    if latent_on_cpu and not config.cache_config.enable_prefix_caching:
+        raise Unsupported(
+            "MLA on vLLM's CPU backend without AMX, where vLLM turns its own prefix cache off:"
+            " behind KV of an earlier request it computes other tokens"
+        )
     kv_groups = kv_cache_config.kv_cache_groups
     for group in kv_groups:
         for spec in _specs(group.kv_cache_spec):

@@ -87,7 +87,8 @@ class SaveSpec:
     """A save: a plan to carry out after the step's forward pass. Move ``index`` counts the
     request's chunks. ``offset`` is where the first of them begins, in tokens from the first of
     ``blocks`` on: less than 0 where only blocks of later chunks are given. ``blocks`` are as in
-    :class:`LoadSpec`; of rows, ``index`` counts those."""
+    :class:`LoadSpec`; of rows, ``index`` counts those. ``staged`` is the number of the
+    :class:`FetchSpec` that has read the chunks: then ``blocks`` says which of them, ``[n]``."""
 
     id: int
     request: str
@@ -95,6 +96,16 @@ class SaveSpec:
     plan: Plan
     blocks: BlockIds
     offset: int = 0
+    staged: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSpec:
+    """A read of a pinned hit of one tier to the worker's memory, for the save that names it as
+    ``staged``. It is reported like a load."""
+
+    id: int
+    hit: Hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,7 @@ class StepMeta(KVConnectorMetadata):
     loads: list[LoadSpec] = field(default_factory=list)
     saves: list[SaveSpec] = field(default_factory=list)
     encodes: list[EncodeSpec] = field(default_factory=list)
+    fetches: list[FetchSpec] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     after: set[int] = field(default_factory=set)
     timed: bool = False

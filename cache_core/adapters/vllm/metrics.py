@@ -34,19 +34,24 @@ class Observed:
         self._shown: dict[str, float] = {}
         self._evicted = [0] * len(tiers)
         self._waiting: dict[str, float] = {}
+        # A name for each would cost more than the look-up of a request that waits.
+        self._lookups = [0] * (len(BOUNDS) + 1)
+        self._lookup_s = [0.0] * len(self._lookups)
 
     def lookup(
-        self, request: str, look: Callable[[], tuple[int | None, bool]]
+        self, look: Callable[[Any, int], tuple[int | None, bool]], request: Any, computed: int
     ) -> tuple[int | None, bool]:
         """Makes a look-up and times it, and how long its request has to come back for another."""
         began = self._clock()
-        found = look()
-        now = self._clock()
-        observe(self._counts, "lookup_seconds", now - began)
+        found = look(request, computed)
+        seconds = self._clock() - began
+        bucket = bisect_left(BOUNDS, seconds)
+        self._lookups[bucket] += 1
+        self._lookup_s[bucket] += seconds
         if found[0] is None:
-            self._waiting.setdefault(request, began)
-        else:
-            self.ended(request)
+            self._waiting.setdefault(request.request_id, began)
+        elif self._waiting:
+            self.ended(request.request_id)
         return found
 
     def ended(self, request: str) -> None:
@@ -58,6 +63,11 @@ class Observed:
     def take(self) -> dict[str, float]:
         """Returns what was observed since the last call, and the gauges that have changed."""
         counts, self._counts = self._counts, {}
+        for bucket, calls in enumerate(self._lookups):
+            if calls:
+                counts[f"lookup_seconds/{bucket}"] = calls
+                counts[f"lookup_seconds/{bucket}s"] = self._lookup_s[bucket]
+                self._lookups[bucket], self._lookup_s[bucket] = 0, 0.0
         ledger = self._ledger
         gauges: dict[str, float] = {"pinned_chunks": ledger.pinned}
         arriving, evictions = ledger.arriving, ledger.evictions
@@ -84,6 +94,9 @@ _BY_TIER = {
     "delivered_chunks": "Chunks of those that it gave, to all ranks.",
     "read_bytes": "Bytes loaded from a tier.",
     "read_seconds": "Seconds spent loading from a tier.",
+    "prefetched_chunks": "Chunks that moved from a tier to DRAM while their requests waited.",
+    "prefetched_bytes": "Bytes that were read from a tier for that, whole slabs.",
+    "prefetched_seconds": "Seconds that these reads took.",
     "write_bytes": "Bytes stored in a tier.",
     "write_seconds": "Seconds spent storing in a tier.",
     "dropped_chunks": "Chunks that a tier did not take because too much was queued for it, or"
@@ -102,6 +115,10 @@ _PLAIN = {
     " engine's own steps).",
     "blend_reused_tokens": "Tokens of segments whose KV was used away from where it was made.",
     "blend_computed_tokens": "Tokens that were computed on top of reused segments.",
+    "prefetch_used_chunks": "Chunks that moved to DRAM for a request that waited, and were loaded"
+    " from there.",
+    "prefetch_unused_chunks": "Chunks that moved, or were to move, and were not used: their request"
+    " ran before, ended, or did not need them.",
     "failed_loads": "Loads that ended early; their tokens were computed.",
     "failed_saves": "Chunks that a tier did not take.",
     "saves_deferred": "Steps whose saving was put off because too much was on its way.",

@@ -2,8 +2,8 @@
 tokens? And what does a long hit bring?
 
 Prints one JSON object. Arguments: folder of the model, JSON object: ``settings`` of vLLM's,
-``options`` of the connector's, the number of ``requests``, and ``long``, the tokens of a prompt
-that is hit (0: none).
+``options`` of the connector's, the number of ``requests``, ``long``, the tokens of a prompt that is
+hit (0: none), and ``draft``, the tokens that the model drafts for itself, with layers of their own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ AT_ONCE = 8
 def main() -> None:
     model, given = Path(sys.argv[1]), json.loads(sys.argv[2])
     settings, options = given["settings"], given["options"]
+    if drafted := given.get("draft", 0):
+        speculative = {"method": "draft_model", "num_speculative_tokens": drafted}
+        settings["speculative_config"] = speculative | {"model": str(model)}
     asks = [replace(ask, output=2 * ask.output) for ask in mixed(given["requests"], aborts=False)]
     alone = asks[: given["alone"]]
     prompt = tokens(given["long"])
@@ -45,13 +48,13 @@ def main() -> None:
         preempted = count_preempted(llm)
         ours = drive(llm, asks, AT_ONCE)
         ours_single = drive(llm, alone)
-        groups = worker_half().blocks.groups
+        found["layers"] = worker_half().blocks.layers
+        groups = getattr(worker_half().blocks, "groups", ())
         found["groups"] = [[g.keeps, g.span, len(g.layers), g.block_tokens] for g in groups]
-        found["waste"] = (
-            max(g.chunk_bytes for g in groups) * len(groups) / sum(g.chunk_bytes for g in groups)
-        )
+        sizes = [g.chunk_bytes for g in groups]
+        found["waste"] = max(sizes) * len(sizes) / sum(sizes) if sizes else 1.0
         found["chunk"] = scheduler_half(llm).options.chunk_tokens
-        found["chunk bytes"] = [g.chunk_bytes for g in groups]
+        found["chunk bytes"] = sizes
         found["preempted"] = len(preempted)
         found["counts"] = dict(counts)
         if given["long"]:

@@ -72,10 +72,11 @@ def config(**parallel: int) -> Any:
 def taken(kv: Any, options: dict[str, Any] | None = None, **given: Any) -> str:
     """What is kept of each group, in order; or why it is refused."""
     chosen = ConnectorOptions.parse({"chunk_tokens": 48} | (options or {}))
-    facts = ("drafts", "use_mla")
+    facts = ("drafts", "use_mla", "own_cache")
     described = config(**{name: each for name, each in given.items() if name not in facts})
     described.speculative_config = given.get("drafts")
     described.model_config.use_mla = given.get("use_mla", False)
+    described.cache_config.enable_prefix_caching = given.get("own_cache", False)
     try:
         shape = shape_of(described, kv, chosen)
     except Unsupported as error:
@@ -112,6 +113,7 @@ def kinds() -> dict[str, str]:
         "not causal": taken(groups(FullAttentionSpec(**FULL, non_causal=True))),
         "on the host": taken(groups(full, window, host_resident=True)),
         "mla, cpu": taken(groups(MLAAttentionSpec(**latent)), use_mla=True),
+        "mla, amx": taken(groups(MLAAttentionSpec(**latent)), use_mla=True, own_cache=True),
         "context": taken(groups(full), decode_context_parallel_size=2),
         "layerwise": taken(groups(full, window), {"layerwise": True}),
         "codec": taken(groups(full, window), {"codec": "int8"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.vllm_sim.engine_config import set_environment
@@ -131,12 +132,12 @@ def waits() -> dict[str, Any]:
     first = observed.take()
 
     def look(answer: int | None, seconds: float) -> None:
-        def take() -> tuple[int | None, bool]:
+        def take(request: Any, computed: int) -> tuple[int | None, bool]:
             nonlocal now
             now += seconds
             return answer, False
 
-        observed.lookup("a", take)
+        observed.lookup(take, SimpleNamespace(request_id="a"), 0)
 
     look(None, 0.0002)
     now += 1.0

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,12 +36,19 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     need_vllm()
     models = tmp_path_factory.mktemp("models")
 
-    def run(kind: str, settings: dict[str, Any], cpu_size: str, **more: int) -> dict[str, Any]:
+    def run(
+        kind: str,
+        settings: dict[str, Any],
+        cpu_size: str,
+        disk: Mapping[str, str] | None = None,
+        **more: int,
+    ) -> dict[str, Any]:
         folder = models / kind
         if not folder.exists():
             command = [sys.executable, str(MAKE), kind, str(folder)]
             subprocess.run(command, check=True, capture_output=True)
         options = {"chunk_tokens": CHUNK, "cpu_size": cpu_size, "weights": "fixed"}
+        options |= disk or {}
         given = {"settings": settings, "options": options, **more}
         script = HERE / "scenario_families.py"
         said = run_with_vllm(script, str(folder), json.dumps(given), timeout_s=1200)
@@ -61,6 +69,44 @@ def test_tokens_are_those_of_vllm_alone(family: Family, kind: str) -> None:
     assert found["different alone"] == []
     assert found["counts"]["hit_tokens:cpu"] > 2000
     assert found["preempted"] > 0
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "llama"])
+def test_a_hundred_mixed_requests(family: Family, kind: str, tmp_path: Path) -> None:
+    """With a disk below DRAM for a few requests: what waits is moved up meanwhile."""
+    blocks, cpu_size, _ = FAMILIES.get(kind, (60, "2MiB", []))
+    settings = CRAMPED | {"num_gpu_blocks_override": blocks}
+    disk = {"disk_size": "256MiB", "disk_path": str(tmp_path)}
+    found = family(kind, settings, cpu_size, disk, requests=100, alone=4, long=0)
+    assert found["failed"] == []
+    assert found["different"] == [] and found["compared"] == 100
+    assert found["different alone"] == []
+    counts = found["counts"]
+    assert counts["hit_tokens:cpu"] > 2000 and counts["hit_tokens:disk"] > 0
+    assert counts["prefetch_used_chunks"] > 0
+    assert found["preempted"] > 0
+
+
+def test_a_draft_models_own_layers_are_kept_too(family: Family) -> None:
+    settings = CRAMPED | {"num_gpu_blocks_override": 120}
+    found = family("llama", settings, "64MiB", requests=12, alone=2, long=0, draft=2)
+    assert found["layers"] == 2 * 4
+    assert found["different"] == found["different alone"] == found["failed"] == []
+    assert found["counts"]["hit_tokens:cpu"] > 500
+
+
+def test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is(tmp_path: Path) -> None:
+    """Where vLLM would not hit itself, as what it computes behind a hit is not what it computes
+    without one: MLA on a CPU, which is refused there."""
+    need_vllm()
+    folder = tmp_path / "model"
+    command = [sys.executable, str(MAKE), "deepseek", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    said = run_with_vllm(HERE / "scenario_mla.py", str(folder), timeout_s=1200)
+    found = json.loads(said.splitlines()[-1])
+    assert found["hit"] == 64 + 96 + 112 + 192 + 288
+    assert found["blocks"] > 0 and found["other bytes"] == 0
+    assert found["cold alike"] and found["hits alike"]
 
 
 def test_a_long_hit_loads_full_layers_and_one_window(family: Family) -> None:

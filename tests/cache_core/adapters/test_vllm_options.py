@@ -35,6 +35,14 @@ def test_sizes_and_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "taken"),
+    [({}, 256), ({"prefetch_size": 0}, 0), ({"prefetch_size": 900}, 512), ({"codec": "int8"}, 0)],
+)
+def test_a_prefetch_takes_half_of_dram_at_most(given: dict[str, Any], taken: int) -> None:
+    assert ConnectorOptions.parse({"cpu_size": 1024, **given}).prefetch_bytes == taken
+
+
+@pytest.mark.parametrize(
     ("given", "text"),
     [
         ({"cpu": 1}, "cpu is not known; these are: chunk_tokens"),
@@ -48,6 +56,7 @@ def test_sizes_and_defaults() -> None:
         ({"wait_s": -1}, "wait_s is -1"),
         ({"layerwise": "yes"}, "layerwise is 'yes'; it must be true or false"),
         ({"salt": 5}, "salt is 5; it must be text"),
+        ({"codec": "fp8", "prefetch_size": 1}, "prefetch_size needs codec none"),
     ],
 )
 def test_what_makes_no_sense_is_named(given: dict[str, Any], text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
+from cache_core.adapters.vllm.scheduler.lookup import RemoteLookup
 from cache_core.ledger import Ledger
 from cache_core.plan import Plan
 from cache_core.residency import FRESH_S, Residency
@@ -42,14 +42,14 @@ class World:
         self.tier = Slow()
         self.ledger = Ledger([2, 100])
         self.residency = Residency(self.ledger, 1, clock=lambda: self.now)
-        self.remote_lookup = RemoteLookup(self.tier)
+        self.remote_lookup = RemoteLookup(self.tier, lambda: self.now)
 
-    def hit(self, request: str) -> int:
+    def hit(self, request: str, ahead: bool = False) -> int:
         """Chunks of the request that are promised once the answer is in."""
         plans: list[Plan] = []
 
         def answered() -> bool:
-            plan = self.remote_lookup.plan(request, KEYS, self.residency)
+            plan = self.remote_lookup.plan(request, KEYS, self.residency, ahead=ahead)
             plans.extend([] if plan is None else [plan])
             return plan is not None
 
@@ -78,6 +78,19 @@ def test_a_request_asks_once_for_what_nobody_knows_of(world: World) -> None:
     assert world.tier.asked == [KEYS]
     assert world.hit("b") == 6
     assert world.tier.asked[1:] == [KEYS[3:]]
+
+
+def test_what_was_asked_ahead_is_asked_again_in_its_turn_only_after_a_long_wait(
+    world: World,
+) -> None:
+    for waited, asked in ((FRESH_S / 2, 1), (FRESH_S, 2)):
+        world.tier.asked.clear()
+        assert world.hit(f"after {waited}", ahead=True) == 0
+        world.now += waited
+        for _ in range(3):
+            assert world.hit(f"after {waited}") == 0
+            assert len(world.tier.asked) == asked
+            world.now += 2 * FRESH_S
 
 
 def test_a_request_that_waited_for_long_asks_again_for_what_it_was_promised(world: World) -> None:

@@ -71,7 +71,6 @@ def test_what_vllm_asks_of_a_connector_is_what_it_asked_before(found: dict[str, 
     ]
     assert asked["left"] == [
         "bind_connector_metadata",
-        "bind_kv_cache_manager",
         "clear_connector_metadata",
         "finish_forward",
         "get_finished_count",

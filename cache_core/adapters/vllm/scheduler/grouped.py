@@ -109,7 +109,7 @@ class GroupedLookup(TierLookup):
     kept: Kept
 
     def find(self, state: RequestState, computed: int) -> bool:
-        if self._awaits(state, computed):
+        if self.awaits(state, computed):
             return False
         size = self.rows.size
         first = computed // size
@@ -134,6 +134,14 @@ class GroupedLookup(TierLookup):
             hit = self._suspensions.without(self._ledger, names.hit(chunks), out)
         state.found, state.reach = hit, max(chunks, first)
         return True
+
+    def ahead(self, state: RequestState, computed: int) -> Hit | None:
+        size = self.rows.size
+        keys = state.keys[: (state.request.num_tokens - 1) // size]
+        if not self._known(state, keys, 0, ahead=True):
+            return None
+        names = _Names(self._ledger, self.rows, keys, computed // size)
+        return self._sound(names.hit(names.held()))
 
     def _stop_at(self, state: RequestState, chunks: int) -> None:
         """Has vLLM end a step at the request's next branch point behind a hit of so many chunks: a
@@ -178,12 +186,14 @@ class GroupedLookup(TierLookup):
             found[names[tier]] = found.get(names[tier], 0) + tokens
         return found
 
-    def _known(self, state: RequestState, keys: Sequence[bytes], first: int) -> bool:
+    def _known(
+        self, state: RequestState, keys: Sequence[bytes], first: int, ahead: bool = False
+    ) -> bool:
         """Returns whether the remote's answer is in (or none is needed); adopts what it has."""
         if self._remote_lookup is None:
             return True
         named = [group.name(key) for key in keys[first:] for group in self.rows.all]
-        return self._asked(state, named, run=False)
+        return self._asked(state, named, run=False, ahead=ahead)
 
 
 class _Names:

@@ -1,23 +1,31 @@
-"""Finds what tiers can give a request now: the Ledger's hit, less what can't be promised."""
+"""Finds what tiers can give a request now: the Ledger's hit, less what can't be promised. A tier
+that other processes fill too is asked, without holding up the scheduler."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cache_core.adapters.vllm.config import ConnectorOptions
-from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.scheduler.transfer_state import by_tier
 from cache_core.ledger import Hit, Ledger, Plan
-from cache_core.residency import Residency
+from cache_core.residency import FRESH_S, Residency
+from cache_core.tiers import Tier
 from cache_core.tiers.suspensions import Suspensions
+from cache_core.tiers.tier import Read
 
 if TYPE_CHECKING:  # it needs vLLM, and look-ups are tested without
     from cache_core.adapters.vllm.metadata import BlendSpec, BlockIds, LoadDone
+
+logger = logging.getLogger("lmcache")
 
 _PAUSE_S = 1.0
 Tables = Sequence[Sequence[int]]
@@ -36,6 +44,76 @@ class PlannedLoad:
     blocks: BlockIds
     split: dict[str, int]
     written: Sequence[int]
+
+
+class RemoteLookup:
+    """The open questions to a tier that other processes fill too, by request. ``tier`` is a
+    connection of its own."""
+
+    def __init__(self, tier: Tier, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tier, self._clock = tier, clock
+        self._pool = ThreadPoolExecutor(2, "lmcache-ask")
+        self._open: dict[str, tuple[Sequence[bytes], Future[list[Read]]]] = {}
+        self._asked: dict[str, float] = {}
+        self._unheard: set[str] = set()
+
+    def plan(
+        self,
+        request: str,
+        keys: Sequence[bytes],
+        residency: Residency,
+        run: bool = True,
+        ahead: bool = False,
+    ) -> Plan | None:
+        """Asks what the tier has of the request's chunks, and adopts them: of a ``run`` those up to
+        the first that nobody has. Returns what leaves the tier for them; None: not known yet. One
+        round trip for what nobody here knows of, asked for once, and for what was not heard of for
+        long; again if that is so once more, unless the tier did not answer. Asked ``ahead`` of its
+        turn, a request that has waited for long since asks once more in its turn."""
+        hit = residency.lookup(keys, run)
+        rest = keys[len(hit) :]
+        if not run:
+            known = set(hit.keys)
+            rest = [key for key in keys if key not in known]
+        if request not in self._open:
+            unsure = [] if request in self._unheard else residency.unsure(hit)
+            now = self._clock()
+            lately = now - self._asked.get(request, -math.inf) < FRESH_S
+            if not ahead and lately:
+                self._asked[request] = math.inf
+            asked = unsure if lately else [*unsure, *rest]
+            if not asked:
+                return Plan(())
+            self._asked[request] = now if ahead else math.inf
+            self._open[request] = (asked, self._pool.submit(self._tier.read, asked, None))
+        question, future = self._open[request]
+        if not future.done():
+            return None
+        del self._open[request]
+        try:
+            answers = [Read(answer) for answer in future.result()]
+        except Exception:  # a tier of a third party may raise: it costs hits, never a request
+            logger.exception("asking for %d chunks failed", len(question))
+            answers = [Read.LATER] * len(question)
+        if Read.LATER in answers:
+            self._unheard.add(request)
+        register = residency.register_run if run else residency.register
+        return register(rest, residency.heard(question, answers))
+
+    def forget(self, request: str) -> None:
+        """Forgets the questions of a request that has ended."""
+        self._open.pop(request, None)
+        self._asked.pop(request, None)
+        self._unheard.discard(request)
+
+    def forget_all(self) -> None:
+        """Drops the open questions, which are not wanted any more: each request may ask again."""
+        self._open.clear()
+
+    def close(self) -> None:
+        """Ends the questions and the connection."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tier.close()
 
 
 class TierLookup:
@@ -65,7 +143,7 @@ class TierLookup:
         has: ``state.found`` is what can be loaded. A tier whose pause is over may be tried.
         Returns False while the request has to wait, for what continues its hit and is being stored
         or asked for right now, and has not waited for that for too long."""
-        if self._awaits(state, computed):
+        if self.awaits(state, computed):
             return False
         first = computed // state.hasher.chunk_tokens
         keys = state.keys[first:]
@@ -80,6 +158,14 @@ class TierLookup:
             hit = self._residency.sure(hit)
         state.found = self._suspensions.without(self._ledger, hit, self._out(state, hit))
         return True
+
+    def ahead(self, state: RequestState, computed: int) -> Hit | None:
+        """Returns what the request's hit would be now, of tiers that are not suspended; None while
+        a remote is being asked. Changes nothing of the request."""
+        keys, first = state.keys, computed // state.hasher.chunk_tokens
+        if not self._asked(state, keys, ahead=True):
+            return None
+        return self._sound(self._ledger.lookup(keys[first:]))
 
     def held(self, state: RequestState) -> int:
         """Returns how many leading tokens of the request vLLM and the latest look-up have."""
@@ -129,7 +215,7 @@ class TierLookup:
         a while from now on."""
         return [tier for tier, later in done.asked if self._suspensions.saw(tier, later)]
 
-    def _awaits(self, state: RequestState, computed: int) -> bool:
+    def awaits(self, state: RequestState, computed: int) -> bool:
         """Returns whether the request goes on waiting for the chunk that its latest look-up named,
         if ``computed`` is as it was then."""
         if computed != state.computed:
@@ -154,18 +240,27 @@ class TierLookup:
         state.tried |= suspended - out
         return out
 
+    def _sound(self, hit: Hit) -> Hit:
+        """Returns what of a hit can be promised without a try of a suspended tier."""
+        if self._residency is not None:
+            hit = self._residency.sure(hit)
+        return self._suspensions.without(self._ledger, hit, self._suspensions.out(hit.tiers))
+
     def _may_wait(self, state: RequestState) -> bool:
         now = self._clock()
         if state.waiting_since is None:
             state.waiting_since = now
         return now - state.waiting_since < self._options.wait_s
 
-    def _asked(self, state: RequestState, keys: Sequence[bytes], run: bool = True) -> bool:
+    def _asked(
+        self, state: RequestState, keys: Sequence[bytes], run: bool = True, ahead: bool = False
+    ) -> bool:
         """Returns whether the remote's answer is in (or none is needed); adopts what it has, of a
         ``run`` no more than its head."""
         if self._remote_lookup is None or self._residency is None:
             return True
-        plan = self._remote_lookup.plan(state.request.request_id, keys, self._residency, run)
+        name = state.request.request_id
+        plan = self._remote_lookup.plan(name, keys, self._residency, run, ahead)
         if plan is not None:
             self._free(plan)
         return plan is not None

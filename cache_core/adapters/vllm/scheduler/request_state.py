@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_core.adapters.vllm.identity import Adapter
+from cache_core.adapters.vllm.identity import Adapter, Hashers
 from cache_core.keys import ChunkHasher
 from cache_core.plan import Hit
 from cache_core.trace_writer import ServedRequest
@@ -232,6 +232,11 @@ class Hashing:
         state.keys = job.result()
         return True
 
+    def done(self, state: RequestState) -> bool:
+        """Returns whether the request's keys are known, without waiting. Raises what hashing
+        did."""
+        return state.hashing is None or (state.hashing.done() and self.ready(state))
+
     def ended(self, state: RequestState) -> None:
         """Cancels the hashing of a request that needs no keys any more."""
         if state.hashing is not None:
@@ -241,3 +246,37 @@ class Hashing:
     def close(self) -> None:
         """Ends the thread: nothing more is hashed."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class RequestBook:
+    """The requests that a scheduler side follows, and what it counts. ``clock`` in seconds,
+    monotonic."""
+
+    def __init__(self, hashers: Hashers, clock: Callable[[], float]) -> None:
+        self.counts: dict[str, float] = {}
+        self._hashers, self._clock = hashers, clock
+        self._hashing = Hashing(clock)
+        self._requests: dict[str, RequestState] = {}
+        self._uncached: set[str] = set()
+
+    def take_counts(self) -> dict[str, float]:
+        """Returns what was counted since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def _track(self, request: Any) -> RequestState | None:
+        name = request.request_id
+        if name in self._uncached:
+            return None
+        if name not in self._requests:
+            adapter, salt = self._hashers.adapter(request), request.cache_salt or ""
+            self._requests[name] = RequestState(request, self._hashers.of(request), adapter, salt)
+        return self._requests[name]
+
+    def _leave_uncached(self, request: Any, reason: str) -> None:
+        self._requests.pop(request.request_id, None)
+        self._uncached.add(request.request_id)
+        self._count(f"uncached_requests:{reason}", 1)
+
+    def _count(self, name: str, amount: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + amount

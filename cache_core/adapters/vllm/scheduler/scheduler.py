@@ -21,17 +21,17 @@ from cache_core.adapters.vllm.metadata import (
     TiersOpened,
     WorkerReport,
 )
+from cache_core.adapters.vllm.prefetch import Prefetcher
 from cache_core.adapters.vllm.scheduler.events import Events
-from cache_core.adapters.vllm.scheduler.lookup import Tables, TierLookup
-from cache_core.adapters.vllm.scheduler.remote_lookup import RemoteLookup
-from cache_core.adapters.vllm.scheduler.request_state import Hashing, RequestState
+from cache_core.adapters.vllm.scheduler.lookup import RemoteLookup, Tables, TierLookup
+from cache_core.adapters.vllm.scheduler.request_state import RequestBook, RequestState
 from cache_core.adapters.vllm.scheduler.saver import Saver
 from cache_core.adapters.vllm.scheduler.transfer_state import (
     Generations,
     TransferState,
     merged_inventories,
 )
-from cache_core.ledger import NOWHERE, Ledger, Move, Plan
+from cache_core.ledger import NOWHERE, Hit, Ledger, Move, Plan
 from cache_core.sizing.prefill_cost import LEAST_PRICED_TOKENS, Savings
 from cache_core.tiers import Tier
 from cache_core.trace_writer import TraceWriter
@@ -39,7 +39,7 @@ from cache_core.trace_writer import TraceWriter
 logger = logging.getLogger("lmcache")
 
 
-class SchedulerSide:
+class SchedulerSide(RequestBook):
     """Follows vLLM's calls in their order: look-up, allocation, step, report, end. ``remote`` is a
     connection of its own, to ask only, to a tier that others fill too. ``most_pending`` chunks may
     be on their way out of vLLM's blocks, of ``block_tokens``, at once; beyond that, saving waits.
@@ -59,13 +59,13 @@ class SchedulerSide:
         always_between: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(hashers, clock)
         self.options = options
-        self.counts: dict[str, float] = {}
         self.events: Events | None = None
-        self._hashers, self._ranks, self._clock = hashers, ranks, clock
-        self._block_tokens, self._most_pending = block_tokens, most_pending
+        self._ranks, self._block_tokens, self._most_pending = ranks, block_tokens, most_pending
         self._always_between = always_between
-        self._hashing, self._transfers = Hashing(clock), TransferState(ranks)
+        self._transfers = TransferState(ranks)
+        self._prefetcher = Prefetcher(self._transfers, self._ahead, options.tier_names, self._count)
         self._recorder = recorder
         self.blend_scheduler = blend_scheduler
         self._remote_lookup = RemoteLookup(remote) if remote is not None else None
@@ -73,13 +73,13 @@ class SchedulerSide:
         self._ledger: Ledger | None = None
         self._lookup: TierLookup | None = None
         self._saver: Saver | None = None
-        self._requests: dict[str, RequestState] = {}
+        self.cached_tokens: Callable[[Any], int] = lambda request: 0
+        """A function that returns how many tokens of a request vLLM's own prefix cache has."""
         self._meta = StepMeta(0)
         self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
         self._last_report = 0.0
         self._busy = False
         self._savings = Savings()
-        self._uncached: set[str] = set()
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
         self._generations = Generations(hashers, self._transfers, len(options.tier_names))
 
@@ -88,6 +88,9 @@ class SchedulerSide:
         options, far = self.options, self._remote_lookup
         self._ledger, surplus = merged_inventories(ranks, options, far is not None)
         self._open_books(ranks, self._ledger)
+        assert self._lookup is not None
+        room = options.prefetch_bytes, max(rank.chunk_bytes for rank in ranks)
+        self._prefetcher.open(self._ledger, self._lookup.remembered, *room)
         self._discard(surplus)
         unseen = self.options.weights == "watched" and not all(rank.watched for rank in ranks)
         if unseen and self.options.lasting:
@@ -116,13 +119,19 @@ class SchedulerSide:
             return
         if state.hits is None:
             self._hashing.begin(state)
+            self._prefetcher.arrived(state)
         if self.blend_scheduler is not None:
             self.blend_scheduler.prepare(state)
 
     def matched(self, request: Any, computed: int) -> tuple[int | None, bool]:
         """Returns tokens beyond ``computed`` to load (None: ask again), and if between steps."""
-        state = self._track(request)
         ledger, lookup = self._ledger, self._lookup
+        state = self._requests.get(request.request_id)
+        # A thousand may wait, and each is asked for in each pass.
+        waits = state is not None and state.awaited and not state.epoch
+        if waits and state is not None and lookup is not None and lookup.awaits(state, computed):
+            return None, False
+        state = self._track(request)
         if state is None or ledger is None or lookup is None:
             return 0, False
         if request.num_computed_tokens == 0:
@@ -164,6 +173,7 @@ class SchedulerSide:
             self._count("hit_tokens:device", start)
             self._count("prompt_tokens", request.num_prompt_tokens)
         if external <= 0:
+            self._prefetcher.ended(request.request_id)
             return
         blend, whole_end = None, end
         if self.blend_scheduler is not None and state.blend is not None and state.blend.spans:
@@ -178,6 +188,7 @@ class SchedulerSide:
         between = blend is None and self._between_steps(planned.hit.tiers)
         number = self._transfers.number()
         pinned = ledger.pin(planned.hit)
+        self._prefetcher.used(request.request_id, pinned)
         for tier in pinned.tiers:
             self._count(f"promised_chunks:{self.options.tier_names[tier]}", 1)
         self._transfers.load(number, pinned, request.request_id, start, whole_end)
@@ -231,6 +242,7 @@ class SchedulerSide:
                 save = saver.save(state, known // size)
                 if save is not None:
                     meta.saves.append(save)
+        meta.fetches += self._prefetcher.step()
         self._busy = bool(scheduled)
         self._hashing.next_pass(self._busy)
         if sum(scheduled.values()) >= LEAST_PRICED_TOKENS:
@@ -256,13 +268,13 @@ class SchedulerSide:
         if report.outdated >= self._meta.generation:
             self.renew("weights changed in memory")
             self.stale = True
-        saved = self._savings.take()
-        if saved:
+        if saved := self._savings.take():
             self._count("prefill_seconds_saved", saved)
 
     def finished(self, request: Any) -> None:
         """Ends a request. vLLM may have its blocks back at once; the Saver knows which it reads."""
         self._uncached.discard(request.request_id)
+        self._prefetcher.ended(request.request_id)
         if self._remote_lookup is not None:
             self._remote_lookup.forget(request.request_id)
         state = self._requests.pop(request.request_id, None)
@@ -279,7 +291,7 @@ class SchedulerSide:
     @property
     def pending(self) -> bool:
         """Returns whether workers have something to do, or to report, though no request runs."""
-        return bool(self._meta.encodes or self._meta.plans) or self._transfers.saving
+        return bool(self._meta.encodes or self._meta.plans) or self._transfers.busy
 
     def reset(self, ours: bool = True) -> None:
         """Forgets every chunk: weights may be others now. If they are promised to be fixed, only
@@ -290,6 +302,7 @@ class SchedulerSide:
             self._free(Plan(tuple(self._ledger.clear())))
             for state in self._requests.values():
                 state.saved = state.ordered = 0
+            self._prefetcher.renew()
 
     def renew(self, why: str) -> None:
         """Begins a new generation of keys: nothing that was kept until now is found again."""
@@ -300,11 +313,7 @@ class SchedulerSide:
                 self._hashing.begin(state)
         if self._remote_lookup is not None:
             self._remote_lookup.forget_all()
-
-    def take_counts(self) -> dict[str, float]:
-        """Returns what was counted since the last call."""
-        counts, self.counts = self.counts, {}
-        return counts
+        self._prefetcher.renew()
 
     def close(self) -> None:
         """Ends look-ups and the recording."""
@@ -319,19 +328,14 @@ class SchedulerSide:
         if self._ledger is not None:
             self._ledger.check()
 
-    def _track(self, request: Any) -> RequestState | None:
-        name = request.request_id
-        if name in self._uncached:
-            return None
-        if name not in self._requests:
-            adapter, salt = self._hashers.adapter(request), request.cache_salt or ""
-            self._requests[name] = RequestState(request, self._hashers.of(request), adapter, salt)
-        return self._requests[name]
-
-    def _leave_uncached(self, request: Any, reason: str) -> None:
-        self._requests.pop(request.request_id, None)
-        self._uncached.add(request.request_id)
-        self._count(f"uncached_requests:{reason}", 1)
+    def _ahead(self, state: RequestState) -> Hit | None:
+        """Returns what the hit of a request that waits would be now; None if that is not known."""
+        try:
+            if self._lookup is None or not self._hashing.done(state):
+                return None
+        except Exception:  # noqa: BLE001 - its look-up says so
+            return Hit((), ())
+        return self._lookup.ahead(state, self.cached_tokens(state.request))
 
     def _between_steps(self, tiers: Sequence[int]) -> bool:
         # Of several that come into an idle engine, none is to wait for another one's load.
@@ -354,6 +358,9 @@ class SchedulerSide:
                 self._discard([(key, tier)])
         ledger.unpin(loading.hit)
         self._free(self._generations.ended(done.id, loading.hit.keys, ledger))
+        if not loading.request:
+            self._meta.saves.append(self._prefetcher.loaded(done.id, loading))
+            return
         for tier in loading.hit.tiers[: loading.chunks]:
             self._count(f"delivered_chunks:{self.options.tier_names[tier]}", 1)
         if loading.whole:
@@ -372,6 +379,7 @@ class SchedulerSide:
         for move, good in zip(saved.moves, saved.good, strict=True):
             ledger.complete_store([move], good)
         self._free(self._generations.ended(done.id, (move.key for move in saved.moves), ledger))
+        self._prefetcher.saved(done.id, saved.moves, saved.good)
         failed = [move for move, good in zip(saved.moves, saved.good, strict=True) if not good]
         if failed:
             self._count("failed_saves", len(failed))
@@ -390,6 +398,3 @@ class SchedulerSide:
     def _free(self, plan: Plan) -> None:
         if plan.moves:
             self._meta.plans.append(plan)
-
-    def _count(self, name: str, amount: float) -> None:
-        self.counts[name] = self.counts.get(name, 0.0) + amount

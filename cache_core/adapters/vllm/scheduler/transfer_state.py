@@ -87,18 +87,20 @@ class Loading:
 @dataclass(slots=True)
 class Saving:
     """A save that is under way: how many ranks have not settled each move, and whether it succeeded
-    on all that have; ``held`` ranks still need vLLM's blocks."""
+    on all that have; ``held`` ranks still need vLLM's blocks, or, if it was ``staged``, memory of
+    their own."""
 
     moves: tuple[Move, ...]
     request: str
     waits: list[int]
     good: list[bool]
     held: int
+    staged: bool
 
     @property
     def chunks(self) -> int:
         """Returns the number of chunks that come from vLLM's blocks."""
-        return len({move.key for move in self.moves if move.source == ENGINE})
+        return 0 if self.staged else len({move.key for move in self.moves if move.source == ENGINE})
 
     @property
     def over(self) -> bool:
@@ -135,9 +137,10 @@ class TransferState:
         return self.last
 
     @property
-    def saving(self) -> bool:
-        """Returns whether any save has not been reported whole."""
-        return bool(self._saving)
+    def busy(self) -> bool:
+        """Returns whether anything has not been reported whole that no request waits for."""
+        ahead = any(not loading.request for loading in self._loading.values())
+        return bool(self._saving) or ahead
 
     def reading(self) -> set[bytes]:
         """Returns keys that loads under way may still read."""
@@ -147,11 +150,11 @@ class TransferState:
         """Records that a load begins."""
         self._loading[number] = Loading(hit, request, start, end, self._ranks, len(hit))
 
-    def save(self, number: int, request: str, plan: Plan) -> None:
-        """Records that a plan that writes begins."""
+    def save(self, number: int, request: str, plan: Plan, staged: bool = False) -> None:
+        """Records that a plan that writes begins; ``staged``: not from vLLM's blocks."""
         moves = tuple(move for move in plan.moves if move.target != NOWHERE)
         ranks, count = self._ranks, len(moves)
-        saving = Saving(moves, request, [ranks] * count, [True] * count, ranks)
+        saving = Saving(moves, request, [ranks] * count, [True] * count, ranks, staged)
         self._saving[number] = saving
         self.pending += saving.chunks
 

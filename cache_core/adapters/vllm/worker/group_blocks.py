@@ -155,8 +155,8 @@ def read_bytes(blocks: EngineBlocks, slots: Slots, answers: Sequence[Read]) -> i
 
 
 def move_bytes(blocks: EngineBlocks, save: SaveSpec, moves: Sequence[Move]) -> list[int]:
-    """Returns the bytes of each of a save's moves; of what comes down from a tier, of its slab."""
-    if not isinstance(blocks, GroupBlocks):
+    """Returns the bytes of each of a save's moves; of what comes from a tier, of its slab."""
+    if not isinstance(blocks, GroupBlocks) or save.staged >= 0:
         return [blocks.chunk_bytes] * len(moves)
     rows = blocks.row_bytes(save.blocks.astype(np.int64)).tolist()
     return [rows[move.index] if move.index >= 0 else blocks.chunk_bytes for move in moves]

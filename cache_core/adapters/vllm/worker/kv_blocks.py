@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from cache_core.layout import Addresses
 from cache_core.tiers.memory import Memory, SlabMemory
 from cache_core.transfer.chunks import ChunkBuffers, SlotBuffers
 from cache_core.transfer.codec import Codec
+
+if TYPE_CHECKING:  # it needs vLLM
+    from cache_core.adapters.vllm.metadata import SaveSpec
 
 Slots = NDArray[np.int64]
 # Is given the number of layers that are on their way, and what the engine's thread is to call: what
@@ -306,6 +309,15 @@ def slots_of(blocks: NDArray[np.int32], block_tokens: int, tokens: range) -> Slo
     """Returns the slots of a request's tokens, by its blocks from token 0 on."""
     at = np.arange(tokens.start, tokens.stop, dtype=np.int64)
     return blocks[at // block_tokens].astype(np.int64) * block_tokens + at % block_tokens
+
+
+def save_slots(save: SaveSpec, block_tokens: int, size: int, first: int, last: int) -> Slots:
+    """Returns a row for each of the chunks ``first`` .. ``last`` of a save, of ``size`` tokens:
+    slots of vLLM's, whose blocks have ``block_tokens``, or blocks of groups."""
+    if save.blocks.ndim > 1:
+        return save.blocks[first:last].astype(np.int64)
+    tokens = range(save.offset + first * size, save.offset + last * size)
+    return slots_of(save.blocks, block_tokens, tokens).reshape(-1, size)
 
 
 def slots_within(

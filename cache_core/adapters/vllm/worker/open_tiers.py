@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.tiers import DiskTier, MemoryTier, NullTier, Tier, TierInUse
@@ -14,6 +16,7 @@ from cache_core.tiers.plugin import open_plugin
 from cache_core.tiers.remote.url import open_remote
 from cache_core.tiers.tier import Read
 from cache_core.tiers.wrappers import CodedTier, Wrapper
+from cache_core.trace_writer import TraceWriter
 from cache_core.transfer.chunks import ChunkBuffers
 from cache_core.transfer.codec import Codec
 
@@ -62,6 +65,22 @@ def of_replica(path: Path, replica: int) -> Path:
     """Returns a file's or folder's name for a data-parallel replica; the first one's is as it
     is."""
     return path.with_name(f"dp-{replica}-{path.name}") if replica else path
+
+
+def open_recorder(options: ConnectorOptions, model: Any, replica: int) -> TraceWriter | None:
+    """Opens what records the requests of ``model``, vLLM's configuration of it; None if that is not
+    asked for. Raises ``ValueError`` for a file that can't be made."""
+    if not options.trace:
+        return None
+    name = str(model.served_model_name or model.model)
+    path = of_replica(Path(options.trace), replica)
+    try:
+        return TraceWriter(path, options.chunk_tokens, "vllm", name, time.time())
+    except OSError as error:
+        raise ValueError(
+            f"kv_connector_extra_config: trace {path} can't be made: {error.strerror};"
+            " name a new file"
+        ) from error
 
 
 def _disk(

@@ -14,6 +14,7 @@ import torch
 
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide, RotatedBuffers
 from cache_core.adapters.vllm.metadata import (
+    FetchSpec,
     LoadDone,
     LoadSpec,
     SaveDone,
@@ -23,13 +24,14 @@ from cache_core.adapters.vllm.metadata import (
     WorkerReport,
 )
 from cache_core.adapters.vllm.metrics import observe
+from cache_core.adapters.vllm.prefetch import StagedChunks
 from cache_core.adapters.vllm.worker.group_blocks import GroupBlocks, move_bytes, read_bytes
 from cache_core.adapters.vllm.worker.kv_blocks import (
     EngineBlocks,
     OnLoaded,
     Slots,
     no_wait,
-    slots_of,
+    save_slots,
     slots_within,
 )
 from cache_core.adapters.vllm.worker.layerwise import LayerGates, LayerwiseBuffers, Pass
@@ -76,6 +78,8 @@ class WorkerSide:
         self._block_tokens, self._size, self._clock = block_tokens, chunk_tokens, clock
         self._saver = ThreadPoolExecutor(1, "lmcache-save")
         self._loaders = [ThreadPoolExecutor(1, f"lmcache-load-{tier.name}") for tier in self.tiers]
+        self._fetchers = [ThreadPoolExecutor(1, f"lmcache-fetch-{t.name}") for t in self.tiers]
+        self._staged = StagedChunks(self._read, blocks.chunk_bytes, clock)
         self._executor = PlanExecutor(self.tiers, blocks.chunk_bytes, self._executed, clock=clock)
         self._suspensions = Suspensions(len(self.tiers), _PAUSE_S, clock)
         self._writing: dict[tuple[bytes, int], tuple[int, int, int]] = {}  # save, row, bytes
@@ -116,6 +120,8 @@ class WorkerSide:
 
     def start_loads(self, meta: StepMeta) -> None:
         """Loads what this step needs; lets its other loads begin."""
+        for spec in meta.fetches:
+            self._fetchers[spec.hit.tiers[0]].submit(self._fetch, spec)
         # Steps that are still under way may use the blocks that vLLM has given to these requests.
         fence = self.blocks.fence(loading=True) if meta.loads else no_wait
         now = self._pass = Pass()
@@ -212,7 +218,7 @@ class WorkerSide:
         """Finishes loads and saves and closes the tiers; abandons a tier that hangs."""
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
-        for loader in self._loaders:
+        for loader in (*self._fetchers, *self._loaders):
             loader.shutdown(wait=True)
         self._saver.shutdown(wait=True)
         self._executor.close(TIMEOUT_S)
@@ -288,9 +294,14 @@ class WorkerSide:
                 last = -(-load.end // self._block_tokens)
                 self._bad_blocks.update(int(b) for b in load.blocks[first:last])
                 self._bad_epoch[load.request] = load.epoch
-            taken = self._clock() - began
-            told = LoadDone(load.id, done, tuple(gone), taken, tuple(asked.items()))
+            told = LoadDone(load.id, done, tuple(gone), self._clock() - began, (*asked.items(),))
             self._report.loads.append(told)
+
+    def _fetch(self, spec: FetchSpec) -> None:
+        report, nbytes = self._staged.fetch(spec)
+        self._count_tier("prefetched", spec.hit.tiers[0], nbytes, report.seconds)
+        with self._lock:
+            self._report.loads.append(report)
 
     def _read(self, tier: int, keys: Sequence[bytes], place: ChunkBuffers | None) -> list[Read]:
         """Reads chunks of a tier, ``LATER`` for all if it has just kept a load waiting in vain: a
@@ -305,8 +316,7 @@ class WorkerSide:
 
     def _table(self, load: LoadSpec, first: int, chunks: int, wanted: range) -> Slots:
         tokens = range(first, first + chunks * self._size)
-        slots = slots_within(load.blocks, self._block_tokens, tokens, wanted)
-        return slots.reshape(-1, self._size)
+        return slots_within(load.blocks, self._block_tokens, tokens, wanted).reshape(-1, self._size)
 
     def _rotation(self, delta: int) -> Callable[[torch.Tensor, int], None]:
         blend_worker = self._blend_worker
@@ -327,7 +337,7 @@ class WorkerSide:
                 self._report.saves.append(SaveDone(save.id, (), free=True))
             job.set_result(None)
 
-        plan, place = _without_engine(save.plan), None
+        plan, place = save.plan.without_engine, None
         try:
             fence()
             prepared, place = self._prepared(save, now)
@@ -341,36 +351,34 @@ class WorkerSide:
 
     def _prepared(self, save: SaveSpec, now: Pass) -> tuple[Plan, ChunkBuffers | None]:
         """Returns what of the plan can be carried out, and buffers of its chunks."""
+        if save.staged >= 0:
+            staged = self._staged.take(save.staged, save.blocks.tolist())
+            return save.plan if staged is not None else save.plan.without_engine, staged
         indexes = [m.index for m in save.plan.moves if m.target != NOWHERE and m.index >= 0]
         for load in now.loads:
             load.result()
         if now.failed or self._bad_epoch.get(save.request, -1) >= save.epoch:
             # Computed on top of a load that failed. What leaves tiers still has to.
-            return _without_engine(save.plan), None
+            return save.plan.without_engine, None
         if not indexes:
             return save.plan, None
         first, last = min(indexes), max(indexes) + 1
-        at = save.offset
-        if save.blocks.ndim > 1:
-            table = save.blocks[first:last].astype(np.int64)
-        else:
-            tokens = range(at + first * self._size, at + last * self._size)
-            table = slots_of(save.blocks, self._block_tokens, tokens).reshape(-1, self._size)
+        table = save_slots(save, self._block_tokens, self._size, first, last)
         place: ChunkBuffers = self.blocks.place(table)
         if self._gates is not None and now.beside:
             wait = partial(self._gates.wait_computed, now.number)
             place = LayerwiseBuffers(self.blocks, table, None, wait)
-        return Plan(tuple(_shifted(move, first) for move in save.plan.moves)), place
+        return save.plan.shifted(first), place
 
     def _executed(self, done: Executed) -> None:
-        pairs = zip(done.moves, done.good, strict=True)
-        written = [self._writing[move.key, move.target][2] for move, ok in pairs if ok]
+        settled = list(zip(done.moves, done.good, strict=True))
+        written = [self._writing[move.key, move.target][2] for move, ok in settled if ok]
         self._count_tier("write", done.target, sum(written), done.seconds)
         if done.dropped:
             name = f"dropped_chunks:{self.tiers[done.target].name}"
             with self._lock:
                 self.counts[name] = self.counts.get(name, 0.0) + len(done.moves)
-        self._settled(zip(done.moves, done.good, strict=True))
+        self._settled(settled)
 
     def _settled(self, moves: Iterable[tuple[Move, bool]]) -> None:
         """Reports moves that have ended, save by save."""
@@ -390,11 +398,3 @@ class WorkerSide:
                 self.counts[key] = self.counts.get(key, 0.0) + amount
             if verb == "read":
                 observe(self.counts, f"load_seconds:{name}", seconds)
-
-
-def _shifted(move: Move, by: int) -> Move:
-    return Move(move.key, move.source, move.target, move.index - by) if move.index >= 0 else move
-
-
-def _without_engine(plan: Plan) -> Plan:
-    return Plan(tuple(move for move in plan.moves if move.index < 0))
