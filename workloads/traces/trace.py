@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from workloads.traces.formats.bailian import Bailian
 from workloads.traces.formats.chats import Chats
+from workloads.traces.formats.chunk_names import Bailian, LookupLog
 from workloads.traces.formats.lengths import MAPPING, Azure, BurstGpt, Mapped
-from workloads.traces.formats.lookup import LookupLog
 from workloads.traces.formats.mooncake import Mooncake, TimedTrace, block_sizes, is_hashed
 from workloads.traces.formats.ragpulse import RagPulse
 from workloads.traces.formats.recording import Recording

@@ -21,7 +21,7 @@ import transformers
 
 from cache_core.blend.certificate import Subject, rope_text
 from cache_core.weights import model_digest
-from lmcache_cli.embedded import embedded_model
+from lmcache_cli.engines.shape import embedded_model
 from lmcache_cli.engines.transformers.attention import ATTENTION, HEAD_DIM_STEP
 from lmcache_cli.errors import UserError
 from lmcache_cli.machine import cache_home
