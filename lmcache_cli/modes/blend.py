@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cache_core.blend.certificate import Certificate, CertificateError, Subject, checked_certificate
+from cache_core.blend.seen import SELECTION
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
@@ -49,40 +52,15 @@ def verified(
             if cell.spec.blend:
                 (refusals or Refusals()).add(cell, error)
         return plan
-    found = _found(options, certificate.calibration)
-    if found:
-        text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
-        say(f"calibrated for {engine.model}: {text} ({path})")
-
     def settled(cell: Cell) -> Cell:
         if cell.spec.blend is None:
             return cell
-        settings = replace(cell.spec.blend, certificate=path, **found)
+        settings = replace(cell.spec.blend, certificate=path)
         return replace(cell, spec=replace(cell.spec, blend=settings))
 
     return replace(plan, cells=tuple(map(settled, plan.cells)))
 
 
-def _found(options: BenchOptions, calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the calibrated settings that no flag overrides. They belong together with their
-    selection, so another one, or vLLM's, gets none of them."""
-    chosen = calibration.get("chosen")
-    given = options.blend_selection
-    if not chosen or options.engine == "vllm" or given not in (None, chosen["selection"]):
-        return {}
-    # Requests without a system prompt have chunks too.
-    encoding = "auto" if chosen["encoding"] == "system" else chosen["encoding"]
-    wanted = {
-        "ratio": (options.blend_ratio, float(chosen["ratio"])),
-        "check_layer": (options.blend_check_layer, int(chosen["check_layer"])),
-        "encoding": (options.blend_encoding, str(encoding)),
-    }
-    return {name: value for name, (flag, value) in wanted.items() if flag is None}
-
-
-BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
-VLLM_SELECTIONS = ("first", "random")
-"""The selections that choose before any layer has run: vLLM's model is run as it is."""
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 
 
@@ -91,9 +69,6 @@ class Blend(Prefix):
 
     uses = (
         "blend_ratio",
-        "blend_selection",
-        "blend_check_layer",
-        "blend_narrow",
         "blend_encoding",
         "blend_certificate",
         "unverified",
@@ -104,8 +79,10 @@ class Blend(Prefix):
         return varied(super().specs(sweep), ways)
 
     def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
-        settings = asdict(spec.blend) if spec.blend else {}
-        return {"blend": {name: value for name, value in settings.items() if name != "certificate"}}
+        blend = spec.blend or BlendSettings()
+        return {
+            "blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}
+        }
 
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
@@ -114,41 +91,12 @@ class Blend(Prefix):
 
 
 def _settings(options: BenchOptions) -> list[BlendSettings]:
-    """Returns the settings of every ratio under every selection and check layer. Raises
-    ``UserError``."""
+    """Returns the settings of every ratio. Raises ``UserError``."""
     default = BlendSettings()
     ratios = parse_list(options.blend_ratio or str(default.ratio), "--blend-ratio", _share)
-    layers = parse_list(
-        options.blend_check_layer or str(default.check_layer), "--blend-check-layer", _layer
-    )
-    selections = parse_list(
-        options.blend_selection or default.selection,
-        "--blend-selection",
-        lambda name, flag: one_of(flag, name, BLEND_SELECTIONS),
-    )
-    if options.engine == "vllm":
-        # What chooses by layers can't be asked of vLLM; the default is none of the user's wishes.
-        selections = selections if options.blend_selection else ["first"]
-        for name in selections:
-            if name not in VLLM_SELECTIONS:
-                known = ", ".join(VLLM_SELECTIONS)
-                raise UserError(f"--blend-selection: with --engine vllm it is one of {known}")
     encoding = options.blend_encoding or default.encoding
     one_of("--blend-encoding", encoding, BLEND_ENCODINGS)
-    if options.blend_narrow < 1:
-        raise UserError(f"--blend-narrow: {options.blend_narrow} is too small; at least 1 layer")
-    return [
-        BlendSettings(
-            ratio=ratio,
-            selection=selection,
-            check_layer=layer,
-            narrow_layers=options.blend_narrow,
-            encoding=encoding,
-        )
-        for selection in selections
-        for layer in layers
-        for ratio in ratios
-    ]
+    return [BlendSettings(ratio, encoding) for ratio in ratios]
 
 
 def _share(text: str, flag: str) -> float:
@@ -161,12 +109,6 @@ def _share(text: str, flag: str) -> float:
     return value
 
 
-def _layer(text: str, flag: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"{flag}: {text!r} is not a layer's number, from 0 on")
-    return int(text)
-
-
 class ContentOracle(HitOracle):
     """An oracle of hits at any position."""
 
@@ -176,25 +118,30 @@ class ContentOracle(HitOracle):
         super().__init__(spec, capacity)
         settings = spec.blend or BlendSettings()
         self._prompts = Prompts(self._namespace, settings.encoding, bos)
-        self._full = settings.full_prefill
+        self._full, self._naive = settings.full_prefill, settings.ratio == 0
 
     def expect(self, request: Request) -> int:
         """Returns the hit tokens of the next request and remembers it."""
         if self._full:
             return 0
         prompt = self._prompts.of(request)
-        pieces = (*prompt.exact, *prompt.pieces)
-        hit, rows = self._cache.acquire_any([piece.key for piece in pieces])
+        usable = self._prompts.usable(prompt, self._naive)
+        hit, rows = self._cache.acquire_any([piece.key for piece in usable])
         self._cache.release(hit)
-        held = [pieces[row] for row in rows]
-        there = set(hit.keys)
+        held = [usable[row] for row in rows]
         self._cache.touch([piece.key for piece in held])
-        missing = {p.key: p for p in pieces if p.key not in there}
-        if missing:
-            self._cache.store(list(missing), None)
-            prompt.matcher.stored(prompt.ids, [p for p in missing.values() if p in prompt.pieces])
-        if not all(piece.key in there for piece in prompt.exact):
-            held = [piece for piece in held if piece not in prompt.exact]
+        there = set(held)
+        missing = [piece for piece in prompt.pieces if piece not in there]
+        parts = [piece for piece in missing if not prompt.is_lead(piece)]
+        for piece in parts:
+            if not prompt.exact(piece):
+                self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32))
+        prompt.matcher.stored(prompt.ids, parts)
+        known, _ = self._cache.acquire_any([piece.key for piece in missing])
+        self._cache.release(known)
+        new = [piece.key for piece in missing if piece.key not in set(known.keys)]
+        if new:
+            self._cache.store(new, None)
         return sum(piece.stop - piece.start for piece in held)
 
 
