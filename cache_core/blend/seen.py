@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 SELECTION = "seen"
 """The name of the rule by which tokens are computed again, in reports and certificates."""
-SIGHTINGS = 2
-"""In how many contexts a chunk must have been seen before it is reused: one may happen to have
-nothing of what a token would take from others."""
+LEAST_SEEN = 4.0
+"""Behind how many times its own length a passage must have been seen, all sightings together,
+before it is reused: a short context may happen to have nothing of what a token would take."""
 _MOST_TOKENS = 1 << 24
 _NAME = "seen.npz"
 _KEY_BYTES = 32
@@ -33,22 +33,25 @@ class SeenTable:
     seen for longest are forgotten. One that is not known is computed and seen again, which costs
     time, not quality."""
 
-    def __init__(self, least: int = SIGHTINGS, most_tokens: int = _MOST_TOKENS) -> None:
+    def __init__(self, least: float = LEAST_SEEN, most_tokens: int = _MOST_TOKENS) -> None:
         self.least = least
         self._most, self._tokens = most_tokens, 0
-        self._known: OrderedDict[bytes, tuple[int, NDArray[np.float32]]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, NDArray[np.float32]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, key: bytes, deviations: NDArray[np.float32]) -> None:
-        """Takes in one sighting of a chunk: the deviation of each of its tokens, ``[tokens]``. One
+    def add(self, key: bytes, deviations: NDArray[np.float32], behind: float) -> None:
+        """Takes in one sighting of a chunk: the deviation of each of its tokens, ``[tokens]``,
+        ``behind`` so many times its segment's length. Where that is 0 nothing was to be seen. One
         of another length begins anew."""
-        count, most = self._known.pop(key, (0, deviations))
-        self._tokens -= len(most) if count else 0
+        if behind <= 0:
+            return
+        before, most = self._known.pop(key, (0.0, deviations))
+        self._tokens -= len(most) if before else 0
         if len(most) != len(deviations):
-            count, most = 0, deviations
-        self._put(key, count + 1, np.maximum(most, deviations))
+            before, most = 0.0, deviations
+        self._put(key, before + behind, np.maximum(most, deviations))
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
         """Returns the largest deviations of the chunk's tokens, ``[tokens]``; None before it was
@@ -72,7 +75,7 @@ class SeenTable:
         np.savez(
             buffer,
             keys=np.frombuffer(b"".join(self._known), dtype=np.uint8),
-            counts=np.array([count for count, _ in self._known.values()], dtype=np.int64),
+            behind=np.array([behind for behind, _ in self._known.values()], dtype=np.float64),
             lengths=np.array([len(most) for most in numbers], dtype=np.int64),
             numbers=np.concatenate([np.zeros(0, dtype=np.float32), *numbers]),
         )
@@ -85,20 +88,20 @@ class SeenTable:
         nothing: its chunks are seen again."""
         try:
             with np.load(folder / _NAME, allow_pickle=False) as kept:
-                keys, counts, lengths, numbers = (
-                    kept[name] for name in ("keys", "counts", "lengths", "numbers")
+                keys, behind, lengths, numbers = (
+                    kept[name] for name in ("keys", "behind", "lengths", "numbers")
                 )
-            if len(keys) != _KEY_BYTES * len(counts) or sum(lengths) != len(numbers):
+            if len(keys) != _KEY_BYTES * len(behind) or sum(lengths) != len(numbers):
                 return
             parts = np.split(numbers.astype(np.float32), np.cumsum(lengths)[:-1])
             for row, part in enumerate(parts if len(lengths) else ()):
                 key = keys[_KEY_BYTES * row : _KEY_BYTES * (row + 1)].tobytes()
-                self._put(key, int(counts[row]), part)
+                self._put(key, float(behind[row]), part)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return
 
-    def _put(self, key: bytes, count: int, most: NDArray[np.float32]) -> None:
-        self._known[key] = (count, most)
+    def _put(self, key: bytes, behind: float, most: NDArray[np.float32]) -> None:
+        self._known[key] = (behind, most)
         self._tokens += len(most)
         while self._tokens > self._most and len(self._known) > 1:
             _, (_, old) = self._known.popitem(last=False)

@@ -69,7 +69,7 @@ def test_a_missing_passage_is_computed_and_the_rest_reused(tmp_path: Path) -> No
 
 def test_without_segments_a_segment_is_found_by_its_first_chunk(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
-    session = blend_session(engine, ratio=0)
+    session = blend_session(engine, ratio=0, encoding="none")
     texts = parts()
     serve(session, asking([texts[0][:1], *texts[1:]], "a"))
     session.settle()

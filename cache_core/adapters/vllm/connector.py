@@ -395,4 +395,4 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             require_certificate(self._options.blend_certificate, config.model_config)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
-        return BlendScheduler(self._options, start, self._shape.block_tokens)
+        return BlendScheduler(self._options, start, self._shape.block_tokens, self._ranks)

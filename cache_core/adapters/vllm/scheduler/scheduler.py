@@ -127,7 +127,9 @@ class SchedulerSide:
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
-            state.mixed = computed > 0 and (self.stale or state.adapter.renamed)
+            # Or of a request that was blended: see blend_scheduler.
+            blended = state.blend is not None
+            state.mixed = computed > 0 and (self.stale or state.adapter.renamed or blended)
         if state.epoch:
             # What could not be read now may fail again at once, and again.
             state.computed = computed
@@ -253,6 +255,8 @@ class SchedulerSide:
             self._loaded(load)
         for save in report.saves:
             self._saved(save)
+        for seen in report.seen if self.blend_scheduler is not None else ():
+            self.blend_scheduler.saw(seen)
         if report.outdated >= self._meta.generation:
             self.renew("weights changed in memory")
             self.stale = True
@@ -309,6 +313,8 @@ class SchedulerSide:
     def close(self) -> None:
         """Ends look-ups and the recording."""
         self._hashing.close()
+        if self.blend_scheduler is not None:
+            self.blend_scheduler.close()
         if self._remote_lookup is not None:
             self._remote_lookup.close()
         if self._recorder is not None:

@@ -151,6 +151,12 @@ class WorkerSide:
         """Lets saves begin: the forward pass is over."""
         if self._blend_worker is not None:
             self._blend_worker.encode(meta.encodes)
+            if meta.encodes:
+                self.blocks.fence()()
+            size = self._block_tokens
+            seen = [self._blend_worker.see(encode, self.blocks, size) for encode in meta.encodes]
+            with self._lock:
+                self._report.seen += seen
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
             for load in self._gates.take_loads():
@@ -308,10 +314,10 @@ class WorkerSide:
         slots = slots_within(load.blocks, self._block_tokens, tokens, wanted)
         return slots.reshape(-1, self._size)
 
-    def _rotation(self, delta: int) -> Callable[[torch.Tensor, int], None]:
+    def _rotation(self, delta: int) -> Callable[[torch.Tensor], None]:
         blend_worker = self._blend_worker
         assert blend_worker is not None
-        return lambda k, axis: blend_worker.rotate(k, delta, axis)
+        return lambda k: blend_worker.rotate(k, delta)
 
     def _save(
         self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass

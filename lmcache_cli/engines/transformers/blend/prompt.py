@@ -49,6 +49,12 @@ class BlendPrompt:
         """Returns whether a piece stands where, and after what, it was encoded: it is exact."""
         return self.leads and piece.segment <= len(self.lead)
 
+    def behind(self, piece: Piece) -> float:
+        """Returns how many times its segment's length stands before it and was not known when it
+        was encoded: 0 for an exact one."""
+        length = max(p.stop for p in self.pieces if p.segment == piece.segment) - piece.segment
+        return 0.0 if self.exact(piece) else (piece.segment - len(self.lead)) / length
+
 
 class Prompts:
     """The maker of :class:`BlendPrompt`. Keys differ by lead: KV after another lead is other KV.

@@ -42,11 +42,13 @@ class BlendSession(TransformersSession):
     encoded and stored after its answer, and what that deviates by from the request's own KV is
     remembered: in :meth:`settle`, or before the next request begins."""
 
-    def __init__(self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache) -> None:
+    def __init__(
+        self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache, bos: int | None
+    ) -> None:
         super().__init__(engine, spec, cache)
         self.runner = engine.layers()
         self.tiers = cache
-        self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, engine.bos)
+        self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, bos)
         self.choose(spec)
         self._lesson: _Lesson | None = None
         self._last: tuple[KvBuffer, torch.Tensor] | None = None
@@ -161,7 +163,7 @@ class BlendSession(TransformersSession):
         assert all(lack is not None for lack in lacks)
         mask = chosen(np.concatenate([lack for lack in lacks if lack is not None]), self._ratio)
         at = np.concatenate([np.arange(piece.start, piece.stop) for piece in moved])
-        return at[mask]
+        return np.asarray(at[mask], dtype=np.int64)
 
     def _after(self, request: Request, buffer: KvBuffer, served: Prefilled) -> None:
         """Stores nothing: what was blended is not what the keys mean."""
@@ -232,7 +234,7 @@ class BlendSession(TransformersSession):
             lack = deviation(context[:, 0], context[:, 1], k, own[:, 1])
             for piece in run:
                 begin, end = piece.start - first.start, piece.stop - first.start
-                self.prompts.seen.add(piece.key, lack[begin:end])
+                self.prompts.seen.add(piece.key, lack[begin:end], lesson.prompt.behind(piece))
 
     def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.runner.device)
