@@ -17,12 +17,19 @@ from numpy.typing import NDArray
 
 SELECTION = "seen"
 """The name of the rule by which tokens are computed again, in reports and certificates."""
-LEAST_SEEN = 4.0
-"""Behind how many times its own length a passage must have been seen, all sightings together,
-before it is reused: a short context may happen to have nothing of what a token would take."""
+LEAST_SEEN = 2.0
+"""How often a passage must have been seen before it is reused, each time counted by
+:func:`worth`: a context may happen to have nothing of what a token would take."""
+_FULL_CONTEXT = 2
 _MOST_TOKENS = 1 << 24
 _NAME = "seen.npz"
 _KEY_BYTES = 32
+
+
+def worth(before: int, length: int) -> float:
+    """Returns what a sighting counts of a segment of ``length`` tokens behind ``before`` that it
+    was not encoded behind: 1 behind twice its own length or more, less behind less."""
+    return min(1.0, before / (_FULL_CONTEXT * length))
 
 
 class SeenTable:
@@ -41,17 +48,17 @@ class SeenTable:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, key: bytes, deviations: NDArray[np.float32], behind: float) -> None:
-        """Takes in one sighting of a chunk: the deviation of each of its tokens, ``[tokens]``,
-        ``behind`` so many times its segment's length. Where that is 0 nothing was to be seen. One
-        of another length begins anew."""
-        if behind <= 0:
+    def add(self, key: bytes, deviations: NDArray[np.float32], counts: float) -> None:
+        """Takes in one sighting of a chunk, the deviation of each of its tokens, ``[tokens]``, and
+        what it ``counts``, by :func:`worth`: at 0 there was nothing to see. One of another length
+        begins anew."""
+        if counts <= 0:
             return
         before, most = self._known.pop(key, (0.0, deviations))
         self._tokens -= len(most) if before else 0
         if len(most) != len(deviations):
             before, most = 0.0, deviations
-        self._put(key, before + behind, np.maximum(most, deviations))
+        self._put(key, before + counts, np.maximum(most, deviations))
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
         """Returns the largest deviations of the chunk's tokens, ``[tokens]``; None before it was
@@ -75,7 +82,7 @@ class SeenTable:
         np.savez(
             buffer,
             keys=np.frombuffer(b"".join(self._known), dtype=np.uint8),
-            behind=np.array([behind for behind, _ in self._known.values()], dtype=np.float64),
+            counts=np.array([count for count, _ in self._known.values()], dtype=np.float64),
             lengths=np.array([len(most) for most in numbers], dtype=np.int64),
             numbers=np.concatenate([np.zeros(0, dtype=np.float32), *numbers]),
         )
@@ -88,20 +95,20 @@ class SeenTable:
         nothing: its chunks are seen again."""
         try:
             with np.load(folder / _NAME, allow_pickle=False) as kept:
-                keys, behind, lengths, numbers = (
-                    kept[name] for name in ("keys", "behind", "lengths", "numbers")
+                keys, counts, lengths, numbers = (
+                    kept[name] for name in ("keys", "counts", "lengths", "numbers")
                 )
-            if len(keys) != _KEY_BYTES * len(behind) or sum(lengths) != len(numbers):
+            if len(keys) != _KEY_BYTES * len(counts) or sum(lengths) != len(numbers):
                 return
             parts = np.split(numbers.astype(np.float32), np.cumsum(lengths)[:-1])
             for row, part in enumerate(parts if len(lengths) else ()):
                 key = keys[_KEY_BYTES * row : _KEY_BYTES * (row + 1)].tobytes()
-                self._put(key, float(behind[row]), part)
+                self._put(key, float(counts[row]), part)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return
 
-    def _put(self, key: bytes, behind: float, most: NDArray[np.float32]) -> None:
-        self._known[key] = (behind, most)
+    def _put(self, key: bytes, count: float, most: NDArray[np.float32]) -> None:
+        self._known[key] = (count, most)
         self._tokens += len(most)
         while self._tokens > self._most and len(self._known) > 1:
             _, (_, old) = self._known.popitem(last=False)

@@ -134,7 +134,7 @@ class ContentOracle(HitOracle):
         missing = [piece for piece in prompt.pieces if piece not in there]
         parts = [piece for piece in missing if not prompt.is_lead(piece)]
         for piece in parts:
-            self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32), prompt.behind(piece))
+            self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32), prompt.worth(piece))
         prompt.matcher.stored(prompt.ids, parts)
         known, _ = self._cache.acquire_any([piece.key for piece in missing])
         self._cache.release(known)

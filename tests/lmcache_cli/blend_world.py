@@ -78,9 +78,10 @@ def serve(session: BlendSession, request: Request) -> Sample:
 
 
 def warm(session: BlendSession, texts: Sequence[np.ndarray]) -> Request:
-    """Stores all passages, and has each seen in two contexts, in orders that are turned from the
-    reverse; returns the request in the given order."""
+    """Stores all passages, and has each seen, which needs one full context here, in orders that are
+    turned from the reverse; returns the request in the given order."""
     passages = list(texts[-2:0:-1])
+    session.prompts.seen.least = 1.0
     for turn in range(len(passages)):
         order = passages[turn:] + passages[:turn]
         serve(session, asking([texts[0], *order, texts[-1]], f"warm{turn}", 1))

@@ -110,7 +110,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         rank = self._vllm_config.parallel_config.rank
         blend_worker = None
         if self._options.blend:
-            blend_worker = BlendWorkerSide(self._vllm_config, self._shape.block_tokens)
+            sizes = self._shape.block_tokens, self._options.chunk_tokens
+            blend_worker = BlendWorkerSide(self._vllm_config, *sizes)
         tiers = open_tiers(
             self._options,
             blocks.chunk_bytes,

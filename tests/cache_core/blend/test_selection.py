@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.blend.seen import SeenTable
+from cache_core.blend.seen import SeenTable, worth
 from cache_core.blend.selection import budget, chosen, deviation
 
 
@@ -50,24 +50,31 @@ def test_a_tokens_number_is_that_of_its_worst_layer_k_and_v_alike() -> None:
 
 def test_the_largest_of_all_contexts_is_kept_once_there_were_enough() -> None:
     table = SeenTable(least=2)
-    table.add(b"a", numbers(1, 5))
+    table.add(b"a", numbers(1, 5), 1)
     assert table.get(b"a") is None
-    table.add(b"a", numbers(3, 2))
+    table.add(b"a", numbers(9, 9), 0)
+    table.add(b"a", numbers(3, 2), 0.5)
+    assert table.get(b"a") is None
+    table.add(b"a", numbers(0, 0), 0.5)
     assert table.get(b"a").tolist() == [3, 5]  # type: ignore[union-attr]
-    table.add(b"a", numbers(7))
+    table.add(b"a", numbers(7), 1)
     assert table.get(b"a") is None, "of another length: it begins anew"
     table.clear()
     assert table.get(b"a") is None and len(table) == 0
 
 
+def test_a_sighting_behind_little_counts_less() -> None:
+    assert [worth(before, 10) for before in (0, 10, 20, 500)] == [0, 0.5, 1, 1]
+
+
 def test_what_was_not_asked_for_longest_is_forgotten() -> None:
     table = SeenTable(least=1, most_tokens=6)
     for name in (b"a", b"b", b"c"):
-        table.add(name, numbers(1, 2))
+        table.add(name, numbers(1, 2), 1)
     table.get(b"a")
-    table.add(b"d", numbers(1, 2))
+    table.add(b"d", numbers(1, 2), 1)
     assert [table.get(name) is None for name in (b"a", b"b", b"c", b"d")] == [0, 1, 0, 0]
-    table.add(b"d", numbers(4, 4))  # what it knew is not counted twice
+    table.add(b"d", numbers(4, 4), 1)  # what it knew is not counted twice
     assert len(table) == 3
 
 
@@ -79,8 +86,8 @@ def test_a_table_comes_back_from_its_folder(tmp_path: Path) -> None:
     assert len(again) == 0, "an empty one"
     for i in range(3):
         for _ in range(2):
-            table.add(bytes([i]) * 32, numbers(*range(i + 1)))
-    table.add(b"once".ljust(32), numbers(1))
+            table.add(bytes([i]) * 32, numbers(*range(i + 1)), 1)
+    table.add(b"once".ljust(32), numbers(1), 1)
     table.save(tmp_path)
     again.load(tmp_path)
     assert len(again) == 4 and again.get(b"once".ljust(32)) is None

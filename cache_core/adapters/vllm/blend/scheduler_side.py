@@ -8,10 +8,9 @@ prefix cache knows it under a salt of its own: requests find it there that are b
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from cache_core.adapters.vllm.scheduler.request_state import (
     RequestState,
 )
 from cache_core.blend.matcher import RollingIndex, segment_keys
-from cache_core.blend.seen import SeenTable
+from cache_core.blend.seen import SeenTable, worth
 from cache_core.blend.selection import chosen
 from cache_core.keys import ChunkHasher
 from cache_core.ledger import Hit, Ledger, Plan
@@ -116,11 +115,10 @@ Lack = NDArray[np.float32]
 
 
 class _Look(NamedTuple):
-    """Chunks that ranks are asked to see, ``behind`` so many times their segment's length, and what
-    some have seen."""
+    """Chunks that ranks are asked to see, what that counts, and what some have seen."""
 
     keys: tuple[bytes, ...]
-    behind: float
+    counts: float
     lacks: list[tuple[Lack, ...]]
 
 
@@ -186,7 +184,7 @@ class BlendScheduler:
         for segment in blend.segments:
             hit, lacks = ledger.lookup(segment.keys), list[Lack]()
             if blend.ratio and not self._in_place(state, segment):
-                lacks = list(takewhile(_is_known, map(self.seen.get, hit.keys)))
+                lacks = self._lacks(hit.keys)
                 hit = Hit(hit.keys[: len(lacks)], hit.tiers[: len(lacks)])
             stop = min(segment.start + len(hit) * self._size, segment.stop, last)
             start = max(segment.start, exact)
@@ -252,8 +250,8 @@ class BlendScheduler:
             number = next_id + len(jobs)
             self._lent[number] = [*lent, *kept]
             length = segment.stop - segment.start
-            behind = (segment.start - len(self._bos)) / length
-            self._looks[number] = _Look(tuple(keys[row] for row in rows), behind, [])
+            counts = worth(segment.start - len(self._bos), length)
+            self._looks[number] = _Look(tuple(keys[row] for row in rows), counts, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
             bos = len(self._bos)
@@ -264,16 +262,17 @@ class BlendScheduler:
             jobs.append((EncodeSpec(save, tokens, context, start, length, rows), plan))
         return jobs
 
-    def saw(self, done: SeenDone) -> None:
-        """Takes in what one rank saw. A token's number is the largest of all ranks', each of which
-        has heads of its own."""
-        look = self._looks[done.id]
-        look.lacks.append(done.lacks)
-        if len(look.lacks) == self._ranks:
-            del self._looks[done.id]
-            for row, key in enumerate(look.keys):
-                lack = np.maximum.reduce([lacks[row] for lacks in look.lacks])
-                self.seen.add(key, lack, look.behind)
+    def saw(self, reports: Iterable[SeenDone]) -> None:
+        """Takes in what ranks saw. A token's number is the largest of all ranks', each of which has
+        heads of its own."""
+        for done in reports:
+            look = self._looks[done.id]
+            look.lacks.append(done.lacks)
+            if len(look.lacks) == self._ranks:
+                del self._looks[done.id]
+                for row, key in enumerate(look.keys):
+                    lack = np.maximum.reduce([lacks[row] for lacks in look.lacks])
+                    self.seen.add(key, lack, look.counts)
 
     def close(self) -> None:
         """Keeps what was seen for chunks that outlive the process."""
@@ -288,6 +287,16 @@ class BlendScheduler:
         lent = self._lent.pop(number, None)
         if lent is not None:
             self._pool.free_blocks(lent)
+
+    def _lacks(self, keys: Sequence[bytes]) -> list[Lack]:
+        """Returns what leading chunks were seen to lack, up to the first that is not known."""
+        found: list[Lack] = []
+        for key in keys:
+            lack = self.seen.get(key)
+            if lack is None:
+                break
+            found.append(lack)
+        return found
 
     def _in_place(self, state: RequestState, segment: BlendSegment) -> bool:
         """Returns whether a segment stands where it is encoded: there it is exact."""
@@ -309,7 +318,3 @@ class BlendScheduler:
             if not reused and self.seen.get(key) is None:
                 rows.append(row)
         return tuple(rows)
-
-
-def _is_known(lack: Lack | None) -> TypeGuard[Lack]:
-    return lack is not None

@@ -23,7 +23,7 @@ class BlendWorkerSide:
     Raises ``ValueError`` if the workers were not started with ``--worker-cls`` for blend.
     """
 
-    def __init__(self, config: Any, block_tokens: int) -> None:
+    def __init__(self, config: Any, block_tokens: int, chunk_tokens: int) -> None:
         # Only workers of --worker-cls can import it before the model is loaded.
         from cache_core.adapters.vllm.blend_worker import RUNNERS
 
@@ -33,6 +33,7 @@ class BlendWorkerSide:
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
         self.forward = ExtraForward(RUNNERS[0], config, block_tokens)
+        self._block_tokens, self._size = block_tokens, chunk_tokens
 
     def rotate(self, k: torch.Tensor, delta: int) -> None:
         """Turns K ``[.., head_dim]`` by ``delta`` positions, in place."""
@@ -48,44 +49,45 @@ class BlendWorkerSide:
         if rows:
             self.forward.run(rows)
 
-    def encode(self, encodes: Sequence[EncodeSpec]) -> None:
-        """Computes segments alone, in blocks that are lent for it."""
+    def encode(self, encodes: Sequence[EncodeSpec], blocks: EngineBlocks) -> list[SeenDone]:
+        """Computes segments alone, in blocks that are lent for it, and returns what they lack."""
         for encode in encodes:
             positions = np.arange(len(encode.tokens), dtype=np.int32)
             self.forward.run([ForwardRows(encode.tokens, positions, encode.save.blocks)])
+        if any(encode.rows for encode in encodes):
+            blocks.fence()()
+        return [self._see(encode, blocks) for encode in encodes]
 
 
-    def see(self, encode: EncodeSpec, blocks: EngineBlocks, block_tokens: int) -> SeenDone:
+    def _see(self, encode: EncodeSpec, blocks: EngineBlocks) -> SeenDone:
         """Returns how far the chunks that were just encoded are from the request's own KV."""
         if not encode.rows:
             return SeenDone(encode.save.id, ())
         bos = len(encode.tokens) - encode.length
         parts = []
         for at, table in ((encode.start, encode.context), (bos, encode.save.blocks)):
-            planes = _planes(blocks, table, block_tokens, range(at, at + encode.length))
-            parts.append(planes)
+            parts.append(self._planes(blocks, table, range(at, at + encode.length)))
         (k, v), (alone_k, alone_v) = parts
         self.rotate(alone_k, encode.start - bos)
         lack = deviation(k, v, alone_k, alone_v)
-        size = blocks.chunk_tokens
-        lacks = (lack[row * size : (row + 1) * size] for row in encode.rows)
+        lacks = (lack[row * self._size : (row + 1) * self._size] for row in encode.rows)
         return SeenDone(encode.save.id, tuple(lacks))
 
-
-def _planes(
-    blocks: EngineBlocks, table: BlockIds, block_tokens: int, tokens: range
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns copies of K and V ``[layers, heads, tokens, head_dim]`` of a sequence's tokens."""
-    size = blocks.chunk_tokens
-    whole = range(tokens.start, tokens.start + -(-len(tokens) // size) * size)
-    slots = slots_within(table, block_tokens, whole, tokens).reshape(-1, size)
-    scratch = np.zeros((len(slots), blocks.chunk_bytes), dtype=np.uint8)
-    blocks.place(slots).copy_to(np.array([row.ctypes.data for row in scratch], dtype=np.uint64))
-    k, v = (
-        plane.movedim(0, 2).flatten(2, 3)[:, :, : len(tokens)]
-        for plane in blocks.planes(torch.from_numpy(scratch))
-    )
-    return k, v
+    def _planes(
+        self, blocks: EngineBlocks, table: BlockIds, tokens: range
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns copies of K and V ``[layers, heads, tokens, head_dim]`` of a sequence's
+        tokens."""
+        whole = range(tokens.start, tokens.start + -(-len(tokens) // self._size) * self._size)
+        slots = slots_within(table, self._block_tokens, whole, tokens).reshape(-1, self._size)
+        scratch = np.zeros((len(slots), blocks.chunk_bytes), dtype=np.uint8)
+        there = np.array([row.ctypes.data for row in scratch], dtype=np.uint64)
+        blocks.place(slots).copy_to(there)
+        k, v = (
+            plane.movedim(0, 2).flatten(2, 3)[:, :, : len(tokens)]
+            for plane in blocks.planes(torch.from_numpy(scratch))
+        )
+        return k, v
 
 
 class RotatedBuffers(SlotBuffers):

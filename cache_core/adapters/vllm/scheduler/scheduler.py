@@ -127,9 +127,8 @@ class SchedulerSide:
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
-            # Or of a request that was blended: see blend_scheduler.
-            blended = state.blend is not None
-            state.mixed = computed > 0 and (self.stale or state.adapter.renamed or blended)
+            doubtful = self.stale or state.adapter.renamed or state.blend is not None
+            state.mixed = computed > 0 and doubtful
         if state.epoch:
             # What could not be read now may fail again at once, and again.
             state.computed = computed
@@ -255,8 +254,8 @@ class SchedulerSide:
             self._loaded(load)
         for save in report.saves:
             self._saved(save)
-        for seen in report.seen if self.blend_scheduler is not None else ():
-            self.blend_scheduler.saw(seen)
+        if self.blend_scheduler is not None:
+            self.blend_scheduler.saw(report.seen)
         if report.outdated >= self._meta.generation:
             self.renew("weights changed in memory")
             self.stale = True

@@ -27,7 +27,6 @@ class EngineBlocks(Protocol):
     """The engine's KV of one worker, between which and host memory chunks are moved."""
 
     chunk_bytes: int
-    chunk_tokens: int
     layers: int
 
     def memory(self) -> Memory:
@@ -97,7 +96,7 @@ class HostBlocks:
         blocks, heads, tokens, content = caches[0].shape
         self._caches = list(caches)  # keeps the memory alive
         self._threads = threads
-        self.chunk_tokens, self.layers = chunk_tokens, len(caches)
+        self.layers = len(caches)
         item = caches[0].element_size()
         dim = content // 2
         self._heads, self._plane = heads, heads * dim * chunk_tokens * item
@@ -166,7 +165,7 @@ class WholeBlocks:
         self._caches = list(caches)
         self._threads = threads
         self._tokens = block_tokens
-        self.chunk_tokens, self.layers = chunk_tokens, len(caches)
+        self.layers = len(caches)
         # Kernel blocks may be smaller than the blocks that vLLM counts: they lie side by side.
         kernel_tokens = caches[0].shape[2]
         self._block_bytes = caches[0].stride(0) * caches[0].element_size()
@@ -212,7 +211,7 @@ class TensorBlocks:
     def __init__(self, caches: Sequence[torch.Tensor], chunk_tokens: int) -> None:
         _, heads, self._block_tokens, content = caches[0].shape
         self._caches = list(caches)
-        self.chunk_tokens, self.layers = chunk_tokens, len(caches)
+        self.layers = len(caches)
         self._shape = (chunk_tokens, heads, content)
         self.layer_bytes = chunk_tokens * heads * content * caches[0].element_size()
         self.chunk_bytes = self.layers * self.layer_bytes

@@ -70,7 +70,7 @@ class CudaBlocks:
         blocks, heads, tokens, content = caches[0].shape
         self._caches = list(caches)  # keeps the memory alive
         self._device = caches[0].device.index or 0
-        self.chunk_tokens, self.layers = chunk_tokens, len(caches)
+        self.layers = len(caches)
         item = caches[0].element_size()
         self._item, self._dtype = item, str(caches[0].dtype).removeprefix("torch.")
         self._shape = (chunk_tokens, heads, content)

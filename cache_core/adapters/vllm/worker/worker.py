@@ -150,11 +150,7 @@ class WorkerSide:
     def end_step(self, meta: StepMeta) -> None:
         """Lets saves begin: the forward pass is over."""
         if self._blend_worker is not None:
-            self._blend_worker.encode(meta.encodes)
-            if meta.encodes:
-                self.blocks.fence()()
-            size = self._block_tokens
-            seen = [self._blend_worker.see(encode, self.blocks, size) for encode in meta.encodes]
+            seen = self._blend_worker.encode(meta.encodes, self.blocks)
             with self._lock:
                 self._report.seen += seen
         if self._gates is not None:
@@ -262,7 +258,9 @@ class WorkerSide:
         parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, table, target)]
         for piece in pieces:
             table = self._table(load, piece.first, len(piece.hit), range(piece.start, piece.stop))
-            rotated = RotatedBuffers(self.blocks, table, self._rotation(piece.shift))
+            assert self._blend_worker is not None
+            turn = partial(self._blend_worker.rotate, delta=piece.shift)
+            rotated = RotatedBuffers(self.blocks, table, turn)
             parts.append((piece.hit, piece.first, table, rotated))
         gone: list[tuple[bytes, int]] = []
         asked: dict[int, bool] = {}
@@ -313,11 +311,6 @@ class WorkerSide:
         tokens = range(first, first + chunks * self._size)
         slots = slots_within(load.blocks, self._block_tokens, tokens, wanted)
         return slots.reshape(-1, self._size)
-
-    def _rotation(self, delta: int) -> Callable[[torch.Tensor], None]:
-        blend_worker = self._blend_worker
-        assert blend_worker is not None
-        return lambda k: blend_worker.rotate(k, delta)
 
     def _save(
         self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass

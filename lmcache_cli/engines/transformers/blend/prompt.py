@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.blend.matcher import Matcher, Piece
-from cache_core.blend.seen import SeenTable
+from cache_core.blend.seen import SeenTable, worth
 from cache_core.keys import ChunkHasher, Namespace
 from lmcache_cli.errors import CellError
 from workloads.request import Request
@@ -49,11 +49,10 @@ class BlendPrompt:
         """Returns whether a piece stands where, and after what, it was encoded: it is exact."""
         return self.leads and piece.segment <= len(self.lead)
 
-    def behind(self, piece: Piece) -> float:
-        """Returns how many times its segment's length stands before it and was not known when it
-        was encoded: 0 for an exact one."""
+    def worth(self, piece: Piece) -> float:
+        """Returns what a sighting of a piece counts here: 0 of an exact one."""
         length = max(p.stop for p in self.pieces if p.segment == piece.segment) - piece.segment
-        return 0.0 if self.exact(piece) else (piece.segment - len(self.lead)) / length
+        return 0.0 if self.exact(piece) else worth(piece.segment - len(self.lead), length)
 
 
 class Prompts:

@@ -234,7 +234,7 @@ class BlendSession(TransformersSession):
             lack = deviation(context[:, 0], context[:, 1], k, own[:, 1])
             for piece in run:
                 begin, end = piece.start - first.start, piece.stop - first.start
-                self.prompts.seen.add(piece.key, lack[begin:end], lesson.prompt.behind(piece))
+                self.prompts.seen.add(piece.key, lack[begin:end], lesson.prompt.worth(piece))
 
     def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.runner.device)
