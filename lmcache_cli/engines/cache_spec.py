@@ -15,7 +15,7 @@ class BlendSettings:
     ``encoding`` names the tokens after which segments are encoded. ``certificate`` is the model's,
     for an engine whose processes check it themselves; None: unverified."""
 
-    ratio: float = 0.12
+    ratio: float = 0.14
     encoding: str = "auto"
     certificate: Path | None = None
 

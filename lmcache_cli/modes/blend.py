@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_core.blend.certificate import Certificate, CertificateError, Subject, checked_certificate
+from cache_core.blend.certificate import CertificateError, Subject, Terms, checked_certificate
 from cache_core.blend.seen import SELECTION
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
@@ -32,26 +32,30 @@ def verified(
     warn: Callable[[str], None],
     refusals: Refusals | None = None,
 ) -> BenchPlan:
-    """Puts the model's certificate into the plan's blend cells, and calibrated settings where no
-    flag was given. Of a model that has not passed, unless --unverified, these cells go to
-    ``refusals``; without it ``CellMissingError`` is raised."""
+    """Puts the model's certificate into the plan's blend cells. Of a model that has not passed,
+    unless --unverified, these cells go to ``refusals``; without it ``CellMissingError`` is
+    raised."""
     options = plan.options
     blends = any(cell.spec.blend for cell in plan.cells)
     if not blends or not isinstance(engine, BlendEngine):
         return plan
     if options.unverified:
-        warn(f"blend on {engine.model} is not verified; lmcache verify blend does that")
+        warn(f"blend on {engine.model} is not verified yet; lmcache verify blend does that")
         return plan
     subject, given = engine.blend_subject(), options.blend_certificate
+    # At ratio 0 a cell is there to compare with, and says so.
+    asked = [c.spec.blend for c in plan.cells if c.spec.blend and c.spec.blend.ratio]
+    terms = [Terms(blend.ratio, blend.encoding) for blend in asked] or [Terms(1.0)]
     try:
-        path, certificate = find_certificate(
-            subject, given, options.model, options.dtype, options.device
+        path = find_certificate(
+            subject, given, options.model, options.dtype, options.device, min(terms)
         )
     except CellMissingError as error:
         for cell in plan.cells:
             if cell.spec.blend:
                 (refusals or Refusals()).add(cell, error)
         return plan
+    say(f"verified: {engine.model} ({path})")
     def settled(cell: Cell) -> Cell:
         if cell.spec.blend is None:
             return cell
@@ -154,16 +158,23 @@ def certificate_path(subject: Subject) -> Path:
 
 
 def find_certificate(
-    subject: Subject, given: Path | None, model: str | None, dtype: str, device: str = "cpu"
-) -> tuple[Path, Certificate]:
-    """Reads the model's certificate from ``given`` or its own path. ``model``, ``dtype`` and
-    ``device`` are as the user gave them. Raises ``CellMissingError`` with the command for it."""
+    subject: Subject,
+    given: Path | None,
+    model: str | None,
+    dtype: str,
+    device: str,
+    terms: Terms,
+) -> Path:
+    """Checks the model's certificate at ``given`` or its own path, which is returned. ``model``,
+    ``dtype`` and ``device`` are as the user gave them. Raises ``CellMissingError`` with the command
+    for it."""
     path = given or certificate_path(subject)
     if given is None and not path.exists():
-        lack = f"{subject.model} in {subject.dtype} has not passed the gates of blend"
+        lack = f"{subject.model} in {subject.dtype} is not verified yet for blend"
     else:
         try:
-            return path, checked_certificate(path, subject)
+            checked_certificate(path, subject, terms)
+            return path
         except CertificateError as error:
             lack = str(error)
     command = "lmcache verify blend" + (f" --model {model}" if model else "")
@@ -171,6 +182,10 @@ def find_certificate(
         command += f" --device {device}"
     if dtype not in ("auto", "float32"):
         command += f" --dtype {dtype}"
+    if terms.ratio < BlendSettings().ratio:
+        command += f" --blend-ratio {terms.ratio:g}"
+    if terms.encoding != BlendSettings().encoding:
+        command += f" --blend-encoding {terms.encoding}"
     if given is not None:
         command += f" --out {given}"
     raise CellMissingError(f"--reuse blend: {lack}; run: {command}, or add --unverified")

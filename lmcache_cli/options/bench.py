@@ -154,7 +154,7 @@ class ApproximateFlags:
     blend_ratio: Annotated[
         str | None,
         flag(
-            "Share of reused tokens to recompute (blend). Default: 0.12.",
+            "Share of reused tokens to recompute (blend). Default: 0.14.",
             SWEPT,
             metavar="LIST",
         ),

@@ -56,7 +56,7 @@ class ConnectorOptions:
     docs."""
     blend_find: bool = False
     """Whether known segments are looked for in requests that name none."""
-    blend_ratio: float = 0.12
+    blend_ratio: float = 0.14
     """The share of reused tokens that is computed anew."""
     blend_certificate: str = ""
     """The file of ``lmcache verify blend`` that says that this model passed its gates."""

@@ -393,7 +393,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
         if not self._options.blend_unverified:
-            require_certificate(self._options.blend_certificate, config.model_config)
+            file, ratio = self._options.blend_certificate, self._options.blend_ratio
+            require_certificate(file, config.model_config, ratio)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
         return BlendScheduler(self._options, start, self._shape.block_tokens, self._ranks)

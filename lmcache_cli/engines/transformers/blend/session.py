@@ -15,7 +15,7 @@ from cache_core.cache import TieredCache
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend.forward import blend
 from lmcache_cli.engines.transformers.blend.prompt import BlendPrompt, Prompts, covered
-from lmcache_cli.engines.transformers.blend.quality import judged
+from lmcache_cli.engines.transformers.blend.quality import forced_logits, judged
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer, wait_for
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, TransformersSession
@@ -89,6 +89,14 @@ class BlendSession(TransformersSession):
         self._lesson = None
         self.prompts.seen.clear()
         super().clear()
+
+    def forced(self, tokens: torch.Tensor, past: int) -> torch.Tensor:
+        """Returns the logits ``[m, vocabulary]`` of given tokens ``[m]`` behind the ``past`` tokens
+        of the request that was served last. Raises ``RuntimeError`` if its KV is gone."""
+        if self._last is None:
+            raise RuntimeError("forced() comes right after its request was served")
+        kv, first = self._last
+        return forced_logits(self.runner, first, tokens, kv.tensor, past)
 
     def judge(self, request: Request) -> Quality:
         return judged(self.engine, self._last, request)
