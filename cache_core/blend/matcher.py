@@ -1,5 +1,5 @@
-"""Finds segments in a prompt at any offset, by their boundaries or by a rolling hash (Rabin-Karp) of
-their first chunk, and cuts them into chunks."""
+"""Finds segments in a prompt at any offset, by their boundaries or by a rolling hash (Rabin-Karp)
+of their first chunk, and cuts them into chunks."""
 
 from __future__ import annotations
 

@@ -207,8 +207,8 @@ class _Turn:
                 f"cell {self.cell.index} should start cold, but its cache holds {held} chunks"
             )
         capacities = self.session.capacities()
-        blends = isinstance(self.engine, BlendEngine)
-        bos = self.engine.blend_bos() if blends else self.engine.bos
+        engine = self.engine
+        bos = engine.blend_bos() if isinstance(engine, BlendEngine) else engine.bos
         self.oracle = self.cell.mode.oracle(spec, capacities, bos)
 
     def warm(self, requests: Sequence[Request]) -> None:
@@ -216,7 +216,7 @@ class _Turn:
         if not self.cell.spec.reuse or not requests:
             return
         self.ready()
-        for request in requests:
+        for request in self.cell.mode.warming(requests):
             self._share([request])
             for _ in self._checked([request]):
                 pass

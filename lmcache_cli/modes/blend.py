@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cache_core.blend.certificate import CertificateError, Subject, Terms, checked_certificate
-from cache_core.blend.seen import SELECTION
+from cache_core.blend.seen import LEAST_SEEN, SELECTION, worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
@@ -22,6 +23,7 @@ from lmcache_cli.modes.mode import Oracle, Sweep, one_of
 from lmcache_cli.modes.prefix import HitOracle, Prefix, varied
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
+from workloads.prompt import Part, Prompt
 from workloads.request import Request
 
 
@@ -56,6 +58,7 @@ def verified(
                 (refusals or Refusals()).add(cell, error)
         return plan
     say(f"verified: {engine.model} ({path})")
+
     def settled(cell: Cell) -> Cell:
         if cell.spec.blend is None:
             return cell
@@ -84,14 +87,35 @@ class Blend(Prefix):
 
     def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
         blend = spec.blend or BlendSettings()
-        return {
-            "blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}
-        }
+        return {"blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}}
+
+    def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Returns requests over the same parts, each in every place in turn, until all were seen
+        often enough: what a service has behind it after a while."""
+        parts = [_parts(request) for request in requests]
+        passages = [part for each in parts for part in each[1:-1]]
+        size = max((len(each) - 2 for each in parts), default=0)
+        a_turn = sum(worth(place, 1) for place in range(size))
+        if not a_turn:
+            return requests
+        made = []
+        for turn in range(size * math.ceil(LEAST_SEEN / a_turn)):
+            order = [*passages[turn:], *passages[:turn]]
+            for start in range(0, len(order), size):
+                some = [*order, *order][start : start + size]
+                name = f"warm{turn}-{start}"
+                made.append(Prompt(name, name, (parts[0][0], *some, parts[0][-1])).request(0.0, 1))
+        return made
 
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
     ) -> Oracle:
         return ContentOracle(spec, capacities, bos)
+
+
+def _parts(request: Request) -> list[Part]:
+    ids = request.token_ids
+    return [Part(part.kind, ids[part.start : part.end]) for part in request.segments]
 
 
 def _settings(options: BenchOptions) -> list[BlendSettings]:

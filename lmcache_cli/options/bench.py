@@ -327,7 +327,12 @@ class BenchOptions(
     counts, or else the default."""
 
     warm: Annotated[
-        bool, flag("Serve first, unmeasured, the same parts in another order.", WORKLOAD, "--warm")
+        bool,
+        flag(
+            "Serve first, unmeasured, the same parts in another order. Always with blend.",
+            WORKLOAD,
+            "--warm",
+        ),
     ] = False
     dataset: Annotated[
         Path | None,

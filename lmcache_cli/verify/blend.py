@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -100,7 +99,9 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     points = [_point(ratio, [trial[ratio] for trial in trials]) for ratio in ratios]
     gates = [_rotation(engine), _causality(engine, tried[0].request)]
     apart = float((full[1] - full[0]).abs().max())
-    gates.append(Gate("ratio 1 equals a full prefill, to the bit", apart == 0, f"largest {apart:g}"))
+    gates.append(
+        Gate("ratio 1 equals a full prefill, to the bit", apart == 0, f"largest {apart:g}")
+    )
     moved = float((naive - full[0]).abs().max())
     gates.append(Gate("ratio 0 is another answer", moved > 0, f"largest {moved:g}"))
     gates += judged(trials, settings.ratio)
@@ -184,7 +185,9 @@ class _Progress:
         if now - self._said >= 10:
             self._said = now
             left = (now - self._began) / self._done * (self._steps - self._done)
-            self._talk.print(f"{self._done} of {self._steps} done, about {max(0.0, left):.0f} s left")
+            self._talk.print(
+                f"{self._done} of {self._steps} done, about {max(0.0, left):.0f} s left"
+            )
 
 
 def _prompts(engine: TransformersEngine, passage: int, flags: BlendGateFlags) -> list[_Tried]:

@@ -58,7 +58,6 @@ class BlendWorkerSide:
             blocks.fence()()
         return [self._see(encode, blocks) for encode in encodes]
 
-
     def _see(self, encode: EncodeSpec, blocks: EngineBlocks) -> SeenDone:
         """Returns how far the chunks that were just encoded are from the request's own KV."""
         if not encode.rows:

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-import torch
 
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide, RotatedBuffers
 from cache_core.adapters.vllm.metadata import (

@@ -17,8 +17,8 @@ from lmcache_cli.errors import CellError
 from workloads.request import Request
 
 ENCODINGS = ("auto", "system", "bos", "none")
-"""The tokens after which segments are encoded: the request's system prompt, a BOS, nothing. ``auto``
-is the first of these that the request or the model has."""
+"""The tokens after which segments are encoded: the request's system prompt, a BOS, nothing.
+``auto`` is the first of these that the request or the model has."""
 _TAIL_DOMAIN = b"lmcache.lead/1"
 _MOST_LEADS = 64
 
