@@ -323,13 +323,12 @@ class BenchOptions(
     ModelFlags,
     EngineFlags,
 ):
-    """The flags of ``lmcache bench``, as given. Where one of blend is None, the model's calibration
-    counts, or else the default."""
+    """The flags of ``lmcache bench``, as given."""
 
     warm: Annotated[
         bool,
         flag(
-            "Serve first, unmeasured, the same parts in another order. Always with blend.",
+            "Serve first, unmeasured, the same parts in another order. RAG with blend always does.",
             WORKLOAD,
             "--warm",
         ),

@@ -83,7 +83,6 @@ def together(llm: Any, asked: list[tuple[list[int], dict[str, Any]]]) -> list[li
 def main() -> None:
     model = Path(sys.argv[1])
     prompts = Prompts()
-    first, told = prompts.make([0, 1, 2, 3])
     second, moved = prompts.make([3, 1, 0, 2], gap=5)
     other, _ = prompts.make([2, 0, 1, 3])
     with engine(model, None) as (llm, _counts):
@@ -101,6 +100,8 @@ def main() -> None:
         found["seen"] = len(side.blend_scheduler.seen)
         for ratio in (0.0, 0.3, 0.9999):
             found[f"ratio {ratio}"] = ask(llm, second, segments=moved, ratio=ratio)
+        # Another question on the same passages, in the same order.
+        found["followed"] = ask(llm, [*second[:-40], *second[:40]], segments=moved, ratio=0.3)
         found["found"] = ask(llm, second, segments="find", ratio=0.9999)
         found["wrong"] = ask(llm, other, segments=[[5, 3]])
         found["batch"] = together(
