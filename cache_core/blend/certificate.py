@@ -60,7 +60,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Terms:
+class BlendTerms:
     """The settings under which a model is verified: the share of reused tokens that is computed
     again, what segments are encoded behind (``auto``: a system prompt, else a BOS), and the
     method."""
@@ -77,7 +77,7 @@ class Certificate:
     ``verify blend --json`` writes them."""
 
     subject: Subject
-    terms: Terms
+    terms: BlendTerms
     failed: tuple[str, ...]
     unsure: tuple[str, ...]
     details: Mapping[str, Any]
@@ -125,7 +125,7 @@ def read_certificate(path: Path) -> Certificate:
     names = ("model", "weights", "dtype", "rope")
     try:
         subject = Subject(**{name: str(found[name]) for name in names})
-        terms = Terms(float(found["ratio"]), str(found["encoding"]), str(found["method"]))
+        terms = BlendTerms(float(found["ratio"]), str(found["encoding"]), str(found["method"]))
         failed, unsure = (tuple(map(str, found[name])) for name in ("failed", "unsure"))
     except (KeyError, TypeError, ValueError) as error:
         raise CertificateError(f"{path} is damaged ({error!r})") from error
@@ -133,7 +133,7 @@ def read_certificate(path: Path) -> Certificate:
     return Certificate(subject, terms, failed, unsure, details)
 
 
-def checked_certificate(path: Path, subject: Subject, terms: Terms) -> Certificate:
+def checked_certificate(path: Path, subject: Subject, terms: BlendTerms) -> Certificate:
     """Reads the certificate, which must be of ``subject`` under ``terms``, or a smaller ratio than
     theirs, and have passed. Raises :class:`CertificateError`."""
     certificate = read_certificate(path)

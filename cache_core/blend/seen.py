@@ -19,14 +19,14 @@ SELECTION = "seen"
 """The name of the rule by which tokens are computed again, in reports and certificates."""
 LEAST_SEEN = 2.0
 """How often a passage must have been seen before it is reused, each time counted by
-:func:`worth`: a context may happen to have nothing of what a token would take."""
+:func:`sighting_worth`: a context may happen to have nothing of what a token would take."""
 _FULL_CONTEXT = 2
 _MOST_TOKENS = 1 << 24
 _NAME = "seen.npz"
 _KEY_BYTES = 32
 
 
-def worth(before: int, length: int) -> float:
+def sighting_worth(before: int, length: int) -> float:
     """Returns what a sighting counts of a segment of ``length`` tokens behind ``before`` that it
     was not encoded behind: 1 behind twice its own length or more, less behind less."""
     return min(1.0, before / (_FULL_CONTEXT * length))
@@ -50,8 +50,8 @@ class SeenTable:
 
     def add(self, key: bytes, deviations: NDArray[np.float32], counts: float) -> None:
         """Takes in one sighting of a chunk, the deviation of each of its tokens, ``[tokens]``, and
-        what it ``counts``, by :func:`worth`: at 0 there was nothing to see. One of another length
-        begins anew."""
+        what it ``counts``, by :func:`sighting_worth`: at 0 there was nothing to see. One of another
+        length begins anew."""
         if counts <= 0:
             return
         before, most = self._known.pop(key, (0.0, deviations))

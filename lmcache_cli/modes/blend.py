@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_core.blend.certificate import CertificateError, Subject, Terms, checked_certificate
-from cache_core.blend.seen import LEAST_SEEN, SELECTION, worth
+from cache_core.blend.certificate import BlendTerms, CertificateError, Subject, checked_certificate
+from cache_core.blend.seen import LEAST_SEEN, SELECTION, sighting_worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
@@ -47,7 +47,7 @@ def verified(
     subject, given = engine.blend_subject(), options.blend_certificate
     # At ratio 0 a cell is there to compare with, and says so.
     asked = [c.spec.blend for c in plan.cells if c.spec.blend and c.spec.blend.ratio]
-    terms = [Terms(blend.ratio, blend.encoding) for blend in asked] or [Terms(1.0)]
+    terms = [BlendTerms(blend.ratio, blend.encoding) for blend in asked] or [BlendTerms(1.0)]
     try:
         path = find_certificate(
             subject, given, options.model, options.dtype, options.device, min(terms)
@@ -95,7 +95,7 @@ class Blend(Prefix):
         parts = [_parts(request) for request in requests]
         passages = [part for each in parts for part in each[1:-1]]
         size = max((len(each) - 2 for each in parts), default=0)
-        a_turn = sum(worth(place, 1) for place in range(size))
+        a_turn = sum(sighting_worth(place, 1) for place in range(size))
         if not a_turn:
             return requests
         made = []
@@ -187,7 +187,7 @@ def find_certificate(
     model: str | None,
     dtype: str,
     device: str,
-    terms: Terms,
+    terms: BlendTerms,
 ) -> Path:
     """Checks the model's certificate at ``given`` or its own path, which is returned. ``model``,
     ``dtype`` and ``device`` are as the user gave them. Raises ``CellMissingError`` with the command

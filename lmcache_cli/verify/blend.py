@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.blend.certificate import Certificate, Terms
+from cache_core.blend.certificate import BlendTerms, Certificate
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
@@ -48,7 +47,6 @@ MOST_OF_NAIVE, LEAST_TOP_1 = 0.6, -0.01
 """What blend must reach: this share of plain reuse's KL, and top-1 as near a full prefill's."""
 _PASSAGES, _TRUTH, _ROUNDS = 4, 24, 12
 _DRAWS = 4000
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     )
     moved = float((naive - full[0]).abs().max())
     gates.append(Gate("ratio 0 is another answer", moved > 0, f"largest {moved:g}"))
-    gates += judged(trials, settings.ratio)
+    gates += quality_gates(trials, settings.ratio)
     engine.close()
     failed, unsure = _names(gates, unsure=False), _names(gates, unsure=True)
     details: dict[str, Any] = {
@@ -116,7 +114,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     }
     subject = engine.blend_subject()
     kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
-    terms = Terms(settings.ratio, settings.encoding)
+    terms = BlendTerms(settings.ratio, settings.encoding)
     certificate = Certificate(subject, terms, failed, unsure, kept)
     path = flags.out or certificate_path(subject)
     try:
@@ -134,7 +132,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class BlendTrial:
     """A prompt's quality at one ratio: KL, and the shares of the text that blend's and the full
     prefill's likeliest tokens are."""
 
@@ -143,7 +141,7 @@ class Trial:
     full_top_1: float
 
 
-def judged(trials: Sequence[Mapping[float, Trial]], ratio: float) -> list[Gate]:
+def quality_gates(trials: Sequence[Mapping[float, BlendTrial]], ratio: float) -> list[Gate]:
     """Returns the gates of quality at ``ratio``, over prompts: held and missed where the whole 95 %
     interval says so, else unsure. Of a model that hardly looks back there is nothing to tell."""
     kl = np.array([trial[ratio].kl for trial in trials])
@@ -266,7 +264,7 @@ def _measured(
     ratios: Sequence[float],
     tried: _Tried,
     progress: _Progress,
-) -> dict[float, Trial]:
+) -> dict[float, BlendTrial]:
     """Measures a prompt at every ratio against one full prefill."""
     import torch
 
@@ -278,7 +276,7 @@ def _measured(
     first = engine.forward(buffer, ids, 0)
     full = forced_logits(engine.layers(), first, truth, buffer.tensor, n)
     right = float((full.argmax(-1) == truth).double().mean())
-    found: dict[float, Trial] = {}
+    found: dict[float, BlendTrial] = {}
     for ratio in ratios:
         session.choose(replace(spec, blend=replace(spec.blend or BlendSettings(), ratio=ratio)))
         [sample] = session.serve([tried.request], Load())
@@ -286,7 +284,7 @@ def _measured(
             raise RuntimeError("nothing was reused: the gates would prove nothing")
         own = session.forced(truth, n)
         same = float((own.argmax(-1) == truth).double().mean())
-        found[ratio] = Trial(compared(full, own).kl, same, right)
+        found[ratio] = BlendTrial(compared(full, own).kl, same, right)
         session.settle()
     progress.step()
     return found
@@ -305,8 +303,8 @@ def _first_logits(
     return (cold, found[0]), found[1]
 
 
-def _point(ratio: float, trials: Sequence[Trial]) -> RatioPoint:
-    kl: Numbers = np.array([trial.kl for trial in trials])
+def _point(ratio: float, trials: Sequence[BlendTrial]) -> RatioPoint:
+    kl = np.array([trial.kl for trial in trials])
     draws = np.random.default_rng(0).integers(0, len(kl), (_DRAWS, len(kl)))
     low, high = np.percentile(kl[draws].mean(1), [2.5, 97.5])
     top_1 = float(np.mean([trial.top_1 for trial in trials]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.blend.certificate import Certificate, Terms
+from cache_core.blend.certificate import BlendTerms, Certificate
 from lmcache_cli.engines.transformers.engine import TransformersEngine
 from lmcache_cli.modes.blend import certificate_path
 from reports.run_file import read_run
@@ -61,7 +61,7 @@ def test_a_model_without_a_certificate_is_refused(
     assert f"run: {command}, or add --unverified" in line
     subject = TransformersEngine(str(model)).blend_subject()
     path = tmp_path / "cache" / "lmcache-bench" / "blend" / certificate_path(subject).name
-    certificate = Certificate(subject, Terms(0.14), (), (), {})
+    certificate = Certificate(subject, BlendTerms(0.14), (), (), {})
     certificate.write(path)
     found = json.loads(lmcache("bench", "rag", *flags, cwd=tmp_path).stdout)["cells"][0]["blend"]
     assert found["ratio"] == 0.14

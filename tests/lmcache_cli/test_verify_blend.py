@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cache_core.blend.certificate import Terms, read_certificate
-from lmcache_cli.verify.blend import Trial, judged
+from cache_core.blend.certificate import BlendTerms, read_certificate
+from lmcache_cli.verify.blend import BlendTrial, quality_gates
 from tests.lmcache_cli.blend_world import ROPES
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -43,12 +43,14 @@ def test_gates_curve_and_verdict(tmp_path: Path) -> None:
     assert found["certificate"] == str(path)
     certificate = read_certificate(path)
     assert (certificate.failed, certificate.unsure) == (tuple(failed), tuple(unsure))
-    assert certificate.terms == Terms(0.5) and certificate.details["curve"] == found["curve"]
+    assert certificate.terms == BlendTerms(0.5) and certificate.details["curve"] == found["curve"]
 
 
-def trials(kl: list[float], naive: list[float], worse: float = 0.0) -> list[dict[float, Trial]]:
+def trials(
+    kl: list[float], naive: list[float], worse: float = 0.0
+) -> list[dict[float, BlendTrial]]:
     return [
-        {0.0: Trial(n, 0.5, 0.5), 0.14: Trial(k, 0.5 - worse, 0.5)}
+        {0.0: BlendTrial(n, 0.5, 0.5), 0.14: BlendTrial(k, 0.5 - worse, 0.5)}
         for k, n in zip(kl, naive, strict=True)
     ]
 
@@ -63,7 +65,7 @@ def trials(kl: list[float], naive: list[float], worse: float = 0.0) -> list[dict
     ],
 )
 def test_the_whole_interval_has_to_hold(kl: list[float], passed: bool, unsure: bool) -> None:
-    gate, top = judged(trials(kl, [1.0] * 16), 0.14)
+    gate, top = quality_gates(trials(kl, [1.0] * 16), 0.14)
     assert (gate.passed, gate.unsure) == (passed, unsure)
     assert top.passed and not top.unsure
 
@@ -71,7 +73,7 @@ def test_the_whole_interval_has_to_hold(kl: list[float], passed: bool, unsure: b
 def test_a_point_of_top_1_is_the_most_that_may_be_lost() -> None:
     def top(worse: list[float]) -> tuple[bool, bool]:
         each = [trials([0.1], [1.0], w)[0] for w in worse]
-        gate = judged(each, 0.14)[1]
+        gate = quality_gates(each, 0.14)[1]
         return gate.passed, gate.unsure
 
     assert top([0.009] * 16) == (True, False)

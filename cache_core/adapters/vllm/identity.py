@@ -12,9 +12,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from cache_core.blend.certificate import (
+    BlendTerms,
     CertificateError,
     Subject,
-    Terms,
     checked_certificate,
     rope_text,
 )
@@ -209,7 +209,7 @@ def require_certificate(file: str, model: Any, ratio: float) -> None:
     lack = f"{name} has no blend_certificate"
     if file:
         try:
-            checked_certificate(Path(file).expanduser(), subject, Terms(ratio))
+            checked_certificate(Path(file).expanduser(), subject, BlendTerms(ratio))
             return
         except CertificateError as error:
             lack = f"blend_certificate: {error}"

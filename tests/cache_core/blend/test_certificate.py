@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from cache_core.blend.certificate import (
+    BlendTerms,
     Certificate,
     CertificateError,
     Subject,
-    Terms,
     checked_certificate,
     read_certificate,
     rope_text,
 )
 
 MODEL = Subject("some/model", "abc", "float32", rope_text({"rope_theta": 1e4}))
-TERMS = Terms(0.14)
+TERMS = BlendTerms(0.14)
 PASSED = Certificate(MODEL, TERMS, (), (), {"curve": [1, 2]})
 
 
@@ -61,13 +61,13 @@ def test_what_could_not_be_told_is_not_verified_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "terms", [Terms(0.1), Terms(0.14, "none"), Terms(0.14, "auto", "another method")]
+    "terms", [BlendTerms(0.1), BlendTerms(0.14, "none"), BlendTerms(0.14, "auto", "another method")]
 )
-def test_other_terms_are_refused(terms: Terms, tmp_path: Path) -> None:
+def test_other_terms_are_refused(terms: BlendTerms, tmp_path: Path) -> None:
     PASSED.write(tmp_path / "p")
     with pytest.raises(CertificateError, match=r"ratio 0\.14, encoding auto, not of"):
         checked_certificate(tmp_path / "p", MODEL, terms)
-    assert checked_certificate(tmp_path / "p", MODEL, Terms(0.3)) == PASSED
+    assert checked_certificate(tmp_path / "p", MODEL, BlendTerms(0.3)) == PASSED
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.blend.seen import SeenTable, worth
+from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.blend.selection import budget, chosen, deviation
 
 
@@ -64,7 +64,7 @@ def test_the_largest_of_all_contexts_is_kept_once_there_were_enough() -> None:
 
 
 def test_a_sighting_behind_little_counts_less() -> None:
-    assert [worth(before, 10) for before in (0, 10, 20, 500)] == [0, 0.5, 1, 1]
+    assert [sighting_worth(before, 10) for before in (0, 10, 20, 500)] == [0, 0.5, 1, 1]
 
 
 def test_what_was_not_asked_for_longest_is_forgotten() -> None:

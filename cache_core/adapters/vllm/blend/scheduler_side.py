@@ -30,7 +30,7 @@ from cache_core.adapters.vllm.scheduler.request_state import (
     RequestState,
 )
 from cache_core.blend.matcher import RollingIndex, segment_keys
-from cache_core.blend.seen import SeenTable, worth
+from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.blend.selection import chosen
 from cache_core.keys import ChunkHasher
 from cache_core.ledger import Hit, Ledger, Plan
@@ -250,7 +250,7 @@ class BlendScheduler:
             number = next_id + len(jobs)
             self._lent[number] = [*lent, *kept]
             length = segment.stop - segment.start
-            counts = worth(segment.start - len(self._bos), length)
+            counts = sighting_worth(segment.start - len(self._bos), length)
             self._looks[number] = _Look(tuple(keys[row] for row in rows), counts, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)

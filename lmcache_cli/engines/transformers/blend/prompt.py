@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.blend.matcher import Matcher, Piece
-from cache_core.blend.seen import SeenTable, worth
+from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.keys import ChunkHasher, Namespace
 from lmcache_cli.errors import CellError
 from workloads.request import Request
@@ -52,7 +52,7 @@ class BlendPrompt:
     def worth(self, piece: Piece) -> float:
         """Returns what a sighting of a piece counts here: 0 of an exact one."""
         length = max(p.stop for p in self.pieces if p.segment == piece.segment) - piece.segment
-        return 0.0 if self.exact(piece) else worth(piece.segment - len(self.lead), length)
+        return 0.0 if self.exact(piece) else sighting_worth(piece.segment - len(self.lead), length)
 
 
 class Prompts:
