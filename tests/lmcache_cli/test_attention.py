@@ -113,7 +113,7 @@ def test_segments_apart_see_the_lead_and_themselves(lead: int, kernels: list[str
     total = sum(sizes)
     q, k, v = drawn(6, 2, total, lead + total, torch.float32)
     kv = torch.cat([k, v])
-    parts = attend_apart(q[0], kv, sizes, 0.3).split(sizes)
+    parts = torch.split(attend_apart(q[0], kv, sizes, 0.3), sizes)
     for found, end in zip(parts, np.cumsum(sizes).tolist(), strict=True):
         size = len(found)
         keep = [*range(lead), *range(lead + end - size, lead + end)]

@@ -173,7 +173,7 @@ def test_chunks_are_turned_encoded_and_judged_on_the_device(world: tuple[Fake, R
         lead, chunks = (torch.zeros(n, dtype=torch.int64, device=CUDA) for n in (100, 12 * 256))
         hidden = runner.behind(lead, buffer, 0)
         assert hidden.shape == (100, WIDTH)
-        runner.apart(chunks.view(12, 256), buffer, 100)
+        runner.apart(chunks.view(12, 256).unbind(), buffer, 100)
         assert recorded.largest < WORDS * 100, "no logits of tokens whose KV is all that is wanted"
         forced = forced_logits(runner, runner.logits(hidden[-1:])[0], lead[:5], buffer, 100)
         assert forced.shape == (5, WORDS) and forced.device == CUDA
