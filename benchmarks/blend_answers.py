@@ -96,6 +96,14 @@ class InVllm:
         core: Any = self.llm.llm_engine.engine_core
         self.scheduler = core.engine_core.scheduler
         self.side = self.scheduler.connector.scheduler
+        # vLLM takes the counts at each step: they are read before.
+        self.computed, count = 0.0, self.side._count
+
+        def counted(name: str, amount: float) -> None:
+            self.computed += amount if name == "blend_computed_tokens" else 0.0
+            count(name, amount)
+
+        self.side._count = counted
 
     def ask(self, ids: Sequence[int], starts: Sequence[int], ratio: float) -> tuple[int, float]:
         from vllm import SamplingParams
@@ -108,13 +116,12 @@ class InVllm:
             ignore_eos=True,
             extra_args={"kv_transfer_params": {"lmcache": ours}},
         )
-        before = dict(self.side.counts)
+        self.computed = 0.0
         [done] = self.llm.generate([{"prompt_token_ids": list(ids)}], wanted, use_tqdm=False)
-        counts = {n: self.side.counts.get(n, 0.0) - before.get(n, 0.0) for n in self.side.counts}
         while self.scheduler.has_requests():
             self.llm.llm_engine.step()
         loaded = done.num_cached_tokens or 0
-        computed = len(ids) - loaded + counts.get("blend_computed_tokens", 0.0)
+        computed = len(ids) - loaded + self.computed
         return done.outputs[0].token_ids[0], computed / len(ids)
 
     def known(self, document: Document) -> bool:
