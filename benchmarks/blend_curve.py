@@ -27,11 +27,12 @@ from rich.table import Table
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.engine import TransformersEngine
+from lmcache_cli.modes.blend import Blend
 from reports.quality import QualitySummary, quality_of
 from reports.sample import Sample, frame
 from workloads import GeneratedCorpus, Request, Settings, generate, warming
 
-RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6, 1.0)
+RATIOS = (0.0, 0.07, 0.14, 0.3, 0.6, 1.0)
 
 
 @dataclass(slots=True)
@@ -61,7 +62,6 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--passage-tokens", type=int, default=480)
     parser.add_argument("--chunk-tokens", type=int, help="[default: a passage]")
-    parser.add_argument("--check-layer", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--output-tokens", type=int, default=16)
@@ -85,7 +85,7 @@ def measure(
     engine: TransformersEngine, args: argparse.Namespace
 ) -> tuple[dict[float, Point], list[float], int, int]:
     """(points by ratio, TTFT of full prefills in seconds, bytes beside the KV at their peak for
-    the last prompt at .15, its tokens)."""
+    the last prompt at the default, its tokens)."""
     settings = Settings(
         requests=args.prompts,
         passages=args.passages,
@@ -103,7 +103,7 @@ def measure(
     spec = CacheSpec(chunk, {"cpu": size}, mode="blend", blend=BlendSettings())
     cold: Any = engine.open(CacheSpec(chunk, mode="off"), longest + args.output_tokens)
     session: Any = engine.open(spec, longest + args.output_tokens)
-    for request in warming(requests):
+    for request in Blend("blend").warming(warming(requests)):
         serve(session, request)
     engine.warm_up(512)
     rng, points, full = random.Random(args.seed), defaultdict[float, Point](Point), list[float]()
@@ -115,9 +115,7 @@ def measure(
                 if ratio is None:
                     ttft[None] = serve(cold, request).ttft_s
                     continue
-                session.choose(
-                    replace(spec, blend=BlendSettings(ratio, check_layer=args.check_layer))
-                )
+                session.choose(replace(spec, blend=BlendSettings(ratio)))
                 sample = serve(session, request)
                 ttft[ratio] = sample.ttft_s
                 points[ratio].samples.append(sample)
@@ -132,7 +130,7 @@ def measure(
             take_round(request)
     except KeyboardInterrupt:
         print(f"interrupted: {len(full)} rounds were measured", file=sys.stderr)
-    session.choose(replace(spec, blend=BlendSettings(0.15, check_layer=args.check_layer)))
+    session.choose(replace(spec, blend=BlendSettings()))
     peak = peak_bytes(session, requests[-1])
     session.close()
     cold.close()

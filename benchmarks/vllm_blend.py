@@ -21,7 +21,7 @@ from models.random_llama import SETTINGS, connector, random_llama
 from rich.console import Console
 from rich.table import Table
 
-RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6)
+RATIOS = (0.0, 0.07, 0.14, 0.3, 0.6)
 
 
 def main() -> None:
@@ -58,7 +58,9 @@ def measure(args: argparse.Namespace, model: str) -> None:
     passages = texts(llm, args, rng)
     order = list(range(args.passages))
     times: dict[str, list[float]] = {"full": [], **{f"{r:g}": [] for r in RATIOS}}
-    ask(llm, *prompt(passages, order, rng), 0.15)
+    for turn in range(2 * args.passages):  # until each was seen often enough
+        order = [*order[1:], order[0]] if turn % 2 else order[::-1]
+        ask(llm, *prompt(passages, order, rng), 0.14)
     for _ in range(args.repeats):
         rng.shuffle(order)
         tokens, segments = prompt(passages, order, rng)

@@ -66,13 +66,11 @@ class TierWork(TypedDict):
 
 
 class BlendMeta(TypedDict):
-    """How a cell of reuse ``blend`` recomputes: the share of reused tokens, which of them, seen at
-    which layer, narrowed over how many, and after what chunks were encoded."""
+    """How a cell of reuse ``blend`` recomputes: the share of reused tokens, by what they are
+    chosen, and after what segments were encoded."""
 
     ratio: float
     selection: str
-    check_layer: int
-    narrow_layers: int
     encoding: str
 
 

@@ -10,11 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-CERTIFICATE_SCHEMA = "lmcache.blend-certificate/1"
+CERTIFICATE_SCHEMA = "lmcache.blend-certificate/2"
+METHOD = "seen/1, segments whole"
+"""What chooses the tokens that are computed again, and how what is reused was encoded: what was
+measured with another method says nothing of this one."""
 _DOMAIN = b"lmcache.blend-subject/1"
 _ROPE = (
     "rope_type",
@@ -56,17 +59,33 @@ class Subject:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class BlendTerms:
+    """The settings under which a model is verified: the share of reused tokens that is computed
+    again, what segments are encoded behind (``auto``: a system prompt, else a BOS), and the
+    method."""
+
+    ratio: float
+    encoding: str = "auto"
+    method: str = METHOD
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """The result of verifying a model under blend. ``failed`` are the names of the gates that did
-    not hold. ``calibration`` are settings found for the model, with what they rest on; empty if
-    none were looked for. ``details`` are gates, curve and settings as ``verify blend --json``
-    writes them."""
+    not hold, ``unsure`` of those that could not be told. ``details`` are gates and curve as
+    ``verify blend --json`` writes them."""
 
     subject: Subject
+    terms: BlendTerms
     failed: tuple[str, ...]
-    calibration: Mapping[str, Any]
+    unsure: tuple[str, ...]
     details: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """Returns ``passed``, ``failed`` or ``inconclusive``."""
+        return "failed" if self.failed else "inconclusive" if self.unsure else "passed"
 
     def write(self, path: Path) -> None:
         """Writes the certificate to ``path``, whole or not at all. Raises ``OSError``."""
@@ -79,9 +98,10 @@ class Certificate:
             "weights": subject.weights,
             "dtype": subject.dtype,
             "rope": subject.rope,
-            "passed": not self.failed,
+            **asdict(self.terms),
+            "verdict": self.verdict,
             "failed": list(self.failed),
-            "calibration": dict(self.calibration) or None,
+            "unsure": list(self.unsure),
             **self.details,
         }
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -101,21 +121,21 @@ def read_certificate(path: Path) -> Certificate:
         raise CertificateError(f"{path} is no JSON") from error
     if not isinstance(found, dict) or found.get("schema") != CERTIFICATE_SCHEMA:
         raise CertificateError(f"{path} is no blend certificate ({CERTIFICATE_SCHEMA})")
-    known = {"schema", "digest", "passed", "failed", "calibration"}
+    known = {"schema", "digest", "verdict", "failed", "unsure", "ratio", "encoding", "method"}
     names = ("model", "weights", "dtype", "rope")
     try:
         subject = Subject(**{name: str(found[name]) for name in names})
-        failed = tuple(str(name) for name in found["failed"])
-        calibration = dict(found["calibration"] or {})
+        terms = BlendTerms(float(found["ratio"]), str(found["encoding"]), str(found["method"]))
+        failed, unsure = (tuple(map(str, found[name])) for name in ("failed", "unsure"))
     except (KeyError, TypeError, ValueError) as error:
         raise CertificateError(f"{path} is damaged ({error!r})") from error
     details = {name: value for name, value in found.items() if name not in {*known, *names}}
-    return Certificate(subject, failed, calibration, details)
+    return Certificate(subject, terms, failed, unsure, details)
 
 
-def checked_certificate(path: Path, subject: Subject) -> Certificate:
-    """Reads the certificate, which must be of ``subject`` and have no failed gate. Raises
-    :class:`CertificateError`."""
+def checked_certificate(path: Path, subject: Subject, terms: BlendTerms) -> Certificate:
+    """Reads the certificate, which must be of ``subject`` under ``terms``, or a smaller ratio than
+    theirs, and have passed. Raises :class:`CertificateError`."""
     certificate = read_certificate(path)
     other = certificate.subject
     if other.digest != subject.digest:
@@ -126,9 +146,20 @@ def checked_certificate(path: Path, subject: Subject) -> Certificate:
             f"{path} is of {other.model} ({other.dtype}), not of {subject.model}"
             f" ({subject.dtype}): {', '.join(differ) or 'model'} differ"
         )
+    had = certificate.terms
+    if (had.method, had.encoding) != (terms.method, terms.encoding) or had.ratio > terms.ratio:
+        raise CertificateError(
+            f"{path} is of {had.method}, ratio {had.ratio:g}, encoding {had.encoding}, not of"
+            f" {terms.method}, ratio {terms.ratio:g}, encoding {terms.encoding}"
+        )
     if certificate.failed:
         raise CertificateError(
             f"{path}: {subject.model} failed {', '.join(map(repr, certificate.failed))}"
+        )
+    if certificate.unsure:
+        raise CertificateError(
+            f"{path}: {subject.model} is not verified yet: it was inconclusive whether"
+            f" {', '.join(certificate.unsure)}"
         )
     return certificate
 

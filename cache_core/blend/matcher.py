@@ -1,10 +1,12 @@
-"""Finds chunks in a prompt at any offset, by segment boundaries or by a rolling hash (Rabin-Karp)
-of their tokens."""
+"""Finds segments in a prompt at any offset, by their boundaries or by a rolling hash (Rabin-Karp)
+of their first chunk, and cuts them into chunks."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +38,8 @@ def window_hashes(token_ids: NDArray[np.int32], length: int) -> Hashes:
 
 
 class RollingIndex:
-    """A map from hashes of stored chunks of one length to content keys. A match here is a hint
-    only: the key decides. Forgets the oldest chunks beyond ``most``."""
+    """A map from hashes of segments' first chunks, of one length, to what tells them apart, such as
+    their keys. A match here is a hint only: that decides. Forgets the oldest beyond ``most``."""
 
     def __init__(self, length: int, most: int = 1 << 20) -> None:
         self.length = length
@@ -88,29 +90,47 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 Bounds = tuple[int, int]
+_TAIL_DOMAIN = b"lmcache.tail/1"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The chunk of tokens ``[start, stop)`` of a prompt and its 32-byte content key."""
+    """A chunk of a segment: tokens ``[start, stop)`` of a prompt, its 32-byte key, and ``segment``,
+    where its segment starts. A segment's last chunk may be shorter than the others."""
 
     start: int
     stop: int
     key: bytes
+    segment: int
+
+
+def segment_keys(tokens: NDArray[np.int32], hasher: ChunkHasher) -> list[bytes]:
+    """Returns the keys of a segment's chunks: each names all of the segment up to its own end,
+    since a segment is encoded whole. What is left behind the last full chunk is a chunk too, with a
+    slot of its own, under a key that says that it ends there."""
+    size = hasher.chunk_tokens
+    keys = list(hasher.keys(tokens).prefix)
+    tail = tokens[len(keys) * size :]
+    if len(tail):
+        text = np.ascontiguousarray(tail, dtype=np.int32).tobytes()
+        keys.append(hasher.beside(keys[-1] if keys else None, _TAIL_DOMAIN + text))
+    return keys
 
 
 class Matcher:
-    """Cuts prompts into content chunks of ``hasher.chunk_tokens`` tokens.
+    """Cuts prompts into chunks of ``hasher.chunk_tokens`` tokens.
 
     Where a prompt's segments are known, chunks are cut from each segment's own start, so that the
-    same passage gives the same chunks wherever it stands; a segment's partial tail is no chunk.
-    Where they are not, stored chunks are found by a rolling hash, left to right without overlap,
-    each confirmed by its content key; what lies between is cut from its own start.
+    same passage gives the same chunks wherever it stands. Where they are not, segments are found by
+    a rolling hash of the first chunk of those that were stored, left to right, each confirmed by
+    its key, and go on as far as their chunks are known; what lies between is a segment of its own.
     """
 
-    def __init__(self, hasher: ChunkHasher) -> None:
+    def __init__(self, hasher: ChunkHasher, most: int = 1 << 20) -> None:
         self.hasher = hasher
-        self.index = RollingIndex(hasher.chunk_tokens)
+        self.index = RollingIndex(hasher.chunk_tokens, most)
+        self._stored: OrderedDict[bytes, None] = OrderedDict()
+        self._most = most
 
     def pieces(
         self,
@@ -130,17 +150,22 @@ class Matcher:
         return found
 
     def stored(self, token_ids: NDArray[np.int32], pieces: Sequence[Piece]) -> None:
-        """Records that these chunks of a prompt are in the cache: the rolling hash finds them from
-        here on. It is this process's memory: a tier's chunks of an earlier one need segments."""
+        """Records that these chunks of a prompt are in the cache: the rolling hash finds their
+        segments from here on. It is this process's memory: a tier's chunks of an earlier one need
+        segments."""
         for piece in pieces:
-            self.index.add(token_ids[piece.start : piece.stop], piece.key)
+            self._stored.pop(piece.key, None)
+            self._stored[piece.key] = None
+            if piece.start == piece.segment and piece.stop - piece.start == self.index.length:
+                self.index.add(token_ids[piece.start : piece.stop], piece.key)
+        while len(self._stored) > self._most:
+            self._stored.popitem(last=False)
 
     def _cut(self, token_ids: NDArray[np.int32], start: int, end: int) -> list[Piece]:
         size = self.hasher.chunk_tokens
-        if end - start < size:
-            return []
-        keys = self.hasher.keys(token_ids[start:end], content=True).content
-        return [Piece(start + i * size, start + (i + 1) * size, k) for i, k in enumerate(keys)]
+        keys = segment_keys(token_ids[start:end], self.hasher) if end > start else []
+        begins = range(start, start + len(keys) * size, size)
+        return [Piece(a, min(a + size, end), k, start) for a, k in zip(begins, keys, strict=True)]
 
     def _search(self, token_ids: NDArray[np.int32], first: int, last: int) -> list[Piece]:
         size = self.hasher.chunk_tokens
@@ -150,10 +175,14 @@ class Matcher:
         for start, value in zip((starts + first).tolist(), hashes.tolist(), strict=True):
             if start < end:
                 continue
-            [key] = self.hasher.keys(token_ids[start : start + size], content=True).content
-            if key != self.index.key(value):
+            [key] = self.hasher.keys(token_ids[start : start + size]).prefix
+            if key != self.index.key(value) or key not in self._stored:
                 continue
-            found += self._cut(token_ids, end, start)
-            end = start + size
-            found.append(Piece(start, end, key))
+            between = self._cut(token_ids, end, start)
+            known = list(takewhile(self._is_stored, self._cut(token_ids, start, last)))
+            found += between + known
+            end = known[-1].stop
         return found + self._cut(token_ids, end, last)
+
+    def _is_stored(self, piece: Piece) -> bool:
+        return piece.key in self._stored

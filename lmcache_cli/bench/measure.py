@@ -10,7 +10,7 @@ from functools import partial
 
 from cache_core.plan import TierCounters
 from lmcache_cli.bench.cells import Cell, Refusals, Scenario
-from lmcache_cli.engines.engine import Engine, Judging, Load, Session, Sharing
+from lmcache_cli.engines.engine import BlendEngine, Engine, Judging, Load, Session, Sharing
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
 from lmcache_cli.machine import CpuMeter
 from lmcache_cli.modes.mode import Oracle
@@ -207,14 +207,16 @@ class _Turn:
                 f"cell {self.cell.index} should start cold, but its cache holds {held} chunks"
             )
         capacities = self.session.capacities()
-        self.oracle = self.cell.mode.oracle(spec, capacities, self.engine.bos)
+        engine = self.engine
+        bos = engine.blend_bos() if isinstance(engine, BlendEngine) else engine.bos
+        self.oracle = self.cell.mode.oracle(spec, capacities, bos)
 
     def warm(self, requests: Sequence[Request]) -> None:
         """Serves ``requests`` to fill the cache, one after the other."""
         if not self.cell.spec.reuse or not requests:
             return
         self.ready()
-        for request in requests:
+        for request in self.cell.mode.warming(requests):
             self._share([request])
             for _ in self._checked([request]):
                 pass

@@ -243,7 +243,9 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
                 settings = Settings(**knobs | {"context_tokens": length})
             except ValueError as error:
                 raise UserError(str(error)) from error
-            scenarios.append(Scenario(workload, settings, options.warm, examples))
+            # What blend reuses was seen before: the state that a service is in.
+            warm = options.warm or (workload == "rag" and "blend" in (options.reuse or ""))
+            scenarios.append(Scenario(workload, settings, warm, examples))
     return scenarios
 
 

@@ -13,7 +13,7 @@ SHORT = "Is a hit the same as computing it? Compares logits."
 HITS_EXAMPLES = (
     "Example:  lmcache verify hits --model ./my-llama --context-tokens 500 --chunk-tokens 16,64"
 )
-BLEND_EXAMPLES = "Example:  lmcache verify blend --passage-tokens 160 --calibrate"
+BLEND_EXAMPLES = "Example:  lmcache verify blend --passage-tokens 160 --corpus docs"
 CROSS_MODEL_EXAMPLES = "Example:  lmcache verify cross-model BASE --model FINE_TUNE"
 
 verify_app = typer.Typer(
@@ -44,9 +44,9 @@ def hits_command(
 def blend_command(
     flags: BlendGateFlags, json: Json = None, config: Config = None, quiet: Quiet = False
 ) -> None:
-    """Proves the gates that blend must pass on a model, measures its quality at each ratio, and
-    writes the certificate that bench and the vLLM connector ask for. Exit code 1 if a gate fails.
-    """
+    """Proves the gates that blend must pass on a model, measures its quality beside plain reuse,
+    and writes the certificate that bench and the vLLM connector ask for. Exit code 1 if a gate
+    fails, 3 if too few prompts tell."""
     from lmcache_cli.verify.blend import verify_blend
 
     raise typer.Exit(verify_blend(flags, json, quiet))

@@ -12,21 +12,17 @@ from cache_core.ledger import Placement
 @dataclass(frozen=True, slots=True)
 class BlendSettings:
     """The settings of blend: ``ratio`` is the share of reused tokens that is recomputed,
-    ``selection`` which of them, seen at ``check_layer`` and narrowed over ``narrow_layers``;
-    ``encoding`` names the tokens after which chunks are encoded. ``certificate`` is the model's,
+    ``encoding`` names the tokens after which segments are encoded. ``certificate`` is the model's,
     for an engine whose processes check it themselves; None: unverified."""
 
-    ratio: float = 0.15
-    selection: str = "hkvd"
-    check_layer: int = 1
-    narrow_layers: int = 1
+    ratio: float = 0.14
     encoding: str = "auto"
     certificate: Path | None = None
 
     @property
     def full_prefill(self) -> bool:
         """Returns whether blend recomputes all: nothing that could be loaded would be used."""
-        return self.selection == "full" or (self.ratio >= 1 and self.selection != "none")
+        return self.ratio >= 1
 
 
 @dataclass(frozen=True, slots=True)

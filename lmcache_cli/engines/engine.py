@@ -76,6 +76,10 @@ class BlendEngine(Protocol):
     def blend_subject(self) -> Subject:
         """Returns the subject that the model's certificate for blend must have."""
 
+    def blend_bos(self) -> int | None:
+        """Returns the token behind which passages are encoded where there is no system prompt: the
+        tokenizer's BOS, or the configuration's where the tokenizer puts none."""
+
 
 @runtime_checkable
 class Sharing(Protocol):

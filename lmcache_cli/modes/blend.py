@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cache_core.blend.certificate import Certificate, CertificateError, Subject, checked_certificate
+import numpy as np
+
+from cache_core.blend.certificate import BlendTerms, CertificateError, Subject, checked_certificate
+from cache_core.blend.seen import LEAST_SEEN, SELECTION, sighting_worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
@@ -19,6 +23,7 @@ from lmcache_cli.modes.mode import Oracle, Sweep, one_of
 from lmcache_cli.modes.prefix import HitOracle, Prefix, varied
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
+from workloads.prompt import Part, Prompt
 from workloads.request import Request
 
 
@@ -29,60 +34,40 @@ def verified(
     warn: Callable[[str], None],
     refusals: Refusals | None = None,
 ) -> BenchPlan:
-    """Puts the model's certificate into the plan's blend cells, and calibrated settings where no
-    flag was given. Of a model that has not passed, unless --unverified, these cells go to
-    ``refusals``; without it ``CellMissingError`` is raised."""
+    """Puts the model's certificate into the plan's blend cells. Of a model that has not passed,
+    unless --unverified, these cells go to ``refusals``; without it ``CellMissingError`` is
+    raised."""
     options = plan.options
     blends = any(cell.spec.blend for cell in plan.cells)
     if not blends or not isinstance(engine, BlendEngine):
         return plan
     if options.unverified:
-        warn(f"blend on {engine.model} is not verified; lmcache verify blend does that")
+        warn(f"blend on {engine.model} is not verified yet; lmcache verify blend does that")
         return plan
     subject, given = engine.blend_subject(), options.blend_certificate
+    # At ratio 0 a cell is there to compare with, and says so.
+    asked = [c.spec.blend for c in plan.cells if c.spec.blend and c.spec.blend.ratio]
+    terms = [BlendTerms(blend.ratio, blend.encoding) for blend in asked] or [BlendTerms(1.0)]
     try:
-        path, certificate = find_certificate(
-            subject, given, options.model, options.dtype, options.device
+        path = find_certificate(
+            subject, given, options.model, options.dtype, options.device, min(terms)
         )
     except CellMissingError as error:
         for cell in plan.cells:
             if cell.spec.blend:
                 (refusals or Refusals()).add(cell, error)
         return plan
-    found = _found(options, certificate.calibration)
-    if found:
-        text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
-        say(f"calibrated for {engine.model}: {text} ({path})")
+    say(f"verified: {engine.model} ({path})")
 
     def settled(cell: Cell) -> Cell:
         if cell.spec.blend is None:
             return cell
-        settings = replace(cell.spec.blend, certificate=path, **found)
+        settings = replace(cell.spec.blend, certificate=path)
         return replace(cell, spec=replace(cell.spec, blend=settings))
 
     return replace(plan, cells=tuple(map(settled, plan.cells)))
 
 
-def _found(options: BenchOptions, calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the calibrated settings that no flag overrides. They belong together with their
-    selection, so another one, or vLLM's, gets none of them."""
-    chosen = calibration.get("chosen")
-    given = options.blend_selection
-    if not chosen or options.engine == "vllm" or given not in (None, chosen["selection"]):
-        return {}
-    # Requests without a system prompt have chunks too.
-    encoding = "auto" if chosen["encoding"] == "system" else chosen["encoding"]
-    wanted = {
-        "ratio": (options.blend_ratio, float(chosen["ratio"])),
-        "check_layer": (options.blend_check_layer, int(chosen["check_layer"])),
-        "encoding": (options.blend_encoding, str(encoding)),
-    }
-    return {name: value for name, (flag, value) in wanted.items() if flag is None}
-
-
-BLEND_SELECTIONS = ("hkvd", "query", "first", "random", "none", "full")
-VLLM_SELECTIONS = ("first", "random")
-"""The selections that choose before any layer has run: vLLM's model is run as it is."""
 BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 
 
@@ -91,9 +76,6 @@ class Blend(Prefix):
 
     uses = (
         "blend_ratio",
-        "blend_selection",
-        "blend_check_layer",
-        "blend_narrow",
         "blend_encoding",
         "blend_certificate",
         "unverified",
@@ -104,8 +86,26 @@ class Blend(Prefix):
         return varied(super().specs(sweep), ways)
 
     def facts(self, spec: CacheSpec) -> Mapping[str, Any]:
-        settings = asdict(spec.blend) if spec.blend else {}
-        return {"blend": {name: value for name, value in settings.items() if name != "certificate"}}
+        blend = spec.blend or BlendSettings()
+        return {"blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}}
+
+    def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Returns requests over the same parts, each in every place in turn, until all were seen
+        often enough: what a service has behind it after a while."""
+        parts = [_parts(request) for request in requests]
+        passages = [part for each in parts for part in each[1:-1]]
+        size = max((len(each) - 2 for each in parts), default=0)
+        a_turn = sum(sighting_worth(place, 1) for place in range(size))
+        if not a_turn:
+            return requests
+        made = []
+        for turn in range(size * math.ceil(LEAST_SEEN / a_turn)):
+            order = [*passages[turn:], *passages[:turn]]
+            for start in range(0, len(order), size):
+                some = [*order, *order][start : start + size]
+                name = f"warm{turn}-{start}"
+                made.append(Prompt(name, name, (parts[0][0], *some, parts[0][-1])).request(0.0, 1))
+        return made
 
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
@@ -113,42 +113,18 @@ class Blend(Prefix):
         return ContentOracle(spec, capacities, bos)
 
 
+def _parts(request: Request) -> list[Part]:
+    ids = request.token_ids
+    return [Part(part.kind, ids[part.start : part.end]) for part in request.segments]
+
+
 def _settings(options: BenchOptions) -> list[BlendSettings]:
-    """Returns the settings of every ratio under every selection and check layer. Raises
-    ``UserError``."""
+    """Returns the settings of every ratio. Raises ``UserError``."""
     default = BlendSettings()
     ratios = parse_list(options.blend_ratio or str(default.ratio), "--blend-ratio", _share)
-    layers = parse_list(
-        options.blend_check_layer or str(default.check_layer), "--blend-check-layer", _layer
-    )
-    selections = parse_list(
-        options.blend_selection or default.selection,
-        "--blend-selection",
-        lambda name, flag: one_of(flag, name, BLEND_SELECTIONS),
-    )
-    if options.engine == "vllm":
-        # What chooses by layers can't be asked of vLLM; the default is none of the user's wishes.
-        selections = selections if options.blend_selection else ["first"]
-        for name in selections:
-            if name not in VLLM_SELECTIONS:
-                known = ", ".join(VLLM_SELECTIONS)
-                raise UserError(f"--blend-selection: with --engine vllm it is one of {known}")
     encoding = options.blend_encoding or default.encoding
     one_of("--blend-encoding", encoding, BLEND_ENCODINGS)
-    if options.blend_narrow < 1:
-        raise UserError(f"--blend-narrow: {options.blend_narrow} is too small; at least 1 layer")
-    return [
-        BlendSettings(
-            ratio=ratio,
-            selection=selection,
-            check_layer=layer,
-            narrow_layers=options.blend_narrow,
-            encoding=encoding,
-        )
-        for selection in selections
-        for layer in layers
-        for ratio in ratios
-    ]
+    return [BlendSettings(ratio, encoding) for ratio in ratios]
 
 
 def _share(text: str, flag: str) -> float:
@@ -161,12 +137,6 @@ def _share(text: str, flag: str) -> float:
     return value
 
 
-def _layer(text: str, flag: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"{flag}: {text!r} is not a layer's number, from 0 on")
-    return int(text)
-
-
 class ContentOracle(HitOracle):
     """An oracle of hits at any position."""
 
@@ -176,25 +146,29 @@ class ContentOracle(HitOracle):
         super().__init__(spec, capacity)
         settings = spec.blend or BlendSettings()
         self._prompts = Prompts(self._namespace, settings.encoding, bos)
-        self._full = settings.full_prefill
+        self._full, self._naive = settings.full_prefill, settings.ratio == 0
 
     def expect(self, request: Request) -> int:
         """Returns the hit tokens of the next request and remembers it."""
         if self._full:
             return 0
         prompt = self._prompts.of(request)
-        pieces = (*prompt.exact, *prompt.pieces)
-        hit, rows = self._cache.acquire_any([piece.key for piece in pieces])
+        usable = self._prompts.usable(prompt, self._naive)
+        hit, rows = self._cache.acquire_any([piece.key for piece in usable])
         self._cache.release(hit)
-        held = [pieces[row] for row in rows]
-        there = set(hit.keys)
+        held = [usable[row] for row in rows]
         self._cache.touch([piece.key for piece in held])
-        missing = {p.key: p for p in pieces if p.key not in there}
-        if missing:
-            self._cache.store(list(missing), None)
-            prompt.matcher.stored(prompt.ids, [p for p in missing.values() if p in prompt.pieces])
-        if not all(piece.key in there for piece in prompt.exact):
-            held = [piece for piece in held if piece not in prompt.exact]
+        there = set(held)
+        missing = [piece for piece in prompt.pieces if piece not in there]
+        parts = [piece for piece in missing if not prompt.is_lead(piece)]
+        for piece in parts:
+            self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32), prompt.worth(piece))
+        prompt.matcher.stored(prompt.ids, parts)
+        known, _ = self._cache.acquire_any([piece.key for piece in missing])
+        self._cache.release(known)
+        new = [piece.key for piece in missing if piece.key not in set(known.keys)]
+        if new:
+            self._cache.store(new, None)
         return sum(piece.stop - piece.start for piece in held)
 
 
@@ -208,16 +182,23 @@ def certificate_path(subject: Subject) -> Path:
 
 
 def find_certificate(
-    subject: Subject, given: Path | None, model: str | None, dtype: str, device: str = "cpu"
-) -> tuple[Path, Certificate]:
-    """Reads the model's certificate from ``given`` or its own path. ``model``, ``dtype`` and
-    ``device`` are as the user gave them. Raises ``CellMissingError`` with the command for it."""
+    subject: Subject,
+    given: Path | None,
+    model: str | None,
+    dtype: str,
+    device: str,
+    terms: BlendTerms,
+) -> Path:
+    """Checks the model's certificate at ``given`` or its own path, which is returned. ``model``,
+    ``dtype`` and ``device`` are as the user gave them. Raises ``CellMissingError`` with the command
+    for it."""
     path = given or certificate_path(subject)
     if given is None and not path.exists():
-        lack = f"{subject.model} in {subject.dtype} has not passed the gates of blend"
+        lack = f"{subject.model} in {subject.dtype} is not verified yet for blend"
     else:
         try:
-            return path, checked_certificate(path, subject)
+            checked_certificate(path, subject, terms)
+            return path
         except CertificateError as error:
             lack = str(error)
     command = "lmcache verify blend" + (f" --model {model}" if model else "")
@@ -225,6 +206,10 @@ def find_certificate(
         command += f" --device {device}"
     if dtype not in ("auto", "float32"):
         command += f" --dtype {dtype}"
+    if terms.ratio < BlendSettings().ratio:
+        command += f" --blend-ratio {terms.ratio:g}"
+    if terms.encoding != BlendSettings().encoding:
+        command += f" --blend-encoding {terms.encoding}"
     if given is not None:
         command += f" --out {given}"
     raise CellMissingError(f"--reuse blend: {lack}; run: {command}, or add --unverified")

@@ -109,6 +109,10 @@ class Mode(ABC):
         """Returns what a row's description has of this mode alone: keys of ``CellMeta``."""
         return {}
 
+    def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Returns what a warm cell serves first, of requests that show each part once."""
+        return requests
+
     def oracle(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
     ) -> Oracle | None:

@@ -162,38 +162,16 @@ class ApproximateFlags:
     blend_ratio: Annotated[
         str | None,
         flag(
-            "Share of reused tokens to recompute (blend). Default: as calibrated by lmcache"
-            " verify, else 0.15.",
+            "Share of reused tokens to recompute (blend). Default: 0.14.",
             SWEPT,
             metavar="LIST",
         ),
     ] = None
-    blend_selection: Annotated[
-        str | None,
-        flag(
-            "Selection of the tokens to recompute: hkvd, query, first, random, none, full (blend)."
-            " Default: hkvd; first for vllm.",
-            SWEPT,
-            metavar="LIST",
-        ),
-    ] = None
-    blend_check_layer: Annotated[
-        str | None,
-        flag(
-            "Layer at which hkvd and query choose, from 0 on (blend). Default: as calibrated,"
-            " else 1.",
-            SWEPT,
-            metavar="LIST",
-        ),
-    ] = None
-    blend_narrow: Annotated[
-        int, flag("Layers over which hkvd and query narrow their choice (blend).", CACHE)
-    ] = 1
     blend_encoding: Annotated[
         str | None,
         flag(
-            "Tokens after which chunks are encoded: auto, system, bos, none (blend). Default: as"
-            " calibrated, else auto.",
+            "Tokens after which passages are encoded: auto, system, bos, none (blend). Default:"
+            " auto.",
             CACHE,
         ),
     ] = None
@@ -353,11 +331,15 @@ class BenchOptions(
     ModelFlags,
     EngineFlags,
 ):
-    """The flags of ``lmcache bench``, as given. Where one of blend is None, the model's calibration
-    counts, or else the default."""
+    """The flags of ``lmcache bench``, as given."""
 
     warm: Annotated[
-        bool, flag("Serve first, unmeasured, the same parts in another order.", WORKLOAD, "--warm")
+        bool,
+        flag(
+            "Serve first, unmeasured, the same parts in another order. RAG with blend always does.",
+            WORKLOAD,
+            "--warm",
+        ),
     ] = False
     dataset: Annotated[
         Path | None,

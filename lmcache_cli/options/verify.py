@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 from lmcache_cli.options.bench import ModelFlags
 from lmcache_cli.options.flags import WORKLOAD, flag
 
-_CALIBRATION = "Calibration"
-
 
 @dataclass(frozen=True)
 class VerifyFlags(ModelFlags):
@@ -42,46 +40,27 @@ class BlendGateFlags(VerifyFlags):
     """The flags of ``lmcache verify blend``."""
 
     passage_tokens: Annotated[int, flag("Length of a passage, in tokens.", WORKLOAD)] = 160
-    blend_selection: Annotated[
-        Literal["hkvd", "query", "first", "random", "none", "full"],
-        flag("Selection of the reused tokens that are computed again.", WORKLOAD),
-    ] = "hkvd"
-    blend_check_layer: Annotated[
-        int, flag("Layer at which hkvd and query choose, from 0 on.", WORKLOAD)
-    ] = 1
+    prompts: Annotated[int, flag("Prompts to measure with, at least 16.", WORKLOAD)] = 16
+    corpus: Annotated[
+        Path | None,
+        flag(
+            "File or folder of real text for the prompts. Default: generated text.",
+            WORKLOAD,
+            metavar="FILE",
+        ),
+    ] = None
+    blend_ratio: Annotated[
+        float, flag("Share of reused tokens that is computed again.", WORKLOAD)
+    ] = 0.14
+    blend_encoding: Annotated[
+        Literal["auto", "system", "bos", "none"],
+        flag("Tokens after which passages are encoded.", WORKLOAD),
+    ] = "auto"
     out: Annotated[
         Path | None,
         flag(
             "File for the model's certificate, which bench and the vLLM connector ask for."
             " Default: below $XDG_CACHE_HOME or ~/.cache.",
-            metavar="FILE",
-        ),
-    ] = None
-    calibrate: Annotated[
-        bool,
-        flag(
-            "Find the model's check layer, ratio and encoding too; bench --reuse blend then uses"
-            " them.",
-            _CALIBRATION,
-            "--calibrate",
-        ),
-    ] = False
-    calibration_prompts: Annotated[
-        int, flag("Prompts to calibrate with, half of them held out.", _CALIBRATION)
-    ] = 12
-    corpus: Annotated[
-        Path | None,
-        flag(
-            "File or folder of real text to calibrate with, in place of generated text.",
-            _CALIBRATION,
-            metavar="FILE",
-        ),
-    ] = None
-    dataset: Annotated[
-        Path | None,
-        flag(
-            "Questions with passages to calibrate with, as bench takes them; answers are not used.",
-            _CALIBRATION,
             metavar="FILE",
         ),
     ] = None

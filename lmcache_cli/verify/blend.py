@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -14,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.blend.certificate import Certificate, CertificateError, read_certificate
+from cache_core.blend.certificate import BlendTerms, Certificate
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
@@ -24,15 +23,15 @@ from lmcache_cli.modes.blend import certificate_path
 from lmcache_cli.options.verify import BlendGateFlags
 from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count
-from lmcache_cli.verify.blend_settings import calibrate_settings, calibration_table
-from lmcache_cli.verify.gates import (
-    QUESTION_TOKENS,
-    Gate,
-    check_fits,
-    conclude,
-    gate_table,
+from lmcache_cli.verify.gates import QUESTION_TOKENS, Gate, check_fits, conclude, gate_table
+from workloads import (
+    CorpusError,
+    FolderCorpus,
+    GeneratedCorpus,
+    Request,
+    Settings,
+    generate,
 )
-from workloads import GeneratedCorpus, Request, Settings, generate
 from workloads.request import Part, Prompt, TokenIds
 
 if TYPE_CHECKING:
@@ -41,100 +40,177 @@ if TYPE_CHECKING:
     from lmcache_cli.engines.transformers.blend.session import BlendSession
     from lmcache_cli.engines.transformers.engine import TransformersEngine
 
-RATIOS = (0.0, 0.05, 0.15, 0.3, 0.6, 1.0)
-VERIFY_BLEND_SCHEMA = "lmcache.verify-blend/1"
-_PROMPTS, _PASSAGES, _ANSWER = 4, 4, 24
-_NOTHING = 1e-4
+VERIFY_BLEND_SCHEMA = "lmcache.verify-blend/2"
+LEAST_PROMPTS = 16
+MOST_OF_NAIVE, LEAST_TOP_1 = 0.6, -0.01
+"""What blend must reach: this share of plain reuse's KL, and top-1 as near a full prefill's."""
+_PASSAGES, _TRUTH, _ROUNDS = 4, 24, 12
+_DRAWS = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class RatioPoint:
-    """Quality at one ratio: KL to a full prefill in nats over all positions of all answers, with
-    the 95 % interval of the prompts' means, and top-1 agreement."""
+    """Quality at one ratio, over ``positions`` of text that goes on from a passage: KL to a full
+    prefill in nats, how much of the text its likeliest tokens are, and as many of a full prefill's;
+    the 95 % interval is of the prompts' means."""
 
     ratio: float
     kl: float
     low: float
     high: float
-    agreement: float
+    top_1: float
+    full_top_1: float
     positions: int
 
 
 def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> int:
     """Writes the certificate, prints gates and curve (or JSON) and returns the exit code: 1 if a
-    gate fails. Raises ``UserError``."""
+    gate fails, 3 if one can't be told. Raises ``UserError``."""
     talk = Console(stderr=True, quiet=quiet)
     passage_tokens = parse_count(str(flags.passage_tokens), "--passage-tokens")
+    if flags.prompts < LEAST_PROMPTS:
+        raise UserError(f"--prompts: {flags.prompts} is too few to tell; at least {LEAST_PROMPTS}")
+    if not 0 < flags.blend_ratio <= 1:
+        raise UserError(f"--blend-ratio: {flags.blend_ratio} is not above 0, and up to 1")
     with talk.status("loading the model"):
         engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
-    need = _PASSAGES * passage_tokens + 64 + QUESTION_TOKENS + _ANSWER
+    need = _PASSAGES * passage_tokens + 64 + QUESTION_TOKENS + _TRUTH
     check_fits(engine, "--passage-tokens", passage_tokens, need)
-    settings = BlendSettings(selection=flags.blend_selection, check_layer=flags.blend_check_layer)
+    settings = BlendSettings(flags.blend_ratio, flags.blend_encoding)
     spec = CacheSpec(
         passage_tokens,
-        {"cpu": 4 * _PASSAGES * (_PROMPTS + 1) * passage_tokens * engine.token_bytes()},
+        {"cpu": 4 * flags.prompts * passage_tokens * engine.token_bytes()},
         salt=f"verify {uuid4().hex}",
         mode="blend",
         blend=settings,
     )
-    prompts = _prompts(engine, passage_tokens, flags.seed)
-    with talk.status("measuring quality at each ratio"):
-        measured = {ratio: _measure(engine, spec, ratio, prompts, need) for ratio in RATIOS}
-    points = [point for point, _ in measured.values()]
-    with talk.status("proving the gates"):
-        cold = engine.forward(engine.kv_buffer(), prompts[0].token_ids, 0)
-        full = cold.float().clone()
-        gates = [_rotation(engine), _causality(engine, prompts[0])]
-        apart = float((measured[1.0][1] - full).abs().max())
-        gates.append(
-            Gate("ratio 1 equals a full prefill, to the bit", apart == 0, f"largest {apart:g}")
-        )
-        moved = float((measured[0.0][1] - full).abs().max())
-        gates.append(Gate("ratio 0 is another answer", moved > 0, f"largest {moved:g}"))
-        kls = [point.kl for point in points]
-        # Neighbours may lie within each other's intervals. Of a model that hardly looks back,
-        # random weights for one, there is nothing to tell.
-        falls = kls[0] < _NOTHING or (kls[0] > kls[3] > kls[5] and kls[1] >= kls[4])
-        gates.append(Gate("KL falls with the ratio", falls, ", ".join(f"{kl:.4f}" for kl in kls)))
-    passed = all(gate.passed for gate in gates)
-    calibration: Mapping[str, Any] | None = None
-    if passed and flags.calibrate:
-        with talk.status("calibrating") as status:
-            calibration = calibrate_settings(engine, flags, status.update)
+    tried = _prompts(engine, passage_tokens, flags)
+    ratios = sorted({0.0, settings.ratio / 2, settings.ratio, min(1.0, 2 * settings.ratio)})
+    session: Any = engine.open(spec, need)
+    session.keep_logits = True
+    progress = _Progress(talk, _ROUNDS + len(tried))
+    _learn(session, tried, progress)
+    trials = [_measured(engine, session, spec, ratios, one, progress) for one in tried]
+    full, naive = _first_logits(engine, session, spec, tried[0], need)
+    session.close()
+    points = [_point(ratio, [trial[ratio] for trial in trials]) for ratio in ratios]
+    gates = [_rotation(engine), _causality(engine, tried[0].request)]
+    apart = float((full[1] - full[0]).abs().max())
+    gates.append(
+        Gate("ratio 1 equals a full prefill, to the bit", apart == 0, f"largest {apart:g}")
+    )
+    moved = float((naive - full[0]).abs().max())
+    gates.append(Gate("ratio 0 is another answer", moved > 0, f"largest {moved:g}"))
+    gates += quality_gates(trials, settings.ratio)
     engine.close()
+    failed, unsure = _names(gates, unsure=False), _names(gates, unsure=True)
     details: dict[str, Any] = {
-        "selection": settings.selection,
-        "check_layer": settings.check_layer,
         "passage_tokens": spec.chunk_tokens,
+        "prompts": len(tried),
+        "text": str(flags.corpus or "generated"),
         "gates": [asdict(gate) for gate in gates],
         "curve": [asdict(point) for point in points],
     }
-    path = _keep(engine, flags.out, gates, details, calibration)
-    talk.print(f"certificate: {path}", highlight=False, soft_wrap=True)
-    document = {"schema": VERIFY_BLEND_SCHEMA, "model": engine.model, **details, "passed": passed}
-    document |= {"certificate": str(path), "calibration": calibration}
+    subject = engine.blend_subject()
+    kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
+    terms = BlendTerms(settings.ratio, settings.encoding)
+    certificate = Certificate(subject, terms, failed, unsure, kept)
+    path = flags.out or certificate_path(subject)
+    try:
+        certificate.write(path)
+    except OSError as error:
+        raise UserError(
+            f"--out: {path} can't be written: {error.strerror}; name another file"
+        ) from error
+    talk.print(f"{certificate.verdict}; certificate: {path}", highlight=False, soft_wrap=True)
+    document = {"schema": VERIFY_BLEND_SCHEMA, "model": engine.model, **asdict(terms), **details}
+    document |= {"passed": certificate.verdict == "passed", "verdict": certificate.verdict}
+    document |= {"certificate": str(path)}
     tables = [gate_table(f"blend on {engine.model}", details["gates"]), _curve(points)]
-    if calibration is not None:
-        tables.append(calibration_table(calibration))
     return conclude(document, tables, json_file)
 
 
-def _prompts(engine: TransformersEngine, passage: int, seed: int) -> list[Request]:
-    """Makes prompts of a BOS (or a first token), passages of the same length, and a question."""
-    # Longer than is taken: a passage must fill its chunk.
-    length = passage + QUESTION_TOKENS
-    settings = Settings(context_tokens=length, requests=_PROMPTS * (_PASSAGES + 1), seed=seed)
-    corpus = GeneratedCorpus(seed)
-    texts = [
-        request.token_ids
-        for request in generate("random", settings, corpus, engine.encode, engine.bos)
-    ]
+@dataclass(frozen=True, slots=True)
+class BlendTrial:
+    """A prompt's quality at one ratio: KL, and the shares of the text that blend's and the full
+    prefill's likeliest tokens are."""
+
+    kl: float
+    top_1: float
+    full_top_1: float
+
+
+def quality_gates(trials: Sequence[Mapping[float, BlendTrial]], ratio: float) -> list[Gate]:
+    """Returns the gates of quality at ``ratio``, over prompts: held and missed where the whole 95 %
+    interval says so, else unsure. Of a model that hardly looks back there is nothing to tell."""
+    kl = np.array([trial[ratio].kl for trial in trials])
+    naive = np.array([trial[0.0].kl for trial in trials])
+    worse = np.array([trial[ratio].top_1 - trial[ratio].full_top_1 for trial in trials])
+    draws = np.random.default_rng(0).integers(0, len(trials), (_DRAWS, len(trials)))
+    shares = kl[draws].mean(1) / np.maximum(naive[draws].mean(1), 1e-12)
+    low, high = np.percentile(shares, [2.5, 97.5])
+    share = kl.mean() / max(naive.mean(), 1e-12)
+    found = f"{share:.2f} ({low:.2f}-{high:.2f})"
+    name = f"KL is at most {MOST_OF_NAIVE:g} of plain reuse's"
+    gates = [Gate(name, bool(high <= MOST_OF_NAIVE), found, bool(low <= MOST_OF_NAIVE < high))]
+    low, high = np.percentile(worse[draws].mean(1), [2.5, 97.5])
+    found = f"{100 * worse.mean():+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    ok = bool(worse.mean() >= LEAST_TOP_1)
+    name = "top-1 within a point of a full prefill's"
+    return [*gates, Gate(name, ok, found, not ok and bool(high >= LEAST_TOP_1))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A request whose question goes on from one of its passages, and the text behind that."""
+
+    request: Request
+    truth: TokenIds
+
+
+class _Progress:
+    """Says how far it is and how long the rest may take, on a terminal or without."""
+
+    def __init__(self, talk: Console, steps: int) -> None:
+        self._talk, self._steps, self._done = talk, steps, 0
+        self._began = self._said = time.monotonic()
+
+    def step(self) -> None:
+        """Says so at most every ten seconds."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said >= 10:
+            self._said = now
+            left = (now - self._began) / self._done * (self._steps - self._done)
+            self._talk.print(
+                f"{self._done} of {self._steps} done, about {max(0.0, left):.0f} s left"
+            )
+
+
+def _prompts(engine: TransformersEngine, passage: int, flags: BlendGateFlags) -> list[_Tried]:
+    """Makes prompts of a BOS (or a first token), passages of a pool in new orders, and text that
+    goes on from one of them."""
+    length = passage + QUESTION_TOKENS + _TRUTH + 1
+    count = flags.prompts
+    settings = Settings(context_tokens=length, requests=count, seed=flags.seed)
+    try:
+        corpus = FolderCorpus(flags.corpus) if flags.corpus else GeneratedCorpus(flags.seed)
+        texts = [
+            request.token_ids[1:]
+            for request in generate("random", settings, corpus, engine.encode, engine.bos)
+        ]
+    except CorpusError as error:
+        raise UserError(f"--corpus: {error}") from error
+    bos = engine.blend_bos()
+    head = texts[0][:1] if bos is None else np.array([bos], dtype=np.int32)
+    rng = np.random.default_rng(flags.seed)
     made = []
-    for number in range(_PROMPTS):
-        mine = texts[number * (_PASSAGES + 1) : (number + 1) * (_PASSAGES + 1)]
-        head = mine[0][:1] if engine.bos is None else np.array([engine.bos], dtype=np.int32)
-        passages = [text[1 : passage + 1] for text in mine[:_PASSAGES]]
-        made.append(_request(f"p{number}", head, passages, mine[-1][1 : QUESTION_TOKENS + 1]))
+    for number in range(count):
+        mine = rng.permutation(count)[:_PASSAGES]
+        asked = texts[mine[int(rng.integers(_PASSAGES))]][passage:]
+        passages = [texts[i][:passage] for i in mine]
+        request = _request(f"p{number}", head, passages, asked[:QUESTION_TOKENS])
+        made.append(_Tried(request, asked[QUESTION_TOKENS : QUESTION_TOKENS + _TRUTH]))
     return made
 
 
@@ -143,45 +219,101 @@ def _request(
 ) -> Request:
     middle = [Part("passage", passage) for passage in passages]
     parts = (Part("system", head), *middle, Part("question", question))
-    return Prompt(name, name, parts).request(0.0, _ANSWER)
+    return Prompt(name, name, parts).request(0.0, 1)
 
 
-def _reordered(request: Request) -> Request:
-    """Returns a request with the same passages, the last first."""
-    cut = [request.token_ids[part.start : part.end] for part in request.segments]
-    return replace(_request(f"{request.id} warm", cut[0], cut[-2:0:-1], cut[-1]), max_tokens=1)
+def _learn(session: BlendSession, tried: Sequence[_Tried], progress: _Progress) -> None:
+    """Serves requests over all passages until each was seen often enough."""
+    cut = [one.request.token_ids for one in tried]
+    bounds = [[(s.start, s.end) for s in one.request.segments[1:-1]] for one in tried]
+    pool = {
+        ids[start:end].tobytes(): ids[start:end]
+        for ids, parts in zip(cut, bounds, strict=True)
+        for start, end in parts
+    }
+    head, question = cut[0][:1], cut[0][bounds[0][-1][1] :]
+    rng, passages = np.random.default_rng(1), list(pool.values())
+    for number in range(_ROUNDS):
+        unseen = [text for text in passages if not _known(session, head, text, question)]
+        for start in range(0, len(unseen), _PASSAGES - 1):
+            some = unseen[start : start + _PASSAGES - 1]
+            # What stands first is not seen: one that is known already, after the first round.
+            first = passages[int(rng.integers(len(passages)))]
+            order = [some[i] for i in rng.permutation(len(some))]
+            _serve(session, _request(f"learn {number}", head, [first, *order], question))
+        progress.step()
 
 
-def _measure(
-    engine: TransformersEngine, spec: CacheSpec, ratio: float, prompts: list[Request], need: int
-) -> tuple[RatioPoint, torch.Tensor]:
-    """Measures the quality at one ratio, and returns it with the first prompt's logits."""
-    assert spec.blend is not None
-    with_ratio = replace(spec, blend=replace(spec.blend, ratio=ratio))
-    session: BlendSession = engine.open(with_ratio, need)  # type: ignore[assignment]
-    session.keep_logits = True
-    kls, same, first = [], [], None
-    try:
-        for request in prompts:
-            [_] = session.serve([_reordered(request)], Load())
-            session.settle()
-            [sample] = session.serve([request], Load())
-            if ratio < 1 and not sample.blended_tokens:
-                raise RuntimeError("nothing was reused: the gates would prove nothing")
-            if first is None:
-                first = session.logits.clone()
-            quality = session.judge(request)
-            kls.append(quality.kl)
-            same.append(quality.agreement)
-    finally:
-        session.close()
-    assert first is not None
-    mean = float(np.mean(kls))
-    half = 3.182 * float(np.std(kls, ddof=1)) / len(kls) ** 0.5  # Student's t, 3 degrees, 95 %
-    point = RatioPoint(
-        ratio, mean, max(0.0, mean - half), mean + half, float(np.mean(same)), _ANSWER * len(kls)
-    )
-    return point, first
+def _known(session: BlendSession, head: TokenIds, text: TokenIds, question: TokenIds) -> bool:
+    prompt = session.prompts.of(_request("known", head, [text], question))
+    parts = [piece for piece in prompt.pieces if not prompt.is_lead(piece)]
+    return all(session.prompts.seen.get(piece.key) is not None for piece in parts)
+
+
+def _serve(session: BlendSession, request: Request) -> Any:
+    [sample] = session.serve([request], Load())
+    session.settle()
+    return sample
+
+
+def _measured(
+    engine: TransformersEngine,
+    session: BlendSession,
+    spec: CacheSpec,
+    ratios: Sequence[float],
+    tried: _Tried,
+    progress: _Progress,
+) -> dict[float, BlendTrial]:
+    """Measures a prompt at every ratio against one full prefill."""
+    import torch
+
+    from lmcache_cli.engines.transformers.blend.quality import compared, forced_logits
+
+    ids, n = tried.request.token_ids, len(tried.request.token_ids)
+    truth = torch.from_numpy(tried.truth.astype(np.int64)).to(engine.layers().device)
+    buffer = engine.kv_buffer()
+    first = engine.forward(buffer, ids, 0)
+    full = forced_logits(engine.layers(), first, truth, buffer.tensor, n)
+    right = float((full.argmax(-1) == truth).double().mean())
+    found: dict[float, BlendTrial] = {}
+    for ratio in ratios:
+        session.choose(replace(spec, blend=replace(spec.blend or BlendSettings(), ratio=ratio)))
+        [sample] = session.serve([tried.request], Load())
+        if ratio < 1 and not sample.blended_tokens:
+            raise RuntimeError("nothing was reused: the gates would prove nothing")
+        own = session.forced(truth, n)
+        same = float((own.argmax(-1) == truth).double().mean())
+        found[ratio] = BlendTrial(compared(full, own).kl, same, right)
+        session.settle()
+    progress.step()
+    return found
+
+
+def _first_logits(
+    engine: TransformersEngine, session: BlendSession, spec: CacheSpec, tried: _Tried, need: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Returns the first logits of a full prefill and of ratio 1, and those of ratio 0."""
+    cold = engine.forward(engine.kv_buffer(), tried.request.token_ids, 0).float().clone()
+    found = []
+    for ratio in (1.0, 0.0):
+        session.choose(replace(spec, blend=replace(spec.blend or BlendSettings(), ratio=ratio)))
+        _serve(session, tried.request)
+        found.append(session.logits.clone())
+    return (cold, found[0]), found[1]
+
+
+def _point(ratio: float, trials: Sequence[BlendTrial]) -> RatioPoint:
+    kl = np.array([trial.kl for trial in trials])
+    draws = np.random.default_rng(0).integers(0, len(kl), (_DRAWS, len(kl)))
+    low, high = np.percentile(kl[draws].mean(1), [2.5, 97.5])
+    top_1 = float(np.mean([trial.top_1 for trial in trials]))
+    full = float(np.mean([trial.full_top_1 for trial in trials]))
+    mean = float(kl.mean())
+    return RatioPoint(ratio, mean, float(low), float(high), top_1, full, _TRUTH * len(kl))
+
+
+def _names(gates: Sequence[Gate], unsure: bool) -> tuple[str, ...]:
+    return tuple(gate.name for gate in gates if not gate.passed and gate.unsure is unsure)
 
 
 def _rotation(engine: TransformersEngine) -> Gate:
@@ -197,55 +329,26 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
     """Checks that changed KV after a position moves no computed row up to it."""
     import torch
 
-    from cache_core.blend.selection import KV, Fixed, Reused
     from lmcache_cli.engines.transformers.blend.forward import blend
 
     like = engine.kv_buffer().tensor
     ids = torch.from_numpy(request.token_ids.astype(np.int64)).to(like.device)
     n, start = len(ids), torch.randn(like.shape).to(like)
     end = n - QUESTION_TOKENS
-    chosen = torch.arange(1, end, 3)
+    at = np.concatenate([np.arange(1, end, 3), np.arange(end, n)])
     probe = end // 2
     other = start.clone()
     other[..., probe + 1 :, :] += 5.0
     for buffer in (start, other):
-        kv = KV(buffer[:, 0].transpose(1, 2), buffer[:, 1].transpose(1, 2))
-        reused = Reused(ids, (0, 1, end), 1, ((1, end),), kv)
-        blend(engine.layers(), reused, buffer, np.arange(end, n), Fixed(lambda _: chosen))
+        blend(engine.layers(), ids, buffer, at)
     moved = float((start - other)[..., : probe + 1, :].abs().max())
     return Gate("no row sees the future", moved == 0, f"largest change {moved:g}")
 
 
 def _curve(points: list[RatioPoint]) -> Table:
-    table = columns("ratio", "KL nats", "95 %", "top-1 %", "positions")
+    table = columns("ratio", "KL nats", "95 %", "top-1 %", "full's", "positions")
     for p in points:
         interval = f"{p.low:.4f}-{p.high:.4f}"
-        agreement = f"{100 * p.agreement:.1f}"
-        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, agreement, str(p.positions))
+        shares = (f"{100 * share:.1f}" for share in (p.top_1, p.full_top_1))
+        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, *shares, str(p.positions))
     return table
-
-
-def _keep(
-    engine: TransformersEngine,
-    out: Path | None,
-    gates: list[Gate],
-    details: dict[str, Any],
-    calibration: Mapping[str, Any] | None,
-) -> Path:
-    """Writes the certificate. What was calibrated for the very same model stays in it."""
-    subject = engine.blend_subject()
-    path = out or certificate_path(subject)
-    if calibration is None:
-        calibration = {}
-        with suppress(CertificateError):
-            old = read_certificate(path)
-            calibration = old.calibration if old.subject.digest == subject.digest else {}
-    failed = tuple(gate.name for gate in gates if not gate.passed)
-    kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
-    try:
-        Certificate(subject, failed, calibration, kept).write(path)
-    except OSError as error:
-        raise UserError(
-            f"--out: {path} can't be written: {error.strerror}; name another file"
-        ) from error
-    return path

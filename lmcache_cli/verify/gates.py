@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.errors import EXIT_FAILED, UserError
+from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
 from lmcache_cli.output import columns, write_output
 from workloads import GeneratedCorpus, Request, Settings, generate
 
@@ -22,11 +22,12 @@ QUESTION_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One thing that must hold, and what was found."""
+    """One thing that must hold, and what was found; ``unsure`` if that does not tell."""
 
     name: str
     passed: bool
     found: str
+    unsure: bool = False
 
 
 def check_fits(engine: TransformersEngine, flag: str, length: int, need: int) -> None:
@@ -64,13 +65,14 @@ def gate_table(title: str, gates: Iterable[Mapping[str, Any]]) -> Table:
     """Makes a table of gates given as in JSON: ``name``, ``passed``, ``found``."""
     table = columns("gate", "", "found", left=("gate", "", "found"), title=title)
     for gate in gates:
-        table.add_row(gate["name"], "ok" if gate["passed"] else "FAILED", gate["found"])
+        word = "ok" if gate["passed"] else "unsure" if gate.get("unsure") else "FAILED"
+        table.add_row(gate["name"], word, gate["found"])
     return table
 
 
 def conclude(document: Mapping[str, Any], tables: Iterable[Table], json_file: str | None) -> int:
     """Writes the JSON, prints the tables unless stdout is taken, and returns the exit code of
-    ``document["passed"]``."""
+    ``document["passed"]``, or of a verdict ``inconclusive``."""
     if json_file is not None:
         write_output(json_file, json.dumps(document, indent=2) + "\n")
     if json_file != "-":
@@ -78,4 +80,6 @@ def conclude(document: Mapping[str, Any], tables: Iterable[Table], json_file: st
         for table in tables:
             grid.add_row(table)
         Console().print(grid)
+    if document.get("verdict") == "inconclusive":
+        return EXIT_INCONCLUSIVE
     return 0 if document["passed"] else EXIT_FAILED

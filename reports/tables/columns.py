@@ -83,12 +83,7 @@ def describe(cells: Cells) -> tuple[list[str], list[Column]]:
     add("engine", (c.meta["engine"] for c in cells), everywhere, "{}")
     add("model", (c.meta["model"] for c in cells), everywhere, "{}")
     blended = [bool(c.meta.get("blend")) for c in cells]
-    for name, fact in (
-        ("ratio", "blend ratio {}"),
-        ("selection", "{}"),
-        ("layer", "check layer {}"),
-    ):
-        add(name, (_blend(c, name) for c in cells), blended, fact)
+    add("ratio", (_blend_ratio(c) for c in cells), blended, "blend ratio {}")
     shared = [bool(c.meta.get("shared")) for c in cells]
     add("recompute", (_shared(c) for c in cells), shared, "layers {} recomputed", "layers")
     contexts = (str(c.meta.get("context_tokens", NONE)) for c in cells)
@@ -129,12 +124,9 @@ def _chunk(cell: CellSummary) -> str:
     return NONE if tokens is None or cell.meta["reuse"] == "off" else str(tokens)
 
 
-def _blend(cell: CellSummary, name: str) -> str:
+def _blend_ratio(cell: CellSummary) -> str:
     meta = cell.meta.get("blend")
-    if meta is None:
-        return NONE
-    values = {"ratio": f"{meta['ratio']:g}", "selection": meta["selection"]}
-    return values.get(name) or str(meta["check_layer"])
+    return NONE if meta is None else f"{meta['ratio']:g}"
 
 
 def _shared(cell: CellSummary) -> str:

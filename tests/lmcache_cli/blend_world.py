@@ -78,7 +78,12 @@ def serve(session: BlendSession, request: Request) -> Sample:
 
 
 def warm(session: BlendSession, texts: Sequence[np.ndarray]) -> Request:
-    """Stores all passages in reverse order; returns the request in the given order."""
-    serve(session, asking([texts[0], *texts[-2:0:-1], texts[-1]], "warm", 1))
-    session.settle()
+    """Stores all passages, and has each seen, which needs one full context here, in orders that are
+    turned from the reverse; returns the request in the given order."""
+    passages = list(texts[-2:0:-1])
+    session.prompts.seen.least = 1.0
+    for turn in range(len(passages)):
+        order = passages[turn:] + passages[:turn]
+        serve(session, asking([texts[0], *order, texts[-1]], f"warm{turn}", 1))
+        session.settle()
     return asking(texts)

@@ -108,14 +108,16 @@ def test_rows_that_follow_one_another_need_no_mask() -> None:
 
 
 @pytest.mark.parametrize("lead", [0, 5, 40])
-def test_chunks_apart_see_the_lead_and_themselves(lead: int, kernels: list[str] | None) -> None:
-    count, size = 3, 24
-    q, k, v = drawn(6, 2, count * size, lead + count * size, torch.float32)
-    chunks = q[0].view(6, count, size, 16).transpose(0, 1)
-    found = attend_apart(chunks, k[0], v[0], lead, 0.3).view(count, size, -1)
-    for i in range(count):
-        keep = [*range(lead), *range(lead + i * size, lead + (i + 1) * size)]
-        own = q[:, :, i * size : (i + 1) * size]
+def test_segments_apart_see_the_lead_and_themselves(lead: int, kernels: list[str] | None) -> None:
+    sizes = [24, 3, 40]
+    total = sum(sizes)
+    q, k, v = drawn(6, 2, total, lead + total, torch.float32)
+    kv = torch.cat([k, v])
+    parts = torch.split(attend_apart(q[0], kv, sizes, 0.3), sizes)
+    for found, end in zip(parts, np.cumsum(sizes).tolist(), strict=True):
+        size = len(found)
+        keep = [*range(lead), *range(lead + end - size, lead + end)]
+        own = q[:, :, end - size : end]
         at = torch.arange(lead, lead + size)
         expected = masked(own, k[:, :, keep], v[:, :, keep], at, 0.3).reshape(size, -1)
-        torch.testing.assert_close(found[i], expected, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.blend.certificate import read_certificate
+from cache_core.blend.certificate import BlendTerms, Certificate
+from lmcache_cli.engines.transformers.engine import TransformersEngine
+from lmcache_cli.modes.blend import certificate_path
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -43,7 +45,7 @@ def test_each_ratio_is_a_row_with_its_quality(tmp_path: Path) -> None:
     samples, meta = read_run(path)
     assert {s.kl is None for s in samples if s.cell < 2} == {True}
     assert all(s.kl is not None and s.blend_s is not None for s in samples if s.cell >= 2)
-    assert meta["cells"][3]["blend"]["selection"] == "hkvd"
+    assert meta["cells"][3]["blend"]["selection"] == "seen"
 
 
 def test_a_model_without_a_certificate_is_refused(
@@ -57,20 +59,25 @@ def test_a_model_without_a_certificate_is_refused(
     [line] = refused.stderr.strip().splitlines()
     command = f"lmcache verify blend --model {model}"
     assert f"run: {command}, or add --unverified" in line
-    done = lmcache(*command.split()[1:], "--passage-tokens", "32", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    [path] = (tmp_path / "cache" / "lmcache-bench" / "blend").iterdir()
-    certificate = read_certificate(path)
-    chosen = {"selection": "hkvd", "ratio": 0.35, "check_layer": 2, "encoding": "system"}
-    replace(certificate, calibration={"chosen": chosen}).write(path)
+    subject = TransformersEngine(str(model)).blend_subject()
+    path = tmp_path / "cache" / "lmcache-bench" / "blend" / certificate_path(subject).name
+    certificate = Certificate(subject, BlendTerms(0.14), (), (), {})
+    certificate.write(path)
     found = json.loads(lmcache("bench", "rag", *flags, cwd=tmp_path).stdout)["cells"][0]["blend"]
-    assert (found["ratio"], found["check_layer"], found["encoding"]) == (0.35, 2, "auto")
-    own = lmcache("bench", "rag", *flags, "--blend-ratio", "0.5", cwd=tmp_path)
-    assert json.loads(own.stdout)["cells"][0]["blend"]["ratio"] == 0.5
-    # What failed once is refused by the gate's name.
+    assert found["ratio"] == 0.14
+    # What was measured with less computed again, or behind something else, says nothing.
+    for other in (["--blend-ratio", "0.1"], ["--blend-encoding", "none"]):
+        refused = lmcache("bench", "rag", *flags, *other, cwd=tmp_path)
+        assert refused.returncode == 4 and " ".join(other) in refused.stderr
+    more = lmcache("bench", "rag", *flags, "--blend-ratio", "0.5", cwd=tmp_path)
+    assert json.loads(more.stdout)["cells"][0]["blend"]["ratio"] == 0.5
+    # What failed once is refused by the gate's name, and so is what could not be told.
     replace(certificate, failed=("no row sees the future",)).write(path)
     failed = lmcache("bench", "rag", *flags, cwd=tmp_path)
     assert failed.returncode == 4 and "failed 'no row sees the future'" in failed.stderr
+    replace(certificate, unsure=("KL",)).write(path)
+    failed = lmcache("bench", "rag", *flags, cwd=tmp_path)
+    assert failed.returncode == 4 and "not verified yet" in failed.stderr
 
 
 BLEND = ["--reuse", "blend"]
@@ -81,9 +88,6 @@ BLEND = ["--reuse", "blend"]
     [
         (["--blend-ratio", "1.5", *BLEND], "from 0 to 1"),
         (["--blend-ratio", "some", *BLEND], "not a number"),
-        (["--blend-selection", "best", *BLEND], "hkvd, query, first, random, none, full"),
-        (["--blend-check-layer", "-1", *BLEND], "layer's number"),
-        (["--blend-narrow", "0", *BLEND], "at least 1"),
         (["--blend-encoding", "alone", *BLEND], "auto, system, bos, none"),
         (["--reuse", "blend", "--engine", "simulated"], "off, prefix"),
     ],

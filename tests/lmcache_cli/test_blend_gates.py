@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from cache_core.blend.selection import KV, Fixed, Reused
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.transformers.blend.forward import blend
@@ -56,10 +55,10 @@ def test_the_gates(family: str, rope: str, tmp_path: Path) -> None:
             assert kl[1] == 0
             assert sample.hits == 0 and sample.token_layer_share == 1
         else:
-            # The system prompt and the chunk behind it are exact, the other five are blended.
+            # The system prompt and the passage behind it are exact, the other two are blended.
             assert sample.hits == 10 + 6 * CHUNK
-            assert sample.blended_tokens == 5 * CHUNK
-            assert sample.selected_tokens == round(ratio * 5 * CHUNK)
+            assert sample.blended_tokens == 4 * CHUNK
+            assert sample.selected_tokens == round(ratio * 4 * CHUNK)
         if ratio == 0:
             assert torch.equal(session.logits, naive(engine, session, request.token_ids, kv))
         session.close()
@@ -69,21 +68,22 @@ def test_the_gates(family: str, rope: str, tmp_path: Path) -> None:
 def naive(
     engine: TransformersEngine, session: object, ids: np.ndarray, kv: torch.Tensor
 ) -> torch.Tensor:
-    """Logits of the question over chunks encoded one by one and rotated: plain reuse."""
+    """Logits of the question over passages encoded one by one, each whole, and rotated: plain
+    reuse."""
     buffer = engine.kv_buffer()
     shape = buffer.tensor.shape
     scratch = torch.zeros(shape)
     runner = engine.layers()
     tokens = torch.from_numpy(ids.astype(np.int64))
     with torch.inference_mode():
-        for start in range(10, 10 + 6 * CHUNK, CHUNK):
+        for start in range(10, 10 + 6 * CHUNK, 2 * CHUNK):
             runner.behind(tokens[:10], scratch, 0)
-            runner.apart(tokens[None, start : start + CHUNK], scratch, 10)
+            runner.apart([tokens[start : start + 2 * CHUNK]], scratch, 10)
             buffer.tensor[..., :10, :] = scratch[..., :10, :]
-            alone = scratch[..., 10 : 10 + CHUNK, :].clone()
+            alone = scratch[..., 10 : 10 + 2 * CHUNK, :].clone()
             alone[:, 0] = runner.rope.rotate(alone[:, 0], start - 10)
-            buffer.tensor[..., start : start + CHUNK, :] = alone
-    # Chunks were stored from one forward of all of them, and products of other shapes round
+            buffer.tensor[..., start : start + 2 * CHUNK, :] = alone
+    # Segments were stored from one forward of all of them, and products of other shapes round
     # otherwise: what is compared to the bit is the forward over equal KV.
     stored = session._last[0].tensor  # type: ignore[attr-defined]
     end = 10 + 6 * CHUNK
@@ -125,15 +125,9 @@ def test_all_rows_over_garbage_give_a_full_prefill(family: str, rope: str, tmp_p
 def run(
     engine: TransformersEngine, buffer: torch.Tensor, ids: np.ndarray, chosen: torch.Tensor, n: int
 ) -> torch.Tensor:
-    reused = Reused(
-        torch.from_numpy(ids.astype(np.int64)),
-        (0, 10, n - 9),
-        10,
-        ((10, n - 9),),
-        KV(buffer[:, 0].transpose(1, 2), buffer[:, 1].transpose(1, 2)),
-    )
-    selection = Fixed(lambda prompt: chosen)
-    return blend(engine.layers(), reused, buffer, np.arange(n - 9, n), selection).logits
+    tokens = torch.from_numpy(ids.astype(np.int64))
+    at = np.union1d(chosen.numpy(), np.arange(n - 9, n))
+    return blend(engine.layers(), tokens, buffer, at)
 
 
 def test_a_row_does_not_see_the_future(tmp_path: Path) -> None:

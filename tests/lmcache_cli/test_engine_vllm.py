@@ -258,7 +258,7 @@ def test_flags_of_our_connector(tmp_path: Path) -> None:
 
 def test_blend_in_our_connector_needs_a_certificate(tmp_path: Path) -> None:
     def extra(**more: Any) -> dict[str, Any]:
-        settings = BlendSettings(selection="first", **more)
+        settings = BlendSettings(**more)
         spec = CacheSpec(32, {"cpu": 5}, mode="blend", blend=settings)
         flags, _ = mode_flags(spec, tmp_path / "t")
         found: dict[str, Any] = json.loads(flags[-1])["kv_connector_extra_config"]

@@ -15,7 +15,7 @@ from cache_core.transfer.codec import CODECS
 from lmcache_cli.bench.plan import MODES
 from lmcache_cli.commands.bench import bench
 from lmcache_cli.commands.tune import tune
-from lmcache_cli.modes.blend import BLEND_SELECTIONS
+from lmcache_cli.modes.blend import BLEND_ENCODINGS
 from lmcache_cli.modes.mode import ENGINES
 from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
 from lmcache_cli.options.flags import flag, flag_fields, flattened
@@ -74,5 +74,5 @@ def test_a_flags_names_are_those_of_what_it_chooses() -> None:
     assert choices(BenchOptions, "placement") == PLACEMENTS
     assert choices(BenchOptions, "admission") == ADMISSIONS
     assert choices(BenchOptions, "engine") == tuple(ENGINES)
-    assert choices(BlendGateFlags, "blend_selection") == BLEND_SELECTIONS
+    assert choices(BlendGateFlags, "blend_encoding") == BLEND_ENCODINGS
     assert set(MODES) == {mode for modes in ENGINES.values() for mode in modes}

@@ -13,9 +13,7 @@ import torch
 import transformers
 
 from cache_core.blend.rope import Rope
-from cache_core.blend.selection import KV, SELECTIONS, Choice, Reused, make_selection
 from lmcache_cli.engines.transformers import attention
-from lmcache_cli.engines.transformers.blend import forward as blend_module
 from lmcache_cli.engines.transformers.blend.forward import blend
 from lmcache_cli.engines.transformers.blend.quality import forced_logits
 from lmcache_cli.engines.transformers.engine import TransformersEngine
@@ -94,30 +92,14 @@ FRESH = np.concatenate([np.arange(4000, 4100), np.arange(QUESTION, PROMPT)])
 CHUNKS = ((EXACT, 4000), (4100, QUESTION))
 
 
-class Chosen:
-    """A selection whose first positions were found before tensors became fake."""
-
-    def __init__(self, name: str) -> None:
-        empty = torch.empty(0)
-        self._inner: Any = make_selection(name, Choice(0.15, 1, 2))
-        self._first = self._inner.begin(
-            Reused(empty, (0, EXACT, QUESTION), EXACT, CHUNKS, KV(empty, empty))
-        ).numpy()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def begin(self, prompt: Reused) -> Any:
-        return SimpleNamespace(numpy=lambda: self._first)
+RATIOS = {
+    name: np.union1d(FRESH, np.concatenate([np.arange(*chunk, step) for chunk in CHUNKS]))
+    for name, step in (("all", 1), ("some", 7))
+} | {"none": FRESH}
 
 
-SELECTED = {name: Chosen(name) for name in SELECTIONS}
-
-
-def reused(buffer: torch.Tensor) -> Reused:
-    kv = KV(buffer[:, 0].transpose(1, 2), buffer[:, 1].transpose(1, 2))
-    tokens = torch.zeros(PROMPT, dtype=torch.int64, device=CUDA)
-    return Reused(tokens, (0, EXACT, QUESTION), EXACT, CHUNKS, kv)
+def tokens() -> torch.Tensor:
+    return torch.zeros(PROMPT, dtype=torch.int64, device=CUDA)
 
 
 def test_a_cold_prompt_makes_no_mask_and_no_logits_of_all_its_tokens(
@@ -152,40 +134,27 @@ def test_transformers_own_attention_would(world: tuple[Fake, Recorded]) -> None:
     assert (1, 1, 300, CONTEXT) in recorded.named("expand", "where", "bitwise_and", "__and__", "le")
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
-def test_blend_runs_on_the_device_and_waits_for_selections_alone(
-    name: str, world: tuple[Fake, Recorded], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", RATIOS)
+def test_blend_runs_on_the_device_and_waits_for_nothing(
+    name: str, world: tuple[Fake, Recorded]
 ) -> None:
     fake, recorded = world
-    looked: list[int] = []
-
-    def on_host(chosen: torch.Tensor) -> np.ndarray:
-        assert chosen.device == CUDA and chosen.dtype == torch.bool
-        looked.append(len(chosen))
-        keep = np.zeros(len(chosen), dtype=bool)
-        keep[::7] = True
-        return keep
-
-    monkeypatch.setattr(blend_module, "on_host", on_host)
     buffer = fake.engine.kv_buffer().tensor
-    done = blend(fake.engine.layers(), reused(buffer), buffer, FRESH, SELECTED[name])
-    assert done.logits.shape == (WORDS,) and done.logits.device == CUDA
-    narrowing = 2 if name in ("hkvd", "query") else 0
-    assert fake.waits == len(looked) == narrowing
-    assert len(set(looked)) == narrowing
+    logits = blend(fake.engine.layers(), tokens(), buffer, RATIOS[name])
+    assert logits.shape == (WORDS,) and logits.device == CUDA
+    assert fake.waits == 0
     assert recorded.uploads <= 20, "positions and rows of masks, not per layer"
     repeated = HEADS * PROMPT * DIM
-    assert recorded.largest < (2 * repeated if narrowing or name == "full" else repeated)
+    assert recorded.largest < (2 * repeated if name == "all" else repeated)
 
 
-@pytest.mark.parametrize("name", ["full", "none", "hkvd"])
+@pytest.mark.parametrize("name", ["all", "none"])
 def test_rows_that_follow_one_another_take_the_causal_kernel(
-    name: str, world: tuple[Fake, Recorded], monkeypatch: pytest.MonkeyPatch
+    name: str, world: tuple[Fake, Recorded]
 ) -> None:
     fake, recorded = world
-    monkeypatch.setattr(blend_module, "on_host", lambda chosen: np.ones(len(chosen), dtype=bool))
     buffer = fake.engine.kv_buffer().tensor
-    blend(fake.engine.layers(), reused(buffer), buffer, FRESH, SELECTED[name])
+    blend(fake.engine.layers(), tokens(), buffer, RATIOS[name])
     assert not recorded.named("masked_fill_")
     if fake.flash:
         assert not recorded.named("_scaled_dot_product_efficient_attention")
@@ -204,14 +173,14 @@ def test_chunks_are_turned_encoded_and_judged_on_the_device(world: tuple[Fake, R
         lead, chunks = (torch.zeros(n, dtype=torch.int64, device=CUDA) for n in (100, 12 * 256))
         hidden = runner.behind(lead, buffer, 0)
         assert hidden.shape == (100, WIDTH)
-        runner.apart(chunks.view(12, 256), buffer, 100)
+        runner.apart(chunks.view(12, 256).unbind(), buffer, 100)
         assert recorded.largest < WORDS * 100, "no logits of tokens whose KV is all that is wanted"
         forced = forced_logits(runner, runner.logits(hidden[-1:])[0], lead[:5], buffer, 100)
         assert forced.shape == (5, WORDS) and forced.device == CUDA
     assert recorded.uploads == 0
     if fake.flash:
-        apart = [shape for shape in outputs(recorded, FLASH) if shape[0] == 12]
-        assert apart == [(12, HEADS, 256, DIM)] * LAYERS, "all chunks in one call"
+        apart = [shape for shape in outputs(recorded, FLASH) if shape[2] == 256]
+        assert apart == [(1, HEADS, 256, DIM)] * LAYERS * 12, "each segment to its own keys"
 
 
 @pytest.mark.parametrize(("device", "longest"), [("cpu", 512), ("cuda", CONTEXT)])

@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cache_core.blend.certificate import read_certificate
-from lmcache_cli.verify.blend_settings import SettingTrial, choose_setting
+from cache_core.blend.certificate import BlendTerms, read_certificate
+from lmcache_cli.verify.blend import BlendTrial, quality_gates
 from tests.lmcache_cli.blend_world import ROPES
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -22,57 +22,68 @@ def verify(*arguments: str, cwd: Path) -> CompletedProcess[str]:
     return lmcache("verify", *flags, cwd=cwd, COLUMNS="100", XDG_CACHE_HOME=str(cwd / "cache"))
 
 
-@pytest.mark.parametrize("rope", ["llama3", "yarn"])
-def test_gates_and_curve(rope: str, tmp_path: Path) -> None:
-    changes = {"rope_parameters": ROPES[rope], "initializer_range": 0.2}
+def test_gates_curve_and_verdict(tmp_path: Path) -> None:
+    changes = {"rope_parameters": ROPES["yarn"], "initializer_range": 0.2}
     model = save_model(tmp_path / "model", "qwen3", num_hidden_layers=4, **changes)
     place = tmp_path / "cache" / "lmcache-bench" / "blend"
-    done = verify("--model", str(model), "--passage-tokens", "32", "--json", "-", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr + done.stdout
+    flags = ["--model", str(model), "--passage-tokens", "32", "--json", "-"]
+    done = verify(*flags, "--blend-ratio", "0.5", cwd=tmp_path)
     found = json.loads(done.stdout)
-    assert found["schema"] == "lmcache.verify-blend/1"
-    assert found["passed"] and all(gate["passed"] for gate in found["gates"])
+    assert found["schema"] == "lmcache.verify-blend/2"
+    exact, quality = found["gates"][:4], found["gates"][4:]
+    assert all(gate["passed"] for gate in exact), exact
     curve = {point["ratio"]: point["kl"] for point in found["curve"]}
-    assert curve[0.0] > curve[0.3] > curve[1.0] == 0
+    assert list(curve) == [0, 0.25, 0.5, 1] and curve[0] > curve[0.5] > curve[1] == 0
+    failed = [g["name"] for g in quality if not g["passed"] and not g["unsure"]]
+    unsure = [g["name"] for g in quality if g["unsure"]]
+    verdict = "failed" if failed else "inconclusive" if unsure else "passed"
+    assert found["verdict"] == verdict
+    assert done.returncode == {"failed": 1, "inconclusive": 3, "passed": 0}[verdict]
     [path] = place.iterdir()
     assert found["certificate"] == str(path)
     certificate = read_certificate(path)
-    assert not certificate.failed and certificate.details["curve"] == found["curve"]
+    assert (certificate.failed, certificate.unsure) == (tuple(failed), tuple(unsure))
+    assert certificate.terms == BlendTerms(0.5) and certificate.details["curve"] == found["curve"]
 
 
-def test_calibrated_settings_are_kept_and_used(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", "llama", num_hidden_layers=6, initializer_range=0.2)
-    flags = ["--model", str(model), "--passage-tokens", "32", "--out", "p.json"]
-    more = ["--calibrate", "--calibration-prompts", "4"]
-    done = verify(*flags, *more, "--json", "-", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr + done.stdout
-    found = json.loads(done.stdout)["calibration"]
-    assert found["prompts"] == {"calibration": 2, "held_out": 2}
-    # Both encodings, three ratios; before, each with the layers 1 and 2.
-    assert len(found["held_out"]) == 2 * 3 and len(found["calibration"]) == 2 * 3 * 2
-    assert read_certificate(tmp_path / "p.json").calibration == found
-    for trial in found["held_out"]:
-        same = [
-            t
-            for t in found["calibration"]
-            if (t["encoding"], t["ratio"]) == (trial["encoding"], trial["ratio"])
-        ]
-        assert trial["check_layer"] == min(same, key=lambda t: t["kl"])["check_layer"]
-    # Verified again without --calibrate, they stay.
-    assert verify(*flags, cwd=tmp_path).returncode == 0
-    assert read_certificate(tmp_path / "p.json").calibration == found
+def trials(
+    kl: list[float], naive: list[float], worse: float = 0.0
+) -> list[dict[float, BlendTrial]]:
+    return [
+        {0.0: BlendTrial(n, 0.5, 0.5), 0.14: BlendTrial(k, 0.5 - worse, 0.5)}
+        for k, n in zip(kl, naive, strict=True)
+    ]
 
 
-def test_the_least_work_within_the_bound_is_chosen() -> None:
-    def trial(work: float, kl: float) -> SettingTrial:
-        return SettingTrial("system", 0.1, 1, work, kl, None, None, 1.0)
+@pytest.mark.parametrize(
+    ("kl", "passed", "unsure"),
+    [
+        ([0.3] * 16, True, False),
+        ([0.59] * 16, True, False),
+        ([0.61] * 16, False, False),
+        ([0.2] * 8 + [0.9] * 8, False, True),
+    ],
+)
+def test_the_whole_interval_has_to_hold(kl: list[float], passed: bool, unsure: bool) -> None:
+    gate, top = quality_gates(trials(kl, [1.0] * 16), 0.14)
+    assert (gate.passed, gate.unsure) == (passed, unsure)
+    assert top.passed and not top.unsure
 
-    trials = [trial(0.5, 0.010), trial(0.3, 0.027), trial(0.1, 0.031)]
-    assert choose_setting(trials, naive=0.11).work == 0.3  # up to 0.01 + 0.2 * 0.1
-    assert choose_setting(trials, naive=0.12).work == 0.1
-    assert (
-        choose_setting(trials, naive=0.0).work == 0.5
-    )  # where naive reuse is best, nothing is given up
+
+def test_a_point_of_top_1_is_the_most_that_may_be_lost() -> None:
+    def top(worse: list[float]) -> tuple[bool, bool]:
+        each = [trials([0.1], [1.0], w)[0] for w in worse]
+        gate = quality_gates(each, 0.14)[1]
+        return gate.passed, gate.unsure
+
+    assert top([0.009] * 16) == (True, False)
+    assert top([0.02] * 16) == (False, False)
+    assert top([0.1, -0.06] * 8) == (False, True)
+
+
+def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
+    done = verify("--prompts", "4", cwd=tmp_path)
+    assert done.returncode == 2 and "at least 16" in done.stderr
 
 
 def test_a_model_that_cannot_be_blended_is_refused(tmp_path: Path) -> None:

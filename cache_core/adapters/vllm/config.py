@@ -14,7 +14,6 @@ from cache_core.policies import POLICIES
 from cache_core.transfer.codec import CODECS
 
 LoadMode = Literal["auto", "sync", "async"]
-SelectionName = Literal["first", "random"]
 Weights = Literal["watched", "fixed"]
 logger = logging.getLogger("vllm.lmcache")
 
@@ -57,9 +56,8 @@ class ConnectorOptions:
     docs."""
     blend_find: bool = False
     """Whether known segments are looked for in requests that name none."""
-    blend_ratio: float = 0.15
+    blend_ratio: float = 0.14
     """The share of reused tokens that is computed anew."""
-    blend_selection: SelectionName = "first"
     blend_certificate: str = ""
     """The file of ``lmcache verify blend`` that says that this model passed its gates."""
     blend_unverified: bool = False
@@ -188,8 +186,7 @@ def _value(name: str, value: Any) -> Any:
             raise _wrong(name, f"is {value!r}; it must be true or false")
         return value
     choices = {"policy": tuple(POLICIES), "placement": PLACEMENTS, "load": get_args(LoadMode)}
-    choices |= {"blend_selection": get_args(SelectionName), "codec": CODECS}
-    choices["weights"] = get_args(Weights)
+    choices |= {"codec": CODECS, "weights": get_args(Weights)}
     if name in choices and value not in choices[name]:
         raise _wrong(name, f"{value!r} is not known; use one of {', '.join(choices[name])}")
     if not isinstance(value, str):

@@ -109,7 +109,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         rank = self._vllm_config.parallel_config.rank
         blend_worker = None
         if self._options.blend:
-            blend_worker = BlendWorkerSide(self._vllm_config, self._shape.block_tokens)
+            sizes = self._shape.block_tokens, self._options.chunk_tokens
+            blend_worker = BlendWorkerSide(self._vllm_config, *sizes)
         tiers = open_tiers(
             self._options,
             blocks.chunk_bytes,
@@ -383,7 +384,8 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
         if not self._options.blend_unverified:
-            require_certificate(self._options.blend_certificate, config.model_config)
+            file, ratio = self._options.blend_certificate, self._options.blend_ratio
+            require_certificate(file, config.model_config, ratio)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
-        return BlendScheduler(self._options, start, self._shape.block_tokens)
+        return BlendScheduler(self._options, start, self._shape.block_tokens, self._ranks)

@@ -11,7 +11,13 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from cache_core.blend.certificate import CertificateError, Subject, checked_certificate, rope_text
+from cache_core.blend.certificate import (
+    BlendTerms,
+    CertificateError,
+    Subject,
+    checked_certificate,
+    rope_text,
+)
 from cache_core.keys import ChunkHasher, Namespace, canonical, config_digest
 from cache_core.layout import KVLayout
 from cache_core.weights import (
@@ -193,8 +199,9 @@ def unproven(config: Any) -> str:
     return "" if _weights(model) else f"the commit of {model.model} is not known"
 
 
-def require_certificate(file: str, model: Any) -> None:
-    """Raises :class:`Unsupported` unless the file says that vLLM's model passed blend's gates."""
+def require_certificate(file: str, model: Any, ratio: float) -> None:
+    """Raises :class:`Unsupported` unless the file says that vLLM's model passed blend's gates at
+    this ratio, or a smaller one."""
     text, name = model.hf_text_config, str(model.model)
     weights = _weights(model)
     rope = rope_text(getattr(text, "rope_parameters", None))
@@ -202,7 +209,7 @@ def require_certificate(file: str, model: Any) -> None:
     lack = f"{name} has no blend_certificate"
     if file:
         try:
-            checked_certificate(Path(file).expanduser(), subject)
+            checked_certificate(Path(file).expanduser(), subject, BlendTerms(ratio))
             return
         except CertificateError as error:
             lack = f"blend_certificate: {error}"

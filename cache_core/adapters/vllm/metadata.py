@@ -111,10 +111,15 @@ class FetchSpec:
 @dataclass(frozen=True, slots=True)
 class EncodeSpec:
     """An order to compute ``tokens`` ``[n]`` alone, from position 0 on, in the save's blocks, and
-    to save them."""
+    to save them; and to see how far the segment's chunks ``rows``, all of ``length`` tokens, are
+    from what the request computed in its blocks ``context`` from token ``start`` on."""
 
     save: SaveSpec
     tokens: NDArray[np.int32]
+    context: BlockIds
+    start: int
+    length: int
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -159,6 +164,15 @@ class SaveDone:
     free: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SeenDone:
+    """The report of what an encoding's chunks were seen to lack: an array ``[tokens]`` for each of
+    its ``rows``."""
+
+    id: int
+    lacks: tuple[NDArray[np.float32], ...]
+
+
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
     """A worker's report to the scheduler side. Every rank reports every load, and every part of
@@ -169,16 +183,20 @@ class WorkerReport(KVConnectorWorkerMetadata):
     outdated: int = -1
     loads: list[LoadDone] = field(default_factory=list)
     saves: list[SaveDone] = field(default_factory=list)
+    seen: list[SeenDone] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
         """Returns whether the report says nothing but that the step is over."""
-        return not self.loads and not self.saves and self.outdated < 0
+        return not (self.loads or self.saves or self.seen) and self.outdated < 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         """Returns the reports of two ranks as one."""
         outdated = max(self.outdated, other.outdated)
-        return WorkerReport(self.step, outdated, self.loads + other.loads, self.saves + other.saves)
+        loads, saves, seen = (
+            getattr(self, name) + getattr(other, name) for name in ("loads", "saves", "seen")
+        )
+        return WorkerReport(self.step, outdated, loads, saves, seen)
 
 
 @dataclass(frozen=True, slots=True)

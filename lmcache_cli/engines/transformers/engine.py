@@ -15,7 +15,7 @@ from lmcache_cli.engines.transformers.cross_model.session import CrossModelSessi
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer
 from lmcache_cli.engines.transformers.layer_groups import GroupedBuffer, States
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
-from lmcache_cli.engines.transformers.models import blend_subject
+from lmcache_cli.engines.transformers.models import blend_subject, configured_bos
 from lmcache_cli.engines.transformers.open_cache import open_cache
 from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, TransformersSession
 from lmcache_cli.errors import UserError
@@ -37,6 +37,9 @@ class TransformersEngine(ModelRunner):
         loaded = self.loaded
         return blend_subject(loaded.id, loaded.source, loaded.config, loaded.dtype)
 
+    def blend_bos(self) -> int | None:
+        return configured_bos(self.bos, self.loaded.text_config)
+
     def session_bytes(self) -> int:
         return 0
 
@@ -56,7 +59,7 @@ class TransformersEngine(ModelRunner):
             cache = open_cache(spec, self.namespace(spec), self.loaded.device)
         if spec.blend is not None and cache is not None:
             try:
-                return BlendSession(self, spec, cache)
+                return BlendSession(self, spec, cache, self.blend_bos())
             except BaseException:
                 cache.close()
                 raise

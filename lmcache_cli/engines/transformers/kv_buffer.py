@@ -77,7 +77,8 @@ class KvBuffer:
     """The static KV buffer of one request: ``[layers, 2, kv_heads, capacity, head_dim]``, faulted
     in once.
 
-    ``pending`` is the store that still reads this memory; wait for it before writing here.
+    ``pending`` is the store that still reads this memory; wait for it before writing here. ``lent``
+    counts how often the buffer was given to a request: what one left is there until the next.
     """
 
     def __init__(self, layout: KVLayout, capacity: int, device: torch.device) -> None:
@@ -91,6 +92,7 @@ class KvBuffer:
         else:
             self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.pending: Future[StoreOutcome] | None = None
+        self.lent = 0
         layers = [ArenaLayer(kv[0][None], kv[1][None]) for kv in self.tensor]
         self.cache = Cache(layers=layers)
         self._ways = ways_of(device)

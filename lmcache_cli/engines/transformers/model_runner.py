@@ -161,10 +161,14 @@ class ModelRunner:
             buffer.wait()
         self._arenas.clear()
 
-    def kv_buffer(self) -> KvBuffer:
-        """Returns the static KV buffer for the next request; waits if a store still reads it."""
+    def kv_buffer(self, keep: KvBuffer | None = None) -> KvBuffer:
+        """Returns the static KV buffer for the next request, another one than ``keep``; waits if a
+        store still reads it."""
         buffer = next(self._next_arena)
+        if buffer is keep:
+            buffer = next(self._next_arena)
         buffer.wait()
+        buffer.lent += 1
         return buffer
 
     @torch.inference_mode()

@@ -215,6 +215,13 @@ def load_model(name: str | None, device: str, dtype: str) -> LoadedModel:
     return loaded
 
 
+def configured_bos(bos: int | None, config: Any) -> int | None:
+    """Returns ``bos``, the token that a tokenizer puts before a text, or that which the model's
+    configuration names where it puts none."""
+    named = getattr(config, "bos_token_id", None)
+    return named if bos is None and isinstance(named, int) else bos
+
+
 def blend_subject(name: str, source: str, config: Any, dtype: str) -> Subject:
     """Returns the subject of a certificate for blend: the model in folder ``source``, or of that
     hub id, run in ``dtype``."""

@@ -97,6 +97,11 @@ class VllmEngine:
 
         return blend_subject(self.model, self.folder, self.config, self._dtype)
 
+    def blend_bos(self) -> int | None:
+        from lmcache_cli.engines.transformers.models import configured_bos
+
+        return configured_bos(self.bos, self.config)
+
     def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
         refuse_cell(spec, self.serving.args, self.cpu)
         mode_flags(spec, Path())  # finds what is missing, before anything starts

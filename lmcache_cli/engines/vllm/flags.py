@@ -125,7 +125,7 @@ def _blend(spec: CacheSpec) -> dict[str, object]:
     settings = spec.blend
     if settings is None:
         return {}
-    chosen = {"blend_ratio": settings.ratio, "blend_selection": settings.selection}
+    chosen = {"blend_ratio": settings.ratio}
     if settings.certificate is None:
         return {"blend": True, "blend_unverified": True, **chosen}
     return {"blend": True, "blend_certificate": str(settings.certificate.absolute()), **chosen}

@@ -83,7 +83,6 @@ def together(llm: Any, asked: list[tuple[list[int], dict[str, Any]]]) -> list[li
 def main() -> None:
     model = Path(sys.argv[1])
     prompts = Prompts()
-    first, told = prompts.make([0, 1, 2, 3])
     second, moved = prompts.make([3, 1, 0, 2], gap=5)
     other, _ = prompts.make([2, 0, 1, 3])
     with engine(model, None) as (llm, _counts):
@@ -94,9 +93,15 @@ def main() -> None:
     with engine(model, options, worker_cls=WORKER, **cramped) as (llm, counts):
         core = llm.llm_engine.engine_core.engine_core
         free = core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        ask(llm, first, segments=told, ratio=0.15)
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1], [0, 3, 1, 2]):
+            known, bounds = prompts.make(order)
+            found.setdefault("learning", []).append(ask(llm, known, segments=bounds, ratio=0.15))
+        side = scheduler_half(llm)
+        found["seen"] = len(side.blend_scheduler.seen)
         for ratio in (0.0, 0.3, 0.9999):
             found[f"ratio {ratio}"] = ask(llm, second, segments=moved, ratio=ratio)
+        # Another question on the same passages, in the same order.
+        found["followed"] = ask(llm, [*second[:-40], *second[:40]], segments=moved, ratio=0.3)
         found["found"] = ask(llm, second, segments="find", ratio=0.9999)
         found["wrong"] = ask(llm, other, segments=[[5, 3]])
         found["batch"] = together(
@@ -111,7 +116,7 @@ def main() -> None:
         found["counts"] = counts
         found["blocks"] = [free, core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()]
         # A segment that can't be read any more.
-        side, worker = scheduler_half(llm), worker_half()
+        worker = worker_half()
         (tier,) = worker.tiers
         tier.discard([key for key in tier._slots if key[0] % 2])
         found["lost"] = ask(llm, second, segments=moved, ratio=0.9999)

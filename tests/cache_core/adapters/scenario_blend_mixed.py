@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.cache_core.adapters.engine_in_process import VOCABULARY, engine, settle
+from tests.cache_core.adapters.engine_in_process import VOCABULARY, engine, scheduler_half, settle
 from tests.cache_core.adapters.scenario_blend import WORKER, together
 
 SEGMENT, SEGMENTS, REQUESTS = 960, 4, 50
@@ -36,7 +36,6 @@ def main() -> None:
             tokens += documents[number][:length]
         return tokens + question, {"segments": segments}
 
-    known, told = prompt([0, 1, 2, 3], [])
     moved, where = prompt([2, 0, 3, 1], text(100))
     mixed: list[Asked] = []
     for number in range(REQUESTS):
@@ -53,7 +52,11 @@ def main() -> None:
         llm,
         _,
     ):
-        distribution(llm, known, **told, ratio=0.15)
+        # Behind one that is known already, each is seen once in a context that is long enough.
+        scheduler_half(llm).blend_scheduler.seen.least = 0.5
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+            learning, told = prompt(order, [])
+            distribution(llm, learning, **told, ratio=0.15)
         naive = distribution(llm, moved, **where, ratio=0.0)
         whole = distribution(llm, moved, **where, ratio=0.9999)
         served = []

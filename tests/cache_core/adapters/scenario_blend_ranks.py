@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ def main() -> None:
     def blended(ask: Any) -> dict[str, Any]:
         plain = ask(second, salt="alone")
         ask(first, segments=told)
-        # Segments are encoded after the answer; what asks for them must not be a later prefix.
+        # Segments are encoded, and seen, after the answer; what asks for them must not be a later
+        # prefix.
         until, gap, cached = time.monotonic() + LONGEST_S, 50, 0
+        orders = cycle(([1, 0, 3, 2], [2, 3, 0, 1]))
         while cached < 4 * SEGMENT and time.monotonic() < until:
             gap += 1
-            tokens, segments = prompts.make([1, 0, 3, 2], gap=gap)
+            tokens, segments = prompts.make(next(orders), gap=gap)
             cached = ask(tokens, segments=segments, ratio=0.9)["cached"]
         whole = ask(second, segments=moved, ratio=0.9999)
         naive = ask(second, segments=moved, ratio=0.0)

@@ -34,7 +34,7 @@ from cache_core.adapters.vllm.identity import (
 )
 from cache_core.adapters.vllm.kv_shape import GroupedShape, shape_of
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, observe
-from cache_core.blend.certificate import Certificate
+from cache_core.blend.certificate import BlendTerms, Certificate
 
 FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
 
@@ -181,7 +181,7 @@ def certificates(model: Path, scratch: Path) -> dict[str, str]:
     def take(name: str, folder: Path, file: str, dtype: str = "float32") -> None:
         config = EngineArgs(model=str(folder), dtype=dtype, max_model_len=64).create_model_config()
         try:
-            require_certificate(file, config)
+            require_certificate(file, config, 0.14)
             found[name] = "taken"
         except Unsupported as error:
             found[name] = str(error)
@@ -200,14 +200,14 @@ def certificates(model: Path, scratch: Path) -> dict[str, str]:
         ).save_pretrained(folder)
         subject = blend_subject("m", str(folder), AutoConfig.from_pretrained(folder), "float32")
         # Without weights the name would have to be the same.
-        Certificate(replace(subject, model=str(folder)), (), {}, {}).write(file)
+        Certificate(replace(subject, model=str(folder)), BlendTerms(0.14), (), (), {}).write(file)
         take(name, folder, str(file))
     take("dtype", scratch / "model yarn", str(scratch / "yarn.json"), "bfloat16")
     take("rope", scratch / "model yarn", str(scratch / "llama3.json"))
     subject = blend_subject("m", str(model), AutoConfig.from_pretrained(model), "float32")
-    Certificate(subject, (), {}, {}).write(scratch / "weights.json")
+    Certificate(subject, BlendTerms(0.14), (), (), {}).write(scratch / "weights.json")
     take("weights", model, str(scratch / "weights.json"))
-    Certificate(subject, ("a gate",), {}, {}).write(scratch / "failed.json")
+    Certificate(subject, BlendTerms(0.14), ("a gate",), (), {}).write(scratch / "failed.json")
     take("failed", model, str(scratch / "failed.json"))
     take("none", model, "")
     return found

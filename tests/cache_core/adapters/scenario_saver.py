@@ -50,10 +50,13 @@ def lent_blocks() -> dict[str, Any]:
     save = world.saver.save(world.state, 4)
     assert save is not None
     free = [SimpleNamespace(block_id=number) for number in (2, 3, 9, 10, 11, 12)]
+    kept: list[Any] = []
     pool = SimpleNamespace(
         get_num_free_blocks=lambda: len(free),
         get_new_blocks=lambda count: [free.pop(0) for _ in range(count)],
         free_blocks=free.extend,
+        blocks=[SimpleNamespace(block_id=number) for number in range(16)],
+        touch=kept.extend,
     )
     blend_scheduler = BlendScheduler(OPTIONS, (), BLOCK)
     blend_scheduler.bind(pool)
@@ -69,7 +72,15 @@ def lent_blocks() -> dict[str, Any]:
     later = StepMeta(2)
     world.saver.encode(world.state, blend_scheduler, later)
     blocks = [encode.save.blocks.tolist() for encode in meta.encodes]
-    return {"save": save.id, "after": first, "blocks": blocks, "freed": sorted(later.after)}
+    seen = [(encode.rows, encode.context.tolist()) for encode in meta.encodes]
+    return {
+        "save": save.id,
+        "after": first,
+        "blocks": blocks,
+        "freed": sorted(later.after),
+        "seen": seen,
+        "kept": [block.block_id for block in kept],
+    }
 
 
 def counted() -> dict[str, Any]:

@@ -132,12 +132,13 @@ class Encoder:
 
     def compute(self, loads: Any) -> None: ...
 
-    def rotate(self, k: torch.Tensor, delta: int, axis: int) -> None: ...
+    def rotate(self, k: torch.Tensor, delta: int) -> None: ...
 
-    def encode(self, encodes: Any) -> None:
+    def encode(self, encodes: Any, blocks: Any) -> list[Any]:
         for encode in encodes:
             for cache in self.caches:
                 cache[torch.from_numpy(encode.save.blocks).long()] = 7.0
+        return []
 
 
 def encoded() -> dict[str, Any]:
@@ -151,7 +152,8 @@ def encoded() -> dict[str, Any]:
     plan = Plan((Move(KEY, ENGINE, 0, 0),))
     lent = SaveSpec(2, "a", 0, plan, np.arange(4, 8, dtype=np.int32))
     tokens = np.arange(CHUNK, dtype=np.int32)
-    step = StepMeta(0, saves=[save(1, "a", OTHER)], encodes=[EncodeSpec(lent, tokens)])
+    encode = EncodeSpec(lent, tokens, np.empty(0, dtype=np.int32), 0, CHUNK)
+    step = StepMeta(0, saves=[save(1, "a", OTHER)], encodes=[encode])
     worker.start_loads(step)
     for name in ("first", "second"):
         worker.layer_done(name)

@@ -27,6 +27,21 @@ def test_computing_every_reused_token_is_full_prefill(blend: dict[str, Any]) -> 
         assert blend[way]["cached"] >= SEGMENTS
 
 
+def test_what_was_seen_is_computed_again(blend: dict[str, Any]) -> None:
+    """Passages are reused once they were seen in contexts; then part of them is computed."""
+    cached = [asked["cached"] for asked in blend["learning"]]
+    assert cached[0] == 0 and cached[-1] >= SEGMENTS - 160
+    assert blend["seen"] == SEGMENTS // 32
+    plain = blend["plain"]["second"]["logprob"]
+    part, none = (abs(blend[f"ratio {r}"]["logprob"] - plain) for r in ("0.3", "0.0"))
+    assert blend["ratio 0.3"]["cached"] >= SEGMENTS
+    assert part != none
+
+
+def test_a_question_on_the_same_passages_costs_its_own_tokens(blend: dict[str, Any]) -> None:
+    assert blend["followed"]["cached"] >= SEGMENTS
+
+
 def test_naive_reuse_is_something_else(blend: dict[str, Any]) -> None:
     gap = abs(blend["ratio 0.0"]["logprob"] - blend["plain"]["second"]["logprob"])
     assert blend["ratio 0.0"]["cached"] >= SEGMENTS

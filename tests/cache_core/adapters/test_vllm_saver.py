@@ -24,6 +24,12 @@ def test_an_encode_waits_for_saves_that_read_the_blocks_it_was_lent(found: dict[
     assert lent["freed"] == []
 
 
+def test_a_requests_blocks_are_kept_until_its_segments_were_seen(found: dict[str, Any]) -> None:
+    """What stands where it is encoded shows nothing; what stands behind it does."""
+    assert found["lent"]["seen"] == [[[], []], [[0], [1, 2, 3, 4]]]
+    assert found["lent"]["kept"] == [1, 2, 3, 4]
+
+
 def test_a_chunk_counts_as_used_once_per_request(found: dict[str, Any]) -> None:
     """Each admission: its first chunk, how many, and how many leading ones have counted."""
     assert found["counted"]["said"] == [[0, 3, 0], [3, 2, 3], [0, 4, 5], [4, 4, 5]]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cache_core.blend.certificate import (
+    BlendTerms,
     Certificate,
     CertificateError,
     Subject,
@@ -17,13 +18,14 @@ from cache_core.blend.certificate import (
 )
 
 MODEL = Subject("some/model", "abc", "float32", rope_text({"rope_theta": 1e4}))
-PASSED = Certificate(MODEL, (), {"chosen": {"ratio": 0.1}}, {"curve": [1, 2]})
+TERMS = BlendTerms(0.14)
+PASSED = Certificate(MODEL, TERMS, (), (), {"curve": [1, 2]})
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "p.json"
     PASSED.write(path)
-    assert read_certificate(path) == checked_certificate(path, MODEL) == PASSED
+    assert read_certificate(path) == checked_certificate(path, MODEL, TERMS) == PASSED
     assert [p.name for p in path.parent.iterdir()] == ["p.json"]
 
 
@@ -31,12 +33,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_another_model_is_refused(field: str, tmp_path: Path) -> None:
     PASSED.write(tmp_path / "p")
     with pytest.raises(CertificateError, match=f"{field} differ"):
-        checked_certificate(tmp_path / "p", replace(MODEL, **{field: "other"}))
+        checked_certificate(tmp_path / "p", replace(MODEL, **{field: "other"}), TERMS)
 
 
 def test_the_same_weights_under_another_name_are_the_same_model(tmp_path: Path) -> None:
     PASSED.write(tmp_path / "p")
-    assert checked_certificate(tmp_path / "p", replace(MODEL, model="/elsewhere")) == PASSED
+    assert checked_certificate(tmp_path / "p", replace(MODEL, model="/elsewhere"), TERMS) == PASSED
 
 
 def test_without_known_weights_the_name_counts() -> None:
@@ -47,7 +49,25 @@ def test_without_known_weights_the_name_counts() -> None:
 def test_a_failed_gate_is_named(tmp_path: Path) -> None:
     replace(PASSED, failed=("no row sees the future",)).write(tmp_path / "p")
     with pytest.raises(CertificateError, match="failed 'no row sees the future'"):
-        checked_certificate(tmp_path / "p", MODEL)
+        checked_certificate(tmp_path / "p", MODEL, TERMS)
+
+
+def test_what_could_not_be_told_is_not_verified_yet(tmp_path: Path) -> None:
+    unsure = replace(PASSED, unsure=("KL",))
+    unsure.write(tmp_path / "p")
+    assert unsure.verdict == "inconclusive"
+    with pytest.raises(CertificateError, match="not verified yet"):
+        checked_certificate(tmp_path / "p", MODEL, TERMS)
+
+
+@pytest.mark.parametrize(
+    "terms", [BlendTerms(0.1), BlendTerms(0.14, "none"), BlendTerms(0.14, "auto", "another method")]
+)
+def test_other_terms_are_refused(terms: BlendTerms, tmp_path: Path) -> None:
+    PASSED.write(tmp_path / "p")
+    with pytest.raises(CertificateError, match=r"ratio 0\.14, encoding auto, not of"):
+        checked_certificate(tmp_path / "p", MODEL, terms)
+    assert checked_certificate(tmp_path / "p", MODEL, BlendTerms(0.3)) == PASSED
 
 
 @pytest.mark.parametrize(
@@ -56,7 +76,7 @@ def test_a_failed_gate_is_named(tmp_path: Path) -> None:
         (None, "can't be read"),
         ("{", "no JSON"),
         ("[]", "no blend certificate"),
-        ('{"schema": "lmcache.blend-certificate/1"}', "damaged"),
+        ('{"schema": "lmcache.blend-certificate/2"}', "damaged"),
     ],
 )
 def test_what_is_no_certificate_is_refused(text: str | None, words: str, tmp_path: Path) -> None:

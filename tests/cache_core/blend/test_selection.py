@@ -1,115 +1,99 @@
-"""Selections keep exactly their budget, of the right rows."""
+"""What tokens were seen to lack: how it is measured, kept, and chosen by."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_core.blend.selection import (
-    KV,
-    SELECTIONS,
-    Choice,
-    Reused,
-    budget,
-    make_selection,
-)
-
-LAYERS = 6
+from cache_core.blend.seen import SeenTable, sighting_worth
+from cache_core.blend.selection import budget, chosen, deviation
 
 
-def prompt(chunks: list[tuple[int, int]], tokens: int) -> Reused:
-    kv = KV(torch.zeros(LAYERS, tokens, 1, 2), torch.zeros(LAYERS, tokens, 1, 2))
-    return Reused(torch.zeros(tokens, dtype=torch.int64), (0, tokens - 3), 2, tuple(chunks), kv)
+def numbers(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
 
 
-def run(name: str, choice: Choice, reused: Reused) -> list[torch.Tensor]:
-    """The rows of each layer, as the forward would ask for them."""
-    selection = make_selection(name, choice)
-    rows, kept = selection.begin(reused), []
-    generator = torch.Generator().manual_seed(choice.seed)
-    for layer in range(LAYERS):
-        see = getattr(selection, "see", None)
-        if see is not None:
-            see(layer, torch.randn(2, 3, 2), torch.randn(1, len(reused.ids), 2))
-        shape = (len(rows), 1, 2)
-        new, old = (
-            KV(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
-            for _ in range(2)
-        )
-        rows = rows[selection.narrow(layer, rows, new, old)]
-        kept.append(rows)
-    return kept
-
-
-@given(
-    name=st.sampled_from(list(SELECTIONS)),
-    ratio=st.floats(0, 1),
-    lengths=st.lists(st.integers(1, 20), max_size=5),
-    check=st.integers(0, 3),
-    steps=st.integers(1, 3),
-    seed=st.integers(0, 9),
-)
-def test_the_budget_is_kept_to_the_token(
-    name: str, ratio: float, lengths: list[int], check: int, steps: int, seed: int
+@given(st.lists(st.floats(0, 9, width=32), max_size=40), st.floats(0, 1))
+def test_the_budget_is_kept_to_the_token_and_nothing_larger_is_left(
+    values: list[float], ratio: float
 ) -> None:
-    chunks, end = [], 2
-    for length in lengths:
-        chunks.append((end, end + length))
-        end += length
-    reused = prompt(chunks, end + 3)
-    total = sum(lengths)
-    kept = run(name, Choice(ratio, check, steps, seed), reused)
-    expected = {"none": 0, "full": total}.get(name, budget(ratio, total))
-    assert len(kept[-1]) == expected
-    for below, above in pairwise(kept):
-        assert set(above.tolist()) <= set(below.tolist())
-    for rows in kept:
-        assert rows.tolist() == sorted(set(rows.tolist()))
-        assert set(rows.tolist()) <= set(reused.candidates.tolist())
+    found = numbers(*values)
+    mask = chosen(found, ratio)
+    assert mask.sum() == budget(ratio, len(values)) <= len(values)
+    if mask.any() and not mask.all():
+        assert found[mask].min() >= found[~mask].max()
 
 
-def test_the_largest_deviations_are_kept() -> None:
-    selection = make_selection("hkvd", Choice(0.5, check_layer=1))
-    rows = selection.begin(prompt([(2, 6)], 9))
-    old = KV(torch.zeros(4, 1, 2), torch.zeros(4, 1, 2))
-    size = torch.tensor([1.0, 4.0, 2.0, 3.0])[:, None, None].expand(4, 1, 2)
-    assert selection.narrow(0, rows, KV(size, size), old).all()
-    assert selection.narrow(1, rows, KV(size, size), old).tolist() == [False, True, False, True]
+def test_of_equal_tokens_the_first_is_chosen() -> None:
+    assert chosen(numbers(1, 1, 1, 1), 0.5).tolist() == [True, True, False, False]
 
 
-def test_gradual_narrowing_falls_layer_by_layer() -> None:
-    kept = run("hkvd", Choice(0.2, check_layer=1, steps=2), prompt([(2, 102)], 105))
-    assert [len(rows) for rows in kept] == [100, 30, 20, 20, 20, 20]
+def test_a_tokens_number_is_that_of_its_worst_layer_k_and_v_alike() -> None:
+    torch.manual_seed(0)
+    k, v = torch.randn(3, 2, 4, 8), torch.randn(3, 2, 4, 8)
+    other_k, other_v = k.clone(), v.clone()
+    other_k[1, :, 2] += 1.0
+    other_v[2, :, 2] += 2.0
+    other_v[0, :, 3] += 1.0
+    found = deviation(k, v, other_k, other_v)
+    assert found[:2].tolist() == [0, 0]
+    assert found[2] == pytest.approx(16 * 4 / float(v[2].square().mean()), rel=1e-4)
+    assert found[3] == pytest.approx(16 * 1 / float(v[0].square().mean()), rel=1e-4)
+    same = deviation(100 * k, v, 100 * other_k, other_v)
+    np.testing.assert_allclose(same, found, rtol=1e-3), "each in its own units"
 
 
-def test_the_first_share_of_each_chunk() -> None:
-    [rows, *_] = run("first", Choice(0.25), prompt([(2, 10), (10, 18)], 21))
-    assert rows.tolist() == [2, 3, 10, 11]
+def test_the_largest_of_all_contexts_is_kept_once_there_were_enough() -> None:
+    table = SeenTable(least=2)
+    table.add(b"a", numbers(1, 5), 1)
+    assert table.get(b"a") is None
+    table.add(b"a", numbers(9, 9), 0)
+    table.add(b"a", numbers(3, 2), 0.5)
+    assert table.get(b"a") is None
+    table.add(b"a", numbers(0, 0), 0.5)
+    assert table.get(b"a").tolist() == [3, 5]  # type: ignore[union-attr]
+    table.add(b"a", numbers(7), 1)
+    assert table.get(b"a") is None, "of another length: it begins anew"
+    table.clear()
+    assert table.get(b"a") is None and len(table) == 0
 
 
-def test_random_repeats_with_its_seed() -> None:
-    reused = prompt([(2, 102)], 105)
-    draws = [run("random", Choice(0.2, seed=seed), reused)[0].tolist() for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
+def test_a_sighting_behind_little_counts_less() -> None:
+    assert [sighting_worth(before, 10) for before in (0, 10, 20, 500)] == [0, 0.5, 1, 1]
 
 
-def test_what_the_question_attends_to_is_kept() -> None:
-    selection = make_selection("query", Choice(0.25, check_layer=0))
-    rows = selection.begin(prompt([(2, 6)], 9))
-    keys = torch.zeros(1, 9, 2)
-    keys[0, 4] = torch.tensor([9.0, 0.0])
-    keys[0, 8] = torch.tensor([99.0, 0.0])  # the question's own last token: not a candidate
-    selection.see(0, torch.tensor([1.0, 0.0]).expand(2, 3, 2), keys)  # type: ignore[attr-defined]
-    empty = KV(torch.zeros(4, 1, 2), torch.zeros(4, 1, 2))
-    assert selection.narrow(0, rows, empty, empty).tolist() == [False, False, True, False]
+def test_what_was_not_asked_for_longest_is_forgotten() -> None:
+    table = SeenTable(least=1, most_tokens=6)
+    for name in (b"a", b"b", b"c"):
+        table.add(name, numbers(1, 2), 1)
+    table.get(b"a")
+    table.add(b"d", numbers(1, 2), 1)
+    assert [table.get(name) is None for name in (b"a", b"b", b"c", b"d")] == [0, 1, 0, 0]
+    table.add(b"d", numbers(4, 4), 1)  # what it knew is not counted twice
+    assert len(table) == 3
 
 
-def test_unknown_names_and_ratios_are_refused() -> None:
-    with pytest.raises(ValueError, match="hkvd, first, query, random, none, full"):
-        make_selection("best", Choice(0.1))
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        make_selection("hkvd", Choice(1.5))
+def test_a_table_comes_back_from_its_folder(tmp_path: Path) -> None:
+    table, again = SeenTable(), SeenTable()
+    again.load(tmp_path)
+    table.save(tmp_path)
+    again.load(tmp_path)
+    assert len(again) == 0, "an empty one"
+    for i in range(3):
+        for _ in range(2):
+            table.add(bytes([i]) * 32, numbers(*range(i + 1)), 1)
+    table.add(b"once".ljust(32), numbers(1), 1)
+    table.save(tmp_path)
+    again.load(tmp_path)
+    assert len(again) == 4 and again.get(b"once".ljust(32)) is None
+    assert again.get(bytes([2]) * 32).tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    damaged = SeenTable()
+    damaged.load(tmp_path)
+    assert len(damaged) == 0

@@ -1,30 +1,37 @@
 """Plans blend on the scheduler side: where parts of a prompt begin that may stand anywhere, which
 of them a request reuses, and which are encoded for later.
 
-A blended request's KV is not what its tokens alone would give. So it must not be found by others:
-it is not saved, and vLLM's own prefix cache knows it under a salt of its own.
+A blended request's KV is not what its tokens alone would give. So it is not saved, and vLLM's own
+prefix cache knows it under a salt of its own: requests find it there that are blended as much.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.adapters.vllm.config import ConnectorOptions
-from cache_core.adapters.vllm.metadata import BlendPiece, BlendSpec, EncodeSpec, SaveSpec
+from cache_core.adapters.vllm.metadata import (
+    BlendPiece,
+    BlendSpec,
+    EncodeSpec,
+    SaveSpec,
+    SeenDone,
+)
 from cache_core.adapters.vllm.scheduler.request_state import (
     BlendSegment,
     BlendSpan,
     BlendState,
     RequestState,
 )
-from cache_core.blend.matcher import RollingIndex
+from cache_core.blend.matcher import RollingIndex, segment_keys
+from cache_core.blend.seen import SeenTable, sighting_worth
+from cache_core.blend.selection import chosen
 from cache_core.keys import ChunkHasher
 from cache_core.ledger import Hit, Ledger, Plan
 
@@ -59,10 +66,10 @@ class Segments:
         bounds = self._search(tokens) if searched else _checked(told, len(tokens))
         found = []
         for start, stop in bounds:
-            keys = hasher.keys(tokens[start:stop]).prefix
+            keys = segment_keys(tokens[start:stop], hasher)
             if keys:
                 found.append(BlendSegment(start, stop, tuple(keys)))
-                if not searched:
+                if not searched and stop - start >= self._size:
                     first = tokens[start : start + self._size]
                     self._known.add(first, first.tobytes())
         return found
@@ -104,18 +111,33 @@ def _checked(told: object, length: int) -> list[tuple[int, int]]:
 
 
 logger = logging.getLogger("vllm.lmcache")
+Lack = NDArray[np.float32]
+
+
+class _Look(NamedTuple):
+    """Chunks that ranks are asked to see, what that counts, and what some have seen."""
+
+    keys: tuple[bytes, ...]
+    counts: float
+    lacks: list[tuple[Lack, ...]]
 
 
 class BlendScheduler:
     """Finds, plans and encodes segments. ``bos`` (a token, or none) stands before each segment when
     it is encoded alone."""
 
-    def __init__(self, options: ConnectorOptions, bos: Sequence[int], block_tokens: int) -> None:
+    def __init__(
+        self, options: ConnectorOptions, bos: Sequence[int], block_tokens: int, ranks: int = 1
+    ) -> None:
         self._options, self._bos, self._block_tokens = options, list(bos), block_tokens
-        self._size = options.chunk_tokens
+        self._size, self._ranks = options.chunk_tokens, ranks
         self._segments = Segments(options.chunk_tokens)
         self._pool: Any = None
         self._lent: dict[int, list[Any]] = {}
+        self._looks: dict[int, _Look] = {}
+        self.seen = SeenTable()
+        if options.disk_size:
+            self.seen.load(options.folder)
 
     def bind(self, pool: Any) -> None:
         """Sets vLLM's block pool, from which encoding borrows blocks."""
@@ -146,8 +168,8 @@ class BlendScheduler:
         if not found:
             return
         state.blend = BlendState(found, float(ratio))
-        # Hashes of its blocks are its own from here on: what is blended is never found by others.
-        request.cache_salt = f"{request.cache_salt or ''} blended {uuid4().hex}"
+        # What is blended is found by requests alone that are blended as much, and by no other.
+        request.cache_salt = f"{request.cache_salt or ''} blended {float(ratio):g}"
         request.block_hashes.clear()
         request.update_block_hashes()
 
@@ -160,17 +182,21 @@ class BlendScheduler:
         blend.spans, blend.exact = [], exact
         last = state.request.num_tokens - 1
         for segment in blend.segments:
-            hit = ledger.lookup(segment.keys)
-            stop = min(segment.start + len(hit) * self._size, last)
+            hit, lacks = ledger.lookup(segment.keys), list[Lack]()
+            if blend.ratio and not self._in_place(state, segment):
+                lacks = self._lacks(hit.keys)
+                hit = Hit(hit.keys[: len(lacks)], hit.tiers[: len(lacks)])
+            stop = min(segment.start + len(hit) * self._size, segment.stop, last)
             start = max(segment.start, exact)
             if stop <= start:
                 continue
             skip = (start - segment.start) // self._size
             part = Hit(hit.keys[skip:], hit.tiers[skip:])
-            shift = segment.start - len(self._bos)
-            blend.spans.append(
-                BlendSpan(start, stop, segment.start + skip * self._size, part, shift)
-            )
+            first, shift = segment.start + skip * self._size, segment.start - len(self._bos)
+            lack = None
+            if lacks:
+                lack = np.concatenate(lacks)[start - segment.start : stop - segment.start]
+            blend.spans.append(BlendSpan(start, stop, first, part, shift, lack))
         return blend.spans[-1].stop if blend.spans else None
 
     def message(self, state: RequestState) -> BlendSpec:
@@ -182,7 +208,12 @@ class BlendScheduler:
         fresh = np.ones(end, dtype=bool)
         fresh[: blend.exact] = False
         for span in blend.spans:
-            fresh[span.start : span.stop] = self._chosen(span, blend.ratio)
+            fresh[span.start : span.stop] = False
+        moved = [span for span in blend.spans if span.lack is not None]
+        if moved:
+            at = np.concatenate([np.arange(span.start, span.stop) for span in moved])
+            lack = np.concatenate([span.lack for span in moved if span.lack is not None])
+            fresh[at] = chosen(lack, blend.ratio)
         positions = np.flatnonzero(fresh).astype(np.int32)
         tokens = np.array(state.request.all_token_ids[:end], dtype=np.int32)[positions]
         pieces = tuple(
@@ -194,33 +225,62 @@ class BlendScheduler:
     def encode(
         self, state: RequestState, ledger: Ledger, next_id: int
     ) -> list[tuple[EncodeSpec, Plan]]:
-        """Returns what is to be encoded alone now that the request has ended, and borrows the
-        blocks for it. Ids count up from ``next_id``."""
-        blend = state.blend
-        request = state.request
+        """Returns what is to be encoded alone now that the request has ended: what is not stored,
+        and what it computed in a context and was not seen often enough. Borrows the blocks for it,
+        and keeps those of the request. Ids count up from ``next_id``."""
+        blend, request = state.blend, state.request
         if blend is None or self._pool is None or request.status.name == "FINISHED_ABORTED":
             return []
         jobs: list[tuple[EncodeSpec, Plan]] = []
         for segment in blend.segments:
             keys = segment.keys
-            if len(ledger.lookup(keys)) == len(keys) or ledger.pending(keys):
+            stored = len(ledger.lookup(keys)) == len(keys)
+            rows = self._to_see(state, segment)
+            if (stored and not rows) or ledger.pending(keys):
                 continue
-            text = request.prompt_token_ids[segment.start : segment.start + len(keys) * self._size]
-            tokens = np.array([*self._bos, *text], dtype=np.int32)
-            need = -(-len(tokens) // self._block_tokens)
+            need = -(-(len(self._bos) + len(keys) * self._size) // self._block_tokens)
             if self._pool.get_num_free_blocks() < 2 * need:
                 continue
             plan = ledger.prepare_store(keys)
-            if not plan.moves:
+            if not plan.moves and not rows:
                 continue
             lent = self._pool.get_new_blocks(need)
+            kept = [self._pool.blocks[number] for number in state.blocks] if rows else []
+            self._pool.touch(kept)
             number = next_id + len(jobs)
-            self._lent[number] = lent
+            self._lent[number] = [*lent, *kept]
+            length = segment.stop - segment.start
+            counts = sighting_worth(segment.start - len(self._bos), length)
+            self._looks[number] = _Look(tuple(keys[row] for row in rows), counts, [])
+            text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
             bos = len(self._bos)
             save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, bos)
-            jobs.append((EncodeSpec(save, tokens), plan))
+            tokens = np.array([*self._bos, *text], dtype=np.int32)
+            context = np.array(state.blocks if rows else [], dtype=np.int32)
+            start = segment.start
+            jobs.append((EncodeSpec(save, tokens, context, start, length, rows), plan))
         return jobs
+
+    def saw(self, reports: Iterable[SeenDone]) -> None:
+        """Takes in what ranks saw. A token's number is the largest of all ranks', each of which has
+        heads of its own."""
+        for done in reports:
+            look = self._looks[done.id]
+            look.lacks.append(done.lacks)
+            if len(look.lacks) == self._ranks:
+                del self._looks[done.id]
+                for row, key in enumerate(look.keys):
+                    lack = np.maximum.reduce([lacks[row] for lacks in look.lacks])
+                    self.seen.add(key, lack, look.counts)
+
+    def close(self) -> None:
+        """Keeps what was seen for chunks that outlive the process."""
+        if self._options.disk_size:
+            try:
+                self.seen.save(self._options.folder)
+            except OSError as error:
+                logger.warning("what blend has seen is not kept: %s", error)
 
     def encoded(self, number: int) -> None:
         """Gives back the blocks of an encoding that is done."""
@@ -228,15 +288,33 @@ class BlendScheduler:
         if lent is not None:
             self._pool.free_blocks(lent)
 
-    def _chosen(self, span: BlendSpan, ratio: float) -> NDArray[np.bool_]:
-        """Returns which tokens of a span are computed anew: the first of each segment, which miss
-        most of what stands before them (EPIC, Hu et al. 2024, section 4), or as many at random."""
-        length = span.stop - span.start
-        count = round(ratio * length)
-        chosen = np.zeros(length, dtype=bool)
-        if self._options.blend_selection == "random":
-            rng = np.random.default_rng(length)
-            chosen[rng.permutation(length)[:count]] = True
-        else:
-            chosen[:count] = True
-        return chosen
+    def _lacks(self, keys: Sequence[bytes]) -> list[Lack]:
+        """Returns what leading chunks were seen to lack, up to the first that is not known."""
+        found: list[Lack] = []
+        for key in keys:
+            lack = self.seen.get(key)
+            if lack is None:
+                break
+            found.append(lack)
+        return found
+
+    def _in_place(self, state: RequestState, segment: BlendSegment) -> bool:
+        """Returns whether a segment stands where it is encoded: there it is exact."""
+        start = len(self._bos)
+        before = list(state.request.prompt_token_ids[:start])
+        return segment.start == start and before == self._bos
+
+    def _to_see(self, state: RequestState, segment: BlendSegment) -> tuple[int, ...]:
+        """Returns which of the segment's chunks the request computed in a context that may be new,
+        and that were not seen often enough."""
+        blend = state.blend
+        assert blend is not None
+        if not blend.ratio or self._in_place(state, segment):
+            return ()
+        rows = []
+        for row, key in enumerate(segment.keys):
+            start = segment.start + row * self._size
+            reused = start < blend.exact or any(s.start <= start < s.stop for s in blend.spans)
+            if not reused and self.seen.get(key) is None:
+                rows.append(row)
+        return tuple(rows)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from cache_core.adapters.vllm.blend.extra_forward import ExtraForward, ForwardRows
-from cache_core.adapters.vllm.metadata import EncodeSpec, LoadSpec
-from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, Slots
+from cache_core.adapters.vllm.metadata import BlockIds, EncodeSpec, LoadSpec, SeenDone
+from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, Slots, slots_within
+from cache_core.blend.selection import deviation
 from cache_core.layout import Addresses
 from cache_core.transfer.chunks import SlotBuffers
 
@@ -22,7 +23,7 @@ class BlendWorkerSide:
     Raises ``ValueError`` if the workers were not started with ``--worker-cls`` for blend.
     """
 
-    def __init__(self, config: Any, block_tokens: int) -> None:
+    def __init__(self, config: Any, block_tokens: int, chunk_tokens: int) -> None:
         # Only workers of --worker-cls can import it before the model is loaded.
         from cache_core.adapters.vllm.blend_worker import RUNNERS
 
@@ -32,10 +33,11 @@ class BlendWorkerSide:
                 " --worker-cls cache_core.adapters.vllm.blend_worker.BlendWorker"
             )
         self.forward = ExtraForward(RUNNERS[0], config, block_tokens)
+        self._block_tokens, self._size = block_tokens, chunk_tokens
 
-    def rotate(self, k: torch.Tensor, delta: int, axis: int) -> None:
-        """Turns K by ``delta`` positions, in place; ``axis`` is that of its heads' dimensions."""
-        self.forward.rope.rotate(k.movedim(axis, -1), delta, in_place=True)
+    def rotate(self, k: torch.Tensor, delta: int) -> None:
+        """Turns K ``[.., head_dim]`` by ``delta`` positions, in place."""
+        self.forward.rope.rotate(k, delta, in_place=True)
 
     def compute(self, loads: Sequence[LoadSpec]) -> None:
         """Computes the tokens that come on top of loads, for all requests of the step together."""
@@ -47,18 +49,51 @@ class BlendWorkerSide:
         if rows:
             self.forward.run(rows)
 
-    def encode(self, encodes: Sequence[EncodeSpec]) -> None:
-        """Computes segments alone, in blocks that are lent for it."""
+    def encode(self, encodes: Sequence[EncodeSpec], blocks: EngineBlocks) -> list[SeenDone]:
+        """Computes segments alone, in blocks that are lent for it, and returns what they lack."""
         for encode in encodes:
             positions = np.arange(len(encode.tokens), dtype=np.int32)
             self.forward.run([ForwardRows(encode.tokens, positions, encode.save.blocks)])
+        if any(encode.rows for encode in encodes):
+            blocks.fence()()
+        return [self._see(encode, blocks) for encode in encodes]
+
+    def _see(self, encode: EncodeSpec, blocks: EngineBlocks) -> SeenDone:
+        """Returns how far the chunks that were just encoded are from the request's own KV."""
+        if not encode.rows:
+            return SeenDone(encode.save.id, ())
+        bos = len(encode.tokens) - encode.length
+        parts = []
+        for at, table in ((encode.start, encode.context), (bos, encode.save.blocks)):
+            parts.append(self._planes(blocks, table, range(at, at + encode.length)))
+        (k, v), (alone_k, alone_v) = parts
+        self.rotate(alone_k, encode.start - bos)
+        lack = deviation(k, v, alone_k, alone_v)
+        lacks = (lack[row * self._size : (row + 1) * self._size] for row in encode.rows)
+        return SeenDone(encode.save.id, tuple(lacks))
+
+    def _planes(
+        self, blocks: EngineBlocks, table: BlockIds, tokens: range
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns copies of K and V ``[layers, heads, tokens, head_dim]`` of a sequence's
+        tokens."""
+        whole = range(tokens.start, tokens.start + -(-len(tokens) // self._size) * self._size)
+        slots = slots_within(table, self._block_tokens, whole, tokens).reshape(-1, self._size)
+        scratch = np.zeros((len(slots), blocks.chunk_bytes), dtype=np.uint8)
+        there = np.array([row.ctypes.data for row in scratch], dtype=np.uint64)
+        blocks.place(slots).copy_to(there)
+        k, v = (
+            plane.movedim(0, 2).flatten(2, 3)[:, :, : len(tokens)]
+            for plane in blocks.planes(torch.from_numpy(scratch))
+        )
+        return k, v
 
 
 class RotatedBuffers(SlotBuffers):
     """Buffers of chunks that go to the engine with their K turned; nothing can be read here."""
 
     def __init__(
-        self, blocks: EngineBlocks, slots: Slots, rotate: Callable[[torch.Tensor, int], None]
+        self, blocks: EngineBlocks, slots: Slots, rotate: Callable[[torch.Tensor], None]
     ) -> None:
         super().__init__(slots)
         self._blocks, self._rotation = blocks, rotate
@@ -71,7 +106,7 @@ class RotatedBuffers(SlotBuffers):
         scratch = np.empty((len(addresses), size), dtype=np.uint8)
         for row, address in zip(scratch, addresses, strict=True):
             row[:] = np.ctypeslib.as_array(_bytes_at(int(address), size))
-        self._rotation(*self._blocks.k_of(torch.from_numpy(scratch)))
+        self._rotation(self._blocks.planes(torch.from_numpy(scratch))[0])
         copies = np.array([row.ctypes.data for row in scratch], dtype=np.uint64)
         self._blocks.place(self._slots).copy_from(copies)
 

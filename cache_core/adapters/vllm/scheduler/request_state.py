@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_core.adapters.vllm.identity import Adapter, Hashers
 from cache_core.keys import ChunkHasher
@@ -162,13 +163,15 @@ class RequestState:
 @dataclass(frozen=True, slots=True)
 class BlendSpan:
     """Tokens ``start`` .. ``stop`` of a prompt that are held as ``hit``, whose first chunk belongs
-    at token ``first``; ``shift`` is how far K has to be turned."""
+    at token ``first``; ``shift`` is how far K has to be turned. ``lack`` is what each of the tokens
+    was seen to lack; None where nothing is to be computed again."""
 
     start: int
     stop: int
     first: int
     hit: Hit
     shift: int
+    lack: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -184,8 +187,8 @@ class BlendState:
 
 @dataclass(frozen=True, slots=True)
 class BlendSegment:
-    """A prompt's segment: tokens ``start`` .. ``stop``, and keys of its full chunks, encoded
-    alone."""
+    """A prompt's segment: tokens ``start`` .. ``stop``, and keys of its chunks, encoded alone; the
+    last may be shorter than the others."""
 
     start: int
     stop: int

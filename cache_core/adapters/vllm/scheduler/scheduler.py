@@ -136,7 +136,8 @@ class SchedulerSide(RequestBook):
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
-            state.mixed = computed > 0 and (self.stale or state.adapter.renamed)
+            doubtful = self.stale or state.adapter.renamed or state.blend is not None
+            state.mixed = computed > 0 and doubtful
         if state.epoch:
             # What could not be read now may fail again at once, and again.
             state.computed = computed
@@ -265,6 +266,8 @@ class SchedulerSide(RequestBook):
             self._loaded(load)
         for save in report.saves:
             self._saved(save)
+        if self.blend_scheduler is not None:
+            self.blend_scheduler.saw(report.seen)
         if report.outdated >= self._meta.generation:
             self.renew("weights changed in memory")
             self.stale = True
@@ -318,6 +321,8 @@ class SchedulerSide(RequestBook):
     def close(self) -> None:
         """Ends look-ups and the recording."""
         self._hashing.close()
+        if self.blend_scheduler is not None:
+            self.blend_scheduler.close()
         if self._remote_lookup is not None:
             self._remote_lookup.close()
         if self._recorder is not None:

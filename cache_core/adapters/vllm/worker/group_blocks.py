@@ -100,7 +100,7 @@ class GroupBlocks:
         self.place(slots).copy_from(addresses)
         loaded(self.layers, no_wait)
 
-    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def planes(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("blend can't tell K apart in blocks that are moved whole")
 
     def row_bytes(self, slots: Slots) -> NDArray[np.int64]:

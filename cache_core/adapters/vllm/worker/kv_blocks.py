@@ -40,9 +40,9 @@ class EngineBlocks(Protocol):
         out; of some layers only, if given: a move then touches their part of a chunk's bytes
         alone."""
 
-    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Returns K of chunks in memory, bytes ``[n, chunk_bytes]``, as a view, and the axis of its
-        heads' dimensions. Raises ``ValueError`` where K can't be separated."""
+    def planes(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns K and V of chunks in memory, bytes ``[n, chunk_bytes]``, as views ``[n, layers,
+        heads, chunk_tokens, head_dim]``. Raises ``ValueError`` where they can't be told apart."""
 
     def fence(self, loading: bool = False) -> Callable[[], None]:
         """Returns what another thread is to call: saves that it starts then come after what the
@@ -122,9 +122,10 @@ class HostBlocks:
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         load_in_turn(self, slots, addresses, loaded)
 
-    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
-        k = chunks[:, : self.layers * self._plane].view(self._caches[0].dtype)
-        return k.view(len(chunks), self.layers, self._heads, self._dim, -1), 3
+    def planes(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        k, v = chunks.view(self._caches[0].dtype).chunk(2, dim=1)
+        shape = (len(chunks), self.layers, self._heads)
+        return k.view(*shape, self._dim, -1).transpose(3, 4), v.view(*shape, -1, self._dim)
 
     def _regions(self, layers: range) -> list[Region]:
         # A head is to a Paged what a layer is: its own base.
@@ -192,7 +193,7 @@ class WholeBlocks:
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         load_in_turn(self, slots, addresses, loaded)
 
-    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def planes(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("blend can't tell K apart in this attention backend's blocks")
 
     def _regions(self, layers: range) -> list[Region]:
@@ -239,9 +240,8 @@ class TensorBlocks:
     def load_layers(self, slots: Slots, addresses: Addresses, loaded: OnLoaded) -> None:
         load_in_turn(self, slots, addresses, loaded)
 
-    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
-        whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)
-        return whole[..., : self._shape[2] // 2], 4
+    def planes(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return planes_of_heads(chunks, self._caches[0].dtype, self.layers, self._shape)
 
     def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
         """Moves these layers of chunks: ``out``: engine -> host, else host -> engine."""
@@ -293,6 +293,15 @@ class BlockBuffers(SlotBuffers):
     def move_coded(self, addresses: Addresses, codec: Codec, out: bool) -> bool:
         whole = len(self._layers) == self._blocks.layers
         return whole and self._blocks.move_coded(self._slots, addresses, codec, out)
+
+
+def planes_of_heads(
+    chunks: torch.Tensor, dtype: torch.dtype, layers: int, shape: tuple[int, int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns K and V, as :meth:`EngineBlocks.planes` does, of chunks ``[layers, *shape]`` of
+    ``shape`` (tokens, heads, content): content is K and then V."""
+    whole = chunks.view(dtype).view(len(chunks), layers, *shape).transpose(2, 3)
+    return whole[..., : shape[2] // 2], whole[..., shape[2] // 2 :]
 
 
 def _host_tensor(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,12 @@ import torch
 
 from cache_core import _native
 from cache_core.adapters.vllm.config import ConnectorOptions
-from cache_core.adapters.vllm.worker.kv_blocks import BlockBuffers, OnLoaded, Slots
+from cache_core.adapters.vllm.worker.kv_blocks import (
+    BlockBuffers,
+    OnLoaded,
+    Slots,
+    planes_of_heads,
+)
 from cache_core.layout import Addresses
 from cache_core.tiers.memory import Memory
 from cache_core.tiers.tensor import current_stream
@@ -96,9 +101,8 @@ class CudaBlocks:
         """Makes the engine, in whose thread this is called, go on after the mark."""
         mark.hold(current_stream(self._caches[0].device))
 
-    def k_of(self, chunks: torch.Tensor) -> tuple[torch.Tensor, int]:
-        whole = chunks.view(self._caches[0].dtype).view(len(chunks), self.layers, *self._shape)
-        return whole[..., : self._shape[2] // 2], 4
+    def planes(self, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return planes_of_heads(chunks, self._caches[0].dtype, self.layers, self._shape)
 
     def move(self, slots: Slots, layers: range, addresses: Addresses, out: bool) -> None:
         """Moves these layers of chunks: ``out``: engine -> host, else host -> engine."""

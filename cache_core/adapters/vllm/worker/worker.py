@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-import torch
 
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide, RotatedBuffers
 from cache_core.adapters.vllm.metadata import (
@@ -156,7 +155,9 @@ class WorkerSide:
     def end_step(self, meta: StepMeta) -> None:
         """Lets saves begin: the forward pass is over."""
         if self._blend_worker is not None:
-            self._blend_worker.encode(meta.encodes)
+            seen = self._blend_worker.encode(meta.encodes, self.blocks)
+            with self._lock:
+                self._report.seen += seen
         if self._gates is not None:
             self._gates.all_computed(self.blocks.fence())
             for load in self._gates.take_loads():
@@ -262,7 +263,9 @@ class WorkerSide:
         parts = [(Hit(load.hit.keys[:exact], load.hit.tiers[:exact]), load.first, table, target)]
         for piece in pieces:
             table = self._table(load, piece.first, len(piece.hit), range(piece.start, piece.stop))
-            rotated = RotatedBuffers(self.blocks, table, self._rotation(piece.shift))
+            assert self._blend_worker is not None
+            turn = partial(self._blend_worker.rotate, delta=piece.shift)
+            rotated = RotatedBuffers(self.blocks, table, turn)
             parts.append((piece.hit, piece.first, table, rotated))
         gone: list[tuple[bytes, int]] = []
         asked: dict[int, bool] = {}
@@ -317,11 +320,6 @@ class WorkerSide:
     def _table(self, load: LoadSpec, first: int, chunks: int, wanted: range) -> Slots:
         tokens = range(first, first + chunks * self._size)
         return slots_within(load.blocks, self._block_tokens, tokens, wanted).reshape(-1, self._size)
-
-    def _rotation(self, delta: int) -> Callable[[torch.Tensor, int], None]:
-        blend_worker = self._blend_worker
-        assert blend_worker is not None
-        return lambda k, axis: blend_worker.rotate(k, delta, axis)
 
     def _save(
         self, save: SaveSpec, fence: Callable[[], None], job: Future[None], now: Pass

@@ -1,4 +1,4 @@
-"""Finds what of a request could be reused: its lead, which is exact, and content chunks."""
+"""Finds what of a request could be reused: its lead, which is exact, and chunks of segments."""
 
 from __future__ import annotations
 
@@ -11,54 +11,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.blend.matcher import Matcher, Piece
+from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.keys import ChunkHasher, Namespace
 from lmcache_cli.errors import CellError
 from workloads.request import Request
 
 ENCODINGS = ("auto", "system", "bos", "none")
-"""The tokens after which chunks are encoded: the request's system prompt, a BOS, nothing. ``auto``
-is the first of these that the request or the model has."""
+"""The tokens after which segments are encoded: the request's system prompt, a BOS, nothing.
+``auto`` is the first of these that the request or the model has."""
 _TAIL_DOMAIN = b"lmcache.lead/1"
 _MOST_LEADS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class BlendPrompt:
-    """A request's prompt in pieces. ``lead`` are the tokens after which chunks are encoded;
-    ``leads`` says whether the prompt begins with them. ``exact`` are the pieces of that beginning,
-    keyed as a prefix: the last may be shorter than a chunk. ``pieces`` are content chunks, before
-    the question."""
+    """A request's prompt in pieces. ``lead`` are the tokens after which segments are encoded;
+    ``leads`` says whether the prompt begins with them. ``pieces`` are those of that beginning,
+    keyed as a prefix, and the chunks of segments, before the question; the last of each may be
+    shorter than a chunk."""
 
     ids: NDArray[np.int32]
     lead: NDArray[np.int32]
     leads: bool
-    exact: tuple[Piece, ...]
     pieces: tuple[Piece, ...]
-    starts: tuple[int, ...]
     matcher: Matcher
 
     def shift(self, piece: Piece) -> int:
-        """Returns by how many positions a content chunk's K is moved: it was encoded after the
+        """Returns by how many positions a chunk's K is moved: its segment was encoded after the
         lead."""
-        return piece.start - len(self.lead)
+        return 0 if self.is_lead(piece) else piece.segment - len(self.lead)
 
-    def in_place(self, piece: Piece) -> bool:
-        """Returns whether a content chunk stands where, and after what, it was encoded: exact
-        too."""
-        return self.leads and piece.start == len(self.lead)
+    def is_lead(self, piece: Piece) -> bool:
+        """Returns whether a piece is of the lead."""
+        return self.leads and piece.segment < len(self.lead)
+
+    def exact(self, piece: Piece) -> bool:
+        """Returns whether a piece stands where, and after what, it was encoded: it is exact."""
+        return self.leads and piece.segment <= len(self.lead)
+
+    def worth(self, piece: Piece) -> float:
+        """Returns what a sighting of a piece counts here: 0 of an exact one."""
+        length = max(p.stop for p in self.pieces if p.segment == piece.segment) - piece.segment
+        return 0.0 if self.exact(piece) else sighting_worth(piece.segment - len(self.lead), length)
 
 
 class Prompts:
-    """The maker of :class:`BlendPrompt`. Keys differ by lead: KV after another lead is other KV."""
+    """The maker of :class:`BlendPrompt`. Keys differ by lead: KV after another lead is other KV.
+    ``seen`` are the chunks that may be reused elsewhere."""
 
     def __init__(self, namespace: Namespace, encoding: str, bos: int | None) -> None:
         if encoding == "bos" and bos is None:
             raise CellError("--blend-encoding: bos needs a tokenizer with a BOS; use none")
         self._namespace, self._encoding, self._bos = namespace, encoding, bos
+        self.seen = SeenTable()
         self._matchers: OrderedDict[bytes, Matcher] = OrderedDict()
 
     def of(self, request: Request) -> BlendPrompt:
-        """Returns the request's prompt, matched. Raises ``CellError`` if chunks are to be encoded
+        """Returns the request's prompt, matched. Raises ``CellError`` if segments are to be encoded
         after a system prompt and it has none."""
         ids, segments = request.token_ids, request.segments
         has_system = len(segments) > 1 and segments[0].kind == "system"
@@ -80,18 +89,26 @@ class Prompts:
             bounds = [(s.start, s.end) for s in segments[:-1]]
             last = min(segments[-1].start, len(ids) - 1)
             pieces = matcher.pieces(ids, bounds, first, last)
-            starts = tuple(s.start for s in segments)
         else:
             pieces = matcher.pieces(ids, None, first, len(ids) - 1)
-            starts = (0, pieces[-1].stop if pieces else first)
         exact = _lead_pieces(matcher.hasher, lead) if leads else ()
-        return BlendPrompt(ids, lead, leads, exact, tuple(pieces), starts, matcher)
+        return BlendPrompt(ids, lead, leads, (*exact, *pieces), matcher)
+
+    def usable(self, prompt: BlendPrompt, naive: bool = False) -> list[Piece]:
+        """Returns the pieces that may be reused where they stand in ``prompt``: exact ones, and
+        those of which it is known which tokens to compute again; all, if none will be
+        (``naive``)."""
+        return [
+            piece
+            for piece in prompt.pieces
+            if naive or prompt.exact(piece) or self.seen.get(piece.key) is not None
+        ]
 
     def _matcher(self, lead: NDArray[np.int32]) -> Matcher:
         digest = hashlib.sha256(lead.tobytes()).digest()
         matcher = self._matchers.pop(digest, None)
         if matcher is None:
-            extra = self._namespace.extra | {"encoding": "alone", "behind": digest.hex()}
+            extra = self._namespace.extra | {"encoding": "segment alone", "behind": digest.hex()}
             matcher = Matcher(ChunkHasher(replace(self._namespace, extra=extra)))
         self._matchers[digest] = matcher
         if len(self._matchers) > _MOST_LEADS:
@@ -110,10 +127,10 @@ def covered(pieces: Sequence[Piece], tokens: int) -> NDArray[np.bool_]:
 def _lead_pieces(hasher: ChunkHasher, lead: NDArray[np.int32]) -> tuple[Piece, ...]:
     size = hasher.chunk_tokens
     keys = hasher.keys(lead).prefix
-    pieces = [Piece(i * size, (i + 1) * size, key) for i, key in enumerate(keys)]
+    pieces = [Piece(i * size, (i + 1) * size, key, 0) for i, key in enumerate(keys)]
     done = len(keys) * size
     if done < len(lead):
         # The namespace of the hasher names the whole lead, so this key can say it in short.
         end = hashlib.sha256(_TAIL_DOMAIN + hasher.namespace.digest()).digest()
-        pieces.append(Piece(done, len(lead), end))
+        pieces.append(Piece(done, len(lead), end, 0))
     return tuple(pieces)

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_core.blend.rope import Rope, RopeError, check_shiftable
-from lmcache_cli.engines.transformers import attention
 from lmcache_cli.engines.transformers.attention import (
     HEAD_DIM_STEP,
     attend,
     attend_all,
-    attend_own,
     empty_mask,
     merged,
 )
@@ -120,20 +118,19 @@ class LayerRunner:
             hidden = self.attend(layer, new.q, kv[layer], spans, hidden)
         return hidden
 
-    def apart(self, chunks: Tensor, kv: Tensor, lead: int) -> None:
-        """Encodes ``chunks`` ``[chunks, size]`` each alone after the first ``lead`` rows of ``kv``,
-        and writes their KV after those, one after the other. Each one's K is at positions
-        ``lead .. lead + size``."""
-        count, size = chunks.shape
-        at = torch.arange(lead, lead + size, device=self.device).repeat(count)
-        hidden, angles = self.embed(chunks.reshape(-1)), self.angles(at)
-        end = lead + count * size
+    def apart(self, segments: Sequence[Tensor], kv: Tensor, lead: int) -> None:
+        """Encodes ``segments`` of tokens each alone after the first ``lead`` rows of ``kv``, all in
+        one forward, and writes their KV after those, one after the other. Each one's K is at
+        positions from ``lead`` on."""
+        sizes = [len(segment) for segment in segments]
+        at = [torch.arange(lead, lead + size, device=self.device) for size in sizes]
+        hidden, angles = self.embed(torch.cat(list(segments))), self.angles(torch.cat(at))
+        end = lead + sum(sizes)
         for layer in range(len(self.layers)):
             new = self.project(layer, hidden, angles)
             kv[layer, 0, :, lead:end], kv[layer, 1, :, lead:end] = new.k, new.v
-            q = new.q.view(len(new.q), count, size, -1).transpose(0, 1)
-            k, v = kv[layer, 0, :, :end], kv[layer, 1, :, :end]
-            hidden = self.finish(layer, hidden, attend_apart(q, k, v, lead, self.scale))
+            mixed = attend_apart(new.q, kv[layer, :, :, :end], sizes, self.scale)
+            hidden = self.finish(layer, hidden, mixed)
 
 
 def refuse_unblendable(loaded: LoadedModel) -> None:
@@ -253,26 +250,18 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: RowSpan, scale: flo
     return joined[0].transpose(0, 1)
 
 
-def attend_apart(query: Tensor, key: Tensor, value: Tensor, lead: int, scale: float) -> Tensor:
-    """Computes attention of chunks that don't see each other: ``query``
-    ``[chunks, heads, size, d]`` against ``lead`` keys that all see, and their own chunk, causally.
-    ``key`` and ``value`` are ``[kv_heads, lead + chunks * size, d]``. Returns
-    ``[chunks * size, heads * d]``."""
-    chunks, heads, size, dim = query.shape
-    if attention.tensor_on_cpu(query):  # one by one: what a chunk sees then stays in a core's cache
-        rows, out = following(lead, lead + size), query.new_empty(chunks, size, heads * dim)
-        for i in range(chunks):
-            start = lead + i * size
-            own = [torch.cat([x[:, :lead], x[:, start : start + size]], 1) for x in (key, value)]
-            out[i] = attend_rows(query[i], own[0], own[1], rows, scale)
-        return out.reshape(chunks * size, -1)
-    shape = (len(key), chunks, size, dim)
-    k, v = (x[:, lead:].view(shape).transpose(0, 1) for x in (key, value))
-    alone = attend_own(query, k, v, scale)
-    mixed = alone[0]
-    if lead:
-        every = query.transpose(0, 1).reshape(1, heads, chunks * size, dim)
-        seen, lse = attend_all(every, key[None, :, :lead], value[None, :, :lead], scale)
-        seen, lse = seen.view(heads, chunks, size, dim), lse.view(heads, chunks, size)
-        mixed = merged(alone, (seen.transpose(0, 1), lse.transpose(0, 1)))
-    return mixed.transpose(1, 2).reshape(chunks * size, -1)
+def attend_apart(query: Tensor, kv: Tensor, sizes: Sequence[int], scale: float) -> Tensor:
+    """Computes attention of segments that don't see each other: ``query`` ``[heads, rows, d]`` of
+    the segments of ``sizes`` rows, one after the other, against the first keys of ``kv``
+    ``[2, kv_heads, lead + rows, d]``, which all see, and their own segment, causally. Returns
+    ``[rows, heads * d]``."""
+    lead, begin = kv.shape[2] - query.shape[1], 0
+    out = []
+    for size in sizes:
+        start = lead + begin
+        # One by one: on a CPU what a segment sees then stays in a core's cache.
+        own = torch.cat([kv[:, :, :lead], kv[:, :, start : start + size]], 2)
+        rows = query[:, begin : begin + size]
+        out.append(attend_rows(rows, own[0], own[1], following(lead, lead + size), scale))
+        begin += size
+    return torch.cat(out)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
 
 from cache_core.blend.matcher import Piece
-from cache_core.blend.selection import KV, Choice, Reused, make_selection
+from cache_core.blend.selection import chosen, deviation
 from cache_core.cache import TieredCache
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend.forward import blend
 from lmcache_cli.engines.transformers.blend.prompt import BlendPrompt, Prompts, covered
-from lmcache_cli.engines.transformers.blend.quality import judged
+from lmcache_cli.engines.transformers.blend.quality import forced_logits, judged
 from lmcache_cli.engines.transformers.kv_buffer import KvBuffer, wait_for
 from lmcache_cli.engines.transformers.model_runner import ModelRunner
 from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, TransformersSession
-from lmcache_cli.errors import CellError
 from reports.quality import Quality
 from workloads.request import Request
 
@@ -26,41 +26,39 @@ _REHEARSED_QUESTION = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """Pieces of a prompt that are in the static KV buffer; ``exact`` ones are never recomputed."""
+class _Lesson:
+    """What is to be learnt from a request after its answer: the pieces that it had to compute, in
+    ``context`` as long as that was lent ``lent`` times. Those in ``stored`` are in the tiers."""
 
-    exact: list[Piece]
-    moved: list[Piece]
+    prompt: BlendPrompt
+    computed: list[Piece]
+    stored: frozenset[bytes]
+    context: KvBuffer
+    lent: int
 
 
 class BlendSession(TransformersSession):
-    """A session that serves requests over chunks that were encoded alone; what a request lacks is
-    encoded and stored after its answer: in :meth:`settle`, or before the next request begins."""
+    """A session that serves requests over segments that were encoded alone. What a request lacks is
+    encoded and stored after its answer, and what that deviates by from the request's own KV is
+    remembered: in :meth:`settle`, or before the next request begins."""
 
-    def __init__(self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache) -> None:
+    def __init__(
+        self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache, bos: int | None
+    ) -> None:
         super().__init__(engine, spec, cache)
         self.runner = engine.layers()
         self.tiers = cache
-        self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, engine.bos)
+        self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, bos)
         self.choose(spec)
-        self._to_encode: tuple[BlendPrompt, list[Piece]] | None = None
+        self._lesson: _Lesson | None = None
         self._last: tuple[KvBuffer, torch.Tensor] | None = None
         self._rehearsed = self.runner.device.type == "cpu"
 
     def choose(self, spec: CacheSpec) -> None:
-        """Takes ratio, selection, check layer and narrowing from ``spec`` for what comes; chunks
-        that are stored serve them all. Raises ``CellError`` for a layer that the model lacks."""
+        """Takes the ratio from ``spec`` for what comes; chunks that are stored, and what they were
+        seen to lack, serve all."""
         settings = _settings(spec)
-        if not 0 <= settings.check_layer < len(self.runner.layers):
-            raise CellError(
-                f"--blend-check-layer: {settings.check_layer} is no layer of {self.engine.model},"
-                f" which has {len(self.runner.layers)}, from 0 on"
-            )
-        choice = Choice(settings.ratio, settings.check_layer, settings.narrow_layers)
-        self._naive = settings.selection == "none" or settings.ratio == 0
-        self._chosen = "none" if self._naive else settings.selection, choice
-        self.selection = make_selection(*self._chosen)
-        self._full = settings.full_prefill
+        self._ratio, self._full = settings.ratio, settings.full_prefill
 
     def ready(self) -> None:
         if not self._rehearsed:
@@ -75,138 +73,194 @@ class BlendSession(TransformersSession):
         n = buffer.capacity - 1
         question = max(1, n - _REHEARSED_QUESTION)
         tokens = torch.zeros(n, dtype=torch.int64, device=self.runner.device)
-        kv = KV(buffer.tensor[:, 0].transpose(1, 2), buffer.tensor[:, 1].transpose(1, 2))
-        prompt = Reused(tokens, (0, question), 0, ((0, question),), kv)
-        selection = make_selection(*self._chosen)  # its own state is for the requests
+        some = np.random.default_rng(0).random(question, dtype=np.float32)
+        rows = np.flatnonzero(np.append(chosen(some, self._ratio), np.ones(n - question, bool)))
         with torch.inference_mode():
             size = min(question, self.spec.chunk_tokens)
             self.runner.rope.rotate(buffer.tensor[:, 0, :, :size], 1, in_place=True)
-            blend(self.runner, prompt, buffer.tensor, np.arange(question, n), selection)
+            blend(self.runner, tokens, buffer.tensor, rows)
         wait_for(self.runner.device)
 
     def settle(self) -> None:
-        self._encode()
+        self._learn()
         super().settle()
 
     def clear(self) -> None:
-        self._to_encode = None
+        self._lesson = None
+        self.prompts.seen.clear()
         super().clear()
+
+    def forced(self, tokens: torch.Tensor, past: int) -> torch.Tensor:
+        """Returns the logits ``[m, vocabulary]`` of given tokens ``[m]`` behind the ``past`` tokens
+        of the request that was served last. Raises ``RuntimeError`` if its KV is gone."""
+        if self._last is None:
+            raise RuntimeError("forced() comes right after its request was served")
+        kv, first = self._last
+        return forced_logits(self.runner, first, tokens, kv.tensor, past)
 
     def judge(self, request: Request) -> Quality:
         return judged(self.engine, self._last, request)
 
     def _before(self) -> None:
-        self._encode()
+        self._learn()
 
     def _prefill(self, request: Request, buffer: KvBuffer) -> Prefilled:
         engine, now, layers = self.engine, self.engine.now, len(self.runner.layers)
         ids, n = request.token_ids, len(request.token_ids)
         began = now()
         prompt = self.prompts.of(request)
-        matched = now()
-        keys = [piece.key for piece in (*prompt.exact, *prompt.pieces)]
         # At ratio 1 nothing that could be loaded would be used: it is a full prefill.
-        hit, rows = self.tiers.acquire_any([] if self._full else keys, WAIT_S)
+        usable = [] if self._full else self.prompts.usable(prompt, naive=self._ratio == 0)
+        matched = now()
+        hit, rows = self.tiers.acquire_any([piece.key for piece in usable], WAIT_S)
         found = now()
-        pieces = [(*prompt.exact, *prompt.pieces)[row] for row in rows]
+        pieces = [usable[row] for row in rows]
         place = buffer.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)
         loaded = self.tiers.load(hit, place)
-        held = _held(prompt, pieces[: loaded.chunks])
+        held = pieces[: loaded.chunks]
         turned = now()
-        for piece in held.moved:
-            k = buffer.tensor[:, 0, :, piece.start : piece.stop]
-            self.runner.rope.rotate(k, prompt.shift(piece), in_place=True)
+        moved = [piece for piece in held if not prompt.exact(piece)]
+        self._turn(buffer, prompt, moved)
+        again = self._again(moved)
         wait_for(self.runner.device)
         ready = now()
-        used = [*held.exact, *held.moved]
-        cached = covered(used, n)
-        fresh = np.flatnonzero(~cached)
-        exact = covered(held.exact, n)
-        selecting, recomputed = 0.0, 0
-        only_tail = not cached[int(fresh[0]) :].any()
-        if only_tail and (not held.moved or self._naive):
-            logits = engine.forward(buffer, ids[fresh[0] :], int(fresh[0]))
-            token_layers = len(fresh) * layers
+        cached = covered(held, n)
+        cached[again] = False
+        at = np.flatnonzero(~cached)
+        if not cached[at[0] :].any():
+            logits = engine.forward(buffer, ids[at[0] :], int(at[0]))
         else:
-            reused = Reused(
-                self._tensor(ids),
-                prompt.starts,
-                int(np.flatnonzero(~exact)[0]),
-                tuple((piece.start, piece.stop) for piece in held.moved),
-                KV(buffer.tensor[:, 0].transpose(1, 2), buffer.tensor[:, 1].transpose(1, 2)),
-            )
-            done = blend(self.runner, reused, buffer.tensor, fresh, self.selection)
-            logits, token_layers = done.logits, done.token_layers
-            selecting, recomputed = done.selecting_s, done.recomputed
-        by_tier: dict[str, int] = {}
-        in_use = set(used)
-        for piece, tier in zip(pieces[: loaded.chunks], hit.tiers, strict=False):
-            if piece in in_use:
-                name = self.tiers.tiers[tier].name
-                by_tier[name] = by_tier.get(name, 0) + piece.stop - piece.start
-        there = {piece.key for piece in pieces[: loaded.chunks]}
-        lacking = {p.key: p for p in (*prompt.exact, *prompt.pieces) if p.key not in there}
-        self._to_encode = (prompt, list(lacking.values())) if not self._full else None
-        self.tiers.touch([p.key for p in pieces])
+            logits = blend(self.runner, self._tensor(ids), buffer.tensor, at)
+        there = set(held)
+        lacking = [] if self._full else [p for p in prompt.pieces if p not in there]
+        known, _ = self.tiers.acquire_any([piece.key for piece in lacking])
+        self.tiers.release(known)
+        self._lesson = _Lesson(prompt, lacking, frozenset(known.keys), buffer, buffer.lent)
+        self.tiers.touch([piece.key for piece in pieces])
         self._last = (buffer, logits)
+        by_tier: dict[str, int] = {}
+        for piece, tier in zip(held, hit.tiers, strict=False):
+            name = self.tiers.tiers[tier].name
+            by_tier[name] = by_tier.get(name, 0) + piece.stop - piece.start
+        new = {piece.key for piece in lacking} - set(known.keys)
         return Prefilled(
             logits,
             loaded=replace(loaded, by_tier=by_tier),
             hit_tokens=by_tier,
             lookup_s=found - began,
             ready_s=ready,
-            stored=0 if self._full else len(lacking) * self.tiers.layout.chunk_bytes,
-            blended_tokens=sum(p.stop - p.start for p in held.moved),
-            selected_tokens=recomputed,
-            token_layer_share=token_layers / (n * layers),
-            blend_s=(matched - began) + (ready - turned) + selecting,
+            stored=len(new) * self.tiers.layout.chunk_bytes,
+            blended_tokens=sum(p.stop - p.start for p in moved),
+            selected_tokens=len(again),
+            token_layer_share=len(at) * layers / (n * layers),
+            blend_s=(matched - began) + (ready - turned),
         )
+
+    def _turn(self, buffer: KvBuffer, prompt: BlendPrompt, moved: Sequence[Piece]) -> None:
+        """Turns the K of pieces to where they stand, those of a segment that follow one another at
+        once."""
+        for run in _runs(moved):
+            k = buffer.tensor[:, 0, :, run[0].start : run[-1].stop]
+            self.runner.rope.rotate(k, prompt.shift(run[0]), in_place=True)
+
+    def _again(self, moved: Sequence[Piece]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Returns the positions in ``moved`` that are to be computed again, ascending."""
+        if not moved or self._ratio == 0:
+            return np.empty(0, dtype=np.int64)
+        lacks = [self.prompts.seen.get(piece.key) for piece in moved]
+        assert all(lack is not None for lack in lacks)
+        mask = chosen(np.concatenate([lack for lack in lacks if lack is not None]), self._ratio)
+        at = np.concatenate([np.arange(piece.start, piece.stop) for piece in moved])
+        return np.asarray(at[mask], dtype=np.int64)
 
     def _after(self, request: Request, buffer: KvBuffer, served: Prefilled) -> None:
         """Stores nothing: what was blended is not what the keys mean."""
 
     @torch.inference_mode()
-    def _encode(self) -> None:
-        """Encodes what the last request lacked, all chunks in one forward, and stores it."""
-        if self._to_encode is None:
+    def _learn(self) -> None:
+        """Encodes the segments that the last request lacked alone, in one forward, stores them, and
+        sees how far they are from what the request itself computed."""
+        lesson, self._lesson = self._lesson, None
+        if lesson is None or not lesson.computed:
             return
-        prompt, missing = self._to_encode
-        self._to_encode = None
-        if not missing:
-            return
-        engine, lead = self.engine, len(prompt.lead)
-        buffer = engine.kv_buffer()
+        prompt = lesson.prompt
+        buffer = self.engine.kv_buffer(keep=lesson.context)
         self._last = None
-        if lead:
+        new = [piece for piece in lesson.computed if piece.key not in lesson.stored]
+        alone = self._encode(prompt, new, buffer)
+        parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
+        prompt.matcher.stored(prompt.ids, parts)
+        if lesson.context.lent == lesson.lent:
+            parts = [piece for piece in parts if not prompt.exact(piece)]
+            self._fetch([p for p in parts if p.key in lesson.stored], alone, buffer)
+            self._see(lesson, [piece for piece in parts if piece in alone], alone, buffer)
+        if new:
+            spans = [(alone[p], alone[p] + p.stop - p.start) for p in new]
+            keys = [piece.key for piece in new]
+            buffer.pending = self.tiers.store(keys, buffer.spans(self.tiers.layout, spans, 1))
+
+    def _encode(
+        self, prompt: BlendPrompt, new: Sequence[Piece], buffer: KvBuffer
+    ) -> dict[Piece, int]:
+        """Encodes the pieces' segments alone into the buffer, each from its start. Returns where
+        each piece begins there."""
+        lead = len(prompt.lead)
+        if lead and new:
             self.runner.behind(self._tensor(prompt.lead), buffer.tensor, 0)
-        leading = [p for p in missing if p in prompt.exact]
-        alone = [p for p in missing if p not in prompt.exact]
-        spans = [(p.start, p.stop) for p in leading]
-        if alone:
-            size = self.spec.chunk_tokens
-            chunks = np.stack([prompt.ids[p.start : p.stop] for p in alone])
-            self.runner.apart(self._tensor(chunks), buffer.tensor, lead)
-            spans += [(lead + i * size, lead + (i + 1) * size) for i in range(len(alone))]
-        keys = [p.key for p in (*leading, *alone)]
-        buffer.pending = self.tiers.store(keys, buffer.spans(self.tiers.layout, spans, 1))
-        prompt.matcher.stored(prompt.ids, alone)
+        alone = {piece: piece.start for piece in new if prompt.is_lead(piece)}
+        texts, end = [], lead
+        for segment, group in groupby((p for p in new if p not in alone), lambda p: p.segment):
+            pieces = list(group)
+            texts.append(self._tensor(prompt.ids[segment : pieces[-1].stop]))
+            alone |= {piece: end + piece.start - segment for piece in pieces}
+            end += len(texts[-1])
+        if texts:
+            self.runner.apart(texts, buffer.tensor, lead)
+        return alone
+
+    def _fetch(self, old: Sequence[Piece], alone: dict[Piece, int], buffer: KvBuffer) -> None:
+        """Brings pieces that are stored behind what ``alone`` has in the buffer, and adds them."""
+        hit, rows = self.tiers.acquire_any([piece.key for piece in old])
+        begin = max((at + piece.stop - piece.start for piece, at in alone.items()), default=0)
+        spans = []
+        for row in rows:
+            spans.append((begin, begin + old[row].stop - old[row].start))
+            begin = spans[-1][1]
+        loaded = self.tiers.load(hit, buffer.spans(self.tiers.layout, spans, 1))
+        for row, (at, _) in list(zip(rows, spans, strict=True))[: loaded.chunks]:
+            alone[old[row]] = at
+
+    def _see(
+        self, lesson: _Lesson, parts: Sequence[Piece], alone: dict[Piece, int], buffer: KvBuffer
+    ) -> None:
+        """Remembers how far pieces that the request computed are from their segments alone."""
+        for run in _runs(parts, alone):
+            first, length = run[0], run[-1].stop - run[0].start
+            context = lesson.context.tensor[..., first.start : first.start + length, :]
+            own = buffer.tensor[..., alone[first] : alone[first] + length, :]
+            k = self.runner.rope.rotate(own[:, 0], lesson.prompt.shift(first))
+            lack = deviation(context[:, 0], context[:, 1], k, own[:, 1])
+            for piece in run:
+                begin, end = piece.start - first.start, piece.stop - first.start
+                self.prompts.seen.add(piece.key, lack[begin:end], lesson.prompt.worth(piece))
 
     def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.runner.device)
 
 
-def _held(prompt: BlendPrompt, loaded: Sequence[Piece]) -> _Held:
-    """Splits what was loaded into exact and moved pieces. Without all of the lead nothing is exact:
-    its rest is computed."""
-    there = set(loaded)
-    lead = [p for p in prompt.exact if p in there]
-    whole = len(lead) == len(prompt.exact)
-    exact = list(lead) if whole else []
-    moved: list[Piece] = []
-    for piece in prompt.pieces:
-        if piece in there:
-            (exact if whole and prompt.in_place(piece) else moved).append(piece)
-    return _Held(exact, moved)
+def _runs(pieces: Sequence[Piece], places: Mapping[Piece, int] | None = None) -> list[list[Piece]]:
+    """Cuts pieces, in order, into runs of a segment that follow one another, in ``places`` too."""
+    runs: list[list[Piece]] = []
+    for piece in pieces:
+        before = runs[-1][-1] if runs else None
+        follows = before and before.stop == piece.start and before.segment == piece.segment
+        if before and follows and places:
+            follows = places[piece] - places[before] == piece.start - before.start
+        if follows:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
 
 
 def _settings(spec: CacheSpec) -> BlendSettings:

@@ -1,0 +1,115 @@
+"""Remembers what each stored chunk was seen to lack: one number per token, by the chunk's key.
+
+The numbers are kept in the process that chooses, beside its Ledger and not in the tiers: rows are
+chosen before a byte is loaded, and a chunk that leaves its tiers and comes back is still known.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import OrderedDict
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+SELECTION = "seen"
+"""The name of the rule by which tokens are computed again, in reports and certificates."""
+LEAST_SEEN = 2.0
+"""How often a passage must have been seen before it is reused, each time counted by
+:func:`sighting_worth`: a context may happen to have nothing of what a token would take."""
+_FULL_CONTEXT = 2
+_MOST_TOKENS = 1 << 24
+_NAME = "seen.npz"
+_KEY_BYTES = 32
+
+
+def sighting_worth(before: int, length: int) -> float:
+    """Returns what a sighting counts of a segment of ``length`` tokens behind ``before`` that it
+    was not encoded behind: 1 behind twice its own length or more, less behind less."""
+    return min(1.0, before / (_FULL_CONTEXT * length))
+
+
+class SeenTable:
+    """What the tokens of chunks deviated by in the contexts in which they were computed: of each
+    the largest, since a token that took something from one context may take it from the next.
+
+    Keeps at most ``most_tokens`` numbers of 4 bytes: the chunks that were neither asked for nor
+    seen for longest are forgotten. One that is not known is computed and seen again, which costs
+    time, not quality."""
+
+    def __init__(self, least: float = LEAST_SEEN, most_tokens: int = _MOST_TOKENS) -> None:
+        self.least = least
+        self._most, self._tokens = most_tokens, 0
+        self._known: OrderedDict[bytes, tuple[float, NDArray[np.float32]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, key: bytes, deviations: NDArray[np.float32], counts: float) -> None:
+        """Takes in one sighting of a chunk, the deviation of each of its tokens, ``[tokens]``, and
+        what it ``counts``, by :func:`sighting_worth`: at 0 there was nothing to see. One of another
+        length begins anew."""
+        if counts <= 0:
+            return
+        before, most = self._known.pop(key, (0.0, deviations))
+        self._tokens -= len(most) if before else 0
+        if len(most) != len(deviations):
+            before, most = 0.0, deviations
+        self._put(key, before + counts, np.maximum(most, deviations))
+
+    def get(self, key: bytes) -> NDArray[np.float32] | None:
+        """Returns the largest deviations of the chunk's tokens, ``[tokens]``; None before it was
+        seen often enough."""
+        found = self._known.get(key)
+        if found is None or found[0] < self.least:
+            return None
+        self._known.move_to_end(key)
+        return found[1]
+
+    def clear(self) -> None:
+        """Forgets all chunks."""
+        self._known.clear()
+        self._tokens = 0
+
+    def save(self, folder: Path) -> None:
+        """Writes the table into ``folder``, whole or not at all, for chunks that outlive the
+        process there. Raises ``OSError``."""
+        numbers = [most for _, most in self._known.values()]
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            keys=np.frombuffer(b"".join(self._known), dtype=np.uint8),
+            counts=np.array([count for count, _ in self._known.values()], dtype=np.float64),
+            lengths=np.array([len(most) for most in numbers], dtype=np.int64),
+            numbers=np.concatenate([np.zeros(0, dtype=np.float32), *numbers]),
+        )
+        beside = folder / f".{_NAME}.{os.getpid()}.tmp"
+        beside.write_bytes(buffer.getvalue())
+        os.replace(beside, folder / _NAME)
+
+    def load(self, folder: Path) -> None:
+        """Takes in what :meth:`save` left in ``folder``. A file that is missing or damaged gives
+        nothing: its chunks are seen again."""
+        try:
+            with np.load(folder / _NAME, allow_pickle=False) as kept:
+                keys, counts, lengths, numbers = (
+                    kept[name] for name in ("keys", "counts", "lengths", "numbers")
+                )
+            if len(keys) != _KEY_BYTES * len(counts) or sum(lengths) != len(numbers):
+                return
+            parts = np.split(numbers.astype(np.float32), np.cumsum(lengths)[:-1])
+            for row, part in enumerate(parts if len(lengths) else ()):
+                key = keys[_KEY_BYTES * row : _KEY_BYTES * (row + 1)].tobytes()
+                self._put(key, float(counts[row]), part)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return
+
+    def _put(self, key: bytes, count: float, most: NDArray[np.float32]) -> None:
+        self._known[key] = (count, most)
+        self._tokens += len(most)
+        while self._tokens > self._most and len(self._known) > 1:
+            _, (_, old) = self._known.popitem(last=False)
+            self._tokens -= len(old)
