@@ -23,8 +23,7 @@ from lmcache_cli.modes.mode import Oracle, Sweep, one_of
 from lmcache_cli.modes.prefix import HitOracle, Prefix, varied
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
-from workloads.prompt import Part, Prompt
-from workloads.request import Request
+from workloads.request import Part, Prompt, Request
 
 
 def verified(

