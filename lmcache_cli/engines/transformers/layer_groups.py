@@ -139,7 +139,7 @@ class GroupedBuffer(KvBuffer):
     layer that has any, and states."""
 
     def __init__(self, shapes: Sequence[LayerShape], capacity: int, device: torch.device) -> None:
-        self.capacity, self.pending = capacity, None
+        self.capacity, self.pending, self.lent = capacity, None, 0
         self._states: dict[int, LinearAttentionLayer] = {}
         self._kv: dict[int, tuple[Tensor, ...]] = {}
         layers: list[Any] = []
