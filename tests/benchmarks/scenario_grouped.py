@@ -16,7 +16,12 @@ from unittest import mock
 from benchmarks.vllm_sim.engine_config import set_environment
 from benchmarks.vllm_sim.runner import VOCABULARY
 from benchmarks.vllm_sim.simulation import Simulation
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.scheduler.grouped import GroupedLookup, GroupRows
 from cache_core.adapters.vllm.scheduler.kept import Kept
+from cache_core.adapters.vllm.scheduler.request_state import RequestState
+from cache_core.layout import Group
+from cache_core.ledger import Ledger
 from tests.benchmarks.scenario_scheduling import QUIET
 from tests.benchmarks.scenario_scheduling import simulation as quiet
 
@@ -193,6 +198,32 @@ def nearer() -> dict[str, Any]:
     return {"moved": len(prefetcher.step()), "pinned": ledger.pinned}
 
 
+def paused() -> list[list[int]]:
+    """Tokens that are promised of two chunks that both tiers have, and what is to be loaded for
+    them, before and after neither tier could be read."""
+    groups = [Group(0, ("a",), 16, 0), Group(1, ("b",), CHUNK, 0, "state")]
+    keys = [bytes([number]) * 32 for number in range(2)]
+    ledger = Ledger([8, 8])
+    for move in ledger.prepare_store([g.name(key) for key in keys for g in groups]).moves:
+        ledger.complete_store([move], True)
+    sizes = {"cpu_size": 1 << 20, "disk_size": 1 << 20, "disk_path": "x", "chunk_tokens": CHUNK}
+    options = ConnectorOptions.parse(sizes)
+    lookup = GroupedLookup(options, ledger, None, 16, lambda plan: None, lambda: 0.0)
+    lookup.rows, lookup.kept = GroupRows(groups, [0, 1], CHUNK), Kept(CHUNK, True)
+    found = []
+    for name in "ab":
+        asked = SimpleNamespace(
+            request_id=name, num_tokens=70, num_prompt_tokens=70, shared_prefix_boundary=0
+        )
+        hasher: Any = SimpleNamespace(chunk_tokens=CHUNK)
+        state = RequestState(asked, hasher, keys=list(keys))
+        assert lookup.find(state, 0)
+        found.append([lookup.held(state), len(state.found)])
+        done: Any = SimpleNamespace(asked=((0, True), (1, True)))
+        lookup.suspended(done)
+    return found
+
+
 def main() -> None:
     set_environment()
     found: dict[str, Any] = {}
@@ -204,7 +235,7 @@ def main() -> None:
         found[f"loaded, {kind}"] = loaded(kind)
     for kind in ("full+window", "window"):
         found[f"overwritten, {kind}"] = overwritten(kind)
-    found["nearer"] = nearer()
+    found["nearer"], found["paused"] = nearer(), paused()
     print(json.dumps(found))
 
 

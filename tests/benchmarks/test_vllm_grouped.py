@@ -60,6 +60,11 @@ def test_what_has_come_to_dram_by_itself_is_left_there(found: dict[str, Any]) ->
     assert found["nearer"] == {"moved": 0, "pinned": 0}
 
 
+def test_what_no_tier_can_be_read_for_is_not_promised(found: dict[str, Any]) -> None:
+    """Two chunks, and a state of the second alone."""
+    assert found["paused"] == [[64, 3], [0, 0]]
+
+
 @pytest.mark.parametrize("trace", ["chat", "agent"])
 @pytest.mark.parametrize("kind", ["full+window", "full+state"])
 def test_what_is_kept_is_what_is_hit(found: dict[str, Any], kind: str, trace: str) -> None:

@@ -8,12 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_core.adapters.vllm.metadata import (
-    BlendSpec,
-    Grown,
-    SaveSpec,
-    TiersOpened,
-)
+from cache_core.adapters.vllm.metadata import BlendSpec, Grown, SaveSpec, TiersOpened
 from cache_core.adapters.vllm.scheduler.kept import Kept
 from cache_core.adapters.vllm.scheduler.lookup import PlannedLoad, Tables, TierLookup
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
@@ -124,13 +119,13 @@ class GroupedLookup(TierLookup):
         if self._has_to_wait(state, known):
             return False
         hit = names.hit(chunks)
-        unsure: set[bytes] = set()
-        if self._residency is not None:
-            unsure = set(self._residency.unsure(hit))
+        unsure = set(self._residency.unsure(hit) if self._residency is not None else ())
         out = self._out(state, hit)
         if unsure or out:
             shared = self._options.tier_names.index("remote") if unsure else 0
-            chunks = names.usable(out, unsure, shared)
+            tiers = range(len(self._options.tier_names))
+            spare = frozenset(tiers) - self._suspensions.out(tiers) - out
+            chunks = names.usable(out, spare, unsure, shared)
             hit = self._suspensions.without(self._ledger, names.hit(chunks), out)
         state.found, state.reach = hit, max(chunks, first)
         return True
@@ -221,14 +216,20 @@ class _Names:
             longest = next((c for c, name in names if self._where(name) == (0, 0)), longest)
         return self._reach(longest, lambda name: self._where(name) != (0, 0))
 
-    def usable(self, out: Iterable[int], unsure: Collection[bytes], shared: int) -> int:
-        """Returns how many that are without the tiers ``out``, and without what is ``unsure`` to be
-        in the tier ``shared``."""
-        left = ~sum(1 << tier for tier in out)
+    def usable(
+        self, out: Iterable[int], spare: Iterable[int], unsure: Collection[bytes], shared: int
+    ) -> int:
+        """Returns how many that are without what is ``unsure`` to be in the tier ``shared``, and
+        without the tiers ``out``: of chunks whose fastest is one of those, those which a ``spare``
+        one has too."""
+        left, others = (sum(1 << tier for tier in tiers) for tiers in (out, spare))
 
         def has(name: bytes) -> bool:
-            held = self._where(name)[0] & left
-            return bool(held & ~(1 << shared) if name in unsure else held)
+            held = self._where(name)[0]
+            if name in unsure:
+                held &= ~(1 << shared)
+            fastest = held & -held
+            return bool(fastest & ~left or held & others)
 
         rows = self._rows
         return reach(self._keys, rows.all, rows.size, has, self._first)
@@ -340,8 +341,7 @@ class GroupedSaver(Saver):
         places = zip(names, self._ledger.where(names), strict=True)
         known = {name for name, place in places if place != (0, 0)}
         plan = self._lookup.remembered(self._ledger.prepare_store(names), names)
-        passed: list[bytes] = []
-        prompt = self.kept.prompt(state)
+        passed, prompt = list[bytes](), self.kept.prompt(state)
         for name, ((group, chunk), _) in zip(names, found, strict=True):
             if group.keeps == "all":
                 continue
@@ -359,8 +359,8 @@ class GroupedSaver(Saver):
         self._transfers.save(number, request, plan)
         rows = np.array([row for _, row in found], dtype=np.int32)
         moved = sorted({move.index for move in plan.moves if move.index >= 0})
-        blocks = rows[moved, 1:]
-        self.reads(number, np.unique(blocks[blocks > 0]).tolist())
+        blocks = np.unique(rows[moved, 1:])
+        self.reads(number, blocks[blocks > 0].tolist())
         return SaveSpec(number, request, state.epoch, plan, rows)
 
 
@@ -372,9 +372,8 @@ class GroupedSide(SchedulerSide):
         opened = ranks[0]
         rows = GroupRows(opened.groups, opened.tables, self._size)
         kept = Kept(self._size, bool(rows.whole))
-        far, options = self._remote_lookup, self.options
-        size = self._block_tokens
-        lookup = GroupedLookup(options, ledger, far, size, self._free, self._clock)
+        far, size = self._remote_lookup, self._block_tokens
+        lookup = GroupedLookup(self.options, ledger, far, size, self._free, self._clock)
         books = ledger, lookup, self._hashers, self._transfers
         most = self._most_pending * len(rows.all)
         saver = GroupedSaver(*books, size, most, self._count)
