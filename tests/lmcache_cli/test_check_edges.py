@@ -156,8 +156,8 @@ def test_bisect_names_the_commit(tmp_path: Path) -> None:
     for i, chunk in enumerate([64, 64, 48, 48]):
         words = f"'-m', 'lmcache_cli.main', *sys.argv[1:], '--chunk-tokens', '{chunk}'"
         (tmp_path / "lmcache_cli" / "main.py").write_text(
-            f"import os, sys\nos.chdir({str(ROOT)!r})\n"
-            f"os.execv({sys.executable!r}, [{sys.executable!r}, {words}])\n"
+            f"import os, sys\nif __name__ == '__main__':\n os.chdir({str(ROOT)!r})\n"
+            f" os.execv({sys.executable!r}, [{sys.executable!r}, {words}])\n"
         )
         (tmp_path / "number").write_text(f"{i}\n")
         git(tmp_path, "add", ".")

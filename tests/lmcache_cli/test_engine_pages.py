@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def run(words: list[str], cwd: Path, *more: str) -> None:
 @pytest.mark.vllm
 @pytest.mark.parametrize("words", commands("openai.md"), ids=lambda words: words[2])
 def test_openai(words: list[str], vllm_address: VllmAddress, tmp_path: Path) -> None:
-    here = [word.replace("http://127.0.0.1:8000", vllm_address.url) for word in words]
+    here = [re.sub(r"http://[\d.]+:8000", vllm_address.url, word) for word in words]
     assert here != words
     # A rate that even a busy machine keeps up with.
     run(here, tmp_path, *SMALL, "--requests", "4")
