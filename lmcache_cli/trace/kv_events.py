@@ -24,6 +24,7 @@ from lmcache_cli.trace.recorder import Counts, counts_text, live_count
 
 _CONNECT_S = 10.0
 _IDLE_S = 30.0
+_LAST_S = 1.0
 """Seconds without a further block after which an answer counts as ended: a block of it takes one or
 two."""
 
@@ -242,8 +243,7 @@ async def record_events(
 ) -> int:
     """Records the events of ``endpoint`` until it is stopped; returns the exit code.
     ``open_writer`` makes the trace for a block's length in tokens and the time of its beginning.
-    Raises ``MissingError`` where
-    nothing listens there."""
+    Raises ``MissingError`` where nothing listens there."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = asyncio.Event()
     seen, counts, told = SeenRequests(), Counts(), _Told()
@@ -298,13 +298,15 @@ async def record_events(
 async def _until(
     stop: asyncio.Event, socket: Any, told: _Told, take: Callable[[EventBatch], None]
 ) -> None:
-    ended = asyncio.create_task(stop.wait())
+    """Takes batches until it is to stop, and what the server had still to send of answers that it
+    has given by then."""
+    ended = asyncio.create_task(_after(stop, _LAST_S))
     expected: int | None = None
     try:
-        while not stop.is_set():
+        while True:
             coming = asyncio.ensure_future(socket.recv_multipart())
             await asyncio.wait((ended, coming), return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
+            if ended.done():
                 coming.cancel()
                 return
             frames: Sequence[bytes] = coming.result()
@@ -320,6 +322,11 @@ async def _until(
             take(batch)
     finally:
         ended.cancel()
+
+
+async def _after(stop: asyncio.Event, seconds: float) -> None:
+    await stop.wait()
+    await asyncio.sleep(seconds)
 
 
 @contextlib.contextmanager

@@ -179,18 +179,21 @@ def test_vllms_own_publisher_is_recorded(
             # The thirty seconds after which one is ended.
             publisher.publish(KVEventBatch(ts=1000.0 + 40 * at, events=[event]))
         eventually(lambda: out.exists() and len(out.read_text().splitlines()) == 3)
+        # What was sent before the end may be read behind it.
+        last = BlockStored([b"zz3", b"yy3"], None, tokens, 16, None, "GPU", None)
+        publisher.publish(KVEventBatch(ts=1120.0, events=[last]))
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     finally:
         publisher.shutdown()
-    assert process.returncode == 0 and "3 requests" in said and "3 batches of events" in said
+    assert process.returncode == 0 and "4 requests" in said and "4 batches of events" in said
     text = out.read_text()
     header, *lines = map(json.loads, text.splitlines())
     assert header["source"] == "kv-events" and header["chunk_tokens"] == 16
-    assert [line["t"] for line in lines] == [0.0, 40.0, 80.0]
+    assert [line["t"] for line in lines] == [0.0, 40.0, 80.0, 120.0]
     assert not any(part in text for part in ("zz0", b"zz0".hex(), "100, 101"))
     arrays = load_arrays(open_trace(out, None).requests())
-    assert arrays.input_tokens.tolist() == [40] * 3 and len(arrays.chunk_ids) == 6
+    assert arrays.input_tokens.tolist() == [40] * 4 and len(arrays.chunk_ids) == 8
 
 
 @pytest.mark.vllm
