@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,6 +135,25 @@ def test_interruption_leaves_no_server(
     pid = int((tmp_path / "child").read_text())
     eventually(lambda: not psutil.pid_exists(pid))
     assert not servers_of(model)
+
+
+def test_an_interruption_while_the_process_begins_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = subprocess.Popen, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        begun.append(begin(*arguments, **named))
+        signal.raise_signal(signal.SIGINT)
+        return begun[-1]
+
+    monkeypatch.setattr("lmcache_cli.engines.vllm.server.subprocess.Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VllmServer(["sleep", "300"], {}, tmp_path / "log").start(60, print)
+    try:
+        assert begun[0].poll() is not None
+    finally:
+        begun[0].kill()
 
 
 def test_a_start_that_fails_names_the_reason_and_the_log(model: Path, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -67,17 +68,18 @@ class ServerProcess:
         self._swept = False
         command = [*self._command, *further, *self.address()]
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            # A group of its own: Ctrl-C in a terminal is ours, and we end all of the group.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-            )
         try:
+            # A process that began while Ctrl-C broke off its start would be nobody's to end.
+            with self.log.open("ab") as log, _held_back(signal.SIGINT, signal.SIGTERM):
+                # A group of its own: Ctrl-C in a terminal is ours, and we end all of the group.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                )
             self._wait(limit_s, say)
         except BaseException:
             self.stop()
@@ -272,3 +274,20 @@ class LMCacheServer(ServerProcess):
         finally:
             while self._segments:
                 self._segments.pop().unlink(missing_ok=True)
+
+
+@contextmanager
+def _held_back(*numbers: signal.Signals) -> Iterator[None]:
+    """Has signals come when what is within is done. Elsewhere than in the main thread none do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came:
+            signal.raise_signal(number)
