@@ -14,6 +14,7 @@ from cache_core.policies import ADMISSIONS, POLICIES
 from cache_core.transfer.codec import CODECS
 from lmcache_cli.bench.plan import MODES
 from lmcache_cli.commands.bench import bench
+from lmcache_cli.commands.trace import INFO_EXAMPLES
 from lmcache_cli.commands.tune import tune
 from lmcache_cli.modes.blend import BLEND_ENCODINGS
 from lmcache_cli.modes.mode import ENGINES
@@ -21,6 +22,7 @@ from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
 from lmcache_cli.options.flags import flag, flag_fields, flattened
 from lmcache_cli.options.verify import BlendGateFlags
 from workloads import WORKLOAD_USES, Settings
+from workloads.traces import FORMATS
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,8 @@ def test_a_flags_names_are_those_of_what_it_chooses() -> None:
     assert choices(BenchOptions, "engine") == tuple(ENGINES)
     assert choices(BlendGateFlags, "blend_encoding") == BLEND_ENCODINGS
     assert set(MODES) == {mode for modes in ENGINES.values() for mode in modes}
+
+
+def test_the_help_of_traces_names_every_format() -> None:
+    said = INFO_EXAMPLES.partition("Formats: ")[2].partition(";")[0].split(", ")
+    assert sorted(said) == sorted(FORMATS)
