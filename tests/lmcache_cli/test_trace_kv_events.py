@@ -311,6 +311,16 @@ def test_a_real_server_is_recorded(tmp_path: Path) -> None:
     assert all(line["output_tokens"] in (size, 2 * size) for line in lines)
 
 
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcache_cli.trace.record.find_spec", lambda name: None)
+    done = lmcache(
+        "trace", "record", str(tmp_path / "x"), "--kv-events", "tcp://127.0.0.1:9", cwd=ROOT
+    )
+    assert done.returncode == 4 and "pip install 'lmcache-bench[kv-events]'" in done.stderr
+
+
 def test_what_can_not_be_recorded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = str(tmp_path / "x.jsonl")
     both = lmcache(
