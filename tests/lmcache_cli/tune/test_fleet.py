@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import ROUTINGS, Routing, TierCurves, routed
 from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.tune.answer import answer
 from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration, broken, number
 from lmcache_cli.tune.queueing import Arrivals, serve_requests
 from lmcache_cli.tune.search import search
@@ -228,6 +229,20 @@ def test_stages_of_a_pipeline_come_one_after_another() -> None:
         # The work is that of all stages together, and the prompt is in one after another.
         assert served.ttft[0] == EXACT.a + work + (stages - 1) * work
         assert served.e2e[0] >= served.ttft[0]
+
+
+def test_cards_that_would_keep_the_bounds_are_those_of_all_stages() -> None:
+    model = engine(100, stages=2)
+
+    def larger(devices: int) -> Any:
+        faster = PrefillCost(EXACT.a, EXACT.b / devices, EXACT.c / devices)
+        return replace(model, devices=devices, prefill=faster)
+
+    goal = Goal(slo={"ttft.p90": 0.02}, largest={"cpu": 0, "disk": 0})
+    study = Study(documents(1, 1, 1.0), model, Prices(cards=2.0), goal=goal)
+    found = search(study, goal, [CHUNK], larger=larger)
+    lines = dict(answer(study, found).notes)["What limits"]
+    assert any("on 8 cards for each model: --devices 4 --pipeline 2" in line for line in lines)
 
 
 def test_a_disk_of_a_replica_is_written_by_its_own_requests() -> None:
