@@ -216,6 +216,18 @@ def test_a_pool_has_what_another_replica_computed_once_it_is_done() -> None:
     assert alone.hits.tolist() == [[0], [0], [24], [24]]
 
 
+def test_a_client_sends_to_a_replica_that_still_answers_another() -> None:
+    arrays = documents(3, 2, 0.0)
+    arrivals = Arrivals(
+        arrays.arrival_s, arrays.input_tokens, np.array([40, 10, 2]), arrays.chunk_ids,
+        arrays.offsets, CHUNK, np.array([0, 1, 0]), 2,
+    )  # fmt: skip
+    served = serve_requests(arrivals, np.zeros((3, 0), np.int32), (), engine(1000), clients=2)
+    prompt = EXACT.seconds(25)
+    # The second answer ends first; its client's next request shares its first step with the first.
+    assert served.ttft.tolist() == [prompt, prompt, prompt + STEP]
+
+
 def test_stages_of_a_pipeline_come_one_after_another() -> None:
     arrays = documents(1, 1, 1.0)
     arrivals = Arrivals(
