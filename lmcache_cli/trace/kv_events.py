@@ -270,13 +270,13 @@ async def record_events(
             stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    if duration_s is not None:
-        loop.call_later(duration_s, stop.set)
     trouble: OSError | None = None
     with _subscribed(endpoint) as socket:
         await _connected(socket, endpoint)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        if duration_s is not None:
+            loop.call_later(duration_s, stop.set)
         if not quiet:
             console.print(f"recording {endpoint}; Ctrl-C ends it", markup=False)
         with live_count(console, counts, quiet):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -319,6 +320,21 @@ def test_a_missing_package_is_named_with_its_extra(
         "trace", "record", str(tmp_path / "x"), "--kv-events", "tcp://127.0.0.1:9", cwd=ROOT
     )
     assert done.returncode == 4 and "pip install 'lmcache-bench[kv-events]'" in done.stderr
+
+
+def test_an_interrupt_ends_the_wait_for_a_server(
+    recording: tuple[subprocess.Popen[str], Path, str],
+) -> None:
+    """Not after the ten seconds that it may take."""
+    process, out, endpoint = recording
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(endpoint.removeprefix("ipc://"))
+        silent.listen()
+        _connection = silent.accept()  # and shakes no hands
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=8)
+    assert process.returncode not in (0, 4) and "nothing publishes" not in said
+    assert not out.exists()
 
 
 def test_what_can_not_be_recorded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
