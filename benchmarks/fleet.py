@@ -54,7 +54,8 @@ def conversations(references: int, replicas: int, seed: int = 0) -> TraceArrays:
 
 def main() -> None:
     """Prints the time of a replay by every router, of a whole search, and the peak of memory."""
-    references, replicas = (int(text) for text in (*sys.argv[1:], "10000000", "64")[:2])
+    given = [int(text) for text in sys.argv[1:]]
+    references, replicas = [*given, *(10_000_000, 64)[len(given) :]]
     arrays = conversations(references, replicas)
     cost = catalogue_cost(find_hardware("h100"), find_architecture("llama-3.1-8b"))
     goal = Goal(largest={"cpu": 2**38, "disk": 2**41, "remote": 2**43}, slo={"ttft.p90": 0.6})

@@ -84,7 +84,8 @@ def findings(runs: Path = Path("runs")) -> list[Finding]:
         check_cuda_compiler(),
         check_cuda_kernels(),
         check_vllm(),
-        *check_packages("openai", "--engine openai, vllm", required=False),
+        *check_packages("openai", "--engine openai, vllm; trace record", required=False),
+        *check_packages("kv-events", "trace record --kv-events", required=False),
         *check_remote(),
     ]
 

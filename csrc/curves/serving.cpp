@@ -85,7 +85,8 @@ class Engine {
   void advance(std::vector<std::size_t>& ended) {
     arrive();
     const bool quiet = prefilling_.empty() && waiting_.empty() && ready_.empty();
-    if (quiet && decoding_ > 0) decode();
+    // Not in a closed loop of several: what ends elsewhere meanwhile may send the next one here.
+    if (quiet && decoding_ > 0 && (cost_.clients == 0 || in_.replicas == 1)) decode();
     if (quiet) arrive();
     const double seconds = schedule();
     if (seconds >= 0) return step(seconds, ended);

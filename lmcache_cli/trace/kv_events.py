@@ -84,17 +84,19 @@ def _read(given: Any) -> Any:
     blocks = tuple(_key(block) for block in fields["block_hashes"])
     if kind == "BlockRemoved":
         return frozenset(blocks)
-    parent = fields["parent_block_hash"]
+    parent, session = fields["parent_block_hash"], fields.get("session_id")
+    if (tokens := int(fields["block_size"])) < 1:
+        raise ValueError(f"blocks of {tokens} tokens")
     return Stored(
         blocks,
         None if parent is None else _key(parent),
-        int(fields["block_size"]),
-        fields.get("session_id"),
+        tokens,
+        None if session is None else str(session),
     )
 
 
 def _key(block: int | bytes) -> bytes:
-    return block if isinstance(block, bytes) else block.to_bytes(16, "big", signed=True)
+    return block if isinstance(block, bytes) else int(block).to_bytes(16, "big", signed=True)
 
 
 @dataclass(slots=True)
@@ -103,7 +105,6 @@ class _Request:
     ``fresh`` is the step that wrote to it last."""
 
     began_s: float
-    rank: int
     prompt: list[bytes]
     held: int
     session: str | None
@@ -123,16 +124,20 @@ class SeenRequests:
 
     def __init__(self) -> None:
         self.block_tokens = 0
+        self.began_s: float | None = None
+        """The time of the first batch, on the server's clock."""
         self.cut = 0
         """Prompts that go on from blocks that were stored before the recording began."""
         self._parents: dict[tuple[int, bytes], bytes | None] = {}
         self._open: dict[tuple[int, bytes], _Request] = {}
-        self._step = 0
+        self._step = self._count = 0
 
     def take(self, batch: EventBatch) -> Iterator[ServedRequest]:
         """Takes a batch and yields requests that ended. Raises ``UserError`` if blocks change their
         length."""
         self._step += 1
+        if self.began_s is None:
+            self.began_s = batch.at_s
         for event in batch.events:
             if isinstance(event, Stored):
                 self._stored(batch, event)
@@ -171,7 +176,7 @@ class SeenRequests:
         else:
             prefix = list(event.blocks) if hit else self._prefix(rank, parent)
             known = prefix or []
-            request = _Request(batch.at_s, rank, known, len(known), event.session)
+            request = _Request(batch.at_s, known, len(known), event.session)
             request.cut = prefix is None
             self.cut += request.cut
         if hit:
@@ -207,7 +212,8 @@ class SeenRequests:
         found = []
         while parent is not None:
             found.append(parent)
-            if (rank, parent) not in self._parents:
+            # More than all there are is a circle, which a server in its senses does not tell of.
+            if (rank, parent) not in self._parents or len(found) > len(self._parents):
                 return None
             parent = self._parents[rank, parent]
         return found[::-1]
@@ -216,8 +222,9 @@ class SeenRequests:
         size = self.block_tokens
         if request.cut:
             return
+        self._count += 1
         yield ServedRequest(
-            f"{request.rank}-{request.began_s:.6f}",
+            str(self._count),
             request.began_s,
             len(request.prompt) * size + size // 2,
             max(1, request.answer * size),
@@ -243,7 +250,8 @@ async def record_events(
 ) -> int:
     """Records the events of ``endpoint`` until it is stopped; returns the exit code.
     ``open_writer`` makes the trace for a block's length in tokens and the time of its beginning.
-    Raises ``MissingError`` where nothing listens there."""
+    Raises ``MissingError`` where nothing listens there, ``UserError`` if blocks change their
+    length; what was seen before is in the trace then."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = asyncio.Event()
     seen, counts, told = SeenRequests(), Counts(), _Told()
@@ -253,7 +261,8 @@ async def record_events(
     def write(requests: Iterator[ServedRequest]) -> None:
         nonlocal writer
         for one in requests:
-            writer = writer or open_writer(seen.block_tokens, one.arrival_s)
+            # Of the first batch: the first request that ends need not be the first that came.
+            writer = writer or open_writer(seen.block_tokens, seen.began_s or 0.0)
             if limit is None or counts.requests < limit:
                 writer.write(one)
                 _count(counts, one, names, seen.block_tokens)
@@ -261,24 +270,27 @@ async def record_events(
             stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    if duration_s is not None:
-        loop.call_later(duration_s, stop.set)
     trouble: OSError | None = None
     with _subscribed(endpoint) as socket:
         await _connected(socket, endpoint)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        if duration_s is not None:
+            loop.call_later(duration_s, stop.set)
         if not quiet:
             console.print(f"recording {endpoint}; Ctrl-C ends it", markup=False)
         with live_count(console, counts, quiet):
             try:
-                await _until(stop, socket, told, lambda batch: write(seen.take(batch)))
-                write(seen.end())
+                try:
+                    await _until(stop, socket, told, lambda batch: write(seen.take(batch)))
+                finally:
+                    write(seen.end())
             except OSError as error:
                 trouble = error
-    if writer is not None:
-        with contextlib.suppress(OSError):
-            writer.close()
+            finally:
+                if writer is not None:
+                    with contextlib.suppress(OSError):
+                        writer.close()
     if trouble is not None:
         console.print(f"lmcache: the trace can't be written ({trouble.strerror})", markup=False)
         return EXIT_FAILED

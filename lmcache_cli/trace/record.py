@@ -72,7 +72,7 @@ def run_recording(options: RecordOptions) -> int:
 def _events(options: RecordOptions, endpoint: str) -> int:
     for name in ("zmq", "msgspec"):
         if find_spec(name) is None:
-            raise MissingError(f"--kv-events needs {name}; pip install pyzmq msgspec")
+            raise MissingError(f"--kv-events needs {name}; pip install 'lmcache-bench[kv-events]'")
     from lmcache_cli.trace.kv_events import record_events
 
     def open_writer(block_tokens: int, start_s: float) -> TraceWriter:

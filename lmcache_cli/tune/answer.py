@@ -313,9 +313,10 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
         if found.chosen is found.today:
             break
     if found.cards is not None:
+        stages = study.cost.stages
         lines.append(
-            f"what you have keeps every bound on {found.cards} cards for each model:"
-            f" --devices {found.cards}"
+            f"what you have keeps every bound on {found.cards * stages} cards for each model:"
+            f" --devices {found.cards}" + (f" --pipeline {stages}" if stages > 1 else "")
         )
     missed = [name for name in goal.slo if name in found.breaks]
     if missed:

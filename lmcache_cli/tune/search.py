@@ -86,8 +86,8 @@ class Recommendation:
     binding: str | None
     held_back: StackOutcome | None
     cards: int | None
-    """Where no stack keeps the bounds on latencies: the cards for each model with which what there
-    is today keeps them; None if that is not known."""
+    """Where no stack keeps the bounds on latencies: the cards of a stage of each model with which
+    what there is today keeps them; None if that is not known."""
     worths: Mapping[str, Worth]
     ceiling: float
     headroom: Headroom | None = None

@@ -53,6 +53,8 @@ class TuneOptions(TuneFlags):
         for name in ("devices", "pipeline", "replicas"):
             if (count := getattr(self, name)) < 1:
                 raise UserError(f"--{name}: {count} is too small; it must be at least 1")
+        if self.replicas == 1 and self.routing != TuneFlags.routing:
+            raise UserError("--routing: one replica takes every request; give --replicas too")
         if self.replicas > 1 and self.validate:
             raise UserError("--replicas: --validate serves on one engine; leave one of them out")
         if not 0 < self.efficiency <= 1:

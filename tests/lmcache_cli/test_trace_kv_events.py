@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +13,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cache_core.trace_writer import ServedRequest
-from lmcache_cli.trace.kv_events import EventBatch, SeenRequests, Stored, read_batch
+from cache_core.trace_writer import ServedRequest, TraceWriter
+from lmcache_cli.errors import UserError
+from lmcache_cli.trace.kv_events import (
+    EventBatch,
+    SeenRequests,
+    Stored,
+    read_batch,
+    record_events,
+)
 from tests.cache_core.servers import eventually
 from tests.lmcache_cli.command_line import COMMAND, ROOT, lmcache
 from tests.lmcache_cli.recording_process import ask
@@ -39,6 +48,7 @@ def requests(
     for i, events in enumerate(batches):
         found += seen.take(EventBatch(i * apart, 0, tuple(events)))
     found += seen.end()
+    assert [r.id for r in found] == [str(i + 1) for i in range(len(found))]
     return sorted(
         (r.arrival_s, tuple(r.keys), r.hits["device"] // 16, r.output_tokens) for r in found
     )
@@ -105,6 +115,10 @@ def test_ranks_have_caches_of_their_own() -> None:
     assert [r.hits["device"] for r in seen.end()] == [0, 0]
 
 
+def test_blocks_in_a_circle_have_no_known_beginning() -> None:
+    assert requests([stored(1, parent=2), stored(2, parent=1)], [stored(7, parent=2)]) == []
+
+
 def test_an_answer_ends_when_nothing_more_comes() -> None:
     seen = SeenRequests()
     assert not list(seen.take(EventBatch(0.0, 0, (stored(1, 2),))))
@@ -144,6 +158,73 @@ def test_both_forms_of_vllm_are_read_and_others_are_refused() -> None:
     for bad in (b"", b"\xc1", msgspec.msgpack.encode([1.0]), msgspec.msgpack.encode([1.0, [3]])):
         with pytest.raises(ValueError, match="no batch of KV events"):
             read_batch(bad)
+
+
+def event(*blocks: int, parent: int | None = None, tokens: int = 16) -> dict[str, object]:
+    return {
+        "type": "BlockStored",
+        "block_hashes": list(blocks),
+        "parent_block_hash": parent,
+        "block_size": tokens,
+    }
+
+
+@pytest.mark.parametrize(
+    "bad", [{"block_hashes": ["x"]}, {"parent_block_hash": "x"}, {"block_size": 0}]
+)
+def test_odd_fields_are_no_batch(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no batch of KV events"):
+        read_batch(msgspec.msgpack.encode([1.0, [event(1) | bad]]))
+    numbered = msgspec.msgpack.encode([1.0, [event(1) | {"session_id": 7}]])
+    [one] = read_batch(numbered).events
+    assert isinstance(one, Stored) and one.session == "7"
+
+
+def record(
+    tmp_path: Path, limit: int | None, *batches: tuple[float, dict[str, object]]
+) -> tuple[int, Path]:
+    """Records batches that a publisher of this process sends; the exit code, and the trace."""
+    import zmq
+    import zmq.asyncio
+
+    out, endpoint = tmp_path / "trace.jsonl", f"ipc://{tmp_path}/kv"
+
+    async def run() -> int:
+        with zmq.asyncio.Context() as context, context.socket(zmq.XPUB) as publisher:
+            publisher.bind(endpoint)
+            recorded = asyncio.ensure_future(
+                record_events(
+                    lambda tokens, start_s: TraceWriter(out, tokens, "kv-events", "", start_s),
+                    endpoint,
+                    None,
+                    limit,
+                    True,
+                )
+            )
+            await publisher.recv()  # the subscription
+            for number, (at_s, one) in enumerate(batches):
+                payload = msgspec.msgpack.encode([at_s, [one]])
+                await publisher.send_multipart([b"", number.to_bytes(8, "big"), payload])
+            return await recorded
+
+    return asyncio.run(asyncio.wait_for(run(), 30)), out
+
+
+def test_times_count_from_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request that ends first came second."""
+    monkeypatch.setattr("lmcache_cli.trace.kv_events._LAST_S", 0.0)
+    first, second = event(1, 2), event(7, 8)
+    more, other = event(3, parent=2), event(9)
+    batches = (10.0, first), (20.0, second), (35.0, more), (55.0, other), (70.0, other)
+    code, out = record(tmp_path, 2, *batches)
+    lines = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert code == 0 and [line["t"] for line in lines] == [10.0, 0.0]
+
+
+def test_what_was_seen_is_kept_when_blocks_change_their_length(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="blocks of 32 tokens after some of 16"):
+        record(tmp_path, None, (1.0, event(1, 2)), (2.0, event(3, tokens=32)))
+    assert len((tmp_path / "trace.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.fixture
@@ -229,6 +310,31 @@ def test_a_real_server_is_recorded(tmp_path: Path) -> None:
     assert said[0][1] == 0 and said[1][1] > 0 and said[2][1] > said[1][1]
     # The fortieth token of an answer is not computed further: 39 of them fill a block or two.
     assert all(line["output_tokens"] in (size, 2 * size) for line in lines)
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcache_cli.trace.record.find_spec", lambda name: None)
+    done = lmcache(
+        "trace", "record", str(tmp_path / "x"), "--kv-events", "tcp://127.0.0.1:9", cwd=ROOT
+    )
+    assert done.returncode == 4 and "pip install 'lmcache-bench[kv-events]'" in done.stderr
+
+
+def test_an_interrupt_ends_the_wait_for_a_server(
+    recording: tuple[subprocess.Popen[str], Path, str],
+) -> None:
+    """Not after the ten seconds that it may take."""
+    process, out, endpoint = recording
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(endpoint.removeprefix("ipc://"))
+        silent.listen()
+        _connection = silent.accept()  # and shakes no hands
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=8)
+    assert process.returncode not in (0, 4) and "nothing publishes" not in said
+    assert not out.exists()
 
 
 def test_what_can_not_be_recorded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

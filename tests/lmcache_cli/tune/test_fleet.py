@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import ROUTINGS, Routing, TierCurves, routed
 from cache_core.sizing.prefill_cost import PrefillCost
+from lmcache_cli.tune.answer import answer
 from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration, broken, number
 from lmcache_cli.tune.queueing import Arrivals, serve_requests
 from lmcache_cli.tune.search import search
@@ -215,6 +216,18 @@ def test_a_pool_has_what_another_replica_computed_once_it_is_done() -> None:
     assert alone.hits.tolist() == [[0], [0], [24], [24]]
 
 
+def test_a_client_sends_to_a_replica_that_still_answers_another() -> None:
+    arrays = documents(3, 2, 0.0)
+    arrivals = Arrivals(
+        arrays.arrival_s, arrays.input_tokens, np.array([40, 10, 2]), arrays.chunk_ids,
+        arrays.offsets, CHUNK, np.array([0, 1, 0]), 2,
+    )  # fmt: skip
+    served = serve_requests(arrivals, np.zeros((3, 0), np.int32), (), engine(1000), clients=2)
+    prompt = EXACT.seconds(25)
+    # The second answer ends first; its client's next request shares its first step with the first.
+    assert served.ttft.tolist() == [prompt, prompt, prompt + STEP]
+
+
 def test_stages_of_a_pipeline_come_one_after_another() -> None:
     arrays = documents(1, 1, 1.0)
     arrivals = Arrivals(
@@ -228,6 +241,20 @@ def test_stages_of_a_pipeline_come_one_after_another() -> None:
         # The work is that of all stages together, and the prompt is in one after another.
         assert served.ttft[0] == EXACT.a + work + (stages - 1) * work
         assert served.e2e[0] >= served.ttft[0]
+
+
+def test_cards_that_would_keep_the_bounds_are_those_of_all_stages() -> None:
+    model = engine(100, stages=2)
+
+    def larger(devices: int) -> Any:
+        faster = PrefillCost(EXACT.a, EXACT.b / devices, EXACT.c / devices)
+        return replace(model, devices=devices, prefill=faster)
+
+    goal = Goal(slo={"ttft.p90": 0.02}, largest={"cpu": 0, "disk": 0})
+    study = Study(documents(1, 1, 1.0), model, Prices(cards=2.0), goal=goal)
+    found = search(study, goal, [CHUNK], larger=larger)
+    lines = dict(answer(study, found).notes)["What limits"]
+    assert any("on 8 cards for each model: --devices 4 --pipeline 2" in line for line in lines)
 
 
 def test_a_disk_of_a_replica_is_written_by_its_own_requests() -> None:

@@ -230,6 +230,7 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
         (["--slo", "ttft.p90=1s", "--slo", "ttft.p90=2s"], "--slo: ttft.p90 is bounded twice"),
         (["--budget", "much"], "--budget: 'much' is not one"),
         (["--budget", "1..2/hour"], "--budget: '1..2/hour' is not one"),
+        (["--routing", "prefix"], "--routing: one replica takes every request; give --replicas"),
         (["--disk-bandwidth", "0"], "--disk-bandwidth: it must be above 0"),
         (["--dram-price", "nan"], "--dram-price: nan is no price"),
         (["--disk-price", "-1"], "--disk-price: -1.0 is no price"),
