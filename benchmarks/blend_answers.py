@@ -128,7 +128,7 @@ class InVllm:
         from cache_core.adapters.vllm.blend.scheduler_side import alone
         from cache_core.adapters.vllm.identity import Adapter
 
-        hasher = alone(self.side._hashers.hasher(Adapter(), ""))
+        hasher = alone(self.side._hashers.hasher(Adapter(), ""), [BOS])
         keys = segment_keys(np.array(document, dtype=np.int32), hasher)
         return all(self.side.blend_scheduler.seen.get(key) is not None for key in keys)
 
