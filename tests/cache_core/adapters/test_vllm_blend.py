@@ -73,7 +73,9 @@ def test_borrowed_blocks_are_given_back(blend: dict[str, Any]) -> None:
 
 
 def test_a_lost_chunk_is_computed(blend: dict[str, Any]) -> None:
-    assert blend["lost"]["tokens"] == blend["plain"]["second"]["tokens"]
+    plain = blend["plain"]["third"]
+    assert blend["lost"]["tokens"] == plain["tokens"]
+    assert blend["lost"]["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
 
 
 def test_reused_and_computed_tokens_are_counted(blend: dict[str, Any]) -> None:
