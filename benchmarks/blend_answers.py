@@ -30,6 +30,7 @@ from benchmarks.models.random_llama import SETTINGS, connector
 from cache_core.blend.matcher import segment_keys
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from tests.models.tinyqa_task import BOS, Question, questions
+from workloads import Request, Segment
 
 FOLDER = Path(__file__).parents[1] / "tests" / "models" / "tinyqa"
 CHUNK, ROUNDS = 64, 16
@@ -59,20 +60,17 @@ class InTransformers:
 
     def ask(self, ids: Sequence[int], starts: Sequence[int], ratio: float) -> tuple[int, float]:
         from lmcache_cli.engines.engine import Load
-        from workloads import Request, Segment
 
         self.session.choose(replace(self.spec, blend=BlendSettings(ratio)))
-        parts = tuple(Segment(a, b, "passage") for a, b in pairwise([*starts, len(ids)]))
-        asked = Request("q", "s", 0.0, np.array(ids, dtype=np.int32), parts, 1)
-        [sample] = self.session.serve([asked], Load())
+        [sample] = self.session.serve([request(ids, starts)], Load())
         self.session.settle()
         return sample.output_ids[0], sample.token_layer_share
 
     def known(self, document: Document) -> bool:
         prompts = self.session.prompts
-        matcher = prompts._matcher(np.array([BOS], dtype=np.int32))
-        keys = segment_keys(np.array(document, dtype=np.int32), matcher.hasher)
-        return all(prompts.seen.get(key) is not None for key in keys)
+        pieces = prompts.of(request(*prompt([document], [BOS]))).pieces
+        # The first is the BOS.
+        return all(prompts.seen.get(piece.key) is not None for piece in pieces[1:])
 
 
 class InVllm:
@@ -128,9 +126,15 @@ class InVllm:
         from cache_core.adapters.vllm.blend.scheduler_side import alone
         from cache_core.adapters.vllm.identity import Adapter
 
-        hasher = alone(self.side._hashers.hasher(Adapter(), ""))
+        hasher = alone(self.side._hashers.hasher(Adapter(), ""), [BOS])
         keys = segment_keys(np.array(document, dtype=np.int32), hasher)
         return all(self.side.blend_scheduler.seen.get(key) is not None for key in keys)
+
+
+def request(ids: Sequence[int], starts: Sequence[int]) -> Request:
+    """Returns a request of the parts that begin at ``starts``."""
+    parts = tuple(Segment(a, b, "passage") for a, b in pairwise([*starts, len(ids)]))
+    return Request("q", "s", 0.0, np.array(ids, dtype=np.int32), parts, 1)
 
 
 def prompt(documents: Sequence[Document], question: Sequence[int]) -> tuple[list[int], list[int]]:

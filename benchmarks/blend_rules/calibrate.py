@@ -1,4 +1,4 @@
-"""Learning a model's profile from prompts without labels, as `verify blend --calibrate` needs."""
+"""Learning a model's profile from prompts without labels."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ of their first chunk, and cuts them into chunks."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -59,11 +59,6 @@ class RollingIndex:
         while len(self._keys) > self._most:
             del self._keys[next(iter(self._keys))]
         self._stale = True
-
-    def discard(self, hashes: Iterable[int]) -> None:
-        """Forgets the chunks with these hashes, which are not stored any more."""
-        for value in hashes:
-            self._stale |= self._keys.pop(value, None) is not None
 
     def key(self, value: int) -> bytes:
         """Returns the content key of a hash that :meth:`candidates` found."""

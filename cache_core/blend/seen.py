@@ -103,7 +103,8 @@ class SeenTable:
             parts = np.split(numbers.astype(np.float32), np.cumsum(lengths)[:-1])
             for row, part in enumerate(parts if len(lengths) else ()):
                 key = keys[_KEY_BYTES * row : _KEY_BYTES * (row + 1)].tobytes()
-                self._put(key, float(counts[row]), part)
+                # A copy: a part of one array would keep all of it.
+                self._put(key, float(counts[row]), part.copy())
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return
 

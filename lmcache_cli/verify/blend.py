@@ -141,8 +141,9 @@ class BlendTrial:
 
 
 def quality_gates(trials: Sequence[Mapping[float, BlendTrial]], ratio: float) -> list[Gate]:
-    """Returns the gates of quality at ``ratio``, over prompts: held and missed where the whole 95 %
-    interval says so, else unsure. Of a model that hardly looks back there is nothing to tell."""
+    """Returns the gates of quality at ``ratio``, over prompts. KL's is held or missed where the
+    whole 95 % interval says so, else unsure; top-1's is held where the mean says so, missed where
+    the whole interval does, else unsure."""
     kl = np.array([trial[ratio].kl for trial in trials])
     naive = np.array([trial[0.0].kl for trial in trials])
     worse = np.array([trial[ratio].top_1 - trial[ratio].full_top_1 for trial in trials])
@@ -246,7 +247,7 @@ def _learn(session: BlendSession, tried: Sequence[_Tried], progress: _Progress) 
 
 def _known(session: BlendSession, head: TokenIds, text: TokenIds, question: TokenIds) -> bool:
     prompt = session.prompts.of(_request("known", head, [text], question))
-    parts = [piece for piece in prompt.pieces if not prompt.is_lead(piece)]
+    parts = [piece for piece in prompt.pieces if piece.segment >= len(head)]
     return all(session.prompts.seen.get(piece.key) is not None for piece in parts)
 
 

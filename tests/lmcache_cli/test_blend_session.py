@@ -96,6 +96,26 @@ def test_a_segment_is_encoded_whole_whatever_the_chunk_length(tmp_path: Path) ->
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
+def test_a_passage_whose_end_was_evicted_is_learnt_in_the_memory_of_one_prompt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prompt as long as the buffers: what is stored of a passage that is encoded again is
+    not fetched beside it."""
+    engine = small_engine(tmp_path)
+    rng = np.random.default_rng(0)
+    lengths = (10, CHUNK, 9 * CHUNK, 9)
+    texts = [rng.integers(0, 256, length).astype(np.int32) for length in lengths]
+    tiers = {"cpu": 10 * CHUNK * engine.token_bytes()}
+    spec = CacheSpec(CHUNK, tiers, mode="blend", blend=BlendSettings(0.25))
+    session: Any = engine.open(spec, sum(lengths) + 4)
+    for turn in range(4):
+        serve(session, asking(texts, f"r{turn}"))
+        session.settle()
+        assert session.held_chunks() == 10, "one less than the prompt has"
+    assert not caplog.records, "chunks were read to where there is no room"
+    session.close()
+
+
 def test_a_passage_is_reused_once_it_was_seen_often_enough(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
     session = blend_session(engine, ratio=0.25)

@@ -85,8 +85,10 @@ def main() -> None:
     prompts = Prompts()
     second, moved = prompts.make([3, 1, 0, 2], gap=5)
     other, _ = prompts.make([2, 0, 1, 3])
+    third, there = prompts.make([1, 3, 2, 0], gap=7)
+    asked = {"second": second, "other": other, "third": third}
     with engine(model, None) as (llm, _counts):
-        plain = {name: ask(llm, p) for name, p in (("second", second), ("other", other))}
+        plain = {name: ask(llm, p) for name, p in asked.items()}
     options = {"chunk_tokens": CHUNK, "cpu_size": "64MiB", "blend": True, "blend_unverified": True}
     found: dict[str, Any] = {"plain": plain}
     cramped = {"enable_prefix_caching": True, "max_num_batched_tokens": 256}
@@ -115,11 +117,11 @@ def main() -> None:
         found["untouched"] = ask(llm, second)
         found["counts"] = counts
         found["blocks"] = [free, core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()]
-        # A segment that can't be read any more.
+        # Segments that can't be read any more, in a prompt that nothing else has.
         worker = worker_half()
         (tier,) = worker.tiers
-        tier.discard([key for key in tier._slots if key[0] % 2])
-        found["lost"] = ask(llm, second, segments=moved, ratio=0.9999)
+        tier.discard(list(tier._slots))
+        found["lost"] = ask(llm, third, segments=there, ratio=0.2)
         side.check()
     print(json.dumps(found))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,8 @@ def encoded() -> dict[str, Any]:
 
 
 def blended() -> dict[str, Any]:
-    """Chunks that a load with a shorter piece behind it read, by the bytes that were counted."""
+    """Chunks that a load with a shorter piece behind it read, by the bytes that were counted; then
+    the blocks that another load lacks, whose piece is lost."""
     blocks = TensorBlocks([torch.zeros(8, 2, CHUNK, 8)], CHUNK)
     tier = Slow(blocks.chunk_bytes)
     tier.go.set()
@@ -191,8 +193,14 @@ def blended() -> dict[str, Any]:
     worker.start_loads(StepMeta(1, loads=[load]))
     loaded = [load.chunks for load in reported(worker, 1).loads]
     counted = worker.take_counts()["read_bytes:cpu"] / blocks.chunk_bytes
+    good = sorted(worker.bad_blocks())
+    gone = Hit((bytes([3]) * 32,), (0,))
+    blend = replace(blend, pieces=(replace(piece, hit=gone),))
+    lacking = replace(load, id=3, hit=Hit(keys + gone.keys, hit.tiers), blend=blend)
+    worker.start_loads(StepMeta(2, loads=[lacking]))
+    lost = sorted(worker.bad_blocks())
     worker.close()
-    return {"loaded": loaded, "counted": counted}
+    return {"loaded": loaded, "counted": counted, "good": good, "lost": lost}
 
 
 def lanes() -> dict[str, Any]:

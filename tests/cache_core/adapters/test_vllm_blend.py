@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, alone
+from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.scheduler.request_state import RequestState
+from cache_core.keys import ChunkHasher, Namespace
+from cache_core.layout import KVLayout
+from cache_core.ledger import Ledger
 from tests.cache_core.adapters.conftest import Scenario
 
 pytestmark = pytest.mark.vllm
@@ -66,7 +73,9 @@ def test_borrowed_blocks_are_given_back(blend: dict[str, Any]) -> None:
 
 
 def test_a_lost_chunk_is_computed(blend: dict[str, Any]) -> None:
-    assert blend["lost"]["tokens"] == blend["plain"]["second"]["tokens"]
+    plain = blend["plain"]["third"]
+    assert blend["lost"]["tokens"] == plain["tokens"]
+    assert blend["lost"]["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
 
 
 def test_reused_and_computed_tokens_are_counted(blend: dict[str, Any]) -> None:
@@ -93,3 +102,44 @@ def test_two_ranks(scenario: Scenario) -> None:
     assert whole["logprob"] == pytest.approx(plain["logprob"], abs=1e-3)
     assert abs(naive["logprob"] - plain["logprob"]) > 1e-2
     assert found["after"]["tokens"] == plain["tokens"]
+
+
+HASHER = ChunkHasher(Namespace(KVLayout(1, 1, 8, "float32", 32), "model"))
+
+
+def test_kv_behind_another_bos_is_other_kv() -> None:
+    keys = {alone(HASHER, bos).keys(range(32)).prefix[0] for bos in ([], [1], [2])}
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "jobs"), [("STOPPED", 1), ("LENGTH_CAPPED", 1), ("ERROR", 0), ("ABORTED", 0)]
+)
+def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int) -> None:
+    """The blocks of a request that failed may hold anything."""
+    text = list(range(3, 99))
+    request = SimpleNamespace(
+        request_id="a",
+        prompt_token_ids=[1, *text, *text],
+        kv_transfer_params={"lmcache": {"segments": [[97, 193]]}},
+        lora_request=None,
+        mm_features=[],
+        prompt_embeds=None,
+        cache_salt=None,
+        block_hashes=[],
+        update_block_hashes=lambda: None,
+        status=SimpleNamespace(name=f"FINISHED_{status}"),
+    )
+    lent = [SimpleNamespace(block_id=number) for number in range(64)]
+    side = BlendScheduler(ConnectorOptions(), [1], 16)
+    side.bind(
+        SimpleNamespace(
+            blocks=lent,
+            get_num_free_blocks=lambda: len(lent),
+            get_new_blocks=lambda count: lent[:count],
+            touch=lambda blocks: None,
+        )
+    )
+    state = RequestState(request, HASHER, blocks=list(range(20, 33)))
+    side.prepare(state)
+    assert len(side.encode(state, Ledger([8]), 1)) == jobs

@@ -152,4 +152,12 @@ def test_what_is_encoded_behind_a_step_is_not_saved_beside_it(
 
 
 def test_every_chunk_that_is_read_is_counted_once(worker: dict[str, dict[str, Any]]) -> None:
-    assert worker["blended"] == {"loaded": [4], "counted": 4}
+    found = worker["blended"]
+    assert (found["loaded"], found["counted"]) == ([4], 4)
+
+
+def test_a_passage_that_is_lost_leaves_blocks_that_vllm_computes(
+    worker: dict[str, dict[str, Any]],
+) -> None:
+    assert worker["blended"]["good"] == []
+    assert worker["blended"]["lost"] == [3]

@@ -42,11 +42,11 @@ FIND = "find"
 """The value of ``segments`` that asks to look for known segments, where a list would name them."""
 
 
-def alone(hasher: ChunkHasher) -> ChunkHasher:
+def alone(hasher: ChunkHasher, bos: Sequence[int]) -> ChunkHasher:
     """Returns the hasher of chunks that were encoded without what stands before their segment:
-    after a BOS, which is dropped. Within a segment, a chunk's key names all of the segment up to
-    it."""
-    extra = {**hasher.namespace.extra, "encoded": "alone behind bos"}
+    after ``bos`` (a token, or none), which is dropped. Within a segment, a chunk's key names all of
+    the segment up to it."""
+    extra = {**hasher.namespace.extra, "encoded": f"alone behind {list(bos)}"}
     return ChunkHasher(replace(hasher.namespace, extra=extra))
 
 
@@ -112,6 +112,8 @@ def _checked(told: object, length: int) -> list[tuple[int, int]]:
 
 logger = logging.getLogger("vllm.lmcache")
 Lack = NDArray[np.float32]
+# What ended in another way may have blocks that nothing was written to.
+_COMPUTED = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED", "FINISHED_REPETITION")
 
 
 class _Look(NamedTuple):
@@ -161,7 +163,7 @@ class BlendScheduler:
             told = given.get("segments", FIND if self._options.blend_find else None)
             if told is None:
                 return  # exact results, unless the client or the operator asks for others
-            found = self._segments.of(prompt, told, alone(state.hasher))
+            found = self._segments.of(prompt, told, alone(state.hasher, self._bos))
         except ValueError as error:
             logger.warning("lmcache.%s: not blended", error)
             return
@@ -229,7 +231,7 @@ class BlendScheduler:
         and what it computed in a context and was not seen often enough. Borrows the blocks for it,
         and keeps those of the request. Ids count up from ``next_id``."""
         blend, request = state.blend, state.request
-        if blend is None or self._pool is None or request.status.name == "FINISHED_ABORTED":
+        if blend is None or self._pool is None or request.status.name not in _COMPUTED:
             return []
         jobs: list[tuple[EncodeSpec, Plan]] = []
         for segment in blend.segments:

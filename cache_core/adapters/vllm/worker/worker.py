@@ -269,7 +269,8 @@ class WorkerSide:
             parts.append((piece.hit, piece.first, table, rotated))
         gone: list[tuple[bytes, int]] = []
         asked: dict[int, bool] = {}
-        done, good = 0, load.end
+        end = max([load.end, *(piece.stop for piece in pieces)])
+        done, good = 0, end
         if load.id in self._refused:
             parts, good = [], load.start
         for hit, first, slots, place in parts:
@@ -291,10 +292,10 @@ class WorkerSide:
             if grouped and done < len(load.blocks):
                 self._not_received.add(load.request)
                 self._bad_epoch[load.request] = load.epoch
-            elif good < load.end:
+            elif good < end:
                 now.failed |= load.in_step
                 first = max(good, load.start) // self._block_tokens
-                last = -(-load.end // self._block_tokens)
+                last = -(-end // self._block_tokens)
                 self._bad_blocks.update(int(b) for b in load.blocks[first:last])
                 self._bad_epoch[load.request] = load.epoch
             told = LoadDone(load.id, done, tuple(gone), self._clock() - began, (*asked.items(),))

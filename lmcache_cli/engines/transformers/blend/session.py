@@ -187,33 +187,35 @@ class BlendSession(TransformersSession):
         buffer = self.engine.kv_buffer(keep=lesson.context)
         self._last = None
         new = [piece for piece in lesson.computed if piece.key not in lesson.stored]
-        alone = self._encode(prompt, new, buffer)
+        alone = self._encode(lesson, buffer)
         parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
         prompt.matcher.stored(prompt.ids, parts)
         if lesson.context.lent == lesson.lent:
             parts = [piece for piece in parts if not prompt.exact(piece)]
-            self._fetch([p for p in parts if p.key in lesson.stored], alone, buffer)
+            self._fetch([piece for piece in parts if piece not in alone], alone, buffer)
             self._see(lesson, [piece for piece in parts if piece in alone], alone, buffer)
         if new:
             spans = [(alone[p], alone[p] + p.stop - p.start) for p in new]
             keys = [piece.key for piece in new]
             buffer.pending = self.tiers.store(keys, buffer.spans(self.tiers.layout, spans, 1))
 
-    def _encode(
-        self, prompt: BlendPrompt, new: Sequence[Piece], buffer: KvBuffer
-    ) -> dict[Piece, int]:
-        """Encodes the pieces' segments alone into the buffer, each from its start. Returns where
-        each piece begins there."""
-        lead = len(prompt.lead)
+    def _encode(self, lesson: _Lesson, buffer: KvBuffer) -> dict[Piece, int]:
+        """Encodes segments of which a piece is not stored alone into the buffer, each from its
+        start to its last such piece. Returns where each piece that was computed begins there."""
+        prompt = lesson.prompt
+        lead, new = len(prompt.lead), [p for p in lesson.computed if p.key not in lesson.stored]
         if lead and new:
             self.runner.behind(self._tensor(prompt.lead), buffer.tensor, 0)
         alone = {piece: piece.start for piece in new if prompt.is_lead(piece)}
+        parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
         texts, end = [], lead
-        for segment, group in groupby((p for p in new if p not in alone), lambda p: p.segment):
+        for segment, group in groupby(parts, lambda piece: piece.segment):
             pieces = list(group)
-            texts.append(self._tensor(prompt.ids[segment : pieces[-1].stop]))
-            alone |= {piece: end + piece.start - segment for piece in pieces}
-            end += len(texts[-1])
+            stop = max((p.stop for p in pieces if p.key not in lesson.stored), default=segment)
+            if stop > segment:
+                texts.append(self._tensor(prompt.ids[segment:stop]))
+                alone |= {p: end + p.start - segment for p in pieces if p.stop <= stop}
+                end += len(texts[-1])
         if texts:
             self.runner.apart(texts, buffer.tensor, lead)
         return alone
