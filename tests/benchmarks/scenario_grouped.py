@@ -17,11 +17,14 @@ from benchmarks.vllm_sim.engine_config import set_environment
 from benchmarks.vllm_sim.runner import VOCABULARY
 from benchmarks.vllm_sim.simulation import Simulation
 from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.metadata import LoadDone
+from cache_core.adapters.vllm.prefetch import Prefetcher
 from cache_core.adapters.vllm.scheduler.grouped import GroupedLookup, GroupRows
 from cache_core.adapters.vllm.scheduler.kept import Kept
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
+from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
 from cache_core.layout import Group
-from cache_core.ledger import Ledger
+from cache_core.ledger import Hit, Ledger
 from tests.benchmarks.scenario_scheduling import QUIET
 from tests.benchmarks.scenario_scheduling import simulation as quiet
 
@@ -180,22 +183,45 @@ def overwritten(kind: str) -> dict[str, Any]:
         return {"spared": spared, "wrong": sim.result.wrong}
 
 
+def prefetcher(
+    ledger: Ledger, keys: tuple[bytes, ...], most: int
+) -> tuple[Prefetcher, TransferState]:
+    """One for a request that waits, of whose keys the disk had all when it was looked up."""
+    transfers, hit = TransferState(1), Hit(keys, (1,) * len(keys))
+    books: Any = transfers, lambda state: hit, ("cpu", "disk"), lambda name, amount: None
+    made = Prefetcher(*books)
+    made.open(ledger, lambda plan, _: plan, most, 1)
+    waits: Any = SimpleNamespace(request=SimpleNamespace(request_id="a"), hits=None)
+    made.arrived(waits)
+    return made, transfers
+
+
 def nearer() -> dict[str, Any]:
     """A long prompt whose chunks have all come to DRAM since it was looked up."""
-    from cache_core.adapters.vllm.prefetch import Prefetcher
-    from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
-    from cache_core.ledger import Hit, Ledger
-
     keys = tuple(n.to_bytes(32, "big") for n in range(3000))
     ledger = Ledger([None, None])
     ledger.complete_store(ledger.prepare_store(keys).moves, True)
-    hit = Hit(keys, (1,) * len(keys))
-    books: Any = TransferState(1), lambda state: hit, ("cpu", "disk"), lambda name, amount: None
-    prefetcher = Prefetcher(*books)
-    prefetcher.open(ledger, lambda plan, _: plan, 1, 1)
-    waits: Any = SimpleNamespace(request=SimpleNamespace(request_id="a"), hits=None)
-    prefetcher.arrived(waits)
-    return {"moved": len(prefetcher.step()), "pinned": ledger.pinned}
+    made, _ = prefetcher(ledger, keys, 1)
+    return {"moved": len(made.step()), "pinned": ledger.pinned}
+
+
+def renewed() -> dict[str, list[int]]:
+    """The rows that go to DRAM of two chunks whose read has ended: as ever, and where keys are
+    others since it began."""
+    found = {}
+    for when in ("as ever", "renewed"):
+        keys = tuple(n.to_bytes(32, "big") for n in range(2))
+        ledger = Ledger([None, None])
+        ledger.restore(1, keys)
+        made, transfers = prefetcher(ledger, keys, 2)
+        (read,) = made.step()
+        if when == "renewed":
+            made.renew()
+        loading = transfers.loaded(LoadDone(read.id, 2, (), 0.0, ()))
+        assert loading is not None
+        ledger.unpin(loading.hit)
+        found[when] = made.loaded(read.id, loading).blocks.tolist()
+    return found
 
 
 def paused() -> list[list[int]]:
@@ -235,7 +261,7 @@ def main() -> None:
         found[f"loaded, {kind}"] = loaded(kind)
     for kind in ("full+window", "window"):
         found[f"overwritten, {kind}"] = overwritten(kind)
-    found["nearer"], found["paused"] = nearer(), paused()
+    found["nearer"], found["renewed"], found["paused"] = nearer(), renewed(), paused()
     print(json.dumps(found))
 
 

@@ -60,6 +60,10 @@ def test_what_has_come_to_dram_by_itself_is_left_there(found: dict[str, Any]) ->
     assert found["nearer"] == {"moved": 0, "pinned": 0}
 
 
+def test_what_is_read_ahead_under_former_keys_takes_no_room_in_dram(found: dict[str, Any]) -> None:
+    assert found["renewed"] == {"as ever": [0, 1], "renewed": []}
+
+
 def test_what_no_tier_can_be_read_for_is_not_promised(found: dict[str, Any]) -> None:
     """Two chunks, and a state of the second alone."""
     assert found["paused"] == [[64, 3], [0, 0]]
