@@ -10,7 +10,7 @@ import contextlib
 import json
 import random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from benchmarks.vllm_sim.engine_config import set_environment
@@ -25,6 +25,7 @@ from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
 from cache_core.layout import Group
 from cache_core.ledger import Hit, Ledger
+from cache_core.residency import Residency
 from tests.benchmarks.scenario_scheduling import QUIET
 from tests.benchmarks.scenario_scheduling import simulation as quiet
 
@@ -250,6 +251,32 @@ def paused() -> list[list[int]]:
     return found
 
 
+def elsewhere(how: str) -> list[int]:
+    """Tokens that are promised of two chunks, and what is to be loaded for them, where the second
+    one's state is in a tier that can't be read now and the first one's in the remote, which could
+    not be read either (``out``) or was not heard of for long (``unheard``)."""
+    groups = [Group(0, ("a",), 16, 0), Group(1, ("b",), CHUNK, 0, "state")]
+    keys = [bytes([number]) * 32 for number in range(2)]
+    ledger = Ledger([8, 8, 8])
+    for tier in (0, 1):
+        ledger.restore(tier, [groups[0].name(key) for key in keys])
+    ledger.restore(0, [groups[1].name(keys[1])])
+    ledger.restore(2, [groups[1].name(keys[0])])
+    sizes = {"cpu_size": 1 << 20, "disk_size": 1 << 20, "disk_path": "x", "chunk_tokens": CHUNK}
+    options = ConnectorOptions.parse(sizes | {"remote": "some:where"})
+    lookup = GroupedLookup(options, ledger, None, 16, lambda plan: None, lambda: 0.0)
+    lookup.rows, lookup.kept = GroupRows(groups, [0, 1], CHUNK), Kept(CHUNK, True)
+    if how == "unheard":
+        lookup._residency = Residency(ledger, 2)
+    lookup.suspended(LoadDone(0, 0, (), 0.0, ((0, True), (2, how == "out"))))
+    asked = SimpleNamespace(
+        request_id="a", num_tokens=70, num_prompt_tokens=70, shared_prefix_boundary=0
+    )
+    state = RequestState(asked, cast(Any, SimpleNamespace(chunk_tokens=CHUNK)), keys=keys)
+    assert lookup.find(state, 0)
+    return [lookup.held(state), len(state.found)]
+
+
 def main() -> None:
     set_environment()
     found: dict[str, Any] = {}
@@ -262,6 +289,7 @@ def main() -> None:
     for kind in ("full+window", "window"):
         found[f"overwritten, {kind}"] = overwritten(kind)
     found["nearer"], found["renewed"], found["paused"] = nearer(), renewed(), paused()
+    found["elsewhere"] = {how: elsewhere(how) for how in ("out", "unheard", "there")}
     print(json.dumps(found))
 
 

@@ -69,6 +69,11 @@ def test_what_no_tier_can_be_read_for_is_not_promised(found: dict[str, Any]) -> 
     assert found["paused"] == [[64, 3], [0, 0]]
 
 
+def test_a_shorter_hit_promises_no_more_than_a_longer_one(found: dict[str, Any]) -> None:
+    """It needs the state at its own end, which is in another tier than the longer one's."""
+    assert found["elsewhere"] == {"out": [0, 0], "unheard": [0, 0], "there": [32, 2]}
+
+
 @pytest.mark.parametrize("trace", ["chat", "agent"])
 @pytest.mark.parametrize("kind", ["full+window", "full+state"])
 def test_what_is_kept_is_what_is_hit(found: dict[str, Any], kind: str, trace: str) -> None:

@@ -240,6 +240,10 @@ class TierLookup:
         state.tried |= suspended - out
         return out
 
+    def _unsure(self, hit: Hit) -> set[bytes]:
+        """Returns the hit's chunks that a remote was not heard of for long."""
+        return set(self._residency.unsure(hit) if self._residency is not None else ())
+
     def _sound(self, hit: Hit) -> Hit:
         """Returns what of a hit can be promised without a try of a suspended tier."""
         if self._residency is not None:
