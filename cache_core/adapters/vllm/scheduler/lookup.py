@@ -76,9 +76,11 @@ class RemoteLookup:
             known = set(hit.keys)
             rest = [key for key in keys if key not in known]
         if request not in self._open:
-            unsure = [] if request in self._unheard else residency.unsure(hit)
             now = self._clock()
             lately = now - self._asked.get(request, -math.inf) < FRESH_S
+            if not lately:
+                self._unheard.discard(request)
+            unsure = [] if request in self._unheard else residency.unsure(hit)
             if not ahead and lately:
                 self._asked[request] = math.inf
             asked = unsure if lately else [*unsure, *rest]
@@ -107,7 +109,7 @@ class RemoteLookup:
         self._unheard.discard(request)
 
     def forget_all(self) -> None:
-        """Drops the open questions, which are not wanted any more: each request may ask again."""
+        """Drops the open questions: no tier has anything under the keys that requests have now."""
         self._open.clear()
 
     def close(self) -> None:
