@@ -223,6 +223,8 @@ class Simulation:
         held = {"requests": len(side._requests), "fenced": len(side._saver._reading)}
         held["on their way"] = side._transfers.pending
         held["moved ahead"] = side._prefetcher.held
+        ahead = side._prefetcher
+        held["read ahead"] = sum(ahead._under_way) + len(ahead._puts) + len(ahead._queue)
         held["staged"] = len(self.worker_half._staged._there)
         # What clearing leaves is pinned or pending.
         ledger.clear()

@@ -10,18 +10,22 @@ import contextlib
 import json
 import random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from benchmarks.vllm_sim.engine_config import set_environment
 from benchmarks.vllm_sim.runner import VOCABULARY
 from benchmarks.vllm_sim.simulation import Simulation
 from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.metadata import LoadDone
+from cache_core.adapters.vllm.prefetch import Prefetcher
 from cache_core.adapters.vllm.scheduler.grouped import GroupedLookup, GroupRows
 from cache_core.adapters.vllm.scheduler.kept import Kept
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
+from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
 from cache_core.layout import Group
-from cache_core.ledger import Ledger
+from cache_core.ledger import Hit, Ledger
+from cache_core.residency import Residency
 from tests.benchmarks.scenario_scheduling import QUIET
 from tests.benchmarks.scenario_scheduling import simulation as quiet
 
@@ -180,22 +184,45 @@ def overwritten(kind: str) -> dict[str, Any]:
         return {"spared": spared, "wrong": sim.result.wrong}
 
 
+def prefetcher(
+    ledger: Ledger, keys: tuple[bytes, ...], most: int
+) -> tuple[Prefetcher, TransferState]:
+    """One for a request that waits, of whose keys the disk had all when it was looked up."""
+    transfers, hit = TransferState(1), Hit(keys, (1,) * len(keys))
+    books: Any = transfers, lambda state: hit, ("cpu", "disk"), lambda name, amount: None
+    made = Prefetcher(*books)
+    made.open(ledger, lambda plan, _: plan, most, 1)
+    waits: Any = SimpleNamespace(request=SimpleNamespace(request_id="a"), hits=None)
+    made.arrived(waits)
+    return made, transfers
+
+
 def nearer() -> dict[str, Any]:
     """A long prompt whose chunks have all come to DRAM since it was looked up."""
-    from cache_core.adapters.vllm.prefetch import Prefetcher
-    from cache_core.adapters.vllm.scheduler.transfer_state import TransferState
-    from cache_core.ledger import Hit, Ledger
-
     keys = tuple(n.to_bytes(32, "big") for n in range(3000))
     ledger = Ledger([None, None])
     ledger.complete_store(ledger.prepare_store(keys).moves, True)
-    hit = Hit(keys, (1,) * len(keys))
-    books: Any = TransferState(1), lambda state: hit, ("cpu", "disk"), lambda name, amount: None
-    prefetcher = Prefetcher(*books)
-    prefetcher.open(ledger, lambda plan, _: plan, 1, 1)
-    waits: Any = SimpleNamespace(request=SimpleNamespace(request_id="a"), hits=None)
-    prefetcher.arrived(waits)
-    return {"moved": len(prefetcher.step()), "pinned": ledger.pinned}
+    made, _ = prefetcher(ledger, keys, 1)
+    return {"moved": len(made.step()), "pinned": ledger.pinned}
+
+
+def renewed() -> dict[str, list[int]]:
+    """The rows that go to DRAM of two chunks whose read has ended: as ever, and where keys are
+    others since it began."""
+    found = {}
+    for when in ("as ever", "renewed"):
+        keys = tuple(n.to_bytes(32, "big") for n in range(2))
+        ledger = Ledger([None, None])
+        ledger.restore(1, keys)
+        made, transfers = prefetcher(ledger, keys, 2)
+        (read,) = made.step()
+        if when == "renewed":
+            made.renew()
+        loading = transfers.loaded(LoadDone(read.id, 2, (), 0.0, ()))
+        assert loading is not None
+        ledger.unpin(loading.hit)
+        found[when] = made.loaded(read.id, loading).blocks.tolist()
+    return found
 
 
 def paused() -> list[list[int]]:
@@ -224,6 +251,32 @@ def paused() -> list[list[int]]:
     return found
 
 
+def elsewhere(how: str) -> list[int]:
+    """Tokens that are promised of two chunks, and what is to be loaded for them, where the second
+    one's state is in a tier that can't be read now and the first one's in the remote, which could
+    not be read either (``out``) or was not heard of for long (``unheard``)."""
+    groups = [Group(0, ("a",), 16, 0), Group(1, ("b",), CHUNK, 0, "state")]
+    keys = [bytes([number]) * 32 for number in range(2)]
+    ledger = Ledger([8, 8, 8])
+    for tier in (0, 1):
+        ledger.restore(tier, [groups[0].name(key) for key in keys])
+    ledger.restore(0, [groups[1].name(keys[1])])
+    ledger.restore(2, [groups[1].name(keys[0])])
+    sizes = {"cpu_size": 1 << 20, "disk_size": 1 << 20, "disk_path": "x", "chunk_tokens": CHUNK}
+    options = ConnectorOptions.parse(sizes | {"remote": "some:where"})
+    lookup = GroupedLookup(options, ledger, None, 16, lambda plan: None, lambda: 0.0)
+    lookup.rows, lookup.kept = GroupRows(groups, [0, 1], CHUNK), Kept(CHUNK, True)
+    if how == "unheard":
+        lookup._residency = Residency(ledger, 2)
+    lookup.suspended(LoadDone(0, 0, (), 0.0, ((0, True), (2, how == "out"))))
+    asked = SimpleNamespace(
+        request_id="a", num_tokens=70, num_prompt_tokens=70, shared_prefix_boundary=0
+    )
+    state = RequestState(asked, cast(Any, SimpleNamespace(chunk_tokens=CHUNK)), keys=keys)
+    assert lookup.find(state, 0)
+    return [lookup.held(state), len(state.found)]
+
+
 def main() -> None:
     set_environment()
     found: dict[str, Any] = {}
@@ -235,7 +288,8 @@ def main() -> None:
         found[f"loaded, {kind}"] = loaded(kind)
     for kind in ("full+window", "window"):
         found[f"overwritten, {kind}"] = overwritten(kind)
-    found["nearer"], found["paused"] = nearer(), paused()
+    found["nearer"], found["renewed"], found["paused"] = nearer(), renewed(), paused()
+    found["elsewhere"] = {how: elsewhere(how) for how in ("out", "unheard", "there")}
     print(json.dumps(found))
 
 

@@ -60,9 +60,18 @@ def test_what_has_come_to_dram_by_itself_is_left_there(found: dict[str, Any]) ->
     assert found["nearer"] == {"moved": 0, "pinned": 0}
 
 
+def test_what_is_read_ahead_under_former_keys_takes_no_room_in_dram(found: dict[str, Any]) -> None:
+    assert found["renewed"] == {"as ever": [0, 1], "renewed": []}
+
+
 def test_what_no_tier_can_be_read_for_is_not_promised(found: dict[str, Any]) -> None:
     """Two chunks, and a state of the second alone."""
     assert found["paused"] == [[64, 3], [0, 0]]
+
+
+def test_a_shorter_hit_promises_no_more_than_a_longer_one(found: dict[str, Any]) -> None:
+    """It needs the state at its own end, which is in another tier than the longer one's."""
+    assert found["elsewhere"] == {"out": [0, 0], "unheard": [0, 0], "there": [32, 2]}
 
 
 @pytest.mark.parametrize("trace", ["chat", "agent"])

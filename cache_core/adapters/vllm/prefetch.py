@@ -25,7 +25,8 @@ from cache_core.transfer.chunks import ChunkBuffers, FlatBuffers
 
 logger = logging.getLogger("lmcache")
 
-# What a worker reads at a time, and how often at once from each tier: it takes so much memory.
+# What a worker reads at a time, and how often at once from each tier. It takes memory of its own
+# until DRAM, where it has a place reserved, has it too: a step or two.
 _BATCH_BYTES, _AT_ONCE = 32 << 20, 2
 # Of each step: requests that are looked up, and that are considered.
 _LOOKUPS, _CONSIDERED = 2, 8
@@ -59,6 +60,7 @@ class Prefetcher:
         self._transfers, self._ahead = transfers, ahead
         self._tiers, self._count = tuple(tiers), count
         self._most = self._batch = 0
+        self._outdated = 0  # reads up to this number are of keys that are not asked for any more
         self._queue: dict[str, _Waiting] = {}
         self._under_way = [0] * len(tiers)
         self._owner: dict[bytes, str] = {}
@@ -113,7 +115,7 @@ class Prefetcher:
         is pinned no more. Returns where it goes: nowhere, if that is not wanted any more."""
         keys, tier = loading.hit.keys, loading.hit.tiers[0]
         self._under_way[tier] -= 1
-        names = self._slower(keys[: loading.chunks])
+        names = self._slower(keys[: loading.chunks]) if number > self._outdated else []
         plan = Plan(())
         if names:
             # It counts as used when its request uses it.
@@ -125,7 +127,8 @@ class Prefetcher:
         if coming:
             self._puts[put] = dict.fromkeys(coming, tier)
         self._transfers.save(put, "", plan, staged=True)
-        rows = np.array([keys.index(name) for name in names], dtype=np.int32)
+        wanted = set(names)
+        rows = np.array([row for row, key in enumerate(keys) if key in wanted], dtype=np.int32)
         return SaveSpec(put, "", -1, plan, rows, staged=number)
 
     def saved(self, number: int, moves: Sequence[Move], good: Sequence[bool]) -> None:
@@ -154,7 +157,9 @@ class Prefetcher:
         self._disown(list(self._owned.get(request, ())), "unused")
 
     def renew(self) -> None:
-        """Takes in that keys are others from now on: requests that wait are looked up again."""
+        """Takes in that keys are others, or forgotten, from now on: requests that wait are looked
+        up again, and what is being read goes nowhere."""
+        self._outdated = self._transfers.last
         self._disown(list(self._owner), "unused")
         for waiting in self._queue.values():
             waiting.chunks = None

@@ -128,6 +128,22 @@ def test_a_tier_that_does_not_answer_is_asked_once_and_loses_nothing(
     assert len(world.ledger) == 6
 
 
+def test_a_tier_that_did_not_answer_ahead_is_asked_in_the_requests_turn(world: World) -> None:
+    world.tier.write(KEYS, None)
+    assert world.hit("a") == 6
+    world.now += FRESH_S
+    world.tier.trouble = silent
+    assert world.hit("b", ahead=True) == 0
+    world.tier.trouble = lambda answers: answers
+    assert world.hit("b") == 0, "it may take its time"
+    world.remote_lookup.forget("b")
+    world.tier.trouble = silent
+    assert world.hit("b", ahead=True) == 0
+    world.tier.trouble = lambda answers: answers
+    world.now += FRESH_S
+    assert world.hit("b") == 6
+
+
 def test_a_gap_ends_what_is_adopted(world: World) -> None:
     world.tier.write([*KEYS[:2], *KEYS[3:]], None)
     world.ledger.complete_store(world.ledger.prepare_store(KEYS[2:3]).moves, stored=True)

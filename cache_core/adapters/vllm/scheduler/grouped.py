@@ -106,10 +106,9 @@ class GroupedLookup(TierLookup):
     def find(self, state: RequestState, computed: int) -> bool:
         if self.awaits(state, computed):
             return False
-        size = self.rows.size
-        first = computed // size
+        first = computed // self.rows.size
         # A state is of one place: what computes the last token anew begins before it.
-        keys = state.keys[: (state.request.num_tokens - 1) // size]
+        keys = state.keys[: (state.request.num_tokens - 1) // self.rows.size]
         known = self._known(state, keys, first)
         names = _Names(self._ledger, self.rows, keys, first)
         chunks = names.held()
@@ -119,12 +118,13 @@ class GroupedLookup(TierLookup):
         if self._has_to_wait(state, known):
             return False
         hit = names.hit(chunks)
-        unsure = set(self._residency.unsure(hit) if self._residency is not None else ())
-        out = self._out(state, hit)
+        unsure, out = self._unsure(hit), self._out(state, hit)
         if unsure or out:
+            # A shorter hit needs others: of windows and states those at its own end.
+            unsure = self._unsure(self._ledger.held(self._named(keys[first:])))
+            suspended = self._suspensions.out(tiers := range(len(self._options.tier_names)))
+            out, spare = suspended - state.tried, frozenset(tiers) - suspended
             shared = self._options.tier_names.index("remote") if unsure else 0
-            tiers = range(len(self._options.tier_names))
-            spare = frozenset(tiers) - self._suspensions.out(tiers) - out
             chunks = names.usable(out, spare, unsure, shared)
             hit = self._suspensions.without(self._ledger, names.hit(chunks), out)
         state.found, state.reach = hit, max(chunks, first)
@@ -185,10 +185,11 @@ class GroupedLookup(TierLookup):
         self, state: RequestState, keys: Sequence[bytes], first: int, ahead: bool = False
     ) -> bool:
         """Returns whether the remote's answer is in (or none is needed); adopts what it has."""
-        if self._remote_lookup is None:
-            return True
-        named = [group.name(key) for key in keys[first:] for group in self.rows.all]
-        return self._asked(state, named, run=False, ahead=ahead)
+        known = self._remote_lookup is None
+        return known or self._asked(state, self._named(keys[first:]), run=False, ahead=ahead)
+
+    def _named(self, keys: Sequence[bytes]) -> list[bytes]:
+        return [group.name(key) for key in keys for group in self.rows.all]
 
 
 class _Names:

@@ -76,9 +76,11 @@ class RemoteLookup:
             known = set(hit.keys)
             rest = [key for key in keys if key not in known]
         if request not in self._open:
-            unsure = [] if request in self._unheard else residency.unsure(hit)
             now = self._clock()
             lately = now - self._asked.get(request, -math.inf) < FRESH_S
+            if not lately:
+                self._unheard.discard(request)
+            unsure = [] if request in self._unheard else residency.unsure(hit)
             if not ahead and lately:
                 self._asked[request] = math.inf
             asked = unsure if lately else [*unsure, *rest]
@@ -107,7 +109,7 @@ class RemoteLookup:
         self._unheard.discard(request)
 
     def forget_all(self) -> None:
-        """Drops the open questions, which are not wanted any more: each request may ask again."""
+        """Drops the open questions: no tier has anything under the keys that requests have now."""
         self._open.clear()
 
     def close(self) -> None:
@@ -239,6 +241,10 @@ class TierLookup:
         out = self._suspensions.out(set(hit.tiers) - state.tried, probe=True)
         state.tried |= suspended - out
         return out
+
+    def _unsure(self, hit: Hit) -> set[bytes]:
+        """Returns the hit's chunks that a remote was not heard of for long."""
+        return set(self._residency.unsure(hit) if self._residency is not None else ())
 
     def _sound(self, hit: Hit) -> Hit:
         """Returns what of a hit can be promised without a try of a suspended tier."""
