@@ -18,7 +18,7 @@ from benchmarks.vllm_sim.runner import VOCABULARY
 from benchmarks.vllm_sim.simulation import Simulation
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.metadata import LoadDone
-from cache_core.adapters.vllm.prefetch import Prefetcher
+from cache_core.adapters.vllm.prefetch import Prefetcher, cached_tokens
 from cache_core.adapters.vllm.scheduler.grouped import GroupedLookup, GroupRows
 from cache_core.adapters.vllm.scheduler.kept import Kept
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
@@ -277,6 +277,12 @@ def elsewhere(how: str) -> list[int]:
     return [lookup.held(state), len(state.found)]
 
 
+def another_vllm() -> int:
+    """Tokens of 70 that are not to be moved ahead where vLLM's prefix cache has other verbs."""
+    manager = SimpleNamespace(prefix_cache_lookup_enabled=lambda request: True)
+    return cached_tokens(manager, SimpleNamespace(num_tokens=70, block_hashes=[]))
+
+
 def main() -> None:
     set_environment()
     found: dict[str, Any] = {}
@@ -290,6 +296,7 @@ def main() -> None:
         found[f"overwritten, {kind}"] = overwritten(kind)
     found["nearer"], found["renewed"], found["paused"] = nearer(), renewed(), paused()
     found["elsewhere"] = {how: elsewhere(how) for how in ("out", "unheard", "there")}
+    found["another vLLM"] = another_vllm()
     print(json.dumps(found))
 
 

@@ -74,6 +74,10 @@ def test_a_shorter_hit_promises_no_more_than_a_longer_one(found: dict[str, Any])
     assert found["elsewhere"] == {"out": [0, 0], "unheard": [0, 0], "there": [32, 2]}
 
 
+def test_a_vllm_that_can_not_be_asked_has_no_prefetch_and_goes_on(found: dict[str, Any]) -> None:
+    assert found["another vLLM"] == 70
+
+
 @pytest.mark.parametrize("trace", ["chat", "agent"])
 @pytest.mark.parametrize("kind", ["full+window", "full+state"])
 def test_what_is_kept_is_what_is_hit(found: dict[str, Any], kind: str, trace: str) -> None:

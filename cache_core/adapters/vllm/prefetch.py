@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -226,13 +227,22 @@ class Prefetcher:
 
 def cached_tokens(manager: Any, request: Any) -> int:
     """Returns how many tokens of a request the prefix cache of vLLM's ``manager`` has now, all if
-    the request reads no cache."""
+    the request reads no cache, or if this vLLM can't be asked."""
     if getattr(request, "skip_reading_prefix_cache", False):
         return int(request.num_tokens)
-    if not manager.prefix_cache_lookup_enabled(request):
-        return 0
-    find = manager.coordinator.find_longest_cache_hit
-    return int(find(request.block_hashes, request.num_tokens - 1)[1])
+    try:
+        if not manager.prefix_cache_lookup_enabled(request):
+            return 0
+        find = manager.coordinator.find_longest_cache_hit
+        return int(find(request.block_hashes, request.num_tokens - 1)[1])
+    except Exception as error:  # noqa: BLE001 - vLLM's inner parts: no prefetch, never no engine
+        _can_not_ask(f"{type(error).__name__}: {error}")
+        return int(request.num_tokens)
+
+
+@cache
+def _can_not_ask(why: str) -> None:
+    logger.warning("no chunk is moved ahead: vLLM's prefix cache can't be asked (%s)", why)
 
 
 class StagedChunks:
