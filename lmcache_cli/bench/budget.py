@@ -29,6 +29,7 @@ from workloads.tokens import TokenReader
 MOST_REPEATS = 20
 """Repeats beyond which an interval hardly gets narrower."""
 _FIRST_TOKENS, _FEWEST_POINTS = 128, 3
+_OUTPUT_TOKENS = 8
 _PROBE_S = 1.0
 """A prefill that takes as long is the last one of a probe."""
 _LEAST_TOKENS, _LEAST_REQUESTS, _LEAST_SESSIONS = 100, 8, 2
@@ -57,7 +58,7 @@ def measure_pace(engine: Engine, longest: int) -> Pace:
     """Serves prompts of doubling length without reuse, until one is as long as the ``longest`` to
     come or takes a second: a few seconds in all. Raises ``UserError`` if one fails."""
     length = min(_FIRST_TOKENS, longest)
-    output = 8
+    output = max(1, min(_OUTPUT_TOKENS, engine.max_context - longest))
     reader = TokenReader(GeneratedCorpus(1), engine.encode, engine.bos)
     # A running server may have what an earlier probe has sent it.
     spec = CacheSpec(64, salt=f"pace {time.time_ns()}", mode="off")
@@ -162,7 +163,8 @@ def fit_plan(plan: BenchPlan, engine: Engine, out: Path, began: float) -> Fitted
             low, high = (share, high) if took <= left else (low, share)
         plan = make_plan(_smaller(plan.options, low), out)
         once = _BESIDE * _plan_seconds(plan, engine, pace)
-    repeats = max(1, min(MOST_REPEATS, int(left / once)))
+    # Where all cells will be refused there is nothing to repeat.
+    repeats = max(1, min(MOST_REPEATS, int(left / once))) if once else 1
     plan = replace(plan, options=replace(plan.options, repeat=repeats))
     names = ("context_tokens", "passage_tokens", "sessions", "requests", "repeat")
     changed = [n for n in names if getattr(options, n) != getattr(plan.options, n)]
