@@ -22,7 +22,7 @@ from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name
 from lmcache_cli.sizes import parse_count, parse_duration, parse_list
 from reports.units import seconds_text
-from workloads import GeneratedCorpus
+from workloads import GeneratedCorpus, warming
 from workloads.request import Part, Prompt, Request
 from workloads.tokens import TokenReader
 
@@ -91,18 +91,25 @@ def measure_pace(engine: Engine, longest: int) -> Pace:
     return Pace(found, float(np.median(steps)), tuple(points))
 
 
-def cell_seconds(engine: Engine, cell: Cell, requests: Sequence[Request], pace: Pace) -> float:
-    """Returns how long one repeat of a cell takes, from a cold start; hits that can't be foretold
-    are none."""
+def cell_seconds(
+    engine: Engine,
+    cell: Cell,
+    requests: Sequence[Request],
+    pace: Pace,
+    first: Sequence[Request] = (),
+) -> float:
+    """Returns how long one repeat of a cell takes, from a cold start, with what is served ``first``
+    to warm it; hits that can't be foretold are none."""
     try:
         room = engine.tier_capacity(cell.spec)
     except UserError:
         return 0.0  # it will be refused, and the others go on
     oracle = cell.mode.oracle(cell.spec, room, engine.bos) if cell.spec.reuse else None
-    hits = [oracle.expect(request) if oracle else 0 for request in requests]
+    served = [*(cell.mode.warming(first) if cell.spec.reuse else ()), *requests]
+    hits = [oracle.expect(request) if oracle else 0 for request in served]
     return sum(
         pace.seconds(len(request.token_ids), hit, request.max_tokens)
-        for request, hit in zip(requests, hits, strict=True)
+        for request, hit in zip(served, hits, strict=True)
     )
 
 
@@ -187,8 +194,9 @@ def _plan_seconds(
     total = 0.0
     for number, scenario in enumerate(plan.scenarios):
         requests = known[number] if known else _requests(plan, scenario, engine)
+        first = warming(requests) if scenario.warm else []
         for cell in (cell for cell in plan.cells if cell.scenario == number):
-            total += cell_seconds(engine, cell, requests, pace)
+            total += cell_seconds(engine, cell, requests, pace, first)
     return total / (plan.load.concurrency or 1 if engine.name == "openai" else 1)
 
 

@@ -99,6 +99,12 @@ def test_a_probe_that_fails_is_said(tmp_path: Path) -> None:
         fit(LONG, FAST, "5m", tmp_path)
 
 
+def test_what_is_served_first_takes_time_too(tmp_path: Path) -> None:
+    options = BenchOptions(workloads=("rag",), reuse="prefix", requests=8)
+    cold, warm = (fit(replace(options, warm=w), SLOW, "1s", tmp_path) for w in (False, True))
+    assert warm.expected_s > 1.3 * cold.expected_s
+
+
 def test_a_prompt_that_fills_the_context_can_be_probed() -> None:
     engine = SimulatedEngine(FAST)
     engine.max_context = 6001
