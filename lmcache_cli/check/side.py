@@ -19,7 +19,7 @@ import typer
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.check.stored_runs import ComparedRun, read_compared
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, parser_text
+from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, held_back, parser_text
 from lmcache_cli.modes.mode import DEFAULT_MODES
 from lmcache_cli.options.bench import BenchOptions
 from reports.verdict.trial import Comparison
@@ -129,27 +129,31 @@ def _run(command: Sequence[str], seconds: float, foreign: bool) -> subprocess.Co
     environment = dict(os.environ)
     if foreign:
         environment.pop("PYTHONPATH", None)
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=max(seconds, 0.0))
-        except BaseException as error:
-            # SIGINT first: a bench stops the server that it has started.
-            for signum, grace in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signum)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=grace)
-                    break
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise OutOfTime(LATE) from error
+    process: subprocess.Popen[str] | None = None
+    try:
+        with held_back(signal.SIGINT, signal.SIGTERM):
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+        out, err = process.communicate(timeout=max(seconds, 0.0))
+    except BaseException as error:
+        if process is None:
             raise
+        # SIGINT first: a bench stops the server that it has started.
+        for signum, grace in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=grace)
+                break
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise OutOfTime(LATE) from error
+        raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 from junitparser import JUnitXml, Skipped
@@ -70,6 +72,28 @@ def test_undecided_may_pass_and_both_sides_are_named(tmp_path: Path) -> None:
     assert "--policy gdsf" in named["candidate"] and "--jitter" in named["baseline"]
     results = {case.name: case.result for case in suite}
     assert isinstance(results["ttft.p50"][0], Skipped)
+
+
+def test_an_interruption_while_a_round_begins_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = subprocess.Popen, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        begun.append(begin(*arguments, **named))
+        signal.raise_signal(signal.SIGINT)
+        return begun[-1]
+
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 300\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("lmcache_cli.check.side.subprocess.Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Processes((), 0)._bench(Side("candidate", python=python), 300.0)
+    try:
+        assert begun[0].poll() is not None
+    finally:
+        begun[0].kill()
 
 
 def test_max_time_ends_a_round_that_would_not_end(tmp_path: Path) -> None:
