@@ -1,6 +1,12 @@
-"""Errors for people: one line that says what was wrong, where, and what to do next."""
+"""Errors for people: one line that says what was wrong, where, and what to do next; and the place
+for an interruption to come, where it must not come at once."""
 
 from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -42,3 +48,20 @@ def parser_text(error: Exception) -> str | None:
         return None
     # What checks the choices of a Literal puts its own kind of error in front.
     return " ".join(str(message()).split()).replace("Value error, ", "")
+
+
+@contextmanager
+def held_back(*numbers: signal.Signals) -> Iterator[None]:
+    """Has signals come when what is within is done. Elsewhere than in the main thread none do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came:
+            signal.raise_signal(number)

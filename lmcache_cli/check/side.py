@@ -19,7 +19,8 @@ import typer
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.check.stored_runs import ComparedRun, read_compared
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, parser_text
+from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, held_back, parser_text
+from lmcache_cli.modes.mode import DEFAULT_MODES
 from lmcache_cli.options.bench import BenchOptions
 from reports.verdict.trial import Comparison
 
@@ -69,12 +70,21 @@ class Processes:
                 return
 
     def _bench(self, side: Side, seconds: float) -> ComparedRun:
-        args = [] if "--reuse" in " ".join(side.args) else ["--reuse", "prefix"]
         with tempfile.TemporaryDirectory(prefix="lmcache-check-") as folder:
             command = [
                 # -P: the packages of this environment, not those of the current folder.
                 *(str(side.python or sys.executable), "-P", "-m", "lmcache_cli.main", "bench"),
-                *(*side.args, *args, "--repeat", "1", "--out", folder, "--json", "-", "--quiet"),
+                *(
+                    *side.args,
+                    *side.reuse(),
+                    "--repeat",
+                    "1",
+                    "--out",
+                    folder,
+                    "--json",
+                    "-",
+                    "--quiet",
+                ),
             ]
             done = _run(command, seconds, side.python is not None)
             found = sorted(Path(folder).glob("*.parquet"))
@@ -119,27 +129,31 @@ def _run(command: Sequence[str], seconds: float, foreign: bool) -> subprocess.Co
     environment = dict(os.environ)
     if foreign:
         environment.pop("PYTHONPATH", None)
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=max(seconds, 0.0))
-        except BaseException as error:
-            # SIGINT first: a bench stops the server that it has started.
-            for signum, grace in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signum)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=grace)
-                    break
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise OutOfTime(LATE) from error
+    process: subprocess.Popen[str] | None = None
+    try:
+        with held_back(signal.SIGINT, signal.SIGTERM):
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+        out, err = process.communicate(timeout=max(seconds, 0.0))
+    except BaseException as error:
+        if process is None:
             raise
+        # SIGINT first: a bench stops the server that it has started.
+        for signum, grace in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=grace)
+                break
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise OutOfTime(LATE) from error
+        raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -210,6 +224,8 @@ class Side:
                 options = BenchOptions.of(context.params)
                 if options.time_budget is not None:
                     raise UserError("--time-budget sizes one bench; --max-time is a check's")
+                if options.base_url is not None:
+                    raise UserError("--base-url is a bench's; give each side of a check its --url")
                 return options
         except UserError as error:
             raise UserError(f"--{self.name}: {error}") from error
@@ -220,6 +236,23 @@ class Side:
             if text is None:
                 raise
             raise UserError(f"--{self.name}: {text} Flags are those of bench") from error
+
+    def reuse(self) -> list[str]:
+        """Returns the flags to add for a reuse mode, which a check needs: none where the side asks
+        for one. Another version's flags, which this one can't read, are taken as they look."""
+        try:
+            asked = self.options()
+        except UserError:
+            return [] if "--reuse" in " ".join(self.args) else ["--reuse", "prefix"]
+        return [] if asked.reuse else ["--reuse", str(with_default_reuse(asked).reuse)]
+
+
+def with_default_reuse(options: BenchOptions) -> BenchOptions:
+    """Returns the options with a reuse mode: a check is about reuse, so the engine's default is
+    taken where none is asked for."""
+    if options.reuse is not None:
+        return options
+    return replace(options, reuse=DEFAULT_MODES.get(options.engine, "prefix").split(",")[-1])
 
 
 def parse_side(name: str, text: str | None, python: Path | None) -> Side:

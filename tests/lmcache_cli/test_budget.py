@@ -17,6 +17,7 @@ from lmcache_cli.engines.measured_costs import CostModel
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
+from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache
 
 FAST = CostModel(a=0.0, b=1e-4, c=2e-8, decode_s=1e-3)
@@ -96,6 +97,46 @@ def test_a_probe_that_fails_is_said(tmp_path: Path) -> None:
         pytest.raises(UserError, match="probe's request failed: HTTP 500"),
     ):
         fit(LONG, FAST, "5m", tmp_path)
+
+
+def test_what_is_served_first_takes_time_too(tmp_path: Path) -> None:
+    options = BenchOptions(workloads=("rag",), reuse="prefix", requests=8)
+    cold, warm = (fit(replace(options, warm=w), SLOW, "1s", tmp_path) for w in (False, True))
+    assert warm.expected_s > 1.3 * cold.expected_s
+
+
+def test_a_prompt_that_fills_the_context_can_be_probed() -> None:
+    engine = SimulatedEngine(FAST)
+    engine.max_context = 6001
+    assert measure_pace(engine, 6000).points[-1][0] == 6000
+
+
+def test_cells_that_will_all_be_refused_take_no_time(tmp_path: Path) -> None:
+    found = fit(replace(LONG, reuse="prefix", cpu_size="1KiB"), FAST, "1m", tmp_path)
+    assert (found.expected_s, found.plan.options.repeat) == (0.0, 1)
+
+
+def test_a_run_that_is_finished_later_keeps_what_was_chosen(tmp_path: Path) -> None:
+    real, served = SimulatedSession.serve, 0
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        nonlocal served
+        for sample in real(self, *args):
+            served += 1
+            if served == 20:
+                raise KeyboardInterrupt
+            yield sample
+
+    words = ("bench", "long-context", "--context-tokens", "500", "--documents", "1")
+    with patch("lmcache_cli.bench.report.start_engine", return_value=SimulatedEngine(FAST)):
+        with patch.object(SimulatedSession, "serve", interrupted):
+            done = lmcache(*words, "--time-budget", "9s", cwd=tmp_path)
+        assert done.returncode == 130 and "sized to 9 s" in done.stdout, done.stderr
+        [path] = (tmp_path / "runs").glob("*.parquet")
+        budget = read_run(path)[1]["time_budget"]
+        done = lmcache("bench", "--resume", str(path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert budget["asked_s"] == 9 and read_run(path)[1]["time_budget"] == budget
 
 
 def test_the_table_and_the_json_say_what_was_chosen(tmp_path: Path) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 from junitparser import JUnitXml, Skipped
 
-from lmcache_cli.check.side import Processes
+from lmcache_cli.check.side import Processes, Side
 from lmcache_cli.check.stored_runs import read_compared
+from lmcache_cli.errors import UserError
 from tests.lmcache_cli.command_line import ROOT, lmcache
 from tests.lmcache_cli.test_check_command import NOISY, P50, QUIET, check, document, metric
 
@@ -69,6 +74,28 @@ def test_undecided_may_pass_and_both_sides_are_named(tmp_path: Path) -> None:
     assert isinstance(results["ttft.p50"][0], Skipped)
 
 
+def test_an_interruption_while_a_round_begins_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = subprocess.Popen, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        begun.append(begin(*arguments, **named))
+        signal.raise_signal(signal.SIGINT)
+        return begun[-1]
+
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 300\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("lmcache_cli.check.side.subprocess.Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Processes((), 0)._bench(Side("candidate", python=python), 300.0)
+    try:
+        assert begun[0].poll() is not None
+    finally:
+        begun[0].kill()
+
+
 def test_max_time_ends_a_round_that_would_not_end(tmp_path: Path) -> None:
     slow = f"{QUIET} --chunk-tokens"
     pythons = ["--baseline-python", sys.executable, "--candidate-python", sys.executable]
@@ -88,6 +115,42 @@ def test_each_round_of_processes_counts(tmp_path: Path, monkeypatch: pytest.Monk
     rounds = ["--candidate", "--policy gdsf", "--max-rounds", "2", *P50]  # of six each
     found, _ = document("--bench", NOISY, *pythons, *rounds, cwd=tmp_path)
     assert metric(found, "ttft.p50")["rounds"] == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "added"),
+    [
+        ("rag --engine openai --url http://h", ["--reuse", "server"]),
+        ("rag --engine simulated", ["--reuse", "prefix"]),
+        ("rag --reuse off", []),
+        ("--config side.yaml", []),
+        ("rag --a-flag-of-tomorrow 1", ["--reuse", "prefix"]),
+    ],
+)
+def test_a_process_measures_the_mode_that_its_side_asks_for(
+    flags: str, added: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "side.yaml").write_text("workloads: [rag]\nreuse: off\n")
+    seen: list[Sequence[str]] = []
+
+    def ran(command: Sequence[str], *_: object) -> CompletedProcess[str]:
+        seen.append(command)
+        return CompletedProcess(command, 2, "", "refused")
+
+    monkeypatch.setattr("lmcache_cli.check.side._run", ran)
+    side = Side("candidate", tuple(flags.split()))
+    with pytest.raises(UserError, match="refused"):
+        Processes((side, side), 0)._bench(side, 1.0)
+    [command] = seen
+    at = command.index("bench") + 1
+    assert list(command[at : command.index("--repeat")]) == [*flags.split(), *added]
+
+
+def test_a_second_server_is_no_side_of_a_check(tmp_path: Path) -> None:
+    bench = "rag --engine openai --url http://h --base-url http://i"
+    done = check("--bench", bench, "--candidate", "--concurrency 2", cwd=tmp_path)
+    assert done.returncode == 2 and "give each side of a check its --url" in done.stderr
 
 
 def test_a_side_names_the_commit_around_its_python(

@@ -9,17 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.http.settings import KEYS
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
+from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, held_back
 
 _POLL_S = 0.25
 _SAY_S = 10.0
@@ -70,7 +69,7 @@ class ServerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             # A process that began while Ctrl-C broke off its start would be nobody's to end.
-            with self.log.open("ab") as log, _held_back(signal.SIGINT, signal.SIGTERM):
+            with self.log.open("ab") as log, held_back(signal.SIGINT, signal.SIGTERM):
                 # A group of its own: Ctrl-C in a terminal is ours, and we end all of the group.
                 self._process = subprocess.Popen(
                     command,
@@ -274,20 +273,3 @@ class LMCacheServer(ServerProcess):
         finally:
             while self._segments:
                 self._segments.pop().unlink(missing_ok=True)
-
-
-@contextmanager
-def _held_back(*numbers: signal.Signals) -> Iterator[None]:
-    """Has signals come when what is within is done. Elsewhere than in the main thread none do."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in numbers}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        for number in came:
-            signal.raise_signal(number)
