@@ -1,8 +1,8 @@
-"""Two tensor-parallel workers in processes of their own, each with tiers of its own.
+"""Two workers in processes of their own, tensor- or pipeline-parallel, each with its own tiers.
 
 Prints one JSON object: tokens and cached tokens by request, cold (each under a salt of its own, so
 that vLLM computes everything) and as anybody would ask.
-Arguments: model folder, scratch folder.
+Arguments: model folder, scratch folder, ``tensor`` or ``pipeline``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     fork_ranks()
-    model, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+    model, scratch, parallel = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     options = {
         "chunk_tokens": 64,
         "cpu_size": "1MiB",
@@ -37,10 +37,10 @@ def main() -> None:
         dtype="float32",
         enforce_eager=True,
         max_model_len=2048,
-        tensor_parallel_size=2,
         enable_prefix_caching=False,
         seed=0,
         kv_transfer_config=connector(options),
+        **{f"{parallel}_parallel_size": 2},
     )
     rng = random.Random(1)
     document = [rng.randrange(3, 2048) for _ in range(600)]
