@@ -277,6 +277,32 @@ def elsewhere(how: str) -> list[int]:
     return [lookup.held(state), len(state.found)]
 
 
+def in_the_way() -> dict[str, Any]:
+    """Two requests load; there is room for both loads, which need few blocks of local attention,
+    but not for one of them and for all that the other computes when its load fails."""
+    prompts = [[3 + (7919 * n * n + n + seed) % 2000 for n in range(700)] for seed in (1, 2)]
+    room = {"kv_tokens": 2048, "block_tokens": 16, "prefix_caching": False}
+    with simulation("full+local", unread=1e-9, **room) as sim:
+        for number, prompt in enumerate(prompts):
+            sim.add(f"before {number}", prompt, 1)
+            sim.drain()
+        while sim.jobs.run_one_each():
+            sim.step()
+        (tier,) = sim.worker_half.tiers
+        read = tier.read
+
+        def first_in_vain(*given: Any) -> Any:
+            tier._share = 1.0 - (sim.lost_reads() > 0)  # type: ignore[attr-defined]
+            return read(*given)
+
+        with mock.patch.object(tier, "read", first_in_vain):
+            for number, prompt in enumerate(prompts):
+                sim.add(f"r{number}", prompt, 1)
+            sim.drain(most=200)
+        ended = sorted(name for name in sim.outputs if name.startswith("r"))
+        return {"lost": sim.lost_reads() > 0, "ended": ended, "stuck": sim.result.stuck}
+
+
 def another_vllm() -> int:
     """Tokens of 70 that are not to be moved ahead where vLLM's prefix cache has other verbs."""
     manager = SimpleNamespace(prefix_cache_lookup_enabled=lambda request: True)
@@ -296,6 +322,7 @@ def main() -> None:
         found[f"overwritten, {kind}"] = overwritten(kind)
     found["nearer"], found["renewed"], found["paused"] = nearer(), renewed(), paused()
     found["elsewhere"] = {how: elsewhere(how) for how in ("out", "unheard", "there")}
+    found["in the way"] = in_the_way()
     found["another vLLM"] = another_vllm()
     print(json.dumps(found))
 

@@ -74,6 +74,10 @@ def test_a_shorter_hit_promises_no_more_than_a_longer_one(found: dict[str, Any])
     assert found["elsewhere"] == {"out": [0, 0], "unheard": [0, 0], "there": [32, 2]}
 
 
+def test_a_request_whose_load_failed_lets_those_run_that_hold_blocks(found: dict[str, Any]) -> None:
+    assert found["in the way"] == {"lost": True, "ended": ["r0", "r1"], "stuck": []}
+
+
 def test_a_vllm_that_can_not_be_asked_has_no_prefetch_and_goes_on(found: dict[str, Any]) -> None:
     assert found["another vLLM"] == 70
 

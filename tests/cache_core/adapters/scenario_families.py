@@ -2,8 +2,10 @@
 tokens? And what does a long hit bring?
 
 Prints one JSON object. Arguments: folder of the model, JSON object: ``settings`` of vLLM's,
-``options`` of the connector's, the number of ``requests``, ``long``, the tokens of a prompt that is
-hit (0: none), and ``draft``, the tokens that the model drafts for itself, with layers of their own.
+``options`` of the connector's, the number of ``requests``, of those that are asked ``alone`` too,
+``long``, the tokens of a prompt that is hit (0: none), and ``draft``, the tokens that the model
+drafts for itself, with layers of their own. Where vLLM's own prefix cache is on in ``settings``, it
+is emptied before those that are asked alone.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ def main() -> None:
     with engine(model, options, **settings) as (llm, counts):
         preempted = count_preempted(llm)
         ours = drive(llm, asks, AT_ONCE)
+        llm.reset_prefix_cache()
+        before = counts.get("hit_tokens:cpu", 0)
         ours_single = drive(llm, alone)
+        found["hit alone"] = counts.get("hit_tokens:cpu", 0) - before
         found["layers"] = worker_half().blocks.layers
         groups = getattr(worker_half().blocks, "groups", ())
         found["groups"] = [[g.keeps, g.span, len(g.layers), g.block_tokens] for g in groups]

@@ -23,8 +23,11 @@ del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
 
 def main() -> None:
     from vllm import LLM, SamplingParams
+    from vllm.v1.worker.cpu_worker import CPUWorker
 
     fork_ranks()
+    # vLLM (0.32) skips the warm-up on a CPU, in which a later stage makes room for its inputs.
+    setattr(CPUWorker, "_should_warm_up_model", lambda worker: True)  # noqa: B010
     model, scratch, parallel = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     options = {
         "chunk_tokens": 64,

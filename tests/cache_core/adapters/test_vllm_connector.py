@@ -95,8 +95,9 @@ def test_what_was_on_disk_is_hit_after_a_restart(troubled: dict[str, dict[str, A
     assert "failed_loads" not in counts
 
 
-def test_every_rank_keeps_its_own_part(scenario: Scenario) -> None:
-    found = scenario("ranks")
+@pytest.mark.parametrize("parallel", ["tensor", "pipeline"])
+def test_every_rank_keeps_its_own_part(scenario: Scenario, parallel: str) -> None:
+    found = scenario("ranks", parallel)
     assert found["tokens"]["ours"] == found["tokens"]["cold"]
     assert found["cached"] == {
         "cold": [0, 0, 0],

@@ -63,6 +63,22 @@ class RequestState:
     """The chunks that are kept only until the request is further, by group."""
     mixed: bool = False
     """Whether weights of more than one generation computed the request's KV: it is not saved."""
+    _in_the_way: bool = False
+
+    def lose_load(self) -> None:
+        """A load has failed: what was saved and is computed on top of it is to be saved anew."""
+        self.epoch += 1
+        self.saved = self.ordered = 0
+        self._in_the_way = True
+
+    def stands_aside(self) -> bool:
+        """Returns, once after each failed load, that the request is to be asked for again.
+
+        vLLM (0.32) frees the blocks of a request whose load failed, but leaves it in the queue of
+        those that hold some, which it serves first. If there is no room for it, and all that have
+        room taken are behind it, nothing runs any more. It moves only what it has to ask again."""
+        aside, self._in_the_way = self._in_the_way, False
+        return aside
 
     def renew(self, hasher: ChunkHasher) -> None:
         """Gives the request other keys; what it has computed so far belongs to the old ones."""

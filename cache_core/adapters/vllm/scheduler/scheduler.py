@@ -139,7 +139,7 @@ class SchedulerSide(RequestBook):
         if state.epoch:
             # What could not be read now may fail again at once, and again.
             state.computed = computed
-            return 0, False
+            return None if state.stands_aside() else 0, False
         try:
             if not self._hashing.ready(state):
                 return None, False
@@ -369,8 +369,7 @@ class SchedulerSide(RequestBook):
         self._count("failed_loads", 1)
         state = self._requests.get(loading.request)
         if state is not None:
-            state.epoch += 1
-            state.saved = state.ordered = 0
+            state.lose_load()
 
     def _saved(self, done: SaveDone) -> None:
         saved = self._transfers.saved(done)
