@@ -115,6 +115,8 @@ NIGHTLY = (
     "tests/cache_core/adapters/test_vllm_families.py"
     "::test_a_hit_of_mla_is_what_a_hit_of_vllms_own_is",
     "tests/cache_core/adapters/test_vllm_families.py::test_a_hundred_mixed_requests",
+    "tests/cache_core/adapters/test_vllm_families.py::test_recurrent_states_are_loaded",
+    "tests/cache_core/adapters/test_vllm_families.py::test_tokens_of_other_families_are_the_same",
     "tests/cache_core/adapters/test_vllm_families.py::test_tokens_are_those_of_vllm_alone",
     "tests/cache_core/adapters/test_vllm_weights.py",
     "tests/cache_core/blend/test_tinyqa.py::test_known_results[6]",

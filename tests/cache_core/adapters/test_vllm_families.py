@@ -71,6 +71,25 @@ def test_tokens_are_those_of_vllm_alone(family: Family, kind: str) -> None:
     assert found["preempted"] > 0
 
 
+@pytest.mark.parametrize("kind", ["gemma4", "llama4", "qwen3-moe", "glm4-moe"])
+def test_tokens_of_other_families_are_the_same(family: Family, kind: str) -> None:
+    """Layers with longer heads, spans of local attention, experts."""
+    settings = CRAMPED | {"num_gpu_blocks_override": 200}
+    found = family(kind, settings, "16MiB", requests=12, alone=4, long=0)
+    assert found["different"] == found["different alone"] == found["failed"] == []
+    assert found["counts"]["hit_tokens:cpu"] > 0
+
+
+def test_recurrent_states_are_loaded(family: Family) -> None:
+    """vLLM's own prefix cache, which states need, is emptied before requests are asked alone."""
+    settings = CRAMPED | {"num_gpu_blocks_override": 200, "dtype": "bfloat16"}
+    settings |= {"enable_prefix_caching": True, "mamba_cache_mode": "align"}
+    found = family("qwen3-next", settings, "64MiB", requests=24, alone=24, long=0)
+    assert [group[0] for group in found["groups"]] == ["state"] * 3 + ["all"]
+    assert found["different alone"] == found["failed"] == []
+    assert found["hit alone"] > 2000
+
+
 @pytest.mark.parametrize("kind", [*FAMILIES, "llama"])
 def test_a_hundred_mixed_requests(family: Family, kind: str, tmp_path: Path) -> None:
     """With a disk below DRAM for a few requests: what waits is moved up meanwhile."""
