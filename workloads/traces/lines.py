@@ -28,6 +28,8 @@ _GAP = re.compile(r"[\s,]*")
 _PIECE = 1 << 20
 _KEPT = 10
 _LARGEST = 1 << 28
+FEW_MALFORMED = 0.01
+"""The share of malformed lines below which a heading doesn't speak of them."""
 
 
 class TraceError(ValueError):
