@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,38 @@ TUNE_SCHEMA = "lmcache.tune/1"
 
 class StoredError(Exception):
     """A file that no report can be made from; one line that names it and what to do."""
+
+
+class EmptyFileError(StoredError):
+    """A file with nothing in it."""
+
+
+def json_of(path: Path) -> Any:
+    """Returns a file's JSON, or the list of its JSON lines; in UTF-8, UTF-16 or UTF-32, compressed
+    by gzip or not. Raises ``StoredError``, which says what is wrong where."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        text = data.decode(json.detect_encoding(data))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoredError(f"{path}: can't be read: {reason}") from error
+    if not text.strip():
+        raise EmptyFileError(f"{path}: an empty file")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        whole = error
+    found: list[Any] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            # where no line is whole, what is wrong is said of all of the file
+            where = f"line {number}: {error.msg}" if found else str(whole)
+            raise StoredError(f"{path}: neither JSON nor JSON lines ({where})") from error
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,8 @@ def _scenarios(options: BenchOptions) -> list[Scenario]:
             try:
                 settings = Settings(**knobs | {"context_tokens": length})
             except ValueError as error:
-                raise UserError(str(error)) from error
+                knob, colon, why = str(error).partition(":")
+                raise UserError(f"{flag_name(knob)}{colon}{why}") from error
             # What blend reuses was seen before: the state that a service is in.
             warm = options.warm or (workload == "rag" and "blend" in (options.reuse or ""))
             scenarios.append(Scenario(workload, settings, warm, examples))

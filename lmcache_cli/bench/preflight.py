@@ -16,7 +16,7 @@ from cache_core.tiers.remote.url import open_remote
 from lmcache_cli.bench.cells import BenchPlan
 from lmcache_cli.bench.plan import prompt_tokens
 from lmcache_cli.engines.capacity import chunks_per_tier
-from lmcache_cli.engines.shape import check_model, model_shape
+from lmcache_cli.engines.shape import check_device, check_model, model_shape
 from lmcache_cli.errors import MissingError, UserError
 from reports.units import bytes_text
 
@@ -41,6 +41,7 @@ def check_places(plan: BenchPlan) -> None:
     _check_memory(plan)
     if options.remote:
         _check_remote(options.remote)
+    check_device(options.device)
     check_model(options.model)
     _check_shape(plan)
 

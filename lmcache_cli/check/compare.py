@@ -44,7 +44,10 @@ def run_compare(
     warnings += [w for run in (*before, *after) for w in run.warnings]
     warnings.append(_FIXED)
     if undated := [str(run.path) for run in (*before, *after) if not run.when]:
-        warnings.append(f"{', '.join(undated[:3])} tells no day: taken to be of a day of its own")
+        which = ", ".join(undated[:3]) + (
+            "" if len(undated) <= 3 else f" and {len(undated) - 3} more"
+        )
+        warnings.append(f"no day told, so taken to be of a day of its own: {which}")
     noise = noise_of_history(judgement.noise, judgement.rules, before[0])
     comparisons = _pair(before, after, "cells" in allowed)
     strictness = judgement.counters

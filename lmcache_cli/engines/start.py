@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lmcache_cli.engines.engine import Engine
 from lmcache_cli.engines.http.settings import ServerSettings
-from lmcache_cli.engines.shape import check_model
-from lmcache_cli.errors import MissingError, UserError
+from lmcache_cli.engines.shape import NO_GPU, check_device, check_model
+from lmcache_cli.errors import MissingError
 
 
 def start_engine(
@@ -39,6 +39,7 @@ def start_engine(
         return SimulatedEngine(probed.cost_model(), probed.layout, jitter=jitter, kept=probed.kept)
     if name in ("openai", "vllm"):
         return _start_client(name, model, dtype, serving or ServerSettings())
+    check_device(device)
     check_model(model)  # a hub's own retries take half a minute, and what asks it seconds to import
     wait_briefly()
     try:
@@ -50,14 +51,8 @@ def start_engine(
             f"engine {name} needs the package {error.name}; run:"
             " pip install 'lmcache-bench[transformers]'"
         ) from error
-    try:
-        usable = torch.device(device).type == "cpu" or torch.cuda.is_available()
-    except RuntimeError as error:
-        raise UserError(f"--device: {device!r} is not a device; use cpu or cuda") from error
-    if not usable:
-        raise MissingError(
-            f"--device {device} needs a GPU, and torch finds none; see nvidia-smi, or use cpu"
-        )
+    if device != "cpu" and not torch.cuda.is_available():
+        raise MissingError(NO_GPU.format(device))
     return TransformersEngine(model, device, dtype)
 
 

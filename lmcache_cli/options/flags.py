@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, is_dataclass
+from difflib import get_close_matches
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -123,18 +124,31 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2's truth: ``off`` is a reuse mode, and no False."""
+        """Reads values as the words that they would be on the command line, and each key once."""
 
-    Loader.yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+        yaml_implicit_resolvers = {  # noqa: RUF012  as PyYAML has it
+            first: [pair for pair in pairs if pair[0] == "tag:yaml.org,2002:null"]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            found: dict[str, Any] = {}
+            for key, _ in node.value:
+                if key.value in found:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                found[str(key.value)] = key
+            return super().construct_mapping(node, deep)
+
     try:
         values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: can't be read: {error}") from error
     except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
+        place, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"line {place.line + 1}: {problem}" if place and problem else str(error)
+        where = where.replace("\n", " ")
         raise UserError(f"--config {path}: not valid YAML: {where}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected lines like 'cpu-size: 4GiB'")
@@ -143,8 +157,12 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known or name == "config":
-            flags = ", ".join(sorted(n.replace("_", "-") for n in known - {"config"}))
-            raise UserError(f"--config {path}: {key!r} is no flag; these are: {flags}")
+            flags = sorted(n.replace("_", "-") for n in known - {"config"})
+            near = get_close_matches(str(key), flags, 1)
+            these = f"did you mean {near[0]}?" if near else f"these are: {', '.join(flags)}"
+            raise UserError(f"--config {path}: {key!r} is no flag; {these}")
+        if isinstance(value, dict):
+            raise UserError(f"--config {path}: {key}: write one value, or a list to sweep")
         if name == "workloads":  # words of the command line, so always several
             defaults[name] = value.split() if isinstance(value, str) else value
         elif isinstance(value, list):  # a sweep, as commas are on the command line

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.measured_costs import PROBE_SCHEMA
+from lmcache_cli.engines.shape import check_device, check_model
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.machine import machine, versions
 from lmcache_cli.options.probe import ProbeFlags
@@ -42,6 +43,11 @@ def run_probe(flags: ProbeFlags, json_file: str | None, quiet: bool) -> int:
         raise UserError(f"--repeat: {repeats} repeats have no spread; use at least 3")
     if disk_bytes < 64 << 20:
         raise UserError("--disk-size: the probe needs a file of at least 64MiB")
+    if flags.model:
+        check_device(flags.device)
+        check_model(None if flags.model == "embedded" else flags.model)
+    elif flags.device != ProbeFlags.device:
+        raise UserError("--device: it is the engine's; give --model too (or --transfer)")
     talk = Console(stderr=True, quiet=quiet)
     with BenchProgress(talk, quiet) as progress:
         progress.phase("memory: copying")

@@ -8,8 +8,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from lmcache_cli.engines.shape import check_named
 from lmcache_cli.errors import MissingError, UserError
 
 if TYPE_CHECKING:
@@ -112,7 +114,10 @@ class LocalTokens:
 
 def load_tokenizer(name: str) -> Any:
     """Loads a Hugging Face tokenizer by folder or id. Raises ``MissingError`` if transformers is
-    not installed, ``UserError`` if it can't be loaded."""
+    not installed, ``UserError`` if it can't be loaded: one that is not there is found before
+    transformers is imported, which takes seconds."""
+    if not Path(name).expanduser().is_dir():
+        check_named(name, "--tokenizer", "tokenizer.json")
     try:
         from transformers import AutoTokenizer
     except ImportError:

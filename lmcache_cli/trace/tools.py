@@ -18,6 +18,7 @@ from lmcache_cli.output import write_output
 from lmcache_cli.trace.prompt import load_tokenizer
 from workloads import WORKLOADS, CorpusError, GeneratedCorpus, Settings, generate
 from workloads.traces import (
+    FEW_MALFORMED,
     Malformed,
     ReadOptions,
     Tokenize,
@@ -66,6 +67,8 @@ def show_info(source: TraceSource, json_file: str | None) -> None:
     with _one_line():
         trace = source.open()
         found = summary(trace)
+        if str(source.path) == "-":
+            found["file"] = "stdin"
     if json_file is not None:
         text = json.dumps(found, indent=2) + "\n"
         write_output(json_file, text)
@@ -164,13 +167,9 @@ def _tokenizer(name: str) -> Tokenize:
     return tokenize
 
 
-_FEW = 0.01
-"""The share of malformed lines below which the heading doesn't speak of them."""
-
-
 def _table(found: dict[str, Any], malformed: Malformed) -> Table:
     title = found["file"]
-    if malformed.share > _FEW:
+    if malformed.share > FEW_MALFORMED:
         title = f"{title}: {malformed.told()}, and what follows is of the others"
     table = Table(title=title, show_header=False, title_justify="left")
     rate, every = found["arrival_rate_per_s"], found["chunk_tokens"]

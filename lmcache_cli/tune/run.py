@@ -87,11 +87,15 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
                 prefill_points=probed.prefill_points,
                 on_step=status.update,
             )
+    if json_file == "-":
+        source.warnings[:0] = source.heading
     for warning in (*source.warnings, *(validation.warnings if validation else ())):
         talk.print(f"warning: {warning}", style="yellow", highlight=False)
     if json_file is not None:
         write_output(json_file, tune_json_text(study, found, source.chunks, validation))
     if json_file != "-":
+        for line in source.heading:
+            print(line)
         print_report(Console(), study, found, validation)
     if validation:
         return validation.exit_code

@@ -26,7 +26,7 @@ from lmcache_cli.trace.tools import TraceSource
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS, Request
 from workloads.tokens import Encode
-from workloads.traces import TraceArrays, TraceError, load_arrays
+from workloads.traces import FEW_MALFORMED, TraceArrays, TraceError, load_arrays
 from workloads.traces.summary import Watched
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
@@ -240,6 +240,8 @@ class RequestSource:
     any_position: float | None = None
     """The hit rate of a cache without a bound that finds chunks at any position; None where the
     trace does not name content."""
+    heading: list[str] = field(default_factory=list)
+    """What stands above the answer, for it may make it wrong."""
 
 
 def trace_source(options: TuneOptions) -> RequestSource:
@@ -253,16 +255,21 @@ def trace_source(options: TuneOptions) -> RequestSource:
         raise UserError(str(error)) from error
     if not len(arrays):
         raise UserError(f"{options.source}: there is no request in it")
-    warnings = list(trace.malformed.examples)
-    if trace.malformed.count:
-        warnings.append(f"{trace.malformed.count} lines were left out")
+    warnings, bad = list(trace.malformed.examples), trace.malformed
+    heading = []
+    if bad.share > FEW_MALFORMED:
+        heading.append(f"{options.source}: {bad.told()}; what follows is of the others")
+    elif bad.count:
+        warnings.append(f"{bad.told()} and were left out")
+    if trace.guess:
+        heading.append(f"{options.source}: guessed: {trace.guess}")
     if not arrays.chunk_tokens:
         warnings.append(
             f"{options.source} has lengths only ({trace.format}): what prompts share is unknown, so"
             " every token counts as new; the room of the cards and the load are right, tiers can't"
             " be sized"
         )
-        return RequestSource(arrays, [16], warnings=warnings + odd_lengths(arrays))
+        return RequestSource(arrays, [16], warnings=warnings + odd_lengths(arrays), heading=heading)
     warnings += odd_lengths(arrays)
     tokens = int(arrays.input_tokens.sum())
     return RequestSource(
@@ -271,6 +278,7 @@ def trace_source(options: TuneOptions) -> RequestSource:
         warnings=warnings,
         reported=watched.reported(tokens),
         any_position=watched.ceiling(tokens),
+        heading=heading,
     )
 
 

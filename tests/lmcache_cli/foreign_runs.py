@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TOOLS = ("vllm", "vllm-detailed", "sglang", "aiperf", "guidellm", "lmcache-engine")
+TOOLS = ("vllm", "vllm-detailed", "sglang", "aiperf", "guidellm", "lmcache-engine", "llmperf")
 
 
 def write(tool: str, path: Path, ttft_ms: float, n: int = 200, model: str = "m") -> Path:
@@ -19,6 +19,8 @@ def write(tool: str, path: Path, ttft_ms: float, n: int = 200, model: str = "m")
         "aiperf": _aiperf,
         "guidellm": _guidellm,
         "lmcache-engine": _lmcache_engine,
+        "llmperf": _llmperf,
+        "inference-perf": _inference_perf,
     }[tool](ttft_ms, n, model)
     path.write_text(json.dumps(made) + "\n")
     return path
@@ -133,3 +135,49 @@ def _lmcache_engine(ttft_ms: float, n: int, model: str) -> dict[str, Any]:
         "total_output_tokens": 16 * n,
     }
     return {"config": {"model": model, "workload": "long-doc-qa", "seed": 1}, "results": results}
+
+
+def _llmperf(ttft_ms: float, n: int, model: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"version": "2023-08-31", "name": "m_550_150_summary", "model": model}
+    about |= {"mean_input_tokens": 550, "num_concurrent_requests": 8, "timestamp": 1718209276}
+    times = {"quantiles_p50": ttft_ms / 1e3, "quantiles_p90": ttft_ms / 5e2}
+    times |= {"mean": ttft_ms * 1.1e-3, "min": 0.01, "stddev": 0.001}
+    return (
+        about
+        | {f"results_ttft_s_{name}": value for name, value in times.items()}
+        | {f"results_inter_token_latency_s_{name}": 0.0075 for name in times}
+        | {f"results_end_to_end_latency_s_{name}": 0.15 for name in times}
+        | {
+            "results_number_input_tokens_quantiles_p50": 550.0,
+            "results_number_input_tokens_min": "550",
+            "results_num_requests_started": n,
+            "results_number_errors": 0,
+            "results_error_code_frequency": "{}",
+            "results_mean_output_throughput_token_per_s": 124.3,
+            "results_num_completed_requests": n,
+            "results_num_completed_requests_per_min": 3.0 * n,
+        }
+    )
+
+
+def _inference_perf(ttft_ms: float, n: int, model: str) -> dict[str, Any]:
+    """A stage; it names no model."""
+
+    def times(p50: float) -> dict[str, float]:
+        return {"mean": p50 * 1.1, "min": 0.0, "p0.1": 0.1, "median": p50, "p90": p50 * 2, "max": 9}
+
+    return {
+        "load_summary": {"count": n, "requested_rate": 8.0, "schedule_delay": times(0.001)},
+        "successes": {
+            "count": n,
+            "latency": {
+                "request_latency": times(0.15),
+                "time_per_output_token": None,
+                "time_to_first_token": times(ttft_ms / 1e3),
+                "inter_token_latency": times(0.0075),
+            },
+            "throughput": {"requests_per_sec": 8.0, "output_tokens_per_sec": 100.0},
+            "prompt_len": times(500.0),
+        },
+        "failures": {"count": 0, "request_latency": None, "prompt_len": None},
+    }

@@ -99,8 +99,10 @@ def test_bench_json_has_counters_and_times_but_no_noise(runs: Path) -> None:
 
 
 def on_day(path: Path, day: int) -> Path:
-    """Dates a run of vLLM or aiperf; other tools don't tell."""
+    """Dates a run of vLLM, aiperf or LLMPerf; other tools don't tell."""
     run = json.loads(path.read_text())
+    if "timestamp" in run:
+        run["timestamp"] += 86400 * day
     for name in ("date", "start_time"):
         if name in run:
             run[name] = f"2026-01-{day + 1:02d}T12:00:00"
@@ -170,7 +172,7 @@ def test_p99_of_few_requests_of_another_tool_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no run"),
+        ("", "an empty file"),
         ("{", "neither JSON nor"),
         ("[]", "no run"),
         ("{}", "no tool that is known"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,57 @@ def aiperf(folder: Path, name: str, n: int, **phase: Any) -> Path:
     asked = {"models": {"items": [{"name": "m"}]}, "phases": [{"name": "profiling", **phase}]}
     (folder / name).write_text(json.dumps(document | {"input_config": asked}))
     return folder / name
+
+
+def test_stages_of_inference_perf_are_cells_and_their_sum_is_none(tmp_path: Path) -> None:
+    for side, ttft_ms in (("a", 100.0), ("b", 150.0)):
+        folder = tmp_path / side
+        folder.mkdir()
+        for i, rate in enumerate((8.0, 16.0)):
+            stage = made("inference-perf", folder, ttft_ms if i else 100.0)
+            stage["load_summary"]["requested_rate"] = rate
+            stage["successes"]["count"] += i * len(side + str(ttft_ms))  # chance
+            (folder / f"stage_{i}_lifecycle_metrics.json").write_text(json.dumps(stage))
+        whole = made("inference-perf", folder, 900.0)
+        del whole["load_summary"]["requested_rate"]
+        (folder / "summary_lifecycle_metrics.json").write_text(json.dumps(whole))
+        (folder / "per_request_lifecycle_metrics.json").write_text('[{"request": "{}"}]')
+    found = judged(tmp_path / "a", tmp_path / "b", noise=0.005)
+    assert verdicts(found) == {
+        "serving, request_rate 8.0": "PASS",
+        "serving, request_rate 16.0": "FAIL",
+    }
+    [one] = read_compared(tmp_path / "a" / "summary_lifecycle_metrics.json").cells["serving"]
+    assert one.value("ttft.p50") == pytest.approx(0.9) and one.value("e2e.p90") == 0.3
+    assert one.value("itl.mean") == pytest.approx(0.00825) and one.value("ttft.p01") is None
+    [one] = read_compared(write("llmperf", tmp_path / "l.json", 100)).cells["serving"]
+    assert (one.value("tpot.p50"), one.value("e2e.mean")) == (0.0075, 0.15)
+    assert one.value("throughput.requests_per_s") == 10
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gzip"])
+def test_files_as_other_systems_write_them(encoding: str, tmp_path: Path) -> None:
+    text = write("vllm", tmp_path / "a.json", 100).read_text()
+    data = gzip.compress(text.encode()) if encoding == "gzip" else text.encode(encoding)
+    (tmp_path / "b.json").write_bytes(data)
+    a, b = (read_compared(tmp_path / name) for name in ("a.json", "b.json"))
+    assert (a.facts, list(a.cells)) == (b.facts, list(b.cells)) and a.facts["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b" \n", "an empty file; these can be read: lmcache bench, .*LLMPerf, inference-perf"),
+        (b'{"a": 1}\n\n{"a": 2', r"neither JSON nor JSON lines \(line 3: Expecting ',' delimiter"),
+        (b'{"a": "', r"neither JSON nor JSON lines \(Unterminated string .* line 1"),
+        (gzip.compress(b"{}" * 99)[:-9], "can't be read: Compressed file ended"),
+        (b'{"a": "\xff"}', "can't be read: 'utf-8' codec"),
+    ],
+)
+def test_a_file_that_is_none_is_told_from_one(data: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(UserError, match=says):
+        read_compared(tmp_path / "a.json")
 
 
 def test_counts_of_runs_bound_by_time_are_chance(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -19,7 +21,7 @@ from lmcache_cli.commands.tune import tune
 from lmcache_cli.modes.blend import BLEND_ENCODINGS
 from lmcache_cli.modes.mode import ENGINES
 from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
-from lmcache_cli.options.flags import flag, flag_fields, flattened
+from lmcache_cli.options.flags import Config, flag, flag_fields, flattened
 from lmcache_cli.options.verify import BlendGateFlags
 from workloads import WORKLOAD_USES, Settings
 from workloads.traces import FORMATS
@@ -50,6 +52,38 @@ def test_a_group_is_filled_from_its_flags() -> None:
     shown = runner.invoke(app, ["--help"]).output
     assert "Apples." in shown and "Fruit" in shown and "default: 2" in shown
     assert "None" not in shown and "basket" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("apples: 010\nkind: off", Fruit(10, "off")),
+        ("kind: 2026-01-01", Fruit(2, "2026-01-01")),
+        ("apples:\nkind: 1:30", Fruit(2, "1:30")),
+        ("kind: [true, 0x1f, 1e3]", Fruit(2, "true,0x1f,1e3")),
+        ("apples: true", "--apples"),
+        ("apples: 1e3", "--apples"),
+        ("kind: {a: 1}", "kind: write one value, or a list"),
+        ("apples: 1\nkind: x\napples: 2", "line 3: 'apples' is there twice"),
+        ("aples: 1", "'aples' is no flag; did you mean apples?"),
+        ("size: 1", "'size' is no flag; these are: apples"),
+    ],
+)
+def test_yaml_holds_the_words_of_the_command_line(text: str, got: object, tmp_path: Path) -> None:
+    app = typer.Typer()
+    seen: list[Fruit] = []
+
+    @app.command()
+    @flattened
+    def eat(fruit: Fruit, config: Config = None) -> None:
+        seen.append(fruit)
+
+    (tmp_path / "fruit.yaml").write_text(text)
+    done = CliRunner().invoke(app, ["--config", str(tmp_path / "fruit.yaml")])
+    if isinstance(got, Fruit):
+        assert seen == [got]
+    else:
+        assert not seen and str(got) in f"{done.output}{done.exception}"
 
 
 def test_bench_and_tune_have_the_workloads_flags() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -163,6 +164,14 @@ def test_the_simulated_engine_takes_models_of_the_catalogue(tmp_path: Path) -> N
         (("bench", "chat", "--context-tokens", "9"), "workload chat does not use it"),
         (("tune", "rag", "--rounds", "x"), "see lmcache tune --help"),
         (("verify", "hits", "--model", "/no/such/model", "--quiet"), "/no/such/model does not"),
+        (("trace", "info", "x.jsonl", "--tokenizer", "/no/such"), "--tokenizer: /no/such does not"),
+        (("trace", "info", "x.jsonl", "--tokenizer", "a b"), "is neither a folder nor a Hugging"),
+        (("probe", "--model", "/no/such/model", "--quiet"), "/no/such/model does not"),
+        (("probe", "--device", "cuda"), "--device: it is the engine's; give --model"),
+        ((*REAL, "--device", "tpu"), "--device: 'tpu' is not a device; use cpu, cuda"),
+        ((*REAL, "--device", "cuda:x"), "--device: 'cuda:x' is not a device"),
+        ((*REAL, "--passage-tokens", "0"), "--passage-tokens: 0 is too small"),
+        ((*REAL, "--rate", "nan"), "--rate: nan must be a finite number above 0"),
     ],
 )
 def test_before_a_model_is_loaded(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
@@ -170,6 +179,24 @@ def test_before_a_model_is_loaded(words: tuple[str, ...], says: str, tmp_path: P
     assert done.returncode == 2, done.stderr
     assert says in done.stderr and "no/such-model" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words", [("bench", "rag"), ("probe", "--model", "embedded"), ("verify", "hits")]
+)
+def test_a_gpu_is_looked_for_before_torch_is_imported(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("lmcache_cli.engines.shape.ctypes.CDLL", no_driver)
+    monkeypatch.setitem(sys.modules, "torch", None)  # to import it fails
+    there = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) != "/dev/kfd" and there(path))
+    done = lmcache(*words, "--device", "cuda:1", "--quiet", cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "--device cuda:1 needs a GPU" in done.stderr
 
 
 def test_a_mooncake_that_does_not_listen(tmp_path: Path) -> None:

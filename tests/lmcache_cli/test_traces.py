@@ -171,5 +171,7 @@ def test_convert_from_stdin_to_stdout_with_a_mapping(
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["hash_ids"] for line in lines] == [[0, 1], [0, 2]]
+    done = lmcache("trace", "info", "-", *flags[:-2], cwd=tmp_path)
+    assert done.stdout.startswith("stdin ") and "2 of" not in done.stdout.splitlines()[0]
     done = lmcache("trace", "info", "x", "--map", "time", cwd=tmp_path)
     assert done.returncode == 2 and "--map: 'time' is no NAME=FIELD" in done.stderr

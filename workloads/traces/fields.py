@@ -15,6 +15,8 @@ from workloads.traces.lines import Record
 from workloads.traces.reader import ChunkIds
 
 _TOP = 1 << 63
+MILLENNIA_S = 1e11
+"""More seconds than a trace's clock can show: as milliseconds they are years."""
 
 
 def value(record: Record, name: str) -> Any:
@@ -31,11 +33,11 @@ def whole(record: Record, name: str, least: int = 0) -> int:
     number = given
     if isinstance(given, str):
         try:
-            number = int(given)
+            number = float(given) if "." in given else int(given)
         except ValueError:
             number = None
-    elif isinstance(given, float) and given.is_integer():
-        number = int(given)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
     if type(number) is not int:
         raise ValueError(f"{name}: {_short(given)} is not a whole number")
     if number < least:
@@ -45,7 +47,8 @@ def whole(record: Record, name: str, least: int = 0) -> int:
 
 def seconds(record: Record, name: str, unit_s: float = 1.0) -> float:
     """Returns a field as a time: a number (or digits in a string) times ``unit_s``, or a date, as
-    seconds since 1970 (UTC where it says nothing else). Raises ``ValueError``."""
+    seconds since 1970 (UTC where it says nothing else). A number that would be millennia is of the
+    smaller unit that makes it less. Raises ``ValueError``."""
     given = value(record, name)
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError(f"{name}: {_short(given)} is no time")
@@ -55,10 +58,14 @@ def seconds(record: Record, name: str, unit_s: float = 1.0) -> float:
         try:
             date = datetime.fromisoformat(str(given).strip())
         except ValueError:
-            raise ValueError(f"{name}: {_short(given)} is no time") from None
+            raise ValueError(
+                f"{name}: {_short(given)} is no time; a number, or a date like 2026-05-01 10:00:00"
+            ) from None
         time = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(time):
         raise ValueError(f"{name}: {_short(given)} is no time")
+    while abs(time) >= MILLENNIA_S:
+        time /= 1000
     return time
 
 

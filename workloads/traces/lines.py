@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 Record: TypeAlias = dict[str, Any]
 """A JSON object of a trace file."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_OTHERS = {
+    codecs.BOM_UTF16_LE: "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 {path} > OUT",
+    codecs.BOM_UTF16_BE: "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 {path} > OUT",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\xfd7zX": "compressed by xz; unpack it first",
+    b"BZh": "compressed by bzip2; unpack it first",
+}
+_GAP = re.compile(r"[\s,]*")
+_PIECE = 1 << 20
 _KEPT = 10
 _LARGEST = 1 << 28
+FEW_MALFORMED = 0.01
+"""The share of malformed lines below which a heading doesn't speak of them."""
 
 
 class TraceError(ValueError):
@@ -48,20 +61,23 @@ class Malformed:
             self.examples.append(f"{where}: {reason}")
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
     """Opens a file's bytes; gzip and Zstandard are recognised by their first bytes and
     decompressed. Raises ``TraceError`` if it can't be opened."""
     try:
         with path.open("rb") as raw:
             magic = raw.read(4)
         if magic.startswith(_GZIP):
-            return cast(IO[bytes], gzip.open(path, "rb"))
+            return gzip.GzipFile(path, "rb")
+        for start, what in _OTHERS.items():
+            if magic.startswith(start):
+                raise TraceError(f"{path}: {what.format(path=path)}")
         if magic == _ZSTD:
             import pyarrow as pa
 
             stream = pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")
-            return cast(IO[bytes], io.BufferedReader(stream, 1 << 20))
-        return path.open("rb", 1 << 20)
+            return io.BufferedReader(cast(io.RawIOBase, stream), _PIECE)
+        return io.BufferedReader(io.FileIO(path), _PIECE)
     except OSError as error:
         reason = error.strerror or error
         raise TraceError(f"{path}: {reason}; name a readable trace") from error
@@ -69,7 +85,8 @@ def opened(path: Path) -> IO[bytes]:
 
 class Lines:
     """The lines of one file, from the first, as often as they are asked for; empty ones are left
-    out. Nothing but the line at hand is in memory. What can't be used goes into ``malformed``."""
+    out. A JSON list counts as one object a line, however it is broken. Nothing but the line at hand
+    is in memory. What can't be used goes into ``malformed``."""
 
     def __init__(self, path: Path, malformed: Malformed) -> None:
         self.path = path
@@ -85,6 +102,10 @@ class Lines:
         number = 0
         with opened(self.path) as file:
             try:
+                start = file.peek(_KEPT).removeprefix(codecs.BOM_UTF8)
+                if start.lstrip().startswith(b"["):
+                    yield from self._elements(file)
+                    return
                 for raw in file:
                     number += 1
                     try:
@@ -96,6 +117,29 @@ class Lines:
                         yield number, text
             except (OSError, EOFError, zlib.error) as error:
                 self.bad(number + 1, f"the compressed file breaks off or is damaged ({error})")
+
+    def _elements(self, file: io.BufferedIOBase) -> Iterator[tuple[int, str]]:
+        """Yields (number, text) of each element of the JSON list that all of the file is."""
+        decode = json.JSONDecoder().raw_decode
+        utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        text = utf8.decode(file.read(_PIECE)).lstrip()
+        number, at = 0, 1
+        while True:
+            gap = _GAP.match(text, at)
+            start = gap.end() if gap else at
+            if text.startswith("]", start):
+                return
+            try:
+                _, at = decode(text, start)
+            except (ValueError, RecursionError) as error:
+                more = file.read(max(_PIECE, len(text)))
+                if not more or len(text) > _LARGEST:
+                    self.bad(number + 1, f"the list breaks off, or is no JSON ({error})")
+                    return
+                text, at = text[start:] + utf8.decode(more), 0
+                continue
+            number += 1
+            yield number, text[start:at]
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yields (number, object) of every line that is a JSON object."""

@@ -6,12 +6,14 @@ import atexit
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from workloads.traces.fields import MILLENNIA_S
 from workloads.traces.formats.chats import Chats
 from workloads.traces.formats.chunk_names import Bailian, LookupLog
 from workloads.traces.formats.lengths import MAPPING, Azure, BurstGpt, Mapped
@@ -19,7 +21,7 @@ from workloads.traces.formats.mooncake import Mooncake, TimedTrace, block_sizes,
 from workloads.traces.formats.ragpulse import RagPulse
 from workloads.traces.formats.recording import Recording
 from workloads.traces.formats.weka import Weka
-from workloads.traces.lines import Lines, Malformed, TraceError, opened
+from workloads.traces.lines import Lines, Malformed, Record, TraceError, opened
 from workloads.traces.reader import Head, ReadOptions, TraceReader, TraceRequest
 
 # The first that a file looks like is its format: what asks for more comes before.
@@ -102,45 +104,64 @@ def open_trace(path: Path, format: str | None = None, options: ReadOptions | Non
             raise TraceError(f"format {format!r} is not known; use one of {', '.join(FORMATS)}")
         if not path.exists():
             raise TraceError(f"{path}: no such file; name a trace")
-        return Trace(path, FORMATS[format], options)
+        return _guessed(Trace(path, FORMATS[format], options), named=True)
     reader = detect(path)
     if reader is None:
-        raise TraceError(
-            f"{path}: {appearance(path)}, which is no known trace; {MAPPING}; or give --format, one"
-            f" of {', '.join(FORMATS)}"
-        )
-    if isinstance(reader, Mooncake):
-        return _guessed(Trace(path, reader, options))
-    return Trace(path, reader, options)
+        found = appearance(path)
+        how = f"; {MAPPING}; or give --format, one of {', '.join(FORMATS)}"
+        how = how if found.startswith(("JSON", "text")) else ""
+        raise TraceError(f"{path}: {found}, which is no known trace{how}")
+    return _guessed(Trace(path, reader, options))
 
 
-def _guessed(trace: Trace) -> Trace:
-    """Finds the length of blocks that the first lines allow, and says that it is a guess."""
+def _guessed(trace: Trace, named: bool = False) -> Trace:
+    """Finds the length of blocks and the unit of times that the first lines allow, and says that
+    they are guesses; of a format that was ``named`` only where they are not as it has them."""
+    reader, options = trace.reader, trace.options
+    if not isinstance(reader, Mooncake) or trace.path.is_dir():
+        return trace
     records = [head.record for head in _heads(trace.path) if is_hashed(head.record)]
     if any(record and "block_size" in record for record in records):
         return trace
     least, most = block_sizes(record for record in records if record)
-    reader, options = trace.reader, trace.options
-    assert isinstance(reader, Mooncake)
     size = options.chunk_tokens or reader.chunk_tokens
-    if options.chunk_tokens is None and not least <= size <= most:
+    guesses = []
+    odd = options.chunk_tokens is None and not least <= size <= most
+    if odd:
         # Not as this format has them: those of the others, or the power of two that fits.
         powers = [1 << bits for bits in range(3, 13)]
         size = next((power for power in powers if least <= power <= most), size)
-        if size == TimedTrace.chunk_tokens:
+        if size == TimedTrace.chunk_tokens and not named:
             reader = FORMATS["timed-trace"]
-        elif size not in (Mooncake.chunk_tokens, TimedTrace.chunk_tokens):
-            reader, options = FORMATS["mooncake"], replace(options, chunk_tokens=size)
+        elif size != reader.chunk_tokens:
+            reader = reader if named else FORMATS["mooncake"]
+            options = replace(options, chunk_tokens=size)
     assert isinstance(reader, Mooncake)
-    guesses = []
-    if trace.options.chunk_tokens is None:
+    if trace.options.chunk_tokens is None and (odd or not named):
         guesses.append(f"blocks of {size} tokens (else --chunk-tokens)")
     if options.unit_s is None:
-        guesses.append(f"times in {_UNITS[reader.unit_s]} (else --time-unit)")
+        unit = _unit(records, reader.unit_s)
+        if unit != reader.unit_s or not named:
+            guesses.append(f"times in {_UNITS[unit]} (else --time-unit)")
+        options = replace(options, unit_s=unit)
     return Trace(trace.path, reader, options, guess=" and ".join(guesses))
 
 
-_UNITS = {0.001: "ms", 1.0: "s"}
+def _unit(records: Iterable[Record | None], usual: float) -> float:
+    """Returns the unit of times in seconds: the usual one, unless by it the trace would begin weeks
+    after its own start, which seconds since 1970 explain, or millennia after it."""
+    times = [record.get("timestamp") for record in records if record]
+    finite = (float(t) for t in times if type(t) is int or isinstance(t, float))
+    first = min(filter(isfinite, finite), default=0.0)
+    if _EPOCH[0] <= first < _EPOCH[1]:
+        return 1.0
+    units = (unit for unit in _UNITS if unit <= usual and first * unit < MILLENNIA_S)
+    return next(units, usual)
+
+
+_UNITS = {1.0: "s", 1e-3: "ms", 1e-6: "µs", 1e-9: "ns"}
+_EPOCH = 1e9, 4.2e9
+"""The seconds since 1970 that clocks show in this century."""
 _MOST_MALFORMED = 0.1
 
 
@@ -169,7 +190,7 @@ def appearance(path: Path) -> str:
             start = file.read(4096)
         except (OSError, EOFError):
             return "a damaged compressed file"
-    if not start:
+    if not start.strip():
         return "an empty file"
     if b"\0" in start:
         return "a binary file" + (" (Parquet)" if start.startswith(b"PAR1") else "")
@@ -178,8 +199,6 @@ def appearance(path: Path) -> str:
         return "a file that is not UTF-8"
     if head.record is not None:
         return f"JSON with the fields {', '.join(list(head.record)[:8]) or '(none)'}"
-    if head.line.startswith("["):
-        return f"a JSON list (one object a line is read: jq -c '.[]' {path} > OUT.jsonl)"
     shown = head.line if len(head.line) <= 60 else head.line[:57] + "..."
     return f"text that begins {shown!r}"
 

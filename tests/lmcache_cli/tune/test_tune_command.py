@@ -88,7 +88,7 @@ def said(trace: Path, *flags: str, code: int = 0) -> str:
 def test_no_sharing_no_cache(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", False)
     found = said(trace)
-    assert found.startswith("You have 1 x h100 with llama-3.1-8b and a prefix cache of 56.5 GiB")
+    assert "(else --time-unit) You have 1 x h100 with llama-3.1-8b and a prefix cache of" in found
     assert "Buy nothing: caching won't help here; 0.0 % of the tokens repeat by prefix." in found
     assert "So nothing changes: " in found
 
@@ -141,7 +141,7 @@ def test_an_overload_is_said_first_and_replicas_that_would_keep_the_bound(tmp_pa
     trace = mooncake(tmp_path / "t.jsonl", False)
     flags = "--speed-up", "40", "--slo", "ttft.p90=1s"
     found = said(trace, *flags, code=3)
-    assert found.startswith("Overload: the trace takes ")
+    assert "(else --time-unit) Overload: the trace takes " in found
     document = tuned(trace, *flags, code=3)
     load = document["load"]["today"]
     assert 0 < load["load"] < 1 and load["latency_ms"]["ttft.p90"] <= 1000
@@ -278,6 +278,24 @@ def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
     assert f'"cpu_size": {64 * GIB}' in one["this connector in vLLM"]
     assert one["this connector in vLLM"].startswith("--kv-transfer-config ")
     assert snippets(TierConfiguration((), 64), on(4)) == {}
+
+
+@pytest.mark.parametrize(
+    ("broken_lines", "says"),
+    [(3, "3 of 43 lines are malformed; what follows is of the others"), (0, "")],
+)
+def test_what_may_make_the_answer_wrong_stands_above_it(
+    broken_lines: int, says: str, tmp_path: Path
+) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", shared=True)
+    trace.write_text(trace.read_text() + "{\n" * broken_lines)
+    done = tune("t.jsonl", "--quiet", cwd=tmp_path)
+    head = done.stdout.split("You have")[0]
+    assert says in head and ("malformed" in head) == bool(says)
+    assert "guessed: blocks of 512 tokens" in head and "times in ms" in head
+    known = ("--format", "mooncake", "--json", "-")
+    told = tune("t.jsonl", *known, cwd=tmp_path)
+    assert json.loads(told.stdout) and says in told.stderr and "guessed" not in told.stderr
 
 
 def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:

@@ -154,10 +154,97 @@ def test_requests_of_inference_perf(tmp_path: Path) -> None:
     assert read(path, TEXT)[0].output_tokens == 6
 
 
-def test_a_list_is_refused_with_what_converts_it(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text(json.dumps([{"id": "c", "conversations": []}]))
-    with pytest.raises(TraceError, match=r"a JSON list .*jq -c '\.\[\]' .*t.json > OUT.jsonl"):
-        open_trace(tmp_path / "t.json")
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_is_an_object_a_line(
+    indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workloads.traces.lines._PIECE", 50)  # ends within elements and characters
+    said = [{"from": "human", "value": f"{LONG} ä {i}"} for i in range(3)]
+    talks = [{"id": f"c{i}", "conversations": [one]} for i, one in enumerate(said)]
+    whole = json.dumps(talks, indent=indent, ensure_ascii=False).encode()
+    (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + whole)
+    single = lines(tmp_path / "t.jsonl", *talks)
+    listed = read(tmp_path / "t.json", TEXT)
+    assert [r.id for r in listed] == [r.id for r in read(single, TEXT)] == ["c0.0", "c1.0", "c2.0"]
+    assert [list(r.chunks) for r in listed] == [list(r.chunks) for r in read(single, TEXT)]
+    (tmp_path / "cut.json").write_bytes(whole[:-60])
+    trace = open_trace(tmp_path / "cut.json", None, TEXT)
+    with pytest.raises(TraceError, match=r"1 of 3 lines .*cut.json:3: the list breaks off"):
+        list(trace.requests())
+    (tmp_path / "own.json").write_text('[{"ts": 1, "n": 5}, {"ts": 3, "n": 6}]')
+    names = ReadOptions(names={"time": "ts", "input": "n"})
+    assert [r.arrival_s for r in read(tmp_path / "own.json", names)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\n \n", "t: an empty file, which is no known trace$"),
+        ("ts,n\n1,2\n".encode("utf-16"), "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 .*t >"),
+        (b"PK\x03\x04rest", "t: a zip archive; unpack it first$"),
+        (b"PAR1\0rest", r"t: a binary file \(Parquet\), which is no known trace$"),
+        (b"[1, 2]", "t: text that begins '1', which is no known trace; name its fields"),
+    ],
+)
+def test_what_is_no_text_is_said_to_be(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(TraceError, match=says):
+        open_trace(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ("ts;n;note\n1;900;a,b\n3;901;c\n", [(0, 900), (2, 901)]),
+        ("ts\tn\n1\t900\n3\t901\n", [(0, 900), (2, 901)]),
+        ("ts,n\n1,900.0\n3,901.0\n", [(0, 900), (2, 901)]),
+        ("ts,n\n1787000000000,9\n1787000000500,9\n", [(0, 9), (0.5, 9)]),  # ms since 1970
+        ("ts,n\n05/01/2026,9\n", "no time; a number, or a date like 2026-05-01 10:00:00"),
+        ("ts,n\n1,9.5\n", "'9.5' is not a whole number"),
+        ("ts,m\n1,9\n", "has no 'n'; its fields are ts, m"),
+        ('{"ts": 1, "m": 9}', "has no 'n'; its fields are ts, m"),
+        ("ts,größe,n\n1,2,9\n", "t:1: not UTF-8; write it as UTF-8"),
+    ],
+)
+def test_a_users_own_table(content: str, got: Any, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(content, encoding="latin-1")
+    names = ReadOptions(names={"time": "ts", "input": "n"})
+    if isinstance(got, str):
+        with pytest.raises(TraceError, match=got):
+            read(tmp_path / "t", names)
+    else:
+        assert [(r.arrival_s, r.input_tokens) for r in read(tmp_path / "t", names)] == got
+
+
+@pytest.mark.parametrize(
+    ("unit", "named", "said"),
+    [
+        (1, None, "times in s"),
+        (10**3, None, "times in ms"),
+        (10**6, None, "times in µs"),
+        (10**9, None, "times in ns"),
+        (1, "mooncake", "times in s"),
+        (10**3, "mooncake", ""),
+    ],
+)
+def test_a_clock_since_1970_tells_its_unit(
+    unit: int, named: str | None, said: str, tmp_path: Path
+) -> None:
+    row = {"input_length": 600, "output_length": 1, "hash_ids": [1, 2]}
+    times = ((1787000000 + i) * unit for i in range(3))
+    trace = open_trace(lines(tmp_path / "t", *({"timestamp": t, **row} for t in times)), named)
+    assert said in trace.guess and bool(said) == bool(trace.guess)
+    arrivals = [request.arrival_s for request in trace.requests()]
+    assert arrivals[2] - arrivals[0] == pytest.approx(2, abs=1e-3)
+
+
+def test_blocks_that_a_named_format_does_not_have_are_guessed(tmp_path: Path) -> None:
+    row = {"timestamp": 0, "input_length": 640, "hash_ids": list(range(10))}
+    path = lines(tmp_path / "t", row, row)
+    trace = open_trace(path, "mooncake")
+    assert trace.guess == "blocks of 64 tokens (else --chunk-tokens)"
+    assert [len(r.chunks) for r in trace.requests()] == [10, 10]
+    assert open_trace(path, "mooncake", ReadOptions(chunk_tokens=64)).guess == ""
 
 
 def test_delays_of_mooncake_count_from_the_session_before(tmp_path: Path) -> None:

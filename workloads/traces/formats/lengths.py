@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from workloads.traces.fields import full_chunks, ids, seconds, text, value, whole
@@ -24,7 +24,7 @@ class _Csv:
 
     def looks_like(self, head: Head) -> bool:
         """Returns whether a file that begins like this has the columns of the format."""
-        return {self.time, self.input, self.output} <= set(_cells(head.line))
+        return {self.time, self.input, self.output} <= set(_cells(head.line, _comma(head.line)))
 
     def read(
         self, path: Path, options: ReadOptions, malformed: Malformed
@@ -33,13 +33,15 @@ class _Csv:
         ``malformed``."""
         lines = Lines(path, malformed)
         header: list[str] = []
+        comma = ","
         start: float | None = None
         for number, line in lines:
             if not header:
-                header = _cells(line)
+                comma = _comma(line)
+                header = _cells(line, comma)
                 continue
             try:
-                record = self._row(header, _cells(line))
+                record = _row(header, _cells(line, comma))
                 time = seconds(record, self.time, options.unit_s or 1.0)
                 start = time if start is None else start
                 request = TraceRequest(
@@ -53,11 +55,6 @@ class _Csv:
                 lines.bad(number, error)
                 continue
             yield request
-
-    def _row(self, header: list[str], cells: list[str]) -> Record:
-        if len(cells) != len(header):
-            raise ValueError(f"{len(cells)} cells under a header of {len(header)}")
-        return dict(zip(header, cells, strict=True))
 
 
 class Azure(_Csv):
@@ -112,18 +109,20 @@ class Mapped:
         names, chunk = options.names, options.chunk_tokens or 0
         lines = Lines(path, malformed)
         header: list[str] = []
+        comma = ","
         start: list[float] = []
         for number, line in lines:
             if not header and not line.startswith("{"):
-                header = _cells(line)
-                missing = [field for field in names.values() if field not in header]
-                if missing:
-                    raise TraceError(
-                        f"{path}: has no {missing[0]!r}; its fields are {', '.join(header)}"
-                    )
+                if malformed.count and not malformed.good:  # the first line was the header
+                    raise TraceError(f"{malformed.examples[0]}; write it as UTF-8")
+                comma = _comma(line)
+                header = _cells(line, comma)
+                _need(path, names.values(), header)
                 continue
             try:
-                record = dict(zip(header, _cells(line), strict=True)) if header else _object(line)
+                record = _row(header, _cells(line, comma)) if header else _object(line)
+                if not header and not start:
+                    _need(path, (names[name] for name in NEEDED), record)
                 time = seconds(record, names["time"], options.unit_s or 1.0)
                 start = start or [time]
                 tokens = whole(record, names["input"])
@@ -148,8 +147,22 @@ class Mapped:
 
 MAPPING = (
     "name its fields: --map time=FIELD,input=FIELD, and where it has them output=FIELD,"
-    "session=FIELD,chunks=FIELD"
+    "session=FIELD,chunks=FIELD (of lmcache trace info, and of trace convert, whose OUT the others"
+    " read)"
 )
+
+
+def _need(path: Path, wanted: Iterable[str], there: Iterable[str]) -> None:
+    known = list(there)
+    for field in wanted:
+        if field not in known:
+            raise TraceError(f"{path}: has no {field!r}; its fields are {', '.join(known)}")
+
+
+def _row(header: list[str], cells: list[str]) -> Record:
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} cells under a header of {len(header)}")
+    return dict(zip(header, cells, strict=True))
 
 
 def _object(line: str) -> Record:
@@ -159,8 +172,14 @@ def _object(line: str) -> Record:
     return record
 
 
-def _cells(line: str) -> list[str]:
+def _comma(header: str) -> str:
+    """Returns what stands between the cells of a header: a comma, or as spreadsheets write it a
+    semicolon or a tab."""
+    return max(",;\t", key=header.count)
+
+
+def _cells(line: str, comma: str) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([line]))]
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=comma))]
     except (csv.Error, StopIteration):
         return []
