@@ -58,8 +58,11 @@ _ANSWER = 4
 _DISK_FLOOR = 32 << 20
 
 
-def bench_options(workload: str, quick: bool, requests: int, seed: int) -> BenchOptions:
-    """Prompts of 500 to 1,500 tokens; ``quick``: of 100 to 400."""
+def bench_options(
+    workload: str, quick: bool, requests: int, seed: int, served: bool = False
+) -> BenchOptions:
+    """Prompts of 500 to 1,500 tokens; ``quick``: of 100 to 400. More documents and sessions where
+    they are ``served``: an engine's own cache holds some, and sizes below it are to differ."""
     small = dict(context_tokens="200", passage_tokens=64, system_tokens=64, rounds=2)
     full = dict(context_tokens="1000", passage_tokens=300, system_tokens=256, rounds=4)
     chosen: dict[str, Any] = small if quick else full
@@ -70,6 +73,11 @@ def bench_options(workload: str, quick: bool, requests: int, seed: int) -> Bench
         "corpus_passages": 4,
         "sessions": 3,
     }
+    if served:
+        chosen["rounds"] = 3
+        knobs |= {"documents": 5, "corpus_passages": 8, "sessions": 8}
+        if workload == "chat":
+            knobs["question_tokens"] = 256
     knobs |= chosen
     return BenchOptions(
         workloads=(workload,),
@@ -159,7 +167,7 @@ def main() -> int:
     parser.add_argument("--model", default=None, help="default: the embedded SmolLM2-135M")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--disk", action="store_true", help="with a disk tier below the cpu tier")
-    parser.add_argument("--requests", type=int, default=12, help="of each workload")
+    parser.add_argument("--requests", type=int, help="of each workload; default: 12, vllm 24")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--probe-rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -170,6 +178,7 @@ def main() -> int:
     served = asked.engine == "vllm"
     if served and asked.disk:
         parser.error("--disk: servers are kept for all workloads, and a disk tier is of one")
+    count = asked.requests or (24 if served else 12)
     found: dict[str, Validation] = {}
     with tempfile.TemporaryDirectory(dir=asked.folder) as made, ExitStack() as stack:
         folder = Path(made)
@@ -179,7 +188,7 @@ def main() -> int:
         sources = {
             name: made_source(
                 TuneOptions(source=name, chunk_tokens=str(_CHUNK)),
-                bench_options(name, asked.quick, asked.requests, asked.seed),
+                bench_options(name, asked.quick, count, asked.seed, served),
                 engine.encode,
                 engine.bos,
                 *own,
