@@ -55,7 +55,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
             status.update(f"loading engine {options.engine}")
             engine = _start(options, probed, status.update)
             stack.callback(engine.close)
-        source = _source(options, probed, engine)
+        source = _source(options, probed, engine, status.update)
         if options.serves:
             probed, reference = _probe_served(options, engine, source, stack, status.update)
         elif options.validate and probed is None:
@@ -142,22 +142,22 @@ def _start(options: TuneOptions, probed: ProbedEngine | None, say: Say) -> Engin
 
 
 def _source(
-    options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None
+    options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None, say: Say
 ) -> RequestSource:
     if not options.made:
-        return trace_source(options)
+        return trace_source(options, say)
     bench = options.made_bench()
     if engine is not None and options.serves:
         from lmcache_cli.engines.http.engine import SALT_TOKENS
 
         own = SALT_TOKENS, OWN_BLOCK_TOKENS
-        return made_source(options, bench, engine.encode, engine.bos, *own)
+        return made_source(options, bench, engine.encode, engine.bos, *own, say)
     if engine is not None:
-        return made_source(options, bench, engine.encode, engine.bos)
+        return made_source(options, bench, engine.encode, engine.bos, say=say)
     if probed is None:
         from lmcache_cli.engines.simulated import encode_words
 
-        source = made_source(options, bench, encode_words, None)
+        source = made_source(options, bench, encode_words, None, say=say)
         source.warnings.append("a model of the catalogue has no tokenizer here: a word is a token")
         return source
     try:
@@ -167,7 +167,7 @@ def _source(
             f"{options.source}: the tokenizer of {probed.model} needs the package {error.name};"
             " run: pip install 'lmcache-bench[transformers]'"
         ) from error
-    return made_source(options, bench, *load_vocabulary(_named(options, probed)))
+    return made_source(options, bench, *load_vocabulary(_named(options, probed)), say=say)
 
 
 def _probe_now(

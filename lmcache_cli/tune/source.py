@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import repeat
 from math import gcd, inf
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.tune import TuneFlags
+from lmcache_cli.output import Say, counted
 from lmcache_cli.sizes import parse_count, parse_list, parse_size, shell_words
 from lmcache_cli.trace.tools import TraceSource
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS, Request
 from workloads.tokens import Encode
 from workloads.traces import TraceArrays, TraceError, load_arrays
+from workloads.traces.lines import about_lines
 from workloads.traces.summary import Watched
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
@@ -272,13 +275,14 @@ class RequestSource:
     trace does not name content."""
 
 
-def trace_source(options: TuneOptions) -> RequestSource:
+def trace_source(options: TuneOptions, say: Say = lambda text: None) -> RequestSource:
     """Reads the requests of a trace as they are. Raises ``UserError``."""
     try:
         file, unit_s = options.path(), options.time_unit
         trace = TraceSource(file, options.format, None, unit_s, options.tokenizer).open()
         watched = Watched()
-        arrays = load_arrays(watched.watch(trace.requests()))
+        told = counted(trace.requests(), say, "reading the source: requests", about_lines(file))
+        arrays = load_arrays(watched.watch(told))
     except TraceError as error:
         raise UserError(str(error)) from error
     if not len(arrays):
@@ -337,6 +341,7 @@ def made_source(
     bos: int | None,
     salted: int = 0,
     block: int = 0,
+    say: Say = lambda text: None,
 ) -> RequestSource:
     """Makes the requests that ``lmcache bench`` makes of these options and this tokenizer, token
     for token. With an engine that puts ``salted`` tokens in front of each, behind BOS, and keeps
@@ -346,14 +351,21 @@ def made_source(
     [scenario, *others] = plan.scenarios
     if others:
         raise UserError("--context-tokens: tune is for one length at a time")
-    requests = make_requests(scenario, plan.corpus, encode, bos, warnings.append)
+    texts = counted(repeat(encode), say, "making requests: texts")
+    requests = make_requests(
+        scenario, plan.corpus, lambda text: next(texts)(text), bos, warnings.append
+    )
     chunks = options.chunks_made()
-    arrays = request_arrays(requests, reduce(gcd, chunks, block), salted, bos)
+    arrays = request_arrays(requests, reduce(gcd, chunks, block), salted, bos, say)
     return RequestSource(arrays, chunks, plan.load, tuple(requests), scenario, warnings)
 
 
 def request_arrays(
-    requests: Sequence[Request], chunk_tokens: int, salted: int = 0, bos: int | None = None
+    requests: Sequence[Request],
+    chunk_tokens: int,
+    salted: int = 0,
+    bos: int | None = None,
+    say: Say = lambda text: None,
 ) -> TraceArrays:
     """Turns requests into a trace: chunks of ``chunk_tokens``, named by their prefix, with
     ``salted`` more tokens in front, behind ``bos``. Requests are to ascend in time."""
@@ -363,7 +375,7 @@ def request_arrays(
     sessions: dict[str, int] = {}
     ids: list[int] = []
     offsets = [0]
-    for request in requests:
+    for request in counted(requests, say, "naming what requests share", len(requests)):
         tokens = request.token_ids
         if salted:  # which ones does not matter: a cold start has the same for all
             tokens = np.insert(tokens, int((tokens[:1] == bos).sum()), np.zeros(salted, np.int32))
