@@ -48,7 +48,7 @@ def point_table(validations: Mapping[str, Validation]) -> Table:
     points = [point for validation in validations.values() for point in validation.points]
     tiers = [t for t in ("device", "cpu", "disk") if any(t in p.stack.sizes for p in points)]
     named = [] if [*validations] == [""] else ["workload"]
-    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
     for name in (*named, ""):
         table.add_column(name)
     for name in (*tiers, "hit %", "p50 ms", "off", "p90 ms", "off", "ok"):

@@ -41,6 +41,7 @@ _OF_DATA_SHEETS = (
     *("hardware", "dtype", "kv_dtype", "kv_bytes_per_token", "gpu_memory_utilization"),
     *("device_kv", "no_prefix_caching", "efficiency", "replicas", "pipeline", "remote_size"),
 )
+_OF_A_POOL = "remote_size", "network_bandwidth", "remote_price"
 _BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
 
@@ -60,6 +61,11 @@ class TuneOptions(TuneFlags):
                 raise UserError(f"--{name}: {count} is too small; it must be at least 1")
         if self.replicas == 1 and self.routing != TuneFlags.routing:
             raise UserError("--routing: one replica takes every request; give --replicas too")
+        of_a_pool = _OF_A_POOL[self.replicas > 1 :]  # replicas may be given no pool
+        for name in of_a_pool if not self.largest()["remote"] else ():
+            if getattr(self, name) != getattr(TuneFlags, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag}: there is no pool; give --replicas, or --remote-size")
         if self.replicas > 1 and self.validate:
             raise UserError("--replicas: --validate serves on one engine; leave one of them out")
         if not 0 < self.efficiency <= 1:

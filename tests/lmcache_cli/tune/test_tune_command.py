@@ -255,6 +255,13 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
         (["--probe", "p.json", "--hardware", "h100"], "--hardware: with --probe or --validate"),
         (["--probe", "p.json", "--kv-dtype", "fp8"], "--kv-dtype: with --probe or --validate"),
         (["--validate", "--no-prefix-caching"], "--no-prefix-caching: with --probe or --validate"),
+        (["--network-bandwidth", "1GB"], "--network-bandwidth: there is no pool; give --replicas"),
+        (["--remote-price", "0.1"], "--remote-price: there is no pool"),
+        (["--remote-size", "0"], "--remote-size: there is no pool"),
+        (
+            ["--replicas", "2", "--remote-size", "0", "--remote-price", "0"],
+            "--remote-price: there is no pool",
+        ),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) -> None:
@@ -284,6 +291,17 @@ def test_sizes_are_of_each_rank_where_a_system_counts_so() -> None:
     assert f'"cpu_size": {64 * GIB}' in one["this connector in vLLM"]
     assert one["this connector in vLLM"].startswith("--kv-transfer-config ")
     assert snippets(TierConfiguration((), 64), on(4)) == {}
+
+
+def test_a_pipe_has_eighty_columns_but_for_what_is_to_be_pasted(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    flags = "--slo", "ttft.p50=100ms", "--slo", "itl.p95=50ms", "--no-prefix-caching", "--quiet"
+    done = lmcache("tune", str(trace), *flags, cwd=tmp_path, COLUMNS="80")
+    text, _, pasted = done.stdout.partition("this connector in vLLM:")
+    assert pasted and "TTFT p90" in text and max(map(len, text.splitlines())) <= 80
+    # What has no room there is not cut.
+    done = lmcache("tune", str(trace), *flags, cwd=tmp_path, COLUMNS="40")
+    assert [line for line in done.stdout.splitlines() if "TTFT p50 TTFT p90" in line]
 
 
 def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
