@@ -5,15 +5,34 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from rich.table import Table
 
 from lmcache_cli.errors import UserError
+from reports.units import seconds_text
 
 Say = Callable[[str], None]
 """A function that tells the user something that is neither a result nor an error."""
+_T = TypeVar("_T")
+_SAY_S, _LOOK = 1.0, 64
+
+
+def counted(items: Iterable[_T], say: Say, what: str, total: int | None = None) -> Iterator[_T]:
+    """Yields the items and tells about each second how many came, and what is left of about
+    ``total``."""
+    began = told = time.monotonic()
+    for count, item in enumerate(items):
+        if count and count % _LOOK == 0 and (now := time.monotonic()) - told >= _SAY_S:
+            told, left = now, ""
+            if total is not None:
+                rest = max(0.0, (now - began) / count * (total - count))
+                left = f" of {total:,}, {seconds_text(rest)} left"
+            say(f"{what}: {count:,}{left}")
+        yield item
 
 
 def write_output(target: str, text: str, flag: str = "--json", parents: bool = False) -> None:

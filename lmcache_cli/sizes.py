@@ -1,8 +1,9 @@
-"""Numbers as people write them on a command line: 512MiB, 64,128."""
+"""What people write on a command line: 512MiB, 64,128, words quoted as for a shell."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +20,14 @@ def parse_size(text: str, flag: str) -> int:
         return size_in_bytes(text)
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from None
+
+
+def shell_words(text: str | None, flag: str) -> tuple[str, ...]:
+    """Splits what is quoted as for a shell into words. Raises ``UserError`` naming the flag."""
+    try:
+        return tuple(shlex.split(text or ""))
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}; quote it as for a shell") from error
 
 
 def parse_count(text: str, flag: str) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from workloads.documents import long_context, rag, unrelated
+from workloads.documents import agent, chat, long_context, rag, unrelated
 from workloads.draw import Draw
 from workloads.request import Part, Prompt, Request
-from workloads.sessions import agent, chat
 from workloads.settings import Settings, arrival_times
 from workloads.text import Corpus
 from workloads.tokens import Encode, TokenReader

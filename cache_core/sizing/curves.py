@@ -198,6 +198,13 @@ def routed(
     )
 
 
+def replica_names(names: Numbers, offsets: Numbers, replica: Numbers, replicas: int) -> Numbers:
+    """Returns names of chunks that differ from replica to replica, numbers below their count, as
+    ``names`` are, int64 ``[references]``; request i has those of ``offsets[i]`` to before
+    ``offsets[i + 1]``, and is of ``replica[i]``. Raises ``ValueError``."""
+    return _native.replica_names(names, offsets, replica, replicas)
+
+
 class TierCurves:
     """Hits per tier and request of any stack of LRU tiers, from distances that are counted once.
     With ``replica`` (of each request a number below ``replicas``) each replica has tiers of its

@@ -180,9 +180,6 @@ Out py_replica_distances(const Numbers& ids, const Numbers& offsets, const Numbe
   return to_array<Out>(std::move(out), {ids.size()});
 }
 
-using Seconds = nb::ndarray<nb::numpy, double, nb::ndim<1>, nb::c_contig>;
-using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
-
 void require_numbers(const char* name, const Numbers& values, std::size_t count) {
   require_length(name, values.size(), count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -191,6 +188,22 @@ void require_numbers(const char* name, const Numbers& values, std::size_t count)
                                 "] is no number below their count");
   }
 }
+
+Out py_replica_names(const Numbers& ids, const Numbers& offsets, const Numbers& replica,
+                     std::int64_t replicas) {
+  const References references = to_references(ids, offsets);
+  require_numbers("ids", ids, ids.size());
+  require_replicas(replica, references.size, replicas);
+  std::vector<std::int64_t> out(ids.size());
+  {
+    const Unlocked unlocked;
+    replica_names(references, replica.data(), replicas, out.data());
+  }
+  return to_array<Out>(std::move(out), {ids.size()});
+}
+
+using Seconds = nb::ndarray<nb::numpy, double, nb::ndim<1>, nb::c_contig>;
+using Hits = nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>, nb::c_contig>;
 
 Typed<"dict[str, typing.Any]"> py_serve(
     const Array<double, 1>& at, const Numbers& prompt, const Numbers& output,
@@ -325,6 +338,10 @@ void bind_curves(nanobind::module_& m) {
   m.def("replica_distances", py_replica_distances, "ids"_a.noconvert(), "offsets"_a.noconvert(),
         "replica"_a.noconvert(), "replicas"_a,
         "Returns each reference's distance among those of its ``replica``. Raises ``ValueError``.");
+  m.def("replica_names", py_replica_names, "ids"_a.noconvert(), "offsets"_a.noconvert(),
+        "replica"_a.noconvert(), "replicas"_a,
+        R"(Returns names of chunks that differ from ``replica`` to replica, numbers below their count,
+        as ``ids`` are. Raises ``ValueError``.)"_doc);
 }
 
 }  // namespace lmcache

@@ -133,4 +133,23 @@ void replica_distances(const References& references, const std::int64_t* replica
   }
 }
 
+void replica_names(const References& references, const std::int64_t* replica, std::int64_t replicas,
+                   std::int64_t* names) {
+  std::int64_t most = -1, next = 0;
+  const std::size_t count = references.count();
+  for (std::size_t k = 0; k < count; ++k) most = std::max(most, references.ids[k]);
+  std::vector<std::int64_t> named(static_cast<std::size_t>(most + 1), -1);
+  for (std::int64_t r = 0; r < replicas; ++r) {
+    const std::int64_t first = next;  // names below it are of other replicas
+    for (std::size_t i = 0; i < references.size; ++i) {
+      if (replica[i] != r) continue;
+      for (std::int64_t k = references.offsets[i]; k < references.offsets[i + 1]; ++k) {
+        std::int64_t& name = named[static_cast<std::size_t>(references.ids[k])];
+        if (name < first) name = next++;
+        names[k] = name;
+      }
+    }
+  }
+}
+
 }  // namespace lmcache

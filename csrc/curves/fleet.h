@@ -37,4 +37,9 @@ void route(const Routed& requests, const Router& router, std::int64_t* replica);
 void replica_distances(const References& references, const std::int64_t* replica,
                        std::int64_t replicas, std::int64_t* distances);
 
+// Names of chunks that differ from replica to replica, numbers below their count: each replica's in
+// the order of their first uses. Ids are numbers below their count too.
+void replica_names(const References& references, const std::int64_t* replica, std::int64_t replicas,
+                   std::int64_t* names);
+
 }  // namespace lmcache

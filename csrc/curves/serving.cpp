@@ -43,8 +43,7 @@ using Earliest = std::priority_queue<T, std::vector<T>, std::greater<T>>;
 // What all engines write to. Chunks are there from a time on.
 struct Board {
   explicit Board(const Requests& in) : due(in.at, in.at + in.chunks.size), counts(kGaps, 0) {
-    on_device.assign(names(in.chunks.ids, in.chunks.count()), kLater);
-    stored = on_device;
+    places.assign(names(in.chunks.ids, in.chunks.count()), {kLater, kLater});
     if (in.pooled != nullptr) pooled.assign(names(in.pooled, in.chunks.count()), kLater);
     out.ttft.assign(due.size(), 0);
     out.e2e.assign(due.size(), 0);
@@ -55,7 +54,12 @@ struct Board {
     return count == 0 ? 0 : static_cast<std::size_t>(*std::max_element(of, of + count)) + 1;
   }
 
-  std::vector<double> on_device, stored, pooled, due;
+  struct Place {
+    double on_device, stored;
+  };
+
+  std::vector<Place> places;
+  std::vector<double> pooled, due;
   std::vector<std::int64_t> counts;  // of each gap
   Serving out;
 };
@@ -146,11 +150,15 @@ class Engine {
     bool more = true;
     for (std::size_t t = 0; t < in_.tier_count; ++t) {
       const bool own = t == 0 && cost_.device;
-      const auto& from = t == pool() ? board_.pooled : own ? board_.on_device : board_.stored;
-      const std::int64_t* const names = t == pool() ? in_.pooled : in_.chunks.ids;
+      const bool shared = t == pool();
+      const std::int64_t* const names = shared ? in_.pooled : in_.chunks.ids;
       hits[t] = 0;
       while (more && hits[t] < held[t]) {
-        more = from[static_cast<std::size_t>(names[at])] <= now_;
+        const auto c = static_cast<std::size_t>(names[at]);
+        const double from = shared ? board_.pooled[c]
+                            : own  ? board_.places[c].on_device
+                                   : board_.places[c].stored;
+        more = from <= now_;
         if (!more) break;
         ++hits[t];
         ++at;
@@ -214,10 +222,10 @@ class Engine {
         double& from = board_.pooled[static_cast<std::size_t>(in_.pooled[k])];
         if (from <= board_.due[i]) from = kLater;
       }
-      const auto c = static_cast<std::size_t>(in_.chunks.ids[k]);
+      Board::Place& place = board_.places[static_cast<std::size_t>(in_.chunks.ids[k])];
       // is being made just now
-      if (board_.on_device[c] <= now_ && board_.stored[c] == kLater) continue;
-      board_.on_device[c] = board_.stored[c] = kLater;
+      if (place.on_device <= now_ && place.stored == kLater) continue;
+      place = {kLater, kLater};
     }
   }
 
@@ -234,7 +242,7 @@ class Engine {
     std::int64_t found = 0;
     for (std::size_t t = 0; t < in_.tier_count; ++t) found += hits[t];
     for (std::int64_t k = 0; k < found && in_.pooled != nullptr; ++k) {
-      double& from = board_.on_device[static_cast<std::size_t>(chunks(i)[k])];
+      double& from = board_.places[static_cast<std::size_t>(chunks(i)[k])].on_device;
       from = std::min(from, std::max(ready, now_));
     }
     if (ready <= now_) return false;
@@ -262,7 +270,7 @@ class Engine {
     one.rest -= count;
     left -= count;
     for (const std::int64_t end = std::min(full, one.cached / in_.chunk_tokens); k < end; ++k) {
-      double& from = board_.on_device[static_cast<std::size_t>(chunk[k])];
+      double& from = board_.places[static_cast<std::size_t>(chunk[k])].on_device;
       from = std::min(from, now_);
     }
     return cost_.token_s * n + cost_.pair_s * n * (m + n / 2);
@@ -290,7 +298,7 @@ class Engine {
       if (loaded != loaded_by_.end()) loaded_by_.erase(loaded);
       out_.ttft[i] = first - board_.due[i];
       for (std::int64_t k = in_.chunks.offsets[i]; k < in_.chunks.offsets[i + 1]; ++k) {
-        double& from = board_.stored[static_cast<std::size_t>(in_.chunks.ids[k])];
+        double& from = board_.places[static_cast<std::size_t>(in_.chunks.ids[k])].stored;
         from = std::min(from, through);
         if (in_.pooled == nullptr) continue;
         double& shared = board_.pooled[static_cast<std::size_t>(in_.pooled[k])];

@@ -3,7 +3,6 @@ caches that are not ours, and the flags of engines with a server."""
 
 from __future__ import annotations
 
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.http.settings import api_key, server_root
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
-from lmcache_cli.sizes import parse_list
+from lmcache_cli.sizes import parse_list, shell_words
 from workloads.request import Request
 
 ENGINES = {
@@ -215,7 +214,4 @@ def check_server_flags(options: BenchOptions) -> tuple[str, ...]:
             "--disk-size, --remote, --cache-name: with --engine openai the cache is the server's;"
             " leave them out"
         )
-    try:
-        return tuple(shlex.split(options.vllm_args or ""))
-    except ValueError as error:
-        raise UserError(f"--vllm-args: {error}; quote it as for a shell") from error
+    return shell_words(options.vllm_args, "--vllm-args")

@@ -15,6 +15,7 @@ from lmcache_cli.options.flags import (
     SWEPT,
     TRACE_PANEL,
     WORKLOAD,
+    VllmArgs,
     flag,
 )
 
@@ -71,14 +72,7 @@ class EngineFlags:
             metavar="URL",
         ),
     ] = None
-    vllm_args: Annotated[
-        str | None,
-        flag(
-            'Further flags of vllm serve, as one argument: "--max-model-len 4096" (vllm).',
-            MEASURED,
-            metavar="ARGS",
-        ),
-    ] = None
+    vllm_args: VllmArgs = None
 
 
 @dataclass(frozen=True)

@@ -184,4 +184,12 @@ Config = Annotated[
         metavar="FILE",
     ),
 ]
+VllmArgs = Annotated[
+    str | None,
+    flag(
+        'Further flags of vllm serve, as one argument: "--max-model-len 4096" (vllm).',
+        MEASURED,
+        metavar="ARGS",
+    ),
+]
 Quiet = Annotated[bool, flag("Show no progress.", None, "--quiet")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lmcache_cli.options.flags import WORKLOAD, flag
+from lmcache_cli.options.flags import WORKLOAD, VllmArgs, flag
 
 DRAM_PRICE, DISK_PRICE = round(4.0 / (3 * 8760), 7), round(0.1 / (3 * 8760), 8)
 """The prices of DRAM and disk in dollars per GiB and hour: 4 and 0.1 dollars a GiB, over three
@@ -164,12 +164,21 @@ class TuneFlags:
         ),
     ] = False
     engine: Annotated[
-        Literal["transformers", "simulated"],
-        flag("Engine that validates: all its hits are our cache's.", _VALIDATION),
+        Literal["transformers", "vllm", "simulated"],
+        flag(
+            "Engine that validates; vllm: servers with their own prefix cache, our tiers below it.",
+            _VALIDATION,
+        ),
     ] = "transformers"
+    vllm_args: VllmArgs = None
     tolerance: Annotated[
-        str, flag("Greatest errors of TTFT p50 and p90.", _VALIDATION, metavar="LIST")
-    ] = "0.15,0.25"
+        str | None,
+        flag(
+            "Greatest errors of TTFT p50 and p90. \\[default: 0.15,0.25; vllm 0.2,0.3]",
+            _VALIDATION,
+            metavar="LIST",
+        ),
+    ] = None
     repeat: Annotated[int, flag("Repeats, each from a cold start.", _VALIDATION)] = 1
     out: Annotated[
         Path, flag("Folder for disk tiers, while they are used.", _VALIDATION, metavar="FOLDER")

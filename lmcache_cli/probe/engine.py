@@ -294,11 +294,7 @@ def _fitted(
             steps.append(StepFigure(point.cached, figure))
         else:
             prefills.append(PrefillFigure(point.new, point.cached, figure))
-    cost = _prefill_cost(prefills, lambda figure: figure.median)
-    step = nonnegative_fit(
-        np.array([(1.0, f.cached) for f in steps]), np.array([f.time.median for f in steps])
-    )
-    assert step is not None
+    cost = fitted_prefill(prefills, lambda figure: figure.median)
     return EngineProbe(
         engine.facts(),
         asked,
@@ -306,12 +302,11 @@ def _fitted(
         tuple(engine.kept_layers()),
         cost,
         (
-            _prefill_cost(prefills, lambda figure: figure.low),
-            _prefill_cost(prefills, lambda figure: figure.high),
+            fitted_prefill(prefills, lambda figure: figure.low),
+            fitted_prefill(prefills, lambda figure: figure.high),
         ),
         max(abs(cost.seconds(f.new, f.cached) / f.time.median - 1) for f in prefills),
-        float(step[0]),
-        float(step[1]),
+        *fitted_step(steps),
         {
             name: _tier_cost([f for f in loads if f.tier == name])
             for name in dict.fromkeys(f.tier for f in loads)
@@ -322,11 +317,21 @@ def _fitted(
     )
 
 
-def _prefill_cost(figures: Sequence[PrefillFigure], of: Callable[[Figure], float]) -> PrefillCost:
+def fitted_prefill(figures: Sequence[PrefillFigure], of: Callable[[Figure], float]) -> PrefillCost:
+    """Fits the cost of prefill to ``of`` each figure's time, in seconds."""
     rows = np.array([(1.0, f.new, f.new * (f.cached + f.new / 2)) for f in figures])
     found = fit(rows, np.array([of(f.time) for f in figures]))
     assert found is not None
     return found
+
+
+def fitted_step(figures: Sequence[StepFigure]) -> tuple[float, float]:
+    """Fits a decode step's seconds, and those for each token in front of it, to the medians."""
+    found = nonnegative_fit(
+        np.array([(1.0, f.cached) for f in figures]), np.array([f.time.median for f in figures])
+    )
+    assert found is not None
+    return float(found[0]), float(found[1])
 
 
 def _tier_cost(figures: Sequence[LoadFigure]) -> TierCost:

@@ -79,7 +79,7 @@ def _verdict(study: Study, found: Recommendation) -> Conclusion:
 
 def _cards(study: Study) -> str:
     cost = study.cost
-    if cost.device is None:
+    if cost.source == "probe":
         return f"an engine that was probed ({cost.model})"
     stages = f" in {cost.stages} stages" if cost.stages > 1 else ""
     cards = f"{cost.cards} x {cost.hardware}{stages} with {cost.model}"

@@ -353,13 +353,15 @@ def _at(prefill: PrefillCost, times: float) -> PrefillCost:
 
 def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
     """Builds the costs as measured by a probe: the engine transformers serves one request after
-    another."""
+    another, vLLM in batches."""
     longest = max(new + cached for new, cached, _ in engine.prefill_points)
     worst = max(abs(engine.prefill.seconds(n, m) / t - 1) for n, m, t in engine.prefill_points)
     facts = engine.facts
+    serving: ServingOrder = "batches" if facts["engine"] == "vllm" else "in_turn"
+    order = "in batches" if serving == "batches" else "one request after another"
     notes: tuple[str, ...] = (
         f"{engine.source}: {engine.model}, {facts['dtype']} on {facts['device']}, engine"
-        f" {facts['engine']}, one request after another",
+        f" {facts['engine']}, {order}",
         f"prefill was measured with up to {longest + 1} tokens; its formula is at most"
         f" {100 * worst:.0f} % off the measured points",
     )
@@ -376,7 +378,7 @@ def probed_cost(engine: ProbedEngine, overlap: bool = False) -> RequestCost:
         "probe",
         notes,
         engine.decode_token_s,
-        "in_turn",
+        serving,
         engine.prefill_range,
         engine.model,
         kept=engine.kept,

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from cache_core.policies import make_admission
 from cache_core.sizing.accesses import AccessTrace
-from cache_core.sizing.curves import HitCurve, Kind, Routing, TierCurves, routed
+from cache_core.sizing.curves import (
+    HitCurve,
+    Kind,
+    Routing,
+    TierCurves,
+    replica_names,
+    routed,
+)
 from cache_core.sizing.replay import LedgerReplay, one_order, replay_groups, replay_ledger
 from lmcache_cli.tune.candidates import TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
@@ -100,13 +107,11 @@ class Fleet:
         """Returns names of chunks that differ from replica to replica, numbers below their
         count."""
 
-        def make() -> NDArray[np.int64]:
-            of = np.repeat(replica, np.diff(chunking.references.offsets))
-            of *= int(chunking.names.max(initial=0)) + 1
-            of += chunking.names
-            return np.unique(of, return_inverse=True)[1].astype(np.int64, copy=False)
-
-        return self._kept(("names", route), make)
+        offsets = chunking.references.offsets
+        return self._kept(
+            ("names", route),
+            lambda: replica_names(chunking.names, offsets, replica, self.replicas),
+        )
 
     def _kept(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         if key not in self._made:

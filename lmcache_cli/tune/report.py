@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -140,12 +142,27 @@ def print_report(
     console: Console, study: Study, found: Recommendation, validation: Validation | None = None
 ) -> None:
     """Prints the recommendation, what else there was, how to set it, and whether it held."""
-    if not console.is_terminal:
-        console.width = max(console.width, _PIPE_COLUMNS)
-    console.print(_report(study, found, validation), crop=False)
+    width = console.width
+    parts = _report(study, found, validation)
+    tables = [part for part in parts if isinstance(part, Table)]
+    most = console.options.update(max_width=_WIDEST)
+    # A table is as wide as its figures: cut ones would be wrong ones. Text keeps to the page.
+    natural = max(Measurement.get(console, most, table).maximum for table in tables)
+    console.width = max(width, natural)
+    for part in parts:
+        wide = isinstance(part, Table) or _pasted(part)
+        # In a group: of a text alone print() would forget that it is not to be broken.
+        console.print(Group(part) if wide else Constrain(part, width), crop=False)
+    console.width = width
 
 
-def _report(study: Study, found: Recommendation, validation: Validation | None) -> RenderableType:
+def _pasted(part: RenderableType) -> bool:
+    return isinstance(part, Text) and part.no_wrap is True
+
+
+def _report(
+    study: Study, found: Recommendation, validation: Validation | None
+) -> list[RenderableType]:
     stack, said = found.chosen.stack, answer(study, found)
     parts: list[RenderableType] = [
         *(
@@ -174,10 +191,10 @@ def _report(study: Study, found: Recommendation, validation: Validation | None) 
     for name, text in snippets(stack, study.cost).items():
         # to be pasted: no line is broken, in a pipe neither
         parts += [Text(), Text(f"{name}:"), Text(text, no_wrap=True, overflow="ignore")]
-    return Group(*parts)
+    return parts
 
 
-_PIPE_COLUMNS = 100
+_WIDEST = 240
 _SHOWN = ("ttft.p50", "ttft.p90")
 _TIERS = ("cpu", "disk", "remote")
 
@@ -188,15 +205,17 @@ def _usual(outcome: StackOutcome) -> TierConfiguration:
 
 
 def _table(found: Recommendation) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
     shown = (*_SHOWN, *(name for name in found.goal.slo if name not in _SHOWN))
     plain = all(o.stack == _usual(o) for o in found.front)
     how = () if plain else ("how",)
     title, decides = deciding(found.goal)
     writing = any(o.disk_writes_per_day for o in found.front)
-    tiers = [n for n in _TIERS if n != "remote" or any(n in o.stack.sizes for o in found.front)]
+    tiers = [n for n in _TIERS if n == "cpu" or any(n in o.stack.sizes for o in found.front)]
+    lengths = {o.stack.chunk_tokens for o in found.front if o.stack.bought}
+    chunk = ("chunk",) if len(lengths) > 1 else ()  # one is in the sentence above
     columns = ["pool" if name == "remote" else name for name in tiers]
-    names = (*columns, "chunk", *how, "hit %", *map(latency_text, shown), title, "$/h")
+    names = (*columns, *chunk, *how, "hit %", *map(latency_text, shown), title, "$/h")
     for name in ("", *names, *(("writes/day",) if writing else ())):
         left = name in ("", "how")
         table.add_column(name, justify="left" if left else "right", no_wrap=name != "how")
@@ -206,7 +225,7 @@ def _table(found: Recommendation) -> Table:
         table.add_row(
             f"{mark} today".strip() if outcome is found.today else mark,
             *(bytes_text(sizes[name]) if name in sizes else NONE for name in tiers),
-            str(outcome.stack.chunk_tokens) if sizes else NONE,
+            *((str(outcome.stack.chunk_tokens) if sizes else NONE,) if chunk else ()),
             *((how_text(outcome) if outcome.stack != found.today.stack else NONE,) if how else ()),
             f"{100 * outcome.hit_rate:.1f}",
             *(_latency(outcome, name) for name in shown),
@@ -219,7 +238,12 @@ def _table(found: Recommendation) -> Table:
 
 
 def _latency(outcome: StackOutcome, name: str) -> str:
-    return seconds_text(outcome.latency[name]) if name in outcome.latency else NONE
+    if name not in outcome.latency:
+        return NONE
+    seconds = outcome.latency[name]
+    if round(seconds) < 60:
+        return seconds_text(seconds)
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"
 
 
 def _predicted(outcome: StackOutcome, goal: Goal) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lmcache_cli.tune.candidates import GIB, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.search import Recommendation, replayed
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.validate import MOST_DRIFT, Validation, ValidationPoint
+from lmcache_cli.tune.validate import MOST_DRIFT, Tolerance, Validation, ValidationPoint
 from reports.units import NONE, bytes_text
 
 _TIMES = ("p50", "p90")
@@ -28,12 +28,12 @@ _TIMES = ("p50", "p90")
 
 def validation_tables(validation: Validation) -> list[RenderableType]:
     """Returns a table with one row per stack, then the verdict."""
-    table = point_table()
-    for point in validation.points:
-        table.add_row(*point_row(point, validation))
+    table = point_table({"": validation})
     p50, p90 = validation.tolerance.p50, validation.tolerance.p90
+    points = 100 * validation.tolerance.hits
+    hits = f"within {points:g} point of all tokens in each tier" if points else "exact"
     lines = [
-        f"{validation.verdict}: hit rates must be exact, p50 within {100 * p50:.0f} %, p90 within"
+        f"{validation.verdict}: hits must be {hits}, p50 within {100 * p50:.0f} %, p90 within"
         f" {100 * p90:.0f} %"
         f" (engine {validation.engine}, {validation.model})"
     ]
@@ -42,30 +42,34 @@ def validation_tables(validation: Validation) -> list[RenderableType]:
     return [table, *(Text(line) for line in lines)]
 
 
-def point_table(*before: str) -> Table:
-    """Makes the table of predictions and measurements without rows; ``before`` are further columns
-    on the left."""
-    table = Table(box=None, pad_edge=False, header_style="")
-    for name in (*before, "", "cpu", "disk", "n"):
-        table.add_column(name, justify="left" if name in (*before, "") else "right")
-    for name in ("hit %", "p50 ms", "error", "p90 ms", "error", "ok"):
+def point_table(validations: Mapping[str, Validation]) -> Table:
+    """Makes the table of predictions and measurements, a row per stack, by the name of what was
+    served; a single empty name has no column."""
+    points = [point for validation in validations.values() for point in validation.points]
+    tiers = [t for t in ("device", "cpu", "disk") if any(t in p.stack.sizes for p in points)]
+    named = [] if [*validations] == [""] else ["workload"]
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
+    for name in (*named, ""):
+        table.add_column(name)
+    for name in (*tiers, "hit %", "p50 ms", "off", "p90 ms", "off", "ok"):
         table.add_column(name, justify="right")
-    table.caption = "predicted / measured"
+    table.caption = f"predicted / measured, n = {points[0].requests}"
     table.caption_justify = "left"
+    for name, validation in validations.items():
+        for point in validation.points:
+            table.add_row(*[name] * len(named), *_point_row(point, validation.tolerance, tiers))
     return table
 
 
-def point_row(point: ValidationPoint, validation: Validation) -> list[str]:
-    """Returns the cells of one stack's row."""
+def _point_row(point: ValidationPoint, tolerance: Tolerance, tiers: Sequence[str]) -> list[str]:
     sizes = point.stack.sizes
     cells = [point.role]
-    cells += [bytes_text(sizes[name]) if name in sizes else NONE for name in ("cpu", "disk")]
-    cells += [str(point.requests)]
+    cells += [bytes_text(sizes[name]) if name in sizes else NONE for name in tiers]
     cells += [f"{100 * point.predicted_rate:.1f} / {100 * point.measured_rate:.1f}"]
     for name in _TIMES:
         cells += [f"{1e3 * point.predicted[name]:,.0f} / {1e3 * point.measured[name]:,.0f}"]
         cells += [f"{100 * point.error(name):+.0f} %"]
-    good = point.hits_exact and point.times_within(validation.tolerance)
+    good = point.hits_within(tolerance) and point.times_within(tolerance)
     return [*cells, "yes" if good else "no"]
 
 
@@ -86,7 +90,11 @@ def validation_json(validation: Validation) -> dict[str, Any]:
         "measured": chosen["measured"],
         "error": chosen["error"],
         "verdict": validation.verdict,
-        "tolerance": {"ttft_p50": validation.tolerance.p50, "ttft_p90": validation.tolerance.p90},
+        "tolerance": {
+            "ttft_p50": validation.tolerance.p50,
+            "ttft_p90": validation.tolerance.p90,
+            "hit_rate": validation.tolerance.hits,
+        },
         "drift": validation.drift,
         "engine": validation.engine,
         "model": validation.model,

@@ -10,16 +10,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lmcache_cli.engines.measured_costs import ProbedEngine, probed_engine, read_probed
+from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS
 from lmcache_cli.errors import EXIT_INCONCLUSIVE, MissingError, UserError
 from lmcache_cli.output import Say, check_output, write_output
 from lmcache_cli.sizes import parse_size
 from lmcache_cli.tune.catalogue import find_architecture, find_hardware
-from lmcache_cli.tune.cost import RequestCost, catalogue_cost, devices_needed, probed_cost
+from lmcache_cli.tune.cost import (
+    DeviceRoom,
+    RequestCost,
+    catalogue_cost,
+    devices_needed,
+    probed_cost,
+)
 from lmcache_cli.tune.report import print_report, tune_json_text
 from lmcache_cli.tune.search import search
 from lmcache_cli.tune.source import RequestSource, TuneOptions, made_source, trace_source
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.validate import Tolerance, neighbours, validate
+from lmcache_cli.tune.validate import SERVED_HITS, Prefill, Tolerance, neighbours, validate
 from reports.units import bytes_text
 
 if TYPE_CHECKING:
@@ -43,15 +50,19 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     with talk.status("reading the source") as status, ExitStack() as stack:
         probed = read_probed(options.probe) if options.probe is not None else None
         _check_model(options, probed)
-        engine = None
+        engine = reference = None
         if options.validate:
             status.update(f"loading engine {options.engine}")
-            engine = _start(options, probed)
+            engine = _start(options, probed, status.update)
             stack.callback(engine.close)
-        source = _source(options, probed, engine)
-        if options.validate and probed is None:
+        source = _source(options, probed, engine, status.update)
+        if options.serves:
+            probed, reference = _probe_served(options, engine, source, stack, status.update)
+        elif options.validate and probed is None:
             probed = _probe_now(options, engine, source, status.update)
         cost = _cost(options, probed)
+        if options.serves:
+            cost = _served_cost(options, engine, cost)
         cards = cost.device_price * cost.cards * options.replicas
         if options.gpu_price is None:
             prices = replace(prices, cards=cards)
@@ -81,10 +92,11 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
                 source,
                 engine,
                 neighbours(found.chosen.stack),
-                tolerance=Tolerance(p50, p90),
+                tolerance=Tolerance(p50, p90, SERVED_HITS if options.serves else 0.0),
                 folder=options.out,
                 repeats=options.repeat,
                 prefill_points=probed.prefill_points,
+                reference=reference,
                 on_step=status.update,
             )
     if json_file == "-":
@@ -116,8 +128,14 @@ def _named(options: TuneOptions, probed: ProbedEngine | None) -> str | None:
     return None if asked == "embedded" else asked
 
 
-def _start(options: TuneOptions, probed: ProbedEngine | None) -> Engine:
+def _start(options: TuneOptions, probed: ProbedEngine | None, say: Say) -> Engine:
     from lmcache_cli.engines.start import start_engine
+
+    if options.serves:
+        from lmcache_cli.engines.http.settings import ServerSettings
+
+        serving = ServerSettings(args=options.serving_args(), folder=options.out, say=say)
+        return start_engine("vllm", _named(options, None), "auto", "auto", serving)
 
     device, dtype = "cpu", "auto"
     if probed is not None:
@@ -128,17 +146,22 @@ def _start(options: TuneOptions, probed: ProbedEngine | None) -> Engine:
 
 
 def _source(
-    options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None
+    options: TuneOptions, probed: ProbedEngine | None, engine: Engine | None, say: Say
 ) -> RequestSource:
     if not options.made:
-        return trace_source(options)
+        return trace_source(options, say)
     bench = options.made_bench()
+    if engine is not None and options.serves:
+        from lmcache_cli.engines.http.engine import SALT_TOKENS
+
+        own = SALT_TOKENS, OWN_BLOCK_TOKENS
+        return made_source(options, bench, engine.encode, engine.bos, *own, say)
     if engine is not None:
-        return made_source(options, bench, engine.encode, engine.bos)
+        return made_source(options, bench, engine.encode, engine.bos, say=say)
     if probed is None:
         from lmcache_cli.engines.simulated import encode_words
 
-        source = made_source(options, bench, encode_words, None)
+        source = made_source(options, bench, encode_words, None, say=say)
         source.warnings.append("a model of the catalogue has no tokenizer here: a word is a token")
         return source
     try:
@@ -148,7 +171,7 @@ def _source(
             f"{options.source}: the tokenizer of {probed.model} needs the package {error.name};"
             " run: pip install 'lmcache-bench[transformers]'"
         ) from error
-    return made_source(options, bench, *load_vocabulary(_named(options, probed)))
+    return made_source(options, bench, *load_vocabulary(_named(options, probed)), say=say)
 
 
 def _probe_now(
@@ -172,6 +195,46 @@ def _probe_now(
         )
     )
     return probed_engine(found, "measured just now")
+
+
+def _probe_served(
+    options: TuneOptions,
+    engine: Engine | None,
+    source: RequestSource,
+    stack: ExitStack,
+    say: Say,
+) -> tuple[ProbedEngine, Prefill]:
+    """Probes servers of the engine that is about to validate. The one that gives a reference of the
+    machine's speed ends with ``stack``."""
+    from lmcache_cli.engines.vllm.engine import VllmEngine
+    from lmcache_cli.probe.served import ServedProbe
+
+    assert isinstance(engine, VllmEngine)
+    longest = int(source.arrays.input_tokens.max())
+    largest = options.largest()
+    tiers = [name for name in ("cpu", "disk") if largest[name]]
+    [chunk] = source.chunks
+    probe = ServedProbe(engine, options.out, longest, chunk, tiers or ["cpu"])
+    stack.callback(probe.close)
+    found = probe.measure(_PROBE_REPEATS, _named(options, None) or "embedded", say)
+    return probed_engine(asdict(found), "measured just now"), probe.prefill_s
+
+
+def _served_cost(options: TuneOptions, engine: Engine | None, cost: RequestCost) -> RequestCost:
+    """Returns the cost with the room that the servers are given for their own prefix cache."""
+    from lmcache_cli.engines.vllm.engine import VllmEngine
+
+    assert isinstance(engine, VllmEngine)
+    room = engine.own_room()
+    if options.device_kv is not None:
+        room = parse_size(options.device_kv, "--device-kv")
+    if room is None:
+        raise UserError(
+            "--device-kv: how much room vLLM has for KV on a GPU is in its log; say how much it is"
+            " to have"
+        )
+    device = DeviceRoom(cost.token_bytes, given=room, caching=not options.no_prefix_caching)
+    return replace(cost, device=device)
 
 
 def _more_cards(options: TuneOptions, devices: int) -> RequestCost:

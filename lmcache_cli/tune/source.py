@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import repeat
 from math import gcd, inf
 from pathlib import Path
 
@@ -18,24 +19,29 @@ from lmcache_cli.bench.cells import Scenario
 from lmcache_cli.bench.plan import make_plan
 from lmcache_cli.bench.requests import make_requests
 from lmcache_cli.engines.engine import Load
+from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.tune import TuneFlags
-from lmcache_cli.sizes import parse_count, parse_list, parse_size
+from lmcache_cli.output import Say, counted
+from lmcache_cli.sizes import parse_count, parse_list, parse_size, shell_words
 from lmcache_cli.trace.tools import TraceSource
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS, Request
 from workloads.tokens import Encode
 from workloads.traces import FEW_MALFORMED, TraceArrays, TraceError, load_arrays
+from workloads.traces.lines import about_lines
 from workloads.traces.summary import Watched
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SLO = re.compile(rf"((?:ttft|itl|e2e)\.(?:mean|p50|p90|p95|p99))={_NUMBER}(ms|s)")
 _WORTH = 0.1
+_SERVED_CHUNK = "64"
 _OF_DATA_SHEETS = (
     *("hardware", "dtype", "kv_dtype", "kv_bytes_per_token", "gpu_memory_utilization"),
     *("device_kv", "no_prefix_caching", "efficiency", "replicas", "pipeline", "remote_size"),
 )
+_OF_A_POOL = "remote_size", "network_bandwidth", "remote_price"
 _BUDGET = re.compile(rf"{_NUMBER}/(hour|h|month)")
 
 
@@ -55,6 +61,11 @@ class TuneOptions(TuneFlags):
                 raise UserError(f"--{name}: {count} is too small; it must be at least 1")
         if self.replicas == 1 and self.routing != TuneFlags.routing:
             raise UserError("--routing: one replica takes every request; give --replicas too")
+        of_a_pool = _OF_A_POOL[self.replicas > 1 :]  # replicas may be given no pool
+        for name in of_a_pool if not self.largest()["remote"] else ():
+            if getattr(self, name) != getattr(TuneFlags, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag}: there is no pool; give --replicas, or --remote-size")
         if self.replicas > 1 and self.validate:
             raise UserError("--replicas: --validate serves on one engine; leave one of them out")
         if not 0 < self.efficiency <= 1:
@@ -92,15 +103,41 @@ class TuneOptions(TuneFlags):
                 )
         if self.repeat < 1:
             raise UserError(f"--repeat: {self.repeat} is too small; it must be at least 1")
+        served = ("device_kv", "no_prefix_caching") if self.serves else ()
         for name in _OF_DATA_SHEETS if self.measured else ():
-            if getattr(self, name) != getattr(TuneFlags, name):
+            if name not in served and getattr(self, name) != getattr(TuneFlags, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(
                     f"{flag}: with --probe or --validate costs are measured; leave it out"
                 )
         if self.engine == "simulated" and self.validate and self.probe is None:
             raise UserError("--engine simulated needs costs: --probe FILE")
+        self._check_served()
         self.tolerances()
+
+    def _check_served(self) -> None:
+        if self.vllm_args is not None and not self.serves:
+            raise UserError("--vllm-args: only --validate --engine vllm starts a server")
+        if not self.serves:
+            return
+        if self.probe is not None:
+            raise UserError("--probe: --engine vllm measures its servers itself; leave it out")
+        self.serving_args()
+        chunks = self.chunks_made()
+        if len(chunks) > 1 or chunks[0] % OWN_BLOCK_TOKENS:
+            raise UserError(
+                f"--chunk-tokens: with --engine vllm it is one length, a multiple of its block of"
+                f" {OWN_BLOCK_TOKENS} tokens; the default is {_SERVED_CHUNK}"
+            )
+
+    @property
+    def serves(self) -> bool:
+        """Returns whether servers are started, to be measured."""
+        return self.validate and self.engine == "vllm"
+
+    def serving_args(self) -> tuple[str, ...]:
+        """Returns the words of ``--vllm-args``. Raises ``UserError``."""
+        return shell_words(self.vllm_args, "--vllm-args")
 
     @property
     def measured(self) -> bool:
@@ -127,8 +164,9 @@ class TuneOptions(TuneFlags):
 
     def tolerances(self) -> tuple[float, float]:
         """Returns the tolerances of TTFT p50 and p90. Raises ``UserError``."""
+        given = self.tolerance or ("0.2,0.3" if self.serves else "0.15,0.25")
         try:
-            found = [float(part) for part in self.tolerance.split(",")]
+            found = [float(part) for part in given.split(",")]
         except ValueError:
             found = []
         if len(found) not in (1, 2) or not all(0 < part < 10 for part in found):
@@ -139,7 +177,8 @@ class TuneOptions(TuneFlags):
 
     def chunks_made(self) -> list[int]:
         """Returns the chunk lengths to try where requests are tokens. Raises ``UserError``."""
-        return parse_list(self.chunk_tokens or "16,64,256", "--chunk-tokens", parse_count)
+        given = self.chunk_tokens or (_SERVED_CHUNK if self.serves else "16,64,256")
+        return parse_list(given, "--chunk-tokens", parse_count)
 
     def goal(self, priced: bool = True) -> Goal:
         """Returns the bounds that a recommendation must keep. Without prices of cards, time is
@@ -244,13 +283,14 @@ class RequestSource:
     """What stands above the answer, for it may make it wrong."""
 
 
-def trace_source(options: TuneOptions) -> RequestSource:
+def trace_source(options: TuneOptions, say: Say = lambda text: None) -> RequestSource:
     """Reads the requests of a trace as they are. Raises ``UserError``."""
     try:
         file, unit_s = options.path(), options.time_unit
         trace = TraceSource(file, options.format, None, unit_s, options.tokenizer).open()
         watched = Watched()
-        arrays = load_arrays(watched.watch(trace.requests()))
+        told = counted(trace.requests(), say, "reading the source: requests", about_lines(file))
+        arrays = load_arrays(watched.watch(told))
     except TraceError as error:
         raise UserError(str(error)) from error
     if not len(arrays):
@@ -309,39 +349,58 @@ _MOST_RATE = 1000
 
 
 def made_source(
-    options: TuneOptions, bench: BenchOptions, encode: Encode, bos: int | None
+    options: TuneOptions,
+    bench: BenchOptions,
+    encode: Encode,
+    bos: int | None,
+    salted: int = 0,
+    block: int = 0,
+    say: Say = lambda text: None,
 ) -> RequestSource:
     """Makes the requests that ``lmcache bench`` makes of these options and this tokenizer, token
-    for token. Raises ``UserError``."""
+    for token. With an engine that puts ``salted`` tokens in front of each, behind BOS, and keeps
+    prefixes in blocks of ``block`` tokens, arrays are of what it sees. Raises ``UserError``."""
     plan = make_plan(bench, options.out)
     warnings: list[str] = []
     [scenario, *others] = plan.scenarios
     if others:
         raise UserError("--context-tokens: tune is for one length at a time")
-    requests = make_requests(scenario, plan.corpus, encode, bos, warnings.append)
+    texts = counted(repeat(encode), say, "making requests: texts")
+    requests = make_requests(
+        scenario, plan.corpus, lambda text: next(texts)(text), bos, warnings.append
+    )
     chunks = options.chunks_made()
-    arrays = request_arrays(requests, reduce(gcd, chunks))
+    arrays = request_arrays(requests, reduce(gcd, chunks, block), salted, bos, say)
     return RequestSource(arrays, chunks, plan.load, tuple(requests), scenario, warnings)
 
 
-def request_arrays(requests: Sequence[Request], chunk_tokens: int) -> TraceArrays:
-    """Turns requests into a trace: chunks of ``chunk_tokens``, named by their prefix. Requests are
-    to ascend in time."""
+def request_arrays(
+    requests: Sequence[Request],
+    chunk_tokens: int,
+    salted: int = 0,
+    bos: int | None = None,
+    say: Say = lambda text: None,
+) -> TraceArrays:
+    """Turns requests into a trace: chunks of ``chunk_tokens``, named by their prefix, with
+    ``salted`` more tokens in front, behind ``bos``. Requests are to ascend in time."""
     # Only what is equal matters here, not the shape of the KV.
     hasher = ChunkHasher(Namespace(KVLayout(1, 1, 1, "int8", chunk_tokens), "trace"))
     names: dict[bytes, int] = {}
     sessions: dict[str, int] = {}
     ids: list[int] = []
     offsets = [0]
-    for request in requests:
-        ids += [names.setdefault(k, len(names)) for k in hasher.keys(request.token_ids).prefix]
+    for request in counted(requests, say, "naming what requests share", len(requests)):
+        tokens = request.token_ids
+        if salted:  # which ones does not matter: a cold start has the same for all
+            tokens = np.insert(tokens, int((tokens[:1] == bos).sum()), np.zeros(salted, np.int32))
+        ids += [names.setdefault(k, len(names)) for k in hasher.keys(tokens).prefix]
         offsets.append(len(ids))
         sessions.setdefault(request.session, len(sessions))
     return TraceArrays(
         np.array(ids, np.int64),
         np.array(offsets, np.int64),
         np.array([r.arrival_s for r in requests], np.float64),
-        np.array([len(r.token_ids) for r in requests], np.int64),
+        np.array([len(r.token_ids) + salted for r in requests], np.int64),
         np.array([r.max_tokens for r in requests], np.int64),
         np.array([sessions[r.session] for r in requests], np.int64),
         tuple(sessions),

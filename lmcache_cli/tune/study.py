@@ -308,13 +308,13 @@ class Study:
         capacity = per_million = 0.0
         goodput = None
         if "saturated" in wanted:
-            _, by_tier, last = self._summary(stack, inf)
+            _, by_tier, last = self.summary(stack, inf)
             capacity = self.duration_s / last if last else inf
             if self.prices.cards:
                 hourly = self.prices.cards + self.prices.per_hour(stack.bought)
                 per_million = hourly / (self.millions_per_hour * capacity)
         if "arrivals" in wanted:
-            latency, by_tier, _ = self._summary(stack, 1.0)
+            latency, by_tier, _ = self.summary(stack, 1.0)
             goodput = latency.get("goodput")
         hit = dict(zip((name for name, _ in stack.tiers), by_tier, strict=True))
         return replace(
@@ -337,11 +337,11 @@ class Study:
                 good &= (served.ttft if kind == "ttft" else served.e2e) <= most
         return served.latencies() | {"goodput": float(good.sum()) / self.duration_s}
 
-    def _summary(
+    def summary(
         self, stack: TierConfiguration, load: float
     ) -> tuple[dict[str, float], list[int], float]:
-        """Returns latencies, hit tokens by tier, and the end of the run. Stacks whose tiers serve
-        the same chunks share one."""
+        """Returns the :meth:`latencies` of a run at a multiple of the load, hit tokens by tier, and
+        the end of the run. Stacks whose tiers serve the same chunks share one."""
         base = self.arrays.chunk_tokens
         key: tuple[object, ...] = (stack, load)
         if self.plain(stack):

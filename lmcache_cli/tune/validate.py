@@ -32,14 +32,22 @@ Validity = Literal["confirmed", "refuted", "inconclusive"]
 MOST_DRIFT = 0.1
 """The greatest drift of the machine's speed since the probe; beyond it times prove nothing."""
 _REFERENCE_TOKENS = 128
+REFERENCE_TOKENS_SERVED = 512
+"""The tokens of a reference prefill of a server: of fewer, most of the time is HTTP's."""
+SERVED_HITS = 0.01
+"""The share of all prompt tokens by which a server's hits may differ from those predicted."""
+Prefill = Callable[[int], float]
+"""A function that computes a prompt of so many tokens that nothing has; returns the seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """The greatest relative errors of TTFT that are allowed. The hit rate has to be exact."""
+    """The greatest relative errors of TTFT that are allowed, and of hits, as a share of all prompt
+    tokens, tier by tier; 0: every request has to hit what was predicted."""
 
     p50: float = 0.15
     p90: float = 0.25
+    hits: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ class ValidationPoint:
     measured: dict[str, float]
     wrong: int
     failed: int
+    tokens: int = 1
+    """Tokens of all prompts, of all repeats."""
 
     def error(self, name: str) -> float:
         """Returns the relative error of a TTFT percentile: predicted over measured less 1."""
@@ -68,6 +78,14 @@ class ValidationPoint:
     def hits_exact(self) -> bool:
         """Returns whether every request hit what was predicted, tier by tier."""
         return self.wrong == 0 and self.failed == 0 and self.predicted_hits == self.measured_hits
+
+    def hits_within(self, tolerance: Tolerance) -> bool:
+        """Returns whether the hits of each tier, and of all together, are within the tolerance."""
+        if not tolerance.hits or self.failed:
+            return self.hits_exact
+        apart = [self.predicted_rate - self.measured_rate]
+        apart += [(n - self.measured_hits[t]) / self.tokens for t, n in self.predicted_hits.items()]
+        return max(map(abs, apart)) <= tolerance.hits
 
     def times_within(self, tolerance: Tolerance) -> bool:
         """Returns whether TTFT p50 and p90 are within the tolerance."""
@@ -94,7 +112,7 @@ class Validation:
     @property
     def verdict(self) -> Validity:
         """Judges all points: hits have no excuse; times have one if the machine's speed changed."""
-        if not all(point.hits_exact for point in self.points):
+        if not all(point.hits_within(self.tolerance) for point in self.points):
             return "refuted"
         if all(point.times_within(self.tolerance) for point in self.points):
             return "confirmed"
@@ -108,36 +126,45 @@ class Validation:
 
 
 def neighbours(stack: TierConfiguration) -> list[tuple[str, TierConfiguration]]:
-    """Returns the stack and its neighbours, with half and twice of every tier."""
-    if not stack.tiers:
+    """Returns the stack and its neighbours, with half and twice of every tier that is bought."""
+    if not stack.bought:
         return [("recommended", stack)]
 
     def times(factor: float) -> TierConfiguration:
-        return replace(stack, tiers=tuple((n, int(s * factor)) for n, s in stack.tiers))
+        sizes = {n: s if n == "device" else int(s * factor) for n, s in stack.tiers}
+        return replace(stack, tiers=tuple(sizes.items()))
 
     return [("smaller", times(0.5)), ("recommended", stack), ("larger", times(2))]
 
 
 @dataclass
 class _Drift:
-    """Runs a reference prefill between requests."""
+    """Runs a reference prefill between requests, as long as that of ``points`` which has nearly so
+    many ``tokens``."""
 
-    engine: Engine
+    prefill: Prefill
     points: Sequence[tuple[int, int, float]]
+    tokens: int
     ratios: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         alone = [point for point in self.points if point[1] == 0]
-        self.new, _, self.usual = min(alone, key=lambda p: abs(p[0] - _REFERENCE_TOKENS))
-        self.ids: NDArray[np.int32] = np.arange(1, self.new + 1, dtype=np.int32)
+        self.new, _, self.usual = min(alone, key=lambda p: abs(p[0] - self.tokens))
 
     def run(self) -> None:
-        engine: Any = self.engine
+        self.ratios.append(self.prefill(self.new) / self.usual)
+
+
+def _embedded_prefill(engine: Any) -> Prefill:
+    def run(tokens: int) -> float:
+        ids: NDArray[np.int32] = np.arange(1, tokens + 1, dtype=np.int32)
         engine.kv_buffer()  # waits for what is still being stored from it
         buffer = engine.kv_buffer()
         began = time.perf_counter()
-        int(engine.forward(buffer, self.ids, 0).argmax())
-        self.ratios.append((time.perf_counter() - began) / self.usual)
+        int(engine.forward(buffer, ids, 0).argmax())
+        return time.perf_counter() - began
+
+    return run
 
 
 def validate(
@@ -150,12 +177,14 @@ def validate(
     folder: Path,
     repeats: int = 1,
     prefill_points: Sequence[tuple[int, int, float]] = (),
+    reference: Prefill | None = None,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Validation:
     """Serves the very requests of ``source`` from a cold start under every stack, side by side.
-    One client: stacks take turns request by request, and the engine transformers is timed with a
-    prefill of ``prefill_points`` between them. Disk tiers are made in ``folder`` and removed.
-    Raises ``UserError`` if a stack can't be opened or is not cold."""
+    One client: stacks take turns request by request, and the machine is timed with a prefill of
+    ``prefill_points`` between them, the engine transformers' own or, for a server, ``reference``.
+    Disk tiers are made in ``folder`` and removed. Raises ``UserError`` if a stack can't be opened
+    or is not cold."""
     if source.scenario is None:
         raise UserError("--validate: these requests have no tokens that could be served")
     requests = list(source.requests)
@@ -163,14 +192,17 @@ def validate(
     usable = [(role, s) for role, s in stacks if all(room > 0 for room in study.rooms(s))]
     scratch = folder / f"validate-{uuid4().hex[:8]}"
     cells = [
-        Cell(i, 0, MODES["prefix" if stack.tiers else "off"], _spec(stack, scratch / str(i), study))
+        Cell(i, 0, MODES[_mode(stack)], _spec(stack, scratch / str(i), study))
         for i, (_, stack) in enumerate(usable)
     ]
     for cell in cells:
         engine.tier_capacity(cell.spec)
     drift = None
-    if engine.name == "transformers" and prefill_points and source.load.concurrency == 1:
-        drift = _Drift(engine, prefill_points)
+    if prefill_points and source.load.concurrency == 1:
+        if engine.name == "transformers":
+            drift = _Drift(_embedded_prefill(engine), prefill_points, _REFERENCE_TOKENS)
+        elif reference is not None:
+            drift = _Drift(reference, prefill_points, REFERENCE_TOKENS_SERVED)
     measured = Measured()
     total = len(requests) * len(cells) * repeats
     order = random.Random(0)
@@ -200,7 +232,21 @@ def validate(
     )
 
 
+def _mode(stack: TierConfiguration) -> str:
+    """Returns the reuse mode of a stack: ours, the engine's own alone, or none."""
+    return "prefix" if stack.bought else "vllm" if stack.tiers else "off"
+
+
 def _spec(stack: TierConfiguration, folder: Path, study: Study) -> CacheSpec:
+    if not stack.bought:
+        mode = _mode(stack)
+        return CacheSpec(
+            stack.chunk_tokens,
+            stack.sizes,
+            salt=f"validate {uuid4().hex}",
+            mode=mode,
+            foreign=mode == "vllm",
+        )
     return CacheSpec(
         stack.chunk_tokens,
         stack.sizes,
@@ -243,4 +289,5 @@ def _point(
         percentiles(np.array([s.ttft_s for s in whole]), PERCENTILES),
         wrong,
         len(samples) - len(whole),
+        sum(s.prompt_tokens for s in samples),
     )

@@ -62,7 +62,7 @@ def kept_load(study: Study, outcome: StackOutcome, goal: Goal) -> tuple[float, d
     outside: it is 1 or 0."""
 
     def run(load: float) -> dict[str, float]:
-        return study.latencies(study.run(outcome.stack, load))
+        return study.summary(outcome.stack, load)[0]
 
     def keeps(latency: Mapping[str, float]) -> bool:
         return all(latency.get(name, 0.0) <= most for name, most in goal.slo.items())

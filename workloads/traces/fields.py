@@ -15,6 +15,8 @@ from workloads.traces.lines import Record
 from workloads.traces.reader import ChunkIds
 
 _TOP = 1 << 63
+# Tuples: a union is made anew at each look.
+_TIMES, _NAMES = (int, float, str), (str, int)
 MILLENNIA_S = 1e11
 """More seconds than a trace's clock can show: as milliseconds they are years."""
 
@@ -31,7 +33,9 @@ def whole(record: Record, name: str, least: int = 0) -> int:
     ``ValueError``."""
     given = value(record, name)
     number = given
-    if isinstance(given, str):
+    if type(given) is int:  # the usual case
+        pass
+    elif isinstance(given, str):
         try:
             number = float(given) if "." in given else int(given)
         except ValueError:
@@ -50,7 +54,7 @@ def seconds(record: Record, name: str, unit_s: float = 1.0) -> float:
     seconds since 1970 (UTC where it says nothing else). A number that would be millennia is of the
     smaller unit that makes it less. Raises ``ValueError``."""
     given = value(record, name)
-    if isinstance(given, bool) or not isinstance(given, int | float | str):
+    if isinstance(given, bool) or not isinstance(given, _TIMES):
         raise ValueError(f"{name}: {_short(given)} is no time")
     try:
         time = float(given) * unit_s
@@ -73,7 +77,9 @@ def text(record: Record, *names: str) -> str | None:
     """Returns the first of these fields that is there, as a string; None if none is."""
     for name in names:
         given = record.get(name)
-        if isinstance(given, str | int) and not isinstance(given, bool) and given != "":
+        if given is None:
+            continue
+        if isinstance(given, _NAMES) and not isinstance(given, bool) and given != "":
             return str(given)
     return None
 

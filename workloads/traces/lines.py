@@ -83,6 +83,20 @@ def opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
         raise TraceError(f"{path}: {reason}; name a readable trace") from error
 
 
+def about_lines(path: Path) -> int | None:
+    """Returns about how many lines a file has, by those at its beginning; None of a folder or a
+    compressed file, and where there is none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+    except OSError:
+        return None
+    lines = head.count(b"\n")
+    if not lines or head.startswith((_GZIP, _ZSTD)):
+        return None
+    return max(lines, round(path.stat().st_size * lines / len(head)))
+
+
 class Lines:
     """The lines of one file, from the first, as often as they are asked for; empty ones are left
     out. A JSON list counts as one object a line, however it is broken. Nothing but the line at hand

@@ -25,7 +25,13 @@ from lmcache_cli.engines.http.engine import (
     warm,
 )
 from lmcache_cli.engines.http.settings import ServerSettings
-from lmcache_cli.engines.vllm.flags import flag_value, mode_flags, platform, refuse_cell
+from lmcache_cli.engines.vllm.flags import (
+    flag_value,
+    mode_flags,
+    own_cache_flags,
+    platform,
+    refuse_cell,
+)
 from lmcache_cli.engines.vllm.server import (
     LMCacheServer,
     ServerError,
@@ -107,18 +113,26 @@ class VllmEngine:
         mode_flags(spec, Path())  # finds what is missing, before anything starts
         return chunks_per_tier(spec, self.layout(spec.chunk_tokens)) if spec.ours else {}
 
+    def own_room(self) -> int | None:
+        """Returns the bytes of KV for which servers have room; None if that is not known: on a GPU
+        it is what a server finds when it starts."""
+        if not self.cpu:
+            return None
+        return int(float(self.environment["VLLM_CPU_KVCACHE_SPACE"]) * 2**30)
+
     def session_bytes(self) -> int:
         if not self.interleaves:
             return 0
         weights = sum(file.stat().st_size for file in Path(self.folder).glob("*.safetensors"))
-        kv = float(self.environment["VLLM_CPU_KVCACHE_SPACE"]) * 2**30
-        return _PROCESS_BYTES + weights + int(kv)
+        return _PROCESS_BYTES + weights + (self.own_room() or 0)
 
     def open(self, spec: CacheSpec, max_tokens: int) -> VllmSession:
         self._opened += 1
         stem = self.serving.folder / f"vllm-{self._started}-{self._opened}-{_name(spec)}"
         trace = stem.with_suffix(".jsonl")
+        longest = max_tokens + SALT_TOKENS
         flags, environment = mode_flags(spec, trace)
+        flags += own_cache_flags(spec, self.token_bytes(), longest)
         flags += [*self._flags, "--served-model-name", self.model, "--enable-prompt-tokens-details"]
         environment = self.environment | environment
         server = VllmServer(
@@ -129,7 +143,8 @@ class VllmEngine:
         peer = None
         if beside := _SERVERS.get(spec.mode):
             peer = beside(spec, environment, stem.with_suffix(".cache.log"))
-        return VllmSession(self, spec, server, trace, peer)
+        context = longest if "device" in spec.tiers else self.max_context + SALT_TOKENS
+        return VllmSession(self, spec, server, trace, peer, context)
 
     def bring_up(self, session: VllmSession) -> None:
         """Starts the session's server, if it is not up; stops another one that is in its way."""
@@ -173,7 +188,8 @@ class VllmEngine:
 
 class VllmSession(OpenAISession):
     """A session of one cell: a server of its own, at an endpoint as any other. ``peer`` is the
-    process that keeps its KV, if that is another."""
+    process that keeps its KV, if that is another; ``context`` the most tokens that the server
+    takes."""
 
     def __init__(
         self,
@@ -182,7 +198,9 @@ class VllmSession(OpenAISession):
         server: VllmServer,
         trace: Path,
         peer: LMCacheServer | None,
+        context: int,
     ) -> None:
+        self._context = context
         salts = Salts(engine.encode, engine.bos, spec.salt)
         super().__init__(self._connected, salts, None, _FOREIGN_TIER.get(spec.mode, "device"))
         self.engine, self.spec, self.server, self._peer = engine, spec, server, peer
@@ -205,7 +223,7 @@ class VllmSession(OpenAISession):
         if self._peer is not None:
             self._peer.note_segments(self.server.group())
         endpoint.agree([list(engine.encode("Hello, how are you?"))])
-        tokens = min(_WARM_TOKENS, engine.max_context - SALT_TOKENS)
+        tokens = min(_WARM_TOKENS, self._context - 2 * SALT_TOKENS)
         warm(endpoint, Salts(engine.encode, engine.bos, f"warm {self.spec.salt}"), tokens)
 
     def stop(self) -> None:
@@ -257,6 +275,18 @@ class VllmSession(OpenAISession):
                 f" not known; the server's log is {self.server.log}"
             )
         return {tier: found.get(tier, 0) for tier in ("device", *self.spec.tiers)}
+
+    def complete(self, ids: Sequence[int], max_tokens: int) -> tuple[list[float], dict[str, int]]:
+        """Has the server answer a prompt as it is, without salt tokens. Returns the seconds from
+        sending it to each token, and the tokens of the prompt that were hit by tier. Raises
+        :class:`ServerError`."""
+        name = self.request_id(0)
+        self._sent += 1
+        answer = self._connected().complete(ids, max_tokens, name)
+        if answer.error is not None:
+            death = self.server.death() if answer.lost else ""
+            raise ServerError(f"engine vllm: {answer.error}{death and '; '}{death}")
+        return [at - answer.sent_s for at in answer.token_s], self.hits(answer, name)
 
     def chunk_bytes(self) -> int:
         if not self.spec.ours:

@@ -15,20 +15,47 @@ _OWN_OFF = "--no-enable-prefix-caching"
 _CONNECTOR = "cache_core.adapters.vllm"
 _WORKER = "cache_core.adapters.vllm.blend_worker.BlendWorker"
 _CPU_BLOCK = "128"  # vLLM's default there
+OWN_BLOCK_TOKENS = 32
+"""The tokens of a block of vLLM's own prefix cache, where a cell says how large that is."""
+_SPARE_BLOCKS = 2
+"""The one that vLLM gives to nobody, and the one behind a prompt's last full block."""
 
 
 def mode_flags(spec: CacheSpec, trace: Path) -> tuple[list[str], dict[str, str]]:
     """Returns (flags, environment) of the cell. ``trace`` is where our connector writes each
     request's hits; LMCache's server adds its own flags. Under ``prefix``, ``offload`` and
     ``lmcache`` vLLM's own prefix cache is off, so that what is measured is theirs. Raises
-    ``CellMissingError`` if a connector is not installed."""
+    ``CellMissingError`` if a connector is not installed. With a tier ``device`` vLLM's own prefix
+    cache is on, and :func:`own_cache_flags` say how large."""
     if not spec.reuse:
         return [_OWN_OFF], {}
     if spec.foreign:
         return _FOREIGN[spec.mode](spec)
     _need(_CONNECTOR, "this lmcache-bench has no vLLM connector; install a newer one")
     worker = ["--worker-cls", _WORKER] if spec.blend is not None else []
-    return [_OWN_OFF, *worker, *_transfer(_ours(spec, trace))], {}
+    own = [] if "device" in spec.tiers else [_OWN_OFF]
+    return [*own, *worker, *_transfer(_ours(spec, trace))], {}
+
+
+def own_cache_flags(spec: CacheSpec, token_bytes: int, longest: int) -> list[str]:
+    """Returns the flags by which vLLM's own prefix cache is as large as the tier ``device`` of the
+    cell; none without one. Requests have up to ``longest`` tokens, answers included. Raises
+    ``CellError`` if one has no room."""
+    room = spec.tiers.get("device")
+    if room is None:
+        return []
+    blocks = room // (token_bytes * OWN_BLOCK_TOKENS)
+    if blocks * OWN_BLOCK_TOKENS < longest:
+        raise CellError(
+            f"--device-kv: has room for {blocks * OWN_BLOCK_TOKENS:,} tokens, and a request has up"
+            f" to {longest:,}; give more"
+        )
+    return [
+        "--enable-prefix-caching",
+        *("--block-size", str(OWN_BLOCK_TOKENS)),
+        *("--num-gpu-blocks-override", str(blocks + _SPARE_BLOCKS)),
+        *("--max-model-len", str(longest)),
+    ]
 
 
 def _own(spec: CacheSpec) -> tuple[list[str], dict[str, str]]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_core.sizing.accesses import AccessTrace
-from cache_core.sizing.curves import ROUTINGS, Routing, TierCurves, routed
+from cache_core.sizing.curves import ROUTINGS, Routing, TierCurves, replica_names, routed
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.tune.answer import answer
 from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration, broken, number
@@ -318,6 +318,27 @@ def test_every_replica_has_its_own_order() -> None:
     assert own.most == 2 and [own.uses_held(n) for n in (0, 1, 2)] == [0, 1, 2]
     behind = own.hits([[9, 9]], pool=TierCurves(trace))[0].tolist()
     assert behind == [[0, 0], [0, 2], [0, 0], [2, 0]]
+
+
+@settings(max_examples=50)
+@given(requests(), st.integers(1, 4), st.data())
+def test_chunks_have_a_name_on_each_replica(
+    arrays: TraceArrays, replicas: int, data: st.DataObject
+) -> None:
+    count = len(arrays)
+    replica = data.draw(st.lists(st.integers(0, replicas - 1), min_size=count, max_size=count))
+    ids = np.unique(arrays.chunk_ids, return_inverse=True)[1].astype(np.int64)
+    names = replica_names(ids, arrays.offsets, np.array(replica, np.int64), replicas).tolist()
+    of = np.repeat(np.array(replica, np.int64), np.diff(arrays.offsets)).tolist()
+    pairs = list(zip(of, ids.tolist(), strict=True))
+    assert len(set(names)) == len(set(pairs)) == len(set(zip(names, pairs, strict=True)))
+    assert set(names) == set(range(len(set(names))))
+
+
+def test_names_that_are_no_numbers_below_their_count_are_refused() -> None:
+    one = np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match=r"ids\[0\] is no number below their count"):
+        replica_names(one - 1, np.array([0, 1], np.int64), one, 1)
 
 
 def test_what_a_router_can_not_work_with_is_said() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from lmcache_cli.engines.simulated import encode_words
+from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.tune.candidates import (
     Goal,
     StackOutcome,
@@ -22,9 +26,11 @@ from lmcache_cli.tune.candidates import (
 )
 from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.report_sections import snippets
+from lmcache_cli.tune.source import TuneOptions, made_source, trace_source
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.tune.test_device import cost
 from tests.workloads.traces.test_readers import RAG, rag_folder
+from workloads.traces.lines import about_lines
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -249,6 +255,13 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
         (["--probe", "p.json", "--hardware", "h100"], "--hardware: with --probe or --validate"),
         (["--probe", "p.json", "--kv-dtype", "fp8"], "--kv-dtype: with --probe or --validate"),
         (["--validate", "--no-prefix-caching"], "--no-prefix-caching: with --probe or --validate"),
+        (["--network-bandwidth", "1GB"], "--network-bandwidth: there is no pool; give --replicas"),
+        (["--remote-price", "0.1"], "--remote-price: there is no pool"),
+        (["--remote-size", "0"], "--remote-size: there is no pool"),
+        (
+            ["--replicas", "2", "--remote-size", "0", "--remote-price", "0"],
+            "--remote-price: there is no pool",
+        ),
     ],
 )
 def test_bad_flags_are_one_line(tmp_path: Path, flags: list[str], words: str) -> None:
@@ -296,6 +309,17 @@ def test_what_may_make_the_answer_wrong_stands_above_it(
     known = ("--format", "mooncake", "--json", "-")
     told = tune("t.jsonl", *known, cwd=tmp_path)
     assert json.loads(told.stdout) and says in told.stderr and "guessed" not in told.stderr
+
+
+def test_a_pipe_has_eighty_columns_but_for_what_is_to_be_pasted(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    flags = "--slo", "ttft.p50=100ms", "--slo", "itl.p95=50ms", "--no-prefix-caching", "--quiet"
+    done = lmcache("tune", str(trace), *flags, cwd=tmp_path, COLUMNS="80")
+    text, _, pasted = done.stdout.partition("this connector in vLLM:")
+    assert pasted and "TTFT p90" in text and max(map(len, text.splitlines())) <= 80
+    # What has no room there is not cut.
+    done = lmcache("tune", str(trace), *flags, cwd=tmp_path, COLUMNS="40")
+    assert [line for line in done.stdout.splitlines() if "TTFT p50 TTFT p90" in line]
 
 
 def test_what_is_to_be_pasted_is_one_line_in_a_pipe(tmp_path: Path) -> None:
@@ -377,3 +401,35 @@ def test_without_a_bound_money_decides_and_without_prices_the_cards() -> None:
     assert recommend(ran, Goal()) is ran[1]
     priced = [replace(ran[0], per_million=0.5), replace(ran[1], per_million=0.6)]
     assert recommend(priced, Goal()) is priced[0]
+
+
+def test_reading_and_making_tell_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("lmcache_cli.output.time.monotonic", lambda: float(next(seconds)))
+    line = '{"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [1]}\n'
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(line * 200)
+    said: list[str] = []
+    trace_source(TuneOptions(source=str(trace)), said.append)
+    assert said[0].startswith("reading the source: requests: 64 of 200, ")
+    assert said[0].endswith(" left") and len(said) == 3
+    said.clear()
+    bench = BenchOptions(engine="simulated", workloads=("random",), context_tokens="80")
+    bench = replace(bench, documents=100, questions=2)
+    made_source(TuneOptions(source="random"), bench, encode_words, None, say=said.append)
+    assert any(text.startswith("making requests: texts: 64") for text in said)
+    assert any(text.startswith("naming what requests share: 64 of 200, ") for text in said)
+
+
+def test_what_a_files_lines_come_to(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"x" * 99 + b"\n" + b"y" * 299 + b"\n")
+    assert about_lines(file) == 2
+    file.write_bytes((b"x" * 99 + b"\n") * 30_000)
+    assert about_lines(file) == pytest.approx(30_000, rel=0.001)
+    file.write_bytes(b"one that has no end")
+    assert about_lines(file) is None and about_lines(tmp_path) is None
+    file.write_bytes(gzip.compress(b"a\nb\n"))
+    assert about_lines(file) is None
