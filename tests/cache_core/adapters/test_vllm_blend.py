@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, alone
@@ -112,24 +113,31 @@ def test_kv_behind_another_bos_is_other_kv() -> None:
     assert len(keys) == 3
 
 
-@pytest.mark.parametrize(
-    ("status", "jobs"), [("STOPPED", 1), ("LENGTH_CAPPED", 1), ("ERROR", 0), ("ABORTED", 0)]
-)
-def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int) -> None:
-    """The blocks of a request that failed may hold anything."""
-    text = list(range(3, 99))
-    request = SimpleNamespace(
+def asked(prompt: list[int], segments: list[list[int]]) -> Any:
+    """A request as vLLM has it."""
+    return SimpleNamespace(
         request_id="a",
-        prompt_token_ids=[1, *text, *text],
-        kv_transfer_params={"lmcache": {"segments": [[97, 193]]}},
+        prompt_token_ids=prompt,
+        all_token_ids=prompt,
+        num_tokens=len(prompt),
+        kv_transfer_params={"lmcache": {"segments": segments}},
         lora_request=None,
         mm_features=[],
         prompt_embeds=None,
         cache_salt=None,
         block_hashes=[],
         update_block_hashes=lambda: None,
-        status=SimpleNamespace(name=f"FINISHED_{status}"),
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "jobs"), [("STOPPED", 1), ("LENGTH_CAPPED", 1), ("ERROR", 0), ("ABORTED", 0)]
+)
+def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int) -> None:
+    """The blocks of a request that failed may hold anything."""
+    text = list(range(3, 99))
+    request = asked([1, *text, *text], [[97, 193]])
+    request.status = SimpleNamespace(name=f"FINISHED_{status}")
     lent = [SimpleNamespace(block_id=number) for number in range(64)]
     side = BlendScheduler(ConnectorOptions(), [1], 16)
     side.bind(
@@ -143,3 +151,23 @@ def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int
     state = RequestState(request, HASHER, blocks=list(range(20, 33)))
     side.prepare(state)
     assert len(side.encode(state, Ledger([8]), 1)) == jobs
+
+
+@pytest.mark.parametrize(("held", "stop"), [(3, 193), (1, None)])
+def test_nothing_before_a_question_is_computed_but_what_lacks(
+    held: int, stop: int | None
+) -> None:
+    """A BOS is held too, but is no reason by itself to blend a prompt, which would not be saved."""
+    text = list(range(3, 99))
+    side, ledger = BlendScheduler(ConnectorOptions(), [1], 16), Ledger([64])
+    state = RequestState(asked([1, *text, *text[::-1], 7, 8], [[1, 97], [97, 193]]), HASHER)
+    side.prepare(state)
+    assert state.blend is not None
+    for segment in state.blend.segments[:held]:
+        ledger.complete_store(ledger.prepare_store(segment.keys).moves, stored=True)
+        for key in segment.keys:
+            side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
+    assert side.plan(state, ledger, 0) == stop
+    if stop is not None:
+        state.blend.ratio = 0.001  # of 96 tokens that is none
+        assert list(side.message(state).positions) == []

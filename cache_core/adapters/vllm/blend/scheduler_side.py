@@ -58,20 +58,27 @@ class Segments:
         self._size = chunk_tokens
         self._known = RollingIndex(chunk_tokens)
 
-    def of(self, prompt: Sequence[int], told: object, hasher: ChunkHasher) -> list[BlendSegment]:
-        """Returns the segments of a prompt. ``told`` is what the client says: ``[[start, stop],
-        ...]``, or :data:`FIND`. Raises ``ValueError`` for bounds that are not valid."""
-        tokens = np.asarray(prompt, dtype=np.int32)
+    def of(
+        self, prompt: Sequence[int], told: object, chunks: ChunkHasher, bos: Sequence[int] = ()
+    ) -> list[BlendSegment]:
+        """Returns the segments of a prompt, keyed for an encoding behind ``bos``, by the hasher of
+        what is not encoded alone. ``told`` is what the client says: ``[[start, stop], ...]``, or
+        :data:`FIND`. A BOS right before the first is a segment too: with it nothing before a
+        question is left to compute. Raises ``ValueError`` for bounds that are not valid."""
+        tokens, hasher = np.asarray(prompt, dtype=np.int32), alone(chunks, bos)
         searched = told == FIND
         bounds = self._search(tokens) if searched else _checked(told, len(tokens))
         found = []
         for start, stop in bounds:
             keys = segment_keys(tokens[start:stop], hasher)
             if keys:
-                found.append(BlendSegment(start, stop, tuple(keys)))
+                found.append(BlendSegment(start, stop, tuple(keys), tuple(bos)))
                 if not searched and stop - start >= self._size:
                     first = tokens[start : start + self._size]
                     self._known.add(first, first.tobytes())
+        if bos and found and found[0].start == len(bos) and list(prompt[: len(bos)]) == list(bos):
+            keys = segment_keys(tokens[: len(bos)], alone(chunks, ()))
+            found.insert(0, BlendSegment(0, len(bos), tuple(keys)))
         return found
 
     def _search(self, tokens: NDArray[np.int32]) -> list[tuple[int, int]]:
@@ -163,7 +170,7 @@ class BlendScheduler:
             told = given.get("segments", FIND if self._options.blend_find else None)
             if told is None:
                 return  # exact results, unless the client or the operator asks for others
-            found = self._segments.of(prompt, told, alone(state.hasher, self._bos))
+            found = self._segments.of(prompt, told, state.hasher, self._bos)
         except ValueError as error:
             logger.warning("lmcache.%s: not blended", error)
             return
@@ -194,11 +201,13 @@ class BlendScheduler:
                 continue
             skip = (start - segment.start) // self._size
             part = Hit(hit.keys[skip:], hit.tiers[skip:])
-            first, shift = segment.start + skip * self._size, segment.start - len(self._bos)
+            first, shift = segment.start + skip * self._size, segment.start - len(segment.bos)
             lack = None
             if lacks:
                 lack = np.concatenate(lacks)[start - segment.start : stop - segment.start]
             blend.spans.append(BlendSpan(start, stop, first, part, shift, lack))
+        if blend.spans and blend.spans[-1].stop <= len(self._bos):
+            blend.spans = []  # a BOS alone is not worth a load, nor that the prompt is not saved
         return blend.spans[-1].stop if blend.spans else None
 
     def message(self, state: RequestState) -> BlendSpec:
@@ -240,7 +249,8 @@ class BlendScheduler:
             rows = self._to_see(state, segment)
             if (stored and not rows) or ledger.pending(keys):
                 continue
-            need = -(-(len(self._bos) + len(keys) * self._size) // self._block_tokens)
+            bos = len(segment.bos)
+            need = -(-(bos + len(keys) * self._size) // self._block_tokens)
             if self._pool.get_num_free_blocks() < 2 * need:
                 continue
             plan = ledger.prepare_store(keys)
@@ -252,13 +262,12 @@ class BlendScheduler:
             number = next_id + len(jobs)
             self._lent[number] = [*lent, *kept]
             length = segment.stop - segment.start
-            counts = sighting_worth(segment.start - len(self._bos), length)
+            counts = sighting_worth(segment.start - bos, length)
             self._looks[number] = _Look(tuple(keys[row] for row in rows), counts, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
-            bos = len(self._bos)
             save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, bos)
-            tokens = np.array([*self._bos, *text], dtype=np.int32)
+            tokens = np.array([*segment.bos, *text], dtype=np.int32)
             context = np.array(state.blocks if rows else [], dtype=np.int32)
             start = segment.start
             jobs.append((EncodeSpec(save, tokens, context, start, length, rows), plan))
@@ -302,9 +311,9 @@ class BlendScheduler:
 
     def _in_place(self, state: RequestState, segment: BlendSegment) -> bool:
         """Returns whether a segment stands where it is encoded: there it is exact."""
-        start = len(self._bos)
-        before = list(state.request.prompt_token_ids[:start])
-        return segment.start == start and before == self._bos
+        start = len(segment.bos)
+        before = tuple(state.request.prompt_token_ids[:start])
+        return segment.start == start and before == segment.bos
 
     def _to_see(self, state: RequestState, segment: BlendSegment) -> tuple[int, ...]:
         """Returns which of the segment's chunks the request computed in a context that may be new,
