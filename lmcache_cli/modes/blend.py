@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,27 +88,57 @@ class Blend(Prefix):
         return {"blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}}
 
     def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Returns requests over the same parts, each in every place in turn, until all were seen
-        often enough: what a service has behind it after a while."""
+        """Returns requests over the same parts, as many in each, until all were seen often enough:
+        what a service has behind it after a while."""
         parts = [_parts(request) for request in requests]
         passages = [part for each in parts for part in each[1:-1]]
         size = max((len(each) - 2 for each in parts), default=0)
-        a_turn = sum(sighting_worth(place, 1) for place in range(size))
-        if not a_turn:
-            return requests
+        frame = len(parts[0][0].token_ids) + len(parts[0][-1].token_ids)
+        room = max(len(request.token_ids) for request in requests) - frame
+        lengths = [len(part.token_ids) for part in passages]
         made = []
-        for turn in range(size * math.ceil(LEAST_SEEN / a_turn)):
-            order = [*passages[turn:], *passages[:turn]]
-            for start in range(0, len(order), size):
-                some = [*order, *order][start : start + size]
-                name = f"warm{turn}-{start}"
-                made.append(Prompt(name, name, (parts[0][0], *some, parts[0][-1])).request(0.0, 1))
-        return made
+        for number, order in enumerate(lessons(lengths, size, room)):
+            name = f"warm{number}"
+            mine = (parts[0][0], *(passages[place] for place in order), parts[0][-1])
+            made.append(Prompt(name, name, mine).request(0.0, 1))
+        return made or requests
 
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
     ) -> Oracle:
         return ContentOracle(spec, capacities, bos)
+
+
+def lessons(
+    lengths: Sequence[int], size: int, room: int | None = None, seed: int = 0
+) -> Iterator[list[int]]:
+    """Yields orders of passages of ``lengths`` tokens, at most ``size`` of them and ``room`` tokens
+    at a time, until each was seen often enough behind others. A passage that fits behind no other
+    is left out."""
+    rng, seen = np.random.default_rng(seed), np.zeros(len(lengths))
+    most, known = min(size, len(lengths)), -1.0
+    room = sum(lengths) if room is None else room
+    while most > 1 and known < (known := float(seen.sum())):
+        waiting = np.flatnonzero(seen < LEAST_SEEN)
+        rng.shuffle(waiting)
+        for start in range(0, len(waiting), most - 1):
+            some = waiting[start : start + most - 1]
+            some = some[np.argsort(seen[some], kind="stable")]
+            others = rng.permutation(np.setdiff1d(np.arange(len(lengths)), some))
+            # What is reused already costs least to stand before the others.
+            others = others[np.argsort(-seen[others], kind="stable")]
+            order: list[int] = []
+            left = room
+            for place in [*some.tolist(), *others.tolist()]:
+                if len(order) < most and lengths[place] <= left:
+                    order.insert(0, place)
+                    left -= lengths[place]
+            before = 0
+            for place in order:
+                seen[place] += sighting_worth(before, lengths[place])
+                before += lengths[place]
+            if len(order) > 1:
+                yield order
 
 
 def _parts(request: Request) -> list[Part]:

@@ -154,9 +154,7 @@ def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int
 
 
 @pytest.mark.parametrize(("held", "stop"), [(3, 193), (1, None)])
-def test_nothing_before_a_question_is_computed_but_what_lacks(
-    held: int, stop: int | None
-) -> None:
+def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: int | None) -> None:
     """A BOS is held too, but is no reason by itself to blend a prompt, which would not be saved."""
     text = list(range(3, 99))
     side, ledger = BlendScheduler(ConnectorOptions(), [1], 16), Ledger([64])
