@@ -93,6 +93,8 @@ class Blend(Prefix):
         parts = [_parts(request) for request in requests]
         passages = [part for each in parts for part in each[1:-1]]
         size = max((len(each) - 2 for each in parts), default=0)
+        if size < 2:
+            return requests
         frame = len(parts[0][0].token_ids) + len(parts[0][-1].token_ids)
         room = max(len(request.token_ids) for request in requests) - frame
         lengths = [len(part.token_ids) for part in passages]
@@ -101,7 +103,7 @@ class Blend(Prefix):
             name = f"warm{number}"
             mine = (parts[0][0], *(passages[place] for place in order), parts[0][-1])
             made.append(Prompt(name, name, mine).request(0.0, 1))
-        return made or requests
+        return made
 
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
