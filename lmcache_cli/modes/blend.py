@@ -95,9 +95,9 @@ class Blend(Prefix):
         size = max((len(each) - 2 for each in parts), default=0)
         if size < 2:
             return requests
-        frame = len(parts[0][0].token_ids) + len(parts[0][-1].token_ids)
+        frame = len(parts[0][0].ids) + len(parts[0][-1].ids)
         room = max(len(request.token_ids) for request in requests) - frame
-        lengths = [len(part.token_ids) for part in passages]
+        lengths = [len(part.ids) for part in passages]
         made = []
         for number, order in enumerate(lessons(lengths, size, room)):
             name = f"warm{number}"
