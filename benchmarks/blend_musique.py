@@ -1,8 +1,8 @@
 """Right answers on MuSiQue: F1 of full prefill, plain reuse and blend, on the same prompts.
 
-python benchmarks/blend_musique.py FILE [--questions 100] [--model FOLDER] [--passage-tokens 128]
+python benchmarks/blend_musique.py FILE [--questions 100] [--model FOLDER] [--passage-tokens 96]
 
-Each question's passages are cut into pieces of one length and the four that share most with the
+Each question's passages are cut into pieces of one length and the three that share most with the
 question are retrieved (answers are not looked at). First requests over all pieces, until each was
 seen often enough; then every question by the product's own path. Intervals are 95 % bootstraps
 over questions; differences are of pairs.
@@ -37,7 +37,7 @@ from workloads.answering import Example, answering, relevance
 from workloads.request import Part, Prompt
 from workloads.settings import Settings
 
-PASSAGES = 4
+PASSAGES, LESSON = 3, 8
 
 
 def pieces(engine: TransformersEngine, found: dict[str, Any], length: int) -> Example:
@@ -57,7 +57,7 @@ def teaching(requests: Sequence[Request]) -> list[Request]:
     """Returns requests over all passages after which each was seen often enough."""
     parts = [[Part(s.kind, r.token_ids[s.start : s.end]) for s in r.segments] for r in requests]
     passages = [part for each in parts for part in each[1:-1]]
-    orders = lessons([len(part.ids) for part in passages], PASSAGES)
+    orders = lessons([len(part.ids) for part in passages], LESSON)
     frame = parts[0][0], parts[0][-1]
     return [
         Prompt("l", "l", (frame[0], *(passages[i] for i in order), frame[1])).request(0.0, 1)
@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--model")
-    parser.add_argument("--passage-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=12)
+    parser.add_argument("--passage-tokens", type=int, default=96)
+    parser.add_argument("--output-tokens", type=int, default=10)
     wanted = parser.parse_args()
     engine = TransformersEngine(wanted.model)
     data = json.loads(wanted.file.read_text(encoding="utf-8"))[: wanted.questions]
@@ -91,13 +91,13 @@ def main() -> None:
     size = wanted.passage_tokens + 32
     room = {"cpu": 2 * (PASSAGES * len(requests) + 8) * size * engine.token_bytes()}
     spec = CacheSpec(size, room, mode="blend", blend=BlendSettings())
-    session: Any = engine.open(spec, longest + wanted.output_tokens)
+    session: Any = engine.open(spec, longest + LESSON * size)
     lesson = teaching(requests)
     began = time.monotonic()
     for number, request in enumerate(lesson):
         list(session.serve([request], Load()))
         session.settle()
-        if number % 20 == 0:
+        if number % 5 == 0:
             print(f"taught {number} of {len(lesson)}, {time.monotonic() - began:.0f} s", flush=True)
     ratios = (0.0, BlendSettings().ratio)
     f1: dict[str, list[float]] = {name: [] for name in ("full", *map(str, ratios))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from cache_core.blend.certificate import BlendTerms, CertificateError, Subject, checked_certificate
+from cache_core.blend.certificate import (
+    BlendTerms,
+    CertificateError,
+    Subject,
+    certificate_in,
+    checked_certificate,
+)
 from cache_core.blend.seen import LEAST_SEEN, SELECTION, sighting_worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
@@ -202,13 +207,9 @@ class ContentOracle(HitOracle):
         return sum(piece.stop - piece.start for piece in held)
 
 
-_NAME_LENGTH = 60
-
-
-def certificate_path(subject: Subject) -> Path:
-    """Returns the path of a model's own certificate below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(subject.model).name)[:_NAME_LENGTH]
-    return cache_home() / "blend" / f"{name}-{subject.digest[:16]}.json"
+def certificates() -> Path:
+    """Returns the folder of certificates below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return cache_home() / "blend"
 
 
 def find_certificate(
@@ -219,18 +220,15 @@ def find_certificate(
     device: str,
     terms: BlendTerms,
 ) -> Path:
-    """Checks the model's certificate at ``given`` or its own path, which is returned. ``model``,
+    """Checks the model's certificate, at ``given`` or found. Returns its path. ``model``,
     ``dtype`` and ``device`` are as the user gave them. Raises ``CellMissingError`` with the command
     for it."""
-    path = given or certificate_path(subject)
-    if given is None and not path.exists():
-        lack = f"{subject.model} in {subject.dtype} is not verified yet for blend"
-    else:
-        try:
-            checked_certificate(path, subject, terms)
-            return path
-        except CertificateError as error:
-            lack = str(error)
+    try:
+        path = given or certificate_in(certificates(), subject, terms)
+        checked_certificate(path, subject, terms)
+        return path
+    except CertificateError as error:
+        lack = str(error)
     command = "lmcache verify blend" + (f" --model {model}" if model else "")
     if device != "cpu":
         command += f" --device {device}"

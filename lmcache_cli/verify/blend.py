@@ -13,13 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.blend.certificate import BlendTerms, Certificate
+from cache_core.blend.certificate import BlendTerms, Certificate, certificate_name
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import UserError
 from lmcache_cli.machine import versions
-from lmcache_cli.modes.blend import certificate_path, lessons
+from lmcache_cli.modes.blend import certificates, lessons
 from lmcache_cli.options.verify import BlendGateFlags
 from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count
@@ -116,7 +116,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
     terms = BlendTerms(settings.ratio, settings.encoding)
     certificate = Certificate(subject, terms, failed, unsure, kept)
-    path = flags.out or certificate_path(subject)
+    path = flags.out or certificates() / certificate_name(subject, terms)
     try:
         certificate.write(path)
     except OSError as error:

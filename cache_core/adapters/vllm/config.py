@@ -59,9 +59,10 @@ class ConnectorOptions:
     blend_ratio: float = 0.14
     """The share of reused tokens that is computed anew."""
     blend_certificate: str = ""
-    """The file of ``lmcache verify blend`` that says that this model passed its gates."""
+    """The file of ``lmcache verify blend`` that says that this model passed its gates. Empty: it is
+    looked for in ``~/.cache/lmcache-bench/blend``."""
     blend_unverified: bool = False
-    """Whether a model is blended without a ``blend_certificate``."""
+    """Whether a model is blended without a certificate."""
     codec: str = "none"
     """The form of KV in tiers: ``none``, as it is; ``fp8`` or ``int8``, lossy, in a byte an
     item."""
