@@ -108,6 +108,11 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
         blocks = engine_blocks(kv_caches, self._shape, self._options, pieces)
         rank = self._vllm_config.parallel_config.rank
         blend_worker = None
+        if self._options.blend and self.worker is not None:
+            raise Unsupported(
+                "blend: vLLM gives this engine the connector of an earlier one in this process; end"
+                " that first: llm.llm_engine.engine_core.shutdown()"
+            )
         if self._options.blend:
             sizes = self._shape.block_tokens, self._options.chunk_tokens
             blend_worker = BlendWorkerSide(self._vllm_config, *sizes)
