@@ -104,15 +104,15 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     # What workers do.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        pieces = self._vllm_config.parallel_config.pipeline_parallel_size == 1
-        blocks = engine_blocks(kv_caches, self._shape, self._options, pieces)
-        rank = self._vllm_config.parallel_config.rank
-        blend_worker = None
         if self._options.blend and self.worker is not None:
             raise Unsupported(
                 "blend: vLLM gives this engine the connector of an earlier one in this process; end"
                 " that first: llm.llm_engine.engine_core.shutdown()"
             )
+        pieces = self._vllm_config.parallel_config.pipeline_parallel_size == 1
+        blocks = engine_blocks(kv_caches, self._shape, self._options, pieces)
+        rank = self._vllm_config.parallel_config.rank
+        blend_worker = None
         if self._options.blend:
             sizes = self._shape.block_tokens, self._options.chunk_tokens
             blend_worker = BlendWorkerSide(self._vllm_config, *sizes)

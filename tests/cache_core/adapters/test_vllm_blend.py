@@ -10,6 +10,8 @@ import pytest
 
 from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, alone
 from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.connector import TieredKVConnector
+from cache_core.adapters.vllm.identity import Unsupported
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
@@ -169,3 +171,12 @@ def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: i
     if stop is not None:
         state.blend.ratio = 0.001  # of 96 tokens that is none
         assert list(side.message(state).positions) == []
+
+
+def test_the_connector_of_another_engine_is_refused() -> None:
+    """vLLM hands a process's first connector to a second engine, whose model it does not run."""
+    connector = object.__new__(TieredKVConnector)
+    connector._options, connector.worker = ConnectorOptions(blend=True), SimpleNamespace()
+    with pytest.raises(Unsupported, match="end that first"):
+        connector.register_kv_caches({})
+    connector.worker = None
