@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +18,15 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.random_llama import SETTINGS, connector, random_llama
 from rich.console import Console
 from rich.table import Table
 
-RATIOS = (0.0, 0.07, 0.14, 0.3, 0.6)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.models.random_llama import SETTINGS, connector, random_llama
+from cache_core.blend.seen import DEFAULT_RATIO
+
+RATIOS = (0.0, DEFAULT_RATIO / 2, DEFAULT_RATIO, 0.3, 0.6)
 
 
 def main() -> None:
@@ -60,7 +65,7 @@ def measure(args: argparse.Namespace, model: str) -> None:
     times: dict[str, list[float]] = {"full": [], **{f"{r:g}": [] for r in RATIOS}}
     for turn in range(2 * args.passages):  # until each was seen often enough
         order = [*order[1:], order[0]] if turn % 2 else order[::-1]
-        ask(llm, *prompt(passages, order, rng), 0.14)
+        ask(llm, *prompt(passages, order, rng), DEFAULT_RATIO)
     for _ in range(args.repeats):
         rng.shuffle(order)
         tokens, segments = prompt(passages, order, rng)

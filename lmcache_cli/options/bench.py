@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cache_core.blend.seen import DEFAULT_RATIO
 from lmcache_cli.options.flags import (
     CACHE,
     LOAD,
@@ -162,7 +163,7 @@ class ApproximateFlags:
     blend_ratio: Annotated[
         str | None,
         flag(
-            "Share of reused tokens to recompute (blend). Default: 0.14.",
+            f"Share of reused tokens to recompute (blend). Default: {DEFAULT_RATIO:g}.",
             SWEPT,
             metavar="LIST",
         ),
