@@ -24,7 +24,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.models.random_llama import SETTINGS, connector, random_llama
-from cache_core.blend.seen import DEFAULT_RATIO
+from cache_core.blend.certificate import DEFAULT_RATIO
 
 RATIOS = (0.0, DEFAULT_RATIO / 2, DEFAULT_RATIO, 0.3, 0.6)
 

@@ -19,6 +19,8 @@ CERTIFICATE_SCHEMA = "lmcache.blend-certificate/2"
 METHOD = "seen/1, segments whole"
 """What chooses the tokens that are computed again, and how what is reused was encoded: what was
 measured with another method says nothing of this one."""
+DEFAULT_RATIO = 0.14
+"""The share of reused tokens that is computed again, unless another is asked for."""
 _NAME_LENGTH = 60
 _DOMAIN = b"lmcache.blend-subject/1"
 _ROPE = (

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 SELECTION = "seen"
 """The name of the rule by which tokens are computed again, in reports and certificates."""
-DEFAULT_RATIO = 0.14
-"""The share of reused tokens that is computed again, unless another is asked for."""
 LEAST_SEEN = 2.0
 """How often a passage must have been seen before it is reused, each time counted by
 :func:`sighting_worth`: a context may happen to have nothing of what a token would take."""

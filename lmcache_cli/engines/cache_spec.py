@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_core.blend.seen import DEFAULT_RATIO
+from cache_core.blend.certificate import DEFAULT_RATIO
 from cache_core.ledger import Placement
 
 

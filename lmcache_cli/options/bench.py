@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cache_core.blend.seen import DEFAULT_RATIO
+from cache_core.blend.certificate import DEFAULT_RATIO
 from lmcache_cli.options.flags import (
     CACHE,
     LOAD,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cache_core.blend.seen import DEFAULT_RATIO
+from cache_core.blend.certificate import DEFAULT_RATIO
 from lmcache_cli.options.bench import ModelFlags
 from lmcache_cli.options.flags import WORKLOAD, flag
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from cache_core.blend.seen import DEFAULT_RATIO
+from cache_core.blend.certificate import DEFAULT_RATIO
 from cache_core.memory_limits import size_in_bytes
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.policies import POLICIES
