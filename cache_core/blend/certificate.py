@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CERTIFICATE_SCHEMA = "lmcache.blend-certificate/2"
-METHOD = "seen/1, segments whole"
+METHOD = "seen/2, segments whole, averaged"
 """What chooses the tokens that are computed again, and how what is reused was encoded: what was
 measured with another method says nothing of this one."""
 DEFAULT_RATIO = 0.14

@@ -188,23 +188,26 @@ class ContentOracle(HitOracle):
         if self._full:
             return 0
         prompt = self._prompts.of(request)
-        usable = self._prompts.usable(prompt, self._naive)
-        hit, rows = self._cache.acquire_any([piece.key for piece in usable])
-        self._cache.release(hit)
-        held = [usable[row] for row in rows]
-        self._cache.touch([piece.key for piece in held])
-        there = set(held)
-        missing = [piece for piece in prompt.pieces if piece not in there]
+        keys = self._prompts.usable(prompt, self._held, self._naive)
+        there = self._held(list(keys.values()))
+        held = [piece for piece, key in keys.items() if key in there]
+        self._cache.touch([keys[piece] for piece in held])
+        missing = [piece for piece in prompt.pieces if piece not in set(held)]
+        stored = self._held([piece.key for piece in missing])
+        new, full = self._prompts.lessons(prompt, missing, stored)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]
         for piece in parts:
             self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32), prompt.worth(piece))
         prompt.matcher.stored(prompt.ids, parts)
-        known, _ = self._cache.acquire_any([piece.key for piece in missing])
-        self._cache.release(known)
-        new = [piece.key for piece in missing if piece.key not in set(known.keys)]
-        if new:
-            self._cache.store(new, None)
+        for some in ([piece.key for piece in new], [prompt.average(piece) for piece in full]):
+            if some:
+                self._cache.store(some, None)
         return sum(piece.stop - piece.start for piece in held)
+
+    def _held(self, keys: Sequence[bytes]) -> frozenset[bytes]:
+        hit, _ = self._cache.acquire_any(keys)
+        self._cache.release(hit)
+        return frozenset(hit.keys)
 
 
 def certificates() -> Path:
