@@ -164,7 +164,8 @@ def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: i
     side.prepare(state)
     assert state.blend is not None
     for segment in state.blend.segments[:held]:
-        ledger.complete_store(ledger.prepare_store(segment.keys).moves, stored=True)
+        for keys in (segment.keys, segment.averages):
+            ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
         for key in segment.keys:
             side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
     assert side.plan(state, ledger, 0) == stop

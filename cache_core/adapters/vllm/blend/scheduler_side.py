@@ -29,7 +29,7 @@ from cache_core.adapters.vllm.scheduler.request_state import (
     BlendState,
     RequestState,
 )
-from cache_core.blend.matcher import RollingIndex, segment_keys
+from cache_core.blend.matcher import RollingIndex, average_key, segment_keys
 from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.blend.selection import chosen
 from cache_core.keys import ChunkHasher
@@ -72,7 +72,8 @@ class Segments:
         for start, stop in bounds:
             keys = segment_keys(tokens[start:stop], hasher)
             if keys:
-                found.append(BlendSegment(start, stop, tuple(keys), tuple(bos)))
+                averages = tuple(average_key(key, hasher) for key in keys)
+                found.append(BlendSegment(start, stop, tuple(keys), averages, tuple(bos)))
                 if not searched and stop - start >= self._size:
                     first = tokens[start : start + self._size]
                     self._known.add(first, first.tobytes())
@@ -191,10 +192,15 @@ class BlendScheduler:
         blend.spans, blend.exact = [], exact
         last = state.request.num_tokens - 1
         for segment in blend.segments:
-            hit, lacks = ledger.lookup(segment.keys), list[Lack]()
-            if blend.ratio and not self._in_place(state, segment):
-                lacks = self._lacks(hit.keys)
-                hit = Hit(hit.keys[: len(lacks)], hit.tiers[: len(lacks)])
+            hit, lacks = Hit((), ()), list[Lack]()
+            if not blend.ratio or self._in_place(state, segment):
+                hit = ledger.lookup(segment.keys)
+            if blend.ratio and len(hit) < len(segment.keys):
+                average = ledger.lookup(segment.averages)
+                known = self._lacks(segment.keys[: len(average)])
+                if len(known) > len(hit):
+                    lacks = known
+                    hit = Hit(average.keys[: len(known)], average.tiers[: len(known)])
             stop = min(segment.start + len(hit) * self._size, segment.stop, last)
             start = max(segment.start, exact)
             if stop <= start:
@@ -237,8 +243,9 @@ class BlendScheduler:
         self, state: RequestState, ledger: Ledger, next_id: int
     ) -> list[tuple[EncodeSpec, Plan]]:
         """Returns what is to be encoded alone now that the request has ended: what is not stored,
-        and what it computed in a context and was not seen often enough. Borrows the blocks for it,
-        and keeps those of the request. Ids count up from ``next_id``."""
+        and what it computed in a context. What was seen often enough then is saved as an average.
+        Borrows the blocks for it, and keeps those of the request. Ids count up from
+        ``next_id``."""
         blend, request = state.blend, state.request
         if blend is None or self._pool is None or request.status.name not in _COMPUTED:
             return []
@@ -247,13 +254,18 @@ class BlendScheduler:
             keys = segment.keys
             stored = len(ledger.lookup(keys)) == len(keys)
             rows = self._to_see(state, segment)
-            if (stored and not rows) or ledger.pending(keys):
+            if (stored and not rows) or ledger.pending((*keys, *segment.averages)):
                 continue
             bos = len(segment.bos)
             need = -(-(bos + len(keys) * self._size) // self._block_tokens)
             if self._pool.get_num_free_blocks() < 2 * need:
                 continue
-            plan = ledger.prepare_store(keys)
+            length = segment.stop - segment.start
+            counts = sighting_worth(segment.start - bos, length)
+            full = bool(rows) and all(
+                row not in rows or self.seen.completes(key, counts) for row, key in enumerate(keys)
+            )
+            plan = ledger.prepare_store(segment.averages if full else keys)
             if not plan.moves and not rows:
                 continue
             lent = self._pool.get_new_blocks(need)
@@ -261,16 +273,15 @@ class BlendScheduler:
             self._pool.touch(kept)
             number = next_id + len(jobs)
             self._lent[number] = [*lent, *kept]
-            length = segment.stop - segment.start
-            counts = sighting_worth(segment.start - bos, length)
-            self._looks[number] = _Look(tuple(keys[row] for row in rows), counts, [])
+            seen = tuple(keys[row] for row in rows)
+            self._looks[number] = _Look(seen, counts, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
             save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, bos)
             tokens = np.array([*segment.bos, *text], dtype=np.int32)
             context = np.array(state.blocks if rows else [], dtype=np.int32)
-            start = segment.start
-            jobs.append((EncodeSpec(save, tokens, context, start, length, rows), plan))
+            look = (segment.start, length, rows, seen, counts, full)
+            jobs.append((EncodeSpec(save, tokens, context, *look), plan))
         return jobs
 
     def saw(self, reports: Iterable[SeenDone]) -> None:
@@ -316,16 +327,15 @@ class BlendScheduler:
         return segment.start == start and before == segment.bos
 
     def _to_see(self, state: RequestState, segment: BlendSegment) -> tuple[int, ...]:
-        """Returns which of the segment's chunks the request computed in a context that may be new,
-        and that were not seen often enough."""
+        """Returns which of the segment's chunks the request computed in a context."""
         blend = state.blend
         assert blend is not None
         if not blend.ratio or self._in_place(state, segment):
             return ()
         rows = []
-        for row, key in enumerate(segment.keys):
+        for row in range(len(segment.keys)):
             start = segment.start + row * self._size
             reused = start < blend.exact or any(s.start <= start < s.stop for s in blend.spans)
-            if not reused and self.seen.get(key) is None:
+            if not reused:
                 rows.append(row)
         return tuple(rows)

@@ -188,11 +188,13 @@ class BlendState:
 @dataclass(frozen=True, slots=True)
 class BlendSegment:
     """A prompt's segment: tokens ``start`` .. ``stop``, and keys of its chunks, encoded alone
-    behind ``bos``, which is dropped; the last may be shorter than the others."""
+    behind ``bos``, which is dropped, and of their averages, over contexts too; the last chunk may
+    be shorter than the others."""
 
     start: int
     stop: int
     keys: tuple[bytes, ...]
+    averages: tuple[bytes, ...] = ()
     bos: tuple[int, ...] = ()
 
 
