@@ -57,9 +57,10 @@ class InTransformers:
         from lmcache_cli.engines.transformers.engine import TransformersEngine
 
         self.engine = TransformersEngine(str(FOLDER))
-        room = {"cpu": 2 * documents * CHUNK * self.engine.token_bytes()}
+        room = {"cpu": 4 * documents * CHUNK * self.engine.token_bytes()}
         self.spec = CacheSpec(CHUNK, room, mode="blend", blend=BlendSettings())
         self.session: Any = self.engine.open(self.spec, 1024)
+        self.hits = 0
 
     def ask(self, ids: Sequence[int], starts: Sequence[int], ratio: float) -> tuple[int, float]:
         from lmcache_cli.engines.engine import Load
@@ -67,6 +68,7 @@ class InTransformers:
         self.session.choose(replace(self.spec, blend=BlendSettings(ratio)))
         [sample] = self.session.serve([request(ids, starts)], Load())
         self.session.settle()
+        self.hits = sample.hits
         return sample.output_ids[0], sample.token_layer_share
 
     def known(self, document: Document) -> bool:
