@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,25 @@ def test_the_tokens_that_were_seen_to_lack_most_are_computed_again(tmp_path: Pat
     average[:, 0] = runner.rope.rotate(average[:, 0], 2 * CHUNK)
     torch.testing.assert_close(reused[..., kept, :], average[..., kept, :], rtol=1e-3, atol=1e-3)
     session.close()
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_what_was_seen_is_kept_with_a_named_cache(lasting: bool, tmp_path: Path) -> None:
+    """A later process reuses what an earlier one has left on disk, at once or not at all."""
+    engine = small_engine(tmp_path)
+    texts = parts()
+    tiers = {"disk": 64 << 20}
+    folder = tmp_path / "disk"
+    spec = CacheSpec(CHUNK, tiers, "lru", "write_on_insertion", "s", folder, mode="blend")
+    spec = replace(spec, lasting=lasting, blend=BlendSettings(0.25))
+    for again in (False, True):
+        session: Any = engine.open(spec, 256)
+        if again:
+            session.prompts.seen.least = 1.0
+            assert serve(session, asking(texts)).hits == (10 + 6 * CHUNK if lasting else 10 + 32)
+        else:
+            warm(session, texts)
+        session.close()
 
 
 def test_chunks_behind_another_system_prompt_are_others(tmp_path: Path) -> None:

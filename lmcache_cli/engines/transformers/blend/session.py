@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,6 +23,7 @@ from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, Transfor
 from reports.quality import Quality
 from workloads.request import Request
 
+logger = logging.getLogger("lmcache")
 _REHEARSED_QUESTION = 64
 
 
@@ -50,6 +52,10 @@ class BlendSession(TransformersSession):
         self.runner = engine.layers()
         self.tiers = cache
         self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, bos)
+        # Of a cache that starts with what was left there, the numbers are as old as the chunks.
+        self._kept = spec.folder if spec.lasting and "disk" in spec.tiers else None
+        if self._kept is not None:
+            self.prompts.seen.load(self._kept)
         self.choose(spec)
         self._contexts = Contexts()
         self._lesson: _Lesson | None = None
@@ -92,6 +98,15 @@ class BlendSession(TransformersSession):
         self.prompts.seen.clear()
         self._contexts.clear()
         super().clear()
+
+    def close(self) -> None:
+        self._learn()
+        super().close()
+        if self._kept is not None:
+            try:
+                self.prompts.seen.save(self._kept)
+            except OSError as error:
+                logger.warning("what blend has seen is not kept: %s", error)
 
     def forced(self, tokens: torch.Tensor, past: int) -> torch.Tensor:
         """Returns the logits ``[m, vocabulary]`` of given tokens ``[m]`` behind the ``past`` tokens
