@@ -231,6 +231,10 @@ class WorkloadFlags:
     passage_tokens: Annotated[int, flag("Length of a passage (rag).", WORKLOAD)] = 480
     corpus_passages: Annotated[int, flag("Number of passages in the corpus (rag).", WORKLOAD)] = 64
     zipf: Annotated[float, flag("Skew of passage popularity (rag).", WORKLOAD)] = 1.0
+    order: Annotated[
+        Literal["retrieved", "stable"],
+        flag("Order of a prompt's passages; stable: the most popular first (rag).", WORKLOAD),
+    ] = "retrieved"
     system_tokens: Annotated[int, flag("Length of the system prompt.", WORKLOAD)] = 128
     sessions: Annotated[int, flag("Number of sessions (chat, agent).", WORKLOAD)] = 4
     rounds: Annotated[int, flag("Number of rounds or steps per session.", WORKLOAD)] = 4

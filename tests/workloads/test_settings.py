@@ -10,7 +10,8 @@ import pytest
 
 from workloads import Settings
 
-COUNTS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("seed", "zipf", "rate")]
+OTHERS = ("seed", "zipf", "rate", "order")
+COUNTS = [f.name for f in dataclasses.fields(Settings) if f.name not in OTHERS]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -33,11 +34,12 @@ def test_a_bad_count_is_named_in_one_line(name: str, value: Any) -> None:
         ("rate", math.nan),
         ("seed", 1.5),
         ("seed", None),
+        ("order", "'random'"),
     ],
 )
 def test_other_bad_values_are_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field}: {value}"):
-        Settings(**{field: value})
+        Settings(**{field: value.strip("'") if isinstance(value, str) else value})
 
 
 def test_passages_must_be_there_to_be_drawn() -> None:
