@@ -41,7 +41,7 @@ def main() -> None:
     pool = list(dict.fromkeys(parts))[: wanted.pool]
     question = asked[0].ids[asked[0].starts[-1] :]
     engine = InTransformers(wanted.pool + 1)
-    found, orders = [], set[tuple[int, ...]]()
+    found, orders = list[tuple[float, float]](), set[tuple[int, ...]]()
     while len(found) < wanted.prompts:
         order = tuple(rng.sample(range(len(pool)), COUNT))
         if order in orders:

@@ -2,7 +2,7 @@
 
 Runs vLLM in this process, one request at a time, full prefill and each ratio in turns:
 
-    python benchmarks/vllm_blend.py [--model FOLDER] [--passages 4] [--passage-tokens 480]
+    python benchmarks/vllm_blend.py [--model FOLDER] [--passages 4] [--passage-tokens 980]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="[default: that of models/random_llama.py]")
     parser.add_argument("--passages", type=int, default=4)
-    parser.add_argument("--passage-tokens", type=int, default=480)
+    parser.add_argument("--passage-tokens", type=int, default=980)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     if find_spec("vllm") is None:
@@ -74,7 +74,10 @@ def measure(args: argparse.Namespace, model: str) -> None:
             fresh = [*tokens[:-60], *(rng.randrange(100, 2000) for _ in range(60))]
             fresh[1:9] = [rng.randrange(100, 2000) for _ in range(8)]
             ratio = None if name == "full" else float(name)
-            times[name].append(ask(llm, fresh, segments, ratio))
+            spent, cached = ask(llm, fresh, segments, ratio)
+            if ratio is not None and cached < args.passages * args.passage_tokens:
+                raise RuntimeError(f"only {cached} tokens were reused at ratio {name}")
+            times[name].append(spent)
     table = Table("computed anew", "TTFT p50 ms (least-most)", "speed-up")
     base = median(times["full"])
     for name, found in times.items():
@@ -103,7 +106,10 @@ def prompt(
     return tokens + [rng.randrange(100, 2000) for _ in range(60)], segments
 
 
-def ask(llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | None) -> float:
+def ask(
+    llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | None
+) -> tuple[float, int]:
+    """Returns the seconds to the first token, and how many tokens were not prefilled."""
     from vllm import SamplingParams
 
     ours: dict[str, Any] = {"segments": segments, "ratio": 1 if ratio is None else ratio}
@@ -114,12 +120,12 @@ def ask(llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | N
         extra_args={"kv_transfer_params": {"lmcache": ours}},
     )
     began = time.perf_counter()
-    llm.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
+    [done] = llm.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
     spent = time.perf_counter() - began
     core = llm.llm_engine.engine_core.engine_core
     while core.scheduler.has_requests():
         llm.llm_engine.step()
-    return spent
+    return spent, done.num_cached_tokens or 0
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: i
 
 def test_the_connector_of_another_engine_is_refused() -> None:
     """vLLM hands a process's first connector to a second engine, whose model it does not run."""
-    connector = object.__new__(TieredKVConnector)
+    connector: Any = object.__new__(TieredKVConnector)
     connector._options, connector.worker = ConnectorOptions(blend=True), SimpleNamespace()
     with pytest.raises(Unsupported, match="end that first"):
         connector.register_kv_caches({})
