@@ -46,6 +46,9 @@ class Blended(Protocol):
     def known(self, document: Document) -> bool:
         """Returns whether a document was seen often enough to be reused."""
 
+    def close(self) -> None:
+        """Ends the engine."""
+
 
 class InTransformers:
     """The transformers engine, in this process."""
@@ -54,9 +57,10 @@ class InTransformers:
         from lmcache_cli.engines.transformers.engine import TransformersEngine
 
         self.engine = TransformersEngine(str(FOLDER))
-        room = {"cpu": 2 * documents * CHUNK * self.engine.token_bytes()}
+        room = {"cpu": 4 * documents * CHUNK * self.engine.token_bytes()}
         self.spec = CacheSpec(CHUNK, room, mode="blend", blend=BlendSettings())
         self.session: Any = self.engine.open(self.spec, 1024)
+        self.hits = 0
 
     def ask(self, ids: Sequence[int], starts: Sequence[int], ratio: float) -> tuple[int, float]:
         from lmcache_cli.engines.engine import Load
@@ -64,6 +68,7 @@ class InTransformers:
         self.session.choose(replace(self.spec, blend=BlendSettings(ratio)))
         [sample] = self.session.serve([request(ids, starts)], Load())
         self.session.settle()
+        self.hits = sample.hits
         return sample.output_ids[0], sample.token_layer_share
 
     def known(self, document: Document) -> bool:
@@ -71,6 +76,9 @@ class InTransformers:
         pieces = prompts.of(request(*prompt([document], [BOS]))).pieces
         # The first is the BOS.
         return all(prompts.seen.get(piece.key) is not None for piece in pieces[1:])
+
+    def close(self) -> None:
+        self.session.close()
 
 
 class InVllm:
@@ -129,6 +137,12 @@ class InVllm:
         hasher = alone(self.side._hashers.hasher(Adapter(), ""), [BOS])
         keys = segment_keys(np.array(document, dtype=np.int32), hasher)
         return all(self.side.blend_scheduler.seen.get(key) is not None for key in keys)
+
+    def close(self) -> None:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
 
 
 def request(ids: Sequence[int], starts: Sequence[int]) -> Request:
@@ -200,6 +214,7 @@ def main() -> None:
             share = f"{right / len(asked):.3f}"
             table.add_row(name, share, f"{low:.3f}-{high:.3f}", f"{work:.3f}")
         Console(width=100).print(table)
+        engine.close()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Runs vLLM in this process, one request at a time, full prefill and each ratio in turns:
 
-    python benchmarks/vllm_blend.py [--model FOLDER] [--passages 4] [--passage-tokens 480]
+    python benchmarks/vllm_blend.py [--model FOLDER] [--passages 4] [--passage-tokens 980]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,18 +18,22 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.random_llama import SETTINGS, connector, random_llama
 from rich.console import Console
 from rich.table import Table
 
-RATIOS = (0.0, 0.07, 0.14, 0.3, 0.6)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.models.random_llama import SETTINGS, connector, random_llama
+from cache_core.blend.certificate import DEFAULT_RATIO
+
+RATIOS = (0.0, DEFAULT_RATIO / 2, DEFAULT_RATIO, 0.3, 0.6)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="[default: that of models/random_llama.py]")
     parser.add_argument("--passages", type=int, default=4)
-    parser.add_argument("--passage-tokens", type=int, default=480)
+    parser.add_argument("--passage-tokens", type=int, default=980)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     if find_spec("vllm") is None:
@@ -60,7 +65,7 @@ def measure(args: argparse.Namespace, model: str) -> None:
     times: dict[str, list[float]] = {"full": [], **{f"{r:g}": [] for r in RATIOS}}
     for turn in range(2 * args.passages):  # until each was seen often enough
         order = [*order[1:], order[0]] if turn % 2 else order[::-1]
-        ask(llm, *prompt(passages, order, rng), 0.14)
+        ask(llm, *prompt(passages, order, rng), DEFAULT_RATIO)
     for _ in range(args.repeats):
         rng.shuffle(order)
         tokens, segments = prompt(passages, order, rng)
@@ -69,7 +74,10 @@ def measure(args: argparse.Namespace, model: str) -> None:
             fresh = [*tokens[:-60], *(rng.randrange(100, 2000) for _ in range(60))]
             fresh[1:9] = [rng.randrange(100, 2000) for _ in range(8)]
             ratio = None if name == "full" else float(name)
-            times[name].append(ask(llm, fresh, segments, ratio))
+            spent, cached = ask(llm, fresh, segments, ratio)
+            if ratio is not None and cached < args.passages * args.passage_tokens:
+                raise RuntimeError(f"only {cached} tokens were reused at ratio {name}")
+            times[name].append(spent)
     table = Table("computed anew", "TTFT p50 ms (least-most)", "speed-up")
     base = median(times["full"])
     for name, found in times.items():
@@ -98,7 +106,10 @@ def prompt(
     return tokens + [rng.randrange(100, 2000) for _ in range(60)], segments
 
 
-def ask(llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | None) -> float:
+def ask(
+    llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | None
+) -> tuple[float, int]:
+    """Returns the seconds to the first token, and how many tokens were not prefilled."""
     from vllm import SamplingParams
 
     ours: dict[str, Any] = {"segments": segments, "ratio": 1 if ratio is None else ratio}
@@ -109,12 +120,12 @@ def ask(llm: Any, tokens: list[int], segments: list[list[int]], ratio: float | N
         extra_args={"kv_transfer_params": {"lmcache": ours}},
     )
     began = time.perf_counter()
-    llm.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
+    [done] = llm.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
     spent = time.perf_counter() - began
     core = llm.llm_engine.engine_core.engine_core
     while core.scheduler.has_requests():
         llm.llm_engine.step()
-    return spent
+    return spent, done.num_cached_tokens or 0
 
 
 if __name__ == "__main__":

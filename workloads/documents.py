@@ -63,6 +63,8 @@ def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     of exactly ``passage_tokens`` tokens out of ``corpus_passages``, and a question about them.
 
     The passage of rank r (0 is the most popular) is drawn with a weight of 1 / (r + 1) ** zipf.
+    With the ``order`` "stable" a prompt has the most popular of its passages first, so that prompts
+    begin alike more often.
     """
     system = system_prompt("answers from passages", settings.system_tokens, reader)
     quoter = Quoter(QUOTE_ENDINGS["about a text"], reader, draw)
@@ -73,6 +75,8 @@ def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
     prompts = []
     for i in range(settings.requests or NATURAL_REQUESTS):
         ranks = popular(settings.corpus_passages, settings.passages, settings.zipf, draw)
+        if settings.order == "stable":
+            ranks.sort()
         drawn = tuple(pool[rank] for rank in ranks)
         about = np.concatenate([part.ids for part in drawn])
         opening = f"\n\nQuestion {i + 1}: “…"

@@ -20,6 +20,8 @@ def arrival_times(count: int, rate: float | None, draw: Draw) -> list[float]:
     return list(accumulate(draw.exponential() / rate for _ in range(count)))
 
 
+ORDERS = ("retrieved", "stable")
+"""The orders of a prompt's passages: as they were drawn, or the most popular first."""
 _LEAST = {"context_tokens": 2}  # a BOS token and one of text; of other numbers 1
 
 
@@ -43,6 +45,7 @@ class Settings:
     passage_tokens: int = 480
     corpus_passages: int = 64
     zipf: float = 1.0
+    order: str = "retrieved"
     system_tokens: int = 128
     sessions: int = 4
     rounds: int = 4
@@ -55,6 +58,8 @@ class Settings:
         for knob in fields(self):
             if type(knob.default) is int and knob.name != "seed":
                 _check_count(knob.name, getattr(self, knob.name), _LEAST.get(knob.name, 1))
+        if self.order not in ORDERS:
+            raise ValueError(f"order: {self.order!r} is not known; use one of {', '.join(ORDERS)}")
         if self.requests is not None:
             _check_count("requests", self.requests, 1)
         if type(self.seed) is not int:

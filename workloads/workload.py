@@ -28,6 +28,7 @@ WORKLOAD_USES: dict[str, tuple[str, ...]] = {
         "passage_tokens",
         "corpus_passages",
         "zipf",
+        "order",
         "system_tokens",
         "question_tokens",
     ),

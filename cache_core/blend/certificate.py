@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 CERTIFICATE_SCHEMA = "lmcache.blend-certificate/2"
-METHOD = "seen/1, segments whole"
+METHOD = "seen/2, segments whole, averaged"
 """What chooses the tokens that are computed again, and how what is reused was encoded: what was
 measured with another method says nothing of this one."""
+DEFAULT_RATIO = 0.14
+"""The share of reused tokens that is computed again, unless another is asked for."""
+_NAME_LENGTH = 60
 _DOMAIN = b"lmcache.blend-subject/1"
 _ROPE = (
     "rope_type",
@@ -133,6 +137,29 @@ def read_certificate(path: Path) -> Certificate:
     return Certificate(subject, terms, failed, unsure, details)
 
 
+def certificate_name(subject: Subject, terms: BlendTerms) -> str:
+    """Returns the name of the file for a model's certificate under ``terms`` in a folder of many:
+    verifying it again under others leaves it."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(subject.model).name)[:_NAME_LENGTH]
+    return f"{name}-{subject.digest[:16]}-{terms.encoding}-{terms.ratio:g}.json"
+
+
+def certificate_in(folder: Path, subject: Subject, terms: BlendTerms) -> Path:
+    """Returns the file in ``folder``, which need not exist, that is of ``subject`` under ``terms``,
+    or under the largest smaller ratio; else one that is of the model at all. Raises
+    :class:`CertificateError` if there is none."""
+    found = []
+    for path in folder.glob(f"*-{subject.digest[:16]}-*.json"):
+        try:
+            had = read_certificate(path).terms
+        except CertificateError:
+            continue
+        found.append((_covers(had, terms), had.ratio, path))
+    if not found:
+        raise CertificateError(f"{subject.model} in {subject.dtype} is not verified yet for blend")
+    return max(found)[2]
+
+
 def checked_certificate(path: Path, subject: Subject, terms: BlendTerms) -> Certificate:
     """Reads the certificate, which must be of ``subject`` under ``terms``, or a smaller ratio than
     theirs, and have passed. Raises :class:`CertificateError`."""
@@ -147,7 +174,7 @@ def checked_certificate(path: Path, subject: Subject, terms: BlendTerms) -> Cert
             f" ({subject.dtype}): {', '.join(differ) or 'model'} differ"
         )
     had = certificate.terms
-    if (had.method, had.encoding) != (terms.method, terms.encoding) or had.ratio > terms.ratio:
+    if not _covers(had, terms):
         raise CertificateError(
             f"{path} is of {had.method}, ratio {had.ratio:g}, encoding {had.encoding}, not of"
             f" {terms.method}, ratio {terms.ratio:g}, encoding {terms.encoding}"
@@ -162,6 +189,11 @@ def checked_certificate(path: Path, subject: Subject, terms: BlendTerms) -> Cert
             f" {', '.join(certificate.unsure)}"
         )
     return certificate
+
+
+def _covers(had: BlendTerms, wanted: BlendTerms) -> bool:
+    alike = (had.method, had.encoding) == (wanted.method, wanted.encoding)
+    return alike and had.ratio <= wanted.ratio
 
 
 def rope_text(parameters: Mapping[str, Any] | None) -> str:

@@ -86,6 +86,7 @@ def _powers(base: int, count: int) -> Hashes:
 
 Bounds = tuple[int, int]
 _TAIL_DOMAIN = b"lmcache.tail/1"
+_AVERAGE_DOMAIN = b"lmcache.average/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,12 @@ def segment_keys(tokens: NDArray[np.int32], hasher: ChunkHasher) -> list[bytes]:
         text = np.ascontiguousarray(tail, dtype=np.int32).tobytes()
         keys.append(hasher.beside(keys[-1] if keys else None, _TAIL_DOMAIN + text))
     return keys
+
+
+def average_key(key: bytes, hasher: ChunkHasher) -> bytes:
+    """Returns the key of a chunk's KV averaged over the contexts in which it was seen, of the chunk
+    whose KV alone has ``key``."""
+    return hasher.beside(key, _AVERAGE_DOMAIN)
 
 
 class Matcher:

@@ -69,6 +69,11 @@ class SeenTable:
         self._known.move_to_end(key)
         return found[1]
 
+    def completes(self, key: bytes, counts: float) -> bool:
+        """Returns whether a chunk is seen often enough with one more sighting that ``counts``."""
+        before, _ = self._known.get(key, (0.0, None))
+        return counts > 0 and before + counts >= self.least
+
     def clear(self) -> None:
         """Forgets all chunks."""
         self._known.clear()

@@ -10,6 +10,8 @@ passage is reused (:func:`chosen`). They are known before layer 0.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +32,40 @@ def deviation(k: Tensor, v: Tensor, alone_k: Tensor, alone_v: Tensor) -> Deviati
         both = _apart(k[layer], alone_k[layer]) + _apart(v[layer], alone_v[layer])
         found = torch.maximum(found, both)
     return np.asarray(found.cpu().numpy(), dtype=np.float32)
+
+
+class Contexts:
+    """What chunks were computed to be in contexts, summed until they are seen often enough: KV as
+    it would be were they encoded alone. Keeps at most ``most_bytes``; what is forgotten of a chunk
+    lacks in its average."""
+
+    def __init__(self, most_bytes: int = 256 << 20) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._sums: OrderedDict[bytes, tuple[Tensor, float]] = OrderedDict()
+
+    def add(self, key: bytes, kv: Tensor, counts: float) -> None:
+        """Takes in a chunk's KV in one context, of any shape, and what that sighting ``counts``."""
+        total, weight = self._take(key)
+        new = kv.float() * counts if total is None else total + kv.float() * counts
+        self._sums[key] = new, weight + counts
+        self._bytes += new.nbytes
+        while self._bytes > self._most and len(self._sums) > 1:
+            self._take(next(iter(self._sums)))
+
+    def average(self, key: bytes, alone: Tensor) -> Tensor:
+        """Returns the average of a chunk's KV ``alone`` and in all contexts, and forgets those."""
+        total, weight = self._take(key)
+        return alone if total is None else ((alone.float() + total) / (1 + weight)).to(alone.dtype)
+
+    def clear(self) -> None:
+        """Forgets all chunks."""
+        self._sums.clear()
+        self._bytes = 0
+
+    def _take(self, key: bytes) -> tuple[Tensor | None, float]:
+        total, weight = self._sums.pop(key, (None, 0.0))
+        self._bytes -= 0 if total is None else total.nbytes
+        return total, weight
 
 
 def chosen(deviations: Deviations, ratio: float) -> NDArray[np.bool_]:

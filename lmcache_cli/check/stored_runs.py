@@ -35,7 +35,7 @@ _NOT_PARAMETERS = (
 )
 _WORKLOAD_FLAGS = (
     *("documents", "questions", "requests", "question_tokens", "output_tokens", "passages"),
-    *("passage_tokens", "corpus_passages", "zipf", "system_tokens", "sessions", "rounds"),
+    *("passage_tokens", "corpus_passages", "zipf", "order", "system_tokens", "sessions", "rounds"),
     *("context_tokens", "rate", "concurrency", "warm", "scale", "speed_up", "trace_format"),
 )
 

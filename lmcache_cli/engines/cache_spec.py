@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache_core.blend.certificate import DEFAULT_RATIO
 from cache_core.ledger import Placement
 
 
@@ -15,7 +16,7 @@ class BlendSettings:
     ``encoding`` names the tokens after which segments are encoded. ``certificate`` is the model's,
     for an engine whose processes check it themselves; None: unverified."""
 
-    ratio: float = 0.14
+    ratio: float = DEFAULT_RATIO
     encoding: str = "auto"
     certificate: Path | None = None
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_core.blend.certificate import BlendTerms, CertificateError, Subject, checked_certificate
+from cache_core.blend.certificate import (
+    BlendTerms,
+    CertificateError,
+    Subject,
+    certificate_in,
+    checked_certificate,
+)
 from cache_core.blend.seen import LEAST_SEEN, SELECTION, sighting_worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
@@ -89,27 +93,59 @@ class Blend(Prefix):
         return {"blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}}
 
     def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Returns requests over the same parts, each in every place in turn, until all were seen
-        often enough: what a service has behind it after a while."""
+        """Returns requests over the same parts, as many in each, until all were seen often enough:
+        what a service has behind it after a while."""
         parts = [_parts(request) for request in requests]
         passages = [part for each in parts for part in each[1:-1]]
         size = max((len(each) - 2 for each in parts), default=0)
-        a_turn = sum(sighting_worth(place, 1) for place in range(size))
-        if not a_turn:
+        if size < 2:
             return requests
+        frame = len(parts[0][0].ids) + len(parts[0][-1].ids)
+        room = max(len(request.token_ids) for request in requests) - frame
+        lengths = [len(part.ids) for part in passages]
         made = []
-        for turn in range(size * math.ceil(LEAST_SEEN / a_turn)):
-            order = [*passages[turn:], *passages[:turn]]
-            for start in range(0, len(order), size):
-                some = [*order, *order][start : start + size]
-                name = f"warm{turn}-{start}"
-                made.append(Prompt(name, name, (parts[0][0], *some, parts[0][-1])).request(0.0, 1))
+        for number, order in enumerate(lessons(lengths, size, room)):
+            name = f"warm{number}"
+            mine = (parts[0][0], *(passages[place] for place in order), parts[0][-1])
+            made.append(Prompt(name, name, mine).request(0.0, 1))
         return made
 
     def cold(
         self, spec: CacheSpec, capacities: Mapping[str, int | None], bos: int | None
     ) -> Oracle:
         return ContentOracle(spec, capacities, bos)
+
+
+def lessons(
+    lengths: Sequence[int], size: int, room: int | None = None, seed: int = 0
+) -> Iterator[list[int]]:
+    """Yields orders of passages of ``lengths`` tokens, at most ``size`` of them and ``room`` tokens
+    at a time, until each was seen often enough behind others. A passage that fits behind no other
+    is left out."""
+    rng, seen = np.random.default_rng(seed), np.zeros(len(lengths))
+    most, known = min(size, len(lengths)), -1.0
+    room = sum(lengths) if room is None else room
+    while most > 1 and known < (known := float(seen.sum())):
+        waiting = np.flatnonzero(seen < LEAST_SEEN)
+        rng.shuffle(waiting)
+        for start in range(0, len(waiting), most - 1):
+            some = waiting[start : start + most - 1]
+            some = some[np.argsort(seen[some], kind="stable")]
+            others = rng.permutation(np.setdiff1d(np.arange(len(lengths)), some))
+            # What is reused already costs least to stand before the others.
+            others = others[np.argsort(-seen[others], kind="stable")]
+            order: list[int] = []
+            left = room
+            for place in [*some.tolist(), *others.tolist()]:
+                if len(order) < most and lengths[place] <= left:
+                    order.insert(0, place)
+                    left -= lengths[place]
+            before = 0
+            for place in order:
+                seen[place] += sighting_worth(before, lengths[place])
+                before += lengths[place]
+            if len(order) > 1:
+                yield order
 
 
 def _parts(request: Request) -> list[Part]:
@@ -152,32 +188,31 @@ class ContentOracle(HitOracle):
         if self._full:
             return 0
         prompt = self._prompts.of(request)
-        usable = self._prompts.usable(prompt, self._naive)
-        hit, rows = self._cache.acquire_any([piece.key for piece in usable])
-        self._cache.release(hit)
-        held = [usable[row] for row in rows]
-        self._cache.touch([piece.key for piece in held])
-        there = set(held)
-        missing = [piece for piece in prompt.pieces if piece not in there]
+        keys = self._prompts.usable(prompt, self._held, self._naive)
+        there = self._held(list(keys.values()))
+        held = [piece for piece, key in keys.items() if key in there]
+        self._cache.touch([keys[piece] for piece in held])
+        missing = [piece for piece in prompt.pieces if piece not in set(held)]
+        stored = self._held([piece.key for piece in missing])
+        new, full = self._prompts.lessons(prompt, missing, stored)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]
         for piece in parts:
             self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32), prompt.worth(piece))
         prompt.matcher.stored(prompt.ids, parts)
-        known, _ = self._cache.acquire_any([piece.key for piece in missing])
-        self._cache.release(known)
-        new = [piece.key for piece in missing if piece.key not in set(known.keys)]
-        if new:
-            self._cache.store(new, None)
+        for some in ([piece.key for piece in new], [prompt.average(piece) for piece in full]):
+            if some:
+                self._cache.store(some, None)
         return sum(piece.stop - piece.start for piece in held)
 
+    def _held(self, keys: Sequence[bytes]) -> frozenset[bytes]:
+        hit, _ = self._cache.acquire_any(keys)
+        self._cache.release(hit)
+        return frozenset(hit.keys)
 
-_NAME_LENGTH = 60
 
-
-def certificate_path(subject: Subject) -> Path:
-    """Returns the path of a model's own certificate below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(subject.model).name)[:_NAME_LENGTH]
-    return cache_home() / "blend" / f"{name}-{subject.digest[:16]}.json"
+def certificates() -> Path:
+    """Returns the folder of certificates below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return cache_home() / "blend"
 
 
 def find_certificate(
@@ -188,18 +223,15 @@ def find_certificate(
     device: str,
     terms: BlendTerms,
 ) -> Path:
-    """Checks the model's certificate at ``given`` or its own path, which is returned. ``model``,
+    """Checks the model's certificate, at ``given`` or found. Returns its path. ``model``,
     ``dtype`` and ``device`` are as the user gave them. Raises ``CellMissingError`` with the command
     for it."""
-    path = given or certificate_path(subject)
-    if given is None and not path.exists():
-        lack = f"{subject.model} in {subject.dtype} is not verified yet for blend"
-    else:
-        try:
-            checked_certificate(path, subject, terms)
-            return path
-        except CertificateError as error:
-            lack = str(error)
+    try:
+        path = given or certificate_in(certificates(), subject, terms)
+        checked_certificate(path, subject, terms)
+        return path
+    except CertificateError as error:
+        lack = str(error)
     command = "lmcache verify blend" + (f" --model {model}" if model else "")
     if device != "cpu":
         command += f" --device {device}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cache_core.blend.certificate import DEFAULT_RATIO
 from lmcache_cli.options.flags import (
     CACHE,
     LOAD,
@@ -156,7 +157,7 @@ class ApproximateFlags:
     blend_ratio: Annotated[
         str | None,
         flag(
-            "Share of reused tokens to recompute (blend). Default: 0.14.",
+            f"Share of reused tokens to recompute (blend). Default: {DEFAULT_RATIO:g}.",
             SWEPT,
             metavar="LIST",
         ),
@@ -224,6 +225,10 @@ class WorkloadFlags:
     passage_tokens: Annotated[int, flag("Length of a passage (rag).", WORKLOAD)] = 480
     corpus_passages: Annotated[int, flag("Number of passages in the corpus (rag).", WORKLOAD)] = 64
     zipf: Annotated[float, flag("Skew of passage popularity (rag).", WORKLOAD)] = 1.0
+    order: Annotated[
+        Literal["retrieved", "stable"],
+        flag("Order of a prompt's passages; stable: the most popular first (rag).", WORKLOAD),
+    ] = "retrieved"
     system_tokens: Annotated[int, flag("Length of the system prompt.", WORKLOAD)] = 128
     sessions: Annotated[int, flag("Number of sessions (chat, agent).", WORKLOAD)] = 4
     rounds: Annotated[int, flag("Number of rounds or steps per session.", WORKLOAD)] = 4

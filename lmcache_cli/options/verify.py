@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cache_core.blend.certificate import DEFAULT_RATIO
 from lmcache_cli.options.bench import ModelFlags
 from lmcache_cli.options.flags import WORKLOAD, flag
 
@@ -51,7 +52,7 @@ class BlendGateFlags(VerifyFlags):
     ] = None
     blend_ratio: Annotated[
         float, flag("Share of reused tokens that is computed again.", WORKLOAD)
-    ] = 0.14
+    ] = DEFAULT_RATIO
     blend_encoding: Annotated[
         Literal["auto", "system", "bos", "none"],
         flag("Tokens after which passages are encoded.", WORKLOAD),

@@ -13,13 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cache_core.blend.certificate import BlendTerms, Certificate
+from cache_core.blend.certificate import BlendTerms, Certificate, certificate_name
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.errors import UserError
 from lmcache_cli.machine import versions
-from lmcache_cli.modes.blend import certificate_path
+from lmcache_cli.modes.blend import certificates, lessons
 from lmcache_cli.options.verify import BlendGateFlags
 from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count
@@ -44,7 +44,7 @@ VERIFY_BLEND_SCHEMA = "lmcache.verify-blend/2"
 LEAST_PROMPTS = 16
 MOST_OF_NAIVE, LEAST_TOP_1 = 0.6, -0.01
 """What blend must reach: this share of plain reuse's KL, and top-1 as near a full prefill's."""
-_PASSAGES, _TRUTH, _ROUNDS = 4, 24, 12
+_PASSAGES, _TRUTH = 4, 24
 _DRAWS = 4000
 
 
@@ -88,8 +88,9 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     ratios = sorted({0.0, settings.ratio / 2, settings.ratio, min(1.0, 2 * settings.ratio)})
     session: Any = engine.open(spec, need)
     session.keep_logits = True
-    progress = _Progress(talk, _ROUNDS + len(tried))
-    _learn(session, tried, progress)
+    teaching = _teaching(tried)
+    progress = _Progress(talk, len(teaching) + len(tried))
+    _learn(session, teaching, progress)
     trials = [_measured(engine, session, spec, ratios, one, progress) for one in tried]
     full, naive = _first_logits(engine, session, spec, tried[0], need)
     session.close()
@@ -115,7 +116,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     kept = details | {"versions": versions(), "created": datetime.now(UTC).isoformat()}
     terms = BlendTerms(settings.ratio, settings.encoding)
     certificate = Certificate(subject, terms, failed, unsure, kept)
-    path = flags.out or certificate_path(subject)
+    path = flags.out or certificates() / certificate_name(subject, terms)
     try:
         certificate.write(path)
     except OSError as error:
@@ -223,31 +224,34 @@ def _request(
     return Prompt(name, name, parts).request(0.0, 1)
 
 
-def _learn(session: BlendSession, tried: Sequence[_Tried], progress: _Progress) -> None:
-    """Serves requests over all passages until each was seen often enough."""
-    cut = [one.request.token_ids for one in tried]
-    bounds = [[(s.start, s.end) for s in one.request.segments[1:-1]] for one in tried]
-    pool = {
-        ids[start:end].tobytes(): ids[start:end]
-        for ids, parts in zip(cut, bounds, strict=True)
-        for start, end in parts
-    }
-    head, question = cut[0][:1], cut[0][bounds[0][-1][1] :]
-    rng, passages = np.random.default_rng(1), list(pool.values())
-    for number in range(_ROUNDS):
-        unseen = [text for text in passages if not _known(session, head, text, question)]
-        for start in range(0, len(unseen), _PASSAGES - 1):
-            some = unseen[start : start + _PASSAGES - 1]
-            # What stands first is not seen: one that is known already, after the first round.
-            first = passages[int(rng.integers(len(passages)))]
-            order = [some[i] for i in rng.permutation(len(some))]
-            _serve(session, _request(f"learn {number}", head, [first, *order], question))
+def _teaching(tried: Sequence[_Tried]) -> list[Request]:
+    """Returns requests over all passages after which each was seen often enough. One takes about
+    as long as measuring a prompt: it computes and encodes three passages."""
+    cut = [(one.request.token_ids, one.request.segments) for one in tried]
+    texts = [ids[part.start : part.end] for ids, parts in cut for part in parts[1:-1]]
+    passages = list({text.tobytes(): text for text in texts}.values())
+    ids, parts = cut[0]
+    orders = lessons([len(text) for text in passages], _PASSAGES, seed=1)
+    head, question = ids[: parts[0].end], ids[parts[-1].start :]
+    return [
+        _request(f"learn {number}", head, [passages[place] for place in order], question)
+        for number, order in enumerate(orders)
+    ]
+
+
+def _learn(session: BlendSession, teaching: Sequence[Request], progress: _Progress) -> None:
+    """Serves requests, after which each of their passages must be known."""
+    for request in teaching:
+        _serve(session, request)
         progress.step()
+    lack = [request for request in teaching if not _known(session, request)]
+    if lack:
+        raise RuntimeError(f"passages of {len(lack)} requests were not learnt")
 
 
-def _known(session: BlendSession, head: TokenIds, text: TokenIds, question: TokenIds) -> bool:
-    prompt = session.prompts.of(_request("known", head, [text], question))
-    parts = [piece for piece in prompt.pieces if piece.segment >= len(head)]
+def _known(session: BlendSession, request: Request) -> bool:
+    prompt = session.prompts.of(request)
+    parts = [piece for piece in prompt.pieces if not prompt.is_lead(piece)]
     return all(session.prompts.seen.get(piece.key) is not None for piece in parts)
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_core.blend.certificate import BlendTerms, Certificate
+from cache_core.blend.certificate import BlendTerms, Certificate, certificate_name
 from lmcache_cli.engines.transformers.engine import TransformersEngine
-from lmcache_cli.modes.blend import certificate_path
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -60,7 +59,9 @@ def test_a_model_without_a_certificate_is_refused(
     command = f"lmcache verify blend --model {model}"
     assert f"run: {command}, or add --unverified" in line
     subject = TransformersEngine(str(model)).blend_subject()
-    path = tmp_path / "cache" / "lmcache-bench" / "blend" / certificate_path(subject).name
+    path = (
+        tmp_path / "cache" / "lmcache-bench" / "blend" / certificate_name(subject, BlendTerms(0.14))
+    )
     certificate = Certificate(subject, BlendTerms(0.14), (), (), {})
     certificate.write(path)
     found = json.loads(lmcache("bench", "rag", *flags, cwd=tmp_path).stdout)["cells"][0]["blend"]

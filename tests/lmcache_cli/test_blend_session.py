@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
+from cache_core.blend.selection import chosen
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend import session as session_module
 from lmcache_cli.engines.transformers.blend.session import BlendSession
@@ -139,26 +141,30 @@ def test_a_passage_is_reused_once_it_was_seen_often_enough(tmp_path: Path) -> No
 
 
 def test_the_tokens_that_were_seen_to_lack_most_are_computed_again(tmp_path: Path) -> None:
-    """As a slow look at both KVs, in both contexts, has them."""
+    """As a slow look at both KVs, in both contexts, has them; what is reused is their average."""
     engine = small_engine(tmp_path)
     texts = parts()
     session = blend_session(engine, ratio=0.25)
+    session.prompts.seen.least = 1.5
     for order in ([3, 2, 1], [1, 3, 2]):
         request = asking([texts[0], *(texts[i] for i in order), texts[-1]])
         serve(session, request)
         session.settle()
-    session.prompts.seen.least = 1.5
     runner, passage = engine.layers(), texts[2]
     alone = torch.zeros(4, 2, engine.loaded.kv_heads, 128, engine.loaded.head_dim)
     system, expected = texts[0], np.zeros(2 * CHUNK, dtype=np.float32)
     with torch.inference_mode():
         ids = torch.from_numpy(np.concatenate([system, passage]).astype(np.int64))
         runner.behind(ids, alone, 0)
+        total = alone[..., 10 : 10 + 2 * CHUNK, :].clone()
         for before in (texts[3], np.concatenate([texts[1], texts[3]])):
             context = torch.zeros_like(alone)
             both = np.concatenate([system, before, passage]).astype(np.int64)
             runner.behind(torch.from_numpy(both), context, 0)
             n, moved = len(both), len(before)
+            counts = moved / (4 * CHUNK)
+            total[:, 0] += counts * runner.rope.rotate(context[:, 0, :, n - 2 * CHUNK : n], -moved)
+            total[:, 1] += counts * context[:, 1, :, n - 2 * CHUNK : n]
             for layer in range(4):
                 k, v = context[layer, :, :, n - 2 * CHUNK : n]
                 k_alone = runner.rope.rotate(alone[layer, 0, :, 10 : 10 + 2 * CHUNK], moved)
@@ -171,7 +177,33 @@ def test_the_tokens_that_were_seen_to_lack_most_are_computed_again(tmp_path: Pat
     pieces = [p for p in prompt.pieces if p.segment == 10 + 4 * CHUNK]
     found = np.concatenate([session.prompts.seen.get(piece.key) for piece in pieces])
     np.testing.assert_allclose(found, expected, rtol=1e-2)
+    last = asking([texts[0], texts[3], texts[2], texts[-1]])
+    assert serve(session, last).blended_tokens == 2 * CHUNK
+    reused = session._last[0].tensor[..., 10 + 2 * CHUNK : 10 + 4 * CHUNK, :]  # type: ignore[index]
+    kept = ~chosen(expected, 0.25)
+    average = total / 2.5
+    average[:, 0] = runner.rope.rotate(average[:, 0], 2 * CHUNK)
+    torch.testing.assert_close(reused[..., kept, :], average[..., kept, :], rtol=1e-3, atol=1e-3)
     session.close()
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_what_was_seen_is_kept_with_a_named_cache(lasting: bool, tmp_path: Path) -> None:
+    """A later process reuses what an earlier one has left on disk, at once or not at all."""
+    engine = small_engine(tmp_path)
+    texts = parts()
+    tiers = {"disk": 64 << 20}
+    folder = tmp_path / "disk"
+    spec = CacheSpec(CHUNK, tiers, "lru", "write_on_insertion", "s", folder, mode="blend")
+    spec = replace(spec, lasting=lasting, blend=BlendSettings(0.25))
+    for again in (False, True):
+        session: Any = engine.open(spec, 256)
+        if again:
+            session.prompts.seen.least = 1.0
+            assert serve(session, asking(texts)).hits == (10 + 6 * CHUNK if lasting else 10 + 32)
+        else:
+            warm(session, texts)
+        session.close()
 
 
 def test_chunks_behind_another_system_prompt_are_others(tmp_path: Path) -> None:

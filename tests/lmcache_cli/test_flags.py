@@ -24,6 +24,7 @@ from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
 from lmcache_cli.options.flags import Config, flag, flag_fields, flattened
 from lmcache_cli.options.verify import BlendGateFlags
 from workloads import WORKLOAD_USES, Settings
+from workloads.settings import ORDERS
 from workloads.traces import FORMATS
 
 
@@ -110,6 +111,7 @@ def test_a_flags_names_are_those_of_what_it_chooses() -> None:
     assert choices(BenchOptions, "placement") == PLACEMENTS
     assert choices(BenchOptions, "admission") == ADMISSIONS
     assert choices(BenchOptions, "engine") == tuple(ENGINES)
+    assert choices(BenchOptions, "order") == ORDERS
     assert choices(BlendGateFlags, "blend_encoding") == BLEND_ENCODINGS
     assert set(MODES) == {mode for modes in ENGINES.values() for mode in modes}
 

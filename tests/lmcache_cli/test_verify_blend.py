@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from rich.console import Console
 
 from cache_core.blend.certificate import BlendTerms, read_certificate
-from lmcache_cli.verify.blend import BlendTrial, quality_gates
-from tests.lmcache_cli.blend_world import ROPES
+from cache_core.blend.seen import LEAST_SEEN, sighting_worth
+from lmcache_cli.engines.engine import Load
+from lmcache_cli.modes.blend import lessons
+from lmcache_cli.options.verify import BlendGateFlags
+from lmcache_cli.verify.blend import (
+    BlendTrial,
+    _learn,
+    _Progress,
+    _prompts,
+    _teaching,
+    quality_gates,
+)
+from tests.lmcache_cli.blend_world import ROPES, blend_session, small_engine
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
 
@@ -44,6 +57,39 @@ def test_gates_curve_and_verdict(tmp_path: Path) -> None:
     certificate = read_certificate(path)
     assert (certificate.failed, certificate.unsure) == (tuple(failed), tuple(unsure))
     assert certificate.terms == BlendTerms(0.5) and certificate.details["curve"] == found["curve"]
+
+
+@pytest.mark.parametrize(("count", "size", "room"), [(9, 4, None), (5, 3, 70), (2, 2, None)])
+def test_lessons_show_every_passage_behind_others(count: int, size: int, room: int | None) -> None:
+    lengths = [20 + 3 * number for number in range(count)]
+    seen = [0.0] * count
+    for order in lessons(lengths, size, room):
+        assert len(set(order)) == len(order) <= size
+        assert sum(lengths[place] for place in order) <= (room or 1000)
+        for at, place in enumerate(order):
+            before = sum(lengths[other] for other in order[:at])
+            seen[place] += sighting_worth(before, lengths[place])
+    assert min(seen) >= LEAST_SEEN
+
+
+def test_a_passage_behind_which_no_other_fits_is_not_waited_for() -> None:
+    assert list(lessons([100, 200], 2, 250)) == [] == list(lessons([100], 4))
+    assert all(2 not in order for order in lessons([10, 10, 100], 3, 105))
+
+
+def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
+    engine = small_engine(tmp_path)
+    session = blend_session(engine)
+    tried = _prompts(engine, 16, BlendGateFlags(prompts=16))
+    said = Console(file=io.StringIO())
+    teaching = _teaching(tried)
+    _learn(session, teaching, _Progress(said, len(teaching)))
+    assert len(teaching) < 16
+    for one in tried:
+        [sample] = session.serve([one.request], Load())
+        assert sample.hits == 1 + 4 * 16
+    with pytest.raises(RuntimeError, match="of 1 requests were not learnt"):
+        _learn(blend_session(engine), teaching[:1], _Progress(said, 1))
 
 
 def trials(

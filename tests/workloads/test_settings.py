@@ -10,7 +10,8 @@ import pytest
 
 from workloads import Settings
 
-COUNTS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("seed", "zipf", "rate")]
+OTHERS = ("seed", "zipf", "rate", "order")
+COUNTS = [f.name for f in dataclasses.fields(Settings) if f.name not in OTHERS]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -33,11 +34,13 @@ def test_a_bad_count_is_named_in_one_line(name: str, value: Any) -> None:
         ("rate", math.nan),
         ("seed", 1.5),
         ("seed", None),
+        ("order", "'random'"),
     ],
 )
 def test_other_bad_values_are_named(field: str, value: Any) -> None:
+    given: Any = {field: value.strip("'") if isinstance(value, str) else value}
     with pytest.raises(ValueError, match=f"^{field}: {value}"):
-        Settings(**{field: value})
+        Settings(**given)
 
 
 def test_passages_must_be_there_to_be_drawn() -> None:
@@ -47,7 +50,7 @@ def test_passages_must_be_there_to_be_drawn() -> None:
 
 
 def test_the_least_values_are_allowed() -> None:
-    least = dict.fromkeys(COUNTS, 1) | {"context_tokens": 2}
+    least: Any = dict.fromkeys(COUNTS, 1) | {"context_tokens": 2}
     settings = Settings(**least, zipf=0.0, rate=1e-9, seed=-1)
     assert settings.requests == 1
     with pytest.raises(ValueError, match=r"^context_tokens: 1 is too small; .* at least 2"):

@@ -230,6 +230,20 @@ def test_rag_takes_popular_passages_more_often(make: Make) -> None:
     assert max(even.values()) < 1.8 * min(even.values())
 
 
+def test_in_stable_order_the_most_popular_passages_come_first(make: Make) -> None:
+    def passages(order: str) -> list[list[bytes]]:
+        requests = make("rag", requests=60, zipf=1.2, order=order)
+        return [[r.token_ids[s.start : s.end].tobytes() for s in r.segments[1:5]] for r in requests]
+
+    drawn, stable = passages("retrieved"), passages("stable")
+    assert drawn != stable
+    assert [set(some) for some in drawn] == [set(some) for some in stable]
+    # Of any two passages, the same one always comes first.
+    pairs = {(a, b) for some in stable for i, a in enumerate(some) for b in some[i + 1 :]}
+    assert not any((b, a) in pairs for a, b in pairs)
+    assert len({some[0] for some in stable}) < len({some[0] for some in drawn})
+
+
 @pytest.mark.parametrize("name", ["chat", "agent"])
 def test_sessions_take_turns_and_later_ones_follow(name: str, make: Make) -> None:
     requests = make(name, sessions=2, rounds=3, requests=9)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from cache_core.blend.certificate import DEFAULT_RATIO
 from cache_core.memory_limits import size_in_bytes
 from cache_core.plan import PLACEMENTS, Placement
 from cache_core.policies import POLICIES
@@ -56,12 +57,13 @@ class ConnectorOptions:
     docs."""
     blend_find: bool = False
     """Whether known segments are looked for in requests that name none."""
-    blend_ratio: float = 0.14
+    blend_ratio: float = DEFAULT_RATIO
     """The share of reused tokens that is computed anew."""
     blend_certificate: str = ""
-    """The file of ``lmcache verify blend`` that says that this model passed its gates."""
+    """The file of ``lmcache verify blend`` that says that this model passed its gates. Empty: it is
+    looked for in ``~/.cache/lmcache-bench/blend``."""
     blend_unverified: bool = False
-    """Whether a model is blended without a ``blend_certificate``."""
+    """Whether a model is blended without a certificate."""
     codec: str = "none"
     """The form of KV in tiers: ``none``, as it is; ``fp8`` or ``int8``, lossy, in a byte an
     item."""

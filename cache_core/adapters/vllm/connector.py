@@ -104,6 +104,11 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
     # What workers do.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        if self._options.blend and self.worker is not None:
+            raise Unsupported(
+                "blend: vLLM gives this engine the connector of an earlier one in this process; end"
+                " that first: llm.llm_engine.engine_core.shutdown()"
+            )
         pieces = self._vllm_config.parallel_config.pipeline_parallel_size == 1
         blocks = engine_blocks(kv_caches, self._shape, self._options, pieces)
         rank = self._vllm_config.parallel_config.rank

@@ -15,6 +15,7 @@ from cache_core.blend.certificate import (
     BlendTerms,
     CertificateError,
     Subject,
+    certificate_in,
     checked_certificate,
     rope_text,
 )
@@ -200,23 +201,27 @@ def unproven(config: Any) -> str:
 
 
 def require_certificate(file: str, model: Any, ratio: float) -> None:
-    """Raises :class:`Unsupported` unless the file says that vLLM's model passed blend's gates at
-    this ratio, or a smaller one."""
+    """Raises :class:`Unsupported` unless ``file``, or without a name one in the folder where
+    ``lmcache verify blend`` leaves them, says that vLLM's model passed blend's gates at this ratio,
+    or a smaller one."""
     text, name = model.hf_text_config, str(model.model)
     weights = _weights(model)
     rope = rope_text(getattr(text, "rope_parameters", None))
-    subject = Subject(name, weights, dtype_name(model.dtype), rope)
-    lack = f"{name} has no blend_certificate"
-    if file:
-        try:
-            checked_certificate(Path(file).expanduser(), subject, BlendTerms(ratio))
-            return
-        except CertificateError as error:
-            lack = f"blend_certificate: {error}"
+    subject, terms = Subject(name, weights, dtype_name(model.dtype), rope), BlendTerms(ratio)
+    try:
+        path = Path(file).expanduser() if file else certificate_in(_certificates(), subject, terms)
+        checked_certificate(path, subject, terms)
+        return
+    except (CertificateError, RuntimeError) as error:  # a user may have no home
+        lack = f"blend_certificate: {error}"
     raise Unsupported(
-        f"{lack}; run: lmcache verify blend --model {name} --dtype {subject.dtype} --out FILE,"
-        ' and set "blend_certificate": "FILE" (or "blend_unverified": true)'
+        f"{lack}; run: lmcache verify blend --model {name} --dtype {subject.dtype}, or set"
+        ' "blend_certificate" to the file that it wrote (or "blend_unverified": true)'
     )
+
+
+def _certificates() -> Path:
+    return Path.home() / ".cache" / "lmcache-bench" / "blend"
 
 
 class Hashers:

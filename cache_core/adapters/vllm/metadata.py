@@ -112,7 +112,9 @@ class FetchSpec:
 class EncodeSpec:
     """An order to compute ``tokens`` ``[n]`` alone, from position 0 on, in the save's blocks, and
     to save them; and to see how far the segment's chunks ``rows``, all of ``length`` tokens, are
-    from what the request computed in its blocks ``context`` from token ``start`` on."""
+    from what the request computed in its blocks ``context`` from token ``start`` on. Their
+    ``keys`` name them alone; that ``counts``. If they are ``full``, what is saved is the average
+    over all contexts."""
 
     save: SaveSpec
     tokens: NDArray[np.int32]
@@ -120,6 +122,9 @@ class EncodeSpec:
     start: int
     length: int
     rows: tuple[int, ...] = ()
+    keys: tuple[bytes, ...] = ()
+    counts: float = 0.0
+    full: bool = False
 
 
 @dataclass(slots=True)

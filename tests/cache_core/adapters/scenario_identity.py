@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -34,7 +35,7 @@ from cache_core.adapters.vllm.identity import (
 )
 from cache_core.adapters.vllm.kv_shape import GroupedShape, shape_of
 from cache_core.adapters.vllm.metrics import ConnectorMetrics, ConnectorStats, observe
-from cache_core.blend.certificate import BlendTerms, Certificate
+from cache_core.blend.certificate import BlendTerms, Certificate, certificate_name
 
 FULL = dict(block_size=32, num_kv_heads=2, head_size=64, dtype=torch.float32)
 
@@ -209,7 +210,12 @@ def certificates(model: Path, scratch: Path) -> dict[str, str]:
     take("weights", model, str(scratch / "weights.json"))
     Certificate(subject, BlendTerms(0.14), ("a gate",), (), {}).write(scratch / "failed.json")
     take("failed", model, str(scratch / "failed.json"))
+    os.environ["HOME"] = str(scratch)
     take("none", model, "")
+    terms = BlendTerms(0.14)
+    place = scratch / ".cache" / "lmcache-bench" / "blend" / certificate_name(subject, terms)
+    Certificate(subject, terms, (), (), {}).write(place)
+    take("its own place", model, "")
     return found
 
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, alone
+from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide
 from cache_core.adapters.vllm.config import ConnectorOptions
+from cache_core.adapters.vllm.connector import TieredKVConnector
+from cache_core.adapters.vllm.identity import Unsupported
+from cache_core.adapters.vllm.metadata import EncodeSpec, SaveSpec, SeenDone
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
+from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
+from cache_core.blend.rope import Rope
+from cache_core.blend.selection import Contexts
 from cache_core.keys import ChunkHasher, Namespace
 from cache_core.layout import KVLayout
 from cache_core.ledger import Ledger
+from cache_core.plan import Plan
 from tests.cache_core.adapters.conftest import Scenario
 
 pytestmark = pytest.mark.vllm
@@ -112,24 +122,41 @@ def test_kv_behind_another_bos_is_other_kv() -> None:
     assert len(keys) == 3
 
 
-@pytest.mark.parametrize(
-    ("status", "jobs"), [("STOPPED", 1), ("LENGTH_CAPPED", 1), ("ERROR", 0), ("ABORTED", 0)]
-)
-def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int) -> None:
-    """The blocks of a request that failed may hold anything."""
-    text = list(range(3, 99))
-    request = SimpleNamespace(
+def asked(prompt: list[int], segments: list[list[int]]) -> Any:
+    """A request as vLLM has it."""
+    return SimpleNamespace(
         request_id="a",
-        prompt_token_ids=[1, *text, *text],
-        kv_transfer_params={"lmcache": {"segments": [[97, 193]]}},
+        prompt_token_ids=prompt,
+        all_token_ids=prompt,
+        num_tokens=len(prompt),
+        kv_transfer_params={"lmcache": {"segments": segments}},
         lora_request=None,
         mm_features=[],
         prompt_embeds=None,
         cache_salt=None,
         block_hashes=[],
         update_block_hashes=lambda: None,
-        status=SimpleNamespace(name=f"FINISHED_{status}"),
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "jobs"), [("STOPPED", 1), ("LENGTH_CAPPED", 1), ("ERROR", 0), ("ABORTED", 0)]
+)
+def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int) -> None:
+    """The blocks of a request that failed may hold anything."""
+    side, state = ended([1, *TEXT, *TEXT], [[97, 193]], status)
+    assert len(side.encode(state, Ledger([8]), 1)) == jobs
+
+
+TEXT = list(range(3, 99))
+
+
+def ended(
+    prompt: list[int], segments: list[list[int]], status: str = "STOPPED"
+) -> tuple[BlendScheduler, RequestState]:
+    """A scheduler that may borrow blocks, and a request that has ended."""
+    request = asked(prompt, segments)
+    request.status = SimpleNamespace(name=f"FINISHED_{status}")
     lent = [SimpleNamespace(block_id=number) for number in range(64)]
     side = BlendScheduler(ConnectorOptions(), [1], 16)
     side.bind(
@@ -142,4 +169,86 @@ def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int
     )
     state = RequestState(request, HASHER, blocks=list(range(20, 33)))
     side.prepare(state)
-    assert len(side.encode(state, Ledger([8]), 1)) == jobs
+    return side, state
+
+
+def test_what_was_seen_often_enough_is_saved_as_an_average_and_that_is_reused() -> None:
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment] = state.blend.segments
+    ledger = Ledger([64])
+    for turn in range(4):  # each counts a half: it stands behind as many tokens as it has
+        assert side.plan(state, ledger, 0) is None
+        [(encode, plan)] = side.encode(state, ledger, turn)
+        ledger.complete_store(plan.moves, stored=True)
+        full = turn == 3
+        assert encode.full is full and encode.counts == 0.5 and encode.keys == segment.keys
+        stored = {0: segment.keys, 3: segment.averages}.get(turn, ())
+        assert tuple(move.key for move in plan.moves) == stored
+        side.saw([SeenDone(turn, (np.ones(32, dtype=np.float32),) * 3)])
+    assert side.plan(state, ledger, 0) == 193
+    [span] = state.blend.spans
+    assert span.hit.keys == segment.averages and span.lack is not None
+    # In its own place it is exact as long as that is held; else the average has to do.
+    _, there = ended([1, *TEXT, 7], [[1, 97]])
+    assert there.blend is not None
+    for held in (True, False):
+        assert side.plan(there, ledger, 0) == 97
+        [*_, span] = there.blend.spans
+        assert span.hit.keys == (segment.keys if held else segment.averages)
+        assert (span.lack is None) is held
+        for key in segment.keys:
+            ledger.forget(key, 0)
+
+
+def test_a_worker_leaves_the_average_in_lent_blocks() -> None:
+    torch.manual_seed(0)
+    caches = [torch.randn(8, 2, 16, 8) for _ in range(3)]
+    blocks, rope = TensorBlocks(caches, 32), Rope([1.0, 0.1])
+
+    def kv(table: list[int], start: int) -> torch.Tensor:
+        """[layers, K and V, heads, 40 tokens, 4]"""
+        flat = torch.stack([c[table].transpose(1, 2).flatten(0, 1) for c in caches])
+        k, v = flat[:, start : start + 40].transpose(1, 2).chunk(2, dim=-1)
+        return torch.stack([k, v], 1)
+
+    side = object.__new__(BlendWorkerSide)
+    side.forward = SimpleNamespace(rope=rope)  # type: ignore[assignment]
+    side._block_tokens, side._size, side._contexts = 16, 32, Contexts()
+    context, lent = np.array([5, 6, 7, 4], dtype=np.int32), np.array([0, 1, 2], dtype=np.int32)
+    alone, seen = kv([0, 1, 2], 1), kv([5, 6, 7, 4], 20)
+    seen[:, 0] = rope.rotate(seen[:, 0], 1 - 20)
+    tokens = np.zeros(41, dtype=np.int32)
+    for turn, full in enumerate((False, True)):
+        save = SaveSpec(turn, "a", 0, Plan(()), lent, 1)
+        look = (20, 40, (0, 1), (b"a", b"b"), 1.0, full)
+        done = side._see(EncodeSpec(save, tokens, context, *look), blocks)
+        assert [len(lack) for lack in done.lacks] == [32, 8]
+        wanted = (alone + 2 * seen) / 3 if full else alone
+        torch.testing.assert_close(kv([0, 1, 2], 1), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("held", "stop"), [(3, 193), (1, None)])
+def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: int | None) -> None:
+    """A BOS is held too, but is no reason by itself to blend a prompt, which would not be saved."""
+    ledger = Ledger([64])
+    side, state = ended([1, *TEXT, *TEXT[::-1], 7, 8], [[1, 97], [97, 193]])
+    assert state.blend is not None
+    for segment in state.blend.segments[:held]:
+        for keys in (segment.keys, segment.averages):
+            ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
+        for key in segment.keys:
+            side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
+    assert side.plan(state, ledger, 0) == stop
+    if stop is not None:
+        state.blend.ratio = 0.001  # of 96 tokens that is none
+        assert list(side.message(state).positions) == []
+
+
+def test_the_connector_of_another_engine_is_refused() -> None:
+    """vLLM hands a process's first connector to a second engine, whose model it does not run."""
+    connector: Any = object.__new__(TieredKVConnector)
+    connector._options, connector.worker = ConnectorOptions(blend=True), SimpleNamespace()
+    with pytest.raises(Unsupported, match="end that first"):
+        connector.register_kv_caches({})
+    connector.worker = None

@@ -66,7 +66,7 @@ def test_tenants_adapters_and_formats_have_keys_of_their_own(found: dict[str, An
     assert len({*keys, other}) == 6
 
 
-@pytest.mark.parametrize("what", ["default", "yarn", "llama3", "weights"])
+@pytest.mark.parametrize("what", ["default", "yarn", "llama3", "weights", "its own place"])
 def test_a_certificate_from_transformers_is_taken(found: dict[str, Any], what: str) -> None:
     assert found["certificates"][what] == "taken"
 
@@ -77,7 +77,7 @@ def test_a_certificate_from_transformers_is_taken(found: dict[str, Any], what: s
         ("dtype", "dtype differ"),
         ("rope", "rope differ"),
         ("failed", "failed 'a gate'"),
-        ("none", "has no blend_certificate"),
+        ("none", "is not verified yet"),
     ],
 )
 def test_without_a_certificate_blend_is_refused(

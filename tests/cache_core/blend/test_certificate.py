@@ -12,6 +12,8 @@ from cache_core.blend.certificate import (
     Certificate,
     CertificateError,
     Subject,
+    certificate_in,
+    certificate_name,
     checked_certificate,
     read_certificate,
     rope_text,
@@ -44,6 +46,27 @@ def test_the_same_weights_under_another_name_are_the_same_model(tmp_path: Path) 
 def test_without_known_weights_the_name_counts() -> None:
     nameless = replace(MODEL, weights="")
     assert nameless.digest != replace(nameless, model="other").digest != MODEL.digest
+
+
+def test_certificates_of_other_terms_stand_side_by_side(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="some/model in float32 is not verified yet"):
+        certificate_in(tmp_path / "none", MODEL, TERMS)
+
+    def written(terms: BlendTerms, subject: Subject = MODEL) -> Path:
+        path = tmp_path / certificate_name(subject, terms)
+        replace(PASSED, terms=terms, subject=subject).write(path)
+        return path
+
+    written(TERMS, replace(MODEL, dtype="bfloat16"))
+    none, more = written(BlendTerms(0.14, "none")), written(BlendTerms(0.3))
+    assert certificate_in(tmp_path, MODEL, TERMS) in (none, more)
+    less, same = written(BlendTerms(0.1)), written(TERMS)
+    (tmp_path / f"x-{MODEL.digest[:16]}-auto-0.12.json").write_text("{")
+    for ratio, path in ((0.1, less), (0.13, less), (0.14, same), (0.2, same), (0.3, more)):
+        # Whoever has the same weights under another name finds it too.
+        other = replace(MODEL, model="/elsewhere/m")
+        assert certificate_in(tmp_path, other, BlendTerms(ratio)) == path
+    assert certificate_in(tmp_path, MODEL, BlendTerms(0.14, "none")) == none
 
 
 def test_a_failed_gate_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core.blend.seen import SeenTable, sighting_worth
-from cache_core.blend.selection import budget, chosen, deviation
+from cache_core.blend.selection import Contexts, budget, chosen, deviation
 
 
 def numbers(*values: float) -> np.ndarray:
@@ -97,3 +97,33 @@ def test_a_table_comes_back_from_its_folder(tmp_path: Path) -> None:
     damaged = SeenTable()
     damaged.load(tmp_path)
     assert len(damaged) == 0
+
+
+def test_a_chunk_is_averaged_alone_and_by_what_its_contexts_count() -> None:
+    contexts, alone = Contexts(), torch.full((2, 3), 1.0, dtype=torch.bfloat16)
+    contexts.add(b"a", torch.full((2, 3), 4.0), 0.5)
+    contexts.add(b"b", torch.full((2, 3), 9.0), 1)
+    contexts.add(b"a", torch.full((2, 3), 7.0), 1)
+    found = contexts.average(b"a", alone)
+    assert found.dtype == torch.bfloat16 and found.tolist() == [[(1 + 2 + 7) / 2.5] * 3] * 2
+    assert contexts.average(b"a", alone) is alone, "it is forgotten then"
+    contexts.clear()
+    assert contexts.average(b"b", alone) is alone
+
+
+def test_of_too_many_chunks_in_contexts_the_oldest_are_forgotten() -> None:
+    contexts, alone = Contexts(most_bytes=2 * 24), torch.zeros(2, 3)
+    for key in (b"a", b"b", b"a", b"c"):
+        contexts.add(key, torch.ones(2, 3), 1)
+    assert contexts.average(b"b", alone) is alone
+    assert contexts.average(b"a", alone)[0, 0] == pytest.approx(2 / 3)
+    assert contexts.average(b"c", alone)[0, 0] == 0.5
+
+
+def test_the_sighting_that_completes_a_chunk_is_known_before() -> None:
+    table = SeenTable(least=1.5)
+    assert not table.completes(b"a", 1) and table.completes(b"a", 1.5)
+    table.add(b"a", numbers(1), 1)
+    assert table.completes(b"a", 0.5)
+    table.add(b"a", numbers(1), 1)
+    assert table.completes(b"a", 0.1) and not table.completes(b"a", 0)

@@ -29,7 +29,7 @@ from cache_core.adapters.vllm.scheduler.request_state import (
     BlendState,
     RequestState,
 )
-from cache_core.blend.matcher import RollingIndex, segment_keys
+from cache_core.blend.matcher import RollingIndex, average_key, segment_keys
 from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.blend.selection import chosen
 from cache_core.keys import ChunkHasher
@@ -58,20 +58,28 @@ class Segments:
         self._size = chunk_tokens
         self._known = RollingIndex(chunk_tokens)
 
-    def of(self, prompt: Sequence[int], told: object, hasher: ChunkHasher) -> list[BlendSegment]:
-        """Returns the segments of a prompt. ``told`` is what the client says: ``[[start, stop],
-        ...]``, or :data:`FIND`. Raises ``ValueError`` for bounds that are not valid."""
-        tokens = np.asarray(prompt, dtype=np.int32)
+    def of(
+        self, prompt: Sequence[int], told: object, chunks: ChunkHasher, bos: Sequence[int] = ()
+    ) -> list[BlendSegment]:
+        """Returns the segments of a prompt, keyed for an encoding behind ``bos``, by the hasher of
+        what is not encoded alone. ``told`` is what the client says: ``[[start, stop], ...]``, or
+        :data:`FIND`. A BOS right before the first is a segment too: with it nothing before a
+        question is left to compute. Raises ``ValueError`` for bounds that are not valid."""
+        tokens, hasher = np.asarray(prompt, dtype=np.int32), alone(chunks, bos)
         searched = told == FIND
         bounds = self._search(tokens) if searched else _checked(told, len(tokens))
         found = []
         for start, stop in bounds:
             keys = segment_keys(tokens[start:stop], hasher)
             if keys:
-                found.append(BlendSegment(start, stop, tuple(keys)))
+                averages = tuple(average_key(key, hasher) for key in keys)
+                found.append(BlendSegment(start, stop, tuple(keys), averages, tuple(bos)))
                 if not searched and stop - start >= self._size:
                     first = tokens[start : start + self._size]
                     self._known.add(first, first.tobytes())
+        if bos and found and found[0].start == len(bos) and list(prompt[: len(bos)]) == list(bos):
+            keys = segment_keys(tokens[: len(bos)], alone(chunks, ()))
+            found.insert(0, BlendSegment(0, len(bos), tuple(keys)))
         return found
 
     def _search(self, tokens: NDArray[np.int32]) -> list[tuple[int, int]]:
@@ -163,7 +171,7 @@ class BlendScheduler:
             told = given.get("segments", FIND if self._options.blend_find else None)
             if told is None:
                 return  # exact results, unless the client or the operator asks for others
-            found = self._segments.of(prompt, told, alone(state.hasher, self._bos))
+            found = self._segments.of(prompt, told, state.hasher, self._bos)
         except ValueError as error:
             logger.warning("lmcache.%s: not blended", error)
             return
@@ -184,21 +192,28 @@ class BlendScheduler:
         blend.spans, blend.exact = [], exact
         last = state.request.num_tokens - 1
         for segment in blend.segments:
-            hit, lacks = ledger.lookup(segment.keys), list[Lack]()
-            if blend.ratio and not self._in_place(state, segment):
-                lacks = self._lacks(hit.keys)
-                hit = Hit(hit.keys[: len(lacks)], hit.tiers[: len(lacks)])
+            hit, lacks = Hit((), ()), list[Lack]()
+            if not blend.ratio or self._in_place(state, segment):
+                hit = ledger.lookup(segment.keys)
+            if blend.ratio and len(hit) < len(segment.keys):
+                average = ledger.lookup(segment.averages)
+                known = self._lacks(segment.keys[: len(average)])
+                if len(known) > len(hit):
+                    lacks = known
+                    hit = Hit(average.keys[: len(known)], average.tiers[: len(known)])
             stop = min(segment.start + len(hit) * self._size, segment.stop, last)
             start = max(segment.start, exact)
             if stop <= start:
                 continue
             skip = (start - segment.start) // self._size
             part = Hit(hit.keys[skip:], hit.tiers[skip:])
-            first, shift = segment.start + skip * self._size, segment.start - len(self._bos)
+            first, shift = segment.start + skip * self._size, segment.start - len(segment.bos)
             lack = None
             if lacks:
                 lack = np.concatenate(lacks)[start - segment.start : stop - segment.start]
             blend.spans.append(BlendSpan(start, stop, first, part, shift, lack))
+        if blend.spans and blend.spans[-1].stop <= len(self._bos):
+            blend.spans = []  # a BOS alone is not worth a load, nor that the prompt is not saved
         return blend.spans[-1].stop if blend.spans else None
 
     def message(self, state: RequestState) -> BlendSpec:
@@ -228,8 +243,9 @@ class BlendScheduler:
         self, state: RequestState, ledger: Ledger, next_id: int
     ) -> list[tuple[EncodeSpec, Plan]]:
         """Returns what is to be encoded alone now that the request has ended: what is not stored,
-        and what it computed in a context and was not seen often enough. Borrows the blocks for it,
-        and keeps those of the request. Ids count up from ``next_id``."""
+        and what it computed in a context. What was seen often enough then is saved as an average.
+        Borrows the blocks for it, and keeps those of the request. Ids count up from
+        ``next_id``."""
         blend, request = state.blend, state.request
         if blend is None or self._pool is None or request.status.name not in _COMPUTED:
             return []
@@ -238,12 +254,18 @@ class BlendScheduler:
             keys = segment.keys
             stored = len(ledger.lookup(keys)) == len(keys)
             rows = self._to_see(state, segment)
-            if (stored and not rows) or ledger.pending(keys):
+            if (stored and not rows) or ledger.pending((*keys, *segment.averages)):
                 continue
-            need = -(-(len(self._bos) + len(keys) * self._size) // self._block_tokens)
+            bos = len(segment.bos)
+            need = -(-(bos + len(keys) * self._size) // self._block_tokens)
             if self._pool.get_num_free_blocks() < 2 * need:
                 continue
-            plan = ledger.prepare_store(keys)
+            length = segment.stop - segment.start
+            counts = sighting_worth(segment.start - bos, length)
+            full = bool(rows) and all(
+                row not in rows or self.seen.completes(key, counts) for row, key in enumerate(keys)
+            )
+            plan = ledger.prepare_store(segment.averages if full else keys)
             if not plan.moves and not rows:
                 continue
             lent = self._pool.get_new_blocks(need)
@@ -251,17 +273,15 @@ class BlendScheduler:
             self._pool.touch(kept)
             number = next_id + len(jobs)
             self._lent[number] = [*lent, *kept]
-            length = segment.stop - segment.start
-            counts = sighting_worth(segment.start - len(self._bos), length)
-            self._looks[number] = _Look(tuple(keys[row] for row in rows), counts, [])
+            seen = tuple(keys[row] for row in rows)
+            self._looks[number] = _Look(seen, counts, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
-            bos = len(self._bos)
             save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, bos)
-            tokens = np.array([*self._bos, *text], dtype=np.int32)
+            tokens = np.array([*segment.bos, *text], dtype=np.int32)
             context = np.array(state.blocks if rows else [], dtype=np.int32)
-            start = segment.start
-            jobs.append((EncodeSpec(save, tokens, context, start, length, rows), plan))
+            look = (segment.start, length, rows, seen, counts, full)
+            jobs.append((EncodeSpec(save, tokens, context, *look), plan))
         return jobs
 
     def saw(self, reports: Iterable[SeenDone]) -> None:
@@ -302,21 +322,20 @@ class BlendScheduler:
 
     def _in_place(self, state: RequestState, segment: BlendSegment) -> bool:
         """Returns whether a segment stands where it is encoded: there it is exact."""
-        start = len(self._bos)
-        before = list(state.request.prompt_token_ids[:start])
-        return segment.start == start and before == self._bos
+        start = len(segment.bos)
+        before = tuple(state.request.prompt_token_ids[:start])
+        return segment.start == start and before == segment.bos
 
     def _to_see(self, state: RequestState, segment: BlendSegment) -> tuple[int, ...]:
-        """Returns which of the segment's chunks the request computed in a context that may be new,
-        and that were not seen often enough."""
+        """Returns which of the segment's chunks the request computed in a context."""
         blend = state.blend
         assert blend is not None
         if not blend.ratio or self._in_place(state, segment):
             return ()
         rows = []
-        for row, key in enumerate(segment.keys):
+        for row in range(len(segment.keys)):
             start = segment.start + row * self._size
             reused = start < blend.exact or any(s.start <= start < s.stop for s in blend.spans)
-            if not reused and self.seen.get(key) is None:
+            if not reused:
                 rows.append(row)
         return tuple(rows)

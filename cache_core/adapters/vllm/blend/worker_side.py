@@ -12,7 +12,7 @@ import torch
 from cache_core.adapters.vllm.blend.extra_forward import ExtraForward, ForwardRows
 from cache_core.adapters.vllm.metadata import BlockIds, EncodeSpec, LoadSpec, SeenDone
 from cache_core.adapters.vllm.worker.kv_blocks import EngineBlocks, Slots, slots_within
-from cache_core.blend.selection import deviation
+from cache_core.blend.selection import Contexts, deviation
 from cache_core.layout import Addresses
 from cache_core.transfer.chunks import SlotBuffers
 
@@ -34,6 +34,7 @@ class BlendWorkerSide:
             )
         self.forward = ExtraForward(RUNNERS[0], config, block_tokens)
         self._block_tokens, self._size = block_tokens, chunk_tokens
+        self._contexts = Contexts()
 
     def rotate(self, k: torch.Tensor, delta: int) -> None:
         """Turns K ``[.., head_dim]`` by ``delta`` positions, in place."""
@@ -50,7 +51,8 @@ class BlendWorkerSide:
             self.forward.run(rows)
 
     def encode(self, encodes: Sequence[EncodeSpec], blocks: EngineBlocks) -> list[SeenDone]:
-        """Computes segments alone, in blocks that are lent for it, and returns what they lack."""
+        """Computes segments alone, in blocks that are lent for it, and returns what they lack. Of
+        what was seen often enough, the average is left there."""
         for encode in encodes:
             positions = np.arange(len(encode.tokens), dtype=np.int32)
             self.forward.run([ForwardRows(encode.tokens, positions, encode.save.blocks)])
@@ -62,31 +64,50 @@ class BlendWorkerSide:
         """Returns how far the chunks that were just encoded are from the request's own KV."""
         if not encode.rows:
             return SeenDone(encode.save.id, ())
-        bos = len(encode.tokens) - encode.length
-        parts = []
-        for at, table in ((encode.start, encode.context), (bos, encode.save.blocks)):
-            parts.append(self._planes(blocks, table, range(at, at + encode.length)))
-        (k, v), (alone_k, alone_v) = parts
-        self.rotate(alone_k, encode.start - bos)
-        lack = deviation(k, v, alone_k, alone_v)
+        bos, length = len(encode.tokens) - encode.length, encode.length
+        context = _Copy(blocks, self._slots(encode.context, encode.start, length))
+        alone = _Copy(blocks, self._slots(encode.save.blocks, bos, length))
+        for plane in context.planes[:1]:
+            self.rotate(plane, bos - encode.start)
+        lack = deviation(*context.tokens(length), *alone.tokens(length))
+        for row, key in zip(encode.rows, encode.keys, strict=True):
+            self._contexts.add(key, torch.stack([p[row] for p in context.planes]), encode.counts)
+            if encode.full:
+                both = torch.stack([plane[row] for plane in alone.planes])
+                for plane, new in zip(alone.planes, self._contexts.average(key, both), strict=True):
+                    plane[row] = new
+        if encode.full:
+            alone.write_back()
         lacks = (lack[row * self._size : (row + 1) * self._size] for row in encode.rows)
         return SeenDone(encode.save.id, tuple(lacks))
 
-    def _planes(
-        self, blocks: EngineBlocks, table: BlockIds, tokens: range
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns copies of K and V ``[layers, heads, tokens, head_dim]`` of a sequence's
-        tokens."""
-        whole = range(tokens.start, tokens.start + -(-len(tokens) // self._size) * self._size)
-        slots = slots_within(table, self._block_tokens, whole, tokens).reshape(-1, self._size)
-        scratch = np.zeros((len(slots), blocks.chunk_bytes), dtype=np.uint8)
-        there = np.array([row.ctypes.data for row in scratch], dtype=np.uint64)
-        blocks.place(slots).copy_to(there)
-        k, v = (
-            plane.movedim(0, 2).flatten(2, 3)[:, :, : len(tokens)]
-            for plane in blocks.planes(torch.from_numpy(scratch))
-        )
+    def _slots(self, table: BlockIds, start: int, length: int) -> Slots:
+        """Returns a row of slots for each chunk of a sequence's tokens from ``start`` on."""
+        whole = range(start, start + -(-length // self._size) * self._size)
+        within = range(start, start + length)
+        return slots_within(table, self._block_tokens, whole, within).reshape(-1, self._size)
+
+
+class _Copy:
+    """A copy of chunks of the engine's: ``planes`` are views of its K and V, ``[chunks, layers,
+    heads, chunk_tokens, head_dim]``."""
+
+    def __init__(self, blocks: EngineBlocks, slots: Slots) -> None:
+        self._place = blocks.place(slots)
+        self._bytes = np.zeros((len(slots), blocks.chunk_bytes), dtype=np.uint8)
+        self._at = np.array([row.ctypes.data for row in self._bytes], dtype=np.uint64)
+        self._place.copy_to(self._at)
+        self.planes = blocks.planes(torch.from_numpy(self._bytes))
+
+    def tokens(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns copies of K and V of the first ``count`` tokens, ``[layers, heads, count,
+        head_dim]``."""
+        k, v = (plane.movedim(0, 2).flatten(2, 3)[:, :, :count] for plane in self.planes)
         return k, v
+
+    def write_back(self) -> None:
+        """Brings the chunks to the engine, as they are here now."""
+        self._place.copy_from(self._at)
 
 
 class RotatedBuffers(SlotBuffers):

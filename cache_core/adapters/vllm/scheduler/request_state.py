@@ -203,12 +203,15 @@ class BlendState:
 
 @dataclass(frozen=True, slots=True)
 class BlendSegment:
-    """A prompt's segment: tokens ``start`` .. ``stop``, and keys of its chunks, encoded alone; the
-    last may be shorter than the others."""
+    """A prompt's segment: tokens ``start`` .. ``stop``, and keys of its chunks, encoded alone
+    behind ``bos``, which is dropped, and of their averages, over contexts too; the last chunk may
+    be shorter than the others."""
 
     start: int
     stop: int
     keys: tuple[bytes, ...]
+    averages: tuple[bytes, ...] = ()
+    bos: tuple[int, ...] = ()
 
 
 # Waiting holds up every request that runs, and none if none does.

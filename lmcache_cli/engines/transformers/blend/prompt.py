@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_core.blend.matcher import Matcher, Piece
+from cache_core.blend.matcher import Matcher, Piece, average_key
 from cache_core.blend.seen import SeenTable, sighting_worth
 from cache_core.keys import ChunkHasher, Namespace
 from lmcache_cli.errors import CellError
@@ -19,6 +19,8 @@ from workloads.request import Request
 ENCODINGS = ("auto", "system", "bos", "none")
 """The tokens after which segments are encoded: the request's system prompt, a BOS, nothing.
 ``auto`` is the first of these that the request or the model has."""
+Held = Callable[[Sequence[bytes]], Container[bytes]]
+"""Says which of some keys a cache holds."""
 _TAIL_DOMAIN = b"lmcache.lead/1"
 _MOST_LEADS = 64
 
@@ -44,6 +46,10 @@ class BlendPrompt:
     def is_lead(self, piece: Piece) -> bool:
         """Returns whether a piece is of the lead."""
         return self.leads and piece.segment < len(self.lead)
+
+    def average(self, piece: Piece) -> bytes:
+        """Returns the key of a piece's average."""
+        return average_key(piece.key, self.matcher.hasher)
 
     def exact(self, piece: Piece) -> bool:
         """Returns whether a piece stands where, and after what, it was encoded: it is exact."""
@@ -94,15 +100,27 @@ class Prompts:
         exact = _lead_pieces(matcher.hasher, lead) if leads else ()
         return BlendPrompt(ids, lead, leads, (*exact, *pieces), matcher)
 
-    def usable(self, prompt: BlendPrompt, naive: bool = False) -> list[Piece]:
-        """Returns the pieces that may be reused where they stand in ``prompt``: exact ones, and
-        those of which it is known which tokens to compute again; all, if none will be
-        (``naive``)."""
-        return [
-            piece
-            for piece in prompt.pieces
-            if naive or prompt.exact(piece) or self.seen.get(piece.key) is not None
-        ]
+    def usable(self, prompt: BlendPrompt, held: Held, naive: bool = False) -> dict[Piece, bytes]:
+        """Returns the pieces that may be reused where they stand in ``prompt``, and the key of the
+        KV to reuse: that alone where it is exact and ``held``; the average of those that were seen
+        often enough. If none will be computed again (``naive``), all, as they are alone."""
+        there = held([piece.key for piece in prompt.pieces if prompt.exact(piece)])
+        found = {}
+        for piece in prompt.pieces:
+            if naive or piece.key in there:
+                found[piece] = piece.key
+            elif self.seen.get(piece.key) is not None:
+                found[piece] = prompt.average(piece)
+        return found
+
+    def lessons(
+        self, prompt: BlendPrompt, lacking: Sequence[Piece], stored: Container[bytes]
+    ) -> tuple[list[Piece], list[Piece]]:
+        """Returns which of the pieces that a prompt computes are to be stored alone, and which as
+        an average, since they are seen often enough now. ``stored`` are the keys of those that are
+        there alone."""
+        new = [piece for piece in lacking if piece.key not in stored]
+        return new, [p for p in lacking if self.seen.completes(p.key, prompt.worth(p))]
 
     def _matcher(self, lead: NDArray[np.int32]) -> Matcher:
         digest = hashlib.sha256(lead.tobytes()).digest()

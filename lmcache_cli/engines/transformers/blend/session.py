@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from cache_core.blend.matcher import Piece
-from cache_core.blend.selection import chosen, deviation
+from cache_core.blend.selection import Contexts, chosen, deviation
 from cache_core.cache import TieredCache
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend.forward import blend
@@ -22,13 +23,15 @@ from lmcache_cli.engines.transformers.session import WAIT_S, Prefilled, Transfor
 from reports.quality import Quality
 from workloads.request import Request
 
+logger = logging.getLogger("lmcache")
 _REHEARSED_QUESTION = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _Lesson:
     """What is to be learnt from a request after its answer: the pieces that it had to compute, in
-    ``context`` as long as that was lent ``lent`` times. Those in ``stored`` are in the tiers."""
+    ``context`` as long as that was lent ``lent`` times. Those in ``stored`` are in the tiers,
+    alone."""
 
     prompt: BlendPrompt
     computed: list[Piece]
@@ -40,7 +43,7 @@ class _Lesson:
 class BlendSession(TransformersSession):
     """A session that serves requests over segments that were encoded alone. What a request lacks is
     encoded and stored after its answer, and what that deviates by from the request's own KV is
-    remembered: in :meth:`settle`, or before the next request begins."""
+    remembered, and averaged with it: in :meth:`settle`, or before the next request begins."""
 
     def __init__(
         self, engine: ModelRunner, spec: CacheSpec, cache: TieredCache, bos: int | None
@@ -49,7 +52,12 @@ class BlendSession(TransformersSession):
         self.runner = engine.layers()
         self.tiers = cache
         self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, bos)
+        # Of a cache that starts with what was left there, the numbers are as old as the chunks.
+        self._kept = spec.folder if spec.lasting and "disk" in spec.tiers else None
+        if self._kept is not None:
+            self.prompts.seen.load(self._kept)
         self.choose(spec)
+        self._contexts = Contexts()
         self._lesson: _Lesson | None = None
         self._last: tuple[KvBuffer, torch.Tensor] | None = None
         self._rehearsed = self.runner.device.type == "cpu"
@@ -88,7 +96,17 @@ class BlendSession(TransformersSession):
     def clear(self) -> None:
         self._lesson = None
         self.prompts.seen.clear()
+        self._contexts.clear()
         super().clear()
+
+    def close(self) -> None:
+        self._learn()
+        super().close()
+        if self._kept is not None:
+            try:
+                self.prompts.seen.save(self._kept)
+            except OSError as error:
+                logger.warning("what blend has seen is not kept: %s", error)
 
     def forced(self, tokens: torch.Tensor, past: int) -> torch.Tensor:
         """Returns the logits ``[m, vocabulary]`` of given tokens ``[m]`` behind the ``past`` tokens
@@ -110,16 +128,17 @@ class BlendSession(TransformersSession):
         began = now()
         prompt = self.prompts.of(request)
         # At ratio 1 nothing that could be loaded would be used: it is a full prefill.
-        usable = [] if self._full else self.prompts.usable(prompt, naive=self._ratio == 0)
-        matched = now()
-        hit, rows = self.tiers.acquire_any([piece.key for piece in usable], WAIT_S)
+        naive = self._ratio == 0
+        keys = {} if self._full else self.prompts.usable(prompt, self._held, naive)
+        matched, usable = now(), list(keys)
+        hit, rows = self.tiers.acquire_any(list(keys.values()), WAIT_S)
         found = now()
         pieces = [usable[row] for row in rows]
         place = buffer.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)
         loaded = self.tiers.load(hit, place)
         held = pieces[: loaded.chunks]
         turned = now()
-        moved = [piece for piece in held if not prompt.exact(piece)]
+        moved = [p for p in held if not prompt.exact(p) or keys[p] != p.key]
         self._turn(buffer, prompt, moved)
         again = self._again(moved)
         wait_for(self.runner.device)
@@ -136,25 +155,30 @@ class BlendSession(TransformersSession):
         known, _ = self.tiers.acquire_any([piece.key for piece in lacking])
         self.tiers.release(known)
         self._lesson = _Lesson(prompt, lacking, frozenset(known.keys), buffer, buffer.lent)
-        self.tiers.touch([piece.key for piece in pieces])
+        self.tiers.touch([keys[piece] for piece in pieces])
         self._last = (buffer, logits)
         by_tier: dict[str, int] = {}
         for piece, tier in zip(held, hit.tiers, strict=False):
             name = self.tiers.tiers[tier].name
             by_tier[name] = by_tier.get(name, 0) + piece.stop - piece.start
-        new = {piece.key for piece in lacking} - set(known.keys)
+        new, full = self.prompts.lessons(prompt, lacking, frozenset(known.keys))
         return Prefilled(
             logits,
             loaded=replace(loaded, by_tier=by_tier),
             hit_tokens=by_tier,
             lookup_s=found - began,
             ready_s=ready,
-            stored=len(new) * self.tiers.layout.chunk_bytes,
+            stored=(len(new) + len(full)) * self.tiers.layout.chunk_bytes,
             blended_tokens=sum(p.stop - p.start for p in moved),
             selected_tokens=len(again),
             token_layer_share=len(at) * layers / (n * layers),
             blend_s=(matched - began) + (ready - turned),
         )
+
+    def _held(self, keys: Sequence[bytes]) -> frozenset[bytes]:
+        hit, _ = self.tiers.acquire_any(keys, WAIT_S)
+        self.tiers.release(hit)
+        return frozenset(hit.keys)
 
     def _turn(self, buffer: KvBuffer, prompt: BlendPrompt, moved: Sequence[Piece]) -> None:
         """Turns the K of pieces to where they stand, those of a segment that follow one another at
@@ -179,25 +203,40 @@ class BlendSession(TransformersSession):
     @torch.inference_mode()
     def _learn(self) -> None:
         """Encodes the segments that the last request lacked alone, in one forward, stores them, and
-        sees how far they are from what the request itself computed."""
+        sees how far they are from what the request itself computed: of those that were seen often
+        enough now, it stores the average."""
         lesson, self._lesson = self._lesson, None
         if lesson is None or not lesson.computed:
             return
         prompt = lesson.prompt
         buffer = self.engine.kv_buffer(keep=lesson.context)
         self._last = None
-        new = [piece for piece in lesson.computed if piece.key not in lesson.stored]
+        new, full = self.prompts.lessons(prompt, lesson.computed, lesson.stored)
         alone = self._encode(lesson, buffer)
         parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
         prompt.matcher.stored(prompt.ids, parts)
-        if lesson.context.lent == lesson.lent:
+        self._store(buffer, {piece: piece.key for piece in new}, alone)
+        seen = lesson.context.lent == lesson.lent
+        if seen:
             parts = [piece for piece in parts if not prompt.exact(piece)]
             self._fetch([piece for piece in parts if piece not in alone], alone, buffer)
             self._see(lesson, [piece for piece in parts if piece in alone], alone, buffer)
-        if new:
-            spans = [(alone[p], alone[p] + p.stop - p.start) for p in new]
-            keys = [piece.key for piece in new]
-            buffer.pending = self.tiers.store(keys, buffer.spans(self.tiers.layout, spans, 1))
+        full = [piece for piece in full if seen and piece in alone]
+        if full and buffer.pending is not None:
+            buffer.pending.result()
+        for piece in full:
+            own = buffer.tensor[..., alone[piece] : alone[piece] + piece.stop - piece.start, :]
+            own.copy_(self._contexts.average(piece.key, own))
+        self._store(buffer, {piece: prompt.average(piece) for piece in full}, alone)
+
+    def _store(
+        self, buffer: KvBuffer, keys: Mapping[Piece, bytes], at: Mapping[Piece, int]
+    ) -> None:
+        """Stores pieces, which begin ``at`` rows of the buffer, under their keys."""
+        if keys:
+            spans = [(at[piece], at[piece] + piece.stop - piece.start) for piece in keys]
+            place = buffer.spans(self.tiers.layout, spans, 1)
+            buffer.pending = self.tiers.store(list(keys.values()), place)
 
     def _encode(self, lesson: _Lesson, buffer: KvBuffer) -> dict[Piece, int]:
         """Encodes segments of which a piece is not stored alone into the buffer, each from its
@@ -235,16 +274,21 @@ class BlendSession(TransformersSession):
     def _see(
         self, lesson: _Lesson, parts: Sequence[Piece], alone: dict[Piece, int], buffer: KvBuffer
     ) -> None:
-        """Remembers how far pieces that the request computed are from their segments alone."""
+        """Remembers how far pieces that the request computed are from their segments alone, and
+        what they are in its context."""
         for run in _runs(parts, alone):
             first, length = run[0], run[-1].stop - run[0].start
             context = lesson.context.tensor[..., first.start : first.start + length, :]
             own = buffer.tensor[..., alone[first] : alone[first] + length, :]
             k = self.runner.rope.rotate(own[:, 0], lesson.prompt.shift(first))
             lack = deviation(context[:, 0], context[:, 1], k, own[:, 1])
+            turned = context.clone()
+            self.runner.rope.rotate(turned[:, 0], -lesson.prompt.shift(first), in_place=True)
             for piece in run:
                 begin, end = piece.start - first.start, piece.stop - first.start
-                self.prompts.seen.add(piece.key, lack[begin:end], lesson.prompt.worth(piece))
+                counts = lesson.prompt.worth(piece)
+                self.prompts.seen.add(piece.key, lack[begin:end], counts)
+                self._contexts.add(piece.key, turned[..., begin:end, :], counts)
 
     def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.runner.device)
