@@ -77,7 +77,7 @@ def _print_text(console: Console, stored: Sequence[StoredResult]) -> None:
             console.print()
             console.print(column_table(front_columns(one.document)))
             continue
-        console.print(bench_tables(one.cells, one.refused))
+        console.print(bench_tables(one.cells, one.refused), crop=False)
         for warning in _warnings(one):
             console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 

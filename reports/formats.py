@@ -12,7 +12,7 @@ from reports.bench_json import cell_json
 from reports.stored import StoredRun
 from reports.summary import CellSummary
 from reports.tables.columns import Column, cell_name, describe, measured
-from reports.tables.findings import in_words
+from reports.tables.findings import in_words, parted
 from reports.tables.layout import legend, workloads_of
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
@@ -33,7 +33,8 @@ def bench_markdown(cells: Sequence[CellSummary]) -> str:
             parts.append(escaped(" · ".join(facts)))
         columns = [*keys, *(column for part in measured(group) for column in part)]
         parts.append(table(columns))
-        parts += [escaped(line) for line in in_words(group)]
+        for said, command in map(parted, in_words(group)):
+            parts.append(escaped(said) + (f" To try: `{command}`" if command else ""))
     notes = legend(cells)
     if notes:
         parts.append("\n".join(f"- {escaped(line)}" for line in notes))

@@ -109,6 +109,8 @@ class CellMeta(TypedDict):
     """The share of the prompt tokens whose part another prompt had before, wherever it stood."""
     tier_work: NotRequired[Mapping[str, TierWork]]
     busy_s: NotRequired[float]
+    command: NotRequired[Sequence[str]]
+    """The words of the command that measures the cell's workload with its run's flags."""
 
 
 @dataclass(frozen=True, slots=True)

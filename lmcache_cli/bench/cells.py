@@ -17,6 +17,7 @@ from lmcache_cli.engines.http.settings import ServerSettings
 from lmcache_cli.errors import EXIT_FAILED, CellError, UserError
 from lmcache_cli.modes.mode import Mode, Sweep
 from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.flags import flag_fields, flag_name
 from reports.summary import CellMeta
 from workloads import (
     Corpus,
@@ -121,6 +122,10 @@ def groups_that_fit(cells: Sequence[Cell], room: int, each: int = 0) -> list[lis
     return groups or [list(base)]
 
 
+_ONCE = ("time_budget", "tier_latency", "jitter")
+"""Options that a repeat with another cache should not have: it would be sized anew, or worse."""
+
+
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
     """The plan of a bench: what will run."""
@@ -147,6 +152,16 @@ class BenchPlan:
             start_s=options.start_timeout,
             say=say,
         )
+
+    def command(self, workload: str) -> list[str]:
+        """Returns the words of the command that measures one workload with these options."""
+        given, usual, words = self.config(), asdict(BenchOptions()), ["lmcache", "bench", workload]
+        for field, _ in flag_fields(BenchOptions):
+            value = given[field.name]
+            if field.name not in _ONCE and value != usual[field.name]:
+                flag = flag_name(field.name)
+                words += [flag] if value is True else [flag, str(value)]
+        return words
 
     def config(self) -> dict[str, object]:
         """Returns the options as plain values, for the run file: with them the run can be

@@ -171,7 +171,7 @@ def run_and_report(
     if "-" not in (json_file, csv_file):
         for text in measured.heading:
             Console().print(text, style="yellow", highlight=False, markup=False)
-        Console().print(bench_tables(cells, refused))
+        Console().print(bench_tables(cells, refused), crop=False)
     document = bench_json(
         cells,
         meta["machine"],
@@ -310,6 +310,7 @@ def summaries(plan: BenchPlan, measured: Measured, engine: str, model: str) -> l
         if base is not None and base is not cell:
             off = [s for s in measured.samples if s.cell == base.index]
         meta = cell.meta(plan.scenarios[cell.scenario], engine, model)
+        meta["command"] = plan.command(meta["workload"])
         meta["busy_s"] = measured.busy_of(cell.index)
         if (share := measured.any_position.get(cell.scenario)) is not None:
             meta["any_position"] = share

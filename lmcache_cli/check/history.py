@@ -47,6 +47,7 @@ class Change:
     before: float
     after: float
     change: float
+    unit: str
     chance: float
     acknowledged: bool
     seen: bool
@@ -97,7 +98,7 @@ def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet
         name = change.commit or Path(change.run).name
         before = " as runs before it were, so it may be a machine that has two states"
         talk.print(
-            f"{change.metric} is {change.change * 100:+.1f} since {Path(change.run).name}"
+            f"{change.metric} is {_text(change)} since {Path(change.run).name}"
             f" (commit {change.commit or 'unknown'}){before if change.seen else ''}. If that is"
             f" meant, a line in {folder / KNOWN}: {name} {change.metric}",
             highlight=False,
@@ -166,6 +167,7 @@ def newest_of(
         before if rule.points else math.exp(before),
         after if rule.points else math.exp(after),
         change,
+        "pp" if rule.points else "%",
         level.chance,
         acknowledged,
         level.seen,
@@ -190,10 +192,19 @@ def _said(change: Change) -> str:
     return "seen before" if change.undecided else "known" if change.acknowledged else ""
 
 
+def _text(change: Change) -> str:
+    return f"{change.change * 100:+.1f} {change.unit}"
+
+
 def _table(found: Sequence[Change]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("cell", "metric", "from run", "version", "commit", "change", ""):
-        table.add_column(name, justify="right" if name == "change" else "left")
+        table.add_column(
+            name,
+            justify="right" if name == "change" else "left",
+            no_wrap=name in ("metric", "change"),
+            overflow="fold",
+        )
     for change in found:
         table.add_row(
             change.cell,
@@ -201,7 +212,7 @@ def _table(found: Sequence[Change]) -> Table:
             Path(change.run).name,
             change.version,
             change.commit[:10],
-            f"{change.change * 100:+.1f}",
+            _text(change),
             _said(change),
             style="bold red" if change.regression else "",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -21,6 +21,7 @@ from reports.sample import Sample
 from reports.stored import StoredResult, StoredRun, StoredTune
 from reports.summary import CellSummary
 from reports.tables.columns import Column, describe, measured
+from reports.tables.findings import in_words, parted
 from reports.tables.layout import legend
 from reports.tables.tune import front_columns, recommended
 from reports.units import bytes_text, number_text, places_for
@@ -28,7 +29,8 @@ from reports.units import bytes_text, number_text, places_for
 
 @dataclass(frozen=True, slots=True)
 class PagePart:
-    """One workload of a run, or what tune found: a sentence, a table, charts."""
+    """One workload of a run, or what tune found: a sentence, a table, charts; ``answer`` are the
+    paragraphs that explain the sentence, ``pasted`` texts to be pasted, by what they are."""
 
     title: str
     facts: Sequence[str]
@@ -36,6 +38,8 @@ class PagePart:
     columns: Sequence[Column]
     legend: Sequence[str]
     charts: Sequence[Chart]
+    answer: Sequence[str] = ()
+    pasted: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,11 @@ def html_page(stored: Sequence[StoredResult]) -> str:
     """Makes one page, whole in itself: it loads nothing, and runs no script but its own, by a
     policy that it carries. Everything that comes from files is escaped."""
     sections = [_run(one) if isinstance(one, StoredRun) else _tune(one) for one in stored]
+    names = [section.name for section in sections]
+    sections = [  # runs of one minute are told apart by their files
+        each if names.count(each.name) == 1 else replace(each, name=f"{each.name}, {one.name}")
+        for each, one in zip(sections, stored, strict=True)
+    ]
     folder = resources.files("reports.page")
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES}
     script = texts["page.js"]
@@ -132,14 +141,17 @@ def _workload(cells: Sequence[CellSummary], samples_of: Sequence[Sequence[Sample
     charts = [ttft_chart(rows), speedup_chart(rows), hits_chart(rows), filling_chart(rows)]
     context = cells[0].meta.get("context_tokens")
     title = cells[0].meta["workload"]
+    words = [parted(line) for line in in_words(cells)]
     return PagePart(
         f"{title}, contexts of {context:,} tokens" if context else title,
         facts,
         _lede(rows),
         # What the page is read for stands where a narrow screen begins to scroll.
         [*keys, *(column for group in measured(cells, first="speed-up") for column in group)],
-        legend(cells),
+        [" ".join(legend(cells))],
         [*(chart for chart in charts if chart is not None), *sweep_charts(cells)],
+        [said for said, _ in words],
+        {"To try": words[0][1]} if words and words[0][1] else {},
     )
 
 
@@ -177,12 +189,17 @@ def _lede(rows: RowChart) -> str:
 def _tune(tuned: StoredTune) -> Section:
     document = tuned.document
     best = document["recommendation"]
-    lede, *lines = recommended(document)
+    verdicts = best.get("verdicts", [])
+    lede, *lines = recommended({**document, "recommendation": {**best, "verdicts": []}})
     charts = [miss_ratio_chart(document), front_chart(document)]
     known = {name: value for name, value in document["source"].items() if value is not None}
-    source = {name: f"{value:,}" for name, value in known.items()}
+    source = {"file": f"{tuned.name}.json"}
+    for name, value in known.items():
+        source[name] = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     cost = document.get("cost", {})
     notes = {str(i): str(note) for i, note in enumerate(cost.get("notes", []), 1)}
+    device = cost.get("device") or {}
+    cards = f"{device['cards']} x {device['hardware']}" if device.get("hardware") else tuned.name
     part = PagePart(
         "Sizes",
         lines,
@@ -191,11 +208,13 @@ def _tune(tuned: StoredTune) -> Section:
         [
             "→ marks what is recommended; every number of this table is predicted.",
             *(marginal["text"] for marginal in best.get("marginals", [])),
-            *(f"{name}: {text}" for name, text in best.get("snippets", {}).items()),
         ],
         [chart for chart in charts if chart is not None],
+        verdicts,
+        best.get("snippets", {}),
     )
-    return Section(tuned.name, "tune", "", [], [part], {"trace": source, "assumed": notes})
+    name = f"{cards}, {document['source']['requests']:,} requests"
+    return Section(name, "tune", "", [], [part], {"trace": source, "assumed": notes})
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, str]:

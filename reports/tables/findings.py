@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,16 @@ def in_words(cells: Sequence[CellSummary]) -> list[str]:
     return lines
 
 
+_TO_TRY = "To try: "
+
+
+def parted(line: str) -> tuple[str, str]:
+    """Parts a line of :func:`in_words` into what it says and the command, to be pasted, at its end;
+    empty if it has none."""
+    said, _, command = line.partition(f" {_TO_TRY}")
+    return said, command
+
+
 def verdict(cell: CellSummary) -> str:
     """Returns whether a row is ``faster`` or ``slower`` than the one without reuse by the whole
     interval of its speed-up, ``even`` if the interval holds 1, ``wrong`` if exact reuse changed an
@@ -68,14 +79,14 @@ def _sentences(cell: CellSummary, off: CellSummary) -> Iterator[str]:
         worst = max(limits, key=lambda limit: limit.share)
         yield f"{worst.what}."
         if worst.then:
-            yield f"To try: {worst.then}."
+            yield f"{_TO_TRY}{worst.then}"
 
 
 def _limits(cell: CellSummary) -> Iterator[Limit]:
     meta, tokens = cell.meta, cell.prompt_tokens
     if not tokens or cell.hit_rate is None:
         return
-    command = f"lmcache bench {meta['workload']}"
+    command = meta.get("command") or ["lmcache", "bench", meta["workload"]]
     work = meta.get("tier_work", {})
     any_position = meta.get("any_position")
     missed = 1 - cell.hit_rate
@@ -84,21 +95,32 @@ def _limits(cell: CellSummary) -> Iterator[Limit]:
     loading = (cell.load.mean or 0.0) / (cell.ttft.mean or 1.0)
     if loading >= _MUCH:
         tier = max(cell.hit_tokens, key=lambda name: cell.hit_tokens[name])
-        what = f"Loading took {loading:.0%} of TTFT, most of it from {tier}"
-        yield Limit(loading, what, f"{command} with a faster tier above {tier}, or --codec fp8")
+        what = f"Loading took {loading:.0%} of TTFT, most of it from {tier}: a tier above it, or a"
+        yield Limit(loading, f"{what} codec, makes it less", _with(command, "--codec", "fp8"))
     if any_position is not None and meta["reuse"] == "prefix" and any_position > 2 * cell.hit_rate:
         what = f"{any_position:.0%} of the tokens came again, most of them behind other text, where"
         what += " they are no prefix"
-        yield Limit(any_position - cell.hit_rate, what, f"{command} --reuse off,prefix,blend")
+        here = meta["engine"] == "transformers"  # no other blends by itself
+        then = _with(command, "--reuse", "off,prefix,blend") if here else ""
+        yield Limit(any_position - cell.hit_rate, what, then)
         new = 1 - any_position - tail
     bounded = [name for name, size in meta["tiers"].items() if size]
     if bounded and (lost := work[bounded[-1]]["evicted_chunks"] if bounded[-1] in work else 0):
         size = bytes_text(2 * meta["tiers"][bounded[-1]]).replace(" ", "")
         what = f"{bounded[-1]} was too small and evicted {lost:,} chunks"
-        yield Limit(max(0.0, new), what, f"{command} --{bounded[-1]}-size {size}")
+        yield Limit(max(0.0, new), what, _with(command, f"--{bounded[-1]}-size", size))
         return
     chunk = meta["chunk_tokens"] or 0
     what = f"{tail:.0%} of the tokens stand behind the last full chunk of {chunk}"
-    yield Limit(tail, what, f"{command} --chunk-tokens {chunk // 2 or 1}")
+    yield Limit(tail, what, _with(command, "--chunk-tokens", f"{chunk // 2 or 1}"))
     what = f"{new:.0%} of the tokens were seen for the first time, which no cache can serve"
     yield Limit(new, what)
+
+
+def _with(command: Sequence[str], flag: str, value: str) -> str:
+    """Returns the command with the flag at this value, and at no other, to be pasted."""
+    words = list(map(str, command))
+    while flag in words:
+        at = words.index(flag)
+        del words[at : at + 2]
+    return shlex.join([*words, flag, value])

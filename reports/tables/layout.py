@@ -12,7 +12,7 @@ from rich.text import Text
 
 from reports.summary import CellSummary, RefusedCell, TierWork, refused_lines
 from reports.tables.columns import BAD, GAP, Column, column_table, describe, measured, percents
-from reports.tables.findings import in_words
+from reports.tables.findings import in_words, parted
 from reports.units import NONE, bytes_text, number_text
 
 LEGEND = {
@@ -60,8 +60,11 @@ def bench_tables(
     parts: list[RenderableType] = []
     for group in workloads_of(cells):
         parts += [WorkloadTable(group), Text()]
-        for line in in_words(group):
-            parts += [Text(line), Text()]
+        for said, command in map(parted, in_words(group)):
+            parts.append(Text(said))
+            if command:  # on one line, however long: it is to be pasted
+                parts += [Text("To try:"), Text(command, no_wrap=True, overflow="ignore")]
+            parts.append(Text())
     for table in tier_tables(cells):
         parts += [table, Text()]
     for line in refused_lines(refused):

@@ -54,9 +54,12 @@ def front_columns(document: Document) -> list[Column]:
     if len(set(routers)) > 1:
         columns.append(Column("router", "", texts(routers), left=True))
     columns.append(Column("hit", "%", numbers([100 * point["hit_rate"] for point in front])))
-    for name in ("p50", "p90", "p99"):
-        values = [point["ttft_ms"].get(name) for point in front]
-        columns.append(Column(f"TTFT {name}", "ms", numbers(values)))
+    times = {p: [point["ttft_ms"].get(p) for point in front] for p in ("p50", "p90", "p99")}
+    shown = [value for values in times.values() for value in values if value]
+    unit, scale = ("s", 1e-3) if min(shown, default=0.0) >= 1000 else ("ms", 1.0)
+    for name, values in times.items():
+        scaled = [None if value is None else value * scale for value in values]
+        columns.append(Column(f"TTFT {name}", unit, numbers(scaled)))
     costs = [number_text(point["cost_per_hour"], 4) for point in front]
     columns.append(Column("tiers", "$ per hour", texts(costs)))
     return columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -203,3 +204,19 @@ def test_a_full_disk_takes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said = [line for line in done.stderr.splitlines() if "No space left" in line]
     assert [line.split(": ")[:2] for line in said] == [["lmcache", "--out"], ["lmcache", "--json"]]
     assert "run file:" not in done.stderr and not list((tmp_path / "runs").iterdir())
+
+
+def test_what_to_try_next_runs_as_it_is_pasted(tmp_path: Path) -> None:
+    more = ("--cpu-size", "8MiB,16MiB", "--chunk-tokens", "32", "--seed", "7", "--warm", *SMALL)
+    narrow = {"COLUMNS": "40"}
+    done = lmcache("bench", "long-context", "--engine", "simulated", *more, cwd=tmp_path, **narrow)
+    command = done.stdout.partition("To try:\n")[2].splitlines()[0]
+    words = shlex.split(command)
+    assert words[-2:] == ["--cpu-size", "32MiB"] and words.count("--cpu-size") == 1
+    assert {"simulated", "32", "7", "--warm", "200"} <= set(words)
+    again = lmcache(*words[1:], "--json", "-", "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    document = json.loads(again.stdout)
+    assert document["cells"][1]["tiers"] == {"cpu": 32 << 20}
+    config = document["config"]
+    assert (config["seed"], config["warm"], config["documents"]) == (7, True, 2)

@@ -200,6 +200,7 @@ def test_history_names_the_run_that_changed(tmp_path: Path) -> None:
     assert change["run"].endswith("5.json") and change["regression"] is True
     assert change["change"] == pytest.approx(0.2, abs=0.02)
     done = lmcache("compare", "--history", ".", "--fail-on", "ttft.p50>50%", cwd=tmp_path)
+    assert "+20.0 %" in done.stdout
     assert done.returncode == 0 and "5.json" in done.stdout
     done = lmcache("compare", "--history", ".", "--allow-different", "modle", cwd=tmp_path)
     assert done.returncode == 2 and "--allow-different: 'modle' is none of" in done.stderr

@@ -90,6 +90,20 @@ def test_what_limited_it(
     assert then in line if then else "To try" not in line
 
 
+def test_what_to_try_is_the_runs_own_command(world: Callable[..., list[CellSummary]]) -> None:
+    off, prefix = world(**works(7))
+    own = ["lmcache", "bench", "rag", "--engine", "vllm", "--model", "my model"]
+    own += ["--cpu-size", "256MiB,512MiB", "--warm"]
+    meta: Any = {**prefix.meta, "command": own}
+    [line] = in_words([off, replace(prefix, meta=meta)])
+    then = "lmcache bench rag --engine vllm --model 'my model' --warm --cpu-size 1GiB"
+    assert line.endswith(f"To try: {then}")
+    off, prefix = world(any_position=0.8, hit=16, ttft=3.9)
+    meta = {**prefix.meta, "engine": "vllm"}
+    [line] = in_words([off, replace(prefix, meta=meta)])
+    assert "behind other text" in line and "blend" not in line, "vllm does not blend by itself"
+
+
 def test_tails(world: Callable[..., list[CellSummary]]) -> None:
     off, prefix = world()
     long = replace(prefix, tail_tokens=400)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reports.page.page import html_page
+from reports.stored import StoredTune
 from tests.reports.pages import opened, running_browser
 from tests.reports.worlds import HOSTILE, swept_run, tuned
 
@@ -131,6 +132,17 @@ def test_what_files_say_is_text(browser: Any, tmp_path: Path, width: int) -> Non
     assert seen.requests == [file.as_uri()]
     assert seen.page.evaluate("document.querySelectorAll('img, script').length") == 1
     assert HOSTILE in seen.page.inner_text("main")
+
+
+def test_what_is_to_be_pasted_keeps_its_lines_and_equal_names_get_their_files() -> None:
+    snippets = {"vLLM": "--kv-transfer-config '{...}'", "YAML": "chunk_size: 64\nlocal_cpu: true"}
+    document = dict(tuned().document)
+    document["recommendation"] |= {"snippets": snippets, "verdicts": ["A.", "B."]}
+    document["cost"] = {"device": {"cards": 2, "hardware": "h100"}}
+    page = html_page([StoredTune("one", document), StoredTune("two", document)])
+    assert len(re.findall("2 x h100, .* requests, (one|two)</h2>", page)) == 2
+    assert ">chunk_size: 64\nlocal_cpu: true</pre>" in page
+    assert '<p class="answer">A.</p>' in page and '<p class="answer">B.</p>' in page
 
 
 def test_an_incomplete_run_says_so_first(browser: Any, tmp_path: Path) -> None:
