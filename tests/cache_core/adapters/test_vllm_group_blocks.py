@@ -138,7 +138,7 @@ class OnGpu:
         self.stride, self.element_size = view.stride, view.element_size
 
     def data_ptr(self) -> int:
-        return self._base + self._view.storage_offset() * self.element_size()
+        return self._base + int(self._view.storage_offset()) * self.element_size()
 
     def __getitem__(self, at: Any) -> OnGpu:
         return OnGpu(self._view[at], self._base)
@@ -172,7 +172,7 @@ class Gpu:
         laid = {"a": plain(a), "b": planes_apart(b), "w": heads_last(w)}
         # torch counts an offset from the storage of all words.
         pages = s.view(BLOCKS, -1)
-        states = [put(pages[:, :24]), put(pages[:, 24:64].unflatten(1, (8, 5)))]
+        states = [put(pages[:, :24]), put(pages[:, 24:64].view(-1, 8, 5))]
         return {name: put(view) for name, view in laid.items()} | {"s": states}
 
     def write(self, words: torch.Tensor, stream: int | None = None) -> None:
