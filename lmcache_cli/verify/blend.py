@@ -52,7 +52,8 @@ _DRAWS = 4000
 class RatioPoint:
     """Quality at one ratio, over ``positions`` of text that goes on from a passage: KL to a full
     prefill in nats, how much of the text its likeliest tokens are, and as many of a full prefill's;
-    the 95 % interval is of the prompts' means."""
+    the 95 % interval is of the prompts' means. ``token_layer_share``
+    is the share of token-layers run, the question's included."""
 
     ratio: float
     kl: float
@@ -61,6 +62,7 @@ class RatioPoint:
     top_1: float
     full_top_1: float
     positions: int
+    token_layer_share: float
 
 
 def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> int:
@@ -133,12 +135,13 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
 
 @dataclass(frozen=True, slots=True)
 class BlendTrial:
-    """A prompt's quality at one ratio: KL, and the shares of the text that blend's and the full
-    prefill's likeliest tokens are."""
+    """A prompt's quality at one ratio: KL, the shares of the text that blend's and the full
+    prefill's likeliest tokens are, and the share of token-layers run."""
 
     kl: float
     top_1: float
     full_top_1: float
+    token_layer_share: float
 
 
 def quality_gates(trials: Sequence[Mapping[float, BlendTrial]], ratio: float) -> list[Gate]:
@@ -288,7 +291,7 @@ def _measured(
             raise RuntimeError("nothing was reused: the gates would prove nothing")
         own = session.forced(truth, n)
         same = float((own.argmax(-1) == truth).double().mean())
-        found[ratio] = BlendTrial(compared(full, own).kl, same, right)
+        found[ratio] = BlendTrial(compared(full, own).kl, same, right, sample.token_layer_share)
         session.settle()
     progress.step()
     return found
@@ -313,8 +316,9 @@ def _point(ratio: float, trials: Sequence[BlendTrial]) -> RatioPoint:
     low, high = np.percentile(kl[draws].mean(1), [2.5, 97.5])
     top_1 = float(np.mean([trial.top_1 for trial in trials]))
     full = float(np.mean([trial.full_top_1 for trial in trials]))
-    mean = float(kl.mean())
-    return RatioPoint(ratio, mean, float(low), float(high), top_1, full, _TRUTH * len(kl))
+    work = float(np.mean([trial.token_layer_share for trial in trials]))
+    interval = float(kl.mean()), float(low), float(high)
+    return RatioPoint(ratio, *interval, top_1, full, _TRUTH * len(kl), work)
 
 
 def _names(gates: Sequence[Gate], unsure: bool) -> tuple[str, ...]:
@@ -351,9 +355,10 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
 
 
 def _curve(points: list[RatioPoint]) -> Table:
-    table = columns("ratio", "KL nats", "95 %", "top-1 %", "full's", "positions")
+    table = columns("ratio", "KL nats", "95 %", "top-1 %", "full's", "positions", "work %")
     for p in points:
         interval = f"{p.low:.4f}-{p.high:.4f}"
         shares = (f"{100 * share:.1f}" for share in (p.top_1, p.full_top_1))
-        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, *shares, str(p.positions))
+        numbers = str(p.positions), f"{100 * p.token_layer_share:.1f}"
+        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, *shares, *numbers)
     return table

@@ -23,6 +23,7 @@ from lmcache_cli.verify.blend import (
     _teaching,
     quality_gates,
 )
+from lmcache_cli.verify.gates import QUESTION_TOKENS
 from tests.lmcache_cli.blend_world import ROPES, blend_session, small_engine
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
@@ -47,6 +48,10 @@ def test_gates_curve_and_verdict(tmp_path: Path) -> None:
     assert all(gate["passed"] for gate in exact), exact
     curve = {point["ratio"]: point["kl"] for point in found["curve"]}
     assert list(curve) == [0, 0.25, 0.5, 1] and curve[0] > curve[0.5] > curve[1] == 0
+    # A BOS, 4 passages of 32 and a question; what stands right behind the BOS is exact.
+    length = 1 + 4 * 32 + QUESTION_TOKENS
+    work = [QUESTION_TOKENS, QUESTION_TOKENS + 24, QUESTION_TOKENS + 48, length]
+    assert [point["token_layer_share"] for point in found["curve"]] == [n / length for n in work]
     failed = [g["name"] for g in quality if not g["passed"] and not g["unsure"]]
     unsure = [g["name"] for g in quality if g["unsure"]]
     verdict = "failed" if failed else "inconclusive" if unsure else "passed"
@@ -96,7 +101,7 @@ def trials(
     kl: list[float], naive: list[float], worse: float = 0.0
 ) -> list[dict[float, BlendTrial]]:
     return [
-        {0.0: BlendTrial(n, 0.5, 0.5), 0.14: BlendTrial(k, 0.5 - worse, 0.5)}
+        {0.0: BlendTrial(n, 0.5, 0.5, 0.1), 0.14: BlendTrial(k, 0.5 - worse, 0.5, 0.2)}
         for k, n in zip(kl, naive, strict=True)
     ]
 
