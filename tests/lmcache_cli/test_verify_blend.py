@@ -20,13 +20,13 @@ from lmcache_cli.verify.blend import (
     _learn,
     _Progress,
     _prompts,
-    _teaching,
     quality_gates,
 )
 from lmcache_cli.verify.gates import QUESTION_TOKENS
 from tests.lmcache_cli.blend_world import ROPES, blend_session, small_engine
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
+from workloads import Request
 
 pytestmark = pytest.mark.engine
 
@@ -85,16 +85,28 @@ def test_a_passage_behind_which_no_other_fits_is_not_waited_for() -> None:
 def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
     session = blend_session(engine)
-    tried = _prompts(engine, 16, BlendGateFlags(prompts=16))
+    tried, teaching = _prompts(engine, 16, BlendGateFlags(prompts=16))
     said = Console(file=io.StringIO())
-    teaching = _teaching(tried)
     _learn(session, teaching, _Progress(said, len(teaching)))
-    assert len(teaching) < 16
+    assert len(teaching) < 24
     for one in tried:
         [sample] = session.serve([one.request], Load())
         assert sample.hits == 1 + 4 * 16
     with pytest.raises(RuntimeError, match="of 1 requests were not learnt"):
         _learn(blend_session(engine), teaching[:1], _Progress(said, 1))
+
+
+def test_no_two_passages_of_a_prompt_were_seen_together(tmp_path: Path) -> None:
+    """Else what is reused would have been computed beside what it is tried with."""
+    tried, teaching = _prompts(small_engine(tmp_path), 16, BlendGateFlags(prompts=20))
+    met = [passages(request) for request in teaching]
+    assert len(tried) == 20 and all(len(some) > 1 for some in met)
+    for one in tried:
+        assert all(len(passages(one.request) & some) <= 1 for some in met)
+
+
+def passages(request: Request) -> set[bytes]:
+    return {request.token_ids[part.start : part.end].tobytes() for part in request.segments[1:-1]}
 
 
 def trials(
