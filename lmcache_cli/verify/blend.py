@@ -285,11 +285,12 @@ def _measured(
     for ratio in ratios:
         session.choose(replace(spec, blend=replace(spec.blend or BlendSettings(), ratio=ratio)))
         [sample] = session.serve([tried.request], Load())
-        if ratio < 1 and not sample.blended_tokens:
+        share = sample.token_layer_share
+        if share is None or (ratio < 1 and not sample.blended_tokens):
             raise RuntimeError("nothing was reused: the gates would prove nothing")
         own = session.forced(truth, n)
         same = float((own.argmax(-1) == truth).double().mean())
-        found[ratio] = BlendTrial(compared(full, own).kl, same, right, sample.token_layer_share)
+        found[ratio] = BlendTrial(compared(full, own).kl, same, right, share)
         session.settle()
     progress.step()
     return found
