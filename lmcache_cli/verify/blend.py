@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -44,7 +45,7 @@ VERIFY_BLEND_SCHEMA = "lmcache.verify-blend/2"
 LEAST_PROMPTS = 16
 MOST_OF_NAIVE, LEAST_TOP_1 = 0.6, -0.01
 """What blend must reach: this share of plain reuse's KL, and top-1 as near a full prefill's."""
-_PASSAGES, _TRUTH = 4, 24
+_PASSAGES, _TRUTH, _POOL = 4, 24, 24
 _DRAWS = 4000
 
 
@@ -52,7 +53,8 @@ _DRAWS = 4000
 class RatioPoint:
     """Quality at one ratio, over ``positions`` of text that goes on from a passage: KL to a full
     prefill in nats, how much of the text its likeliest tokens are, and as many of a full prefill's;
-    the 95 % interval is of the prompts' means."""
+    the 95 % interval is of the prompts' means. ``token_layer_share``
+    is the share of token-layers run, the question's included."""
 
     ratio: float
     kl: float
@@ -61,6 +63,7 @@ class RatioPoint:
     top_1: float
     full_top_1: float
     positions: int
+    token_layer_share: float
 
 
 def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> int:
@@ -79,16 +82,15 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     settings = BlendSettings(flags.blend_ratio, flags.blend_encoding)
     spec = CacheSpec(
         passage_tokens,
-        {"cpu": 4 * flags.prompts * passage_tokens * engine.token_bytes()},
+        {"cpu": 4 * max(_POOL, flags.prompts) * passage_tokens * engine.token_bytes()},
         salt=f"verify {uuid4().hex}",
         mode="blend",
         blend=settings,
     )
-    tried = _prompts(engine, passage_tokens, flags)
+    tried, teaching = _prompts(engine, passage_tokens, flags)
     ratios = sorted({0.0, settings.ratio / 2, settings.ratio, min(1.0, 2 * settings.ratio)})
     session: Any = engine.open(spec, need)
     session.keep_logits = True
-    teaching = _teaching(tried)
     progress = _Progress(talk, len(teaching) + len(tried))
     _learn(session, teaching, progress)
     trials = [_measured(engine, session, spec, ratios, one, progress) for one in tried]
@@ -133,12 +135,13 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
 
 @dataclass(frozen=True, slots=True)
 class BlendTrial:
-    """A prompt's quality at one ratio: KL, and the shares of the text that blend's and the full
-    prefill's likeliest tokens are."""
+    """A prompt's quality at one ratio: KL, the shares of the text that blend's and the full
+    prefill's likeliest tokens are, and the share of token-layers run."""
 
     kl: float
     top_1: float
     full_top_1: float
+    token_layer_share: float
 
 
 def quality_gates(trials: Sequence[Mapping[float, BlendTrial]], ratio: float) -> list[Gate]:
@@ -189,12 +192,17 @@ class _Progress:
             )
 
 
-def _prompts(engine: TransformersEngine, passage: int, flags: BlendGateFlags) -> list[_Tried]:
-    """Makes prompts of a BOS (or a first token), passages of a pool in new orders, and text that
-    goes on from one of them."""
+def _prompts(
+    engine: TransformersEngine, passage: int, flags: BlendGateFlags
+) -> tuple[list[_Tried], list[Request]]:
+    """Makes prompts of a BOS (or a first token), passages of a pool, and text that goes on from one
+    of them; and requests after which each passage was seen often enough. No two passages of a
+    prompt meet there: what is reused must not have been computed beside what it is tried with.
+
+    One of those takes about as long as trying a prompt: it computes and encodes three passages."""
     length = passage + QUESTION_TOKENS + _TRUTH + 1
-    count = flags.prompts
-    settings = Settings(context_tokens=length, requests=count, seed=flags.seed)
+    pool = max(_POOL, flags.prompts)
+    settings = Settings(context_tokens=length, requests=pool, seed=flags.seed)
     try:
         corpus = FolderCorpus(flags.corpus) if flags.corpus else GeneratedCorpus(flags.seed)
         texts = [
@@ -206,14 +214,22 @@ def _prompts(engine: TransformersEngine, passage: int, flags: BlendGateFlags) ->
     bos = engine.blend_bos()
     head = texts[0][:1] if bos is None else np.array([bos], dtype=np.int32)
     rng = np.random.default_rng(flags.seed)
+    orders = list(lessons([passage] * pool, _PASSAGES, seed=flags.seed))
+    met = {frozenset(pair) for order in orders for pair in combinations(order, 2)}
     made = []
-    for number in range(count):
-        mine = rng.permutation(count)[:_PASSAGES]
+    for number in range(flags.prompts):
+        mine = rng.permutation(pool)[:_PASSAGES]
+        while any(frozenset(pair) in met for pair in combinations(mine.tolist(), 2)):
+            mine = rng.permutation(pool)[:_PASSAGES]
         asked = texts[mine[int(rng.integers(_PASSAGES))]][passage:]
         passages = [texts[i][:passage] for i in mine]
         request = _request(f"p{number}", head, passages, asked[:QUESTION_TOKENS])
         made.append(_Tried(request, asked[QUESTION_TOKENS : QUESTION_TOKENS + _TRUTH]))
-    return made
+    question = texts[0][passage : passage + QUESTION_TOKENS]
+    return made, [
+        _request(f"learn {number}", head, [texts[i][:passage] for i in order], question)
+        for number, order in enumerate(orders)
+    ]
 
 
 def _request(
@@ -222,21 +238,6 @@ def _request(
     middle = [Part("passage", passage) for passage in passages]
     parts = (Part("system", head), *middle, Part("question", question))
     return Prompt(name, name, parts).request(0.0, 1)
-
-
-def _teaching(tried: Sequence[_Tried]) -> list[Request]:
-    """Returns requests over all passages after which each was seen often enough. One takes about
-    as long as measuring a prompt: it computes and encodes three passages."""
-    cut = [(one.request.token_ids, one.request.segments) for one in tried]
-    texts = [ids[part.start : part.end] for ids, parts in cut for part in parts[1:-1]]
-    passages = list({text.tobytes(): text for text in texts}.values())
-    ids, parts = cut[0]
-    orders = lessons([len(text) for text in passages], _PASSAGES, seed=1)
-    head, question = ids[: parts[0].end], ids[parts[-1].start :]
-    return [
-        _request(f"learn {number}", head, [passages[place] for place in order], question)
-        for number, order in enumerate(orders)
-    ]
 
 
 def _learn(session: BlendSession, teaching: Sequence[Request], progress: _Progress) -> None:
@@ -284,11 +285,12 @@ def _measured(
     for ratio in ratios:
         session.choose(replace(spec, blend=replace(spec.blend or BlendSettings(), ratio=ratio)))
         [sample] = session.serve([tried.request], Load())
-        if ratio < 1 and not sample.blended_tokens:
+        share = sample.token_layer_share
+        if share is None or (ratio < 1 and not sample.blended_tokens):
             raise RuntimeError("nothing was reused: the gates would prove nothing")
         own = session.forced(truth, n)
         same = float((own.argmax(-1) == truth).double().mean())
-        found[ratio] = BlendTrial(compared(full, own).kl, same, right)
+        found[ratio] = BlendTrial(compared(full, own).kl, same, right, share)
         session.settle()
     progress.step()
     return found
@@ -313,8 +315,9 @@ def _point(ratio: float, trials: Sequence[BlendTrial]) -> RatioPoint:
     low, high = np.percentile(kl[draws].mean(1), [2.5, 97.5])
     top_1 = float(np.mean([trial.top_1 for trial in trials]))
     full = float(np.mean([trial.full_top_1 for trial in trials]))
-    mean = float(kl.mean())
-    return RatioPoint(ratio, mean, float(low), float(high), top_1, full, _TRUTH * len(kl))
+    work = float(np.mean([trial.token_layer_share for trial in trials]))
+    interval = float(kl.mean()), float(low), float(high)
+    return RatioPoint(ratio, *interval, top_1, full, _TRUTH * len(kl), work)
 
 
 def _names(gates: Sequence[Gate], unsure: bool) -> tuple[str, ...]:
@@ -351,9 +354,10 @@ def _causality(engine: TransformersEngine, request: Request) -> Gate:
 
 
 def _curve(points: list[RatioPoint]) -> Table:
-    table = columns("ratio", "KL nats", "95 %", "top-1 %", "full's", "positions")
+    table = columns("ratio", "KL nats", "95 %", "top-1 %", "full's", "positions", "work %")
     for p in points:
         interval = f"{p.low:.4f}-{p.high:.4f}"
         shares = (f"{100 * share:.1f}" for share in (p.top_1, p.full_top_1))
-        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, *shares, str(p.positions))
+        numbers = str(p.positions), f"{100 * p.token_layer_share:.1f}"
+        table.add_row(f"{p.ratio:g}", f"{p.kl:.4f}", interval, *shares, *numbers)
     return table

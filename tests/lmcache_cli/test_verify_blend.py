@@ -20,12 +20,13 @@ from lmcache_cli.verify.blend import (
     _learn,
     _Progress,
     _prompts,
-    _teaching,
     quality_gates,
 )
+from lmcache_cli.verify.gates import QUESTION_TOKENS
 from tests.lmcache_cli.blend_world import ROPES, blend_session, small_engine
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
+from workloads import Request
 
 pytestmark = pytest.mark.engine
 
@@ -47,6 +48,10 @@ def test_gates_curve_and_verdict(tmp_path: Path) -> None:
     assert all(gate["passed"] for gate in exact), exact
     curve = {point["ratio"]: point["kl"] for point in found["curve"]}
     assert list(curve) == [0, 0.25, 0.5, 1] and curve[0] > curve[0.5] > curve[1] == 0
+    # A BOS, 4 passages of 32 and a question; what stands right behind the BOS is exact.
+    length = 1 + 4 * 32 + QUESTION_TOKENS
+    work = [QUESTION_TOKENS, QUESTION_TOKENS + 24, QUESTION_TOKENS + 48, length]
+    assert [point["token_layer_share"] for point in found["curve"]] == [n / length for n in work]
     failed = [g["name"] for g in quality if not g["passed"] and not g["unsure"]]
     unsure = [g["name"] for g in quality if g["unsure"]]
     verdict = "failed" if failed else "inconclusive" if unsure else "passed"
@@ -80,11 +85,10 @@ def test_a_passage_behind_which_no_other_fits_is_not_waited_for() -> None:
 def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
     session = blend_session(engine)
-    tried = _prompts(engine, 16, BlendGateFlags(prompts=16))
+    tried, teaching = _prompts(engine, 16, BlendGateFlags(prompts=16))
     said = Console(file=io.StringIO())
-    teaching = _teaching(tried)
     _learn(session, teaching, _Progress(said, len(teaching)))
-    assert len(teaching) < 16
+    assert len(teaching) < 24
     for one in tried:
         [sample] = session.serve([one.request], Load())
         assert sample.hits == 1 + 4 * 16
@@ -92,11 +96,24 @@ def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
         _learn(blend_session(engine), teaching[:1], _Progress(said, 1))
 
 
+def test_no_two_passages_of_a_prompt_were_seen_together(tmp_path: Path) -> None:
+    """Else what is reused would have been computed beside what it is tried with."""
+    tried, teaching = _prompts(small_engine(tmp_path), 16, BlendGateFlags(prompts=20))
+    met = [passages(request) for request in teaching]
+    assert len(tried) == 20 and all(len(some) > 1 for some in met)
+    for one in tried:
+        assert all(len(passages(one.request) & some) <= 1 for some in met)
+
+
+def passages(request: Request) -> set[bytes]:
+    return {request.token_ids[part.start : part.end].tobytes() for part in request.segments[1:-1]}
+
+
 def trials(
     kl: list[float], naive: list[float], worse: float = 0.0
 ) -> list[dict[float, BlendTrial]]:
     return [
-        {0.0: BlendTrial(n, 0.5, 0.5), 0.14: BlendTrial(k, 0.5 - worse, 0.5)}
+        {0.0: BlendTrial(n, 0.5, 0.5, 0.1), 0.14: BlendTrial(k, 0.5 - worse, 0.5, 0.2)}
         for k, n in zip(kl, naive, strict=True)
     ]
 
