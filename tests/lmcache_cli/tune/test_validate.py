@@ -14,9 +14,12 @@ import pytest
 from cache_core.layout import KVLayout
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.engines.cache_spec import CacheSpec
+from lmcache_cli.engines.engine import Load, sample_of
 from lmcache_cli.engines.http.engine import SALT_TOKENS, Salts
 from lmcache_cli.engines.measured_costs import ProbedEngine, TierCost, probed_engine
+from lmcache_cli.engines.simulated import encode_words
 from lmcache_cli.engines.start import start_engine
+from lmcache_cli.engines.vllm.engine import VllmEngine
 from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS, mode_flags, own_cache_flags
 from lmcache_cli.errors import CellError, UserError
 from lmcache_cli.options.bench import BenchOptions
@@ -26,9 +29,11 @@ from lmcache_cli.probe.served import ServedProbe
 from lmcache_cli.tune.candidates import Prices, TierConfiguration
 from lmcache_cli.tune.cost import DeviceRoom, probed_cost
 from lmcache_cli.tune.report_sections import validation_json
+from lmcache_cli.tune.run import run_tune
 from lmcache_cli.tune.source import RequestSource, TuneOptions, made_source, request_arrays
 from lmcache_cli.tune.study import Study
 from lmcache_cli.tune.validate import Tolerance, Validation, ValidationPoint, neighbours, validate
+from reports.sample import Sample
 from tests.lmcache_cli.small_model import save_model
 from workloads import WORKLOAD_USES, Request
 
@@ -309,8 +314,9 @@ class FakeServer:
     """A server whose every cost is known: its own cache, and one tier below it."""
 
     def __init__(self, spec: CacheSpec, token_bytes: int) -> None:
-        [self.tier] = set(spec.tiers) - {"device"}
+        self.tier = "disk" if "disk" in spec.tiers else "cpu"
         self.own = Blocks(spec.tiers["device"] // token_bytes // 32, 32)
+        self.slower = 1.0
         self.below = Blocks(spec.tiers[self.tier] // token_bytes // spec.chunk_tokens, 64)
         self.token_bytes, self.closed = token_bytes, False
 
@@ -322,7 +328,7 @@ class FakeServer:
         first = PREFILL.seconds(len(ids) - own - loaded, own + loaded)
         first += LOAD.seconds(1, loaded * self.token_bytes) if loaded else 0.0
         hits = {"device": own, self.tier: loaded}
-        return [first + STEP * place for place in range(count)], hits
+        return [self.slower * (first + STEP * place) for place in range(count)], hits
 
     def close(self) -> None:
         self.closed = True
@@ -406,3 +412,91 @@ def test_hits_of_the_engine_alone_are_validated_too(
             validate(study, source, watched, [("r", stack)], tolerance=Tolerance(), folder=tmp_path)
     assert [(spec.mode, spec.foreign) for spec in asked] == [("vllm", True), ("off", False)]
     assert asked[0].tiers == {"device": study.device} and not asked[0].ours
+
+
+class ServingFake(FakeServer):
+    """One that serves the bench too, each cold start under other salt tokens, on a virtual
+    clock."""
+
+    spec: CacheSpec
+    salts = 0
+
+    def serve(self, requests: list[Request], load: Load) -> Iterator[Sample]:
+        for request in requests:
+            ids = [10_000 + self.salts] * SALT_TOKENS + request.token_ids.tolist()
+            seconds, hits = self.complete(ids, request.max_tokens)
+            made = sample_of(request, 0.0, 0.0, seconds, hit_tokens=hits)
+            yield replace(made, prompt_tokens=len(ids))
+
+    def clear(self) -> None:
+        self.salts += 1
+
+    def ready(self) -> None: ...
+    def settle(self) -> None: ...
+
+    def held_chunks(self) -> int:
+        return 0
+
+    def capacities(self) -> dict[str, int]:
+        return {}
+
+    counters = troubles = capacities
+
+    def chunk_bytes(self) -> int:
+        return 8 * 64
+
+
+class FakeVllm(FakeEngine, VllmEngine):
+    """What ``lmcache tune`` takes for vLLM's engine."""
+
+    name, model, max_context, bos, interleaves, cpu = "vllm", "fake", 8192, None, True, True
+
+    def __init__(self, slower: float = 1.0) -> None:
+        super().__init__()
+        self.slower, self.environment = slower, {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        self.encode = encode_words
+
+    def open(self, spec: CacheSpec, max_tokens: int) -> Any:
+        mine = ServingFake(replace(spec, tiers={"cpu": 0, **spec.tiers}), 8)
+        mine.slower = self.slower if "validate" in spec.salt else 1.0
+        self.opened.append(mine)
+        return mine
+
+    def tier_capacity(self, spec: CacheSpec) -> dict[str, int | None]:
+        return {}
+
+    def warm_up(self, tokens: int) -> None: ...
+
+    def now(self) -> float:
+        return 0.0
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.5, 1)])
+def test_the_command_validates_against_servers(
+    slower: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own cache first, a tier below it: half, all and twice of what it recommends."""
+    engine = FakeVllm(slower)
+    monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: engine)
+    monkeypatch.chdir(tmp_path)
+    bench = BenchOptions(engine="simulated", context_tokens="400", documents=6, questions=3)
+    options = TuneOptions(
+        source="long-context",
+        bench=bench,
+        validate=True,
+        engine="vllm",
+        device_kv="6KiB",  # 768 tokens
+        max_disk="0",
+    )
+    assert run_tune(options, "out.json", True) == code
+    found = json.loads((tmp_path / "out.json").read_text())
+    points = found["validation"]["points"]
+    assert [point["role"] for point in points] == ["smaller", "recommended", "larger"]
+    assert all(point["wrong_hits"] == 0 for point in points)
+    assert {point["tiers"]["device"] for point in points} == {6144}
+    assert points[2]["measured"]["hit_rate"] > points[0]["measured"]["hit_rate"]
+    assert found["validation"]["drift"] == pytest.approx(1.0)
+    assert found["cost"]["device"]["kv_bytes"] == 6144
+    assert all(server.closed for server in engine.opened)
