@@ -233,6 +233,7 @@ class ServingFake(FakeServer):
     salts = 0
 
     def serve(self, requests: list[Request], load: Load) -> Iterator[Sample]:
+        assert len(requests) > 1, "servers took turns request by request"
         for request in requests:
             ids = [10_000 + self.salts] * SALT_TOKENS + request.token_ids.tolist()
             seconds, hits = self.complete(ids, request.max_tokens)
