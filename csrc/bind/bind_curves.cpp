@@ -322,13 +322,8 @@ void bind_curves(nanobind::module_& m) {
         "loads"_a.noconvert(), "chunk_tokens"_a, "seconds"_a.noconvert(), "overlap"_a, "device"_a,
         "budget"_a, "most"_a, "room"_a, "clients"_a, "stages"_a = 1, "replicas"_a = 1,
         "replica"_a.noconvert() = nb::none(), "pooled"_a.noconvert() = nb::none(),
-        R"(Runs requests in engines that batch continuously (``csrc/curves/serving.h``): request i
-        comes ``at[i]`` seconds, or when one of ``clients`` is free (0: an open loop), to engine
-        ``replica[i]``, and has the ``chunks`` from ``offsets[i]`` to before ``offsets[i + 1]``.
-        ``loads`` ``[tiers, 3]`` are seconds a call, a chunk and a token; ``seconds`` ``[5]`` of a
-        step, a prompt's token, a pair of them, a decode step and a token before it. Engines have
-        names of their own for chunks; the last tier is a pool with ``pooled`` ones. Raises
-        ``ValueError``.)"_doc);
+        R"(Runs requests in engines that batch continuously; ``csrc/curves/serving.h`` says what each
+        argument is, ``loads`` ``[tiers, 3]`` and ``seconds`` ``[5]`` in its order. Raises ``ValueError``.)"_doc);
   m.def("route", py_route, "ids"_a.noconvert(), "offsets"_a.noconvert(), "at"_a.noconvert(),
         "prompt"_a.noconvert(), "output"_a.noconvert(), "session"_a.noconvert(), "routing"_a,
         "replicas"_a, "seconds"_a.noconvert(), "chunk_tokens"_a, "holds"_a,
@@ -340,8 +335,7 @@ void bind_curves(nanobind::module_& m) {
         "Returns each reference's distance among those of its ``replica``. Raises ``ValueError``.");
   m.def("replica_names", py_replica_names, "ids"_a.noconvert(), "offsets"_a.noconvert(),
         "replica"_a.noconvert(), "replicas"_a,
-        R"(Returns names of chunks that differ from ``replica`` to replica, numbers below their count,
-        as ``ids`` are. Raises ``ValueError``.)"_doc);
+        "Returns names of chunks that differ by ``replica``, as ``ids`` are. Raises ``ValueError``.");
 }
 
 }  // namespace lmcache

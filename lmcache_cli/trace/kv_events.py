@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
 from lmcache_cli.trace.recorder import Counts, counts_text, live_count
 
 _CONNECT_S = 10.0
+_BEAT_MS = 5000
 _IDLE_S = 30.0
 _LAST_S = 1.0
 """Seconds without a further block after which an answer counts as ended: a block of it takes one or
@@ -234,13 +236,6 @@ class SeenRequests:
         )
 
 
-@dataclass(slots=True)
-class _Told:
-    batches: int = 0
-    missed: int = 0
-    odd: int = 0
-
-
 async def record_events(
     open_writer: Callable[[int, float], TraceWriter],
     endpoint: str,
@@ -254,7 +249,7 @@ async def record_events(
     length; what was seen before is in the trace then."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     stop = asyncio.Event()
-    seen, counts, told = SeenRequests(), Counts(), _Told()
+    seen, counts, told = SeenRequests(), Counts(), Counter[str]()
     writer: TraceWriter | None = None
     names: set[bytes] = set()
 
@@ -265,20 +260,21 @@ async def record_events(
             writer = writer or open_writer(seen.block_tokens, seen.began_s or 0.0)
             if limit is None or counts.requests < limit:
                 writer.write(one)
-                _count(counts, one, names, seen.block_tokens)
+                counts.saw(one, names, seen.block_tokens)
         if limit is not None and counts.requests >= limit:
             stop.set()
 
     loop = asyncio.get_running_loop()
     trouble: OSError | None = None
     with _subscribed(endpoint) as socket:
-        await _connected(socket, endpoint)
+        monitor = await _connected(socket, endpoint)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         if duration_s is not None:
             loop.call_later(duration_s, stop.set)
         if not quiet:
             console.print(f"recording {endpoint}; Ctrl-C ends it", markup=False)
+        watch = asyncio.create_task(_watched(monitor, endpoint, console))
         with live_count(console, counts, quiet):
             try:
                 try:
@@ -288,16 +284,17 @@ async def record_events(
             except OSError as error:
                 trouble = error
             finally:
+                watch.cancel()
                 if writer is not None:
                     with contextlib.suppress(OSError):
                         writer.close()
     if trouble is not None:
         console.print(f"lmcache: the trace can't be written ({trouble.strerror})", markup=False)
         return EXIT_FAILED
-    console.print(f"{counts_text(counts)}; {told.batches:,} batches of events", markup=False)
+    console.print(f"{counts_text(counts)}; {told['batches']:,} batches of events", markup=False)
     for count, what in (
-        (told.missed, "batches were missed; a slow reader, or a full queue of the server's"),
-        (told.odd, "messages were no batches of KV events"),
+        (told["missed"], "batches were missed; a slow reader, or a full queue of the server's"),
+        (told["odd"], "messages were no batches of KV events"),
         (seen.cut, "prompts begin with blocks of before the recording; those are left out"),
     ):
         if count:
@@ -308,7 +305,7 @@ async def record_events(
 
 
 async def _until(
-    stop: asyncio.Event, socket: Any, told: _Told, take: Callable[[EventBatch], None]
+    stop: asyncio.Event, socket: Any, told: Counter[str], take: Callable[[EventBatch], None]
 ) -> None:
     """Takes batches until it is to stop, and what the server had still to send of answers that it
     has given by then."""
@@ -326,10 +323,10 @@ async def _until(
                 batch = read_batch(frames[-1])
                 number = int.from_bytes(frames[-2], "big")
             except (ValueError, IndexError):
-                told.odd += 1
+                told["odd"] += 1
                 continue
-            told.batches += 1
-            told.missed += max(0, number - expected) if expected is not None else 0
+            told["batches"] += 1
+            told["missed"] += max(0, number - expected) if expected is not None else 0
             expected = number + 1
             take(batch)
     finally:
@@ -350,18 +347,39 @@ def _subscribed(endpoint: str) -> Iterator[Any]:
     socket = context.socket(zmq.SUB)
     try:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
+        # ZeroMQ asks the other side itself: one that stands still is missed too, by twice that.
+        socket.setsockopt(zmq.HEARTBEAT_IVL, _BEAT_MS)
         yield socket
     finally:
         context.destroy(linger=0)  # with the monitor's socket, which would keep it waiting
 
 
-async def _connected(socket: Any, endpoint: str) -> None:
-    """Connects. Raises ``UserError`` for what is no address, ``MissingError`` if nothing answers in
-    ten seconds: ZeroMQ would wait for ever."""
-    import zmq
+async def _watched(monitor: Any, endpoint: str, console: Console) -> None:
+    """Says when the server hangs up, and when it is back."""
+    there = True
+    while True:
+        if (await _shaken(monitor)) != there:
+            there = not there
+            said = "is back" if there else "has ended or hangs; Ctrl-C ends the wait for it"
+            console.print(f"{endpoint}: the server {said}", markup=False)
+
+
+async def _shaken(monitor: Any) -> bool:
+    """Waits for what comes next; returns whether that is a connection, not the end of one."""
+    from zmq import EVENT_HANDSHAKE_SUCCEEDED
     from zmq.utils.monitor import parse_monitor_message
 
-    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    event = parse_monitor_message(await monitor.recv_multipart())["event"]
+    return bool(event == EVENT_HANDSHAKE_SUCCEEDED)
+
+
+async def _connected(socket: Any, endpoint: str) -> Any:
+    """Connects, and returns a socket that tells when the connection ends and when there is one.
+    Raises ``UserError`` for what is no address, ``MissingError`` if nothing answers in ten seconds:
+    ZeroMQ would wait for ever."""
+    import zmq
+
+    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
@@ -369,17 +387,12 @@ async def _connected(socket: Any, endpoint: str) -> None:
             f"--kv-events: {endpoint!r} is no address ({error}); write it like tcp://127.0.0.1:5557"
         ) from None
     try:
-        parse_monitor_message(await asyncio.wait_for(monitor.recv_multipart(), _CONNECT_S))
+        async with asyncio.timeout(_CONNECT_S):
+            while not await _shaken(monitor):
+                pass  # one that hung up at once
     except TimeoutError:
         raise MissingError(
             f"--kv-events: nothing publishes at {endpoint}; start vLLM with --kv-events-config"
             ' \'{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557"}\''
         ) from None
-
-
-def _count(counts: Counts, one: ServedRequest, names: set[bytes], block_tokens: int) -> None:
-    counts.requests += 1
-    counts.input_tokens += one.input_tokens
-    counts.output_tokens += one.output_tokens
-    counts.shared_tokens += block_tokens * sum(key in names for key in one.keys)
-    names.update(one.keys)
+    return monitor

@@ -38,6 +38,14 @@ class Counts:
         """Returns the share of the prompt tokens in chunks that came before, 0 to 1."""
         return self.shared_tokens / self.input_tokens if self.input_tokens else 0.0
 
+    def saw(self, one: ServedRequest, names: set[bytes], chunk_tokens: int) -> None:
+        """Counts a request; ``names`` are those of the chunks that came before, and get its."""
+        self.requests += 1
+        self.input_tokens += one.input_tokens
+        self.output_tokens += one.output_tokens
+        self.shared_tokens += chunk_tokens * sum(key in names for key in one.keys)
+        names.update(one.keys)
+
 
 class Recorder:
     """Writes a line per prompt. ``sources`` are asked for tokens in turn. Sets ``full`` when

@@ -277,6 +277,27 @@ def test_vllms_own_publisher_is_recorded(
     assert arrays.input_tokens.tolist() == [40] * 4 and len(arrays.chunk_ids) == 8
 
 
+def test_a_server_that_ends_is_said_when_it_does(
+    recording: tuple[subprocess.Popen[str], Path, str],
+) -> None:
+    import zmq
+
+    process, _, endpoint = recording
+    assert process.stderr is not None
+    with zmq.Context() as context:
+        with context.socket(zmq.PUB) as server:
+            server.bind(endpoint)
+            assert process.stderr.readline().startswith(f"recording {endpoint}")
+        assert process.stderr.readline().startswith(f"{endpoint}: the server has ended or hangs;")
+        with context.socket(zmq.PUB) as server:
+            server.bind(endpoint)
+            assert process.stderr.readline() == f"{endpoint}: the server is back\n"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "no request was seen" in said
+    assert "hangs" not in said
+
+
 @pytest.mark.vllm
 def test_a_real_server_is_recorded(tmp_path: Path) -> None:
     """Against what the server itself says of each request."""
