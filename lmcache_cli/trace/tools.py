@@ -221,3 +221,29 @@ def _written(out: Path, arrays: TraceArrays) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+_MOST_RATE = 1000
+
+
+def odd_lengths(arrays: TraceArrays) -> list[str]:
+    """Returns what is odd about a trace's lengths and times, one line each."""
+    count, found = len(arrays), []
+    empty = int((arrays.input_tokens <= 0).sum())
+    if empty:
+        found.append(f"{empty} of {count} prompts have no token; they count as one")
+    silent = int((arrays.output_tokens <= 0).sum())
+    if silent:
+        found.append(
+            f"{silent} of {count} requests have no output length: their answers count as one"
+            " token, so decoding costs nothing and the load is understated"
+        )
+    seconds = float(arrays.arrival_s[-1] - arrays.arrival_s[0])
+    if count > 1 and seconds <= 0:
+        found.append("all requests arrive at once: the trace has no times, or one for all")
+    elif count > 100 and count / seconds > _MOST_RATE:
+        found.append(
+            f"{count / seconds:,.0f} requests a second: are its times in another unit?"
+            " --time-unit SECONDS says which (0.001 for milliseconds)"
+        )
+    return found

@@ -25,7 +25,7 @@ from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.tune import TuneFlags
 from lmcache_cli.output import Say, counted
 from lmcache_cli.sizes import parse_count, parse_list, parse_size, shell_words
-from lmcache_cli.trace.tools import TraceSource
+from lmcache_cli.trace.tools import TraceSource, odd_lengths
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
 from workloads import WORKLOADS, Request
 from workloads.tokens import Encode
@@ -320,32 +320,6 @@ def trace_source(options: TuneOptions, say: Say = lambda text: None) -> RequestS
         any_position=watched.ceiling(tokens),
         heading=heading,
     )
-
-
-def odd_lengths(arrays: TraceArrays) -> list[str]:
-    """Returns what is odd about a trace's lengths and times, one line each."""
-    count, found = len(arrays), []
-    empty = int((arrays.input_tokens <= 0).sum())
-    if empty:
-        found.append(f"{empty} of {count} prompts have no token; they count as one")
-    silent = int((arrays.output_tokens <= 0).sum())
-    if silent:
-        found.append(
-            f"{silent} of {count} requests have no output length: their answers count as one"
-            " token, so decoding costs nothing and the load is understated"
-        )
-    seconds = float(arrays.arrival_s[-1] - arrays.arrival_s[0])
-    if count > 1 and seconds <= 0:
-        found.append("all requests arrive at once: the trace has no times, or one for all")
-    elif count > 100 and count / seconds > _MOST_RATE:
-        found.append(
-            f"{count / seconds:,.0f} requests a second: are its times in another unit?"
-            " --time-unit SECONDS says which (0.001 for milliseconds)"
-        )
-    return found
-
-
-_MOST_RATE = 1000
 
 
 def made_source(
