@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmcache_cli.check.run import CheckOutputs, Judgement
+from lmcache_cli.check.run import CheckOutputs
+from lmcache_cli.check.side import Judgement
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
     cells_of_loads,

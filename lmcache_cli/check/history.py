@@ -12,7 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.check.run import CheckOutputs, Judgement
+from lmcache_cli.check.run import CheckOutputs
+from lmcache_cli.check.side import Judgement
 from lmcache_cli.check.stored_runs import ComparedRun, read_runs, refuse_unlike_runs
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_NOT_WRITTEN, UserError
 from lmcache_cli.output import write_output

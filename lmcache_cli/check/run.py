@@ -8,17 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.report import check_folder
 from lmcache_cli.check.in_process import InProcess, engine_differences, plan_of
-from lmcache_cli.check.side import Budget, Processes, Side
+from lmcache_cli.check.side import Budget, Judgement, Processes, Side, missing_package
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
     noise_of_history,
@@ -35,16 +35,19 @@ from lmcache_cli.errors import (
     UserError,
 )
 from lmcache_cli.machine import commit, machine, versions
-from lmcache_cli.modes.mode import one_of
-from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
+from lmcache_cli.options.verdict import VerdictFiles
 from lmcache_cli.output import check_output, write_output
 from reports.bench_json import json_text
 from reports.run_file import CHECK, CheckRecordError, RunFileError, write_run
-from reports.verdict.counters import Strictness
-from reports.verdict.formats import verdict_json, verdict_junit, verdict_markdown, verdict_table
+from reports.verdict.formats import (
+    side_text,
+    verdict_json,
+    verdict_junit,
+    verdict_markdown,
+    verdict_table,
+)
 from reports.verdict.judge import Outcome
 from reports.verdict.round import measured_by_clock
-from reports.verdict.rule import DEFAULT_RULES, Rule, RuleError, parse_rule
 from reports.verdict.trial import Comparison, Trial
 
 _DRIFT = (
@@ -276,7 +279,7 @@ class CheckOutputs(VerdictFiles):
             try:
                 import junitparser  # noqa: F401
             except ImportError as error:
-                raise _missing(error) from error
+                raise missing_package(error) from error
 
     def write(
         self,
@@ -292,7 +295,12 @@ class CheckOutputs(VerdictFiles):
         """Prints the table unless stdout is taken, then writes all files. Returns the exit code,
         another one than those of verdicts if a file could not be written."""
         verdicts, outcome = trial.verdicts(), trial.outcome()
-        title = f"lmcache {command}"
+        title, void = f"lmcache {command}", trial.unjudged()
+        if void:
+            more = "; a longer --max-time gives it more rounds" if command == "check" else ""
+            void += f"{more}; --inconclusive pass is for noise and does not cover this"
+            warnings = [*warnings, void]
+        lenient = judgement.inconclusive == "pass" and not void
         if "-" not in (self.json, self.markdown, self.junit):
             Console().print(verdict_table(verdicts, outcome))
         talk = Console(stderr=True, quiet=quiet)
@@ -300,15 +308,18 @@ class CheckOutputs(VerdictFiles):
             talk.print(
                 f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
             )
-        compared = [_side_text(name, side) for name, side in sides.items()]
+        compared = [side_text(name, side) for name, side in sides.items()]
         markdown = verdict_markdown(verdicts, outcome, title, [*compared, *warnings])
-        document = verdict_json(verdicts, outcome, sides, settings, warnings, complete)
-        lenient = judgement.inconclusive == "pass"
+        document = verdict_json(verdicts, outcome, sides, settings, warnings, complete and not void)
         failed = False
         texts: list[tuple[str, str | None, Callable[[], str]]] = [
             ("--json", self.json, lambda: json_text(document)),
             ("--markdown", self.markdown, lambda: markdown),
-            ("--junit", self.junit, lambda: verdict_junit(verdicts, title, compared, lenient)),
+            (
+                "--junit",
+                self.junit,
+                lambda: verdict_junit(verdicts, title, compared, lenient, void),
+            ),
         ]
         for flag, target, text in texts:
             try:
@@ -339,60 +350,3 @@ def comment_on_pull_request(markdown: str) -> None:
     number = parts[2:3] if parts[:2] == ["refs", "pull"] else []
     command = ["gh", "pr", "comment", *number, "--edit-last", "--create-if-none"]
     subprocess.run([*command, "--body-file", "-"], input=markdown, text=True, check=True)
-
-
-def _side_text(name: str, side: Mapping[str, Any]) -> str:
-    what = side.get("stored") or side.get("runs") or " ".join(side.get("args") or ())
-    told = {key: side.get(key) for key in ("python", "version", "commit", "hardware")}
-    return f"{name}: {what} " + ", ".join(f"{key} {value}" for key, value in told.items() if value)
-
-
-@dataclass(slots=True)
-class Judgement:
-    """The criteria of what fails: ``rules`` (``default``: those that are taken if none is given)
-    and the strictness of counters; what ``inconclusive`` is to the exit code; the ``noise`` of
-    stored runs as it was given; and in which facts these may differ, ``allowed``."""
-
-    rules: list[Rule] = field(default_factory=list)
-    counters: Strictness = "exact"
-    default: bool = False
-    inconclusive: Literal["fail", "pass"] = "fail"
-    noise: str | None = None
-    allowed: Sequence[str] = ()
-
-    def needed(self) -> list[Rule]:
-        """Returns the rules that must be judged; none of the default ones, which are left out where
-        a round has too few values."""
-        return [] if self.default else self.rules
-
-    @classmethod
-    def of(cls, flags: JudgementFlags) -> Judgement:
-        """Reads the criteria from flags. Raises ``UserError`` for a rule that can't be read,
-        ``MissingError`` without scipy."""
-        one_of("--counters", flags.counters, get_args(Strictness))
-        try:
-            rules = [parse_rule(text) for text in (flags.fail_on or DEFAULT_RULES)]
-        except RuleError as error:
-            raise UserError(f"--fail-on: {error}") from error
-        names = [str(rule) for rule in rules]
-        for rule in rules:
-            if [r.metric for r in rules].count(rule.metric) > 1:
-                raise UserError(f"--fail-on: {rule.metric} has several rules: {', '.join(names)}")
-        try:
-            import scipy  # noqa: F401
-        except ImportError as error:
-            raise _missing(error) from error
-        return cls(
-            rules,
-            flags.counters,
-            not flags.fail_on,
-            flags.inconclusive,
-            flags.noise,
-            flags.allow_different or (),
-        )
-
-
-def _missing(error: ImportError) -> MissingError:
-    return MissingError(
-        f"verdicts need the package {error.name}; run: pip install 'lmcache-bench[check]'"
-    )

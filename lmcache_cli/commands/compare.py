@@ -53,7 +53,8 @@ def compare(
     PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from lmcache_cli.check.compare import run_compare
     from lmcache_cli.check.history import run_history
-    from lmcache_cli.check.run import CheckOutputs, Judgement
+    from lmcache_cli.check.run import CheckOutputs
+    from lmcache_cli.check.side import Judgement
     from lmcache_cli.errors import UserError
 
     rules = Judgement.of(judgement)

@@ -56,8 +56,9 @@ class Trial:
             terms = Terms(self.paired, metrics, noise, self.over)
             found.append(judge(comparison.cell, base, new, rule, terms))
         ruled = {rule.metric for rule in self.rules}
-        least = LEAST_COUNTED if self.paired else 1
-        return found + judge_counters(comparison.cell, base, new, self.counters, ruled, least)
+        return found + judge_counters(
+            comparison.cell, base, new, self.counters, ruled, self._least_counted
+        )
 
     def _left_out(self, rule: Rule, rounds: Sequence[Round]) -> bool:
         if not self.optional or rule is self.rules[0]:
@@ -74,6 +75,25 @@ class Trial:
     def verdicts(self) -> list[Verdict]:
         """Returns the verdicts on all cells."""
         return [verdict for comparison in self.comparisons for verdict in self.of(comparison)]
+
+    def unjudged(self) -> str:
+        """Says which side of a cell served nothing, or ran too few rounds to judge even its
+        counters; "" if there is none. That is no noise: nothing was measured."""
+        if not self.comparisons:
+            return "no round of the two sides was whole, so nothing was measured"
+        for comparison in self.comparisons:
+            sides = {"baseline": comparison.base, "candidate": comparison.new}
+            for name, rounds in sides.items():
+                if len(rounds) < self._least_counted:
+                    need = f"ran {len(rounds)} of the {self._least_counted} rounds"
+                    return f"{comparison.cell}: the {name} {need} that even counters need"
+                if not any(each.n for each in rounds):
+                    return f"{comparison.cell}: the {name} served no request"
+        return ""
+
+    @property
+    def _least_counted(self) -> int:
+        return LEAST_COUNTED if self.paired else 1
 
     def outcome(self) -> Outcome:
         """Returns the outcome over all verdicts, by which the exit code is chosen."""
