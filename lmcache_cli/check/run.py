@@ -257,6 +257,10 @@ def _keep_samples(
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": EXIT_FAILED, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
 _SUMMARY = "GITHUB_STEP_SUMMARY"
+_NO_COMMENT = (
+    "could not comment on the pull request (one from a fork has a read-only token); the verdict"
+    " stands"
+)
 
 
 @dataclass(frozen=True)
@@ -293,7 +297,8 @@ class CheckOutputs(VerdictFiles):
         judgement: Judgement,
     ) -> int:
         """Prints the table unless stdout is taken, then writes all files. Returns the exit code,
-        another one than those of verdicts if a file could not be written."""
+        another one than those of verdicts if a file could not be written; a comment that gh
+        refuses is a warning."""
         verdicts, outcome = trial.verdicts(), trial.outcome()
         title, void = f"lmcache {command}", trial.unjudged()
         if void:
@@ -332,11 +337,14 @@ class CheckOutputs(VerdictFiles):
             if self.github:
                 with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
                     summary.write(markdown)
-            if self.comment:
-                comment_on_pull_request(markdown)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except OSError as error:
             failed = True
-            print(f"lmcache: --github, --comment: {error}", file=sys.stderr)
+            print(f"lmcache: --github: {error}", file=sys.stderr)
+        if self.comment:
+            try:
+                comment_on_pull_request(markdown)
+            except (OSError, subprocess.CalledProcessError):
+                print(f"lmcache: warning: --comment: {_NO_COMMENT}", file=sys.stderr)
         if failed:
             return EXIT_NOT_WRITTEN
         return 0 if lenient and outcome == "INCONCLUSIVE" else EXIT_CODES[outcome]

@@ -218,7 +218,12 @@ def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:
     assert check(*sides, cwd=tmp_path, **env).returncode == 1
     assert (tmp_path / "said").read_text().startswith("pr comment 7 --edit-last --create-if-none")
     assert (tmp_path / "body").read_text().startswith("### FAIL: lmcache check")
-    assert check(*sides, cwd=tmp_path, **env | {"GH_EXIT": "1"}).returncode == 5
+    refused = {"GH_EXIT": "1", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    done = check(*sides, "--github", cwd=tmp_path, **env | refused)
+    assert done.returncode == 1, "the verdict stands"
+    assert "could not comment on the pull request" in done.stderr
+    assert "returned non-zero" not in done.stderr
+    assert (tmp_path / "summary").read_text().startswith("### FAIL: lmcache check")
 
 
 def test_a_store_has_a_baseline_for_each_machine(tmp_path: Path) -> None:
