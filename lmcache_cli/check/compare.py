@@ -38,7 +38,7 @@ def run_compare(
     allowed = judgement.allowed
     before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
     before, after = cells_of_loads(before, after)
-    warnings += refuse_unlike_runs(before, after, allowed)
+    different = refuse_unlike_runs(before, after, allowed, warnings)
     both, chance = without_chance([*before, *after])
     before, after = both[: len(before)], both[len(before) :]
     warnings += chance
@@ -77,7 +77,9 @@ def run_compare(
         "noise": noise,
         "allow_different": list(allowed),
     }
-    return outputs.write("compare", trial, sides, settings, warnings, True, quiet, judgement)
+    return outputs.write(
+        "compare", trial, sides, settings, warnings, True, quiet, judgement, different
+    )
 
 
 def _pair(

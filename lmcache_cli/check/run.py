@@ -45,6 +45,7 @@ from reports.verdict.formats import (
     verdict_junit,
     verdict_markdown,
     verdict_table,
+    with_causes,
 )
 from reports.verdict.judge import Outcome
 from reports.verdict.round import measured_by_clock
@@ -74,6 +75,8 @@ class CheckResult:
     stored: ComparedRun | None = None
     noise: float | Mapping[str, float] | None = None
     until_spent: bool = False
+    different: Sequence[str] = ()
+    """The facts, with both values, in which the sides differ as they were allowed to."""
 
     def trial(self, over: bool = True) -> Trial:
         """Returns the rounds so far under the rules; ``over``: no more will follow."""
@@ -130,7 +133,9 @@ class CheckResult:
         if stored.path.suffix == ".parquet":
             facts.pop("requests")  # a digest of those that were served, not the flag
         planned = ComparedRun(Path("candidate"), "lmcache", {}, facts)
-        self.warnings += refuse_unlike_runs([stored], [planned], self.judgement.allowed)
+        self.different = refuse_unlike_runs(
+            [stored], [planned], self.judgement.allowed, self.warnings
+        )
         found = here.comparisons()
         if len(found) != len(stored.cells):
             raise UserError(
@@ -223,7 +228,15 @@ def run_check(
     }
     trial = check.trial(over=not interrupted)
     code = outputs.write(
-        "check", trial, check.sides(), settings, check.warnings, not interrupted, quiet, judgement
+        "check",
+        trial,
+        check.sides(),
+        settings,
+        check.warnings,
+        not interrupted,
+        quiet,
+        judgement,
+        check.different,
     )
     if isinstance(check.runner, InProcess):
         try:
@@ -295,11 +308,13 @@ class CheckOutputs(VerdictFiles):
         complete: bool,
         quiet: bool,
         judgement: Judgement,
+        different: Sequence[str] = (),
     ) -> int:
-        """Prints the table unless stdout is taken, then writes all files. Returns the exit code,
+        """Prints the table unless stdout is taken, then writes all files. A FAIL names what is
+        ``different`` in the sides. Returns the exit code,
         another one than those of verdicts if a file could not be written; a comment that gh
         refuses is a warning."""
-        verdicts, outcome = trial.verdicts(), trial.outcome()
+        verdicts, outcome = with_causes(trial.verdicts(), different), trial.outcome()
         title, void = f"lmcache {command}", trial.unjudged()
         if void:
             more = "; a longer --max-time gives it more rounds" if command == "check" else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich import box
@@ -106,6 +106,23 @@ def explained(verdict: Verdict) -> str:
         seen = change_text(verdict.smallest, verdict)
         text += f"; a change of {seen} would have been seen (80 % power)"
     return text
+
+
+def with_causes(verdicts: Sequence[Verdict], different: Sequence[str]) -> list[Verdict]:
+    """Returns the verdicts, each FAIL with a reason that begins with its change and the facts in
+    which the sides are ``different``, if there are any."""
+    if not different:
+        return list(verdicts)
+    cause = f"the sides differ in {'; '.join(different)}"
+    return [
+        replace(v, reason=f"{_moved(v)}{cause}; {v.reason}") if v.outcome == "FAIL" else v
+        for v in verdicts
+    ]
+
+
+def _moved(verdict: Verdict) -> str:
+    size = change_text(verdict.change, verdict)[1:]
+    return f"{'fell' if (verdict.change or 0) < 0 else 'rose'} {size}; " if size else ""
 
 
 def value_text(value: float | None, metric: str) -> str:
