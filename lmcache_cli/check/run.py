@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from lmcache_cli.errors import (
 )
 from lmcache_cli.machine import commit, machine, versions
 from lmcache_cli.options.verdict import VerdictFiles
-from lmcache_cli.output import check_output, write_output
+from lmcache_cli.output import check_output, comment_on_pull_request, write_output
 from reports.bench_json import json_text
 from reports.run_file import CHECK, CheckRecordError, RunFileError, write_run
 from reports.verdict.formats import (
@@ -204,7 +204,9 @@ def run_check(
     if stored is not None:
         refuse_elsewhere(stored, judgement.rules)
         check.noise = noise_of_history(judgement.noise, judgement.rules, stored)
-        check.warnings += [_DRIFT, *stored.warnings]
+        if any(measured_by_clock(rule.metric) for rule in judgement.rules):
+            check.warnings.append(_DRIFT)
+        check.warnings += stored.warnings
     started = datetime.now(UTC)
     interrupted = False
     with BenchProgress(Console(stderr=True), quiet) as progress:
@@ -270,10 +272,6 @@ def _keep_samples(
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": EXIT_FAILED, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
 _SUMMARY = "GITHUB_STEP_SUMMARY"
-_NO_COMMENT = (
-    "could not comment on the pull request (one from a fork has a read-only token); the verdict"
-    " stands"
-)
 
 
 @dataclass(frozen=True)
@@ -297,6 +295,27 @@ class CheckOutputs(VerdictFiles):
                 import junitparser  # noqa: F401
             except ImportError as error:
                 raise missing_package(error) from error
+
+    @contextmanager
+    def of_refusals(self, command: str) -> Iterator[None]:
+        """Has a ``UserError`` from within told in the files for people and CI, too: an error in
+        JUnit, so that no file of an earlier run is taken for this one's."""
+        title = f"lmcache {command}"
+        try:
+            yield
+        except UserError as error:
+            text = f"### refused: {title}\n\n{error}\n"
+            # What can't be written, or what its writing needs, may be what is refused.
+            with suppress(UserError, ImportError):
+                if self.junit:
+                    write_output(self.junit, verdict_junit([], title, trouble=str(error)))
+            with suppress(UserError):
+                if self.markdown:
+                    write_output(self.markdown, text)
+            with suppress(OSError):
+                if self.github and _SUMMARY in os.environ:
+                    _append_summary(text)
+            raise
 
     def write(
         self,
@@ -350,26 +369,17 @@ class CheckOutputs(VerdictFiles):
                 print(f"lmcache: {error}", file=sys.stderr)
         try:
             if self.github:
-                with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
-                    summary.write(markdown)
+                _append_summary(markdown)
         except OSError as error:
             failed = True
             print(f"lmcache: --github: {error}", file=sys.stderr)
         if self.comment:
-            try:
-                comment_on_pull_request(markdown)
-            except (OSError, subprocess.CalledProcessError):
-                print(f"lmcache: warning: --comment: {_NO_COMMENT}", file=sys.stderr)
+            comment_on_pull_request(markdown)
         if failed:
             return EXIT_NOT_WRITTEN
         return 0 if lenient and outcome == "INCONCLUSIVE" else EXIT_CODES[outcome]
 
 
-def comment_on_pull_request(markdown: str) -> None:
-    """Writes a comment for the pull request of the current branch, or replaces the last one that
-    the same user wrote there. Raises ``CalledProcessError`` with what gh says on stderr."""
-    # In an action on a pull request this is refs/pull/NUMBER/merge, and no branch is checked out.
-    parts = os.environ.get("GITHUB_REF", "").split("/")
-    number = parts[2:3] if parts[:2] == ["refs", "pull"] else []
-    command = ["gh", "pr", "comment", *number, "--edit-last", "--create-if-none"]
-    subprocess.run([*command, "--body-file", "-"], input=markdown, text=True, check=True)
+def _append_summary(markdown: str) -> None:
+    with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
+        summary.write(markdown)

@@ -138,4 +138,5 @@ def check(
         raise UserError(
             "both sides are the same; let something differ, or measure the noise: --calibrate"
         )
-    raise typer.Exit(run_check(base, new, rules, budget, seed, out, outputs, quiet))
+    with outputs.of_refusals("check"):
+        raise typer.Exit(run_check(base, new, rules, budget, seed, out, outputs, quiet))

@@ -65,4 +65,5 @@ def compare(
         raise typer.Exit(run_history(history, rules, outputs, quiet))
     if base is None or new is None:
         raise UserError("two sides are needed: lmcache compare BASE NEW, or --history FOLDER")
-    raise typer.Exit(run_compare(base, new, rules, outputs, quiet))
+    with outputs.of_refusals("compare"):
+        raise typer.Exit(run_compare(base, new, rules, outputs, quiet))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reports.verdict.counters import Strictness, judge_counters
 from reports.verdict.judge import (
@@ -17,6 +17,8 @@ from reports.verdict.judge import (
 )
 from reports.verdict.round import Round, measured_by_clock
 from reports.verdict.rule import Rule
+
+_COUNTERS_ALONE = "; counters alone can be judged at once: --fail-on 'hit_rate<0pp'"
 
 
 @dataclass(slots=True)
@@ -54,11 +56,19 @@ class Trial:
         for rule in rules:
             noise = self.noise.get(rule.metric) if isinstance(self.noise, Mapping) else self.noise
             terms = Terms(self.paired, metrics, noise, self.over)
-            found.append(judge(comparison.cell, base, new, rule, terms))
+            verdict = judge(comparison.cell, base, new, rule, terms)
+            if rule is rules[0] and self._counters_would_do(verdict, (*base, *new)):
+                verdict = replace(verdict, reason=verdict.reason + _COUNTERS_ALONE)
+            found.append(verdict)
         ruled = {rule.metric for rule in self.rules}
         return found + judge_counters(
             comparison.cell, base, new, self.counters, ruled, self._least_counted
         )
+
+    def _counters_would_do(self, verdict: Verdict, rounds: Sequence[Round]) -> bool:
+        undecided = verdict.outcome == "INCONCLUSIVE" and measured_by_clock(verdict.metric)
+        counted = all(each.value("hit_rate") is not None for each in rounds)
+        return not self.paired and undecided and counted
 
     def _left_out(self, rule: Rule, rounds: Sequence[Round]) -> bool:
         if not self.optional or rule is self.rules[0]:

@@ -63,14 +63,19 @@ def test_runs_of_one_day_are_one_sample(runs: Path) -> None:
     assert (code, metric(found, "ttft.p50")["verdict"]) == (3, "INCONCLUSIVE")
     assert metric(found, "ttft.p50")["rounds"] == 1
     assert "runs of one day are one sample" in metric(found, "ttft.p50")["reason"]
+    way_out = "; counters alone can be judged at once: --fail-on 'hit_rate<0pp'"
+    assert [m["metric"] for m in found["metrics"] if way_out in m["reason"]] == ["ttft.p50"]
+    found, code = compare(runs, "base.json", "base.json", "--fail-on", "hit_rate<0pp")
+    assert (code, found["verdict"]) == (0, "PASS")
     assert any("one sample" in warning for warning in found["warnings"])
     found, code = compare(runs, "base", "slow", "--inconclusive", "pass")
     assert (code, found["verdict"]) == (0, "INCONCLUSIVE")
 
 
 def test_unlike_runs_are_refused_by_name(runs: Path, tmp_path: Path) -> None:
-    done = lmcache("compare", "base", "moved", cwd=runs)
+    done = lmcache("compare", "base", "moved", "--junit", str(tmp_path / "x.xml"), cwd=runs)
     assert done.returncode == 2 and done.stdout == ""
+    assert "chunk-tokens: 64 and 48" in (tmp_path / "x.xml").read_text()
     assert "chunk-tokens: 64 and 48" in done.stderr
     found, code = compare(runs, "base", "moved", "--allow-different", "chunk-tokens")
     assert (code, metric(found, "bytes_stored")["verdict"]) == (1, "FAIL")
