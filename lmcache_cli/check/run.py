@@ -335,11 +335,11 @@ class CheckOutputs(VerdictFiles):
         refuses is a warning."""
         verdicts, outcome = with_causes(trial.verdicts(), different), trial.outcome()
         title, void = f"lmcache {command}", trial.unjudged()
+        lenient = judgement.inconclusive == "pass"
         if void:
-            more = "; a longer --max-time gives it more rounds" if command == "check" else ""
-            void += f"{more}; --inconclusive pass is for noise and does not cover this"
-            warnings = [*warnings, void]
-        lenient = judgement.inconclusive == "pass" and not void
+            void += "; a longer --max-time gives it more rounds" if command == "check" else ""
+            void += "; --inconclusive pass is for noise and does not cover this" if lenient else ""
+            warnings, lenient = [*warnings, void], False
         if "-" not in (self.json, self.markdown, self.junit):
             Console().print(verdict_table(verdicts, outcome))
         talk = Console(stderr=True, quiet=quiet)
