@@ -1,9 +1,10 @@
-"""Writes the files of ``--json FILE`` and flags like it, and makes plain tables."""
+"""Writes the files of ``--json FILE`` and flags like it, and comments; makes plain tables."""
 
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,23 @@ def write_output(target: str, text: str, flag: str = "--json", parents: bool = F
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _refusal(flag, target, error.strerror or str(error)) from error
+
+
+def comment_on_pull_request(markdown: str) -> None:
+    """Writes a comment for the pull request of the current branch, or replaces the last one that
+    the same user wrote there. Where gh can't, it says why on stderr, and a warning follows."""
+    # In an action on a pull request this is refs/pull/NUMBER/merge, and no branch is checked out.
+    parts = os.environ.get("GITHUB_REF", "").split("/")
+    number = parts[2:3] if parts[:2] == ["refs", "pull"] else []
+    command = ["gh", "pr", "comment", *number, "--edit-last", "--create-if-none"]
+    try:
+        subprocess.run([*command, "--body-file", "-"], input=markdown, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        print(
+            "lmcache: warning: --comment: could not comment on the pull request (one from a fork"
+            " has a read-only token); the verdict stands",
+            file=sys.stderr,
+        )
 
 
 def check_output(target: str | None, flag: str = "--json") -> None:

@@ -38,13 +38,14 @@ class Benchmark:
         accept_inconclusive: bool = False,
     ) -> list[Verdict]:
         """Runs ``lmcache check`` with these flags and returns its verdicts. Fails the test on FAIL,
-        and on INCONCLUSIVE unless that is accepted. Raises ``UserError`` for bad flags."""
+        and on INCONCLUSIVE unless that is accepted and something was measured. Raises ``UserError``
+        for bad flags."""
         # Slow to import, and the plugin is loaded by every run of pytest.
         from rich.console import Console
 
         from lmcache_cli.bench.progress import BenchProgress
-        from lmcache_cli.check.run import CheckResult, Judgement
-        from lmcache_cli.check.side import Budget, Side, parse_side, shared_flags
+        from lmcache_cli.check.run import CheckResult
+        from lmcache_cli.check.side import Budget, Judgement, Side, parse_side, shared_flags
         from lmcache_cli.options.verdict import JudgementFlags
         from reports.verdict.formats import verdict_markdown
 
@@ -67,8 +68,11 @@ class Benchmark:
             check.measure(progress)
         trial = check.trial()
         outcome = trial.outcome()
-        if outcome == "FAIL" or (outcome == "INCONCLUSIVE" and not accept_inconclusive):
-            text = verdict_markdown(trial.verdicts(), outcome, "lmcache check", check.warnings)
+        void = trial.unjudged()
+        accepted = accept_inconclusive and not void
+        if outcome == "FAIL" or (outcome == "INCONCLUSIVE" and not accepted):
+            notes = [*check.warnings, *filter(None, [void])]
+            text = verdict_markdown(trial.verdicts(), outcome, "lmcache check", notes)
             pytest.fail(text, pytrace=False)
         return trial.verdicts()
 

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
-from lmcache_cli.check.run import CheckResult, Judgement
-from lmcache_cli.check.side import Budget, Side
+from lmcache_cli.check.run import CheckResult
+from lmcache_cli.check.side import Budget, Judgement, Side
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, MissingError, UserError
 from reports.verdict.judge import Outcome
 

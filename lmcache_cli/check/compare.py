@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmcache_cli.check.run import CheckOutputs, Judgement
+from lmcache_cli.check.run import CheckOutputs
+from lmcache_cli.check.side import Judgement
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
     cells_of_loads,
@@ -37,7 +38,7 @@ def run_compare(
     allowed = judgement.allowed
     before, after = read_runs(base, "BASE", warnings), read_runs(new, "NEW", warnings)
     before, after = cells_of_loads(before, after)
-    warnings += refuse_unlike_runs(before, after, allowed)
+    different = refuse_unlike_runs(before, after, allowed, warnings)
     both, chance = without_chance([*before, *after])
     before, after = both[: len(before)], both[len(before) :]
     warnings += chance
@@ -76,7 +77,9 @@ def run_compare(
         "noise": noise,
         "allow_different": list(allowed),
     }
-    return outputs.write("compare", trial, sides, settings, warnings, True, quiet, judgement)
+    return outputs.write(
+        "compare", trial, sides, settings, warnings, True, quiet, judgement, different
+    )
 
 
 def _pair(

@@ -12,7 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lmcache_cli.check.run import CheckOutputs, Judgement
+from lmcache_cli.check.run import CheckOutputs
+from lmcache_cli.check.side import Judgement
 from lmcache_cli.check.stored_runs import ComparedRun, read_runs, refuse_unlike_runs
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_NOT_WRITTEN, UserError
 from lmcache_cli.output import write_output
@@ -76,7 +77,7 @@ def run_history(folder: Path, judgement: Judgement, outputs: CheckOutputs, quiet
     for group in groups.values():
         elsewhere = everywhere - {name for run in group for name in run.facts}
         allowed = [name for name in judgement.allowed if name not in elsewhere]
-        warnings += refuse_unlike_runs(group[:1], group[1:], allowed)
+        refuse_unlike_runs(group[:1], group[1:], allowed, warnings)
     if len(groups) > 1:
         counts = ", ".join(f"{name or 'unknown'} ({len(g)} runs)" for name, g in groups.items())
         warnings.append(f"runs of several machines, each judged alone: {counts}")

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +27,7 @@ from lmcache_cli.machine import machine
 from lmcache_cli.modes.blend import verified
 from lmcache_cli.options.bench import BenchOptions
 from reports.sample import Sample
+from reports.units import seconds_text
 from reports.verdict.judge import least_values
 from reports.verdict.round import round_of
 from reports.verdict.rule import Rule
@@ -76,6 +78,7 @@ class InProcess:
     out: Path
     measured: Measured = field(default_factory=Measured)
     _pairs: list[tuple[Cell, ...]] = field(default_factory=list)
+    _round_began: float = 0.0
 
     @classmethod
     def of(
@@ -177,10 +180,19 @@ class InProcess:
         requests = engine_requests(scenario, plan.corpus, engine, warn, warn)
         progress.phase(f"{name}: warming up")
 
+        served: Counter[int] = Counter()
+
         def label(cell: Cell, sample: Sample) -> None:
             progress.served(f"{name} round {sample.repeat + 1}", sample)
+            served[sample.repeat] += 1
             if late():
-                raise OutOfTime(LATE)
+                done, total = served[sample.repeat], len(requests) * len(pair)
+                took_s = time.monotonic() - self._round_began
+                lasts = seconds_text(took_s * total / done)
+                raise OutOfTime(
+                    f"{LATE}: {done} of its {total} requests took {seconds_text(took_s)}, so a"
+                    f" round takes about {lasts}, and even counters need two"
+                )
 
         measure_cells(
             engine,
@@ -211,7 +223,7 @@ class InProcess:
         evicted = [0] * len(pair)
         while True:
             seen = len(measured.samples)
-            began = time.monotonic()
+            began = self._round_began = time.monotonic()
             yield number
             number += 1
             sides = [comparison.base, comparison.new][-len(pair) :]

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lmcache_cli.bench.progress import BenchProgress
-from lmcache_cli.check.run import CheckOutputs, CheckResult, Judgement
-from lmcache_cli.check.side import Budget, Side
+from lmcache_cli.check.run import CheckOutputs, CheckResult
+from lmcache_cli.check.side import Budget, Judgement, Side
 from lmcache_cli.errors import EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, UserError
 from lmcache_cli.machine import machine
 from lmcache_cli.output import write_output

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rich.console import Console
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.bench.report import check_folder
 from lmcache_cli.check.in_process import InProcess, engine_differences, plan_of
-from lmcache_cli.check.side import Budget, Processes, Side
+from lmcache_cli.check.side import Budget, Judgement, Processes, Side, missing_package
 from lmcache_cli.check.stored_runs import (
     ComparedRun,
     noise_of_history,
@@ -35,16 +35,20 @@ from lmcache_cli.errors import (
     UserError,
 )
 from lmcache_cli.machine import commit, machine, versions
-from lmcache_cli.modes.mode import one_of
-from lmcache_cli.options.verdict import JudgementFlags, VerdictFiles
-from lmcache_cli.output import check_output, write_output
+from lmcache_cli.options.verdict import VerdictFiles
+from lmcache_cli.output import check_output, comment_on_pull_request, write_output
 from reports.bench_json import json_text
 from reports.run_file import CHECK, CheckRecordError, RunFileError, write_run
-from reports.verdict.counters import Strictness
-from reports.verdict.formats import verdict_json, verdict_junit, verdict_markdown, verdict_table
+from reports.verdict.formats import (
+    side_text,
+    verdict_json,
+    verdict_junit,
+    verdict_markdown,
+    verdict_table,
+    with_causes,
+)
 from reports.verdict.judge import Outcome
 from reports.verdict.round import measured_by_clock
-from reports.verdict.rule import DEFAULT_RULES, Rule, RuleError, parse_rule
 from reports.verdict.trial import Comparison, Trial
 
 _DRIFT = (
@@ -71,6 +75,8 @@ class CheckResult:
     stored: ComparedRun | None = None
     noise: float | Mapping[str, float] | None = None
     until_spent: bool = False
+    different: Sequence[str] = ()
+    """The facts, with both values, in which the sides differ as they were allowed to."""
 
     def trial(self, over: bool = True) -> Trial:
         """Returns the rounds so far under the rules; ``over``: no more will follow."""
@@ -127,7 +133,9 @@ class CheckResult:
         if stored.path.suffix == ".parquet":
             facts.pop("requests")  # a digest of those that were served, not the flag
         planned = ComparedRun(Path("candidate"), "lmcache", {}, facts)
-        self.warnings += refuse_unlike_runs([stored], [planned], self.judgement.allowed)
+        self.different = refuse_unlike_runs(
+            [stored], [planned], self.judgement.allowed, self.warnings
+        )
         found = here.comparisons()
         if len(found) != len(stored.cells):
             raise UserError(
@@ -196,7 +204,9 @@ def run_check(
     if stored is not None:
         refuse_elsewhere(stored, judgement.rules)
         check.noise = noise_of_history(judgement.noise, judgement.rules, stored)
-        check.warnings += [_DRIFT, *stored.warnings]
+        if any(measured_by_clock(rule.metric) for rule in judgement.rules):
+            check.warnings.append(_DRIFT)
+        check.warnings += stored.warnings
     started = datetime.now(UTC)
     interrupted = False
     with BenchProgress(Console(stderr=True), quiet) as progress:
@@ -220,7 +230,15 @@ def run_check(
     }
     trial = check.trial(over=not interrupted)
     code = outputs.write(
-        "check", trial, check.sides(), settings, check.warnings, not interrupted, quiet, judgement
+        "check",
+        trial,
+        check.sides(),
+        settings,
+        check.warnings,
+        not interrupted,
+        quiet,
+        judgement,
+        check.different,
     )
     if isinstance(check.runner, InProcess):
         try:
@@ -276,7 +294,28 @@ class CheckOutputs(VerdictFiles):
             try:
                 import junitparser  # noqa: F401
             except ImportError as error:
-                raise _missing(error) from error
+                raise missing_package(error) from error
+
+    @contextmanager
+    def of_refusals(self, command: str) -> Iterator[None]:
+        """Has a ``UserError`` from within told in the files for people and CI, too: an error in
+        JUnit, so that no file of an earlier run is taken for this one's."""
+        title = f"lmcache {command}"
+        try:
+            yield
+        except UserError as error:
+            text = f"### refused: {title}\n\n{error}\n"
+            # What can't be written, or what its writing needs, may be what is refused.
+            with suppress(UserError, ImportError):
+                if self.junit:
+                    write_output(self.junit, verdict_junit([], title, trouble=str(error)))
+            with suppress(UserError):
+                if self.markdown:
+                    write_output(self.markdown, text)
+            with suppress(OSError):
+                if self.github and _SUMMARY in os.environ:
+                    _append_summary(text)
+            raise
 
     def write(
         self,
@@ -288,11 +327,19 @@ class CheckOutputs(VerdictFiles):
         complete: bool,
         quiet: bool,
         judgement: Judgement,
+        different: Sequence[str] = (),
     ) -> int:
-        """Prints the table unless stdout is taken, then writes all files. Returns the exit code,
-        another one than those of verdicts if a file could not be written."""
-        verdicts, outcome = trial.verdicts(), trial.outcome()
-        title = f"lmcache {command}"
+        """Prints the table unless stdout is taken, then writes all files. A FAIL names what is
+        ``different`` in the sides. Returns the exit code,
+        another one than those of verdicts if a file could not be written; a comment that gh
+        refuses is a warning."""
+        verdicts, outcome = with_causes(trial.verdicts(), different), trial.outcome()
+        title, void = f"lmcache {command}", trial.unjudged()
+        lenient = judgement.inconclusive == "pass"
+        if void:
+            void += "; a longer --max-time gives it more rounds" if command == "check" else ""
+            void += "; --inconclusive pass is for noise and does not cover this" if lenient else ""
+            warnings, lenient = [*warnings, void], False
         if "-" not in (self.json, self.markdown, self.junit):
             Console().print(verdict_table(verdicts, outcome))
         talk = Console(stderr=True, quiet=quiet)
@@ -300,15 +347,18 @@ class CheckOutputs(VerdictFiles):
             talk.print(
                 f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
             )
-        compared = [_side_text(name, side) for name, side in sides.items()]
+        compared = [side_text(name, side) for name, side in sides.items()]
         markdown = verdict_markdown(verdicts, outcome, title, [*compared, *warnings])
-        document = verdict_json(verdicts, outcome, sides, settings, warnings, complete)
-        lenient = judgement.inconclusive == "pass"
+        document = verdict_json(verdicts, outcome, sides, settings, warnings, complete and not void)
         failed = False
         texts: list[tuple[str, str | None, Callable[[], str]]] = [
             ("--json", self.json, lambda: json_text(document)),
             ("--markdown", self.markdown, lambda: markdown),
-            ("--junit", self.junit, lambda: verdict_junit(verdicts, title, compared, lenient)),
+            (
+                "--junit",
+                self.junit,
+                lambda: verdict_junit(verdicts, title, compared, lenient, void),
+            ),
         ]
         for flag, target, text in texts:
             try:
@@ -319,80 +369,17 @@ class CheckOutputs(VerdictFiles):
                 print(f"lmcache: {error}", file=sys.stderr)
         try:
             if self.github:
-                with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
-                    summary.write(markdown)
-            if self.comment:
-                comment_on_pull_request(markdown)
-        except (OSError, subprocess.CalledProcessError) as error:
+                _append_summary(markdown)
+        except OSError as error:
             failed = True
-            print(f"lmcache: --github, --comment: {error}", file=sys.stderr)
+            print(f"lmcache: --github: {error}", file=sys.stderr)
+        if self.comment:
+            comment_on_pull_request(markdown)
         if failed:
             return EXIT_NOT_WRITTEN
         return 0 if lenient and outcome == "INCONCLUSIVE" else EXIT_CODES[outcome]
 
 
-def comment_on_pull_request(markdown: str) -> None:
-    """Writes a comment for the pull request of the current branch, or replaces the last one that
-    the same user wrote there. Raises ``CalledProcessError`` with what gh says on stderr."""
-    # In an action on a pull request this is refs/pull/NUMBER/merge, and no branch is checked out.
-    parts = os.environ.get("GITHUB_REF", "").split("/")
-    number = parts[2:3] if parts[:2] == ["refs", "pull"] else []
-    command = ["gh", "pr", "comment", *number, "--edit-last", "--create-if-none"]
-    subprocess.run([*command, "--body-file", "-"], input=markdown, text=True, check=True)
-
-
-def _side_text(name: str, side: Mapping[str, Any]) -> str:
-    what = side.get("stored") or side.get("runs") or " ".join(side.get("args") or ())
-    told = {key: side.get(key) for key in ("python", "version", "commit", "hardware")}
-    return f"{name}: {what} " + ", ".join(f"{key} {value}" for key, value in told.items() if value)
-
-
-@dataclass(slots=True)
-class Judgement:
-    """The criteria of what fails: ``rules`` (``default``: those that are taken if none is given)
-    and the strictness of counters; what ``inconclusive`` is to the exit code; the ``noise`` of
-    stored runs as it was given; and in which facts these may differ, ``allowed``."""
-
-    rules: list[Rule] = field(default_factory=list)
-    counters: Strictness = "exact"
-    default: bool = False
-    inconclusive: Literal["fail", "pass"] = "fail"
-    noise: str | None = None
-    allowed: Sequence[str] = ()
-
-    def needed(self) -> list[Rule]:
-        """Returns the rules that must be judged; none of the default ones, which are left out where
-        a round has too few values."""
-        return [] if self.default else self.rules
-
-    @classmethod
-    def of(cls, flags: JudgementFlags) -> Judgement:
-        """Reads the criteria from flags. Raises ``UserError`` for a rule that can't be read,
-        ``MissingError`` without scipy."""
-        one_of("--counters", flags.counters, get_args(Strictness))
-        try:
-            rules = [parse_rule(text) for text in (flags.fail_on or DEFAULT_RULES)]
-        except RuleError as error:
-            raise UserError(f"--fail-on: {error}") from error
-        names = [str(rule) for rule in rules]
-        for rule in rules:
-            if [r.metric for r in rules].count(rule.metric) > 1:
-                raise UserError(f"--fail-on: {rule.metric} has several rules: {', '.join(names)}")
-        try:
-            import scipy  # noqa: F401
-        except ImportError as error:
-            raise _missing(error) from error
-        return cls(
-            rules,
-            flags.counters,
-            not flags.fail_on,
-            flags.inconclusive,
-            flags.noise,
-            flags.allow_different or (),
-        )
-
-
-def _missing(error: ImportError) -> MissingError:
-    return MissingError(
-        f"verdicts need the package {error.name}; run: pip install 'lmcache-bench[check]'"
-    )
+def _append_summary(markdown: str) -> None:
+    with Path(os.environ[_SUMMARY]).open("a", encoding="utf-8") as summary:
+        summary.write(markdown)

@@ -1,4 +1,5 @@
-"""One side of a check: its flags, its Python, its processes and its share of the time."""
+"""What a check is given: its sides with their flags, Pythons and processes, its time, and what
+fails."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import typer
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.check.stored_runs import ComparedRun, read_compared
 from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, held_back, parser_text
-from lmcache_cli.modes.mode import DEFAULT_MODES
+from lmcache_cli.modes.mode import DEFAULT_MODES, one_of
 from lmcache_cli.options.bench import BenchOptions
+from lmcache_cli.options.verdict import JudgementFlags
+from reports.verdict.counters import Strictness
+from reports.verdict.rule import DEFAULT_RULES, Rule, RuleError, parse_rule
 from reports.verdict.trial import Comparison
 
 _GRACE_S = 10.0
@@ -284,3 +289,55 @@ def shared_flags(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise UserError(f"--bench: {error}; quote it as for a shell") from error
+
+
+@dataclass(slots=True)
+class Judgement:
+    """The criteria of what fails: ``rules`` (``default``: those that are taken if none is given)
+    and the strictness of counters; what ``inconclusive`` is to the exit code; the ``noise`` of
+    stored runs as it was given; and in which facts these may differ, ``allowed``."""
+
+    rules: list[Rule] = field(default_factory=list)
+    counters: Strictness = "exact"
+    default: bool = False
+    inconclusive: Literal["fail", "pass"] = "fail"
+    noise: str | None = None
+    allowed: Sequence[str] = ()
+
+    def needed(self) -> list[Rule]:
+        """Returns the rules that must be judged; none of the default ones, which are left out where
+        a round has too few values."""
+        return [] if self.default else self.rules
+
+    @classmethod
+    def of(cls, flags: JudgementFlags) -> Judgement:
+        """Reads the criteria from flags. Raises ``UserError`` for a rule that can't be read,
+        ``MissingError`` without scipy."""
+        one_of("--counters", flags.counters, get_args(Strictness))
+        try:
+            rules = [parse_rule(text) for text in (flags.fail_on or DEFAULT_RULES)]
+        except RuleError as error:
+            raise UserError(f"--fail-on: {error}") from error
+        names = [str(rule) for rule in rules]
+        for rule in rules:
+            if [r.metric for r in rules].count(rule.metric) > 1:
+                raise UserError(f"--fail-on: {rule.metric} has several rules: {', '.join(names)}")
+        try:
+            import scipy  # noqa: F401
+        except ImportError as error:
+            raise missing_package(error) from error
+        return cls(
+            rules,
+            flags.counters,
+            not flags.fail_on,
+            flags.inconclusive,
+            flags.noise,
+            flags.allow_different or (),
+        )
+
+
+def missing_package(error: ImportError) -> MissingError:
+    """Returns the error that says how to get a package that verdicts need."""
+    return MissingError(
+        f"verdicts need the package {error.name}; run: pip install 'lmcache-bench[check]'"
+    )

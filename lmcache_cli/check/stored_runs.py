@@ -237,15 +237,17 @@ def without_chance(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list
 
 
 def refuse_unlike_runs(
-    base: Sequence[ComparedRun], new: Sequence[ComparedRun], allowed: Collection[str]
+    base: Sequence[ComparedRun],
+    new: Sequence[ComparedRun],
+    allowed: Collection[str],
+    warnings: list[str],
 ) -> list[str]:
     """Raises ``UserError`` that lists every fact in which runs differ but for ``allowed``; returns
-    a warning for each difference that was allowed."""
+    each difference that was allowed, with the values, and adds a warning of it."""
     runs = [*base, *new]
     differences = differences_of(runs)
     names = {name for run in runs for name in run.facts} - set(_MAY_DIFFER)
-    groups = {name.partition(".")[0] for name in names}
-    known = {*names, *groups, "tool", "cells"}
+    known = {*names, *(name.partition(".")[0] for name in names), "tool", "cells"}
     for name in allowed:
         if name not in known:
             raise UserError(f"--allow-different: {name!r} is none of {', '.join(sorted(known))}")
@@ -260,7 +262,8 @@ def refuse_unlike_runs(
             f"the runs are not alike: {listed}. If that is meant: "
             + " ".join(f"--allow-different {name}" for name in refused)
         )
-    return [f"{name} differs: {text}" for name, text in differences.items()]
+    warnings += [f"{name} differs: {text}" for name, text in differences.items()]
+    return [f"{name}: {text}" for name, text in differences.items()]
 
 
 def differences_of(runs: Sequence[ComparedRun]) -> dict[str, str]:

@@ -102,8 +102,8 @@ def check(
     from lmcache_cli.bench.plan import make_plan
     from lmcache_cli.check.bisect import run_bisect
     from lmcache_cli.check.noise import run_calibrate
-    from lmcache_cli.check.run import CheckOutputs, Judgement, run_check
-    from lmcache_cli.check.side import Budget, parse_side, shared_flags
+    from lmcache_cli.check.run import CheckOutputs, run_check
+    from lmcache_cli.check.side import Budget, Judgement, parse_side, shared_flags
     from lmcache_cli.errors import UserError
     from lmcache_cli.sizes import parse_count, parse_duration
 
@@ -138,4 +138,5 @@ def check(
         raise UserError(
             "both sides are the same; let something differ, or measure the noise: --calibrate"
         )
-    raise typer.Exit(run_check(base, new, rules, budget, seed, out, outputs, quiet))
+    with outputs.of_refusals("check"):
+        raise typer.Exit(run_check(base, new, rules, budget, seed, out, outputs, quiet))

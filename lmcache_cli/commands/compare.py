@@ -53,7 +53,8 @@ def compare(
     PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from lmcache_cli.check.compare import run_compare
     from lmcache_cli.check.history import run_history
-    from lmcache_cli.check.run import CheckOutputs, Judgement
+    from lmcache_cli.check.run import CheckOutputs
+    from lmcache_cli.check.side import Judgement
     from lmcache_cli.errors import UserError
 
     rules = Judgement.of(judgement)
@@ -64,4 +65,5 @@ def compare(
         raise typer.Exit(run_history(history, rules, outputs, quiet))
     if base is None or new is None:
         raise UserError("two sides are needed: lmcache compare BASE NEW, or --history FOLDER")
-    raise typer.Exit(run_compare(base, new, rules, outputs, quiet))
+    with outputs.of_refusals("compare"):
+        raise typer.Exit(run_compare(base, new, rules, outputs, quiet))

@@ -35,7 +35,11 @@ class JudgementFlags:
     ] = "exact"
     inconclusive: Annotated[
         Literal["fail", "pass"],
-        flag("What INCONCLUSIVE is; fail: exit code 3; pass: 0.", _VERDICT, metavar="NAME"),
+        flag(
+            "What INCONCLUSIVE is; fail: exit code 3; pass: 0, unless nothing was measured.",
+            _VERDICT,
+            metavar="NAME",
+        ),
     ] = "fail"
     noise: Annotated[
         str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich import box
@@ -108,6 +108,23 @@ def explained(verdict: Verdict) -> str:
     return text
 
 
+def with_causes(verdicts: Sequence[Verdict], different: Sequence[str]) -> list[Verdict]:
+    """Returns the verdicts, each FAIL with a reason that begins with its change and the facts in
+    which the sides are ``different``, if there are any."""
+    if not different:
+        return list(verdicts)
+    cause = f"the sides differ in {'; '.join(different)}"
+    return [
+        replace(v, reason=f"{_moved(v)}{cause}; {v.reason}") if v.outcome == "FAIL" else v
+        for v in verdicts
+    ]
+
+
+def _moved(verdict: Verdict) -> str:
+    size = change_text(verdict.change, verdict)[1:]
+    return f"{'fell' if (verdict.change or 0) < 0 else 'rose'} {size}; " if size else ""
+
+
 def value_text(value: float | None, metric: str) -> str:
     """Formats a value with the unit of its metric."""
     if value is None:
@@ -126,6 +143,15 @@ def change_text(change: float | None, verdict: Verdict) -> str:
     if change is None or abs(change) == float("inf"):
         return NONE
     return f"{change * 100:+.1f} {'pp' if verdict.points else '%'}".replace("-", EN_DASH, 1)
+
+
+def side_text(name: str, side: Mapping[str, Any]) -> str:
+    """Returns one line on a side of a verdict: its files or flags, and what it ran on."""
+    what = (
+        side.get("stored") or ", ".join(side.get("runs") or ()) or " ".join(side.get("args") or ())
+    )
+    told = {key: side.get(key) for key in ("python", "version", "commit", "hardware")}
+    return f"{name}: {what} " + ", ".join(f"{key} {value}" for key, value in told.items() if value)
 
 
 VERDICT_SCHEMA = "lmcache.check/1"
@@ -179,11 +205,15 @@ def _finite(value: float | None) -> float | None:
 
 
 def verdict_junit(
-    verdicts: Sequence[Verdict], name: str, sides: Sequence[str], lenient: bool = False
+    verdicts: Sequence[Verdict],
+    name: str,
+    sides: Sequence[str] = (),
+    lenient: bool = False,
+    trouble: str = "",
 ) -> str:
     """Returns JUnit XML with a test case per metric, and a property per side that names it. FAIL is
     a failure; INCONCLUSIVE is an error, as it must not pass for a success, or with ``lenient`` a
-    case that was skipped."""
+    case that was skipped. ``trouble``, if there is any, is an error of a case of its own."""
     from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
     suite = TestSuite(name)
@@ -197,6 +227,10 @@ def verdict_junit(
             case.result = [Failure(f"{verdict.cell}: {explained(verdict)}: {text}")]
         elif verdict.outcome == "INCONCLUSIVE":
             case.result = [undecided(f"{verdict.cell}: {explained(verdict)}")]
+        suite.add_testcase(case)
+    if trouble:
+        case = TestCase("trouble", classname=name)
+        case.result = [Error(trouble)]
         suite.add_testcase(case)
     document = JUnitXml()
     document.add_testsuite(suite)

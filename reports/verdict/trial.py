@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reports.verdict.counters import Strictness, judge_counters
 from reports.verdict.judge import (
@@ -17,6 +17,8 @@ from reports.verdict.judge import (
 )
 from reports.verdict.round import Round, measured_by_clock
 from reports.verdict.rule import Rule
+
+_COUNTERS_ALONE = "; counters alone can be judged at once: --fail-on 'hit_rate<0pp'"
 
 
 @dataclass(slots=True)
@@ -54,10 +56,19 @@ class Trial:
         for rule in rules:
             noise = self.noise.get(rule.metric) if isinstance(self.noise, Mapping) else self.noise
             terms = Terms(self.paired, metrics, noise, self.over)
-            found.append(judge(comparison.cell, base, new, rule, terms))
+            verdict = judge(comparison.cell, base, new, rule, terms)
+            if rule is rules[0] and self._counters_would_do(verdict, (*base, *new)):
+                verdict = replace(verdict, reason=verdict.reason + _COUNTERS_ALONE)
+            found.append(verdict)
         ruled = {rule.metric for rule in self.rules}
-        least = LEAST_COUNTED if self.paired else 1
-        return found + judge_counters(comparison.cell, base, new, self.counters, ruled, least)
+        return found + judge_counters(
+            comparison.cell, base, new, self.counters, ruled, self._least_counted
+        )
+
+    def _counters_would_do(self, verdict: Verdict, rounds: Sequence[Round]) -> bool:
+        undecided = verdict.outcome == "INCONCLUSIVE" and measured_by_clock(verdict.metric)
+        counted = all(each.value("hit_rate") is not None for each in rounds)
+        return not self.paired and undecided and counted
 
     def _left_out(self, rule: Rule, rounds: Sequence[Round]) -> bool:
         if not self.optional or rule is self.rules[0]:
@@ -74,6 +85,25 @@ class Trial:
     def verdicts(self) -> list[Verdict]:
         """Returns the verdicts on all cells."""
         return [verdict for comparison in self.comparisons for verdict in self.of(comparison)]
+
+    def unjudged(self) -> str:
+        """Says which side of a cell served nothing, or ran too few rounds to judge even its
+        counters; "" if there is none. That is no noise: nothing was measured."""
+        if not self.comparisons:
+            return "no round of the two sides was whole, so nothing was measured"
+        for comparison in self.comparisons:
+            sides = {"baseline": comparison.base, "candidate": comparison.new}
+            for name, rounds in sides.items():
+                if len(rounds) < self._least_counted:
+                    need = f"ran {len(rounds)} of the {self._least_counted} rounds"
+                    return f"{comparison.cell}: the {name} {need} that even counters need"
+                if not any(each.n for each in rounds):
+                    return f"{comparison.cell}: the {name} served no request"
+        return ""
+
+    @property
+    def _least_counted(self) -> int:
+        return LEAST_COUNTED if self.paired else 1
 
     def outcome(self) -> Outcome:
         """Returns the outcome over all verdicts, by which the exit code is chosen."""

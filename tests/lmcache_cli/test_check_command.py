@@ -241,10 +241,16 @@ def test_a_stored_baseline_of_other_hardware_is_for_counters_only(tmp_path: Path
     assert done.returncode == 2 and "other hardware" in done.stderr
     found, code = document(*sides, "--fail-on", "hit_rate<0pp", cwd=tmp_path)
     assert (code, found["verdict"]) == (0, "PASS"), found
+    assert found["warnings"] == [], "no clock, no drift"
     sides[-1] += " --chunk-tokens 48"
     rule = ["--fail-on", "hit_rate<0pp"]
-    done = check(*sides, *rule, cwd=tmp_path)
+    files = ["--junit", "x.xml", "--markdown", "x.md", "--github"]
+    done = check(*sides, *rule, *files, cwd=tmp_path, GITHUB_STEP_SUMMARY="summary")
     assert done.returncode == 2 and "chunk-tokens: 64 and 48" in done.stderr
+    [case] = next(iter(JUnitXml.fromfile(str(tmp_path / "x.xml"))))
+    assert isinstance(case.result[0], Error) and "64 and 48" in case.result[0].message
+    texts = [(tmp_path / name).read_text() for name in ("x.md", "summary")]
+    assert all(t.startswith("### refused: lmcache check") and "64 and 48" in t for t in texts)
     assert document(*sides, *rule, "--allow-different", "chunk-tokens", cwd=tmp_path)[1] == 1
     sides[-1] = f"{QUIET} --seed 3"
     done = check(*sides, *rule, cwd=tmp_path)

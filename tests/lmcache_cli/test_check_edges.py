@@ -14,11 +14,13 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from junitparser import JUnitXml, Skipped
+from junitparser import Error, JUnitXml, Skipped
 
 from lmcache_cli.check.side import Processes, Side
 from lmcache_cli.check.stored_runs import read_compared
 from lmcache_cli.errors import UserError
+from reports.verdict.round import Round
+from reports.verdict.trial import Comparison, Trial
 from tests.lmcache_cli.command_line import ROOT, lmcache
 from tests.lmcache_cli.test_check_command import NOISY, P50, QUIET, check, document, metric
 
@@ -72,6 +74,35 @@ def test_undecided_may_pass_and_both_sides_are_named(tmp_path: Path) -> None:
     assert "--policy gdsf" in named["candidate"] and "--jitter" in named["baseline"]
     results = {case.name: case.result for case in suite}
     assert isinstance(results["ttft.p50"][0], Skipped)
+
+
+def test_noise_may_pass_but_not_a_side_that_ran_no_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient = ["--inconclusive", "pass", "--junit", "out.xml"]
+    sides = ["--bench", NOISY, "--candidate", "--policy gdsf", *lenient, "--max-time", "0.001s"]
+    done = check(*sides, "--json", "-", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert done.returncode == 3, done.stderr
+    assert (found["verdict"], found["complete"]) == ("INCONCLUSIVE", False)
+    assert "the baseline ran 0 of the 2 rounds" in done.stderr
+    assert "longer --max-time" in done.stderr and "a round takes about " in done.stderr
+    [suite] = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    assert {type(result) for case in suite for result in case.result} == {Error}
+    # A process that was not over in time leaves no cell at all.
+    monkeypatch.setattr(Processes, "run", lambda *args: None)
+    done = check("--bench", QUIET, "--candidate", "--jitter 0.05", *lenient, cwd=tmp_path)
+    assert done.returncode == 3 and "nothing was measured" in done.stderr
+    [suite] = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    assert [type(result) for case in suite for result in case.result] == [Error]
+
+
+@pytest.mark.parametrize(("served", "words"), [(0, "served no request"), (4, "")])
+def test_a_side_that_served_nothing_is_unjudged(served: int, words: str) -> None:
+    rounds = [Round(served, 1, {}, {}, {"n": served, "failed": 1})] * 2
+    assert words in Trial([Comparison("cell", rounds, rounds)], []).unjudged()
+    assert bool(Trial([Comparison("cell", rounds, rounds)], []).unjudged()) == bool(words)
+    assert bool(Trial([Comparison("cell", rounds[:1], rounds[:1])], []).unjudged())
 
 
 def test_an_interruption_while_a_round_begins_leaves_no_process(
@@ -187,7 +218,12 @@ def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:
     assert check(*sides, cwd=tmp_path, **env).returncode == 1
     assert (tmp_path / "said").read_text().startswith("pr comment 7 --edit-last --create-if-none")
     assert (tmp_path / "body").read_text().startswith("### FAIL: lmcache check")
-    assert check(*sides, cwd=tmp_path, **env | {"GH_EXIT": "1"}).returncode == 5
+    refused = {"GH_EXIT": "1", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    done = check(*sides, "--github", cwd=tmp_path, **env | refused)
+    assert done.returncode == 1, "the verdict stands"
+    assert "could not comment on the pull request" in done.stderr
+    assert "returned non-zero" not in done.stderr
+    assert (tmp_path / "summary").read_text().startswith("### FAIL: lmcache check")
 
 
 def test_a_store_has_a_baseline_for_each_machine(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from junitparser import JUnitXml
 
 from lmcache_cli.check.stored_runs import read_compared
 from lmcache_cli.errors import UserError
@@ -62,18 +63,35 @@ def test_runs_of_one_day_are_one_sample(runs: Path) -> None:
     assert (code, metric(found, "ttft.p50")["verdict"]) == (3, "INCONCLUSIVE")
     assert metric(found, "ttft.p50")["rounds"] == 1
     assert "runs of one day are one sample" in metric(found, "ttft.p50")["reason"]
+    way_out = "; counters alone can be judged at once: --fail-on 'hit_rate<0pp'"
+    assert [m["metric"] for m in found["metrics"] if way_out in m["reason"]] == ["ttft.p50"]
+    found, code = compare(runs, "base.json", "base.json", "--fail-on", "hit_rate<0pp")
+    assert (code, found["verdict"]) == (0, "PASS")
     assert any("one sample" in warning for warning in found["warnings"])
     found, code = compare(runs, "base", "slow", "--inconclusive", "pass")
     assert (code, found["verdict"]) == (0, "INCONCLUSIVE")
 
 
-def test_unlike_runs_are_refused_by_name(runs: Path) -> None:
-    done = lmcache("compare", "base", "moved", cwd=runs)
+def test_unlike_runs_are_refused_by_name(runs: Path, tmp_path: Path) -> None:
+    done = lmcache("compare", "base", "moved", "--junit", str(tmp_path / "x.xml"), cwd=runs)
     assert done.returncode == 2 and done.stdout == ""
+    assert "chunk-tokens: 64 and 48" in (tmp_path / "x.xml").read_text()
     assert "chunk-tokens: 64 and 48" in done.stderr
     found, code = compare(runs, "base", "moved", "--allow-different", "chunk-tokens")
     assert (code, metric(found, "bytes_stored")["verdict"]) == (1, "FAIL")
     assert any("chunk-tokens differs" in warning for warning in found["warnings"])
+    files = ["--junit", str(tmp_path / "x.xml"), "--markdown", str(tmp_path / "x.md")]
+    allowed = ["--allow-different", "chunk-tokens"]
+    done = lmcache("compare", "base", "moved", *allowed, *files, cwd=runs)
+    cause = "; the sides differ in chunk-tokens: 64 and 48; changed"
+    first = next(line for line in done.stdout.splitlines() if "differ in" in line)
+    assert first.startswith("long-context 400 prefix cpu, bytes_stored: fell 10.0 %; the sides")
+    [suite] = JUnitXml.fromfile(files[1])
+    failures = [result.message for case in suite for result in case.result]
+    failures = [text for text in failures if cause in text]
+    assert failures and all(" fell " in text or " rose " in text for text in failures)
+    markdown = Path(files[3]).read_text()
+    assert cause in markdown and "- baseline: base/bench-" in markdown and "['" not in markdown
     done = lmcache("compare", "base", "same", "--allow-different", "colour", cwd=runs)
     assert done.returncode == 2 and "'colour' is none of" in done.stderr
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lmcache_cli.check.compare import run_compare
-from lmcache_cli.check.run import CheckOutputs, Judgement
+from lmcache_cli.check.run import CheckOutputs
+from lmcache_cli.check.side import Judgement
 from lmcache_cli.check.stored_runs import read_compared, read_runs
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.verdict import JudgementFlags

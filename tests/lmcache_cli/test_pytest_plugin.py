@@ -26,6 +26,12 @@ def test_undecided(lmcache_benchmark):
 
 def test_undecided_is_accepted(lmcache_benchmark):
     lmcache_benchmark(
+        bench=BENCH, candidate="--policy gdsf", max_rounds=2, accept_inconclusive=True
+    )
+
+
+def test_too_short_for_counters_is_not(lmcache_benchmark):
+    lmcache_benchmark(
         bench=BENCH, candidate="--policy gdsf", max_rounds=1, accept_inconclusive=True
     )
 """
@@ -42,8 +48,10 @@ def test_verdicts_become_results(tmp_path: Path) -> None:
         | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         timeout=120,
     )
-    assert "2 failed, 2 passed" in done.stdout, done.stdout
+    assert "3 failed, 2 passed" in done.stdout, done.stdout
     assert "PASSED test_cache.py::test_equal" in done.stdout
     assert "### FAIL: lmcache check" in done.stdout and "bytes_stored" in done.stdout
     assert "### INCONCLUSIVE: lmcache check" in done.stdout
     assert "PASSED test_cache.py::test_undecided_is_accepted" in done.stdout
+    assert "FAILED test_cache.py::test_too_short_for_counters_is_not" in done.stdout
+    assert "the baseline ran 1 of the 2 rounds" in done.stdout
