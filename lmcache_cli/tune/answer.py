@@ -184,10 +184,14 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
         return "at no load does it keep the bounds" if found.goal.slo else "no load is known"
     what = "keeps the bounds" if found.goal.slo else "can be served"
     load = f"up to {of.load:.2f} times this load {what}"
+    if of.capped:
+        load = f"at least {of.load:.0f} times this load {what} (not searched further)"
     if of.cards:
         cards = "GPU" if of.cards == 1 else "GPUs"
         load += f", so the trace takes {of.cards} {cards}"
-    if of.per_million is not None and of.per_hour is not None:
+    if of.per_hour and of.capped:
+        load += f" (${of.per_hour:.2f} an hour)"
+    elif of.per_million is not None and of.per_hour is not None:
         load += f" (${of.per_hour:.2f} an hour; ${of.per_million:.3f} per million tokens when full)"
     return load
 

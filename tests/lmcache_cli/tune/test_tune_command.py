@@ -115,6 +115,19 @@ def test_every_bound_may_hold_already(tmp_path: Path) -> None:
     assert load["today"] == load["without_cache"] == load["recommended"]
 
 
+def test_where_the_search_ended_is_no_highest_load(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    flags = "--slo", "ttft.p90=1000s", "--gpu-price", "3"
+    load = tuned(trace, *flags)["load"]["today"]
+    assert load["capped"] and load["load"] == 64
+    assert load["per_million_tokens"] is None and load["per_hour"] == 3.0
+    found = said(trace, *flags)
+    assert "at least 64 times this load keeps the bounds (not searched further)" in found
+    assert "when full" not in found and "($3.00 an hour)" in found
+    searched = tuned(trace, "--gpu-price", "3")["load"]["today"]
+    assert not searched["capped"] and searched["per_million_tokens"] > 0
+
+
 def test_a_cache_that_is_not_worth_its_price(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", True)
     found = tuned(trace, "--worth", "1e9", "--no-prefix-caching")
