@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
@@ -112,12 +112,34 @@ def _have(study: Study, found: Recommendation) -> str:
     if study.clients is not None or need <= 1:
         return text
     best = needed_load(found.chosen)
+    first = _needed_first(study, found)
     return (
-        f"Overload: the trace takes {need:.2f} times what you have can serve (prefill alone is"
-        f" {study.offered:.2f} times what the cards can do without a hit; all of it"
-        f" {bare:.2f} times without any cache, {best:.2f} times with what is recommended), so"
-        f" waiting grows as long as it lasts. {text}"
+        f"Overload: {first}{'The' if first else 'the'} trace takes {need:.2f} times what you have"
+        f" can serve (prefill alone is {study.offered:.2f} times what the cards can do without a"
+        f" hit; all of it {bare:.2f} times without any cache, {best:.2f} times with what is"
+        f" recommended), so waiting grows as long as it lasts. {text}"
     )
+
+
+def _needed_first(study: Study, found: Recommendation) -> str:
+    """Says what keeps the bounds where no cache does: more cards for each model, or more
+    replicas."""
+    if found.keeps_bounds:
+        return ""
+    of = found.worths["today"]
+    if found.cards is not None:
+        cards, flags = found.cards * study.cost.stages, _devices_flags(study, found.cards)
+        if of.cards is None or cards * study.replicas <= of.cards:
+            each = " for each model" if study.replicas > 1 else ""
+            return f"you need {cards} cards{each} first: {flags}. "
+    if of.replicas is None or of.replicas <= study.replicas:
+        return ""
+    return f"you need {of.replicas} replicas first ({of.cards} GPUs): --replicas {of.replicas}. "
+
+
+def _devices_flags(study: Study, devices: int) -> str:
+    stages = study.cost.stages
+    return f"--devices {devices}" + (f" --pipeline {stages}" if stages > 1 else "")
 
 
 def _buy(found: Recommendation, verdict: Conclusion) -> str:
@@ -132,8 +154,8 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
     return {
         "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
         " nothing.",
-        "nothing keeps the bounds": "No stack keeps every bound, and none comes nearer than what"
-        " you have.",
+        "nothing keeps the bounds": "No stack keeps every bound, and none comes much nearer than"
+        " what you have.",
         "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
         " share is unknown.",
         "bounds hold already": "Buy nothing: every bound holds already.",
@@ -276,6 +298,13 @@ def _limits(study: Study, found: Recommendation) -> list[str]:
             f"{bought_text(found.held_back)} would do better, but"
             f" {bound_text(found.binding, found.held_back, goal)}"
         )
+    flags = {"cpu": "--max-cpu", "disk": "--max-disk", "remote": "--remote-size"}
+    for name, size in chosen.stack.bought.items():
+        if size >= goal.largest.get(name, inf):
+            lines.append(
+                f"{flags[name]} ends the search at {bytes_text(size)}, which is taken whole: give a"
+                " larger one to see whether more is better"
+            )
     own = found.today.stack.sizes.get("device", 0)
     if own and chosen.stack.bought:
         lines.append(
@@ -317,11 +346,8 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
         if found.chosen is found.today:
             break
     if found.cards is not None:
-        stages = study.cost.stages
-        lines.append(
-            f"what you have keeps every bound on {found.cards * stages} cards for each model:"
-            f" --devices {found.cards}" + (f" --pipeline {stages}" if stages > 1 else "")
-        )
+        cards, flags = found.cards * study.cost.stages, _devices_flags(study, found.cards)
+        lines.append(f"what you have keeps every bound on {cards} cards for each model: {flags}")
     missed = [name for name in goal.slo if name in found.breaks]
     if missed:
         others = " ".join(f"--slo {n}={ceil(1e3 * found.chosen.latency[n])}ms" for n in missed)
