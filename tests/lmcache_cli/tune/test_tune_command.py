@@ -243,6 +243,8 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
     ("flags", "words"),
     [
         (["--slo", "fast"], "--slo: 'fast' is not one; write it like ttft.p90=500ms"),
+        (["--slo", "ttft.p90=2"], "--slo: 'ttft.p90=2' has no unit; 2s or 2ms?"),
+        (["--slo", "ttft.p90=1.2.3"], "--slo: 'ttft.p90=1.2.3' is not one"),
         (["--slo", "ttft.p90=1.2.3s"], "--slo: 'ttft.p90=1.2.3s' is not one"),
         (["--slo", "ttft.p90=0s"], "--slo: 'ttft.p90=0s': nothing answers in no time"),
         (["--slo", "ttft.p90=1s", "--slo", "ttft.p90=2s"], "--slo: ttft.p90 is bounded twice"),
