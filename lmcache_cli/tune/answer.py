@@ -45,7 +45,7 @@ def answer(study: Study, found: Recommendation) -> Answer:
         ("What more buys", tuple(m.text() for m in found.marginals)),
         ("Where the figures come from", study.cost.notes),
     )
-    sentences = _have(study, found), _buy(found, verdict), _change(found)
+    sentences = _have(study, found), _buy(study, found, verdict), _change(found)
     return Answer(verdict, sentences, tuple((title, lines) for title, lines in notes if lines))
 
 
@@ -142,7 +142,7 @@ def _devices_flags(study: Study, devices: int) -> str:
     return f"--devices {devices}" + (f" --pipeline {stages}" if stages > 1 else "")
 
 
-def _buy(found: Recommendation, verdict: Conclusion) -> str:
+def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
     if chosen.stack.bought:
@@ -151,7 +151,7 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
             nearest = f"the nearest is {bought_text(chosen)} ({how}), {price}"
             return f"No stack keeps every bound; {nearest}."
         return f"Buy {bought_text(chosen)} ({how}), {price}."
-    return {
+    said = {
         "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
         " nothing.",
         "nothing keeps the bounds": "No stack keeps every bound, and none comes much nearer than"
@@ -168,6 +168,23 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
         "not worth its price": "Buy nothing: no tier is worth its price; with all that could be"
         f" held {ceiling} would hit.",
     }.get(verdict, "Buy nothing.")
+    return said if verdict == "nothing keeps the bounds" else f"{said} {_in_vllm(study, found)}"
+
+
+def _in_vllm(study: Study, found: Recommendation) -> str:
+    """Says what to set in vLLM where nothing is bought."""
+    if not found.today.stack.sizes.get("device"):
+        return (
+            "In vLLM leave --no-enable-prefix-caching out: its own prefix cache on the device costs"
+            " nothing."
+        )
+    cost = study.cost
+    flags = ("--tensor-parallel-size", cost.devices), ("--pipeline-parallel-size", cost.stages)
+    parallel = "".join(f"{flag} {count}, " for flag, count in flags if count > 1)
+    return (
+        f"In vLLM: {parallel}--enable-prefix-caching, which is the default of most models; nothing"
+        " else to set."
+    )
 
 
 def how_text(outcome: StackOutcome) -> str:

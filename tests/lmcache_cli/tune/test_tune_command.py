@@ -92,6 +92,11 @@ def test_no_sharing_no_cache(tmp_path: Path) -> None:
     assert "(else --time-unit) You have 1 x h100 with llama-3.1-8b and a prefix cache of" in found
     assert "Buy nothing: caching won't help here; 0.0 % of the tokens repeat by prefix." in found
     assert "So nothing changes: " in found
+    assert "by prefix. In vLLM: --enable-prefix-caching, which is the default of most" in found
+    two = said(trace, "--devices", "2")
+    assert "In vLLM: --tensor-parallel-size 2, --enable-prefix-caching, which" in two
+    none = said(trace, "--no-prefix-caching")
+    assert "In vLLM leave --no-enable-prefix-caching out: " in none
 
 
 def test_the_engines_own_cache_may_be_enough(tmp_path: Path) -> None:
