@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lmcache_cli.options.flags import flag_name
 from lmcache_cli.sizes import parse_count, parse_duration, parse_list
 from reports.units import seconds_text
 from workloads import GeneratedCorpus, warming
+from workloads.documents import NATURAL_REQUESTS
 from workloads.request import Part, Prompt, Request
 from workloads.tokens import TokenReader
 
@@ -113,6 +115,10 @@ def cell_seconds(
     )
 
 
+def _asked_text(value: Any) -> str:
+    return "else the workload's own" if value is None else f"asked: {value}"
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A plan that fits a time. ``asked`` and ``chosen`` are the flags that differ, by name."""
@@ -128,14 +134,21 @@ class Fitted:
         """Returns what was chosen and why, on one line."""
         length, slowest = self.pace.points[-1]
         changes = [
-            f"{flag_name(name)} {value} (asked: {self.asked[name]})"
+            f"{flag_name(name)} {value} ({_asked_text(self.asked[name])})"
             for name, value in self.chosen.items()
         ]
         return (
             f"sized to {seconds_text(self.seconds)} by a probe (a prompt of {length:,} tokens took"
             f" {seconds_text(slowest)}): {', '.join(changes) or 'as asked'}; about"
             f" {seconds_text(self.expected_s)}"
-            + (", which is the least that there is" if self.expected_s > 1.2 * self.seconds else "")
+            + (self._too_long() if self.expected_s > 1.2 * self.seconds else "")
+        )
+
+    def _too_long(self) -> str:
+        minutes = ceil(self.expected_s / 60) + 1  # and its start
+        return (
+            f", which is the least that there is: --time-budget {minutes}m would be kept, or give a"
+            " smaller --model"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -162,13 +175,14 @@ def fit_plan(plan: BenchPlan, engine: Engine, out: Path, began: float) -> Fitted
     left = max(0.0, seconds - (time.monotonic() - began))
     once = _BESIDE * _plan_seconds(plan, engine, pace, first)
     if once > left:
+        examples = max(len(scenario.examples) for scenario in plan.scenarios)
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
             share = (low + high) / 2
-            tried = make_plan(_smaller(plan.options, share), out)
+            tried = make_plan(_smaller(plan.options, share, examples), out)
             took = _BESIDE * _plan_seconds(tried, engine, pace)
             low, high = (share, high) if took <= left else (low, share)
-        plan = make_plan(_smaller(plan.options, low), out)
+        plan = make_plan(_smaller(plan.options, low, examples), out)
         once = _BESIDE * _plan_seconds(plan, engine, pace)
     # Where all cells will be refused there is nothing to repeat.
     repeats = max(1, min(MOST_REPEATS, int(left / once))) if once else 1
@@ -200,7 +214,23 @@ def _plan_seconds(
     return total / (plan.load.concurrency or 1 if engine.name == "openai" else 1)
 
 
-def _smaller(options: BenchOptions, share: float) -> BenchOptions:
+def _requests_each(options: BenchOptions, examples: int) -> int | None:
+    """Returns how many requests a workload has, the fewest of several, since ``--requests`` is for
+    all of them; None where sessions alone make them, which are fewer instead."""
+    if options.requests is not None:
+        return options.requests
+    if not set(options.workloads) - {"chat", "agent"}:
+        return None
+    own = {
+        "rag": examples or NATURAL_REQUESTS,
+        "chat": options.sessions * options.rounds,
+        "agent": options.sessions * options.rounds,
+    }
+    asked = options.documents * options.questions
+    return min(own.get(name, asked) for name in options.workloads)
+
+
+def _smaller(options: BenchOptions, share: float, examples: int) -> BenchOptions:
     """Returns the options with that share of what makes each workload long."""
     workloads = set(options.workloads)
     changes: dict[str, Any] = {}
@@ -213,9 +243,10 @@ def _smaller(options: BenchOptions, share: float) -> BenchOptions:
     if "rag" in workloads and options.dataset is None:
         least = min(_LEAST_TOKENS, options.passage_tokens)
         changes["passage_tokens"] = max(least, int(share * options.passage_tokens))
-    if options.requests is not None:
-        least = min(_LEAST_REQUESTS, options.requests)
-        changes["requests"] = max(least, int(share * options.requests))
+    count = _requests_each(options, examples)
+    if count is not None:
+        fewer = max(min(_LEAST_REQUESTS, count), int(share * count))
+        changes["requests"] = fewer if fewer < count else options.requests
     if workloads & {"chat", "agent"}:
         least = min(_LEAST_SESSIONS, options.sessions)
         changes["sessions"] = max(least, int(share * options.sessions))

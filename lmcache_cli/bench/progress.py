@@ -78,6 +78,11 @@ class BenchProgress:
         if self._lines:
             self._say(text)
 
+    def tell(self, text: str) -> None:
+        """Says a line that stays: above the bar, where there is one."""
+        if not self._quiet:
+            self._say(text)
+
     @property
     def _lines(self) -> bool:
         return not self._quiet and not self._console.is_terminal

@@ -114,7 +114,7 @@ def run_and_report(
                     sized = fit_plan(plan, engine, out, began)
                     plan, pace, budget = sized.plan, sized.pace, sized.to_json()
                     measured.heading.append(sized.text())
-                    progress.phase(sized.text())
+                    progress.tell(sized.text())
                 plan = verified(plan, engine, notes.append, measured.warn, refusals)
                 _measure_all(
                     plan, engine, measured, progress, notes.append, earlier, refusals, pace

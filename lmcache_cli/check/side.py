@@ -21,7 +21,14 @@ import typer
 
 from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.check.stored_runs import ComparedRun, read_compared
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, held_back, parser_text
+from lmcache_cli.errors import (
+    EXIT_FAILED,
+    EXIT_MISSING,
+    MissingError,
+    UserError,
+    held_back,
+    parser_text,
+)
 from lmcache_cli.modes.mode import DEFAULT_MODES, one_of
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.verdict import JudgementFlags
@@ -95,7 +102,9 @@ class Processes:
             found = sorted(Path(folder).glob("*.parquet"))
             if done.returncode not in (0, EXIT_FAILED) or not found:
                 said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-                raise UserError(f"--{side.name}: bench ended with code {done.returncode}: {said}")
+                # What is missing there is missing for the check.
+                raised = MissingError if done.returncode == EXIT_MISSING else UserError
+                raise raised(f"--{side.name}: bench ended with code {done.returncode}: {said}")
             run = read_compared(found[0])
         self.versions[side.name] = run.facts.get("version", "unknown")
         return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
@@ -45,7 +45,7 @@ def answer(study: Study, found: Recommendation) -> Answer:
         ("What more buys", tuple(m.text() for m in found.marginals)),
         ("Where the figures come from", study.cost.notes),
     )
-    sentences = _have(study, found), _buy(found, verdict), _change(found)
+    sentences = _have(study, found), _buy(study, found, verdict), _change(found)
     return Answer(verdict, sentences, tuple((title, lines) for title, lines in notes if lines))
 
 
@@ -112,15 +112,37 @@ def _have(study: Study, found: Recommendation) -> str:
     if study.clients is not None or need <= 1:
         return text
     best = needed_load(found.chosen)
+    first = _needed_first(study, found)
     return (
-        f"Overload: the trace takes {need:.2f} times what you have can serve (prefill alone is"
-        f" {study.offered:.2f} times what the cards can do without a hit; all of it"
-        f" {bare:.2f} times without any cache, {best:.2f} times with what is recommended), so"
-        f" waiting grows as long as it lasts. {text}"
+        f"Overload: {first}{'The' if first else 'the'} trace takes {need:.2f} times what you have"
+        f" can serve (prefill alone is {study.offered:.2f} times what the cards can do without a"
+        f" hit; all of it {bare:.2f} times without any cache, {best:.2f} times with what is"
+        f" recommended), so waiting grows as long as it lasts. {text}"
     )
 
 
-def _buy(found: Recommendation, verdict: Conclusion) -> str:
+def _needed_first(study: Study, found: Recommendation) -> str:
+    """Says what keeps the bounds where no cache does: more cards for each model, or more
+    replicas."""
+    if found.keeps_bounds:
+        return ""
+    of = found.worths["today"]
+    if found.cards is not None:
+        cards, flags = found.cards * study.cost.stages, _devices_flags(study, found.cards)
+        if of.cards is None or cards * study.replicas <= of.cards:
+            each = " for each model" if study.replicas > 1 else ""
+            return f"you need {cards} cards{each} first: {flags}. "
+    if of.replicas is None or of.replicas <= study.replicas:
+        return ""
+    return f"you need {of.replicas} replicas first ({of.cards} GPUs): --replicas {of.replicas}. "
+
+
+def _devices_flags(study: Study, devices: int) -> str:
+    stages = study.cost.stages
+    return f"--devices {devices}" + (f" --pipeline {stages}" if stages > 1 else "")
+
+
+def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
     if chosen.stack.bought:
@@ -129,11 +151,11 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
             nearest = f"the nearest is {bought_text(chosen)} ({how}), {price}"
             return f"No stack keeps every bound; {nearest}."
         return f"Buy {bought_text(chosen)} ({how}), {price}."
-    return {
+    said = {
         "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
         " nothing.",
-        "nothing keeps the bounds": "No stack keeps every bound, and none comes nearer than what"
-        " you have.",
+        "nothing keeps the bounds": "No stack keeps every bound, and none comes much nearer than"
+        " what you have.",
         "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
         " share is unknown.",
         "bounds hold already": "Buy nothing: every bound holds already.",
@@ -146,6 +168,23 @@ def _buy(found: Recommendation, verdict: Conclusion) -> str:
         "not worth its price": "Buy nothing: no tier is worth its price; with all that could be"
         f" held {ceiling} would hit.",
     }.get(verdict, "Buy nothing.")
+    return said if verdict == "nothing keeps the bounds" else f"{said} {_in_vllm(study, found)}"
+
+
+def _in_vllm(study: Study, found: Recommendation) -> str:
+    """Says what to set in vLLM where nothing is bought."""
+    if not found.today.stack.sizes.get("device"):
+        return (
+            "In vLLM leave --no-enable-prefix-caching out: its own prefix cache on the device costs"
+            " nothing."
+        )
+    cost = study.cost
+    flags = ("--tensor-parallel-size", cost.devices), ("--pipeline-parallel-size", cost.stages)
+    parallel = "".join(f"{flag} {count}, " for flag, count in flags if count > 1)
+    return (
+        f"In vLLM: {parallel}--enable-prefix-caching, which is the default of most models; nothing"
+        " else to set."
+    )
 
 
 def how_text(outcome: StackOutcome) -> str:
@@ -184,10 +223,14 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
         return "at no load does it keep the bounds" if found.goal.slo else "no load is known"
     what = "keeps the bounds" if found.goal.slo else "can be served"
     load = f"up to {of.load:.2f} times this load {what}"
+    if of.capped:
+        load = f"at least {of.load:.0f} times this load {what} (not searched further)"
     if of.cards:
         cards = "GPU" if of.cards == 1 else "GPUs"
         load += f", so the trace takes {of.cards} {cards}"
-    if of.per_million is not None and of.per_hour is not None:
+    if of.per_hour and of.capped:
+        load += f" (${of.per_hour:.2f} an hour)"
+    elif of.per_million is not None and of.per_hour is not None:
         load += f" (${of.per_hour:.2f} an hour; ${of.per_million:.3f} per million tokens when full)"
     return load
 
@@ -272,6 +315,13 @@ def _limits(study: Study, found: Recommendation) -> list[str]:
             f"{bought_text(found.held_back)} would do better, but"
             f" {bound_text(found.binding, found.held_back, goal)}"
         )
+    flags = {"cpu": "--max-cpu", "disk": "--max-disk", "remote": "--remote-size"}
+    for name, size in chosen.stack.bought.items():
+        if size >= goal.largest.get(name, inf):
+            lines.append(
+                f"{flags[name]} ends the search at {bytes_text(size)}, which is taken whole: give a"
+                " larger one to see whether more is better"
+            )
     own = found.today.stack.sizes.get("device", 0)
     if own and chosen.stack.bought:
         lines.append(
@@ -313,11 +363,8 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
         if found.chosen is found.today:
             break
     if found.cards is not None:
-        stages = study.cost.stages
-        lines.append(
-            f"what you have keeps every bound on {found.cards * stages} cards for each model:"
-            f" --devices {found.cards}" + (f" --pipeline {stages}" if stages > 1 else "")
-        )
+        cards, flags = found.cards * study.cost.stages, _devices_flags(study, found.cards)
+        lines.append(f"what you have keeps every bound on {cards} cards for each model: {flags}")
     missed = [name for name in goal.slo if name in found.breaks]
     if missed:
         others = " ".join(f"--slo {n}={ceil(1e3 * found.chosen.latency[n])}ms" for n in missed)

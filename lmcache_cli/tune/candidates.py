@@ -14,6 +14,10 @@ from reports.units import bytes_text, seconds_text
 
 GIB = 2**30
 HOURS_PER_MONTH = 730
+_ALIKE = 1.02
+"""Stacks that miss a bound by so near the same are alike: none is worth money over the other."""
+_TIMES = 10.0
+"""A share of a bound from which it is told in multiples of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +163,14 @@ def number(outcome: StackOutcome, goal: Goal) -> float:
 def deciding(goal: Goal) -> tuple[str, Callable[[StackOutcome], str]]:
     """Returns what ``number`` is of, as a column's heading, and what writes it into a row."""
     if goal.slo:
-        return "of bound", lambda outcome: f"{100 * number(outcome, goal):,.1f} %"
+        return "of bound", lambda outcome: _share_text(number(outcome, goal))
     if goal.worth is not None:
         return "mean+price", lambda outcome: f"{number(outcome, goal):.4g} s"
     return "$/M tokens", lambda outcome: f"{number(outcome, goal):.4f}"
+
+
+def _share_text(share: float) -> str:
+    return f"{100 * share:,.1f} %" if share < _TIMES else f"{share:,.0f} times"
 
 
 def broken(outcome: StackOutcome, goal: Goal) -> list[str]:
@@ -227,12 +235,18 @@ def front(outcomes: Iterable[StackOutcome], goal: Goal) -> list[StackOutcome]:
 def recommend(outcomes: Sequence[StackOutcome], goal: Goal) -> StackOutcome:
     """Chooses by the number that decides: with bounds on latencies, the cheapest stack that keeps
     every bound, else the cheapest per million tokens of those that keep the others. Where none
-    keeps the bounds, the one that comes nearest and keeps those on sizes, money and disks."""
+    keeps the bounds, the one that comes nearest and keeps those on sizes, money and disks: of those
+    that are as near but for 2 %, the cheapest."""
     fit = [o for o in outcomes if not unfit(o, goal)] or list(outcomes)
     keeping = [o for o in fit if not broken(o, goal)]
     if goal.slo and keeping:
         return min(keeping, key=lambda o: (o.cost_per_hour, number(o, goal)))
-    return min(fit, key=lambda o: (number(o, goal), o.cost_per_hour))
+    best = min(fit, key=lambda o: (number(o, goal), o.cost_per_hour))
+    if not goal.slo:
+        return best
+    most = _ALIKE * number(best, goal)
+    near = [o for o in fit if number(o, goal) <= most]
+    return min(near, key=lambda o: (o.cost_per_hour, number(o, goal)))
 
 
 @dataclass(frozen=True, slots=True)

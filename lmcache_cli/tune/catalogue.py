@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.resources import files
 from math import inf
 from pathlib import Path
@@ -63,7 +64,7 @@ def find_architecture(name: str) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
             f"--model: {name!r} is not in the catalogue, and no folder or id with a config.json"
-            f" here; use one of {known}"
+            f" here; {_did_you_mean(_short(name), ARCHITECTURES)}use one of {known}"
         )
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -74,6 +75,12 @@ def find_architecture(name: str) -> Architecture:
     if not isinstance(config, dict):
         raise UserError(f"--model: {path} is no model's configuration")
     return architecture_of(config, called)
+
+
+def _did_you_mean(said: str, known: Iterable[str]) -> str:
+    """Returns a question for the name that is nearest, if one is near."""
+    near = get_close_matches(said.lower(), list(known), n=1)
+    return f"did you mean {near[0]}? Else " if near else ""
 
 
 def _config_path(name: str) -> Path | None:
@@ -176,9 +183,10 @@ def find_hardware(name: str) -> Hardware:
     short = re.sub(r"[\s_]+", "-", name.lower().removeprefix("nvidia ").removeprefix("amd "))
     found = HARDWARE.get(_NICKNAMES.get(short, short))
     if found is None:
-        known = ", ".join(HARDWARE)
+        known, like = ", ".join(HARDWARE), _did_you_mean(short, HARDWARE)
         raise UserError(
-            f"--hardware: {name!r} is not known; use one of {known}, or a TOML file of your card"
+            f"--hardware: {name!r} is not known; {like}use one of {known}, or a TOML file of your"
+            " card"
         )
     return found
 

@@ -285,6 +285,7 @@ def _fleet_json(study: Study, found: Recommendation) -> dict[str, Any] | None:
 def _worth(of: Worth) -> dict[str, Any]:
     return {
         "load": of.load if isfinite(of.load) else None,
+        "capped": of.capped,
         "latency_ms": {name: 1e3 * value for name, value in of.latency.items()},
         "replicas": of.replicas,
         "cards": of.cards,

@@ -107,7 +107,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
         write_output(json_file, tune_json_text(study, found, source.chunks, validation))
     if json_file != "-":
         for line in source.heading:
-            print(line)
+            Console().print(line, highlight=False, markup=False)
         print_report(Console(), study, found, validation)
     if validation:
         return validation.exit_code

@@ -187,6 +187,10 @@ class TuneOptions(TuneFlags):
         for text in self.slo or ():
             match = _SLO.fullmatch(text.replace(" ", ""))
             if match is None:
+                bare = _SLO.fullmatch(f"{text.replace(' ', '')}s")
+                if bare is not None:
+                    one = bare[2]
+                    raise UserError(f"--slo: {text!r} has no unit; {one}s or {one}ms?")
                 raise UserError(f"--slo: {text!r} is not one; write it like ttft.p90=500ms")
             if match[1] in slo:
                 raise UserError(f"--slo: {match[1]} is bounded twice; leave one out")

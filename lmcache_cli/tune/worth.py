@@ -29,7 +29,7 @@ class Worth:
     bounds). ``replicas`` of ``cards`` together serve the trace if each finds as much as one of
     those that were run; both are None where no load keeps the bounds. ``per_hour``
     are dollars for the cards and tiers of all of them, ``per_million`` for a million tokens, in and
-    out, at that load."""
+    out, at that load; None where it is ``capped``: more was not looked for."""
 
     load: float
     latency: Mapping[str, float]
@@ -37,6 +37,7 @@ class Worth:
     cards: int | None
     per_hour: float | None
     per_million: float | None
+    capped: bool = False
 
 
 def worth(study: Study, outcome: StackOutcome, goal: Goal) -> Worth:
@@ -50,9 +51,10 @@ def worth(study: Study, outcome: StackOutcome, goal: Goal) -> Worth:
     replicas = max(1, ceil(there / load - 1e-9)) if isfinite(load) else 1
     whole = study.prices.cards + outcome.cost_per_hour
     priced = study.prices.cards > 0 and isfinite(load)
-    per_million = whole / (study.millions_per_hour * load) if priced else None
+    capped = bool(goal.slo) and load >= _MOST_LOAD
+    per_million = whole / (study.millions_per_hour * load) if priced and not capped else None
     cards, per_hour = replicas * study.cost.cards, replicas * whole / there
-    return Worth(load, latency, replicas, cards, per_hour, per_million)
+    return Worth(load, latency, replicas, cards, per_hour, per_million, capped)
 
 
 def kept_load(study: Study, outcome: StackOutcome, goal: Goal) -> tuple[float, dict[str, float]]:

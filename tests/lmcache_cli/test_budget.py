@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from dataclasses import replace
@@ -10,9 +11,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from rich.console import Console
 
 from lmcache_cli.bench.budget import MOST_REPEATS, Fitted, fit_plan, measure_pace
 from lmcache_cli.bench.plan import make_plan
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.measured_costs import CostModel
 from lmcache_cli.engines.simulated import SimulatedEngine, SimulatedSession
 from lmcache_cli.errors import UserError
@@ -71,10 +74,13 @@ def test_what_does_not_fit_is_made_smaller(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "smaller"),
     [
-        (BenchOptions(workloads=("rag",)), {"passage_tokens"}),
+        (BenchOptions(workloads=("rag",)), {"passage_tokens", "requests"}),
         (BenchOptions(workloads=("rag",), requests=40), {"passage_tokens", "requests"}),
         (BenchOptions(workloads=("chat",), sessions=9), {"sessions"}),
-        (BenchOptions(workloads=("random", "rag")), {"context_tokens", "passage_tokens"}),
+        (
+            BenchOptions(workloads=("random", "rag")),
+            {"context_tokens", "passage_tokens", "requests"},
+        ),
     ],
 )
 def test_each_workload_has_something_to_make_smaller(
@@ -84,6 +90,24 @@ def test_each_workload_has_something_to_make_smaller(
     found = fit(options, SLOW, f"{whole / 2:.0f}s", tmp_path)
     assert set(found.chosen) == smaller
     assert found.expected_s <= whole / 2 + 1
+
+
+def test_what_can_not_fit_says_at_once_how_long_it_takes(tmp_path: Path) -> None:
+    found = fit(BenchOptions(workloads=("rag",)), SLOW, "1m", tmp_path)
+    assert found.plan.options.requests == 8 and "--requests 8 (else the workload" in found.text()
+    minutes = int(found.text().partition("--time-budget ")[2].partition("m")[0])
+    assert found.expected_s < 60 * minutes < found.expected_s + 120
+    assert (
+        fit(BenchOptions(workloads=("rag", "chat")), SLOW, "1s", tmp_path).chosen["requests"] == 8
+    )
+
+
+def test_a_terminal_keeps_the_line_above_the_bar() -> None:
+    file = io.StringIO()
+    with BenchProgress(Console(file=file, force_terminal=True, width=200), quiet=False) as progress:
+        progress.tell("sized to 1 min by a probe")
+        progress.phase("measuring")
+    assert "sized to 1 min by a probe\n" in file.getvalue().replace("\x1b[2K", "")
 
 
 def test_a_probe_that_fails_is_said(tmp_path: Path) -> None:

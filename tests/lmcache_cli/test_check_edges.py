@@ -178,6 +178,18 @@ def test_a_process_measures_the_mode_that_its_side_asks_for(
     assert list(command[at : command.index("--repeat")]) == [*flags.split(), *added]
 
 
+@pytest.mark.parametrize(("bench", "code"), [(4, 4), (2, 2), (5, 2)])
+def test_what_a_side_lacks_the_check_lacks(
+    bench: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = CompletedProcess([], bench, "", "lmcache: --url: nothing answers")
+    monkeypatch.setattr("lmcache_cli.check.side._run", lambda *_: ended)
+    side = Side("candidate", ("rag", "--reuse", "off"))
+    with pytest.raises(UserError, match="nothing answers") as raised:
+        Processes((side, side), 0)._bench(side, 1.0)
+    assert raised.value.exit_code == code
+
+
 def test_a_second_server_is_no_side_of_a_check(tmp_path: Path) -> None:
     bench = "rag --engine openai --url http://h --base-url http://i"
     done = check("--bench", bench, "--candidate", "--concurrency 2", cwd=tmp_path)

@@ -232,6 +232,12 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         find_hardware("h1000")
     with pytest.raises(UserError, match="is not in the catalogue"):
         find_architecture("gpt-2")
+    with pytest.raises(UserError, match=r"; did you mean llama-3\.1-8b\? Else use one of"):
+        find_architecture("llama3.1-8b")
+    with pytest.raises(UserError, match=r"; did you mean h100\? Else use one of"):
+        find_hardware("h1000")
+    with pytest.raises(UserError, match=r"here; use one of"):
+        find_architecture("zzzz")
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from lmcache_cli.tune.candidates import (
-    Goal,
-    StackOutcome,
-    TierConfiguration,
-    bound_text,
-    broken,
-    front,
-    recommend,
-)
+from lmcache_cli.tune.candidates import TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.report_sections import snippets
 from tests.lmcache_cli.command_line import lmcache
@@ -79,6 +70,16 @@ def test_what_is_shared_is_found_and_sized(tmp_path: Path) -> None:
     assert "cpu_size" in recommended["snippets"]["this connector in vLLM"]
 
 
+def test_the_largest_size_that_is_taken_ended_the_search(tmp_path: Path) -> None:
+    flags = "--chunk-tokens", "512", "--no-prefix-caching", "--max-disk", "0", "--max-cpu"
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    small, large = (tuned(trace, *flags, most)["recommendation"] for most in ("1984MiB", "1TiB"))
+    assert small["tiers"]["cpu"] == 1984 << 20
+    ends = "--max-cpu ends the search at 1.94 GiB, which is taken whole"
+    assert any(ends in line for line in small["notes"]["What limits"])
+    assert not any("ends the search" in line for line in large["notes"].get("What limits", []))
+
+
 def said(trace: Path, *flags: str, code: int = 0) -> str:
     done = tune(str(trace), "--quiet", *flags, cwd=trace.parent)
     assert done.returncode == code, done.stderr
@@ -91,6 +92,11 @@ def test_no_sharing_no_cache(tmp_path: Path) -> None:
     assert "(else --time-unit) You have 1 x h100 with llama-3.1-8b and a prefix cache of" in found
     assert "Buy nothing: caching won't help here; 0.0 % of the tokens repeat by prefix." in found
     assert "So nothing changes: " in found
+    assert "by prefix. In vLLM: --enable-prefix-caching, which is the default of most" in found
+    two = said(trace, "--devices", "2")
+    assert "In vLLM: --tensor-parallel-size 2, --enable-prefix-caching, which" in two
+    none = said(trace, "--no-prefix-caching")
+    assert "In vLLM leave --no-enable-prefix-caching out: " in none
 
 
 def test_the_engines_own_cache_may_be_enough(tmp_path: Path) -> None:
@@ -113,6 +119,19 @@ def test_every_bound_may_hold_already(tmp_path: Path) -> None:
     assert load["today"]["load"] > 1 and load["today"]["replicas"] == 1
     assert load["today"]["latency_ms"]["ttft.p90"] <= 60_000
     assert load["today"] == load["without_cache"] == load["recommended"]
+
+
+def test_where_the_search_ended_is_no_highest_load(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    flags = "--slo", "ttft.p90=1000s", "--gpu-price", "3"
+    load = tuned(trace, *flags)["load"]["today"]
+    assert load["capped"] and load["load"] == 64
+    assert load["per_million_tokens"] is None and load["per_hour"] == 3.0
+    found = said(trace, *flags)
+    assert "at least 64 times this load keeps the bounds (not searched further)" in found
+    assert "when full" not in found and "($3.00 an hour)" in found
+    searched = tuned(trace, "--gpu-price", "3")["load"]["today"]
+    assert not searched["capped"] and searched["per_million_tokens"] > 0
 
 
 def test_a_cache_that_is_not_worth_its_price(tmp_path: Path) -> None:
@@ -141,9 +160,13 @@ def test_an_overload_is_said_first_and_replicas_that_would_keep_the_bound(tmp_pa
     trace = mooncake(tmp_path / "t.jsonl", False)
     flags = "--speed-up", "40", "--slo", "ttft.p90=1s"
     found = said(trace, *flags, code=3)
-    assert "(else --time-unit) Overload: the trace takes " in found
     document = tuned(trace, *flags, code=3)
-    load = document["load"]["today"]
+    load, cards = document["load"]["today"], document["recommendation"]["enough_cards"]
+    assert (load["replicas"], cards) == (3, 4), "the fewer are told"
+    first = "you need 3 replicas first (3 GPUs): --replicas 3. The trace takes "
+    assert f"(else --time-unit) Overload: {first}" in found
+    more = said(trace, "--speed-up", "60", *flags[2:], code=3)
+    assert "Overload: you need 4 cards first: --devices 4. The trace takes " in more
     assert 0 < load["load"] < 1 and load["latency_ms"]["ttft.p90"] <= 1000
     assert load["replicas"] == math.ceil(1 / load["load"]) == load["cards"]
     assert f"{load['replicas']} replicas ({load['cards']} GPUs) that share it would" in found
@@ -225,6 +248,8 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
     ("flags", "words"),
     [
         (["--slo", "fast"], "--slo: 'fast' is not one; write it like ttft.p90=500ms"),
+        (["--slo", "ttft.p90=2"], "--slo: 'ttft.p90=2' has no unit; 2s or 2ms?"),
+        (["--slo", "ttft.p90=1.2.3"], "--slo: 'ttft.p90=1.2.3' is not one"),
         (["--slo", "ttft.p90=1.2.3s"], "--slo: 'ttft.p90=1.2.3s' is not one"),
         (["--slo", "ttft.p90=0s"], "--slo: 'ttft.p90=0s': nothing answers in no time"),
         (["--slo", "ttft.p90=1s", "--slo", "ttft.p90=2s"], "--slo: ttft.p90 is bounded twice"),
@@ -356,42 +381,3 @@ def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
         done = tune(name, "--quiet", cwd=tmp_path)
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-
-
-def outcome(cpu: int, number: float, price: float, **latency: float) -> StackOutcome:
-    """A stack that takes ``number`` replicas."""
-    tiers = (("cpu", cpu * GIB),) if cpu else ()
-    times = {name.replace("_", "."): value for name, value in latency.items()}
-    return StackOutcome(TierConfiguration(tiers, 64), {}, 0.0, price, 0.0, times, 1 / number)
-
-
-def test_the_front_has_what_nothing_beats() -> None:
-    all_of_them = [outcome(0, 5, 0), outcome(1, 3, 1), outcome(2, 4, 2), outcome(4, 2, 4)]
-    line = front(all_of_them, Goal())
-    assert [o.stack.sizes.get("cpu", 0) // GIB for o in line] == [0, 1, 4]
-
-
-def test_the_cheapest_that_keeps_the_goal() -> None:
-    goal = Goal(slo={"ttft.p90": 3.0})
-    times = {0: 9.0, 1: 2.9, 4: 2.0}
-    ran = [outcome(n, 5, n, ttft_p90=seconds) for n, seconds in times.items()]
-    assert recommend(ran, goal).stack.sizes == {"cpu": GIB}
-    assert broken(ran[0], goal) == ["ttft.p90"]
-    assert bound_text("ttft.p90", ran[0], goal) == "TTFT p90 is 9 s; 3 s was asked for"
-    # Where none keeps it, the nearest that keeps the other bounds.
-    tight = Goal(slo={"ttft.p90": 1.0}, most_per_hour=2.0)
-    assert recommend(ran, tight).stack.sizes == {"cpu": GIB}
-
-
-def test_more_is_bought_while_it_is_worth_it() -> None:
-    times = {0: 5.0, 1: 3.0, 4: 2.9}
-    ran = [outcome(n, 5, n, ttft_mean=seconds) for n, seconds in times.items()]
-    assert recommend(ran, Goal(worth=1.0)).stack.sizes == {"cpu": GIB}
-    assert recommend(ran, Goal(worth=0.01)).stack.sizes == {"cpu": 4 * GIB}
-
-
-def test_without_a_bound_money_decides_and_without_prices_the_cards() -> None:
-    ran = [outcome(0, 4, 0), outcome(1, 3, 1)]
-    assert recommend(ran, Goal()) is ran[1]
-    priced = [replace(ran[0], per_million=0.5), replace(ran[1], per_million=0.6)]
-    assert recommend(priced, Goal()) is priced[0]
