@@ -238,8 +238,8 @@ def validate(
 
 
 class _RunByRun:
-    """An engine of servers that take turns run by run: one that has just served goes on spinning
-    for a while, and on few cores that makes the next one slower by several times."""
+    """An engine of servers that take turns run by run: on few cores, one that has just served made
+    the next one slower by several times."""
 
     interleaves = False
 
