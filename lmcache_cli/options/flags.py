@@ -123,23 +123,28 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
         return None
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    null = "tag:yaml.org,2002:null"
+
+    class Loader(yaml.BaseLoader):
         """Reads values as the words that they would be on the command line, and each key once."""
 
         yaml_implicit_resolvers = {  # noqa: RUF012  as PyYAML has it
-            first: [pair for pair in pairs if pair[0] == "tag:yaml.org,2002:null"]
+            first: [pair for pair in pairs if pair[0] == null]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+        yaml_constructors = {null: lambda loader, node: None}  # noqa: RUF012  likewise
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            found: dict[str, Any] = {}
+            made = super().construct_mapping(node, deep)
+            seen = set()
             for key, _ in node.value:
-                if key.value in found:
+                name = str(key.value).replace("-", "_")
+                if name in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
                     )
-                found[str(key.value)] = key
-            return super().construct_mapping(node, deep)
+                seen.add(name)
+            return made
 
     try:
         values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
@@ -161,12 +166,13 @@ def load_config(ctx: typer.Context, path: Path | None) -> Path | None:
             near = get_close_matches(str(key), flags, 1)
             these = f"did you mean {near[0]}?" if near else f"these are: {', '.join(flags)}"
             raise UserError(f"--config {path}: {key!r} is no flag; {these}")
-        if isinstance(value, dict):
+        words = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(word, str) for word in words):
             raise UserError(f"--config {path}: {key}: write one value, or a list to sweep")
         if name == "workloads":  # words of the command line, so always several
             defaults[name] = value.split() if isinstance(value, str) else value
         elif isinstance(value, list):  # a sweep, as commas are on the command line
-            defaults[name] = ",".join(str(item) for item in value)
+            defaults[name] = ",".join(value)
         else:
             defaults[name] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
