@@ -58,7 +58,7 @@ def seconds(record: Record, name: str, unit_s: float = 1.0) -> float:
         raise ValueError(f"{name}: {_short(given)} is no time")
     try:
         time = float(given) * unit_s
-    except ValueError:
+    except (ValueError, OverflowError):
         try:
             date = datetime.fromisoformat(str(given).strip())
         except ValueError:

@@ -97,6 +97,14 @@ def about_lines(path: Path) -> int | None:
     return max(lines, round(path.stat().st_size * lines / len(head)))
 
 
+def _is_cut(text: str, error: Exception) -> bool:
+    """Returns whether JSON is whole up to the end of ``text``, and goes on."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    word = len("-Infinity")  # or an escape that is not over
+    return error.msg.startswith("Unterminated string") or len(text) - error.pos < word
+
+
 class Lines:
     """The lines of one file, from the first, as often as they are asked for; empty ones are left
     out. A JSON list counts as one object a line, however it is broken. Nothing but the line at hand
@@ -133,7 +141,9 @@ class Lines:
                 self.bad(number + 1, f"the compressed file breaks off or is damaged ({error})")
 
     def _elements(self, file: io.BufferedIOBase) -> Iterator[tuple[int, str]]:
-        """Yields (number, text) of each element of the JSON list that all of the file is."""
+        """Yields (number, text) of each element of the JSON list that all of the file is. Raises
+        ``TraceError`` where more of it than a last, cut element can't be read: how many requests
+        that is, nobody knows."""
         decode = json.JSONDecoder().raw_decode
         utf8 = codecs.getincrementaldecoder("utf-8-sig")("replace")
         text = utf8.decode(file.read(_PIECE)).lstrip()
@@ -142,14 +152,26 @@ class Lines:
             gap = _GAP.match(text, at)
             start = gap.end() if gap else at
             if text.startswith("]", start):
+                if behind := (text[start + 1 :] + utf8.decode(file.read(_PIECE))).strip():
+                    raise TraceError(
+                        f"{self.path}: behind its list of {number} elements is {behind[:40]!r};"
+                        " write one list, or an object a line"
+                    )
                 return
             try:
                 _, at = decode(text, start)
             except (ValueError, RecursionError) as error:
                 more = file.read(max(_PIECE, len(text)))
                 if not more or len(text) > _LARGEST:
-                    self.bad(number + 1, f"the list breaks off, or is no JSON ({error})")
-                    return
+                    if number and not more and _is_cut(text, error):
+                        self.bad(number + 1, f"the list breaks off")
+                        return
+                    # without its place, which is one in the piece that was read
+                    what = getattr(error, "msg", error)
+                    raise TraceError(
+                        f"{self.path}: element {number + 1} of its list is no JSON ({what}); mend"
+                        " it, or write an object a line"
+                    ) from error
                 text, at = text[start:] + utf8.decode(more), 0
                 continue
             number += 1

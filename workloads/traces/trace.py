@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import isfinite
@@ -150,9 +151,13 @@ def _guessed(trace: Trace, named: bool = False) -> Trace:
 def _unit(records: Iterable[Record | None], usual: float) -> float:
     """Returns the unit of times in seconds: the usual one, unless by it the trace would begin weeks
     after its own start, which seconds since 1970 explain, or millennia after it."""
-    times = [record.get("timestamp") for record in records if record]
-    finite = (float(t) for t in times if type(t) is int or isinstance(t, float))
-    first = min(filter(isfinite, finite), default=0.0)
+    times = []
+    for record in records:
+        if not record or isinstance(record.get("timestamp", True), bool):
+            continue
+        with suppress(TypeError, ValueError, OverflowError):  # a malformed line, or a date
+            times.append(float(record["timestamp"]))
+    first = min(filter(isfinite, times), default=0.0)
     if _EPOCH[0] <= first < _EPOCH[1]:
         return 1.0
     units = (unit for unit in _UNITS if unit <= usual and first * unit < MILLENNIA_S)
@@ -196,7 +201,7 @@ def appearance(path: Path) -> str:
         return "a binary file" + (" (Parquet)" if start.startswith(b"PAR1") else "")
     head = next(iter(_heads(path)), None)
     if head is None:
-        return "a file that is not UTF-8"
+        return "an empty list" if start.lstrip().startswith(b"[") else "a file that is not UTF-8"
     if head.record is not None:
         return f"JSON with the fields {', '.join(list(head.record)[:8]) or '(none)'}"
     shown = head.line if len(head.line) <= 60 else head.line[:57] + "..."

@@ -280,6 +280,7 @@ BAD = [
     ("mooncake", [MOONCAKE], MOONCAKE | {"input_length": -1}, "less than 0"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"input_length": "many"}, "not a whole number"),
     ("mooncake", [MOONCAKE], MOONCAKE | {"timestamp": None}, "no time"),
+    ("mooncake", [MOONCAKE], MOONCAKE | {"timestamp": 10**400}, "no time"),
     ("mooncake", [MOONCAKE], '{"timestamp": NaN, "input_length": 1, "hash_ids": []}', "no time"),
     ("bailian", [BAILIAN], {"timestamp": 1}, "chat_id is missing"),
     ("lmcache-lookup", [LOOKUP], LOOKUP | {"chunk_size": 0}, "less than 1"),

@@ -171,6 +171,15 @@ def test_a_json_list_is_an_object_a_line(
     trace = open_trace(tmp_path / "cut.json", None, TEXT)
     with pytest.raises(TraceError, match=r"1 of 3 lines .*cut.json:3: the list breaks off"):
         list(trace.requests())
+    for broken, says in (
+        (whole.replace(b'"c1"', b"c1"), "element 2 of its list is no JSON .*; mend it"),
+        (whole + whole, "behind its list of 3 elements is '"),
+        (b"[section]\na=1", "element 1 of its list is no JSON"),
+        (b"[]", "an empty list, which is no known trace"),
+    ):
+        (tmp_path / "broken.json").write_bytes(broken)
+        with pytest.raises(TraceError, match=says):
+            read(tmp_path / "broken.json", TEXT)
     (tmp_path / "own.json").write_text('[{"ts": 1, "n": 5}, {"ts": 3, "n": 6}]')
     names = ReadOptions(names={"time": "ts", "input": "n"})
     assert [r.arrival_s for r in read(tmp_path / "own.json", names)] == [0, 2]
@@ -232,10 +241,13 @@ def test_a_clock_since_1970_tells_its_unit(
 ) -> None:
     row = {"input_length": 600, "output_length": 1, "hash_ids": [1, 2]}
     times = ((1787000000 + i) * unit for i in range(3))
-    trace = open_trace(lines(tmp_path / "t", *({"timestamp": t, **row} for t in times)), named)
-    assert said in trace.guess and bool(said) == bool(trace.guess)
-    arrivals = [request.arrival_s for request in trace.requests()]
-    assert arrivals[2] - arrivals[0] == pytest.approx(2, abs=1e-3)
+    numbers = [{"timestamp": t, **row} for t in times]
+    texts = [{**each, "timestamp": str(each["timestamp"])} for each in numbers]
+    for rows in (numbers, texts):
+        trace = open_trace(lines(tmp_path / "t", *rows), named)
+        assert said in trace.guess and bool(said) == bool(trace.guess)
+        arrivals = [request.arrival_s for request in trace.requests()]
+        assert arrivals[2] - arrivals[0] == pytest.approx(2, abs=1e-3)
 
 
 def test_blocks_that_a_named_format_does_not_have_are_guessed(tmp_path: Path) -> None:
