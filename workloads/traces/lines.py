@@ -164,7 +164,7 @@ class Lines:
                 more = file.read(max(_PIECE, len(text)))
                 if not more or len(text) > _LARGEST:
                     if number and not more and _is_cut(text, error):
-                        self.bad(number + 1, f"the list breaks off")
+                        self.bad(number + 1, "the list breaks off")
                         return
                     # without its place, which is one in the piece that was read
                     what = getattr(error, "msg", error)
