@@ -43,7 +43,8 @@ def json_of(path: Path) -> Any:
     except json.JSONDecodeError as error:
         whole = error
     found: list[Any] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines, for which a line separator within a string ends a line too
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             found += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:

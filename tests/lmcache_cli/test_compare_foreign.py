@@ -16,6 +16,7 @@ from lmcache_cli.check.side import Judgement
 from lmcache_cli.check.stored_runs import read_compared, read_runs
 from lmcache_cli.errors import UserError
 from lmcache_cli.options.verdict import JudgementFlags
+from reports.stored import json_of
 from tests.lmcache_cli.foreign_runs import write
 
 
@@ -185,6 +186,13 @@ def test_files_as_other_systems_write_them(encoding: str, tmp_path: Path) -> Non
     (tmp_path / "b.json").write_bytes(data)
     a, b = (read_compared(tmp_path / name) for name in ("a.json", "b.json"))
     assert (a.facts, list(a.cells)) == (b.facts, list(b.cells)) and a.facts["model"] == "m"
+
+
+def test_a_line_separator_within_a_string_ends_no_line(tmp_path: Path) -> None:
+    lines = [{"answer": "x\u2028y"}, {"answer": "\x85"}]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8", newline="")
+    assert json_of(tmp_path / "a.jsonl") == lines
 
 
 @pytest.mark.parametrize(
