@@ -107,36 +107,42 @@ def check(
     from lmcache_cli.errors import UserError
     from lmcache_cli.sizes import parse_count, parse_duration
 
-    rules = Judgement.of(judgement)
-    rounds = parse_count(str(max_rounds), "--max-rounds")
-    budget = Budget(rounds, parse_duration(max_time, "--max-time"))
-    if not (baseline or candidate or bench or baseline_python or bisect):
-        raise UserError("nothing to compare; give --baseline and --candidate, flags of bench each")
-    shared = shared_flags(bench)
-    base = parse_side("baseline", baseline, baseline_python)
-    new = parse_side("candidate", candidate, candidate_python)
-    if not base.stored and (rules.noise or rules.allowed):
-        raise UserError(
-            "--noise and --allow-different are about stored runs; give one as --baseline, or leave"
-            " them out"
-        )
-    if bisect is not None:
-        if baseline or candidate or baseline_python or candidate_python or calibrate:
-            raise UserError("--bisect: both sides are commits; give the flags of both as --bench")
-        if any(asdict(files).values()):
-            raise UserError("--bisect: prints a commit and writes no files; redirect its output")
-        raise typer.Exit(run_bisect(bisect, install, shared, rules, budget, seed, out, quiet))
-    if candidate is None and base.stored is None:
-        new = replace(new, args=base.args)
-    base = replace(base, args=(*shared, *base.args))
-    new = replace(new, args=(*shared, *new.args))
     outputs = CheckOutputs(**asdict(files))
-    if calibrate:
-        raise typer.Exit(run_calibrate(base, rules, budget, seed, out, outputs, quiet))
-    if (base.args, base.python) == (new.args, new.python) and not base.stored:
-        make_plan(base.options(), out)  # a typo is reported first: it may be what should differ
-        raise UserError(
-            "both sides are the same; let something differ, or measure the noise: --calibrate"
-        )
     with outputs.of_refusals("check"):
+        rules = Judgement.of(judgement)
+        rounds = parse_count(str(max_rounds), "--max-rounds")
+        budget = Budget(rounds, parse_duration(max_time, "--max-time"))
+        if not (baseline or candidate or bench or baseline_python or bisect):
+            raise UserError(
+                "nothing to compare; give --baseline and --candidate, flags of bench each"
+            )
+        shared = shared_flags(bench)
+        base = parse_side("baseline", baseline, baseline_python)
+        new = parse_side("candidate", candidate, candidate_python)
+        if not base.stored and (rules.noise or rules.allowed):
+            raise UserError(
+                "--noise and --allow-different are about stored runs; give one as --baseline, or"
+                " leave them out"
+            )
+        if bisect is not None:
+            if baseline or candidate or baseline_python or candidate_python or calibrate:
+                raise UserError(
+                    "--bisect: both sides are commits; give the flags of both as --bench"
+                )
+            if any(asdict(files).values()):
+                raise UserError(
+                    "--bisect: prints a commit and writes no files; redirect its output"
+                )
+            raise typer.Exit(run_bisect(bisect, install, shared, rules, budget, seed, out, quiet))
+        if candidate is None and base.stored is None:
+            new = replace(new, args=base.args)
+        base = replace(base, args=(*shared, *base.args))
+        new = replace(new, args=(*shared, *new.args))
+        if calibrate:
+            raise typer.Exit(run_calibrate(base, rules, budget, seed, out, outputs, quiet))
+        if (base.args, base.python) == (new.args, new.python) and not base.stored:
+            make_plan(base.options(), out)  # a typo is reported first: it may be what should differ
+            raise UserError(
+                "both sides are the same; let something differ, or measure the noise: --calibrate"
+            )
         raise typer.Exit(run_check(base, new, rules, budget, seed, out, outputs, quiet))

@@ -57,13 +57,13 @@ def compare(
     from lmcache_cli.check.side import Judgement
     from lmcache_cli.errors import UserError
 
-    rules = Judgement.of(judgement)
     outputs = CheckOutputs(**asdict(files))
-    if history is not None:
-        if base or new:
-            raise UserError("--history takes a folder in place of BASE and NEW; leave them out")
-        raise typer.Exit(run_history(history, rules, outputs, quiet))
-    if base is None or new is None:
-        raise UserError("two sides are needed: lmcache compare BASE NEW, or --history FOLDER")
     with outputs.of_refusals("compare"):
+        rules = Judgement.of(judgement)
+        if history is not None:
+            if base or new:
+                raise UserError("--history takes a folder in place of BASE and NEW; leave them out")
+            raise typer.Exit(run_history(history, rules, outputs, quiet))
+        if base is None or new is None:
+            raise UserError("two sides are needed: lmcache compare BASE NEW, or --history FOLDER")
         raise typer.Exit(run_compare(base, new, rules, outputs, quiet))
