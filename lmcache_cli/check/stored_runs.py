@@ -308,14 +308,14 @@ def read_runs(text: str, side: str, warnings: list[str]) -> list[ComparedRun]:
     return found
 
 
+_STAGES_SUM = "summary_lifecycle_metrics.json"
+
+
 def _runs_in(paths: Iterable[Path]) -> list[Path]:
     found = sorted(path for path in paths if path.suffix in (".parquet", ".json", ".jsonl"))
     # inference-perf sums its stages up under no load of its own
     staged = {p.parent for p in found if p.match("stage_*_lifecycle_metrics.json")}
     return [p for p in found if p.name != _STAGES_SUM or p.parent not in staged]
-
-
-_STAGES_SUM = "summary_lifecycle_metrics.json"
 
 
 def noise_of_history(
