@@ -330,14 +330,12 @@ class CheckOutputs(VerdictFiles):
         different: Sequence[str] = (),
     ) -> int:
         """Prints the table unless stdout is taken, then writes all files. A FAIL names what is
-        ``different`` in the sides. Returns the exit code,
-        another one than those of verdicts if a file could not be written; a comment that gh
-        refuses is a warning."""
+        ``different`` in the sides. Returns the exit code, another one than those of verdicts if a
+        file could not be written; a comment that gh refuses is a warning."""
         verdicts, outcome = with_causes(trial.verdicts(), different), trial.outcome()
         title, void = f"lmcache {command}", trial.unjudged()
         lenient = judgement.inconclusive == "pass"
         if void:
-            void += "; a longer --max-time gives it more rounds" if command == "check" else ""
             void += "; --inconclusive pass is for noise and does not cover this" if lenient else ""
             warnings, lenient = [*warnings, void], False
         if "-" not in (self.json, self.markdown, self.junit):

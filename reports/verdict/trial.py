@@ -18,6 +18,7 @@ from reports.verdict.judge import (
 from reports.verdict.round import Round, measured_by_clock
 from reports.verdict.rule import Rule
 
+_MORE_ROUNDS = "; a longer --max-time or higher --max-rounds gives it more rounds"
 _COUNTERS_ALONE = "; counters alone can be judged at once: --fail-on 'hit_rate<0pp'"
 
 
@@ -90,13 +91,14 @@ class Trial:
         """Says which side of a cell served nothing, or ran too few rounds to judge even its
         counters; "" if there is none. That is no noise: nothing was measured."""
         if not self.comparisons:
-            return "no round of the two sides was whole, so nothing was measured"
+            return "no round of the two sides was whole, so nothing was measured" + _MORE_ROUNDS
         for comparison in self.comparisons:
             sides = {"baseline": comparison.base, "candidate": comparison.new}
             for name, rounds in sides.items():
                 if len(rounds) < self._least_counted:
                     need = f"ran {len(rounds)} of the {self._least_counted} rounds"
-                    return f"{comparison.cell}: the {name} {need} that even counters need"
+                    need += f" that even counters need{_MORE_ROUNDS}"
+                    return f"{comparison.cell}: the {name} {need}"
                 if not any(each.n for each in rounds):
                     return f"{comparison.cell}: the {name} served no request"
         return ""

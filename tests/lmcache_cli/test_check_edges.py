@@ -102,7 +102,8 @@ def test_a_side_that_served_nothing_is_unjudged(served: int, words: str) -> None
     rounds = [Round(served, 1, {}, {}, {"n": served, "failed": 1})] * 2
     assert words in Trial([Comparison("cell", rounds, rounds)], []).unjudged()
     assert bool(Trial([Comparison("cell", rounds, rounds)], []).unjudged()) == bool(words)
-    assert bool(Trial([Comparison("cell", rounds[:1], rounds[:1])], []).unjudged())
+    assert "--max-rounds" in Trial([Comparison("cell", rounds[:1], rounds[:1])], []).unjudged()
+    assert "--max" not in Trial([Comparison("cell", rounds, rounds)], []).unjudged(), "no help"
 
 
 def test_an_interruption_while_a_round_begins_leaves_no_process(
