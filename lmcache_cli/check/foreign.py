@@ -87,7 +87,7 @@ def read_foreign(path: Path, document: Any) -> ForeignRun:
         raise NoRunError(path, "of no tool that is known")
     try:
         found = read(document if isinstance(document, list) else [document])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         raise UserError(
             f"{path}: looks like a known format, but {type(error).__name__}: {error}; these can be"
             f" read: {TOOLS}"
@@ -363,7 +363,8 @@ def _inference_perf(lines: Sequence[Any]) -> ForeignRun:
     for theirs, ours in _INFERENCE_PERF_TIMES.items():
         for key, value in ((good.get("latency") or {}).get(theirs) or {}).items():
             name = key.replace("median", "p50")
-            if name == "mean" or re.fullmatch(r"p[1-9]\d*", name):
+            known_name = name == "mean" or re.fullmatch(r"p[1-9]\d*", name)
+            if known_name and value is not None:
                 known[f"{ours}.{name}"] = float(value)
     for theirs, ours in (
         ("requests_per_sec", "requests_per_s"),

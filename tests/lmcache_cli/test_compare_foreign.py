@@ -179,6 +179,28 @@ def test_stages_of_inference_perf_are_cells_and_their_sum_is_none(tmp_path: Path
     assert one.value("throughput.requests_per_s") == 10
 
 
+@pytest.mark.parametrize(
+    ("tool", "odd"),
+    [
+        ("llmperf", {"timestamp": 1e20}),
+        ("llmperf", {"results_num_completed_requests": float("inf")}),
+        ("vllm", {"completed": float("inf")}),
+    ],
+)
+def test_numbers_that_are_none_are_named(tool: str, odd: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text(json.dumps(made(tool, tmp_path, 100, **odd)))
+    with pytest.raises(UserError, match="looks like a known format, but OverflowError"):
+        read_compared(tmp_path / "odd.json")
+
+
+def test_a_statistic_that_is_null_was_not_taken(tmp_path: Path) -> None:
+    document = made("inference-perf", tmp_path, 100)
+    document["successes"]["latency"]["request_latency"] = {"mean": 1.0, "p90": None}
+    (tmp_path / "i.json").write_text(json.dumps(document))
+    [one] = read_compared(tmp_path / "i.json").cells["serving"]
+    assert (one.value("e2e.mean"), one.value("e2e.p90")) == (1.0, None)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gzip"])
 def test_files_as_other_systems_write_them(encoding: str, tmp_path: Path) -> None:
     text = write("vllm", tmp_path / "a.json", 100).read_text()
