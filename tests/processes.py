@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 
 @contextlib.contextmanager
@@ -56,3 +57,24 @@ def kill_all(leader: int) -> None:
     for child in families:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+@contextlib.contextmanager
+def interrupted_at_begin(monkeypatch: pytest.MonkeyPatch, popen: str) -> Iterator[None]:
+    """Has the block, in which ``popen`` (the path of a module's ``Popen``) begins a process, be
+    interrupted just then; asserts that ``KeyboardInterrupt`` ends it and that no process is left.
+    """
+    begin, begun = subprocess.Popen, []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        begun.append(begin(*arguments, **named))
+        signal.raise_signal(signal.SIGINT)
+        return begun[-1]
+
+    monkeypatch.setattr(popen, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    try:
+        assert begun[0].poll() is not None
+    finally:
+        begun[0].kill()

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 from junitparser import Error, JUnitXml, Skipped
@@ -23,6 +21,7 @@ from reports.verdict.round import Round
 from reports.verdict.trial import Comparison, Trial
 from tests.lmcache_cli.command_line import ROOT, lmcache
 from tests.lmcache_cli.test_check_command import NOISY, P50, QUIET, check, document, metric
+from tests.processes import interrupted_at_begin
 
 pytestmark = pytest.mark.engine
 
@@ -109,23 +108,18 @@ def test_a_side_that_served_nothing_is_unjudged(served: int, words: str) -> None
 def test_an_interruption_while_a_round_begins_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, begun = subprocess.Popen, []
-
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        begun.append(begin(*arguments, **named))
-        signal.raise_signal(signal.SIGINT)
-        return begun[-1]
-
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexec sleep 300\n")
     python.chmod(0o755)
-    monkeypatch.setattr("lmcache_cli.check.side.subprocess.Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at_begin(monkeypatch, "lmcache_cli.check.side.subprocess.Popen"):
         Processes((), 0)._bench(Side("candidate", python=python), 300.0)
-    try:
-        assert begun[0].poll() is not None
-    finally:
-        begun[0].kill()
+
+
+def test_two_sides_that_are_the_same_are_an_error_in_junit(tmp_path: Path) -> None:
+    sides = ["--baseline", QUIET, "--candidate", QUIET]
+    done = check(*sides, "--junit", "x.xml", cwd=tmp_path)
+    assert done.returncode == 2 and "both sides are the same" in done.stderr
+    assert "both sides are the same" in (tmp_path / "x.xml").read_text()
 
 
 def test_max_time_ends_a_round_that_would_not_end(tmp_path: Path) -> None:

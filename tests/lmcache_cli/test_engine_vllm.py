@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +25,7 @@ from tests.cache_core.servers import eventually
 from tests.lmcache_cli.command_line import lmcache, running
 from tests.lmcache_cli.pages import commands
 from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, tiny_model
+from tests.processes import interrupted_at_begin
 from tests.vllm_process import need_vllm
 
 WORK = ["--documents", "2", "--questions", "2", "--context-tokens", "400", "--output-tokens", "4"]
@@ -140,20 +139,8 @@ def test_interruption_leaves_no_server(
 def test_an_interruption_while_the_process_begins_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, begun = subprocess.Popen, []
-
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        begun.append(begin(*arguments, **named))
-        signal.raise_signal(signal.SIGINT)
-        return begun[-1]
-
-    monkeypatch.setattr("lmcache_cli.engines.vllm.server.subprocess.Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at_begin(monkeypatch, "lmcache_cli.engines.vllm.server.subprocess.Popen"):
         VllmServer(["sleep", "300"], {}, tmp_path / "log").start(60, print)
-    try:
-        assert begun[0].poll() is not None
-    finally:
-        begun[0].kill()
 
 
 def test_a_start_that_fails_names_the_reason_and_the_log(model: Path, tmp_path: Path) -> None:
