@@ -312,3 +312,24 @@ def test_the_command_validates_against_servers(
     assert found["validation"]["drift"] == pytest.approx(1.0)
     assert found["cost"]["device"]["kv_bytes"] == 6144
     assert all(server.closed for server in engine.opened)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpu", "what"),
+    [
+        ({"device_kv": "1KiB"}, True, "--device-kv: has room for 128 tokens"),
+        ({}, False, "--device-kv: how much room vLLM has for KV on a GPU"),
+        ({"bench": BenchOptions(engine="simulated", context_tokens="9000")}, True, "context is"),
+    ],
+)
+def test_what_servers_could_not_serve_is_found_before_they_start(
+    changes: Any, cpu: bool, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeVllm()
+    engine.cpu = cpu
+    monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: engine)
+    given: dict[str, Any] = {"source": "long-context", "validate": True, "engine": "vllm"}
+    bench = BenchOptions(engine="simulated", context_tokens="400", documents=2, questions=1)
+    with pytest.raises(UserError, match=what):
+        run_tune(TuneOptions(**given | {"bench": bench, "out": tmp_path} | changes), None, True)
+    assert not engine.opened
