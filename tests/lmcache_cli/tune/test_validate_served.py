@@ -285,6 +285,20 @@ class FakeVllm(FakeEngine, VllmEngine):
     def close(self) -> None: ...
 
 
+def served(folder: Path, **changes: Any) -> TuneOptions:
+    bench = BenchOptions(engine="simulated", context_tokens="400", documents=6, questions=3)
+    return TuneOptions(
+        source="long-context",
+        bench=bench,
+        validate=True,
+        engine="vllm",
+        device_kv="6KiB",  # 768 tokens
+        max_disk="0",
+        out=folder,
+        **changes,
+    )
+
+
 @pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.5, 1)])
 def test_the_command_validates_against_servers(
     slower: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -293,16 +307,7 @@ def test_the_command_validates_against_servers(
     engine = FakeVllm(slower)
     monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: engine)
     monkeypatch.chdir(tmp_path)
-    bench = BenchOptions(engine="simulated", context_tokens="400", documents=6, questions=3)
-    options = TuneOptions(
-        source="long-context",
-        bench=bench,
-        validate=True,
-        engine="vllm",
-        device_kv="6KiB",  # 768 tokens
-        max_disk="0",
-    )
-    assert run_tune(options, "out.json", True) == code
+    assert run_tune(served(tmp_path), "out.json", True) == code
     found = json.loads((tmp_path / "out.json").read_text())
     points = found["validation"]["points"]
     assert [point["role"] for point in points] == ["smaller", "recommended", "larger"]
@@ -333,3 +338,18 @@ def test_what_servers_could_not_serve_is_found_before_they_start(
     with pytest.raises(UserError, match=what):
         run_tune(TuneOptions(**given | {"bench": bench, "out": tmp_path} | changes), None, True)
     assert not engine.opened
+
+
+def test_each_run_of_a_server_has_a_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def prefill_s(probe: ServedProbe, tokens: int) -> float:
+        asked.append(tokens)
+        return PREFILL.seconds(tokens)
+
+    monkeypatch.setattr(ServedProbe, "prefill_s", prefill_s)
+    monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: FakeVllm())
+    assert run_tune(served(tmp_path, repeat=2), None, True) == 0
+    assert len(asked) == 3 * 2
