@@ -206,9 +206,9 @@ def _probe_served(
     source: RequestSource,
     stack: ExitStack,
     say: Say,
-) -> tuple[ProbedEngine, Prefill]:
+) -> tuple[ProbedEngine, Prefill | None]:
     """Probes servers of the engine that is about to validate. The one that gives a reference of the
-    machine's speed ends with ``stack``."""
+    machine's speed ends with ``stack``; None where one server at a time is up."""
     from lmcache_cli.engines.vllm.engine import VllmEngine
     from lmcache_cli.probe.served import ServedProbe
 
@@ -220,7 +220,8 @@ def _probe_served(
     probe = ServedProbe(engine, options.out, longest, chunk, tiers or ["cpu"])
     stack.callback(probe.close)
     found = probe.measure(_PROBE_REPEATS, _named(options, None) or "embedded", say)
-    return probed_engine(asdict(found), "measured just now"), probe.prefill_s
+    reference = probe.prefill_s if engine.interleaves else None
+    return probed_engine(asdict(found), "measured just now"), reference
 
 
 def _served_room(options: TuneOptions, engine: Engine | None, source: RequestSource) -> int:
@@ -241,7 +242,9 @@ def _served_room(options: TuneOptions, engine: Engine | None, source: RequestSou
         )
     if not options.no_prefix_caching:
         longest = int((source.arrays.input_tokens + source.arrays.output_tokens).max())
-        own_cache_flags(CacheSpec(source.chunks[0], {"device": room}), engine.token_bytes(), longest)
+        own_cache_flags(
+            CacheSpec(source.chunks[0], {"device": room}), engine.token_bytes(), longest
+        )
     return room
 
 
