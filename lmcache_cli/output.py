@@ -70,8 +70,10 @@ def comment_on_pull_request(markdown: str) -> None:
     parts = os.environ.get("GITHUB_REF", "").split("/")
     number = parts[2:3] if parts[:2] == ["refs", "pull"] else []
     command = ["gh", "pr", "comment", *number, "--edit-last", "--create-if-none"]
+    command += ["--body-file", "-"]
     try:
-        subprocess.run([*command, "--body-file", "-"], input=markdown, text=True, check=True)
+        # gh prints the comment's address; our stdout may be the verdict's JSON.
+        subprocess.run(command, input=markdown, stdout=2, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         print(
             "lmcache: warning: --comment: could not comment on the pull request (one from a fork"

@@ -353,7 +353,8 @@ class BenchOptions(
         str | None,
         flag(
             "Time for all of it, as 5m: the engine is measured first, then contexts become shorter"
-            " and requests fewer, or all is repeated, until it fits (transformers, openai).",
+            " and requests fewer, those given too, or all is repeated, until it fits"
+            " (transformers, openai).",
             LOAD,
             metavar="TIME",
         ),

@@ -113,7 +113,7 @@ class TuneFlags:
         str | None,
         flag(
             "Chunk lengths to try. \\[default: the trace's, twice and four times it; of a workload"
-            " 16,64,256]",
+            " 16,64,256; vllm 64]",
             None,
             metavar="LIST",
         ),
@@ -181,5 +181,6 @@ class TuneFlags:
     ] = None
     repeat: Annotated[int, flag("Repeats, each from a cold start.", _VALIDATION)] = 1
     out: Annotated[
-        Path, flag("Folder for disk tiers, while they are used.", _VALIDATION, metavar="FOLDER")
+        Path,
+        flag("Folder for disk tiers while used, and servers' logs.", _VALIDATION, metavar="FOLDER"),
     ] = Path("runs")

@@ -36,6 +36,8 @@ from lmcache_cli.probe.media import ProbeError, figure_of
 _NEW = (32, 128, 512)
 _BEHIND_A_LOAD = 32
 """Tokens that are computed behind what is loaded."""
+_LEAST_LOAD = 4 * OWN_BLOCK_TOKENS
+"""What the device still has of a head that was put out is a block or two."""
 _ANSWER = 9
 _NO_TIME = 1e-18
 """The least seconds of a byte: what is faster can't be told from nothing."""
@@ -44,8 +46,9 @@ _PLACES = 4
 
 
 class ServedProbe:
-    """Probes an engine's servers with prompts of up to ``context`` tokens. The first stays up, and
-    gives a reference of the machine's speed (:meth:`prefill_s`) until :meth:`close`."""
+    """Probes an engine's servers with prompts of up to ``context`` tokens, or as many as the
+    shortest load takes that can be measured. The first stays up, and gives a reference of the
+    machine's speed (:meth:`prefill_s`) until :meth:`close`."""
 
     def __init__(
         self,
@@ -55,6 +58,8 @@ class ServedProbe:
         chunk_tokens: int,
         tiers: Sequence[str] = ("cpu",),
     ) -> None:
+        self._shortest = _LEAST_LOAD // chunk_tokens * chunk_tokens or chunk_tokens
+        context = max(context, self._shortest + _BEHIND_A_LOAD)
         self._engine, self._context, self._chunk = engine, context, chunk_tokens
         self._vocabulary = int(engine.config.vocab_size)
         self._draw = np.random.default_rng(0)
@@ -164,9 +169,7 @@ class ServedProbe:
         the prefill of the rest."""
         most, token_bytes = self._context - _BEHIND_A_LOAD, self._engine.token_bytes()
         parts = [most * (place + 1) // _PLACES for place in range(_PLACES)]
-        # What the device still has of a head is a block or two.
-        least = 4 * OWN_BLOCK_TOKENS
-        lengths = sorted({max(least, n) // self._chunk * self._chunk or self._chunk for n in parts})
+        lengths = sorted({max(self._shortest, n // self._chunk * self._chunk) for n in parts})
         times: dict[int, list[float]] = {length: [] for length in lengths}
         loaded = dict.fromkeys(lengths, 0)
         for _ in range(repeats):

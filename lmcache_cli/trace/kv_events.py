@@ -26,9 +26,10 @@ from lmcache_cli.trace.recorder import Counts, counts_text, live_count
 _CONNECT_S = 10.0
 _BEAT_MS = 5000
 _IDLE_S = 30.0
-_LAST_S = 1.0
 """Seconds without a further block after which an answer counts as ended: a block of it takes one or
 two."""
+_LAST_S = 1.0
+"""Seconds in which what the server has still to send comes, after the recording is to end."""
 
 
 class Stored(NamedTuple):

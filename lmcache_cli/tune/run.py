@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.measured_costs import ProbedEngine, probed_engine, read_probed
-from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS
+from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS, own_cache_flags
 from lmcache_cli.errors import EXIT_INCONCLUSIVE, MissingError, UserError
 from lmcache_cli.output import Say, check_output, write_output
 from lmcache_cli.sizes import parse_size
@@ -57,12 +58,14 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
             stack.callback(engine.close)
         source = _source(options, probed, engine, status.update)
         if options.serves:
+            room = _served_room(options, engine, source)
             probed, reference = _probe_served(options, engine, source, stack, status.update)
         elif options.validate and probed is None:
             probed = _probe_now(options, engine, source, status.update)
         cost = _cost(options, probed)
         if options.serves:
-            cost = _served_cost(options, engine, cost)
+            caching = not options.no_prefix_caching
+            cost = replace(cost, device=DeviceRoom(cost.token_bytes, given=room, caching=caching))
         cards = cost.device_price * cost.cards * options.replicas
         if options.gpu_price is None:
             prices = replace(prices, cards=cards)
@@ -203,9 +206,9 @@ def _probe_served(
     source: RequestSource,
     stack: ExitStack,
     say: Say,
-) -> tuple[ProbedEngine, Prefill]:
+) -> tuple[ProbedEngine, Prefill | None]:
     """Probes servers of the engine that is about to validate. The one that gives a reference of the
-    machine's speed ends with ``stack``."""
+    machine's speed ends with ``stack``; None where one server at a time is up."""
     from lmcache_cli.engines.vllm.engine import VllmEngine
     from lmcache_cli.probe.served import ServedProbe
 
@@ -217,14 +220,18 @@ def _probe_served(
     probe = ServedProbe(engine, options.out, longest, chunk, tiers or ["cpu"])
     stack.callback(probe.close)
     found = probe.measure(_PROBE_REPEATS, _named(options, None) or "embedded", say)
-    return probed_engine(asdict(found), "measured just now"), probe.prefill_s
+    reference = probe.prefill_s if engine.interleaves else None
+    return probed_engine(asdict(found), "measured just now"), reference
 
 
-def _served_cost(options: TuneOptions, engine: Engine | None, cost: RequestCost) -> RequestCost:
-    """Returns the cost with the room that the servers are given for their own prefix cache."""
+def _served_room(options: TuneOptions, engine: Engine | None, source: RequestSource) -> int:
+    """Returns the bytes that the servers are given for their own prefix cache. Raises ``UserError``
+    for what they could not serve, before one is started."""
+    from lmcache_cli.bench.requests import refuse_too_long
     from lmcache_cli.engines.vllm.engine import VllmEngine
 
     assert isinstance(engine, VllmEngine)
+    refuse_too_long(engine, source.requests)
     room = engine.own_room()
     if options.device_kv is not None:
         room = parse_size(options.device_kv, "--device-kv")
@@ -233,8 +240,12 @@ def _served_cost(options: TuneOptions, engine: Engine | None, cost: RequestCost)
             "--device-kv: how much room vLLM has for KV on a GPU is in its log; say how much it is"
             " to have"
         )
-    device = DeviceRoom(cost.token_bytes, given=room, caching=not options.no_prefix_caching)
-    return replace(cost, device=device)
+    if not options.no_prefix_caching:
+        longest = int((source.arrays.input_tokens + source.arrays.output_tokens).max())
+        own_cache_flags(
+            CacheSpec(source.chunks[0], {"device": room}), engine.token_bytes(), longest
+        )
+    return room
 
 
 def _more_cards(options: TuneOptions, devices: int) -> RequestCost:

@@ -207,13 +207,14 @@ def validate(
     total = len(requests) * len(cells) * repeats
     order = random.Random(0)
 
-    seen: set[int] = set()
+    seen: set[tuple[int, int]] = set()
     driven: Any = engine if reference is None else _RunByRun(engine)
 
     def served(cell: Cell, sample: Sample) -> None:
         on_step(f"serving {len(measured.samples)} of {total}")
-        often = order.random() < 0.5 if reference is None else cell.index not in seen
-        seen.add(cell.index)
+        run = cell.index, sample.repeat
+        often = order.random() < 0.5 if reference is None else run not in seen
+        seen.add(run)
         if drift is not None and often:
             drift.run()
 

@@ -214,15 +214,17 @@ def test_a_side_names_the_commit_around_its_python(
     assert [found["sides"][side]["commit"] for side in ("baseline", "candidate")] == heads
 
 
-def test_a_comment_is_written_by_gh(tmp_path: Path) -> None:
+def test_a_comment_is_written_by_gh(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     gh = tmp_path / "bin" / "gh"
     gh.parent.mkdir()
-    gh.write_text('#!/bin/sh\necho "$@" > said; cat > body; exit "$GH_EXIT"\n')
+    gh.write_text('#!/bin/sh\necho address\necho "$@" > said; cat > body; exit "$GH_EXIT"\n')
     gh.chmod(0o755)
     path = f"{gh.parent}:{os.environ['PATH']}"
     sides = ["--bench", NOISY, "--candidate", "--chunk-tokens 48", "--comment"]
     env = {"PATH": path, "GITHUB_REF": "refs/pull/7/merge", "GH_EXIT": "0"}
     assert check(*sides, cwd=tmp_path, **env).returncode == 1
+    told = capfd.readouterr()
+    assert "address" in told.err and "address" not in told.out
     assert (tmp_path / "said").read_text().startswith("pr comment 7 --edit-last --create-if-none")
     assert (tmp_path / "body").read_text().startswith("### FAIL: lmcache check")
     refused = {"GH_EXIT": "1", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}

@@ -150,14 +150,18 @@ class Blocks:
 class FakeServer:
     """A server whose every cost is known: its own cache, and one tier below it."""
 
+    longest = 1 << 30
+
     def __init__(self, spec: CacheSpec, token_bytes: int) -> None:
         self.tier = "disk" if "disk" in spec.tiers else "cpu"
         self.own = Blocks(spec.tiers["device"] // token_bytes // 32, 32)
         self.slower = 1.0
-        self.below = Blocks(spec.tiers[self.tier] // token_bytes // spec.chunk_tokens, 64)
+        chunk = spec.chunk_tokens
+        self.below = Blocks(spec.tiers[self.tier] // token_bytes // chunk, chunk)
         self.token_bytes, self.closed = token_bytes, False
 
     def complete(self, ids: list[int], count: int) -> tuple[list[float], dict[str, int]]:
+        assert len(ids) + count <= self.longest, "longer than --max-model-len"
         own = self.own.found(ids)
         loaded = max(0, self.below.found(ids) - own)
         self.own.use(ids)
@@ -189,6 +193,7 @@ class FakeEngine:
 
     def open(self, spec: CacheSpec, longest: int) -> FakeServer:
         self.opened.append(FakeServer(spec, 8))
+        self.opened[-1].longest = longest
         return self.opened[-1]
 
     def bring_up(self, session: Any) -> None:
@@ -214,6 +219,14 @@ def test_the_costs_of_a_server_are_found_by_requests(tmp_path: Path) -> None:
     assert all(server.closed for server in engine.opened) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("chunk", [64, 96, 256])
+def test_loads_of_short_prompts_are_of_what_a_server_takes(chunk: int, tmp_path: Path) -> None:
+    engine: Any = FakeEngine()
+    probe = ServedProbe(engine, tmp_path, 40, chunk)
+    assert probe.measure(1, "fake").tiers["cpu"].bytes_per_s > 0
+    probe.close()
+
+
 def test_a_server_that_does_not_find_what_it_must_is_no_measure(tmp_path: Path) -> None:
     engine: Any = FakeEngine()
     probe = ServedProbe(engine, tmp_path, 700, 64)
@@ -230,7 +243,12 @@ class ServingFake(FakeServer):
     clock."""
 
     spec: CacheSpec
+    engine: FakeVllm
     salts = 0
+
+    def complete(self, ids: list[int], count: int) -> tuple[list[float], dict[str, int]]:
+        assert self in self.engine.up, "the server is not up"
+        return super().complete(ids, count)
 
     def serve(self, requests: list[Request], load: Load) -> Iterator[Sample]:
         assert len(requests) > 1, "servers took turns request by request"
@@ -243,7 +261,9 @@ class ServingFake(FakeServer):
     def clear(self) -> None:
         self.salts += 1
 
-    def ready(self) -> None: ...
+    def ready(self) -> None:
+        self.engine.bring_up(self)
+
     def settle(self) -> None: ...
 
     def held_chunks(self) -> int:
@@ -267,9 +287,15 @@ class FakeVllm(FakeEngine, VllmEngine):
         super().__init__()
         self.slower, self.environment = slower, {"VLLM_CPU_KVCACHE_SPACE": "1"}
         self.encode = encode_words
+        self.up: set[Any] = set()
+
+    def bring_up(self, session: Any) -> None:
+        assert not session.closed
+        self.up = {session, *(self.up if self.interleaves else ())}
 
     def open(self, spec: CacheSpec, max_tokens: int) -> Any:
         mine = ServingFake(replace(spec, tiers={"cpu": 0, **spec.tiers}), 8)
+        mine.engine = self
         mine.slower = self.slower if "validate" in spec.salt else 1.0
         self.opened.append(mine)
         return mine
@@ -285,6 +311,20 @@ class FakeVllm(FakeEngine, VllmEngine):
     def close(self) -> None: ...
 
 
+def served(folder: Path, **changes: Any) -> TuneOptions:
+    bench = BenchOptions(engine="simulated", context_tokens="400", documents=6, questions=3)
+    return TuneOptions(
+        source="long-context",
+        bench=bench,
+        validate=True,
+        engine="vllm",
+        device_kv="6KiB",  # 768 tokens
+        max_disk="0",
+        out=folder,
+        **changes,
+    )
+
+
 @pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.5, 1)])
 def test_the_command_validates_against_servers(
     slower: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -293,16 +333,7 @@ def test_the_command_validates_against_servers(
     engine = FakeVllm(slower)
     monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: engine)
     monkeypatch.chdir(tmp_path)
-    bench = BenchOptions(engine="simulated", context_tokens="400", documents=6, questions=3)
-    options = TuneOptions(
-        source="long-context",
-        bench=bench,
-        validate=True,
-        engine="vllm",
-        device_kv="6KiB",  # 768 tokens
-        max_disk="0",
-    )
-    assert run_tune(options, "out.json", True) == code
+    assert run_tune(served(tmp_path), "out.json", True) == code
     found = json.loads((tmp_path / "out.json").read_text())
     points = found["validation"]["points"]
     assert [point["role"] for point in points] == ["smaller", "recommended", "larger"]
@@ -312,3 +343,50 @@ def test_the_command_validates_against_servers(
     assert found["validation"]["drift"] == pytest.approx(1.0)
     assert found["cost"]["device"]["kv_bytes"] == 6144
     assert all(server.closed for server in engine.opened)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpu", "what"),
+    [
+        ({"device_kv": "1KiB"}, True, "--device-kv: has room for 128 tokens"),
+        ({}, False, "--device-kv: how much room vLLM has for KV on a GPU"),
+        ({"bench": BenchOptions(engine="simulated", context_tokens="9000")}, True, "context is"),
+    ],
+)
+def test_what_servers_could_not_serve_is_found_before_they_start(
+    changes: Any, cpu: bool, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeVllm()
+    engine.cpu = cpu
+    monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: engine)
+    given: dict[str, Any] = {"source": "long-context", "validate": True, "engine": "vllm"}
+    bench = BenchOptions(engine="simulated", context_tokens="400", documents=2, questions=1)
+    with pytest.raises(UserError, match=what):
+        run_tune(TuneOptions(**given | {"bench": bench, "out": tmp_path} | changes), None, True)
+    assert not engine.opened
+
+
+def test_each_run_of_a_server_has_a_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def prefill_s(probe: ServedProbe, tokens: int) -> float:
+        asked.append(tokens)
+        return PREFILL.seconds(tokens)
+
+    monkeypatch.setattr(ServedProbe, "prefill_s", prefill_s)
+    monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: FakeVllm())
+    assert run_tune(served(tmp_path, repeat=2), None, True) == 0
+    assert len(asked) == 3 * 2
+
+
+def test_where_one_server_at_a_time_is_up_there_is_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the one that was probed has made room."""
+    engine = FakeVllm()
+    engine.interleaves = False
+    monkeypatch.setattr("lmcache_cli.engines.start.start_engine", lambda *a, **k: engine)
+    assert run_tune(served(tmp_path), str(tmp_path / "out.json"), True) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["validation"]["drift"] is None
