@@ -201,6 +201,20 @@ def test_what_was_seen_often_enough_is_saved_as_an_average_and_that_is_reused() 
             ledger.forget(key, 0)
 
 
+def test_passages_that_are_reused_outlive_those_that_are_not() -> None:
+    ledger, other = Ledger([6]), [bytes([number]) * 32 for number in range(3)]
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment] = state.blend.segments
+    for keys in (segment.averages, other):
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
+    for key in segment.keys:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
+    assert side.plan(state, ledger, 0) == 193
+    side.message(state, ledger)
+    assert set(ledger.keys(0)[:3]) == set(other)
+
+
 def test_a_worker_leaves_the_average_in_lent_blocks() -> None:
     torch.manual_seed(0)
     caches = [torch.randn(8, 2, 16, 8) for _ in range(3)]
@@ -242,7 +256,7 @@ def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: i
     assert side.plan(state, ledger, 0) == stop
     if stop is not None:
         state.blend.ratio = 0.001  # of 96 tokens that is none
-        assert list(side.message(state).positions) == []
+        assert list(side.message(state, ledger).positions) == []
 
 
 def test_the_connector_of_another_engine_is_refused() -> None:

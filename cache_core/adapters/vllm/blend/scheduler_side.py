@@ -216,11 +216,14 @@ class BlendScheduler:
             blend.spans = []  # a BOS alone is not worth a load, nor that the prompt is not saved
         return blend.spans[-1].stop if blend.spans else None
 
-    def message(self, state: RequestState) -> BlendSpec:
-        """Returns what workers need for the latest plan. The request is blended from here on."""
+    def message(self, state: RequestState, ledger: Ledger) -> BlendSpec:
+        """Returns what workers need for the latest plan, whose chunks count as used. The request
+        is blended from here on."""
         blend = state.blend
         assert blend is not None
         blend.used = True
+        for span in blend.spans:
+            ledger.touch(span.hit.keys)
         end = blend.spans[-1].stop
         fresh = np.ones(end, dtype=bool)
         fresh[: blend.exact] = False

@@ -176,7 +176,7 @@ class SchedulerSide(RequestBook):
             return
         blend, whole_end = None, end
         if self.blend_scheduler is not None and state.blend is not None and state.blend.spans:
-            blend, end = self.blend_scheduler.message(state), state.blend.exact
+            blend, end = self.blend_scheduler.message(state, ledger), state.blend.exact
         if self.events is not None:
             self.events.found(state, start // self._size, state.found)
         planned = lookup.planned(state, tables, end, whole_end, blend)
