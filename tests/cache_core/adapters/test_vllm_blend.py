@@ -201,6 +201,41 @@ def test_what_was_seen_often_enough_is_saved_as_an_average_and_that_is_reused() 
             ledger.forget(key, 0)
 
 
+@pytest.mark.parametrize("exact", [0, 129])
+def test_of_what_a_prefix_had_no_average_is_saved(exact: int) -> None:
+    """It is not known in this context: what would be saved is the passage alone."""
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment] = state.blend.segments
+    first = exact // 129
+    for key in segment.keys[first:]:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 1.5)
+    ledger = Ledger([8])
+    assert side.plan(state, ledger, exact) is None
+    [(encode, plan)] = side.encode(state, ledger, 1)
+    assert encode.full and encode.rows == (0, 1, 2)[first:]
+    assert tuple(move.key for move in plan.moves) == segment.averages[first:]
+    # Moves count from the first of them, behind the BOS and what is left out.
+    assert [move.index for move in plan.moves] == [0, 1, 2][: 3 - first]
+    assert encode.save.offset == 1 + 32 * first
+
+
+@pytest.mark.parametrize(("ratio", "jobs"), [(0.14, 0), (0.0, 1)])
+def test_a_passage_that_is_reused_as_an_average_is_not_encoded_again(
+    ratio: float, jobs: int
+) -> None:
+    """Alone it may have been evicted: only plain reuse wants it elsewhere."""
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment], state.blend.ratio = state.blend.segments, ratio
+    ledger = Ledger([8])
+    ledger.complete_store(ledger.prepare_store(segment.averages).moves, stored=True)
+    for key in segment.keys:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
+    assert side.plan(state, ledger, 0) == (193 if ratio else None)
+    assert len(side.encode(state, ledger, 1)) == jobs
+
+
 def test_passages_that_are_reused_outlive_those_that_are_not() -> None:
     ledger, other = Ledger([6]), [bytes([number]) * 32 for number in range(3)]
     side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
