@@ -148,6 +148,13 @@ def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int
     assert len(side.encode(state, Ledger([8]), 1)) == jobs
 
 
+def test_a_context_of_other_weights_teaches_nothing() -> None:
+    """What vLLM's own prefix cache gave may have been computed with them."""
+    side, state = ended([1, *TEXT, *TEXT], [[97, 193]])
+    state.mixed = True
+    assert side.encode(state, Ledger([8]), 1) == []
+
+
 TEXT = list(range(3, 99))
 
 

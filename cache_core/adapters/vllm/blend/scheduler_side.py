@@ -252,6 +252,8 @@ class BlendScheduler:
         blend, request = state.blend, state.request
         if blend is None or self._pool is None or request.status.name not in _COMPUTED:
             return []
+        if state.mixed:
+            return []  # contexts of other weights are not to be averaged in
         jobs: list[tuple[EncodeSpec, Plan]] = []
         for segment in blend.segments:
             keys = segment.keys

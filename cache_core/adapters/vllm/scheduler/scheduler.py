@@ -134,8 +134,7 @@ class SchedulerSide(RequestBook):
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
-            doubtful = self.stale or state.adapter.renamed or state.blend is not None
-            state.mixed = computed > 0 and doubtful
+            state.mixed = computed > 0 and (self.stale or state.adapter.renamed)
         if state.epoch:
             # What could not be read now may fail again at once, and again.
             state.computed = computed
