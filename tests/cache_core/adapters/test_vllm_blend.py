@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, alone
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, Segments, alone
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.connector import TieredKVConnector
-from cache_core.adapters.vllm.identity import Unsupported
+from cache_core.adapters.vllm.identity import Adapter, Hashers, Unsupported
 from cache_core.adapters.vllm.metadata import EncodeSpec, SaveSpec, SeenDone
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
@@ -120,6 +120,17 @@ HASHER = ChunkHasher(Namespace(KVLayout(1, 1, 8, "float32", 32), "model"))
 def test_kv_behind_another_bos_is_other_kv() -> None:
     keys = {alone(HASHER, bos).keys(range(32)).prefix[0] for bos in ([], [1], [2])}
     assert len(keys) == 3
+
+
+def test_a_tenants_averages_are_found_by_no_other() -> None:
+    """They carry what passages took from prompts."""
+    hashers = Hashers(HASHER.namespace)
+    found = []
+    for salt in ("a", "b", ""):
+        hasher = hashers.hasher(Adapter(), salt)
+        [segment] = Segments(32).of([1, *TEXT, *TEXT], [[97, 193]], hasher, [1])
+        found += [*segment.keys, *segment.averages]
+    assert len(set(found)) == len(found) == 3 * 6
 
 
 def asked(prompt: list[int], segments: list[list[int]]) -> Any:
