@@ -187,9 +187,9 @@ class ContentOracle(HitOracle):
         prompt = self._prompts.of(request)
         keys = self._prompts.usable(prompt, self._held, self._naive)
         there = self._held(list(keys.values()))
-        held = [piece for piece, key in keys.items() if key in there]
-        self._cache.touch([keys[piece] for piece in held])
-        missing = [piece for piece in prompt.pieces if piece not in set(held)]
+        held = {piece: key for piece, key in keys.items() if key in there}
+        self._cache.touch(list(held.values()))
+        missing = [piece for piece in prompt.pieces if piece not in held]
         stored = self._held([piece.key for piece in missing])
         new, full = self._prompts.lessons(prompt, missing, stored)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]
