@@ -161,10 +161,15 @@ def prompt(documents: Sequence[Document], question: Sequence[int]) -> tuple[list
     return [*ids, *question], [*starts, len(ids)]
 
 
+def documents(asked: Sequence[Question]) -> list[Document]:
+    """Returns the documents of all questions, each once."""
+    parts = [q.ids[max(a, 1) : b] for q in asked for a, b in pairwise(q.starts)]
+    return list(dict.fromkeys(parts))
+
+
 def learn(engine: Blended, asked: Sequence[Question], count: int, rng: random.Random) -> int:
     """Has every document seen, in prompts of ``count`` of any of them. Returns the requests."""
-    parts = [q.ids[max(a, 1) : b] for q in asked for a, b in pairwise(q.starts)]
-    pool = list(dict.fromkeys(parts))
+    pool = documents(asked)
     question, served = asked[0].ids[asked[0].starts[-1] :], 0
     for _ in range(ROUNDS):
         waiting = [document for document in pool if not engine.known(document)]

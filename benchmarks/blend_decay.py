@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.blend_answers import InTransformers, prompt
+from benchmarks.blend_answers import InTransformers, documents, prompt
 from lmcache_cli.engines.cache_spec import BlendSettings
 from tests.models.tinyqa_task import questions
 
@@ -37,8 +36,7 @@ def main() -> None:
     wanted = parser.parse_args()
     rng = random.Random(wanted.seed)
     asked = questions(wanted.seed, wanted.pool, COUNT, ("cross",))
-    parts = [q.ids[max(a, 1) : b] for q in asked for a, b in pairwise(q.starts)]
-    pool = list(dict.fromkeys(parts))[: wanted.pool]
+    pool = documents(asked)[: wanted.pool]
     question = asked[0].ids[asked[0].starts[-1] :]
     engine = InTransformers(wanted.pool + 1)
     found, orders = list[tuple[float, float]](), set[tuple[int, ...]]()

@@ -44,7 +44,10 @@ class Contexts:
         self._sums: OrderedDict[bytes, tuple[Tensor, float]] = OrderedDict()
 
     def add(self, key: bytes, kv: Tensor, counts: float) -> None:
-        """Takes in a chunk's KV in one context, of any shape, and what that sighting ``counts``."""
+        """Takes in a chunk's KV in one context, of any shape, and what that sighting ``counts``: at
+        0 there was nothing to see."""
+        if counts <= 0:
+            return
         total, weight = self._take(key)
         new = kv.float() * counts if total is None else total + kv.float() * counts
         self._sums[key] = new, weight + counts

@@ -20,7 +20,7 @@ from cache_core.blend.seen import LEAST_SEEN, SELECTION, sighting_worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
-from lmcache_cli.engines.transformers.blend.prompt import Prompts
+from lmcache_cli.engines.transformers.blend.prompt import ENCODINGS, Prompts
 from lmcache_cli.errors import CellMissingError, UserError
 from lmcache_cli.machine import cache_home
 from lmcache_cli.modes.mode import Oracle, Sweep, one_of
@@ -69,9 +69,6 @@ def verified(
         return replace(cell, spec=replace(cell.spec, blend=settings))
 
     return replace(plan, cells=tuple(map(settled, plan.cells)))
-
-
-BLEND_ENCODINGS = ("auto", "system", "bos", "none")
 
 
 class Blend(Prefix):
@@ -158,7 +155,7 @@ def _settings(options: BenchOptions) -> list[BlendSettings]:
     default = BlendSettings()
     ratios = parse_list(options.blend_ratio or str(default.ratio), "--blend-ratio", _share)
     encoding = options.blend_encoding or default.encoding
-    one_of("--blend-encoding", encoding, BLEND_ENCODINGS)
+    one_of("--blend-encoding", encoding, ENCODINGS)
     return [BlendSettings(ratio, encoding) for ratio in ratios]
 
 
@@ -190,9 +187,9 @@ class ContentOracle(HitOracle):
         prompt = self._prompts.of(request)
         keys = self._prompts.usable(prompt, self._held, self._naive)
         there = self._held(list(keys.values()))
-        held = [piece for piece, key in keys.items() if key in there]
-        self._cache.touch([keys[piece] for piece in held])
-        missing = [piece for piece in prompt.pieces if piece not in set(held)]
+        held = {piece: key for piece, key in keys.items() if key in there}
+        self._cache.touch(list(held.values()))
+        missing = [piece for piece in prompt.pieces if piece not in held]
         stored = self._held([piece.key for piece in missing])
         new, full = self._prompts.lessons(prompt, missing, stored)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]

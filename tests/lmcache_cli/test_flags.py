@@ -18,7 +18,7 @@ from lmcache_cli.bench.plan import MODES
 from lmcache_cli.commands.bench import bench
 from lmcache_cli.commands.trace import INFO_EXAMPLES
 from lmcache_cli.commands.tune import tune
-from lmcache_cli.modes.blend import BLEND_ENCODINGS
+from lmcache_cli.engines.transformers.blend.prompt import ENCODINGS
 from lmcache_cli.modes.mode import ENGINES
 from lmcache_cli.options.bench import BenchOptions, WorkloadFlags
 from lmcache_cli.options.flags import Config, flag, flag_fields, flattened
@@ -118,7 +118,7 @@ def test_a_flags_names_are_those_of_what_it_chooses() -> None:
     assert choices(BenchOptions, "admission") == ADMISSIONS
     assert choices(BenchOptions, "engine") == tuple(ENGINES)
     assert choices(BenchOptions, "order") == ORDERS
-    assert choices(BlendGateFlags, "blend_encoding") == BLEND_ENCODINGS
+    assert choices(BlendGateFlags, "blend_encoding") == ENCODINGS
     assert set(MODES) == {mode for modes in ENGINES.values() for mode in modes}
 
 

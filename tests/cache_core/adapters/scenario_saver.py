@@ -83,6 +83,17 @@ def lent_blocks() -> dict[str, Any]:
     }
 
 
+def behind_blend() -> list[bool]:
+    """Whether a request with segments is saved that computed all of its KV, and one whose start
+    vLLM's own prefix cache had, where it is found under a salt of blend's."""
+    saved = []
+    for computed in (0, SIZE):
+        world = World(4)
+        world.state.blend, world.state.computed = BlendState([], 0.1), computed
+        saved.append(world.saver.save(world.state, 4) is not None)
+    return saved
+
+
 def counted() -> dict[str, Any]:
     """What each admission says that the request has used before: saved in parts, and once more
     from the start, since a load failed."""
@@ -104,4 +115,4 @@ def counted() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"lent": lent_blocks(), "counted": counted()}))
+    print(json.dumps({"lent": lent_blocks(), "counted": counted(), "blend": behind_blend()}))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, alone
+from cache_core.adapters.vllm.blend.scheduler_side import BlendScheduler, Segments, alone
 from cache_core.adapters.vllm.blend.worker_side import BlendWorkerSide
 from cache_core.adapters.vllm.config import ConnectorOptions
 from cache_core.adapters.vllm.connector import TieredKVConnector
-from cache_core.adapters.vllm.identity import Unsupported
+from cache_core.adapters.vllm.identity import Adapter, Hashers, Unsupported
 from cache_core.adapters.vllm.metadata import EncodeSpec, SaveSpec, SeenDone
 from cache_core.adapters.vllm.scheduler.request_state import RequestState
 from cache_core.adapters.vllm.worker.kv_blocks import TensorBlocks
@@ -122,6 +122,17 @@ def test_kv_behind_another_bos_is_other_kv() -> None:
     assert len(keys) == 3
 
 
+def test_a_tenants_averages_are_found_by_no_other() -> None:
+    """They carry what passages took from prompts."""
+    hashers = Hashers(HASHER.namespace)
+    found = []
+    for salt in ("a", "b", ""):
+        hasher = hashers.hasher(Adapter(), salt)
+        [segment] = Segments(32).of([1, *TEXT, *TEXT], [[97, 193]], hasher, [1])
+        found += [*segment.keys, *segment.averages]
+    assert len(set(found)) == len(found) == 3 * 6
+
+
 def asked(prompt: list[int], segments: list[list[int]]) -> Any:
     """A request as vLLM has it."""
     return SimpleNamespace(
@@ -146,6 +157,13 @@ def test_what_was_not_computed_to_its_end_teaches_nothing(status: str, jobs: int
     """The blocks of a request that failed may hold anything."""
     side, state = ended([1, *TEXT, *TEXT], [[97, 193]], status)
     assert len(side.encode(state, Ledger([8]), 1)) == jobs
+
+
+def test_a_context_of_other_weights_teaches_nothing() -> None:
+    """What vLLM's own prefix cache gave may have been computed with them."""
+    side, state = ended([1, *TEXT, *TEXT], [[97, 193]])
+    state.mixed = True
+    assert side.encode(state, Ledger([8]), 1) == []
 
 
 TEXT = list(range(3, 99))
@@ -201,6 +219,55 @@ def test_what_was_seen_often_enough_is_saved_as_an_average_and_that_is_reused() 
             ledger.forget(key, 0)
 
 
+@pytest.mark.parametrize("exact", [0, 129])
+def test_of_what_a_prefix_had_no_average_is_saved(exact: int) -> None:
+    """It is not known in this context: what would be saved is the passage alone."""
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment] = state.blend.segments
+    first = exact // 129
+    for key in segment.keys[first:]:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 1.5)
+    ledger = Ledger([8])
+    assert side.plan(state, ledger, exact) is None
+    [(encode, plan)] = side.encode(state, ledger, 1)
+    assert encode.full and encode.rows == (0, 1, 2)[first:]
+    assert tuple(move.key for move in plan.moves) == segment.averages[first:]
+    # Moves count from the first of them, behind the BOS and what is left out.
+    assert [move.index for move in plan.moves] == [0, 1, 2][: 3 - first]
+    assert encode.save.offset == 1 + 32 * first
+
+
+@pytest.mark.parametrize(("ratio", "jobs"), [(0.14, 0), (0.0, 1)])
+def test_a_passage_that_is_reused_as_an_average_is_not_encoded_again(
+    ratio: float, jobs: int
+) -> None:
+    """Alone it may have been evicted: only plain reuse wants it elsewhere."""
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment], state.blend.ratio = state.blend.segments, ratio
+    ledger = Ledger([8])
+    ledger.complete_store(ledger.prepare_store(segment.averages).moves, stored=True)
+    for key in segment.keys:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
+    assert side.plan(state, ledger, 0) == (193 if ratio else None)
+    assert len(side.encode(state, ledger, 1)) == jobs
+
+
+def test_passages_that_are_reused_outlive_those_that_are_not() -> None:
+    ledger, other = Ledger([6]), [bytes([number]) * 32 for number in range(3)]
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment] = state.blend.segments
+    for keys in (segment.averages, other):
+        ledger.complete_store(ledger.prepare_store(keys).moves, stored=True)
+    for key in segment.keys:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 2.0)
+    assert side.plan(state, ledger, 0) == 193
+    side.message(state, ledger)
+    assert set(ledger.keys(0)[:3]) == set(other)
+
+
 def test_a_worker_leaves_the_average_in_lent_blocks() -> None:
     torch.manual_seed(0)
     caches = [torch.randn(8, 2, 16, 8) for _ in range(3)]
@@ -242,7 +309,7 @@ def test_nothing_before_a_question_is_computed_but_what_lacks(held: int, stop: i
     assert side.plan(state, ledger, 0) == stop
     if stop is not None:
         state.blend.ratio = 0.001  # of 96 tokens that is none
-        assert list(side.message(state).positions) == []
+        assert list(side.message(state, ledger).positions) == []
 
 
 def test_the_connector_of_another_engine_is_refused() -> None:

@@ -33,3 +33,7 @@ def test_a_requests_blocks_are_kept_until_its_segments_were_seen(found: dict[str
 def test_a_chunk_counts_as_used_once_per_request(found: dict[str, Any]) -> None:
     """Each admission: its first chunk, how many, and how many leading ones have counted."""
     assert found["counted"]["said"] == [[0, 3, 0], [3, 2, 3], [0, 4, 5], [4, 4, 5]]
+
+
+def test_what_may_stand_behind_blended_kv_is_not_saved(found: dict[str, Any]) -> None:
+    assert found["blend"] == [True, False]

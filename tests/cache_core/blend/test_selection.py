@@ -111,6 +111,14 @@ def test_a_chunk_is_averaged_alone_and_by_what_its_contexts_count() -> None:
     assert contexts.average(b"b", alone) is alone
 
 
+def test_a_context_that_counts_nothing_is_in_no_average() -> None:
+    """A segment that stands where its BOS would be stands behind less than nothing."""
+    contexts, alone = Contexts(), torch.ones(2, 3)
+    for counts in (0.0, sighting_worth(-1, 1), sighting_worth(-1, 1)):
+        contexts.add(b"a", torch.full((2, 3), 9.0), counts)
+    assert contexts.average(b"a", alone) is alone
+
+
 def test_of_too_many_chunks_in_contexts_the_oldest_are_forgotten() -> None:
     contexts, alone = Contexts(most_bytes=2 * 24), torch.zeros(2, 3)
     for key in (b"a", b"b", b"a", b"c"):

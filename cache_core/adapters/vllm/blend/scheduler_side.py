@@ -193,7 +193,7 @@ class BlendScheduler:
         last = state.request.num_tokens - 1
         for segment in blend.segments:
             hit, lacks = Hit((), ()), list[Lack]()
-            if not blend.ratio or self._in_place(state, segment):
+            if self._as_alone(state, segment):
                 hit = ledger.lookup(segment.keys)
             if blend.ratio and len(hit) < len(segment.keys):
                 average = ledger.lookup(segment.averages)
@@ -216,11 +216,14 @@ class BlendScheduler:
             blend.spans = []  # a BOS alone is not worth a load, nor that the prompt is not saved
         return blend.spans[-1].stop if blend.spans else None
 
-    def message(self, state: RequestState) -> BlendSpec:
-        """Returns what workers need for the latest plan. The request is blended from here on."""
+    def message(self, state: RequestState, ledger: Ledger) -> BlendSpec:
+        """Returns what workers need for the latest plan, whose chunks count as used. The request
+        is blended from here on."""
         blend = state.blend
         assert blend is not None
         blend.used = True
+        for span in blend.spans:
+            ledger.touch(span.hit.keys)
         end = blend.spans[-1].stop
         fresh = np.ones(end, dtype=bool)
         fresh[: blend.exact] = False
@@ -249,11 +252,14 @@ class BlendScheduler:
         blend, request = state.blend, state.request
         if blend is None or self._pool is None or request.status.name not in _COMPUTED:
             return []
+        if state.mixed:
+            return []  # contexts of other weights are not to be averaged in
         jobs: list[tuple[EncodeSpec, Plan]] = []
         for segment in blend.segments:
             keys = segment.keys
-            stored = len(ledger.lookup(keys)) == len(keys)
             rows = self._to_see(state, segment)
+            # What is reused elsewhere, as an average, does not need what it is alone.
+            stored = len(ledger.lookup(keys)) == len(keys) or not self._as_alone(state, segment)
             if (stored and not rows) or ledger.pending((*keys, *segment.averages)):
                 continue
             bos = len(segment.bos)
@@ -265,7 +271,9 @@ class BlendScheduler:
             full = bool(rows) and all(
                 row not in rows or self.seen.completes(key, counts) for row, key in enumerate(keys)
             )
-            plan = ledger.prepare_store(segment.averages if full else keys)
+            # Of chunks that stand before those, it has no average.
+            first = rows[0] if full else 0
+            plan = ledger.prepare_store(segment.averages[first:] if full else keys)
             if not plan.moves and not rows:
                 continue
             lent = self._pool.get_new_blocks(need)
@@ -277,7 +285,8 @@ class BlendScheduler:
             self._looks[number] = _Look(seen, counts, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
-            save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, bos)
+            offset = bos + first * self._size
+            save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, offset)
             tokens = np.array([*segment.bos, *text], dtype=np.int32)
             context = np.array(state.blocks if rows else [], dtype=np.int32)
             look = (segment.start, length, rows, seen, counts, full)
@@ -320,17 +329,19 @@ class BlendScheduler:
             found.append(lack)
         return found
 
-    def _in_place(self, state: RequestState, segment: BlendSegment) -> bool:
-        """Returns whether a segment stands where it is encoded: there it is exact."""
+    def _as_alone(self, state: RequestState, segment: BlendSegment) -> bool:
+        """Returns whether a segment is reused as it is alone: everywhere if nothing is computed
+        again, else where it is encoded, since there it is exact."""
+        assert state.blend is not None
         start = len(segment.bos)
         before = tuple(state.request.prompt_token_ids[:start])
-        return segment.start == start and before == segment.bos
+        return not state.blend.ratio or (segment.start == start and before == segment.bos)
 
     def _to_see(self, state: RequestState, segment: BlendSegment) -> tuple[int, ...]:
         """Returns which of the segment's chunks the request computed in a context."""
         blend = state.blend
         assert blend is not None
-        if not blend.ratio or self._in_place(state, segment):
+        if self._as_alone(state, segment):
             return ()
         rows = []
         for row in range(len(segment.keys)):

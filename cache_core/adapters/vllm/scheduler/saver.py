@@ -96,8 +96,8 @@ class Saver:
         then."""
         if state.mixed:
             return False
-        if state.blend is not None and state.blend.used:
-            return False
+        if state.blend is not None and (state.blend.used or state.computed):
+            return False  # what vLLM has under a salt of blend's may be blended
         if self._hashers.adapter(state.request) != state.adapter:
             state.mixed = True  # loaded again from other files, while this request ran
             return False

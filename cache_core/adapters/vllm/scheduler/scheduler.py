@@ -134,8 +134,7 @@ class SchedulerSide(RequestBook):
             return 0, False
         if request.num_computed_tokens == 0:
             # It has no KV but what vLLM's own prefix cache gives, which may be of other weights.
-            doubtful = self.stale or state.adapter.renamed or state.blend is not None
-            state.mixed = computed > 0 and doubtful
+            state.mixed = computed > 0 and (self.stale or state.adapter.renamed)
         if state.epoch:
             # What could not be read now may fail again at once, and again.
             state.computed = computed
@@ -176,7 +175,7 @@ class SchedulerSide(RequestBook):
             return
         blend, whole_end = None, end
         if self.blend_scheduler is not None and state.blend is not None and state.blend.spans:
-            blend, end = self.blend_scheduler.message(state), state.blend.exact
+            blend, end = self.blend_scheduler.message(state, ledger), state.blend.exact
         if self.events is not None:
             self.events.found(state, start // self._size, state.found)
         planned = lookup.planned(state, tables, end, whole_end, blend)

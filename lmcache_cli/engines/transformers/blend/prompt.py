@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,12 +30,13 @@ class BlendPrompt:
     """A request's prompt in pieces. ``lead`` are the tokens after which segments are encoded;
     ``leads`` says whether the prompt begins with them. ``pieces`` are those of that beginning,
     keyed as a prefix, and the chunks of segments, before the question; the last of each may be
-    shorter than a chunk."""
+    shorter than a chunk. ``ends`` says where segments end, by their starts."""
 
     ids: NDArray[np.int32]
     lead: NDArray[np.int32]
     leads: bool
     pieces: tuple[Piece, ...]
+    ends: Mapping[int, int]
     matcher: Matcher
 
     def shift(self, piece: Piece) -> int:
@@ -57,7 +58,7 @@ class BlendPrompt:
 
     def worth(self, piece: Piece) -> float:
         """Returns what a sighting of a piece counts here: 0 of an exact one."""
-        length = max(p.stop for p in self.pieces if p.segment == piece.segment) - piece.segment
+        length = self.ends[piece.segment] - piece.segment
         return 0.0 if self.exact(piece) else sighting_worth(piece.segment - len(self.lead), length)
 
 
@@ -98,7 +99,9 @@ class Prompts:
         else:
             pieces = matcher.pieces(ids, None, first, len(ids) - 1)
         exact = _lead_pieces(matcher.hasher, lead) if leads else ()
-        return BlendPrompt(ids, lead, leads, (*exact, *pieces), matcher)
+        every = (*exact, *pieces)
+        ends = {piece.segment: piece.stop for piece in every}
+        return BlendPrompt(ids, lead, leads, every, ends, matcher)
 
     def usable(self, prompt: BlendPrompt, held: Held, naive: bool = False) -> dict[Piece, bytes]:
         """Returns the pieces that may be reused where they stand in ``prompt``, and the key of the
