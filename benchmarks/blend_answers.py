@@ -16,7 +16,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from tests.models.tinyqa_task import BOS, Question, questions
 from workloads import Request, Segment
 
 FOLDER = Path(__file__).parents[1] / "tests" / "models" / "tinyqa"
-CHUNK, ROUNDS = 64, 16
+CHUNK, ROUNDS, TOGETHER = 64, 16, 500
 Document = tuple[int, ...]
 
 
@@ -171,8 +171,9 @@ def learn(engine: Blended, asked: Sequence[Question], count: int, rng: random.Ra
     """Has every document seen, in prompts of ``count`` of any of them. Returns the requests."""
     pool = documents(asked)
     question, served = asked[0].ids[asked[0].starts[-1] :], 0
-    for _ in range(ROUNDS):
-        waiting = [document for document in pool if not engine.known(document)]
+    for first, _ in product(range(0, len(pool), TOGETHER), range(ROUNDS)):
+        some = pool[first : first + TOGETHER]
+        waiting = [document for document in some if not engine.known(document)]
         rng.shuffle(waiting)
         for start in range(0, len(waiting), count):
             some = waiting[start : start + count]

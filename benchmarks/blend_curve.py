@@ -103,7 +103,9 @@ def measure(
     spec = CacheSpec(chunk, {"cpu": size}, mode="blend", blend=BlendSettings())
     cold: Any = engine.open(CacheSpec(chunk, mode="off"), longest + args.output_tokens)
     session: Any = engine.open(spec, longest + args.output_tokens)
-    for request in Blend("blend").warming(warming(requests)):
+    session.prompts.beginnings.most = 0  # each prompt is served again and again
+    room = session.capacities()
+    for request in Blend("blend").warming(warming(requests), spec, room):
         serve(session, request)
     engine.warm_up(512)
     rng, points, full = random.Random(args.seed), defaultdict[float, Point](Point), list[float]()

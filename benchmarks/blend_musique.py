@@ -53,11 +53,12 @@ def pieces(engine: TransformersEngine, found: dict[str, Any], length: int) -> Ex
     return Example(found["question"], chosen, tuple(found["answers"]))
 
 
-def teaching(requests: Sequence[Request]) -> list[Request]:
-    """Returns requests over all passages after which each was seen often enough."""
+def teaching(requests: Sequence[Request], together: int) -> list[Request]:
+    """Returns requests over all passages after which each was seen often enough, if ``together``
+    tokens can be learnt at a time."""
     parts = [[Part(s.kind, r.token_ids[s.start : s.end]) for s in r.segments] for r in requests]
     passages = [part for each in parts for part in each[1:-1]]
-    orders = lessons([len(part.ids) for part in passages], LESSON)
+    orders = lessons([len(part.ids) for part in passages], LESSON, together=together)
     frame = parts[0][0], parts[0][-1]
     return [
         Prompt("l", "l", (frame[0], *(passages[i] for i in order), frame[1])).request(0.0, 1)
@@ -89,10 +90,10 @@ def main() -> None:
     settings = Settings(context_tokens=longest, output_tokens=wanted.output_tokens)
     requests, cut = answering(examples, settings, engine.encode, engine.bos, engine.frame)
     size = wanted.passage_tokens + 32
-    room = {"cpu": 2 * (PASSAGES * len(requests) + 8) * size * engine.token_bytes()}
+    room = {"cpu": 3 * (PASSAGES * len(requests) + 8) * size * engine.token_bytes()}
     spec = CacheSpec(size, room, mode="blend", blend=BlendSettings())
     session: Any = engine.open(spec, longest + LESSON * size)
-    lesson = teaching(requests)
+    lesson = teaching(requests, session.prompts.seen.learning)
     began = time.monotonic()
     for number, request in enumerate(lesson):
         list(session.serve([request], Load()))

@@ -21,8 +21,6 @@ from cache_core.tiers.tier import Read, Tier
 from cache_core.transfer.chunks import ChunkBuffers
 
 logger = logging.getLogger("lmcache")
-
-
 _NOTHING = Hit((), ())
 
 
@@ -165,6 +163,15 @@ class TieredCache:
             return
         with self._lock:
             self._ledger.touch(keys)
+
+    def discard(self, keys: Sequence[bytes]) -> None:
+        """Takes chunks out of the tiers that are this process's own, but for those that are being
+        read or written just now."""
+        if self._elsewhere():
+            return
+        with self._lock:
+            for tier in set(range(len(self.tiers))) - {self._shared}:
+                self._forget(keys, tier)
 
     def release(self, hit: Hit) -> None:
         """Ends the protection of an acquired hit that will not be loaded."""
@@ -386,7 +393,7 @@ class TieredCache:
                 self._ledger.complete_store([move], ok)
             self._settled.notify_all()
 
-    def _forget(self, keys: list[bytes], tier: int) -> None:
+    def _forget(self, keys: Sequence[bytes], tier: int) -> None:
         lost = [key for key in keys if self._ledger.forget(key, tier)]
         if lost and not self._closed:
             moves = tuple(Move(key, tier, NOWHERE, -1) for key in lost)

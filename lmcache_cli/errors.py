@@ -50,14 +50,26 @@ def parser_text(error: Exception) -> str | None:
     return " ".join(str(message()).split()).replace("Value error, ", "")
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Returns the signals that end a command and keep what it has: Ctrl-C's, SIGTERM, and that of a
+    terminal which closes, unless that is to be ignored (nohup)."""
+    hup = signal.SIGHUP
+    ignored = signal.getsignal(hup) == signal.SIG_IGN
+    return signal.SIGINT, signal.SIGTERM, *(() if ignored else (hup,))
+
+
 @contextmanager
-def held_back(*numbers: signal.Signals) -> Iterator[None]:
-    """Has signals come when what is within is done. Elsewhere than in the main thread none do."""
+def held_back() -> Iterator[None]:
+    """Has signals that end a command come when what is within is done. Elsewhere than in the main
+    thread none do."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in numbers}
+    before = {
+        each: signal.signal(each, lambda number, _: came.append(number))
+        for each in ending_signals()
+    }
     try:
         yield
     finally:

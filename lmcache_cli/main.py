@@ -13,7 +13,13 @@ from typing import Annotated
 
 import typer
 
-from lmcache_cli.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError, parser_text
+from lmcache_cli.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    UserError,
+    ending_signals,
+    parser_text,
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,8 +92,9 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="lmcache-plain")
-    # SIGTERM ends a run as Ctrl-C does: what was measured is kept.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # They end a run as Ctrl-C does, whose handler is Python's own: what was measured is kept.
+    for number in ending_signals()[1:]:
+        signal.signal(number, _interrupt)
     try:
         wanted = next((word for word in sys.argv[1:] if word in COMMANDS), None)
         code: object = make_app(wanted)(prog_name="lmcache", standalone_mode=False)

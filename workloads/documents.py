@@ -55,11 +55,11 @@ def unrelated(settings: Settings, reader: TokenReader, draw: Draw) -> list[Promp
     return prompts
 
 
-NATURAL_REQUESTS = 64
+NATURAL_REQUESTS = 24
 
 
 def rag(settings: Settings, reader: TokenReader, draw: Draw) -> list[Prompt]:
-    """Makes ``requests`` (or 64) prompts: one shared system prompt, ``passages`` different passages
+    """Makes ``requests`` (or 24) prompts: one shared system prompt, ``passages`` different passages
     of exactly ``passage_tokens`` tokens out of ``corpus_passages``, and a question about them.
 
     The passage of rank r (0 is the most popular) is drawn with a weight of 1 / (r + 1) ** zipf.

@@ -22,6 +22,7 @@ LEAST_SEEN = 2.0
 :func:`sighting_worth`: a context may happen to have nothing of what a token would take."""
 _FULL_CONTEXT = 2
 _MOST_TOKENS = 1 << 24
+_LEARNING_SHARE, _LEARNING_TOKENS = 8, 4096
 _NAME = "seen.npz"
 _KEY_BYTES = 32
 
@@ -32,33 +33,48 @@ def sighting_worth(before: int, length: int) -> float:
     return min(1.0, before / (_FULL_CONTEXT * length))
 
 
+def learning_tokens(cpu_tokens: int) -> int:
+    """Returns how many tokens may be learnt at a time, whose KV in contexts is summed up in memory,
+    beside a cpu tier of ``cpu_tokens``."""
+    return max(_LEARNING_TOKENS, cpu_tokens // _LEARNING_SHARE)
+
+
 class SeenTable:
     """What the tokens of chunks deviated by in the contexts in which they were computed: of each
     the largest, since a token that took something from one context may take it from the next.
 
     Keeps at most ``most_tokens`` numbers of 4 bytes: the chunks that were neither asked for nor
-    seen for longest are forgotten. One that is not known is computed and seen again, which costs
-    time, not quality."""
+    seen for longest are forgotten. Of those that were not seen often enough, whose KV is summed up
+    elsewhere, it keeps ``learning`` tokens. One that is not known is computed and seen again, which
+    costs time, not quality."""
 
-    def __init__(self, least: float = LEAST_SEEN, most_tokens: int = _MOST_TOKENS) -> None:
+    def __init__(
+        self,
+        least: float = LEAST_SEEN,
+        most_tokens: int = _MOST_TOKENS,
+        learning: int = _MOST_TOKENS,
+    ) -> None:
         self.least = least
         self._most, self._tokens = most_tokens, 0
         self._known: OrderedDict[bytes, tuple[float, NDArray[np.float32]]] = OrderedDict()
+        self.learning, self._learnt = learning, 0
+        self._new: OrderedDict[bytes, int] = OrderedDict()
+        """The tokens of chunks that were not seen often enough, those seen last at the end."""
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, key: bytes, deviations: NDArray[np.float32], counts: float) -> None:
+    def add(self, key: bytes, deviations: NDArray[np.float32], counts: float) -> list[bytes]:
         """Takes in one sighting of a chunk, the deviation of each of its tokens, ``[tokens]``, and
         what it ``counts``, by :func:`sighting_worth`: at 0 there was nothing to see. One of another
-        length begins anew."""
+        length begins anew. Returns the chunks that were being learnt and are forgotten for it."""
         if counts <= 0:
-            return
-        before, most = self._known.pop(key, (0.0, deviations))
-        self._tokens -= len(most) if before else 0
+            return []
+        before, most = self._known.get(key, (0.0, deviations))
+        self._forget(key)
         if len(most) != len(deviations):
             before, most = 0.0, deviations
-        self._put(key, before + counts, np.maximum(most, deviations))
+        return self._put(key, before + counts, np.maximum(most, deviations))
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
         """Returns the largest deviations of the chunk's tokens, ``[tokens]``; None before it was
@@ -77,17 +93,19 @@ class SeenTable:
     def clear(self) -> None:
         """Forgets all chunks."""
         self._known.clear()
-        self._tokens = 0
+        self._new.clear()
+        self._tokens = self._learnt = 0
 
     def save(self, folder: Path) -> None:
-        """Writes the table into ``folder``, whole or not at all, for chunks that outlive the
-        process there. Raises ``OSError``."""
-        numbers = [most for _, most in self._known.values()]
+        """Writes what is known well enough into ``folder``, whole or not at all, for chunks that
+        outlive the process there. Raises ``OSError``."""
+        known = {k: found for k, found in self._known.items() if k not in self._new}
+        numbers = [most for _, most in known.values()]
         buffer = io.BytesIO()
         np.savez(
             buffer,
-            keys=np.frombuffer(b"".join(self._known), dtype=np.uint8),
-            counts=np.array([count for count, _ in self._known.values()], dtype=np.float64),
+            keys=np.frombuffer(b"".join(known), dtype=np.uint8),
+            counts=np.array([count for count, _ in known.values()], dtype=np.float64),
             lengths=np.array([len(most) for most in numbers], dtype=np.int64),
             numbers=np.concatenate([np.zeros(0, dtype=np.float32), *numbers]),
         )
@@ -113,9 +131,23 @@ class SeenTable:
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return
 
-    def _put(self, key: bytes, count: float, most: NDArray[np.float32]) -> None:
+    def _put(self, key: bytes, count: float, most: NDArray[np.float32]) -> list[bytes]:
         self._known[key] = (count, most)
         self._tokens += len(most)
+        if count < self.least:
+            self._new[key] = len(most)
+            self._learnt += len(most)
+        gone = []
+        while self._learnt > self.learning and len(self._new) > 1:
+            gone.append(next(iter(self._new)))
+            self._forget(gone[-1])
         while self._tokens > self._most and len(self._known) > 1:
-            _, (_, old) = self._known.popitem(last=False)
-            self._tokens -= len(old)
+            oldest = next(iter(self._known))
+            gone += [oldest] * (oldest in self._new)
+            self._forget(oldest)
+        return gone
+
+    def _forget(self, key: bytes) -> None:
+        _, most = self._known.pop(key, (0.0, ()))
+        self._tokens -= len(most)
+        self._learnt -= self._new.pop(key, 0)

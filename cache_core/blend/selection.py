@@ -10,7 +10,7 @@ passage is reused (:func:`chosen`). They are known before layer 0.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -36,39 +36,36 @@ def deviation(k: Tensor, v: Tensor, alone_k: Tensor, alone_v: Tensor) -> Deviati
 
 class Contexts:
     """What chunks were computed to be in contexts, summed until they are seen often enough: KV as
-    it would be were they encoded alone. Keeps at most ``most_bytes``; what is forgotten of a chunk
-    lacks in its average."""
+    it would be were they encoded alone, in its own dtype if that has two bytes or more. What a
+    :class:`~cache_core.blend.seen.SeenTable` forgets is to be forgotten here."""
 
-    def __init__(self, most_bytes: int = 256 << 20) -> None:
-        self._most, self._bytes = most_bytes, 0
-        self._sums: OrderedDict[bytes, tuple[Tensor, float]] = OrderedDict()
+    def __init__(self) -> None:
+        self._sums: dict[bytes, tuple[Tensor, float]] = {}
 
     def add(self, key: bytes, kv: Tensor, counts: float) -> None:
         """Takes in a chunk's KV in one context, of any shape, and what that sighting ``counts``: at
         0 there was nothing to see."""
         if counts <= 0:
             return
-        total, weight = self._take(key)
-        new = kv.float() * counts if total is None else total + kv.float() * counts
-        self._sums[key] = new, weight + counts
-        self._bytes += new.nbytes
-        while self._bytes > self._most and len(self._sums) > 1:
-            self._take(next(iter(self._sums)))
+        total, weight = self._sums.pop(key, (None, 0.0))
+        new = kv.float() * counts if total is None else total.float() + kv.float() * counts
+        self._sums[key] = new.to(kv.dtype if kv.itemsize > 1 else new.dtype), weight + counts
 
     def average(self, key: bytes, alone: Tensor) -> Tensor:
         """Returns the average of a chunk's KV ``alone`` and in all contexts, and forgets those."""
-        total, weight = self._take(key)
-        return alone if total is None else ((alone.float() + total) / (1 + weight)).to(alone.dtype)
+        total, weight = self._sums.pop(key, (None, 0.0))
+        if total is None:
+            return alone
+        return ((alone.float() + total.float()) / (1 + weight)).to(alone.dtype)
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Forgets chunks."""
+        for key in keys:
+            self._sums.pop(key, None)
 
     def clear(self) -> None:
         """Forgets all chunks."""
         self._sums.clear()
-        self._bytes = 0
-
-    def _take(self, key: bytes) -> tuple[Tensor | None, float]:
-        total, weight = self._sums.pop(key, (None, 0.0))
-        self._bytes -= 0 if total is None else total.nbytes
-        return total, weight
 
 
 def chosen(deviations: Deviations, ratio: float) -> NDArray[np.bool_]:

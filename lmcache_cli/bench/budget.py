@@ -22,6 +22,7 @@ from lmcache_cli.errors import UserError
 from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.options.flags import flag_name
 from lmcache_cli.sizes import parse_count, parse_duration, parse_list
+from reports.sample import Sample
 from reports.units import seconds_text
 from workloads import GeneratedCorpus, warming
 from workloads.documents import NATURAL_REQUESTS
@@ -54,6 +55,17 @@ class Pace:
     def seconds(self, prompt: int, hit: int, output: int) -> float:
         """Returns the seconds of a request, of whose ``prompt`` tokens a cache has ``hit``."""
         return self.prefill.seconds(prompt - hit, hit) + self.decode_s * max(0, output - 1)
+
+    def of(self, cell: Cell, prompt: int, hit: int, output: int) -> float:
+        """Returns the seconds of a cell's request with what is done for it behind its answer: for
+        blend that is a full prefill to learn from, or to compare with."""
+        beside = self.seconds(prompt, 0, output) if cell.spec.blend else 0.0
+        return self.seconds(prompt, hit, output) + beside
+
+    def took(self, cell: Cell, sample: Sample) -> float:
+        """Returns the seconds that a request which was served takes by this pace."""
+        hit = sum(sample.hit_tokens.values())
+        return self.of(cell, sample.prompt_tokens, hit, sample.output_tokens)
 
 
 def measure_pace(engine: Engine, longest: int) -> Pace:
@@ -107,10 +119,11 @@ def cell_seconds(
     except UserError:
         return 0.0  # it will be refused, and the others go on
     oracle = cell.mode.oracle(cell.spec, room, engine.bos) if cell.spec.reuse else None
-    served = [*(cell.mode.warming(first) if cell.spec.reuse else ()), *requests]
+    warm = cell.mode.warming(first, cell.spec, room) if cell.spec.reuse and first else ()
+    served = [*warm, *requests]
     hits = [oracle.expect(request) if oracle else 0 for request in served]
     return sum(
-        pace.seconds(len(request.token_ids), hit, request.max_tokens)
+        pace.of(cell, len(request.token_ids), hit, request.max_tokens)
         for request, hit in zip(served, hits, strict=True)
     )
 

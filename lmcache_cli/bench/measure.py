@@ -107,6 +107,7 @@ def measure_cells(
     warm: Sequence[Request] = (),
     order: random.Random | None = None,
     refusals: Refusals | None = None,
+    on_warm: OnServed | None = None,
 ) -> None:
     """Serves the same requests in every cell, once per number in ``repeats``, each time from a cold
     start, into ``into``.
@@ -117,6 +118,7 @@ def measure_cells(
     cell's turn, and that time counts as the cell's own. Before each repeat's requests the
     cells that reuse serve ``warm``, outside of all numbers but the tiers' own; with one client over
     a data set, whose requests have passages of their own, before each request its own parts.
+    ``on_warm`` is told of each of them, which is no measurement.
     ``repeats`` is asked for the next number when a repeat is done, so it can end the measurement.
     Cells that can't be measured go to ``refusals`` and the others go on; without it the first one's
     error is raised. Raises :class:`ContaminationError` when a cell hits what a cold cache can't
@@ -130,7 +132,7 @@ def measure_cells(
         turns: list[_Turn] = []
         for cell in (cell for cell in cells if cell not in left_out):
             with left_out.of(cell):
-                turns.append(_Turn(engine, name, cell, longest, load, into, on_sample))
+                turns.append(_Turn(engine, name, cell, longest, load, into, on_sample, on_warm))
                 stack.callback(turns[-1].session.close)
 
         def do(action: Callable[[_Turn], None], among: Sequence[_Turn] = turns) -> None:
@@ -172,9 +174,10 @@ class _Turn:
         load: Load,
         into: Measured,
         on_sample: OnServed,
+        on_warm: OnServed | None,
     ) -> None:
         self.engine, self.cell, self.load, self.into = engine, cell, load, into
-        self.workload, self.on_sample = workload, on_sample
+        self.workload, self.on_sample, self.on_warm = workload, on_sample, on_warm
         self.session: Session = engine.open(cell.spec, longest)
         self.repeat = 0
         self.decode: Callable[[Sequence[int]], str] | None = getattr(engine, "decode", None)
@@ -216,10 +219,12 @@ class _Turn:
         if not self.cell.spec.reuse or not requests:
             return
         self.ready()
-        for request in self.cell.mode.warming(requests):
+        capacities = self.session.capacities()
+        for request in self.cell.mode.warming(requests, self.cell.spec, capacities):
             self._share([request])
-            for _ in self._checked([request]):
-                pass
+            for sample in self._checked([request]):
+                if self.on_warm is not None:
+                    self.on_warm(self.cell, sample)
             self.session.settle()
 
     def take(self, warm: Sequence[Request], requests: list[Request], last: bool) -> None:

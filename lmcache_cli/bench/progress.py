@@ -45,7 +45,7 @@ class BenchProgress:
             refresh_per_second=2,
         )
         self._task = self._bar.add_task("starting", total=None, count="")
-        self._total = self._done = 0
+        self._total, self._done, self._what = 0, 0, "requests"
         self._work = self._worked = 0.0
         self._began = self._said = time.monotonic()
 
@@ -78,6 +78,14 @@ class BenchProgress:
         if self._lines:
             self._say(text)
 
+    def step(self, text: str) -> None:
+        """Names what is going on where that changes often: a line at most every few seconds."""
+        self._bar.update(self._task, description=text)
+        if text != self._phase:
+            self._phase, self._phase_began = text, time.monotonic()
+        if self._lines and time.monotonic() - self._said >= LINE_S:
+            self._say(text)
+
     def tell(self, text: str) -> None:
         """Says a line that stays: above the bar, where there is one."""
         if not self._quiet:
@@ -104,28 +112,44 @@ class BenchProgress:
         if self._lines and now - self._said >= max(LINE_S, lasts / 4):
             self._say(f"{self._phase}: {seconds_text(lasts)} so far")
 
-    def expect(self, requests: int, work: float | None = None) -> None:
-        """Sets how many requests all cells will serve together, and how much ``work`` that is in
-        any unit: without it one request is as much as another."""
+    def expect(self, requests: int, work: float | None = None, what: str = "requests") -> None:
+        """Sets how many requests (or ``what``) all cells will serve together, and how much ``work``
+        that is in any unit, what fills caches first included: without it one request is as much as
+        another."""
         self._work, self._worked = float(requests) if work is None else work, 0.0
         self._bar.update(self._task, total=self._work, completed=0, count=f"0/{requests}")
-        self._total, self._done, self._began = requests, 0, time.monotonic()
+        self._total, self._done, self._what = requests, 0, what
+        self._began = time.monotonic()
 
     def served(self, label: str, sample: Sample, work: float = 1.0) -> None:
         """Counts one more request, and its ``work``, as done, and shows its TTFT."""
-        ttft = sample.first_token_s - sample.scheduled_s
         self._done += 1
+        self._moved(label, _ttft(sample), work)
+
+    def advance(self, label: str) -> None:
+        """Counts one more of what is expected as done."""
+        self._done += 1
+        self._moved(label, "", 1.0)
+
+    def warmed(self, label: str, sample: Sample, work: float = 1.0) -> None:
+        """Counts the ``work`` of a request that only fills a cache, which is none of those that
+        were announced, as done, and shows its TTFT."""
+        self._moved(f"{label}: filling its cache", _ttft(sample), work)
+
+    def _moved(self, label: str, detail: str, work: float) -> None:
         self._worked += work
         shown = f"{self._done}/{self._total}" if self._total else str(self._done)
-        self._bar.update(
-            self._task, advance=work, description=f"{label}  TTFT {ttft:.3g} s", count=shown
-        )
+        self._bar.update(self._task, advance=work, description=f"{label}{detail}", count=shown)
         now = time.monotonic()
         if not self._lines or now - self._said < LINE_S:
             return
-        count, left = f"{self._done} requests", ""
-        if self._total:  # a check goes on until it is decided
+        count, left = f"{self._done} {self._what}", ""
+        if self._total and self._worked:  # a check goes on until it is decided
             seconds = (now - self._began) / self._worked * max(0.0, self._work - self._worked)
-            count = f"{self._done} of {self._total} requests"
+            count = f"{self._done} of {self._total} {self._what}"
             left = f", about {seconds_text(seconds)} left"
-        self._say(f"{label}: {count}, TTFT {ttft:.3g} s{left}")
+        self._say(f"{label}: {count}{detail}{left}")
+
+
+def _ttft(sample: Sample) -> str:
+    return f", TTFT {sample.first_token_s - sample.scheduled_s:.3g} s"

@@ -254,19 +254,21 @@ def _measure_all(
         None
         if engine.name == "simulated"
         else sum(
-            cell_seconds(engine, cell, reqs, pace) * len(those)
-            for _, reqs, cells, those in turns
+            cell_seconds(engine, cell, reqs, pace, warming(reqs) if scenario.warm else ())
+            * len(those)
+            for scenario, reqs, cells, those in turns
             for cell in cells
         ),
     )
     for scenario, requests, cells, rounds in turns:
 
         def label(cell: Cell, sample: Sample, workload: str = scenario.workload) -> None:
-            hit = sum(sample.hit_tokens.values())
-            work = 1.0
-            if engine.name != "simulated":
-                work = pace.seconds(sample.prompt_tokens, hit, sample.output_tokens)
-            progress.served(f"{workload} {cell.reuse}", sample, work)
+            took = 1.0 if engine.name == "simulated" else pace.took(cell, sample)
+            progress.served(f"{workload} {cell.reuse}", sample, took)
+
+        def warmed(cell: Cell, sample: Sample, workload: str = scenario.workload) -> None:
+            took = 0.0 if engine.name == "simulated" else pace.took(cell, sample)
+            progress.warmed(f"{workload} {cell.reuse}", sample, took)
 
         progress.phase(f"{scenario.workload}: warming up")
         warm = warming(requests) if scenario.warm else []
@@ -281,6 +283,7 @@ def _measure_all(
             label,
             warm,
             refusals=refusals,
+            on_warm=warmed,
         )
 
 

@@ -145,7 +145,7 @@ def _run(command: Sequence[str], seconds: float, foreign: bool) -> subprocess.Co
         environment.pop("PYTHONPATH", None)
     process: subprocess.Popen[str] | None = None
     try:
-        with held_back(signal.SIGINT, signal.SIGTERM):
+        with held_back():
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from cache_core.blend.certificate import (
     certificate_in,
     checked_certificate,
 )
-from cache_core.blend.seen import LEAST_SEEN, SELECTION, sighting_worth
+from cache_core.blend.seen import LEAST_SEEN, SELECTION, learning_tokens, sighting_worth
 from lmcache_cli.bench.cells import BenchPlan, Cell, Refusals
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import BlendEngine, Engine
@@ -89,7 +89,9 @@ class Blend(Prefix):
         blend = spec.blend or BlendSettings()
         return {"blend": {"ratio": blend.ratio, "selection": SELECTION, "encoding": blend.encoding}}
 
-    def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
+    def warming(
+        self, requests: Sequence[Request], spec: CacheSpec, capacities: Mapping[str, int | None]
+    ) -> Sequence[Request]:
         """Returns requests over the same parts, as many in each, until all were seen often enough:
         what a service has behind it after a while."""
         parts = [_parts(request) for request in requests]
@@ -101,7 +103,8 @@ class Blend(Prefix):
         room = max(len(request.token_ids) for request in requests) - frame
         lengths = [len(part.ids) for part in passages]
         made = []
-        for number, order in enumerate(lessons(lengths, size, room)):
+        together = learning_tokens((capacities.get("cpu") or 0) * spec.chunk_tokens)
+        for number, order in enumerate(lessons(lengths, size, room, together)):
             name = f"warm{number}"
             mine = (parts[0][0], *(passages[place] for place in order), parts[0][-1])
             made.append(Prompt(name, name, mine).request(0.0, 1))
@@ -114,16 +117,29 @@ class Blend(Prefix):
 
 
 def lessons(
-    lengths: Sequence[int], size: int, room: int | None = None, seed: int = 0
+    lengths: Sequence[int],
+    size: int,
+    room: int | None = None,
+    together: int | None = None,
+    seed: int = 0,
 ) -> Iterator[list[int]]:
     """Yields orders of passages of ``lengths`` tokens, at most ``size`` of them and ``room`` tokens
-    at a time, until each was seen often enough behind others. A passage that fits behind no other
-    is left out."""
+    at a time, until each was seen often enough behind others. Passages of ``together`` tokens are
+    learnt before the next ones are begun. A passage that fits behind no other is left out."""
     rng, seen = np.random.default_rng(seed), np.zeros(len(lengths))
-    most, known = min(size, len(lengths)), -1.0
-    room = sum(lengths) if room is None else room
-    while most > 1 and known < (known := float(seen.sum())):
-        waiting = np.flatnonzero(seen < LEAST_SEEN)
+    most, total = min(size, len(lengths)), sum(lengths)
+    room, together = room or total, together or total
+    left_out, known = np.zeros(len(lengths), dtype=bool), -1.0
+    while most > 1:
+        waiting = np.flatnonzero((seen < LEAST_SEEN) & ~left_out)
+        ends = np.cumsum([lengths[place] for place in waiting])
+        waiting = waiting[: max(1, int(np.searchsorted(ends, together, side="right")))]
+        if not len(waiting):
+            return
+        if known == float(seen.sum()):  # they fit behind nothing
+            left_out[waiting], known = True, -1.0
+            continue
+        known = float(seen.sum())
         rng.shuffle(waiting)
         for start in range(0, len(waiting), most - 1):
             some = waiting[start : start + most - 1]
@@ -177,26 +193,30 @@ class ContentOracle(HitOracle):
     ) -> None:
         super().__init__(spec, capacity)
         settings = spec.blend or BlendSettings()
-        self._prompts = Prompts(self._namespace, settings.encoding, bos)
-        self._full, self._naive = settings.full_prefill, settings.ratio == 0
+        self._prompts = Prompts(self._namespace, settings.encoding, bos, capacity)
+        self._ratio = settings.ratio
 
     def expect(self, request: Request) -> int:
         """Returns the hit tokens of the next request and remembers it."""
-        if self._full:
+        if self._ratio >= 1:
             return 0
         prompt = self._prompts.of(request)
-        keys = self._prompts.usable(prompt, self._held, self._naive)
-        there = self._held(list(keys.values()))
-        held = {piece: key for piece, key in keys.items() if key in there}
-        self._cache.touch(list(held.values()))
+        usable = self._prompts.usable(prompt, self._held, self._ratio)
+        there = self._held([way.key for way in usable.values()])
+        held = {piece: way for piece, way in usable.items() if way.key in there}
+        self._cache.touch([way.key for way in held.values()])
         missing = [piece for piece in prompt.pieces if piece not in held]
         stored = self._held([piece.key for piece in missing])
+        begins, gone = self._prompts.beginnings.keep(prompt, held, self._ratio)
         new, full = self._prompts.lessons(prompt, missing, stored)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]
         for piece in parts:
-            self._prompts.seen.add(piece.key, np.zeros(1, dtype=np.float32), prompt.worth(piece))
+            none = np.zeros(piece.stop - piece.start, dtype=np.float32)
+            self._prompts.seen.add(piece.key, none, prompt.worth(piece))
         prompt.matcher.stored(prompt.ids, parts)
-        for some in ([piece.key for piece in new], [prompt.average(piece) for piece in full]):
+        self._cache.discard(gone)
+        alone, averages = [piece.key for piece in new], [prompt.average(piece) for piece in full]
+        for some in (list(begins.values()), alone, averages):
             if some:
                 self._cache.store(some, None)
         return sum(piece.stop - piece.start for piece in held)

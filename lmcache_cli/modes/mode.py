@@ -108,8 +108,11 @@ class Mode(ABC):
         """Returns what a row's description has of this mode alone: keys of ``CellMeta``."""
         return {}
 
-    def warming(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Returns what a warm cell serves first, of requests that show each part once."""
+    def warming(
+        self, requests: Sequence[Request], spec: CacheSpec, capacities: Mapping[str, int | None]
+    ) -> Sequence[Request]:
+        """Returns what a warm cell, whose tiers hold so many chunks, serves first, of requests that
+        show each part once."""
         return requests
 
     def oracle(

@@ -23,6 +23,7 @@ from cache_core.transfer.planner import (
     Way,
     save_costs,
 )
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.errors import MissingError, UserError
 from lmcache_cli.output import columns, write_output
 from lmcache_cli.probe.media import timed_figure
@@ -144,7 +145,8 @@ def run_probe_transfer(
     if not 0 <= device < len(gpus):
         raise MissingError(f"--transfer: there is no GPU {device}; the last is {len(gpus) - 1}")
     talk = Console(stderr=True, quiet=quiet)
-    with talk.status("moving KV"):
+    with BenchProgress(talk, quiet) as progress:
+        progress.step("moving KV")
         bench = Bench(device)
         try:
             moves = measure_moves(bench, repeats)

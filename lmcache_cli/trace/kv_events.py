@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from cache_core.trace_writer import ServedRequest, TraceWriter
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
+from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, ending_signals
 from lmcache_cli.trace.recorder import Counts, counts_text, live_count
 
 _CONNECT_S = 10.0
@@ -269,7 +268,7 @@ async def record_events(
     trouble: OSError | None = None
     with _subscribed(endpoint) as socket:
         monitor = await _connected(socket, endpoint)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, stop.set)
         if duration_s is not None:
             loop.call_later(duration_s, stop.set)

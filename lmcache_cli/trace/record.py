@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import aiohttp
 from rich.console import Console
 
 from cache_core.trace_writer import TraceWriter
-from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError
+from lmcache_cli.errors import EXIT_FAILED, MissingError, UserError, ending_signals
 from lmcache_cli.trace.prompt import AskedPrompt, LocalTokens, ServerTokens, TokenSource
 from lmcache_cli.trace.proxy import Proxy, open_client
 from lmcache_cli.trace.recorder import Recorder, counts_text, live_count
@@ -139,7 +138,7 @@ async def _until_stopped(
         (cut if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         loop.add_signal_handler(number, interrupted)
     try:
         await proxy.start(listener)
@@ -157,7 +156,7 @@ async def _until_stopped(
             await proxy.stop(cut, _GRACE_S)
             await recorder.drain()
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.remove_signal_handler(number)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.measured_costs import ProbedEngine, probed_engine, read_probed
 from lmcache_cli.engines.vllm.flags import OWN_BLOCK_TOKENS, own_cache_flags
@@ -48,20 +49,22 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
         options.path()
     talk = Console(stderr=True, quiet=quiet)
     validation = None
-    with talk.status("reading the source") as status, ExitStack() as stack:
+    with BenchProgress(talk, quiet) as progress, ExitStack() as stack:
+        say = progress.step
+        say("reading the source")
         probed = read_probed(options.probe) if options.probe is not None else None
         _check_model(options, probed)
         engine = reference = None
         if options.validate:
-            status.update(f"loading engine {options.engine}")
-            engine = _start(options, probed, status.update)
+            say(f"loading engine {options.engine}")
+            engine = _start(options, probed, say)
             stack.callback(engine.close)
-        source = _source(options, probed, engine, status.update)
+        source = _source(options, probed, engine, say)
         if options.serves:
             room = _served_room(options, engine, source)
-            probed, reference = _probe_served(options, engine, source, stack, status.update)
+            probed, reference = _probe_served(options, engine, source, stack, say)
         elif options.validate and probed is None:
-            probed = _probe_now(options, engine, source, status.update)
+            probed = _probe_now(options, engine, source, say)
         cost = _cost(options, probed)
         if options.serves:
             caching = not options.no_prefix_caching
@@ -87,7 +90,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
                 " decides its hits, and replicas can't be replayed; size one of them"
             )
         larger = None if probed is not None else partial(_more_cards, options)
-        found = search(study, goal, source.chunks, status.update, larger)
+        found = search(study, goal, source.chunks, say, larger)
         if engine is not None and probed is not None:
             p50, p90 = options.tolerances()
             validation = validate(
@@ -100,7 +103,7 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
                 repeats=options.repeat,
                 prefill_points=probed.prefill_points,
                 reference=reference,
-                on_step=status.update,
+                on_step=say,
             )
     if json_file == "-":
         source.warnings[:0] = source.heading

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from cache_core.blend.certificate import BlendTerms, Certificate, certificate_name
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
@@ -46,7 +47,7 @@ LEAST_PROMPTS = 16
 MOST_OF_NAIVE, LEAST_TOP_1 = 0.6, -0.01
 """What blend must reach: this share of plain reuse's KL, and top-1 as near a full prefill's."""
 _PASSAGES, _TRUTH, _POOL = 4, 24, 24
-_DRAWS = 4000
+_DRAWS, _MOST_DRAWS = 4000, 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
         raise UserError(f"--prompts: {flags.prompts} is too few to tell; at least {LEAST_PROMPTS}")
     if not 0 < flags.blend_ratio <= 1:
         raise UserError(f"--blend-ratio: {flags.blend_ratio} is not above 0, and up to 1")
-    with talk.status("loading the model"):
+    with BenchProgress(talk, quiet) as progress:
+        progress.step("loading the model")
         engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
     need = _PASSAGES * passage_tokens + 64 + QUESTION_TOKENS + _TRUTH
     check_fits(engine, "--passage-tokens", passage_tokens, need)
@@ -87,13 +89,15 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
         mode="blend",
         blend=settings,
     )
-    tried, teaching = _prompts(engine, passage_tokens, flags)
     ratios = sorted({0.0, settings.ratio / 2, settings.ratio, min(1.0, 2 * settings.ratio)})
     session: Any = engine.open(spec, need)
     session.keep_logits = True
-    progress = _Progress(talk, len(teaching) + len(tried))
-    _learn(session, teaching, progress)
-    trials = [_measured(engine, session, spec, ratios, one, progress) for one in tried]
+    session.prompts.beginnings.most = 0  # what is tried was learnt elsewhere
+    tried, teaching = _prompts(engine, passage_tokens, flags, session.prompts.seen.learning)
+    with BenchProgress(talk, quiet) as progress:
+        progress.expect(len(teaching) + len(tried), what="prompts")
+        _learn(session, teaching, progress)
+        trials = [_measured(engine, session, spec, ratios, one, progress) for one in tried]
     full, naive = _first_logits(engine, session, spec, tried[0], need)
     session.close()
     points = [_point(ratio, [trial[ratio] for trial in trials]) for ratio in ratios]
@@ -173,31 +177,13 @@ class _Tried:
     truth: TokenIds
 
 
-class _Progress:
-    """Says how far it is and how long the rest may take, on a terminal or without."""
-
-    def __init__(self, talk: Console, steps: int) -> None:
-        self._talk, self._steps, self._done = talk, steps, 0
-        self._began = self._said = time.monotonic()
-
-    def step(self) -> None:
-        """Says so at most every ten seconds."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._said >= 10:
-            self._said = now
-            left = (now - self._began) / self._done * (self._steps - self._done)
-            self._talk.print(
-                f"{self._done} of {self._steps} done, about {max(0.0, left):.0f} s left"
-            )
-
-
 def _prompts(
-    engine: TransformersEngine, passage: int, flags: BlendGateFlags
+    engine: TransformersEngine, passage: int, flags: BlendGateFlags, together: int | None = None
 ) -> tuple[list[_Tried], list[Request]]:
     """Makes prompts of a BOS (or a first token), passages of a pool, and text that goes on from one
     of them; and requests after which each passage was seen often enough. No two passages of a
     prompt meet there: what is reused must not have been computed beside what it is tried with.
+    ``together`` tokens can be learnt at a time.
 
     One of those takes about as long as trying a prompt: it computes and encodes three passages."""
     length = passage + QUESTION_TOKENS + _TRUTH + 1
@@ -214,13 +200,11 @@ def _prompts(
     bos = engine.blend_bos()
     head = texts[0][:1] if bos is None else np.array([bos], dtype=np.int32)
     rng = np.random.default_rng(flags.seed)
-    orders = list(lessons([passage] * pool, _PASSAGES, seed=flags.seed))
+    orders = list(lessons([passage] * pool, _PASSAGES, together=together, seed=flags.seed))
     met = {frozenset(pair) for order in orders for pair in combinations(order, 2)}
     made = []
     for number in range(flags.prompts):
-        mine = rng.permutation(pool)[:_PASSAGES]
-        while any(frozenset(pair) in met for pair in combinations(mine.tolist(), 2)):
-            mine = rng.permutation(pool)[:_PASSAGES]
+        mine = _strangers(pool, met, rng)
         asked = texts[mine[int(rng.integers(_PASSAGES))]][passage:]
         passages = [texts[i][:passage] for i in mine]
         request = _request(f"p{number}", head, passages, asked[:QUESTION_TOKENS])
@@ -232,6 +216,21 @@ def _prompts(
     ]
 
 
+def _strangers(
+    pool: int, met: Container[frozenset[int]], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draws passages of a pool of which no two have ``met``. Raises ``UserError`` if it finds
+    none."""
+    for _ in range(_MOST_DRAWS):
+        mine = rng.permutation(pool)[:_PASSAGES]
+        if not any(frozenset(pair) in met for pair in combinations(mine.tolist(), 2)):
+            return mine
+    raise UserError(
+        f"--seed: of {pool} passages no {_PASSAGES} were found that were not learnt side by side;"
+        " use another one, or more --prompts"
+    )
+
+
 def _request(
     name: str, head: TokenIds, passages: Sequence[TokenIds], question: TokenIds
 ) -> Request:
@@ -240,11 +239,11 @@ def _request(
     return Prompt(name, name, parts).request(0.0, 1)
 
 
-def _learn(session: BlendSession, teaching: Sequence[Request], progress: _Progress) -> None:
+def _learn(session: BlendSession, teaching: Sequence[Request], progress: BenchProgress) -> None:
     """Serves requests, after which each of their passages must be known."""
     for request in teaching:
         _serve(session, request)
-        progress.step()
+        progress.advance("learning passages")
     lack = [request for request in teaching if not _known(session, request)]
     if lack:
         raise RuntimeError(f"passages of {len(lack)} requests were not learnt")
@@ -268,7 +267,7 @@ def _measured(
     spec: CacheSpec,
     ratios: Sequence[float],
     tried: _Tried,
-    progress: _Progress,
+    progress: BenchProgress,
 ) -> dict[float, BlendTrial]:
     """Measures a prompt at every ratio against one full prefill."""
     import torch
@@ -292,7 +291,7 @@ def _measured(
         same = float((own.argmax(-1) == truth).double().mean())
         found[ratio] = BlendTrial(compared(full, own).kl, same, right, share)
         session.settle()
-    progress.step()
+    progress.advance("comparing with full prefills")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.start import start_engine
 from lmcache_cli.engines.transformers.cross_model.layers import entries, layer_groups, layers_text
@@ -49,7 +50,8 @@ def verify_cross_model(
     parse_count(str(flags.output_tokens), "--output-tokens")
     texts = parse_list(flags.recompute_layers, "--recompute-layers", layer_set)
     talk = Console(stderr=True, quiet=quiet)
-    with talk.status("loading the models"):
+    with BenchProgress(talk, quiet) as progress:
+        progress.step("loading the models")
         engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
         base: CrossModelBase = engine.shared_base(base_model)
     layers = len(engine.layers().layers)
@@ -63,8 +65,9 @@ def verify_cross_model(
         for length in lengths
         for request in long_contexts(engine, length, PROMPTS, flags.output_tokens, flags.seed)
     ]
-    with talk.status("comparing with full prefills"):
-        found = profile(engine, base, requests, sets)
+    with BenchProgress(talk, quiet) as progress:
+        progress.expect(len(requests), what="prompts")
+        found = profile(engine, base, requests, sets, on_prompt=progress.advance)
     gates = [
         Gate(
             "computing all layers equals a full prefill, to the bit",

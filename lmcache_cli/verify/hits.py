@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cache_core.transfer.codec import CODECS
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Load
 from lmcache_cli.engines.start import start_engine
@@ -83,18 +85,20 @@ def verify_hits(flags: HitsFlags, json_file: str | None, quiet: bool) -> int:
                 " token more; make it longer or --chunk-tokens smaller"
             )
     talk = Console(stderr=True, quiet=quiet)
-    with talk.status("loading the model"):
+    with BenchProgress(talk, quiet) as progress:
+        progress.step("loading the model")
         engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
     tiers = VERIFIED_TIERS if flags.remote else VERIFIED_TIERS[:-1]
     verdicts: list[HitVerdict] = []
-    with talk.status("comparing hits with cold prefills"):
+    cases = [(tier, "none") for tier in tiers] + [("cpu", name) for name in names]
+    with BenchProgress(talk, quiet) as progress:
+        progress.expect(len(lengths) * len(chunks) * len(cases), what="hits")
         for length in lengths:
             [request] = long_contexts(engine, length, 1, flags.output_tokens, flags.seed)
-            for chunk in chunks:
-                for tier in tiers:
-                    verdicts.append(_compare(engine, request, chunk, tier, flags.remote or ""))
-                for name in names:
-                    verdicts.append(_compare(engine, request, chunk, "cpu", "", name))
+            for chunk, (tier, codec) in product(chunks, cases):
+                remote = flags.remote or ""
+                verdicts.append(_compare(engine, request, chunk, tier, remote, codec))
+                progress.advance(f"{length} tokens, {tier}")
     engine.close()
     document = {
         "schema": "lmcache.verify/1",
@@ -113,7 +117,7 @@ def _compare(
     chunk: int,
     tier: str,
     remote: str,
-    codec: str = "none",
+    codec: str,
 ) -> HitVerdict:
     """Serves the prompt cold, then as a hit from ``tier``, and compares."""
     need = len(request.token_ids) + request.max_tokens

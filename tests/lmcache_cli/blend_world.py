@@ -61,13 +61,17 @@ def asking(texts: Sequence[np.ndarray], name: str = "r", outputs: int = 4) -> Re
     return Request(name, "s", 0.0, np.concatenate(texts), tuple(segments), outputs)
 
 
-def blend_session(engine: TransformersEngine, **changes: Any) -> BlendSession:
-    """A session whose cache has room for all."""
+def blend_session(
+    engine: TransformersEngine, beginnings: bool = False, **changes: Any
+) -> BlendSession:
+    """A session whose cache has room for all; it keeps passages, and ``beginnings`` if asked to."""
     tiers = {"cpu": 100 * CHUNK * engine.token_bytes()}
     spec = CacheSpec(CHUNK, tiers, mode="blend", blend=BlendSettings(**changes))
     session = engine.open(spec, 256)
     assert isinstance(session, BlendSession)
     session.keep_logits = True
+    if not beginnings:
+        session.prompts.beginnings.most = 0
     return session
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import combinations
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from cache_core.blend.certificate import BlendTerms, read_certificate
 from cache_core.blend.seen import LEAST_SEEN, sighting_worth
+from lmcache_cli.bench.progress import BenchProgress
 from lmcache_cli.engines.engine import Load
+from lmcache_cli.errors import UserError
 from lmcache_cli.modes.blend import lessons
 from lmcache_cli.options.verify import BlendGateFlags
 from lmcache_cli.verify.blend import (
     BlendTrial,
     _learn,
-    _Progress,
     _prompts,
+    _strangers,
     quality_gates,
 )
 from lmcache_cli.verify.gates import QUESTION_TOKENS
@@ -86,14 +90,14 @@ def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
     session = blend_session(engine)
     tried, teaching = _prompts(engine, 16, BlendGateFlags(prompts=16))
-    said = Console(file=io.StringIO())
-    _learn(session, teaching, _Progress(said, len(teaching)))
+    progress = BenchProgress(Console(file=io.StringIO()), quiet=True)
+    _learn(session, teaching, progress)
     assert len(teaching) < 24
     for one in tried:
         [sample] = session.serve([one.request], Load())
         assert sample.hits == 1 + 4 * 16
     with pytest.raises(RuntimeError, match="of 1 requests were not learnt"):
-        _learn(blend_session(engine), teaching[:1], _Progress(said, 1))
+        _learn(blend_session(engine), teaching[:1], progress)
 
 
 def test_no_two_passages_of_a_prompt_were_seen_together(tmp_path: Path) -> None:
@@ -153,3 +157,12 @@ def test_a_model_that_cannot_be_blended_is_refused(tmp_path: Path) -> None:
     done = verify("--model", str(tmp_path / "none"), cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_pool_whose_passages_have_all_met_ends_in_a_word() -> None:
+    rng = np.random.default_rng(0)
+    met = {frozenset(pair) for pair in combinations(range(9), 2)} - {frozenset((0, 1))}
+    with pytest.raises(UserError, match="--seed: of 9 passages no 4 were found"):
+        _strangers(9, met, rng)
+    four = {frozenset(pair) for pair in combinations((2, 5, 6, 8), 2)}
+    assert sorted(_strangers(9, met - four, rng).tolist()) == [2, 5, 6, 8]

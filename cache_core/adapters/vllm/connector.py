@@ -393,4 +393,5 @@ class TieredKVConnector(KVConnectorBase_V1, SupportsHMA):
             require_certificate(file, config.model_config, ratio)
         bos = getattr(config.model_config.hf_text_config, "bos_token_id", None)
         start = [bos] if isinstance(bos, int) else []
-        return BlendScheduler(self._options, start, self._shape.block_tokens, self._ranks)
+        held = self._options.cpu_size // self._layout.token_bytes
+        return BlendScheduler(self._options, start, self._shape.block_tokens, self._ranks, held)

@@ -114,7 +114,7 @@ class EncodeSpec:
     to save them; and to see how far the segment's chunks ``rows``, all of ``length`` tokens, are
     from what the request computed in its blocks ``context`` from token ``start`` on. Their
     ``keys`` name them alone; that ``counts``. If they are ``full``, what is saved is the average
-    over all contexts."""
+    over all contexts. The contexts of chunks to ``forget`` are not needed any more."""
 
     save: SaveSpec
     tokens: NDArray[np.int32]
@@ -125,6 +125,7 @@ class EncodeSpec:
     keys: tuple[bytes, ...] = ()
     counts: float = 0.0
     full: bool = False
+    forget: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)

@@ -69,7 +69,7 @@ class ServerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             # A process that began while Ctrl-C broke off its start would be nobody's to end.
-            with self.log.open("ab") as log, held_back(signal.SIGINT, signal.SIGTERM):
+            with self.log.open("ab") as log, held_back():
                 # A group of its own: Ctrl-C in a terminal is ours, and we end all of the group.
                 self._process = subprocess.Popen(
                     command,

@@ -90,7 +90,7 @@ def test_a_table_comes_back_from_its_folder(tmp_path: Path) -> None:
     table.add(b"once".ljust(32), numbers(1), 1)
     table.save(tmp_path)
     again.load(tmp_path)
-    assert len(again) == 4 and again.get(b"once".ljust(32)) is None
+    assert len(again) == 3, "what it summed up is gone with the process: it is to be seen anew"
     assert again.get(bytes([2]) * 32).tolist() == [0, 1, 2]  # type: ignore[union-attr]
     [file] = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-40])
@@ -119,13 +119,29 @@ def test_a_context_that_counts_nothing_is_in_no_average() -> None:
     assert contexts.average(b"a", alone) is alone
 
 
-def test_of_too_many_chunks_in_contexts_the_oldest_are_forgotten() -> None:
-    contexts, alone = Contexts(most_bytes=2 * 24), torch.zeros(2, 3)
-    for key in (b"a", b"b", b"a", b"c"):
+def test_of_too_many_chunks_that_are_learnt_the_oldest_have_to_be_seen_anew() -> None:
+    """So that none is reused whose average lacks a context, which no certificate is of."""
+    contexts, alone = Contexts(), torch.zeros(2, 3)
+    table = SeenTable(least=3, learning=5)
+    for key, forgotten in ((b"a", []), (b"b", []), (b"a", []), (b"c", [b"b"]), (b"a", [])):
+        gone = table.add(key, numbers(1, 2), 1)
         contexts.add(key, torch.ones(2, 3), 1)
+        contexts.forget(gone)
+        assert gone == forgotten
     assert contexts.average(b"b", alone) is alone
-    assert contexts.average(b"a", alone)[0, 0] == pytest.approx(2 / 3)
+    assert table.get(b"a") is not None and not table.completes(b"b", 2)
+    assert contexts.average(b"a", alone)[0, 0] == pytest.approx(3 / 4)
     assert contexts.average(b"c", alone)[0, 0] == 0.5
+    assert table.add(b"d", numbers(1, 2), 1) == [], "what is known takes none of that room"
+
+
+def test_a_sum_takes_no_more_than_the_kv_that_it_is_of() -> None:
+    contexts, kv = Contexts(), torch.randn(2, 64, dtype=torch.bfloat16)
+    for _ in range(3):
+        contexts.add(b"a", kv, 1)
+    [(total, weight)] = contexts._sums.values()
+    assert total.nbytes == kv.nbytes and weight == 3
+    torch.testing.assert_close(contexts.average(b"a", kv), kv, rtol=1e-2, atol=0)
 
 
 def test_the_sighting_that_completes_a_chunk_is_known_before() -> None:

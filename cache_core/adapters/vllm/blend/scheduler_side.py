@@ -30,7 +30,7 @@ from cache_core.adapters.vllm.scheduler.request_state import (
     RequestState,
 )
 from cache_core.blend.matcher import RollingIndex, average_key, segment_keys
-from cache_core.blend.seen import SeenTable, sighting_worth
+from cache_core.blend.seen import SeenTable, learning_tokens, sighting_worth
 from cache_core.blend.selection import chosen
 from cache_core.keys import ChunkHasher
 from cache_core.ledger import Hit, Ledger, Plan
@@ -134,10 +134,15 @@ class _Look(NamedTuple):
 
 class BlendScheduler:
     """Finds, plans and encodes segments. ``bos`` (a token, or none) stands before each segment when
-    it is encoded alone."""
+    it is encoded alone. ``cpu_tokens`` is what the cpu tier holds."""
 
     def __init__(
-        self, options: ConnectorOptions, bos: Sequence[int], block_tokens: int, ranks: int = 1
+        self,
+        options: ConnectorOptions,
+        bos: Sequence[int],
+        block_tokens: int,
+        ranks: int = 1,
+        cpu_tokens: int = 0,
     ) -> None:
         self._options, self._bos, self._block_tokens = options, list(bos), block_tokens
         self._size, self._ranks = options.chunk_tokens, ranks
@@ -145,7 +150,8 @@ class BlendScheduler:
         self._pool: Any = None
         self._lent: dict[int, list[Any]] = {}
         self._looks: dict[int, _Look] = {}
-        self.seen = SeenTable()
+        self.seen = SeenTable(learning=learning_tokens(cpu_tokens))
+        self._gone: list[bytes] = []
         if options.disk_size:
             self.seen.load(options.folder)
 
@@ -289,7 +295,8 @@ class BlendScheduler:
             save = SaveSpec(number, request.request_id, state.epoch, plan, blocks, offset)
             tokens = np.array([*segment.bos, *text], dtype=np.int32)
             context = np.array(state.blocks if rows else [], dtype=np.int32)
-            look = (segment.start, length, rows, seen, counts, full)
+            gone, self._gone = tuple(self._gone), []
+            look = (segment.start, length, rows, seen, counts, full, gone)
             jobs.append((EncodeSpec(save, tokens, context, *look), plan))
         return jobs
 
@@ -303,7 +310,10 @@ class BlendScheduler:
                 del self._looks[done.id]
                 for row, key in enumerate(look.keys):
                     lack = np.maximum.reduce([lacks[row] for lacks in look.lacks])
-                    self.seen.add(key, lack, look.counts)
+                    gone = self.seen.add(key, lack, look.counts)
+                    # What a worker is seeing again right now is better kept.
+                    seeing = {key for other in self._looks.values() for key in other.keys}
+                    self._gone += [key for key in gone if key not in seeing]
 
     def close(self) -> None:
         """Keeps what was seen for chunks that outlive the process."""

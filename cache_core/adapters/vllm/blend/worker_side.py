@@ -62,6 +62,7 @@ class BlendWorkerSide:
 
     def _see(self, encode: EncodeSpec, blocks: EngineBlocks) -> SeenDone:
         """Returns how far the chunks that were just encoded are from the request's own KV."""
+        self._contexts.forget(encode.forget)
         if not encode.rows:
             return SeenDone(encode.save.id, ())
         bos, length = len(encode.tokens) - encode.length, encode.length

@@ -1,17 +1,18 @@
-"""Finds what of a request could be reused: its lead, which is exact, and chunks of segments."""
+"""Finds what of a request could be reused: its beginning as an earlier request had it, its lead,
+which is exact, and chunks of segments."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_core.blend.matcher import Matcher, Piece, average_key
-from cache_core.blend.seen import SeenTable, sighting_worth
+from cache_core.blend.seen import SeenTable, learning_tokens, sighting_worth
 from cache_core.keys import ChunkHasher, Namespace
 from lmcache_cli.errors import CellError
 from workloads.request import Request
@@ -22,7 +23,21 @@ ENCODINGS = ("auto", "system", "bos", "none")
 Held = Callable[[Sequence[bytes]], Container[bytes]]
 """Says which of some keys a cache holds."""
 _TAIL_DOMAIN = b"lmcache.lead/1"
+_BEGINNING_DOMAIN = b"lmcache.beginning/1"
 _MOST_LEADS = 64
+_BEGINNINGS = 0.25
+"""The share of the tiers' room for beginnings of prompts: fewer prompts need them than passages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How a piece is reused: from the chunk ``key``. One that is ``moved`` was encoded elsewhere:
+    its K is turned, and some of its tokens are computed again. ``exact`` says whether it is what a
+    full prefill would compute; one that is neither stands as an earlier request blended it."""
+
+    key: bytes
+    moved: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +79,23 @@ class BlendPrompt:
 
 class Prompts:
     """The maker of :class:`BlendPrompt`. Keys differ by lead: KV after another lead is other KV.
-    ``seen`` are the chunks that may be reused elsewhere."""
+    ``seen`` are the chunks that may be reused elsewhere. ``capacities`` says how many chunks tiers
+    hold, None if any number."""
 
-    def __init__(self, namespace: Namespace, encoding: str, bos: int | None) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        encoding: str,
+        bos: int | None,
+        capacities: Mapping[str, int | None],
+    ) -> None:
         if encoding == "bos" and bos is None:
             raise CellError("--blend-encoding: bos needs a tokenizer with a BOS; use none")
         self._namespace, self._encoding, self._bos = namespace, encoding, bos
-        self.seen = SeenTable()
+        cpu = (capacities.get("cpu") or 0) * namespace.layout.chunk_tokens
+        self.seen = SeenTable(learning=learning_tokens(cpu))
+        room = max((chunks for chunks in capacities.values() if chunks is not None), default=None)
+        self.beginnings = Beginnings(None if room is None else int(_BEGINNINGS * room))
         self._matchers: OrderedDict[bytes, Matcher] = OrderedDict()
 
     def of(self, request: Request) -> BlendPrompt:
@@ -103,18 +128,35 @@ class Prompts:
         ends = {piece.segment: piece.stop for piece in every}
         return BlendPrompt(ids, lead, leads, every, ends, matcher)
 
-    def usable(self, prompt: BlendPrompt, held: Held, naive: bool = False) -> dict[Piece, bytes]:
-        """Returns the pieces that may be reused where they stand in ``prompt``, and the key of the
-        KV to reuse: that alone where it is exact and ``held``; the average of those that were seen
-        often enough. If none will be computed again (``naive``), all, as they are alone."""
-        there = held([piece.key for piece in prompt.pieces if prompt.exact(piece)])
-        found = {}
+    def usable(self, prompt: BlendPrompt, held: Held, ratio: float) -> dict[Piece, Reuse]:
+        """Returns the pieces that may be reused in ``prompt``, and how: those that it begins with
+        as an earlier request did; what is exact alone and ``held``; the average of what was seen
+        often enough. At ratio 1 there are none, at ratio 0 all are, as they are alone."""
+        if ratio >= 1:
+            return {}
+        chain = {} if ratio == 0 else self.beginnings.chain(prompt, ratio)
+        alone = [piece.key for piece in prompt.pieces if prompt.exact(piece)]
+        there = held(alone + [key for keys in chain.values() for key in keys])
+        found: dict[Piece, Reuse] = {}
+        exact = True
+        for piece, (plain, blended) in chain.items():
+            if exact and prompt.exact(piece) and piece.key in there:
+                found[piece] = Reuse(piece.key)
+            elif exact and plain in there:
+                found[piece] = Reuse(plain)
+            elif blended in there:
+                found[piece], exact = Reuse(blended, exact=False), False
+            else:
+                break
         for piece in prompt.pieces:
-            if naive or piece.key in there:
-                found[piece] = piece.key
+            if piece in found:
+                continue
+            own = prompt.exact(piece)
+            if ratio == 0 or piece.key in there:
+                found[piece] = Reuse(piece.key, moved=not own, exact=own)
             elif self.seen.get(piece.key) is not None:
-                found[piece] = prompt.average(piece)
-        return found
+                found[piece] = Reuse(prompt.average(piece), moved=True, exact=False)
+        return {piece: found[piece] for piece in prompt.pieces if piece in found}
 
     def lessons(
         self, prompt: BlendPrompt, lacking: Sequence[Piece], stored: Container[bytes]
@@ -137,7 +179,63 @@ class Prompts:
         return matcher
 
 
-def covered(pieces: Sequence[Piece], tokens: int) -> NDArray[np.bool_]:
+class Beginnings:
+    """The KV that prompts had from their first token on, where it stands: another question on the
+    same passages costs its own tokens. Chunks of pieces have keys that are chained from the first
+    one, some for what is exact, others for what was blended at a ratio.
+
+    At most ``most`` of them are kept (None: any number). They share their tiers with passages, and
+    those that no prompt began with for longest make room."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self._kept: OrderedDict[bytes, None] = OrderedDict()
+
+    def chain(self, prompt: BlendPrompt, ratio: float) -> dict[Piece, tuple[bytes, bytes]]:
+        """Returns two keys of each piece of a prompt's beginning, as far as pieces follow one
+        another: of it exact, and blended at ``ratio``."""
+        if self.most == 0:
+            return {}
+        beside, blended = prompt.matcher.hasher.beside, f"blended {ratio:g}".encode()
+        link, end, found = None, 0, {}
+        for piece in prompt.pieces:
+            if piece.start != end:
+                break
+            link, end = beside(link, _BEGINNING_DOMAIN + piece.key), piece.stop
+            found[piece] = beside(link, b"exact"), beside(link, blended)
+        return found
+
+    def keep(
+        self, prompt: BlendPrompt, reused: Mapping[Piece, Reuse], ratio: float
+    ) -> tuple[dict[Piece, bytes], list[bytes]]:
+        """Returns what of a prompt that was served over ``reused`` is to be kept where it stands,
+        and the keys of what is not to be kept any longer. What is exact alone is stored so."""
+        if ratio in (0, 1):
+            return {}, []
+        new: dict[Piece, bytes] = {}
+        exact = True
+        for piece, (plain, blended) in self.chain(prompt, ratio).items():
+            way = reused.get(piece)
+            exact = exact and (way is None or way.exact)
+            key = plain if exact else blended
+            if (way is None or way.key != key) and not (exact and prompt.exact(piece)):
+                new[piece] = key
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        most = len(new) if self.most is None else self.most
+        new = dict(list(new.items())[:most])
+        self._kept.update(dict.fromkeys(new.values()))
+        gone = []
+        while self.most is not None and len(self._kept) > self.most:
+            gone.append(self._kept.popitem(last=False)[0])
+        return new, gone
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        self._kept.clear()
+
+
+def covered(pieces: Iterable[Piece], tokens: int) -> NDArray[np.bool_]:
     """Returns which of a prompt's tokens lie in the pieces, ``[tokens]``."""
     mask = np.zeros(tokens, dtype=np.bool_)
     for piece in pieces:

@@ -31,11 +31,13 @@ _REHEARSED_QUESTION = 64
 class _Lesson:
     """What is to be learnt from a request after its answer: the pieces that it had to compute, in
     ``context`` as long as that was lent ``lent`` times. Those in ``stored`` are in the tiers,
-    alone."""
+    alone. ``begins`` are those to keep where they stand, ``gone`` are keys that make room."""
 
     prompt: BlendPrompt
     computed: list[Piece]
     stored: frozenset[bytes]
+    begins: Mapping[Piece, bytes]
+    gone: Sequence[bytes]
     context: KvBuffer
     lent: int
 
@@ -51,7 +53,8 @@ class BlendSession(TransformersSession):
         super().__init__(engine, spec, cache)
         self.runner = engine.layers()
         self.tiers = cache
-        self.prompts = Prompts(engine.namespace(spec), _settings(spec).encoding, bos)
+        encoding, room = _settings(spec).encoding, self.capacities()
+        self.prompts = Prompts(engine.namespace(spec), encoding, bos, room)
         # Of a cache that starts with what was left there, the numbers are as old as the chunks.
         self._kept = spec.folder if spec.lasting and "disk" in spec.tiers else None
         if self._kept is not None:
@@ -65,8 +68,7 @@ class BlendSession(TransformersSession):
     def choose(self, spec: CacheSpec) -> None:
         """Takes the ratio from ``spec`` for what comes; chunks that are stored, and what they were
         seen to lack, serve all."""
-        settings = _settings(spec)
-        self._ratio, self._full = settings.ratio, settings.full_prefill
+        self._ratio = _settings(spec).ratio
 
     def ready(self) -> None:
         if not self._rehearsed:
@@ -96,6 +98,7 @@ class BlendSession(TransformersSession):
     def clear(self) -> None:
         self._lesson = None
         self.prompts.seen.clear()
+        self.prompts.beginnings.clear()
         self._contexts.clear()
         super().clear()
 
@@ -128,17 +131,16 @@ class BlendSession(TransformersSession):
         began = now()
         prompt = self.prompts.of(request)
         # At ratio 1 nothing that could be loaded would be used: it is a full prefill.
-        naive = self._ratio == 0
-        keys = {} if self._full else self.prompts.usable(prompt, self._held, naive)
-        matched, usable = now(), list(keys)
-        hit, rows = self.tiers.acquire_any(list(keys.values()), WAIT_S)
+        reuse = self.prompts.usable(prompt, self._held, self._ratio)
+        matched, usable = now(), list(reuse)
+        hit, rows = self.tiers.acquire_any([way.key for way in reuse.values()], WAIT_S)
         found = now()
         pieces = [usable[row] for row in rows]
         place = buffer.spans(self.tiers.layout, [(p.start, p.stop) for p in pieces], engine.threads)
         loaded = self.tiers.load(hit, place)
-        held = pieces[: loaded.chunks]
+        held = {piece: reuse[piece] for piece in pieces[: loaded.chunks]}
         turned = now()
-        moved = [p for p in held if not prompt.exact(p) or keys[p] != p.key]
+        moved = [piece for piece, way in held.items() if way.moved]
         self._turn(buffer, prompt, moved)
         again = self._again(moved)
         wait_for(self.runner.device)
@@ -150,26 +152,27 @@ class BlendSession(TransformersSession):
             logits = engine.forward(buffer, ids[at[0] :], int(at[0]))
         else:
             logits = blend(self.runner, self._tensor(ids), buffer.tensor, at)
-        there = set(held)
-        lacking = [] if self._full else [p for p in prompt.pieces if p not in there]
+        lacking = [p for p in prompt.pieces if p not in held] if self._ratio < 1 else []
         known, _ = self.tiers.acquire_any([piece.key for piece in lacking])
         self.tiers.release(known)
-        self._lesson = _Lesson(prompt, lacking, frozenset(known.keys), buffer, buffer.lent)
-        self.tiers.touch([keys[piece] for piece in pieces])
+        stored = frozenset(known.keys)
+        self.tiers.touch([reuse[piece].key for piece in pieces])
+        begins, gone = self.prompts.beginnings.keep(prompt, held, self._ratio)
+        self._lesson = _Lesson(prompt, lacking, stored, begins, gone, buffer, buffer.lent)
         self._last = (buffer, logits)
         by_tier: dict[str, int] = {}
         for piece, tier in zip(held, hit.tiers, strict=False):
             name = self.tiers.tiers[tier].name
             by_tier[name] = by_tier.get(name, 0) + piece.stop - piece.start
-        new, full = self.prompts.lessons(prompt, lacking, frozenset(known.keys))
+        new, full = self.prompts.lessons(prompt, lacking, stored)
         return Prefilled(
             logits,
             loaded=replace(loaded, by_tier=by_tier),
             hit_tokens=by_tier,
             lookup_s=found - began,
             ready_s=ready,
-            stored=(len(new) + len(full)) * self.tiers.layout.chunk_bytes,
-            blended_tokens=sum(p.stop - p.start for p in moved),
+            stored=(len(begins) + len(new) + len(full)) * self.tiers.layout.chunk_bytes,
+            blended_tokens=sum(p.stop - p.start for p, way in held.items() if not way.exact),
             selected_tokens=len(again),
             token_layer_share=len(at) * layers / (n * layers),
             blend_s=(matched - began) + (ready - turned),
@@ -206,7 +209,14 @@ class BlendSession(TransformersSession):
         sees how far they are from what the request itself computed: of those that were seen often
         enough now, it stores the average."""
         lesson, self._lesson = self._lesson, None
-        if lesson is None or not lesson.computed:
+        if lesson is None:
+            return
+        self.tiers.discard(lesson.gone)
+        seen = lesson.context.lent == lesson.lent
+        if seen:
+            places = {piece: piece.start for piece in lesson.begins}
+            self._store(lesson.context, lesson.begins, places)
+        if not lesson.computed:
             return
         prompt = lesson.prompt
         buffer = self.engine.kv_buffer(keep=lesson.context)
@@ -216,7 +226,6 @@ class BlendSession(TransformersSession):
         parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
         prompt.matcher.stored(prompt.ids, parts)
         self._store(buffer, {piece: piece.key for piece in new}, alone)
-        seen = lesson.context.lent == lesson.lent
         if seen:
             parts = [piece for piece in parts if not prompt.exact(piece)]
             self._fetch([piece for piece in parts if piece not in alone], alone, buffer)
@@ -287,8 +296,9 @@ class BlendSession(TransformersSession):
             for piece in run:
                 begin, end = piece.start - first.start, piece.stop - first.start
                 counts = lesson.prompt.worth(piece)
-                self.prompts.seen.add(piece.key, lack[begin:end], counts)
+                gone = self.prompts.seen.add(piece.key, lack[begin:end], counts)
                 self._contexts.add(piece.key, turned[..., begin:end, :], counts)
+                self._contexts.forget(gone)
 
     def _tensor(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.runner.device)

@@ -7,7 +7,7 @@ the base's KV, and what a group of them gives back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,9 +129,11 @@ def profile(
     requests: Sequence[tuple[Request, int]],
     sets: Mapping[str, Groups],
     layers: bool = True,
+    on_prompt: Callable[[str], None] = lambda name: None,
 ) -> LayerProfile:
     """Profiles a pair of models on prompts with the number of their tokens that the base has
-    prefilled. ``layers`` asks for single layers too, one forward of the rest of a prompt each."""
+    prefilled. ``layers`` asks for single layers too, one forward of the rest of a prompt each.
+    ``on_prompt`` is told each prompt's name when it is done."""
     count = len(engine.layers().layers)
     whole = (range(count),)
     by_set: dict[str, list[Quality]] = {name: [] for name in sets}
@@ -151,5 +153,6 @@ def profile(
                 unread = unread and prompt.unread(groups)
         for layer, found in enumerate(by_layer):
             found.append(prompt.over_one_layer(layer).quality)
+        on_prompt(request.id)
     means = {name: float(np.mean(values)) for name, values in shares.items()}
     return LayerProfile(by_set, means, by_layer, of_base, apart, unread)
