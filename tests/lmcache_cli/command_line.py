@@ -25,6 +25,7 @@ from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 from unittest.mock import patch
 
+from lmcache_cli.errors import ending_signals
 from lmcache_cli.main import run
 from tests.processes import alone, run_alone
 
@@ -126,7 +127,7 @@ def _talk_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def _kept_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ending_signals()}
     try:
         yield
     finally:

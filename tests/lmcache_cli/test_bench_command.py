@@ -14,6 +14,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from cache_core.policies import POLICIES
+from lmcache_cli.errors import ending_signals
 from reports.run_file import read_run
 from tests.lmcache_cli.command_line import lmcache, lmcache_process, running, until_said
 
@@ -178,7 +179,7 @@ def test_unknown_workload_and_model(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
     """The simulator is fast, so it has much to do."""
     flags = ["--engine", "simulated", "--sessions", "20", "--repeat", "100000"]
@@ -192,6 +193,16 @@ def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Pa
     samples, meta = read_run(path)
     assert samples and meta["complete"] is False
     assert "interrupted" in " ".join(meta["warnings"])
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_terminal_that_closes_ends_what_is_not_to_outlive_it(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert (signal.SIGHUP in ending_signals()) is not ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ending_signals()[:2] == (signal.SIGINT, signal.SIGTERM)
 
 
 def test_a_full_disk_takes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

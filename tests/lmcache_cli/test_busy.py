@@ -129,6 +129,44 @@ def test_without_a_terminal_a_line_tells_how_far_it_is(monkeypatch: pytest.Monke
         ]
 
 
+def test_what_fills_caches_is_work_that_is_left_and_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, written = [0.0], io.StringIO()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    sample: Any = SimpleNamespace(first_token_s=2.0, scheduled_s=0.0)
+    with BenchProgress(Console(file=written, width=80), quiet=False) as shown:
+        shown.expect(2, work=20.0)
+        for _ in range(2):
+            now[0] += 5.0
+            shown.warmed("rag blend", sample, 5.0)
+        for _ in range(2):
+            now[0] += 5.0
+            shown.served("rag blend", sample, 5.0)
+    assert written.getvalue().splitlines() == [
+        "rag blend: filling its cache: 0 of 2 requests, TTFT 2 s, about 15 s left",
+        "rag blend: filling its cache: 0 of 2 requests, TTFT 2 s, about 10 s left",
+        "rag blend: 1 of 2 requests, TTFT 2 s, about 5 s left",
+        "rag blend: 2 of 2 requests, TTFT 2 s, about 0 s left",
+    ]
+
+
+def test_steps_that_change_often_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for quiet in (False, True):
+        written = io.StringIO()
+        shown = BenchProgress(Console(file=written, width=80), quiet)
+        for now[0] in (1.0, 4.0, 6.0, 7.0, 12.0):
+            shown.step(f"serving {now[0]:.0f} of 12")
+        shown.beat()
+        now[0] = 18.0
+        shown.beat()
+        lines = ["serving 6 of 12", "serving 12 of 12", "serving 12 of 12: 6 s so far"]
+        assert written.getvalue().splitlines() == ([] if quiet else lines)
+        now[0] = 0.0
+
+
 def test_what_takes_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -116,15 +116,16 @@ def test_a_server_that_is_killed_gives_failed_samples(model: Path, tmp_path: Pat
     assert 0 < len(failed) < 400 and "not sent" in str(failed[-1].error)
 
 
+@pytest.mark.parametrize("stop", ["INT", "HUP"])
 def test_interruption_leaves_no_server(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the server starts; its child heeds no SIGTERM."""
+    """Ctrl-C, or a terminal that closes, while the server starts; its child heeds no SIGTERM."""
     child = f"trap '' TERM; echo $$ > {tmp_path}/child; exec sleep 300"
     vllm = tmp_path / "vllm"
     vllm.write_text(
         f'#!/bin/sh\nsh -c "{child}" &\n'.replace("$$", "\\$\\$")
-        + f"until [ -s {tmp_path}/child ]; do :; done\nkill -INT $PPID\nwait\n"
+        + f"until [ -s {tmp_path}/child ]; do :; done\nkill -{stop} $PPID\nwait\n"
     )
     vllm.chmod(0o755)
     monkeypatch.setattr("lmcache_cli.engines.vllm.engine.vllm_command", lambda: str(vllm))

@@ -219,6 +219,29 @@ def test_what_was_seen_often_enough_is_saved_as_an_average_and_that_is_reused() 
             ledger.forget(key, 0)
 
 
+def test_what_is_pushed_out_while_it_is_learnt_is_forgotten_by_all_and_seen_anew() -> None:
+    """No average is saved that lacks a context which was counted."""
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment], side.seen.learning, ledger = state.blend.segments, 96, Ledger([64])
+    request = asked([1, *TEXT, *(number + 100 for number in TEXT), 7], [[97, 193]])
+    request.status = SimpleNamespace(name="FINISHED_STOPPED")
+    other = RequestState(request, HASHER, blocks=list(range(20, 33)))
+    side.prepare(other)
+    assert other.blend is not None
+    for key in segment.keys:
+        side.seen.add(key, np.zeros(32, dtype=np.float32), 1.0)
+    found = []
+    for number, one in enumerate((state, other, state, state)):
+        assert side.plan(one, ledger, 0) is None
+        [(encode, plan)] = side.encode(one, ledger, number)
+        ledger.complete_store(plan.moves, stored=True)
+        found.append((encode.forget, encode.full))
+        side.saw([SeenDone(number, (np.ones(32, dtype=np.float32),) * 3)])
+    others = other.blend.segments[0].keys
+    assert found == [((), False), ((), False), (segment.keys, False), (others, False)]
+
+
 @pytest.mark.parametrize("exact", [0, 129])
 def test_of_what_a_prefix_had_no_average_is_saved(exact: int) -> None:
     """It is not known in this context: what would be saved is the passage alone."""
@@ -286,13 +309,18 @@ def test_a_worker_leaves_the_average_in_lent_blocks() -> None:
     alone, seen = kv([0, 1, 2], 1), kv([5, 6, 7, 4], 20)
     seen[:, 0] = rope.rotate(seen[:, 0], 1 - 20)
     tokens = np.zeros(41, dtype=np.int32)
-    for turn, full in enumerate((False, True)):
-        save = SaveSpec(turn, "a", 0, Plan(()), lent, 1)
-        look = (20, 40, (0, 1), (b"a", b"b"), 1.0, full)
-        done = side._see(EncodeSpec(save, tokens, context, *look), blocks)
-        assert [len(lack) for lack in done.lacks] == [32, 8]
-        wanted = (alone + 2 * seen) / 3 if full else alone
-        torch.testing.assert_close(kv([0, 1, 2], 1), wanted, rtol=1e-4, atol=1e-4)
+    first = [cache.clone() for cache in caches]
+    keys = (b"a", b"b")
+    for forget, contexts in ((), 2), (keys, 1):
+        for turn, full in enumerate((False, True)):
+            save = SaveSpec(turn, "a", 0, Plan(()), lent, 1)
+            look = (20, 40, (0, 1), keys, 1.0, full, forget if full else ())
+            done = side._see(EncodeSpec(save, tokens, context, *look), blocks)
+            assert [len(lack) for lack in done.lacks] == [32, 8]
+            wanted = (alone + contexts * seen) / (1 + contexts) if full else alone
+            torch.testing.assert_close(kv([0, 1, 2], 1), wanted, rtol=1e-4, atol=1e-4)
+        for cache, before in zip(caches, first, strict=True):
+            cache.copy_(before)  # as it is encoded alone again
 
 
 @pytest.mark.parametrize(("held", "stop"), [(3, 193), (1, None)])
