@@ -246,7 +246,7 @@ def main() -> int:
             print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     console.print(point_table(found))
     for name, validation in found.items():
-        drift = drift_text(validation.drift) if validation.drift is not None else ""
+        drift = drift_text(validation)
         console.print(f"{name}: {validation.verdict}; {drift}", highlight=False)
         for warning in validation.warnings:
             console.print(f"{name}: warning: {warning}", highlight=False)

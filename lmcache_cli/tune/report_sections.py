@@ -20,7 +20,7 @@ from lmcache_cli.tune.candidates import GIB, TierConfiguration
 from lmcache_cli.tune.cost import RequestCost
 from lmcache_cli.tune.search import Recommendation, replayed
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.validate import MOST_DRIFT, Tolerance, Validation, ValidationPoint
+from lmcache_cli.tune.validate import Tolerance, Validation, ValidationPoint
 from reports.units import NONE, bytes_text
 
 _TIMES = ("p50", "p90")
@@ -38,7 +38,7 @@ def validation_tables(validation: Validation) -> list[RenderableType]:
         f" (engine {validation.engine}, {validation.model})"
     ]
     if validation.drift is not None:
-        lines.append(drift_text(validation.drift))
+        lines.append(drift_text(validation))
     return [table, *(Text(line) for line in lines)]
 
 
@@ -73,13 +73,17 @@ def _point_row(point: ValidationPoint, tolerance: Tolerance, tiers: Sequence[str
     return [*cells, "yes" if good else "no"]
 
 
-def drift_text(drift: float) -> str:
-    """Says how fast the machine was compared with the probe."""
-    far = abs(drift - 1) > MOST_DRIFT
-    return (
-        f"a reference prefill between the requests took {drift:.2f} times what it took in the probe"
-        + ("; the machine was not the same, so times prove nothing: probe anew" if far else "")
-    )
+def drift_text(validation: Validation) -> str:
+    """Says how fast the machine was compared with the probe, if that is known."""
+    if validation.drift is None:
+        return ""
+    text = "a reference prefill between the requests took"
+    text += f" {validation.drift:.2f} times what it took in the probe"
+    if validation.drifted and validation.verdict == "confirmed":
+        return f"{text}; the machine was not the same, and times held all the same"
+    if validation.drifted:
+        text += "; the machine was not the same, so times prove nothing: probe anew"
+    return text
 
 
 def validation_json(validation: Validation) -> dict[str, Any]:

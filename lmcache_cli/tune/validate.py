@@ -21,6 +21,7 @@ from lmcache_cli.bench.plan import MODES
 from lmcache_cli.bench.requests import refuse_too_long
 from lmcache_cli.engines.cache_spec import CacheSpec
 from lmcache_cli.engines.engine import Engine
+from lmcache_cli.engines.vllm.flags import POLL_S
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
 from lmcache_cli.tune.candidates import TierConfiguration
 from lmcache_cli.tune.queueing import PERCENTILES, percentiles
@@ -140,11 +141,12 @@ def neighbours(stack: TierConfiguration) -> list[tuple[str, TierConfiguration]]:
 @dataclass
 class _Drift:
     """Runs a reference prefill between requests, as long as that of ``points`` which has nearly so
-    many ``tokens``."""
+    many ``tokens``, and waits for ``rest_s`` seconds, in which its server comes to rest."""
 
     prefill: Prefill
     points: Sequence[tuple[int, int, float]]
     tokens: int
+    rest_s: float = 0.0
     ratios: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -153,6 +155,7 @@ class _Drift:
 
     def run(self) -> None:
         self.ratios.append(self.prefill(self.new) / self.usual)
+        time.sleep(self.rest_s)
 
 
 def _embedded_prefill(engine: Any) -> Prefill:
@@ -202,7 +205,7 @@ def validate(
         if engine.name == "transformers":
             drift = _Drift(_embedded_prefill(engine), prefill_points, _REFERENCE_TOKENS)
         elif reference is not None:
-            drift = _Drift(reference, prefill_points, REFERENCE_TOKENS_SERVED)
+            drift = _Drift(reference, prefill_points, REFERENCE_TOKENS_SERVED, POLL_S)
     measured = Measured()
     total = len(requests) * len(cells) * repeats
     order = random.Random(0)
@@ -239,8 +242,8 @@ def validate(
 
 
 class _RunByRun:
-    """An engine of servers that take turns run by run: on few cores, one that has just served made
-    the next one slower by several times."""
+    """An engine of servers that take turns run by run, as clients have them: a server that has just
+    answered is faster than one that was at rest."""
 
     interleaves = False
 

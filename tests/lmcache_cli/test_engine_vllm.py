@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +17,7 @@ import pytest
 
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.http.engine import REQUEST_NAME, SALT_TOKENS
-from lmcache_cli.engines.vllm.engine import HitRecord
+from lmcache_cli.engines.vllm.engine import HitRecord, VllmEngine
 from lmcache_cli.engines.vllm.flags import mode_flags, platform, refuse_cell
 from lmcache_cli.engines.vllm.server import LMCacheServer, ServerError, VllmServer, vllm_command
 from lmcache_cli.errors import MissingError, UserError
@@ -135,6 +136,26 @@ def test_interruption_leaves_no_server(
     pid = int((tmp_path / "child").read_text())
     eventually(lambda: not psutil.pid_exists(pid))
     assert not servers_of(model)
+
+
+def test_a_server_serves_when_the_others_are_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of vLLM's polls for a second after its last step."""
+    now, slept = [50.0], list[float]()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", slept.append)
+    engine: Any = object.__new__(VllmEngine)
+    one, other = SimpleNamespace(), SimpleNamespace()
+    engine._up, engine._last = [one, other], (None, 0.0)
+    engine.bring_up(one)
+    engine.served(one)
+    engine.bring_up(one)
+    assert not any(slept), "its own second is its own"
+    now[0] += 0.25
+    engine.bring_up(other)
+    assert slept[-1] == 0.75
+    now[0] += 1.0
+    engine.rest(other)
+    assert slept[-1] == 0.0
 
 
 def test_an_interruption_while_the_process_begins_leaves_none(

@@ -26,6 +26,7 @@ from lmcache_cli.engines.http.engine import (
 )
 from lmcache_cli.engines.http.settings import ServerSettings
 from lmcache_cli.engines.vllm.flags import (
+    POLL_S,
     flag_value,
     mode_flags,
     own_cache_flags,
@@ -55,8 +56,8 @@ _FOREIGN_TIER = {"vllm": "device", "offload": "cpu", "lmcache": "cpu"}
 
 class VllmEngine:
     """An engine (:class:`lmcache_cli.engines.engine.Engine`) of vLLM servers. On a CPU those of all
-    cells are up at once (an idle one uses no CPU); on a GPU, whose memory one fills, one at a
-    time."""
+    cells are up at once (one that has rested uses no CPU); on a GPU, whose memory one fills, one at
+    a time."""
 
     name = "vllm"
 
@@ -80,6 +81,7 @@ class VllmEngine:
         self._opened = 0
         self._started = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         self._up: list[VllmSession] = []
+        self._last: tuple[VllmSession | None, float] = None, 0.0
 
     def layout(self, chunk_tokens: int) -> KVLayout:
         """Returns the KV layout of this model for a chunk length."""
@@ -147,9 +149,10 @@ class VllmEngine:
         return VllmSession(self, spec, server, trace, peer, context)
 
     def bring_up(self, session: VllmSession) -> None:
-        """Starts the session's server, if it is not up; stops another one that is in its way."""
+        """Starts the session's server, if it is not up, and stops another one in its way; else
+        waits until others rest."""
         if session in self._up:
-            return
+            return self.rest(session)
         if not self.interleaves:
             for other in list(self._up):
                 self.bring_down(other)
@@ -161,6 +164,16 @@ class VllmEngine:
         if session in self._up:
             self._up.remove(session)
         session.stop()
+
+    def served(self, session: VllmSession) -> None:
+        """Notes that a session's server has just worked."""
+        self._last = session, time.monotonic()
+
+    def rest(self, session: VllmSession) -> None:
+        """Waits until the workers of another session's server sleep: they take a core till then."""
+        last, at = self._last
+        if last is not session:
+            time.sleep(max(0.0, at + POLL_S - time.monotonic()))
 
     def warm_up(self, tokens: int) -> None:
         """Does nothing: each server is warmed when it starts."""
@@ -225,6 +238,7 @@ class VllmSession(OpenAISession):
         endpoint.agree([list(engine.encode("Hello, how are you?"))])
         tokens = min(_WARM_TOKENS, self._context - 2 * SALT_TOKENS)
         warm(endpoint, Salts(engine.encode, engine.bos, f"warm {self.spec.salt}"), tokens)
+        engine.served(self)
 
     def stop(self) -> None:
         """Stops the server. Idempotent."""
@@ -247,6 +261,7 @@ class VllmSession(OpenAISession):
         self, request: Request, prompt_tokens: int, due: float, answer: Completion, name: str
     ) -> Sample:
         sample = super().sample(request, prompt_tokens, due, answer, name)
+        self.engine.served(self)
         # Without its cache vLLM goes on, and computes what it should have found.
         death = self._peer.death() if self._peer is not None else ""
         death = death or (self.server.death() if answer.lost else "")
@@ -280,9 +295,11 @@ class VllmSession(OpenAISession):
         """Has the server answer a prompt as it is, without salt tokens. Returns the seconds from
         sending it to each token, and the tokens of the prompt that were hit by tier. Raises
         :class:`ServerError`."""
+        self.engine.rest(self)
         name = self.request_id(0)
         self._sent += 1
         answer = self._connected().complete(ids, max_tokens, name)
+        self.engine.served(self)
         if answer.error is not None:
             death = self.server.death() if answer.lost else ""
             raise ServerError(f"engine vllm: {answer.error}{death and '; '}{death}")

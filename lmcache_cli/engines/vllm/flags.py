@@ -17,6 +17,8 @@ _WORKER = "cache_core.adapters.vllm.blend_worker.BlendWorker"
 _CPU_BLOCK = "128"  # vLLM's default there
 OWN_BLOCK_TOKENS = 32
 """The tokens of a block of vLLM's own prefix cache, where a cell says how large that is."""
+POLL_S = 1.0
+"""How long a worker of vLLM's polls for its next step, with a core to itself, before it sleeps."""
 _SPARE_BLOCKS = 2
 """The one that vLLM gives to nobody, and the one behind a prompt's last full block."""
 
