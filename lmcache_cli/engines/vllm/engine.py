@@ -152,7 +152,8 @@ class VllmEngine:
         """Starts the session's server, if it is not up, and stops another one in its way; else
         waits until others rest."""
         if session in self._up:
-            return self.rest(session)
+            self.rest(session)
+            return
         if not self.interleaves:
             for other in list(self._up):
                 self.bring_down(other)
