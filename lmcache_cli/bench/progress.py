@@ -110,7 +110,8 @@ class BenchProgress:
         lasts = now - self._phase_began
         # The longer it lasts, the less news it is.
         if self._lines and now - self._said >= max(LINE_S, lasts / 4):
-            self._say(f"{self._phase}: {seconds_text(lasts)} so far")
+            so_far = f": {seconds_text(lasts)} so far" if lasts >= LINE_S else ""
+            self._say(f"{self._phase}{so_far}")
 
     def expect(self, requests: int, work: float | None = None, what: str = "requests") -> None:
         """Sets how many requests (or ``what``) all cells will serve together, and how much ``work``

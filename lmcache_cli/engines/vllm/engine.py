@@ -48,7 +48,7 @@ _REUSED_KINDS = ("document", "passage")
 """Parts of a prompt that blend may reuse anywhere."""
 _PROCESS_BYTES = 3 << 29  # what an API server and an engine core take, without model and KV
 _RECORD_S = 10.0  # a record is written when the request ends: far beyond what that takes
-_WARM_TOKENS = 512
+_WARM_TOKENS = 2048  # as many as vLLM computes in a step
 _SERVERS = {"lmcache": LMCacheServer}
 """The server process that a foreign cache has beside vLLM, by reuse mode."""
 _FOREIGN_TIER = {"vllm": "device", "offload": "cpu", "lmcache": "cpu"}
@@ -145,8 +145,7 @@ class VllmEngine:
         peer = None
         if beside := _SERVERS.get(spec.mode):
             peer = beside(spec, environment, stem.with_suffix(".cache.log"))
-        context = longest if "device" in spec.tiers else self.max_context + SALT_TOKENS
-        return VllmSession(self, spec, server, trace, peer, context)
+        return VllmSession(self, spec, server, trace, peer, longest)
 
     def bring_up(self, session: VllmSession) -> None:
         """Starts the session's server, if it is not up, and stops another one in its way; else
@@ -202,8 +201,8 @@ class VllmEngine:
 
 class VllmSession(OpenAISession):
     """A session of one cell: a server of its own, at an endpoint as any other. ``peer`` is the
-    process that keeps its KV, if that is another; ``context`` the most tokens that the server
-    takes."""
+    process that keeps its KV, if that is another; ``longest`` the tokens of the longest request
+    that will come."""
 
     def __init__(
         self,
@@ -212,9 +211,9 @@ class VllmSession(OpenAISession):
         server: VllmServer,
         trace: Path,
         peer: LMCacheServer | None,
-        context: int,
+        longest: int,
     ) -> None:
-        self._context = context
+        self._longest = longest
         salts = Salts(engine.encode, engine.bos, spec.salt)
         super().__init__(self._connected, salts, None, _FOREIGN_TIER.get(spec.mode, "device"))
         self.engine, self.spec, self.server, self._peer = engine, spec, server, peer
@@ -237,7 +236,8 @@ class VllmSession(OpenAISession):
         if self._peer is not None:
             self._peer.note_segments(self.server.group())
         endpoint.agree([list(engine.encode("Hello, how are you?"))])
-        tokens = min(_WARM_TOKENS, self._context - 2 * SALT_TOKENS)
+        # What is computed for the first time takes longer: so many rows, a tier's memory.
+        tokens = min(_WARM_TOKENS, self._longest - 2 * SALT_TOKENS)
         warm(endpoint, Salts(engine.encode, engine.bos, f"warm {self.spec.salt}"), tokens)
         engine.served(self)
 
