@@ -126,6 +126,17 @@ def _talk_on_stderr() -> Iterator[None]:
 
 
 @contextmanager
+def heeding_hangups(wanted: bool = True) -> Iterator[None]:
+    """Has SIGHUP do what it does by itself, or nothing: these tests may themselves run under
+    nohup, which children inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL if wanted else signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
 def _kept_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in ending_signals()}
     try:

@@ -16,7 +16,13 @@ import pytest
 from cache_core.policies import POLICIES
 from lmcache_cli.errors import ending_signals
 from reports.run_file import read_run
-from tests.lmcache_cli.command_line import lmcache, lmcache_process, running, until_said
+from tests.lmcache_cli.command_line import (
+    heeding_hangups,
+    lmcache,
+    lmcache_process,
+    running,
+    until_said,
+)
 
 SMALL = ["--documents", "2", "--questions", "2", "--context-tokens", "200", "--output-tokens", "4"]
 
@@ -183,7 +189,7 @@ def test_unknown_workload_and_model(tmp_path: Path) -> None:
 def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Path) -> None:
     """The simulator is fast, so it has much to do."""
     flags = ["--engine", "simulated", "--sessions", "20", "--repeat", "100000"]
-    with running("bench", "chat", *flags, cwd=tmp_path) as process:
+    with heeding_hangups(), running("bench", "chat", *flags, cwd=tmp_path) as process:
         until_said(process, "warming up")
         time.sleep(1)
         process.send_signal(stop)
@@ -197,11 +203,8 @@ def test_interruption_keeps_what_was_measured(stop: signal.Signals, tmp_path: Pa
 
 @pytest.mark.parametrize("ignored", [True, False])
 def test_a_terminal_that_closes_ends_what_is_not_to_outlive_it(ignored: bool) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    try:
+    with heeding_hangups(not ignored):
         assert (signal.SIGHUP in ending_signals()) is not ignored
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert ending_signals()[:2] == (signal.SIGINT, signal.SIGTERM)
 
 

@@ -23,7 +23,7 @@ from lmcache_cli.engines.vllm.server import LMCacheServer, ServerError, VllmServ
 from lmcache_cli.errors import MissingError, UserError
 from reports.run_file import read_run
 from tests.cache_core.servers import eventually
-from tests.lmcache_cli.command_line import lmcache, running
+from tests.lmcache_cli.command_line import heeding_hangups, lmcache, running
 from tests.lmcache_cli.pages import commands
 from tests.lmcache_cli.vllm_world import ARGS, BLOCK_TOKENS, QUIET, START_S, tiny_model
 from tests.processes import interrupted_at_begin
@@ -130,7 +130,8 @@ def test_interruption_leaves_no_server(
     )
     vllm.chmod(0o755)
     monkeypatch.setattr("lmcache_cli.engines.vllm.engine.vllm_command", lambda: str(vllm))
-    done = bench(tmp_path, model, "--reuse", "vllm")
+    with heeding_hangups():
+        done = bench(tmp_path, model, "--reuse", "vllm")
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     pid = int((tmp_path / "child").read_text())
