@@ -57,6 +57,22 @@ def test_another_question_costs_its_own_tokens(tmp_path: Path) -> None:
     session.close()
 
 
+def test_a_passage_may_stand_in_a_prompt_twice(tmp_path: Path) -> None:
+    """In its own place it is exact; behind others it is not, though it is held."""
+    engine = small_engine(tmp_path)
+    system, a, b, _, question = parts()
+    session = blend_session(engine, beginnings=True, ratio=0.25)
+    length = 2 * CHUNK
+    serve(session, asking([system, a, question]))
+    for order, hits in ([a, b, a], 10 + length), ([a, b, a], 10 + 3 * length):
+        sample = serve(session, asking([system, *order, question], f"{hits}"))
+        assert (sample.hits, sample.blended_tokens) == (hits, 0)
+        cold = engine.forward(engine.kv_buffer(), asking([system, *order, question]).token_ids, 0)
+        torch.testing.assert_close(session.logits, cold, rtol=1e-3, atol=1e-3)
+        session.settle()
+    session.close()
+
+
 def test_a_prompt_goes_on_blended_where_its_beginning_ends(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
     texts, length = parts(passages=4), 2 * CHUNK

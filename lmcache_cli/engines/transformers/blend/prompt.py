@@ -152,7 +152,7 @@ class Prompts:
             if piece in found:
                 continue
             own = prompt.exact(piece)
-            if ratio == 0 or piece.key in there:
+            if ratio == 0 or (own and piece.key in there):
                 found[piece] = Reuse(piece.key, moved=not own, exact=own)
             elif self.seen.get(piece.key) is not None:
                 found[piece] = Reuse(prompt.average(piece), moved=True, exact=False)
