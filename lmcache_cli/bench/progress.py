@@ -47,6 +47,7 @@ class BenchProgress:
         self._task = self._bar.add_task("starting", total=None, count="")
         self._total, self._done, self._what = 0, 0, "requests"
         self._work = self._worked = 0.0
+        self._first: float | None = None
         self._began = self._said = time.monotonic()
 
         self._phase = "starting"
@@ -120,7 +121,7 @@ class BenchProgress:
         self._work, self._worked = float(requests) if work is None else work, 0.0
         self._bar.update(self._task, total=self._work, completed=0, count=f"0/{requests}")
         self._total, self._done, self._what = requests, 0, what
-        self._began = time.monotonic()
+        self._first, self._began = None, time.monotonic()
 
     def served(self, label: str, sample: Sample, work: float = 1.0) -> None:
         """Counts one more request, and its ``work``, as done, and shows its TTFT."""
@@ -135,21 +136,28 @@ class BenchProgress:
     def warmed(self, label: str, sample: Sample, work: float = 1.0) -> None:
         """Counts the ``work`` of a request that only fills a cache, which is none of those that
         were announced, as done, and shows its TTFT."""
-        self._moved(f"{label}: filling its cache", _ttft(sample), work)
+        self._moved(f"{label}: filling its cache", _ttft(sample), work, counted=False)
 
-    def _moved(self, label: str, detail: str, work: float) -> None:
+    def _moved(self, label: str, detail: str, work: float, counted: bool = True) -> None:
+        now = time.monotonic()
+        if self._first is None:  # what it took has much in it that comes once
+            self._first, self._began = self._worked + work, now
         self._worked += work
         shown = f"{self._done}/{self._total}" if self._total else str(self._done)
         self._bar.update(self._task, advance=work, description=f"{label}{detail}", count=shown)
-        now = time.monotonic()
         if not self._lines or now - self._said < LINE_S:
             return
-        count, left = f"{self._done} {self._what}", ""
-        if self._total and self._worked:  # a check goes on until it is decided
-            seconds = (now - self._began) / self._worked * max(0.0, self._work - self._worked)
-            count = f"{self._done} of {self._total} {self._what}"
-            left = f", about {seconds_text(seconds)} left"
-        self._say(f"{label}: {count}{detail}{left}")
+        count = f": {self._done} {self._what}"
+        if self._total:  # a check goes on until it is decided
+            count = f": {self._done} of {self._total} {self._what}"
+        self._say(f"{label}{count if counted else ''}{detail}{self._left(now)}")
+
+    def _left(self, now: float) -> str:
+        """Says how long the rest may take, by what was done since the first request."""
+        left, done = self._work - self._worked, self._worked - (self._first or 0.0)
+        if not self._total or left <= 0 or done <= 0:
+            return ""
+        return f", about {seconds_text((now - self._began) / done * left)} left"
 
 
 def _ttft(sample: Sample) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cache_core.blend.certificate import BlendTerms, Certificate, certificate_name
 from lmcache_cli.bench.progress import BenchProgress
@@ -27,6 +28,7 @@ from lmcache_cli.output import columns
 from lmcache_cli.sizes import parse_count
 from lmcache_cli.verify.gates import QUESTION_TOKENS, Gate, check_fits, conclude, gate_table
 from workloads import (
+    Corpus,
     CorpusError,
     FolderCorpus,
     GeneratedCorpus,
@@ -47,6 +49,12 @@ LEAST_PROMPTS = 16
 MOST_OF_NAIVE, LEAST_TOP_1 = 0.6, -0.01
 """What blend must reach: this share of plain reuse's KL, and top-1 as near a full prefill's."""
 _PASSAGES, _TRUTH, _POOL = 4, 24, 24
+_VERDICTS = {
+    "passed": "passed: bench and the vLLM connector blend this model from now on",
+    "failed": "failed: this model is not blended; a larger --blend-ratio computes more again",
+    "inconclusive": "inconclusive: an interval holds the limit, so it is not blended yet; more"
+    " prompts tell: --prompts {}",
+}
 _DRAWS, _MOST_DRAWS = 4000, 20_000
 
 
@@ -76,6 +84,10 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
         raise UserError(f"--prompts: {flags.prompts} is too few to tell; at least {LEAST_PROMPTS}")
     if not 0 < flags.blend_ratio <= 1:
         raise UserError(f"--blend-ratio: {flags.blend_ratio} is not above 0, and up to 1")
+    try:
+        corpus = FolderCorpus(flags.corpus) if flags.corpus else GeneratedCorpus(flags.seed)
+    except CorpusError as error:
+        raise UserError(f"--corpus: {error}") from error
     with BenchProgress(talk, quiet) as progress:
         progress.step("loading the model")
         engine: Any = start_engine("transformers", flags.model, flags.device, flags.dtype)
@@ -93,7 +105,7 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
     session: Any = engine.open(spec, need)
     session.keep_logits = True
     session.prompts.beginnings.most = 0  # what is tried was learnt elsewhere
-    tried, teaching = _prompts(engine, passage_tokens, flags, session.prompts.seen.learning)
+    tried, teaching = _prompts(engine, corpus, passage_tokens, flags, session.prompts.seen.learning)
     with BenchProgress(talk, quiet) as progress:
         progress.expect(len(teaching) + len(tried), what="prompts")
         _learn(session, teaching, progress)
@@ -129,12 +141,12 @@ def verify_blend(flags: BlendGateFlags, json_file: str | None, quiet: bool) -> i
         raise UserError(
             f"--out: {path} can't be written: {error.strerror}; name another file"
         ) from error
-    talk.print(f"{certificate.verdict}; certificate: {path}", highlight=False, soft_wrap=True)
     document = {"schema": VERIFY_BLEND_SCHEMA, "model": engine.model, **asdict(terms), **details}
     document |= {"passed": certificate.verdict == "passed", "verdict": certificate.verdict}
     document |= {"certificate": str(path)}
     tables = [gate_table(f"blend on {engine.model}", details["gates"]), _curve(points)]
-    return conclude(document, tables, json_file)
+    said = Text(f"{_VERDICTS[certificate.verdict].format(2 * len(tried))}\ncertificate: {path}")
+    return conclude(document, [*tables, said], json_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +190,11 @@ class _Tried:
 
 
 def _prompts(
-    engine: TransformersEngine, passage: int, flags: BlendGateFlags, together: int | None = None
+    engine: TransformersEngine,
+    corpus: Corpus,
+    passage: int,
+    flags: BlendGateFlags,
+    together: int | None = None,
 ) -> tuple[list[_Tried], list[Request]]:
     """Makes prompts of a BOS (or a first token), passages of a pool, and text that goes on from one
     of them; and requests after which each passage was seen often enough. No two passages of a
@@ -190,7 +206,6 @@ def _prompts(
     pool = max(_POOL, flags.prompts)
     settings = Settings(context_tokens=length, requests=pool, seed=flags.seed)
     try:
-        corpus = FolderCorpus(flags.corpus) if flags.corpus else GeneratedCorpus(flags.seed)
         texts = [
             request.token_ids[1:]
             for request in generate("random", settings, corpus, engine.encode, engine.bos)

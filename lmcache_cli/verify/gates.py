@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lmcache_cli.errors import EXIT_FAILED, EXIT_INCONCLUSIVE, UserError
 from lmcache_cli.output import columns, write_output
@@ -70,8 +71,10 @@ def gate_table(title: str, gates: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def conclude(document: Mapping[str, Any], tables: Iterable[Table], json_file: str | None) -> int:
-    """Writes the JSON, prints the tables unless stdout is taken, and returns the exit code of
+def conclude(
+    document: Mapping[str, Any], tables: Iterable[Table | Text], json_file: str | None
+) -> int:
+    """Writes the JSON, prints tables and words unless stdout is taken, and returns the exit code of
     ``document["passed"]``, or of a verdict ``inconclusive``."""
     if json_file is not None:
         write_output(json_file, json.dumps(document, indent=2) + "\n")

@@ -30,7 +30,7 @@ from lmcache_cli.verify.gates import QUESTION_TOKENS
 from tests.lmcache_cli.blend_world import ROPES, blend_session, small_engine
 from tests.lmcache_cli.command_line import lmcache
 from tests.lmcache_cli.small_model import save_model
-from workloads import Request
+from workloads import GeneratedCorpus, Request
 
 pytestmark = pytest.mark.engine
 
@@ -89,7 +89,7 @@ def test_a_passage_behind_which_no_other_fits_is_not_waited_for() -> None:
 def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
     engine = small_engine(tmp_path)
     session = blend_session(engine)
-    tried, teaching = _prompts(engine, 16, BlendGateFlags(prompts=16))
+    tried, teaching = _prompts(engine, GeneratedCorpus(0), 16, BlendGateFlags(prompts=16))
     progress = BenchProgress(Console(file=io.StringIO()), quiet=True)
     _learn(session, teaching, progress)
     assert len(teaching) < 24
@@ -102,7 +102,9 @@ def test_all_passages_are_known_after_learning(tmp_path: Path) -> None:
 
 def test_no_two_passages_of_a_prompt_were_seen_together(tmp_path: Path) -> None:
     """Else what is reused would have been computed beside what it is tried with."""
-    tried, teaching = _prompts(small_engine(tmp_path), 16, BlendGateFlags(prompts=20))
+    tried, teaching = _prompts(
+        small_engine(tmp_path), GeneratedCorpus(0), 16, BlendGateFlags(prompts=20)
+    )
     met = [passages(request) for request in teaching]
     assert len(tried) == 20 and all(len(some) > 1 for some in met)
     for one in tried:
