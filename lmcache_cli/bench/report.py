@@ -74,6 +74,7 @@ def run_and_report(
         known = {"config": plan.config(), "machine": machine(), "versions": versions()}
         earlier.refuse_other(known)
         measured = earlier.measured()
+        talk.print(earlier.kept_text(len(measured.samples)), highlight=False, soft_wrap=True)
         budget = earlier.meta.get("time_budget")
     kept = len(measured.samples)
 

@@ -106,6 +106,14 @@ class Interrupted:
             began_s=max((s.finished_s for s in self.samples), default=0.0),
         )
 
+    def kept_text(self, kept: int) -> str:
+        """Says what of the run's requests is kept."""
+        again = len(self.samples) - kept
+        text = f"{kept:,} requests of whole repeats are kept"
+        if again:
+            text += f"; {again:,} are served again, since what their caches held is gone"
+        return text
+
     def groups(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Groups those of ``cells`` that were measured together: free memory, which settled that,
         may be another by now."""

@@ -70,7 +70,7 @@ def test_a_finished_run_is_the_run_that_was_never_cut_off(
     kept = {(c, r) for c, r, _ in meta["progress"]["finished"]}
     assert 0 < len(kept) < 2 * 5 * REPEATS, "in mid-sweep"
 
-    done = lmcache("bench", "--resume", str(path), "--json", "-", "--quiet", cwd=tmp_path)
+    done = lmcache("bench", "--resume", str(path), "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["complete"] is True and document["warnings"] == []
@@ -81,6 +81,7 @@ def test_a_finished_run_is_the_run_that_was_never_cut_off(
     assert described["complete"] is True and len(described["resumed"]) == 1
     assert described["started"] == meta["started"] and "progress" not in described
     before = {(s.cell, s.repeat, s.request_id): s for s in samples if (s.cell, s.repeat) in kept}
+    assert f"{len(before):,} requests of whole repeats are kept" in done.stderr
     now = {(s.cell, s.repeat, s.request_id): s for s in after}
     assert len(now) == len(after) == 2 * 5 * 60 * REPEATS
     assert all(now[key] == sample for key, sample in before.items()), "what was measured stays"
