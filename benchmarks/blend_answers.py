@@ -97,7 +97,7 @@ class InVllm:
             enable_prefix_caching=False,
             max_model_len=1024,
             worker_cls="cache_core.adapters.vllm.blend_worker.BlendWorker",
-            kv_transfer_config=connector(**options, cpu_size="1GiB"),
+            kv_transfer_config=connector(**options, cpu_size="3GiB"),
         )
         core: Any = self.llm.llm_engine.engine_core
         self.scheduler = core.engine_core.scheduler
