@@ -12,7 +12,7 @@ from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
 from lmcache_cli.tune.policies import BELADY
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.worth import LoadOrCompute, Uncertainty, Worth, needed_load
+from lmcache_cli.tune.worth import LoadOrCompute, Worth, needed_load
 from reports.units import bytes_text, seconds_text
 
 Conclusion = Literal[
@@ -22,6 +22,7 @@ Conclusion = Literal[
 ]  # fmt: skip
 _LITTLE = 0.02
 """The hit rate below which a cache does not help, and within which two are alike."""
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def answer(study: Study, found: Recommendation) -> Answer:
     """Puts what was found into words."""
     verdict = _verdict(study, found)
     notes = (
-        ("How sure", tuple(_how_sure(found.uncertainty))),
+        ("How sure", found.uncertainty.lines(_another(study)) if found.uncertainty else ()),
         ("What the trace knows", tuple(_known(study, found))),
         ("A pool or a router", tuple(_pool_or_router(found))),
         ("What limits", tuple(_limits(study, found))),
@@ -235,6 +236,13 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
     return load
 
 
+def _another(study: Study) -> str:
+    """Returns what the trace is one of: a day, or as long as it lasts."""
+    if study.clients is not None:
+        return "run"
+    return "day" if study.duration_s >= _DAY_S else seconds_text(study.duration_s)
+
+
 def _known(study: Study, found: Recommendation) -> list[str]:
     """Says what a recording tells beside its requests: the hits of its server, and what chunks that
     are found anywhere would add."""
@@ -286,22 +294,6 @@ def _pool_or_router(found: Recommendation) -> list[str]:
     if fleet.both.stack not in (fleet.router.stack, fleet.pool.stack):
         how = f"{bought_text(fleet.both)} behind {fleet.both.stack.routing}"
         lines.append(f"both, {how}: {text(fleet.both)}")
-    return lines
-
-
-def _how_sure(of: Uncertainty | None) -> list[str]:
-    lines = []
-    if of is not None and of.hit_rate is not None:
-        low, high = of.hit_rate
-        lines.append(
-            f"hit rate {100 * low:.1f} to {100 * high:.1f} % on another such day (95 %, bootstrap"
-            f" over {of.groups})"
-        )
-    if of is not None and of.ttft is not None:
-        times = ", ".join(
-            f"{n} {seconds_text(a)} to {seconds_text(b)}" for n, (a, b) in of.ttft.items()
-        )
-        lines.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
     return lines
 
 

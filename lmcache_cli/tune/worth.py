@@ -228,6 +228,23 @@ class Uncertainty:
     groups: str
     ttft: dict[str, tuple[float, float]] | None
 
+    def lines(self, another: str) -> tuple[str, ...]:
+        """Describes the uncertainty in words; ``another`` is what the trace is one of, like
+        ``day`` or ``2 min 15 s``."""
+        found = []
+        if self.hit_rate is not None:
+            low, high = self.hit_rate
+            found.append(
+                f"hit rate {100 * low:.1f} to {100 * high:.1f} % on another such {another} (95 %,"
+                f" bootstrap over {self.groups})"
+            )
+        if self.ttft is not None:
+            times = ", ".join(
+                f"{n} {seconds_text(a)} to {seconds_text(b)}" for n, (a, b) in self.ttft.items()
+            )
+            found.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
+        return tuple(found)
+
 
 def uncertainty(study: Study, stack: TierConfiguration, seed: int = 0) -> Uncertainty:
     """Returns the uncertainty of a stack's prediction."""

@@ -201,6 +201,17 @@ def test_bounds_that_leave_no_room_are_not_called_no_gain(tmp_path: Path) -> Non
     assert "--max-cpu and --max-disk leave no room that helps" in said(trace, *flags)
 
 
+def test_a_short_trace_is_not_called_a_day(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    sure = tuned(trace)["recommendation"]["notes"]["How sure"]
+    assert " % on another such 1 min 18 s (95 %, bootstrap over blocks of time)" in sure[0]
+    slow = tuned(trace, "--speed-up", "0.0005")["recommendation"]["notes"]["How sure"]
+    assert " % on another such day (95 %" in slow[0]
+    made = "rag", "--requests", "20", "--concurrency", "2", "--quiet"
+    said = " ".join(tune(*made, cwd=tmp_path).stdout.split())
+    assert " % on another such run (95 %" in said
+
+
 def test_a_trace_of_lengths_alone_sizes_the_device(tmp_path: Path) -> None:
     lines = [f"{2 * i}.0,4096,10" for i in range(40)]
     trace = tmp_path / "t.csv"
