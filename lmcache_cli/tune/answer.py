@@ -23,6 +23,8 @@ Conclusion = Literal[
 _LITTLE = 0.02
 """The hit rate below which a cache does not help, and within which two are alike."""
 _DAY_S = 86_400
+_ROUTING_LOGIC = {"prefix": "prefixaware", "session": "session", "round-robin": "roundrobin"}
+"""What the router of vLLM's production-stack calls ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +149,14 @@ def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
     if chosen.stack.bought:
-        how = f"chunks of {chosen.stack.chunk_tokens} tokens, {how_text(chosen)}"
+        what = f"{bought_text(chosen)} (chunks of {chosen.stack.chunk_tokens} tokens,"
+        what += f" {how_text(chosen)}), {price}.{_router(found)}"
         if verdict == "nothing keeps the bounds":
-            nearest = f"the nearest is {bought_text(chosen)} ({how}), {price}"
-            return f"No stack keeps every bound; {nearest}."
-        return f"Buy {bought_text(chosen)} ({how}), {price}."
+            return f"No stack keeps every bound; the nearest is {what}"
+        return f"Buy {what}"
     said = {
         "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
-        " nothing.",
+        f" nothing.{_router(found)}",
         "nothing keeps the bounds": "No stack keeps every bound, and none comes much nearer than"
         " what you have.",
         "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
@@ -170,6 +172,19 @@ def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
         f" held {ceiling} would hit.",
     }.get(verdict, "Buy nothing.")
     return said if verdict == "nothing keeps the bounds" else f"{said} {_in_vllm(study, found)}"
+
+
+def _router(found: Recommendation) -> str:
+    """Says where another router than today's is set; empty where it is the same."""
+    routing = found.chosen.stack.routing
+    if routing == found.today.stack.routing:
+        return ""
+    flag = _ROUTING_LOGIC.get(routing)
+    example = f" (for example vLLM production-stack's: --routing-logic {flag})" if flag else ""
+    return (
+        f" vLLM itself does not route: set it in the router in front of the replicas{example}. No"
+        " router was run here, and each has rules of its own."
+    )
 
 
 def _in_vllm(study: Study, found: Recommendation) -> str:
