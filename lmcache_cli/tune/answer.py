@@ -111,17 +111,17 @@ def _have(study: Study, found: Recommendation) -> str:
         f"You have {_cards(study)} and {cache}: {100 * today.hit_rate:.1f} % of the prompt tokens"
         f" hit, and {latency_text(name)} is {_latency(today, name)}."
     )
-    need, bare = needed_load(today), needed_load(found.none)
-    if study.clients is not None or need <= 1:
+    if not _overloaded(study, today):
         return text
-    best = needed_load(found.chosen)
     first = _needed_first(study, found)
     return (
-        f"Overload: {first}{'The' if first else 'the'} trace takes {need:.2f} times what you have"
-        f" can serve (prefill alone is {study.offered:.2f} times what the cards can do without a"
-        f" hit; all of it {bare:.2f} times without any cache, {best:.2f} times with what is"
-        f" recommended), so waiting grows as long as it lasts. {text}"
+        f"Overload: {first}{'The' if first else 'the'} trace takes {needed_load(today):.2f} times"
+        f" what you have can serve, so waiting grows as long as it lasts. {text}"
     )
+
+
+def _overloaded(study: Study, today: StackOutcome) -> bool:
+    return study.clients is None and needed_load(today) > 1
 
 
 def _needed_first(study: Study, found: Recommendation) -> str:
@@ -315,6 +315,13 @@ def _pool_or_router(found: Recommendation) -> list[str]:
 def _limits(study: Study, found: Recommendation) -> list[str]:
     chosen, goal = found.chosen, found.goal
     lines = [bound_text(name, chosen, goal) for name in found.breaks]
+    if _overloaded(study, found.today):
+        bare, best = needed_load(found.none), needed_load(chosen)
+        lines.append(
+            f"prefill alone is {study.offered:.2f} times what the cards can do without a hit; all"
+            f" of the trace is {bare:.2f} times what can be served without any cache,"
+            f" {best:.2f} times with what is recommended"
+        )
     if found.breaks and goal.slo:
         lines += _would_keep(study, found)
     if found.binding is not None and found.held_back is not None:

@@ -165,6 +165,11 @@ def test_an_overload_is_said_first_and_replicas_that_would_keep_the_bound(tmp_pa
     assert (load["replicas"], cards) == (3, 4), "the fewer are told"
     first = "you need 3 replicas first (3 GPUs): --replicas 3. The trace takes "
     assert f"(else --time-unit) Overload: {first}" in found
+    [sentence, *_] = document["recommendation"]["verdicts"]
+    assert sentence.count(" times ") == 1, "the other figures are in a note"
+    limits = document["recommendation"]["notes"]["What limits"]
+    [note] = [line for line in limits if line.startswith("prefill alone is ")]
+    assert "without any cache" in note and note.endswith(" times with what is recommended")
     more = said(trace, "--speed-up", "60", *flags[2:], code=3)
     assert "Overload: you need 4 cards first: --devices 4. The trace takes " in more
     assert 0 < load["load"] < 1 and load["latency_ms"]["ttft.p90"] <= 1000
