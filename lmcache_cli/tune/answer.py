@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Literal
 
-from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
+from lmcache_cli.tune.candidates import (
+    StackOutcome,
+    bought_text,
+    bound_text,
+    how_text,
+    latency_of,
+    latency_text,
+)
 from lmcache_cli.tune.policies import BELADY
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.study import Study
@@ -43,21 +50,13 @@ def answer(study: Study, found: Recommendation) -> Answer:
     notes = (
         ("How sure", found.uncertainty.lines(_another(study)) if found.uncertainty else ()),
         ("What the trace knows", tuple(_known(study, found))),
-        ("A pool or a router", tuple(_pool_or_router(found))),
+        ("A pool or a router", found.fleet.lines(_main_latency(found)) if found.fleet else ()),
         ("What limits", tuple(_limits(study, found))),
         ("What more buys", tuple(m.text() for m in found.marginals)),
         ("Where the figures come from", study.cost.notes),
     )
     sentences = _have(study, found), _buy(study, found, verdict), _change(found)
     return Answer(verdict, sentences, tuple((title, lines) for title, lines in notes if lines))
-
-
-def bought_text(outcome: StackOutcome) -> str:
-    """Returns what is bought, like ``64 GiB of cpu and 1 TiB of disk``."""
-    what = {"remote": "a pool that all replicas share"}
-    return " and ".join(
-        f"{bytes_text(n)} of {what.get(name, name)}" for name, n in outcome.stack.bought.items()
-    )
 
 
 def _verdict(study: Study, found: Recommendation) -> Conclusion:
@@ -95,10 +94,6 @@ def _main_latency(found: Recommendation) -> str:
     return next(iter(found.goal.slo), "ttft.p90")
 
 
-def _latency(outcome: StackOutcome, name: str) -> str:
-    return seconds_text(outcome.latency[name]) if name in outcome.latency else "not known"
-
-
 def _have(study: Study, found: Recommendation) -> str:
     """Says what there is today; an overload first."""
     name, today = _main_latency(found), found.today
@@ -109,11 +104,12 @@ def _have(study: Study, found: Recommendation) -> str:
         cache = "no cache of its own"
     text = (
         f"You have {_cards(study)} and {cache}: {100 * today.hit_rate:.1f} % of the prompt tokens"
-        f" hit, and {latency_text(name)} is {_latency(today, name)}."
+        f" hit, and {latency_text(name)} is {latency_of(today, name)}."
     )
     if not _overloaded(study, today):
         return text
-    first = _needed_first(study, found)
+    way = _cheapest(study, found)
+    first = f"you need {way.things} first{way.beside}: {way.flags}. " if way else ""
     return (
         f"Overload: {first}{'The' if first else 'the'} trace takes {needed_load(today):.2f} times"
         f" what you have can serve, so waiting grows as long as it lasts. {text}"
@@ -124,20 +120,43 @@ def _overloaded(study: Study, today: StackOutcome) -> bool:
     return study.clients is None and needed_load(today) > 1
 
 
-def _needed_first(study: Study, found: Recommendation) -> str:
-    """Says what keeps the bounds where no cache does: more cards for each model, or more
-    replicas."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to keep the bounds that no cache on these cards keeps: how many ``things``, what
+    else belongs to them, and the flags that size it."""
+
+    cards: int
+    per_hour: float
+    things: str
+    beside: str
+    flags: str
+
+
+def _cheapest(study: Study, found: Recommendation) -> _Way | None:
+    """Returns the cheapest way to keep the bounds of all that were run, where what is recommended
+    does not: more cards for each model, or more replicas; without prices that of the fewest
+    cards."""
     if found.keeps_bounds:
-        return ""
-    of = found.worths["today"]
+        return None
+    ways, there = [], study.replicas
     if found.cards is not None:
         cards, flags = found.cards * study.cost.stages, _devices_flags(study, found.cards)
-        if of.cards is None or cards * study.replicas <= of.cards:
-            each = " for each model" if study.replicas > 1 else ""
-            return f"you need {cards} cards{each} first: {flags}. "
-    if of.replicas is None or of.replicas <= study.replicas:
-        return ""
-    return f"you need {of.replicas} replicas first ({of.cards} GPUs): --replicas {of.replicas}. "
+        price = study.prices.cards * found.cards / study.cost.devices
+        each = f" for each of {there} models" if there > 1 else ""
+        ways.append(_Way(cards * there, price, f"{cards} cards{each}", "", flags))
+    for who, outcome in (("today", found.today), ("recommended", found.chosen)):
+        of, stack = found.worths[who], outcome.stack
+        if of.replicas is None or of.replicas <= there:
+            continue
+        text = f"{of.cards} GPUs"
+        if stack.bought:
+            text += f", with {bought_text(outcome)}" + ("" if "remote" in stack.bought else " each")
+        if stack.routing != found.today.stack.routing:
+            text += f", routed by {stack.routing}"
+        things, flags = f"{of.replicas} replicas", f"--replicas {of.replicas}"
+        ways.append(_Way(of.cards or 0, of.per_hour or 0.0, things, f" ({text})", flags))
+    priced = study.prices.cards > 0
+    return min(ways, key=lambda w: (w.per_hour if priced else 0, w.cards, w.per_hour), default=None)
 
 
 def _devices_flags(study: Study, devices: int) -> str:
@@ -148,17 +167,19 @@ def _devices_flags(study: Study, devices: int) -> str:
 def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
+    way = _cheapest(study, found)
+    does = f" on these cards (cheapest of what does: {_way_text(way)})" if way else ""
     if chosen.stack.bought:
         what = f"{bought_text(chosen)} (chunks of {chosen.stack.chunk_tokens} tokens,"
         what += f" {how_text(chosen)}), {price}.{_router(found)}"
         if verdict == "nothing keeps the bounds":
-            return f"No stack keeps every bound; the nearest is {what}"
+            return f"No stack keeps every bound{does}; the nearest is {what}"
         return f"Buy {what}"
     said = {
         "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
         f" nothing.{_router(found)}",
-        "nothing keeps the bounds": "No stack keeps every bound, and none comes much nearer than"
-        " what you have.",
+        "nothing keeps the bounds": f"No stack keeps every bound{does}, and none comes much nearer"
+        " than what you have.",
         "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
         " share is unknown.",
         "bounds hold already": "Buy nothing: every bound holds already.",
@@ -172,6 +193,11 @@ def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
         f" held {ceiling} would hit.",
     }.get(verdict, "Buy nothing.")
     return said if verdict == "nothing keeps the bounds" else f"{said} {_in_vllm(study, found)}"
+
+
+def _way_text(way: _Way) -> str:
+    price = f", ${way.per_hour:.2f} an hour" if way.per_hour else ""
+    return f"{way.things}{way.beside}, {way.flags}{price}"
 
 
 def _router(found: Recommendation) -> str:
@@ -203,26 +229,15 @@ def _in_vllm(study: Study, found: Recommendation) -> str:
     )
 
 
-def how_text(outcome: StackOutcome) -> str:
-    """Returns a stack's policy, and what of it is not the default."""
-    stack = outcome.stack
-    parts = [stack.policy]
-    if stack.placement == "write_on_eviction":
-        parts.append("written on eviction")
-    if stack.admission != "none":
-        parts.append(f"admission {stack.admission}")
-    if stack.routing != "round-robin":
-        parts.append(f"routed by {stack.routing}")
-    return ", ".join(parts)
-
-
 def _change(found: Recommendation) -> str:
     name = _main_latency(found)
     today, chosen = found.today, found.chosen
     before, after = found.worths["today"], found.worths["recommended"]
     if chosen is today:
         return f"So nothing changes: {_carries(today, before, found)}."
-    times = f"{latency_text(name)} goes from {_latency(today, name)} to {_latency(chosen, name)}"
+    times = (
+        f"{latency_text(name)} goes from {latency_of(today, name)} to {latency_of(chosen, name)}"
+    )
     kind, _, place = name.partition(".")
     ends = ((found.uncertainty and found.uncertainty.ttft) or {}).get(place)
     if kind == "ttft" and ends is not None:
@@ -244,6 +259,7 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
     if of.cards:
         cards = "GPU" if of.cards == 1 else "GPUs"
         load += f", so the trace takes {of.cards} {cards}"
+        load += f" in {of.replicas} replicas" if of.replicas > 1 else ""
     if of.per_hour and of.capped:
         load += f" (${of.per_hour:.2f} an hour)"
     elif of.per_million is not None and of.per_hour is not None:
@@ -276,39 +292,6 @@ def _known(study: Study, found: Recommendation) -> list[str]:
             f"{100 * study.any_position:.1f} % of the tokens are in chunks that came before,"
             f" wherever they stood, {100 * found.ceiling:.1f} % by prefix: {pays}"
         )
-    return lines
-
-
-def _pool_or_router(found: Recommendation) -> list[str]:
-    """Says which is the cheaper point, a pool or a better router, and what both give."""
-    if found.fleet is None:
-        return []
-    fleet, name = found.fleet, _main_latency(found)
-
-    def text(outcome: StackOutcome) -> str:
-        price = f"${outcome.cost_per_hour:.4f} an hour" if outcome.cost_per_hour else "no money"
-        return (
-            f"{100 * outcome.hit_rate:.1f} % hits, {latency_text(name)} {_latency(outcome, name)},"
-            f" for {price}"
-        )
-
-    first = {
-        "router": "a better router is the cheaper point",
-        "pool": "a pool is the cheaper point",
-        "neither": "neither a better router nor a pool is worth it",
-    }[fleet.cheaper]
-    lines = [f"{first}; as it is ({fleet.today.stack.routing}): {text(fleet.today)}"]
-    if fleet.router.stack != fleet.today.stack:
-        lines.append(f"the best router, {fleet.router.stack.routing}: {text(fleet.router)}")
-    else:
-        lines.append(f"no other router is better than {fleet.today.stack.routing}")
-    if fleet.pool.stack.bought:
-        lines.append(f"{bought_text(fleet.pool)}: {text(fleet.pool)}")
-    else:
-        lines.append("no size of a pool is better than none")
-    if fleet.both.stack not in (fleet.router.stack, fleet.pool.stack):
-        how = f"{bought_text(fleet.both)} behind {fleet.both.stack.routing}"
-        lines.append(f"both, {how}: {text(fleet.both)}")
     return lines
 
 

@@ -177,6 +177,26 @@ def test_an_overload_is_said_first_and_replicas_that_would_keep_the_bound(tmp_pa
     assert f"{load['replicas']} replicas ({load['cards']} GPUs) that share it would" in found
 
 
+def test_the_cheapest_that_keeps_the_bounds_is_in_the_first_sentences(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", False)
+    seen = set()
+    for speed in ("16", "30", "40", "60"):
+        flags = "--speed-up", speed, "--slo", "ttft.p90=300ms"
+        found = tuned(trace, *flags, code=3)
+        recommended, load = found["recommendation"], found["load"]["today"]
+        ways = [(load["per_hour"], f"--replicas {load['replicas']}")] if load["replicas"] else []
+        if cards := recommended["enough_cards"]:
+            per_card = load["per_hour"] / load["cards"]
+            ways.append((cards * per_card, f"--devices {cards}"))
+        price, flag = min(ways)
+        seen.add(flag.split()[0])
+        assert f" first: {flag}. " in recommended["verdicts"][0].replace(
+            f" ({load['cards']} GPUs)", ""
+        )
+        assert f"{flag}, ${price:.2f} an hour)" in recommended["verdicts"][1]
+    assert seen == {"--devices", "--replicas"}
+
+
 def test_weights_that_do_not_fit_are_refused_with_the_cards_that_do(tmp_path: Path) -> None:
     trace = mooncake(tmp_path / "t.jsonl", True)
     done = tune(str(trace), "--model", "llama-3.1-70b", "--quiet", cwd=tmp_path)
