@@ -368,10 +368,11 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
         lines.append(f"the nearest keeps these bounds: {others}")
     of = found.worths["recommended"]
     if of.replicas is None:
+        more = [] if found.cards else study.cost.more_devices()
         lines.append(
             "no number of replicas keeps the bounds, since one that hardly has anything to do does"
             " not"
-            + ("" if found.cards else f", nor do {8 * study.cost.cards} cards for each model")
+            + (f", nor do {more[-1] * study.cost.stages} cards for each model" if more else "")
         )
     return lines
 
