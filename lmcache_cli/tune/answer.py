@@ -275,8 +275,8 @@ def _another(study: Study) -> str:
 
 
 def _known(study: Study, found: Recommendation) -> list[str]:
-    """Says what a recording tells beside its requests: the hits of its server, and what chunks that
-    are found anywhere would add."""
+    """Says what is known beside the requests: the hits of the server that was recorded, and what
+    chunks, or passages of a made workload, would add that are found anywhere."""
     lines = []
     if study.reported is not None:
         lines.append(
@@ -285,12 +285,12 @@ def _known(study: Study, found: Recommendation) -> list[str]:
         )
     if study.any_position is not None:
         more = study.any_position - found.ceiling
-        pays = f"blend could reuse up to {100 * more:.1f} points more than prefixes"
+        pays = f"blend (docs/blend.md) could reuse up to {100 * more:.1f} points more"
         if more < _LITTLE:
             pays = "blend would not pay: prefixes find nearly all of it"
         lines.append(
-            f"{100 * study.any_position:.1f} % of the tokens are in chunks that came before,"
-            f" wherever they stood, {100 * found.ceiling:.1f} % by prefix: {pays}"
+            f"passages anywhere: {100 * study.any_position:.1f} % of the prompt tokens came before,"
+            f" wherever they stood; prefix reuse finds at most {100 * found.ceiling:.1f} %: {pays}"
         )
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.lmcache_cli.tune.test_tune_command import mooncake, tune, tuned
@@ -46,3 +47,21 @@ def test_cards_are_advised_that_divide_the_heads(tmp_path: Path) -> None:
     assert found["recommendation"]["enough_cards"] in (None, 28)
     lines = tuned(trace, *flags, "ttft.p90=1ms", code=3)["recommendation"]["notes"]["What limits"]
     assert any(line.endswith(", nor do 28 cards for each model") for line in lines)
+
+
+def test_passages_of_a_made_workload_that_come_again_elsewhere(tmp_path: Path) -> None:
+    """Popular passages of a large corpus stand in another order each time: prefixes hardly help."""
+    made = "rag", "--requests", "40", "--corpus-passages", "60", "--passage-tokens", "120"
+    done = tune(*made, "--quiet", "--json", "-", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    anywhere, prefix = (found["source"][f"{n}_hit_rate"] for n in ("any_position", "ceiling"))
+    assert 0.4 < anywhere < 1 and prefix < anywhere - 0.3
+    [line] = found["recommendation"]["notes"]["What the trace knows"]
+    assert line == (
+        f"passages anywhere: {100 * anywhere:.1f} % of the prompt tokens came before, wherever they"
+        f" stood; prefix reuse finds at most {100 * prefix:.1f} %: blend (docs/blend.md) could"
+        f" reuse up to {100 * (anywhere - prefix):.1f} points more"
+    )
+    chat = tune("chat", "--requests", "40", "--quiet", "--json", "-", cwd=tmp_path)
+    [line] = json.loads(chat.stdout)["recommendation"]["notes"]["What the trace knows"]
+    assert line.endswith("blend would not pay: prefixes find nearly all of it")
