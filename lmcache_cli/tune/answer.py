@@ -168,7 +168,7 @@ def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
     way = _cheapest(study, found)
-    does = f" on these cards (cheapest of what does: {_way_text(way)})" if way else ""
+    does = f" on these cards (cheapest of what does: {_way_text(study, way)})" if way else ""
     if chosen.stack.bought:
         what = f"{bought_text(chosen)} (chunks of {chosen.stack.chunk_tokens} tokens,"
         what += f" {how_text(chosen)}), {price}.{_router(found)}"
@@ -195,8 +195,8 @@ def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     return said if verdict == "nothing keeps the bounds" else f"{said} {_in_vllm(study, found)}"
 
 
-def _way_text(way: _Way) -> str:
-    price = f", ${way.per_hour:.2f} an hour" if way.per_hour else ""
+def _way_text(study: Study, way: _Way) -> str:
+    price = f", ${way.per_hour:.2f} an hour" if study.prices.cards else ""
     return f"{way.things}{way.beside}, {way.flags}{price}"
 
 

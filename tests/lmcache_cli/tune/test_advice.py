@@ -37,6 +37,19 @@ def test_the_cheapest_that_keeps_the_bounds_is_in_the_first_sentences(tmp_path: 
         )
         assert f"{flag}, ${price:.2f} an hour)" in recommended["verdicts"][1]
     assert seen == {"--devices", "--replicas"}
+    # Without prices of cards that of tiers alone is no price of a way.
+    free = "--speed-up", "30", "--slo", "ttft.p90=300ms", "--gpu-price", "0"
+    sentence = tuned(trace, *free, code=3)["recommendation"]["verdicts"][1]
+    assert "(cheapest of what does: 3 replicas (3 GPUs), --replicas 3), and none" in sentence
+
+
+def test_more_cards_are_named_before_dearer_replicas(tmp_path: Path) -> None:
+    trace = mooncake(tmp_path / "t.jsonl", True)
+    flags = "--speed-up", "60", "--slo", "ttft.p90=300ms", "--device-kv", "2GiB"
+    have, buy, change = tuned(trace, *flags, code=3)["recommendation"]["verdicts"]
+    assert have.startswith("Overload: you need 2 cards first: --devices 2. ")
+    assert "(cheapest of what does: 2 cards, --devices 2, $6.70 an hour)" in buy
+    assert "the trace takes 3 GPUs in 3 replicas ($10.04 an hour" in change
 
 
 def test_cards_are_advised_that_divide_the_heads(tmp_path: Path) -> None:
