@@ -78,6 +78,17 @@ class Architecture:
             LayerKind(self.layers, items=2 * self.kv_heads * self.head_dim, heads=self.kv_heads),
         )
 
+    def splits(self) -> tuple[int, ...]:
+        """Returns the sizes of tensor parallelism that vLLM takes, ascending: those that divide the
+        query heads, and of whose ranks each has as many KV heads, or all of a head as many ranks.
+        Empty where no heads are known."""
+        each = {kind.heads for kind in self.kept if kind.heads}
+        return tuple(
+            size
+            for size in range(1, self.heads + 1)
+            if not self.heads % size and all(not n % size or not size % n for n in each)
+        )
+
     def kv_bytes(self, item_bytes: int = 2, tensor_parallel: int = 1) -> int:
         """Returns the bytes of KV of one token in every layer that has any, over all ranks: GQA
         ``2 L h d b`` times max(1, TP / h), since ranks beyond the heads hold copies; MLA ``L (c +

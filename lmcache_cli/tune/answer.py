@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Literal
 
-from lmcache_cli.tune.candidates import StackOutcome, bound_text, latency_text
+from lmcache_cli.tune.candidates import (
+    StackOutcome,
+    bought_text,
+    bound_text,
+    how_text,
+    latency_of,
+    latency_text,
+)
 from lmcache_cli.tune.policies import BELADY
 from lmcache_cli.tune.search import Recommendation
 from lmcache_cli.tune.study import Study
-from lmcache_cli.tune.worth import LoadOrCompute, Uncertainty, Worth, needed_load
+from lmcache_cli.tune.worth import LoadOrCompute, Worth, needed_load
 from reports.units import bytes_text, seconds_text
 
 Conclusion = Literal[
@@ -22,6 +29,9 @@ Conclusion = Literal[
 ]  # fmt: skip
 _LITTLE = 0.02
 """The hit rate below which a cache does not help, and within which two are alike."""
+_DAY_S = 86_400
+_ROUTING_LOGIC = {"prefix": "prefixaware", "session": "session", "round-robin": "roundrobin"}
+"""What the router of vLLM's production-stack calls ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +48,15 @@ def answer(study: Study, found: Recommendation) -> Answer:
     """Puts what was found into words."""
     verdict = _verdict(study, found)
     notes = (
-        ("How sure", tuple(_how_sure(found.uncertainty))),
+        ("How sure", found.uncertainty.lines(_another(study)) if found.uncertainty else ()),
         ("What the trace knows", tuple(_known(study, found))),
-        ("A pool or a router", tuple(_pool_or_router(found))),
+        ("A pool or a router", found.fleet.lines(_main_latency(found)) if found.fleet else ()),
         ("What limits", tuple(_limits(study, found))),
         ("What more buys", tuple(m.text() for m in found.marginals)),
         ("Where the figures come from", study.cost.notes),
     )
     sentences = _have(study, found), _buy(study, found, verdict), _change(found)
     return Answer(verdict, sentences, tuple((title, lines) for title, lines in notes if lines))
-
-
-def bought_text(outcome: StackOutcome) -> str:
-    """Returns what is bought, like ``64 GiB of cpu and 1 TiB of disk``."""
-    what = {"remote": "a pool that all replicas share"}
-    return " and ".join(
-        f"{bytes_text(n)} of {what.get(name, name)}" for name, n in outcome.stack.bought.items()
-    )
 
 
 def _verdict(study: Study, found: Recommendation) -> Conclusion:
@@ -92,10 +94,6 @@ def _main_latency(found: Recommendation) -> str:
     return next(iter(found.goal.slo), "ttft.p90")
 
 
-def _latency(outcome: StackOutcome, name: str) -> str:
-    return seconds_text(outcome.latency[name]) if name in outcome.latency else "not known"
-
-
 def _have(study: Study, found: Recommendation) -> str:
     """Says what there is today; an overload first."""
     name, today = _main_latency(found), found.today
@@ -106,35 +104,59 @@ def _have(study: Study, found: Recommendation) -> str:
         cache = "no cache of its own"
     text = (
         f"You have {_cards(study)} and {cache}: {100 * today.hit_rate:.1f} % of the prompt tokens"
-        f" hit, and {latency_text(name)} is {_latency(today, name)}."
+        f" hit, and {latency_text(name)} is {latency_of(today, name)}."
     )
-    need, bare = needed_load(today), needed_load(found.none)
-    if study.clients is not None or need <= 1:
+    if not _overloaded(study, today):
         return text
-    best = needed_load(found.chosen)
-    first = _needed_first(study, found)
+    way = _cheapest(study, found)
+    first = f"you need {way.things} first{way.beside}: {way.flags}. " if way else ""
     return (
-        f"Overload: {first}{'The' if first else 'the'} trace takes {need:.2f} times what you have"
-        f" can serve (prefill alone is {study.offered:.2f} times what the cards can do without a"
-        f" hit; all of it {bare:.2f} times without any cache, {best:.2f} times with what is"
-        f" recommended), so waiting grows as long as it lasts. {text}"
+        f"Overload: {first}{'The' if first else 'the'} trace takes {needed_load(today):.2f} times"
+        f" what you have can serve, so waiting grows as long as it lasts. {text}"
     )
 
 
-def _needed_first(study: Study, found: Recommendation) -> str:
-    """Says what keeps the bounds where no cache does: more cards for each model, or more
-    replicas."""
+def _overloaded(study: Study, today: StackOutcome) -> bool:
+    return study.clients is None and needed_load(today) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to keep the bounds that no cache on these cards keeps: how many ``things``, what
+    else belongs to them, and the flags that size it."""
+
+    cards: int
+    per_hour: float
+    things: str
+    beside: str
+    flags: str
+
+
+def _cheapest(study: Study, found: Recommendation) -> _Way | None:
+    """Returns the cheapest way to keep the bounds of all that were run, where what is recommended
+    does not: more cards for each model, or more replicas; without prices that of the fewest
+    cards."""
     if found.keeps_bounds:
-        return ""
-    of = found.worths["today"]
+        return None
+    ways, there = [], study.replicas
     if found.cards is not None:
         cards, flags = found.cards * study.cost.stages, _devices_flags(study, found.cards)
-        if of.cards is None or cards * study.replicas <= of.cards:
-            each = " for each model" if study.replicas > 1 else ""
-            return f"you need {cards} cards{each} first: {flags}. "
-    if of.replicas is None or of.replicas <= study.replicas:
-        return ""
-    return f"you need {of.replicas} replicas first ({of.cards} GPUs): --replicas {of.replicas}. "
+        price = study.prices.cards * found.cards / study.cost.devices
+        each = f" for each of {there} models" if there > 1 else ""
+        ways.append(_Way(cards * there, price, f"{cards} cards{each}", "", flags))
+    for who, outcome in (("today", found.today), ("recommended", found.chosen)):
+        of, stack = found.worths[who], outcome.stack
+        if of.replicas is None or of.replicas <= there:
+            continue
+        text = f"{of.cards} GPUs"
+        if stack.bought:
+            text += f", with {bought_text(outcome)}" + ("" if "remote" in stack.bought else " each")
+        if stack.routing != found.today.stack.routing:
+            text += f", routed by {stack.routing}"
+        things, flags = f"{of.replicas} replicas", f"--replicas {of.replicas}"
+        ways.append(_Way(of.cards or 0, of.per_hour or 0.0, things, f" ({text})", flags))
+    priced = study.prices.cards > 0
+    return min(ways, key=lambda w: (w.per_hour if priced else 0, w.cards, w.per_hour), default=None)
 
 
 def _devices_flags(study: Study, devices: int) -> str:
@@ -145,17 +167,19 @@ def _devices_flags(study: Study, devices: int) -> str:
 def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
     chosen, ceiling = found.chosen, f"{100 * found.ceiling:.1f} %"
     price = f"${chosen.cost_per_hour:.4f} an hour"
+    way = _cheapest(study, found)
+    does = f" on these cards (cheapest of what does: {_way_text(study, way)})" if way else ""
     if chosen.stack.bought:
-        how = f"chunks of {chosen.stack.chunk_tokens} tokens, {how_text(chosen)}"
+        what = f"{bought_text(chosen)} (chunks of {chosen.stack.chunk_tokens} tokens,"
+        what += f" {how_text(chosen)}), {price}.{_router(found)}"
         if verdict == "nothing keeps the bounds":
-            nearest = f"the nearest is {bought_text(chosen)} ({how}), {price}"
-            return f"No stack keeps every bound; {nearest}."
-        return f"Buy {bought_text(chosen)} ({how}), {price}."
+            return f"No stack keeps every bound{does}; the nearest is {what}"
+        return f"Buy {what}"
     said = {
         "another router": f"Buy nothing, but spread requests by {chosen.stack.routing}: that costs"
-        " nothing.",
-        "nothing keeps the bounds": "No stack keeps every bound, and none comes much nearer than"
-        " what you have.",
+        f" nothing.{_router(found)}",
+        "nothing keeps the bounds": f"No stack keeps every bound{does}, and none comes much nearer"
+        " than what you have.",
         "sharing is unknown": "Buy no cache on this trace: it has lengths only, so what its prompts"
         " share is unknown.",
         "bounds hold already": "Buy nothing: every bound holds already.",
@@ -169,6 +193,24 @@ def _buy(study: Study, found: Recommendation, verdict: Conclusion) -> str:
         f" held {ceiling} would hit.",
     }.get(verdict, "Buy nothing.")
     return said if verdict == "nothing keeps the bounds" else f"{said} {_in_vllm(study, found)}"
+
+
+def _way_text(study: Study, way: _Way) -> str:
+    price = f", ${way.per_hour:.2f} an hour" if study.prices.cards else ""
+    return f"{way.things}{way.beside}, {way.flags}{price}"
+
+
+def _router(found: Recommendation) -> str:
+    """Says where another router than today's is set; empty where it is the same."""
+    routing = found.chosen.stack.routing
+    if routing == found.today.stack.routing:
+        return ""
+    flag = _ROUTING_LOGIC.get(routing)
+    example = f" (for example vLLM production-stack's: --routing-logic {flag})" if flag else ""
+    return (
+        f" vLLM itself does not route: set it in the router in front of the replicas{example}. No"
+        " router was run here, and each has rules of its own."
+    )
 
 
 def _in_vllm(study: Study, found: Recommendation) -> str:
@@ -187,26 +229,15 @@ def _in_vllm(study: Study, found: Recommendation) -> str:
     )
 
 
-def how_text(outcome: StackOutcome) -> str:
-    """Returns a stack's policy, and what of it is not the default."""
-    stack = outcome.stack
-    parts = [stack.policy]
-    if stack.placement == "write_on_eviction":
-        parts.append("written on eviction")
-    if stack.admission != "none":
-        parts.append(f"admission {stack.admission}")
-    if stack.routing != "round-robin":
-        parts.append(f"routed by {stack.routing}")
-    return ", ".join(parts)
-
-
 def _change(found: Recommendation) -> str:
     name = _main_latency(found)
     today, chosen = found.today, found.chosen
     before, after = found.worths["today"], found.worths["recommended"]
     if chosen is today:
         return f"So nothing changes: {_carries(today, before, found)}."
-    times = f"{latency_text(name)} goes from {_latency(today, name)} to {_latency(chosen, name)}"
+    times = (
+        f"{latency_text(name)} goes from {latency_of(today, name)} to {latency_of(chosen, name)}"
+    )
     kind, _, place = name.partition(".")
     ends = ((found.uncertainty and found.uncertainty.ttft) or {}).get(place)
     if kind == "ttft" and ends is not None:
@@ -228,6 +259,7 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
     if of.cards:
         cards = "GPU" if of.cards == 1 else "GPUs"
         load += f", so the trace takes {of.cards} {cards}"
+        load += f" in {of.replicas} replicas" if of.replicas > 1 else ""
     if of.per_hour and of.capped:
         load += f" (${of.per_hour:.2f} an hour)"
     elif of.per_million is not None and of.per_hour is not None:
@@ -235,9 +267,16 @@ def _carries(outcome: StackOutcome, of: Worth, found: Recommendation) -> str:
     return load
 
 
+def _another(study: Study) -> str:
+    """Returns what the trace is one of: a day, or as long as it lasts."""
+    if study.clients is not None:
+        return "run"
+    return "day" if study.duration_s >= _DAY_S else seconds_text(study.duration_s)
+
+
 def _known(study: Study, found: Recommendation) -> list[str]:
-    """Says what a recording tells beside its requests: the hits of its server, and what chunks that
-    are found anywhere would add."""
+    """Says what is known beside the requests: the hits of the server that was recorded, and what
+    chunks, or passages of a made workload, would add that are found anywhere."""
     lines = []
     if study.reported is not None:
         lines.append(
@@ -246,68 +285,26 @@ def _known(study: Study, found: Recommendation) -> list[str]:
         )
     if study.any_position is not None:
         more = study.any_position - found.ceiling
-        pays = f"blend could reuse up to {100 * more:.1f} points more than prefixes"
+        pays = f"blend (docs/blend.md) could reuse up to {100 * more:.1f} points more"
         if more < _LITTLE:
             pays = "blend would not pay: prefixes find nearly all of it"
         lines.append(
-            f"{100 * study.any_position:.1f} % of the tokens are in chunks that came before,"
-            f" wherever they stood, {100 * found.ceiling:.1f} % by prefix: {pays}"
+            f"passages anywhere: {100 * study.any_position:.1f} % of the prompt tokens came before,"
+            f" wherever they stood; prefix reuse finds at most {100 * found.ceiling:.1f} %: {pays}"
         )
-    return lines
-
-
-def _pool_or_router(found: Recommendation) -> list[str]:
-    """Says which is the cheaper point, a pool or a better router, and what both give."""
-    if found.fleet is None:
-        return []
-    fleet, name = found.fleet, _main_latency(found)
-
-    def text(outcome: StackOutcome) -> str:
-        price = f"${outcome.cost_per_hour:.4f} an hour" if outcome.cost_per_hour else "no money"
-        return (
-            f"{100 * outcome.hit_rate:.1f} % hits, {latency_text(name)} {_latency(outcome, name)},"
-            f" for {price}"
-        )
-
-    first = {
-        "router": "a better router is the cheaper point",
-        "pool": "a pool is the cheaper point",
-        "neither": "neither a better router nor a pool is worth it",
-    }[fleet.cheaper]
-    lines = [f"{first}; as it is ({fleet.today.stack.routing}): {text(fleet.today)}"]
-    if fleet.router.stack != fleet.today.stack:
-        lines.append(f"the best router, {fleet.router.stack.routing}: {text(fleet.router)}")
-    else:
-        lines.append(f"no other router is better than {fleet.today.stack.routing}")
-    if fleet.pool.stack.bought:
-        lines.append(f"{bought_text(fleet.pool)}: {text(fleet.pool)}")
-    else:
-        lines.append("no size of a pool is better than none")
-    if fleet.both.stack not in (fleet.router.stack, fleet.pool.stack):
-        how = f"{bought_text(fleet.both)} behind {fleet.both.stack.routing}"
-        lines.append(f"both, {how}: {text(fleet.both)}")
-    return lines
-
-
-def _how_sure(of: Uncertainty | None) -> list[str]:
-    lines = []
-    if of is not None and of.hit_rate is not None:
-        low, high = of.hit_rate
-        lines.append(
-            f"hit rate {100 * low:.1f} to {100 * high:.1f} % on another such day (95 %, bootstrap"
-            f" over {of.groups})"
-        )
-    if of is not None and of.ttft is not None:
-        times = ", ".join(
-            f"{n} {seconds_text(a)} to {seconds_text(b)}" for n, (a, b) in of.ttft.items()
-        )
-        lines.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
     return lines
 
 
 def _limits(study: Study, found: Recommendation) -> list[str]:
     chosen, goal = found.chosen, found.goal
     lines = [bound_text(name, chosen, goal) for name in found.breaks]
+    if _overloaded(study, found.today):
+        bare, best = needed_load(found.none), needed_load(chosen)
+        lines.append(
+            f"prefill alone is {study.offered:.2f} times what the cards can do without a hit; all"
+            f" of the trace is {bare:.2f} times what can be served without any cache,"
+            f" {best:.2f} times with what is recommended"
+        )
     if found.breaks and goal.slo:
         lines += _would_keep(study, found)
     if found.binding is not None and found.held_back is not None:
@@ -371,10 +368,11 @@ def _would_keep(study: Study, found: Recommendation) -> Sequence[str]:
         lines.append(f"the nearest keeps these bounds: {others}")
     of = found.worths["recommended"]
     if of.replicas is None:
+        more = [] if found.cards else study.cost.more_devices()
         lines.append(
             "no number of replicas keeps the bounds, since one that hardly has anything to do does"
             " not"
-            + ("" if found.cards else f", nor do {8 * study.cost.cards} cards for each model")
+            + (f", nor do {more[-1] * study.cost.stages} cards for each model" if more else "")
         )
     return lines
 

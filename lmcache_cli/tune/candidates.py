@@ -222,6 +222,32 @@ def latency_text(name: str) -> str:
     return f"{what.upper()} {place}"
 
 
+def bought_text(outcome: StackOutcome) -> str:
+    """Returns what is bought, like ``64 GiB of cpu and 1 TiB of disk``."""
+    what = {"remote": "a pool that all replicas share"}
+    return " and ".join(
+        f"{bytes_text(n)} of {what.get(name, name)}" for name, n in outcome.stack.bought.items()
+    )
+
+
+def how_text(outcome: StackOutcome) -> str:
+    """Returns a stack's policy, and what of it is not the default."""
+    stack = outcome.stack
+    parts = [stack.policy]
+    if stack.placement == "write_on_eviction":
+        parts.append("written on eviction")
+    if stack.admission != "none":
+        parts.append(f"admission {stack.admission}")
+    if stack.routing != "round-robin":
+        parts.append(f"routed by {stack.routing}")
+    return ", ".join(parts)
+
+
+def latency_of(outcome: StackOutcome, name: str) -> str:
+    """Returns a latency of an outcome in words; ``not known`` where it was not run."""
+    return seconds_text(outcome.latency[name]) if name in outcome.latency else "not known"
+
+
 def front(outcomes: Iterable[StackOutcome], goal: Goal) -> list[StackOutcome]:
     """Returns the Pareto front, cheapest first: none in it is both dearer and, by the number that
     decides, worse than another, or as good."""

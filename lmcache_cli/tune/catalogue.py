@@ -172,6 +172,7 @@ _NICKNAMES = {
     **{f"{name}-{form}": name for name in ("h100", "h200", "b200", "b300") for form in _FORMS},
 }
 _ROW = {"tflops", "memory_gb_s", "memory_gib", "link_gb_s", "fp8_tflops", "price"}
+_MAY_LACK = "fp8_tflops", "price"
 
 
 def find_hardware(name: str) -> Hardware:
@@ -197,12 +198,11 @@ def _own_hardware(path: Path) -> Hardware:
     except (OSError, ValueError) as error:
         raise UserError(f"--hardware: {path} can't be read: {error}") from error
     numbers = {key: row.get(key, 0.0) for key in sorted(_ROW)}
-    for key, value in numbers.items():
-        fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
-        if not fine or (not value and key not in ("fp8_tflops", "price")):
-            raise UserError(
-                f"--hardware: {path} needs {key}, a number above 0, as in {key} = 100.0"
-            )
+    lacking = [key for key, value in numbers.items() if not _fine(key, value)]
+    if lacking:
+        example = ", ".join(f"{key} = 100.0" for key in lacking)
+        each = "numbers above 0" if len(lacking) > 1 else "a number above 0"
+        raise UserError(f"--hardware: {path} needs {', '.join(lacking)}, {each}, as in {example}")
     if odd := row.keys() - _ROW - {"name", "source"}:
         raise UserError(
             f"--hardware: {path} has {', '.join(sorted(odd))}; what it may have is"
@@ -210,3 +210,10 @@ def _own_hardware(path: Path) -> Hardware:
         )
     source = str(row.get("source", f"as {path.name} has it"))
     return _hardware(str(row.get("name", path.stem)), source=source, **numbers)
+
+
+def _fine(key: str, value: object) -> bool:
+    """Returns whether a card's field is a number that it may have."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+        return False
+    return value > 0 or key in _MAY_LACK

@@ -95,11 +95,11 @@ def device_room(
 
 def devices_needed(
     hardware: Hardware, model: Architecture, item_bytes: float, util: float, stages: int = 1
-) -> int:
-    """Returns the fewest cards of a stage, a power of two, on which the weights leave room for
-    KV."""
-    devices, weights = 1, model.parameters * item_bytes
-    while devices < _MOST_DEVICES:
+) -> int | None:
+    """Returns the fewest cards of a stage over which the model can be split and on which the
+    weights leave room for KV; None where no number does."""
+    weights = model.parameters * item_bytes
+    for devices in model.splits() or _POWERS:
         room = device_room(
             hardware,
             model,
@@ -110,12 +110,12 @@ def devices_needed(
             stages=stages,
         )
         if room.nbytes > 0:
-            break
-        devices *= 2
-    return devices
+            return devices
+    return None
 
 
-_MOST_DEVICES = 1024
+_POWERS = tuple(1 << n for n in range(11))
+_MORE_CARDS = (2, 4, 8)
 _MOST_GROUPS = 64
 
 
@@ -152,6 +152,9 @@ class RequestCost:
     stages: int = 1
     """The stages of a pipeline, each on ``devices``: the work of prompts is for all of them, but
     the last part of one goes through one after another, as a decode step does."""
+    splits: tuple[int, ...] = ()
+    """The numbers of cards that tensor parallelism can split the model over; empty where they are
+    not known."""
     kept: tuple[KeptLayer, ...] = ()
     """The layers of a model whose layers keep different things: then ``token_bytes`` are those that
     stay, and what a hit needs beside them is in the fixed cost of a load."""
@@ -160,6 +163,12 @@ class RequestCost:
     def cards(self) -> int:
         """Returns the cards of all stages."""
         return self.devices * self.stages
+
+    def more_devices(self) -> list[int]:
+        """Returns larger numbers of cards for each stage to try, up to eight times as many."""
+        if not self.splits:
+            return [times * self.devices for times in _MORE_CARDS]
+        return [n for n in self.splits if self.devices < n <= _MORE_CARDS[-1] * self.devices]
 
     def groups(self, chunk_tokens: int) -> tuple[Group, ...]:
         """Returns the groups of layers where those keep different things; else none."""
@@ -305,6 +314,7 @@ def catalogue_cost(
         latent=bool(model.latent),
         kept=kept,
         stages=stages,
+        splits=model.splits(),
     )
 
 

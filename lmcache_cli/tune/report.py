@@ -13,12 +13,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lmcache_cli.tune.answer import answer, how_text
+from lmcache_cli.tune.answer import answer
 from lmcache_cli.tune.candidates import (
     Goal,
     StackOutcome,
     TierConfiguration,
     deciding,
+    how_text,
     latency_text,
     number,
 )

@@ -194,16 +194,17 @@ def snippets(stack: TierConfiguration, cost: RequestCost) -> dict[str, str]:
     """Returns settings for our connector, vLLM's native offloading, LMCache and SGLang's HiCache,
     by name, of one replica on the cards of ``cost``. Sizes are as each counts them: vLLM's for all
     ranks together, the others' for each. Where another system has not the policy, placement or
-    admission that was predicted, its name says so. Empty where nothing is bought. Of MLA, which our
-    connector refuses and of which systems keep a copy for each rank, LMCache's alone: its first
-    rank stores for all. A pool is a server to be named, ``POOL``, and no part of vLLM's offloading
-    or HiCache."""
+    admission that was predicted, its name says so. Empty where nothing is bought. Of MLA, ours and
+    LMCache's alone: LMCache's first rank stores for all, each of ours has a copy, which its name
+    says, and room for all of it. A pool is a server to be named, ``POOL``, and no part of vLLM's
+    offloading or HiCache."""
     sizes = stack.bought
     if not sizes:
         return {}
     lacks = "" if stack.plain else " (LRU alone, so what is predicted here does not hold for it)"
     cpu, disk, pool = (sizes.get(name, 0) for name in ("cpu", "disk", "remote"))
-    rank_cpu, rank_disk = -(-cpu // cost.cards), -(-disk // cost.cards)
+    own = cost.stages if cost.latent else cost.cards  # every rank of a stage has the same of MLA
+    rank_cpu, rank_disk = -(-cpu // own), -(-disk // own)
     flags = ("--tensor-parallel-size", cost.devices), ("--pipeline-parallel-size", cost.stages)
     parallel = "".join(f"{flag} {count} " for flag, count in flags if count > 1)
     ours: dict[str, object] = {"chunk_tokens": stack.chunk_tokens, "policy": stack.policy}
@@ -219,11 +220,12 @@ def snippets(stack: TierConfiguration, cost: RequestCost) -> dict[str, str]:
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": ours,
     }
-    found = {}
-    if cost.latent:  # every rank of a stage has the same
-        rank_cpu, rank_disk = -(-cpu // cost.stages), -(-disk // cost.stages)
-    else:
-        found["this connector in vLLM"] = f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"
+    copies = ""
+    if cost.latent and cost.devices > 1:
+        copies = f" (each of {cost.devices} ranks keeps a copy of MLA's KV, so tiers take"
+        copies += f" {cost.devices} times what is predicted here)"
+    ours_text = f"{parallel}--kv-transfer-config '{json.dumps(transfer)}'"
+    found = {f"this connector in vLLM{copies}": ours_text}
     if cpu and not cost.latent and not pool:
         native = {
             "kv_connector": "OffloadingConnector",

@@ -51,6 +51,8 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     validation = None
     with BenchProgress(talk, quiet) as progress, ExitStack() as stack:
         say = progress.step
+        if not options.measured:
+            _check_devices(options)
         say("reading the source")
         probed = read_probed(options.probe) if options.probe is not None else None
         _check_model(options, probed)
@@ -118,6 +120,20 @@ def run_tune(options: TuneOptions, json_file: str | None, quiet: bool) -> int:
     if validation:
         return validation.exit_code
     return 0 if found.keeps_bounds else EXIT_INCONCLUSIVE
+
+
+def _check_devices(options: TuneOptions) -> None:
+    """Raises ``UserError`` for cards over which vLLM does not split the model."""
+    model = find_architecture(options.model or _DEFAULT_MODEL)
+    splits = model.splits()
+    if splits and options.devices not in splits:
+        kv = {kind.heads for kind in model.kept if kind.heads and kind.keeps != "state"}
+        heads = f"{model.heads} heads" + "".join(f", {n} of KV" for n in sorted(kv - {model.heads}))
+        raise UserError(
+            f"--devices: {options.devices} cards do not divide the attention of {model.name}"
+            f" ({heads}), which vLLM refuses as --tensor-parallel-size; those that do:"
+            f" {', '.join(map(str, splits))}"
+        )
 
 
 def _check_model(options: TuneOptions, probed: ProbedEngine | None) -> None:
@@ -288,12 +304,14 @@ def _cost(options: TuneOptions, probed: ProbedEngine | None) -> RequestCost:
     if cost.device.nbytes <= 0:
         util = options.gpu_memory_utilization
         need = devices_needed(hardware, model, item_bytes, util, options.pipeline)
+        takes = "no number of cards that divides its heads does: give --pipeline more stages"
+        if need is not None:
+            takes = f"it takes {need * options.pipeline}: --devices {need}"
+            takes += f" --pipeline {options.pipeline}" if options.pipeline > 1 else ""
         raise UserError(
             f"--devices: {model.name}'s weights ({bytes_text(cost.device.weights)} in"
             f" {options.dtype}) leave no room for KV on {cost.cards} x {hardware.name}"
-            f" ({bytes_text(cost.device.memory)}); it takes {need * options.pipeline}:"
-            f" --devices {need}"
-            + (f" --pipeline {options.pipeline}" if options.pipeline > 1 else "")
+            f" ({bytes_text(cost.device.memory)}); {takes}"
         )
     return cost
 

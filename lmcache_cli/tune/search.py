@@ -50,7 +50,6 @@ _SHOWN = 8
 _POINTS, _REPLAYED_POINTS = 10, 5
 _BEYOND = 12
 """The most stacks that may not be bought that are run."""
-_MORE_CARDS = (2, 4, 8)
 _FINE = 16
 """The steps between a size and twice it."""
 _NO_DISK_BOUND: dict[str, Any] = {
@@ -331,8 +330,7 @@ def _enough_cards(
 ) -> int | None:
     if larger is None:
         return None
-    for times in _MORE_CARDS:
-        cards = times * study.cost.devices
+    for cards in study.cost.more_devices():
         other = study.on(larger(cards))
         if not broken(other.judge(other.today, "arrivals"), goal):
             return cards

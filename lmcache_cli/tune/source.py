@@ -27,7 +27,7 @@ from lmcache_cli.output import Say, counted
 from lmcache_cli.sizes import parse_count, parse_list, parse_size, shell_words
 from lmcache_cli.trace.tools import TraceSource, odd_lengths
 from lmcache_cli.tune.candidates import HOURS_PER_MONTH, Goal, Prices
-from workloads import WORKLOADS, Request
+from workloads import WORKLOADS, Request, seen_before
 from workloads.tokens import Encode
 from workloads.traces import FEW_MALFORMED, TraceArrays, TraceError, load_arrays
 from workloads.traces.lines import about_lines
@@ -281,8 +281,8 @@ class RequestSource:
     reported: float | None = None
     """The hit rate that the server reported which recorded the trace; None where it told none."""
     any_position: float | None = None
-    """The hit rate of a cache without a bound that finds chunks at any position; None where the
-    trace does not name content."""
+    """The hit rate of a cache without a bound that finds chunks (of a made workload its parts, such
+    as passages) at any position; None where the trace does not name content."""
     heading: list[str] = field(default_factory=list)
     """What stands above the answer, for it may make it wrong."""
 
@@ -349,7 +349,9 @@ def made_source(
     )
     chunks = options.chunks_made()
     arrays = request_arrays(requests, reduce(gcd, chunks, block), salted, bos, say)
-    return RequestSource(arrays, chunks, plan.load, tuple(requests), scenario, warnings)
+    anywhere = seen_before(requests) if options.source in WORKLOADS else None
+    made = tuple(requests)
+    return RequestSource(arrays, chunks, plan.load, made, scenario, warnings, any_position=anywhere)
 
 
 def request_arrays(

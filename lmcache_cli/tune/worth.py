@@ -11,7 +11,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcache_cli.tune.candidates import Goal, StackOutcome, TierConfiguration, recommend
+from lmcache_cli.tune.candidates import (
+    Goal,
+    StackOutcome,
+    TierConfiguration,
+    bought_text,
+    latency_of,
+    latency_text,
+    recommend,
+)
 from lmcache_cli.tune.queueing import PERCENTILES, percentiles
 from lmcache_cli.tune.study import Study
 from reports.units import seconds_text
@@ -117,6 +125,37 @@ class PoolOrRouter:
             "pool": self.pool,
             "both": self.both,
         }
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """Describes in words which is the cheaper point, a pool or a better router, and what both
+        give; ``name`` is the latency that is told."""
+
+        def text(outcome: StackOutcome) -> str:
+            cost = outcome.cost_per_hour
+            price = f"${cost:.4f} an hour" if cost else "no money"
+            return (
+                f"{100 * outcome.hit_rate:.1f} % hits, {latency_text(name)}"
+                f" {latency_of(outcome, name)}, for {price}"
+            )
+
+        first = {
+            "router": "a better router is the cheaper point",
+            "pool": "a pool is the cheaper point",
+            "neither": "neither a better router nor a pool is worth it",
+        }[self.cheaper]
+        lines = [f"{first}; as it is ({self.today.stack.routing}): {text(self.today)}"]
+        if self.router.stack != self.today.stack:
+            lines.append(f"the best router, {self.router.stack.routing}: {text(self.router)}")
+        else:
+            lines.append(f"no other router is better than {self.today.stack.routing}")
+        if self.pool.stack.bought:
+            lines.append(f"{bought_text(self.pool)}: {text(self.pool)}")
+        else:
+            lines.append("no size of a pool is better than none")
+        if self.both.stack not in (self.router.stack, self.pool.stack):
+            how = f"{bought_text(self.both)} behind {self.both.stack.routing}"
+            lines.append(f"both, {how}: {text(self.both)}")
+        return tuple(lines)
 
 
 def pool_or_router(study: Study, found: Sequence[StackOutcome], goal: Goal) -> PoolOrRouter:
@@ -227,6 +266,23 @@ class Uncertainty:
     hit_rate: tuple[float, float] | None
     groups: str
     ttft: dict[str, tuple[float, float]] | None
+
+    def lines(self, another: str) -> tuple[str, ...]:
+        """Describes the uncertainty in words; ``another`` is what the trace is one of, like
+        ``day`` or ``2 min 15 s``."""
+        found = []
+        if self.hit_rate is not None:
+            low, high = self.hit_rate
+            found.append(
+                f"hit rate {100 * low:.1f} to {100 * high:.1f} % on another such {another} (95 %,"
+                f" bootstrap over {self.groups})"
+            )
+        if self.ttft is not None:
+            times = ", ".join(
+                f"{n} {seconds_text(a)} to {seconds_text(b)}" for n, (a, b) in self.ttft.items()
+            )
+            found.append(f"TTFT with the fastest and the slowest prefill that is likely: {times}")
+        return tuple(found)
 
 
 def uncertainty(study: Study, stack: TierConfiguration, seed: int = 0) -> Uncertainty:

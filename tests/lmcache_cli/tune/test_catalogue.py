@@ -261,6 +261,7 @@ def test_a_card_of_ones_own(tmp_path: Path) -> None:
         (text.replace("tflops = 400", ""), "needs tflops"),
         (text.replace("2000", "-1"), "needs memory_gb_s"),
         (text.replace("1.5", "nan"), "needs price"),
+        ("tflops = 400\n", "needs link_gb_s, memory_gb_s, memory_gib, numbers above 0, as in link"),
         (text + "cores = 7\n", "has cores"),
         ("= 3", "can't be read"),
     ):

@@ -82,6 +82,12 @@ def test_as_many_cards_as_the_weights_take() -> None:
     assert devices_needed(find_hardware("h200"), model, 2, 0.92) == 8
     assert devices_needed(find_hardware("h200"), model, 1, 0.92) == 4
     assert devices_needed(find_hardware("h100"), find_architecture("llama-3.2-1b"), 2, 0.92) == 1
+    # 28 heads, 4 of KV: not over 8 cards, nor over 7 or 14.
+    tall = replace(find_architecture("qwen2.5-7b"), parameters=300e9)
+    assert tall.splits() == (1, 2, 4, 28)
+    assert devices_needed(find_hardware("h100"), tall, 2, 0.92) == 28
+    assert devices_needed(find_hardware("h100"), replace(tall, parameters=1e13), 2, 0.92) is None
+    assert find_architecture("deepseek-v3").splits() == (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 SIMPLE = RequestCost(PrefillCost(0.0, 1e-3, 0.0), {"cpu": TierCost(1e6)}, 100, 0.0)

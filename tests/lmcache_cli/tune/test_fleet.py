@@ -311,6 +311,19 @@ def test_advice_to_a_fleet_is_never_worse_than_what_there_is(
         assert not fleet.pool.stack.bought
 
 
+def test_another_router_is_set_in_front_of_vllm() -> None:
+    arrays = documents(40, 3, 1.0)
+    goal = Goal(largest={"cpu": 0, "disk": 0, "remote": 0}, worth=1e-3)
+    study = Study(arrays, engine(12 * CHUNK), Prices(), goal=goal, replicas=4)
+    found = search(study, goal, [CHUNK])
+    said = answer(study, found)
+    assert said.verdict == "another router" and found.chosen.stack.routing == "prefix"
+    assert "vLLM itself does not route: set it in the router in front of" in said.sentences[1]
+    assert "(for example vLLM production-stack's: --routing-logic prefixaware)" in said.sentences[1]
+    same = answer(study, replace(found, chosen=found.today))
+    assert "does not route" not in same.sentences[1]
+
+
 def test_every_replica_has_its_own_order() -> None:
     trace = AccessTrace.of([[1, 2], [1, 2], [3], [1, 2]])
     own = TierCurves(trace, np.array([0, 1, 0, 1]), 2)

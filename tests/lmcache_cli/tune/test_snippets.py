@@ -110,7 +110,12 @@ def test_ranks_of_a_pipeline_have_their_layers_of_it() -> None:
     assert "--tp-size 4 --pp-size 2 " in made["SGLang HiCache"]
     assert "max_local_cpu_size: 8.0" in made["LMCache (YAML)"]
     latent = snippets(STACKS[0], cost(100, devices=4, stages=2, latent=True))
-    assert list(latent) == ["LMCache (YAML)"], "our connector refuses MLA"
+    copies = "each of 4 ranks keeps a copy of MLA's KV, so tiers take 4 times what is predicted"
+    assert list(latent) == [f"this connector in vLLM ({copies} here)", "LMCache (YAML)"]
+    # each rank of a stage has what the stage's layers have of it
+    assert f'"cpu_size": {32 * GIB}' in latent[f"this connector in vLLM ({copies} here)"]
+    alone = snippets(STACKS[0], cost(100, latent=True))
+    assert list(alone) == ["this connector in vLLM", "LMCache (YAML)"]
     assert "max_local_cpu_size: 32.0" in latent["LMCache (YAML)"]
     assert all("\n" not in text for title, text in made.items() if "YAML" not in title)
 

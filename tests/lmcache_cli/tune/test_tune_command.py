@@ -165,6 +165,11 @@ def test_an_overload_is_said_first_and_replicas_that_would_keep_the_bound(tmp_pa
     assert (load["replicas"], cards) == (3, 4), "the fewer are told"
     first = "you need 3 replicas first (3 GPUs): --replicas 3. The trace takes "
     assert f"(else --time-unit) Overload: {first}" in found
+    [sentence, *_] = document["recommendation"]["verdicts"]
+    assert sentence.count(" times ") == 1, "the other figures are in a note"
+    limits = document["recommendation"]["notes"]["What limits"]
+    [note] = [line for line in limits if line.startswith("prefill alone is ")]
+    assert "without any cache" in note and note.endswith(" times with what is recommended")
     more = said(trace, "--speed-up", "60", *flags[2:], code=3)
     assert "Overload: you need 4 cards first: --devices 4. The trace takes " in more
     assert 0 < load["load"] < 1 and load["latency_ms"]["ttft.p90"] <= 1000
@@ -260,6 +265,16 @@ def test_the_table_is_a_front_by_the_number_that_it_shows(tmp_path: Path) -> Non
         (["--dram-price", "nan"], "--dram-price: nan is no price"),
         (["--disk-price", "-1"], "--disk-price: -1.0 is no price"),
         (["--speed-up", "inf"], "--speed-up: inf must be above 0"),
+        (
+            ["--devices", "3"],
+            "--devices: 3 cards do not divide the attention of llama-3.1-8b (32 heads, 8 of KV),"
+            " which vLLM refuses as --tensor-parallel-size; those that do: 1, 2, 4, 8, 16, 32",
+        ),
+        (["--model", "qwen2.5-7b", "--devices", "7"], "(28 heads, 4 of KV)"),
+        (
+            ["--model", "smollm2-135m", "--devices", "2"],
+            "those that do: 1, 3, 9",
+        ),
         (["--hardware", "x1"], "--hardware: 'x1' is not known"),
         (["--model", "gpt-9"], "--model: 'gpt-9' is not in the catalogue"),
         (["--chunk-tokens", "100"], "--chunk-tokens: 100 is no multiple of the trace's 512"),
