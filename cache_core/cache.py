@@ -165,13 +165,15 @@ class TieredCache:
             self._ledger.touch(keys)
 
     def discard(self, keys: Sequence[bytes]) -> None:
-        """Takes chunks out of the tiers that are this process's own, but for those that are being
-        read or written just now."""
+        """Takes chunks out of this process's own tiers, but for what is being read or written."""
         if self._elsewhere():
             return
         with self._lock:
-            for tier in set(range(len(self.tiers))) - {self._shared}:
-                self._forget(keys, tier)
+            for key in keys:
+                hit = self._ledger.pin(self._ledger.held([key]))  # others' pins count beside ours
+                for tier in set(range(len(self.tiers))) - {self._shared}:
+                    self._forget(hit.keys, tier)
+                self._ledger.unpin(hit)
 
     def release(self, hit: Hit) -> None:
         """Ends the protection of an acquired hit that will not be loaded."""
@@ -260,17 +262,15 @@ class TieredCache:
             return
         self.flush()
         with self._lock:
-            if self._closed:
-                return
-            self._executor.submit(Plan(tuple(self._ledger.clear())), None)
+            if not self._closed:
+                self._executor.submit(Plan(tuple(self._ledger.clear())), None)
         self.flush()
 
     def queued_chunks(self) -> dict[str, tuple[int, int]]:
         """Returns for each tier the chunks queued for it now, and the most that ever were."""
         if self._elsewhere():
             return {}
-        names = [tier.name for tier in self.tiers]
-        return dict(zip(names, self._executor.queued(), strict=True))
+        return dict(zip((tier.name for tier in self.tiers), self._executor.queued(), strict=True))
 
     def reset_counters(self) -> None:
         """Sets every tier's counters to zero."""

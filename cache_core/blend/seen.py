@@ -64,6 +64,9 @@ class SeenTable:
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._known
+
     def add(self, key: bytes, deviations: NDArray[np.float32], counts: float) -> list[bytes]:
         """Takes in one sighting of a chunk, the deviation of each of its tokens, ``[tokens]``, and
         what it ``counts``, by :func:`sighting_worth`: at 0 there was nothing to see. One of another

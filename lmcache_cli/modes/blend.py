@@ -29,6 +29,10 @@ from lmcache_cli.options.bench import BenchOptions
 from lmcache_cli.sizes import parse_list
 from workloads.request import Part, Prompt, Request
 
+_LEAST_BEFORE = 1 / 16
+"""What must fit before a passage, as a share of it, for it to be worth teaching: each time that it
+is computed counts half as much."""
+
 
 def verified(
     plan: BenchPlan,
@@ -125,40 +129,50 @@ def lessons(
 ) -> Iterator[list[int]]:
     """Yields orders of passages of ``lengths`` tokens, at most ``size`` of them and ``room`` tokens
     at a time, until each was seen often enough behind others. Passages of ``together`` tokens are
-    learnt before the next ones are begun. A passage that fits behind no other is left out."""
-    rng, seen = np.random.default_rng(seed), np.zeros(len(lengths))
+    learnt before the next ones are begun, and are seen behind these and what is known. A passage
+    that fits behind no other, or behind next to nothing, is left out."""
+    rng, seen, sizes = np.random.default_rng(seed), np.zeros(len(lengths)), np.array(lengths)
     most, total = min(size, len(lengths)), sum(lengths)
     room, together = room or total, together or total
-    left_out, known = np.zeros(len(lengths), dtype=bool), -1.0
+    fits = np.array([_behind(place, lengths, most, room) for place in range(len(lengths))])
     while most > 1:
-        waiting = np.flatnonzero((seen < LEAST_SEEN) & ~left_out)
-        ends = np.cumsum([lengths[place] for place in waiting])
-        waiting = waiting[: max(1, int(np.searchsorted(ends, together, side="right")))]
+        waiting = np.flatnonzero((seen < LEAST_SEEN) & fits)
+        waiting = waiting[
+            : max(1, int(np.searchsorted(np.cumsum(sizes[waiting]), together, "right")))
+        ]
         if not len(waiting):
             return
-        if known == float(seen.sum()):  # they fit behind nothing
-            left_out[waiting], known = True, -1.0
-            continue
-        known = float(seen.sum())
         rng.shuffle(waiting)
         for start in range(0, len(waiting), most - 1):
             some = waiting[start : start + most - 1]
             some = some[np.argsort(seen[some], kind="stable")]
             others = rng.permutation(np.setdiff1d(np.arange(len(lengths)), some))
             # What is reused already costs least to stand before the others.
-            others = others[np.argsort(-seen[others], kind="stable")]
+            others = others[np.argsort(seen[others] < LEAST_SEEN, kind="stable")]
+            begun = np.isin(others, waiting) | (seen[others] >= LEAST_SEEN)
             order: list[int] = []
             left = room
-            for place in [*some.tolist(), *others.tolist()]:
+            for place in [*some.tolist(), *others[begun].tolist(), *others[~begun].tolist()]:
                 if len(order) < most and lengths[place] <= left:
                     order.insert(0, place)
                     left -= lengths[place]
+                    if place in others[~begun]:
+                        break  # right behind the lead it is exact, and not begun: one can be there
             before = 0
             for place in order:
                 seen[place] += sighting_worth(before, lengths[place])
                 before += lengths[place]
             if len(order) > 1:
                 yield order
+
+
+def _behind(place: int, lengths: Sequence[int], most: int, room: int) -> bool:
+    """Returns whether a passage can stand behind others that are as much as ``_LEAST_BEFORE`` of
+    its length, in a prompt of ``most`` passages and ``room`` tokens."""
+    left = room - lengths[place]
+    others = sorted(length for at, length in enumerate(lengths) if at != place and length <= left)
+    before = min(left, sum(others[-(most - 1) :]))
+    return before > 0 and before >= _LEAST_BEFORE * lengths[place]
 
 
 def _parts(request: Request) -> list[Part]:
@@ -208,14 +222,14 @@ class ContentOracle(HitOracle):
         missing = [piece for piece in prompt.pieces if piece not in held]
         stored = self._held([piece.key for piece in missing])
         begins, gone = self._prompts.beginnings.keep(prompt, held, self._ratio)
-        new, full = self._prompts.lessons(prompt, missing, stored)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]
         for piece in parts:
             none = np.zeros(piece.stop - piece.start, dtype=np.float32)
             self._prompts.seen.add(piece.key, none, prompt.worth(piece))
         prompt.matcher.stored(prompt.ids, parts)
         self._cache.discard(gone)
-        alone, averages = [piece.key for piece in new], [prompt.average(piece) for piece in full]
+        alone = [piece.key for piece in missing if piece.key not in stored]
+        averages = [prompt.average(piece) for piece in self._prompts.learnt(prompt, parts)]
         for some in (list(begins.values()), alone, averages):
             if some:
                 self._cache.store(some, None)

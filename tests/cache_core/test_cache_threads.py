@@ -199,3 +199,20 @@ def test_close_leaves_a_tier_behind_that_hangs_and_the_last_one_out_closes_it() 
     assert not disk.closed.is_set()
     disk.writes.open()
     assert disk.closed.wait(PATIENCE_S)
+
+
+def test_what_is_being_read_is_not_discarded() -> None:
+    engine = MemoryEngine(LAYOUT, 2)
+    cache = TieredCache(LAYOUT, [memory(2)])
+    put(cache, engine, [1, 2]).result(PATIENCE_S)
+    hit = cache.acquire([key(1)])
+    cache.discard([key(1), key(2), key(3)])
+    put(cache, engine, [3]).result(PATIENCE_S)
+    engine.wipe()
+    assert cache.load(hit, engine.place(0, 1)).chunks == 1 and engine.holds(0, 1)
+    cache.check()
+    assert len(cache) == 2, "one is discarded, one was being read, one came"
+    cache.discard([key(1), key(3)])
+    cache.check()
+    assert len(cache) == 0
+    cache.close()

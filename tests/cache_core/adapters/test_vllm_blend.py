@@ -242,6 +242,22 @@ def test_what_is_pushed_out_while_it_is_learnt_is_forgotten_by_all_and_seen_anew
     assert found == [((), False), ((), False), (segment.keys, False), (others, False)]
 
 
+def test_what_a_passages_first_chunks_push_out_of_itself_is_not_forgotten_when_seen_again() -> None:
+    """Its table counts this context, so workers keep it."""
+    side, state = ended([1, *TEXT[::-1], *TEXT, 7], [[97, 193]])
+    assert state.blend is not None
+    [segment], side.seen.learning, ledger = state.blend.segments, 64, Ledger([64])
+    sums: set[bytes] = set()
+    for number in range(3):
+        side.plan(state, ledger, 0)
+        [(encode, plan)] = side.encode(state, ledger, number)
+        ledger.complete_store(plan.moves, stored=True)
+        sums = (sums - set(encode.forget)) | set(encode.keys)
+        side.saw([SeenDone(number, (np.ones(32, dtype=np.float32),) * 3)])
+        learnt = {key for key in segment.keys if key in side.seen._known}
+        assert learnt <= sums - set(side._gone) and len(learnt) == 2
+
+
 @pytest.mark.parametrize("exact", [0, 129])
 def test_of_what_a_prefix_had_no_average_is_saved(exact: int) -> None:
     """It is not known in this context: what would be saved is the passage alone."""

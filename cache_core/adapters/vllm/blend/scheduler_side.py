@@ -288,7 +288,9 @@ class BlendScheduler:
             number = next_id + len(jobs)
             self._lent[number] = [*lent, *kept]
             seen = tuple(keys[row] for row in rows)
-            self._looks[number] = _Look(seen, counts, [])
+            # An average that is saved has all contexts, whatever is pushed out meanwhile.
+            counted = max(counts, self.seen.least) if full else counts
+            self._looks[number] = _Look(seen, counted, [])
             text = request.prompt_token_ids[segment.start : segment.stop]
             blocks = np.array([block.block_id for block in lent], dtype=np.int32)
             offset = bos + first * self._size
@@ -308,12 +310,14 @@ class BlendScheduler:
             look.lacks.append(done.lacks)
             if len(look.lacks) == self._ranks:
                 del self._looks[done.id]
+                gone: list[bytes] = []
                 for row, key in enumerate(look.keys):
                     lack = np.maximum.reduce([lacks[row] for lacks in look.lacks])
-                    gone = self.seen.add(key, lack, look.counts)
-                    # What a worker is seeing again right now is better kept.
-                    seeing = {key for other in self._looks.values() for key in other.keys}
-                    self._gone += [key for key in gone if key not in seeing]
+                    gone += self.seen.add(key, lack, look.counts)
+                # What a worker is seeing again right now is better kept, and so is what the first
+                # chunks of a passage pushed out of the rest of it: that is being learnt again.
+                seeing = {key for other in self._looks.values() for key in other.keys}
+                self._gone += [k for k in gone if k not in seeing and k not in self.seen]
 
     def close(self) -> None:
         """Keeps what was seen for chunks that outlive the process."""

@@ -152,20 +152,18 @@ class Prompts:
             if piece in found:
                 continue
             own = prompt.exact(piece)
+            # ``there`` may have the key of one that stands elsewhere, too: a passage comes twice.
             if ratio == 0 or (own and piece.key in there):
                 found[piece] = Reuse(piece.key, moved=not own, exact=own)
             elif self.seen.get(piece.key) is not None:
                 found[piece] = Reuse(prompt.average(piece), moved=True, exact=False)
         return {piece: found[piece] for piece in prompt.pieces if piece in found}
 
-    def lessons(
-        self, prompt: BlendPrompt, lacking: Sequence[Piece], stored: Container[bytes]
-    ) -> tuple[list[Piece], list[Piece]]:
-        """Returns which of the pieces that a prompt computes are to be stored alone, and which as
-        an average, since they are seen often enough now. ``stored`` are the keys of those that are
-        there alone."""
-        new = [piece for piece in lacking if piece.key not in stored]
-        return new, [p for p in lacking if self.seen.completes(p.key, prompt.worth(p))]
+    def learnt(self, prompt: BlendPrompt, shown: Sequence[Piece]) -> list[Piece]:
+        """Returns which of the pieces that were just seen are to be stored as an average, since
+        they are seen often enough now: of a passage that comes twice, those of one place."""
+        known = {p.key: p for p in reversed(shown) if prompt.worth(p) > 0}
+        return [p for p in shown if known.get(p.key) == p and self.seen.get(p.key) is not None]
 
     def _matcher(self, lead: NDArray[np.int32]) -> Matcher:
         digest = hashlib.sha256(lead.tobytes()).digest()
@@ -213,6 +211,7 @@ class Beginnings:
         if ratio in (0, 1):
             return {}, []
         new: dict[Piece, bytes] = {}
+        used: list[bytes] = []
         exact = True
         for piece, (plain, blended) in self.chain(prompt, ratio).items():
             way = reused.get(piece)
@@ -220,15 +219,16 @@ class Beginnings:
             key = plain if exact else blended
             if (way is None or way.key != key) and not (exact and prompt.exact(piece)):
                 new[piece] = key
-            if key in self._kept:
-                self._kept.move_to_end(key)
-        most = len(new) if self.most is None else self.most
-        new = dict(list(new.items())[:most])
-        self._kept.update(dict.fromkeys(new.values()))
+            if key in self._kept or piece in new:
+                used.append(key)
+        # What a prompt begins with outlives what follows, which is found behind that alone.
+        for key in reversed(used):
+            self._kept.pop(key, None)
+            self._kept[key] = None
         gone = []
         while self.most is not None and len(self._kept) > self.most:
             gone.append(self._kept.popitem(last=False)[0])
-        return new, gone
+        return {piece: key for piece, key in new.items() if key in self._kept}, gone
 
     def clear(self) -> None:
         """Forgets all of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -13,6 +14,7 @@ import torch
 from cache_core.blend.matcher import Piece
 from cache_core.blend.selection import Contexts, chosen, deviation
 from cache_core.cache import TieredCache
+from cache_core.plan import StoreOutcome
 from lmcache_cli.engines.cache_spec import BlendSettings, CacheSpec
 from lmcache_cli.engines.transformers.blend.forward import blend
 from lmcache_cli.engines.transformers.blend.prompt import BlendPrompt, Prompts, covered
@@ -62,6 +64,7 @@ class BlendSession(TransformersSession):
         self.choose(spec)
         self._contexts = Contexts()
         self._lesson: _Lesson | None = None
+        self._storing: Future[StoreOutcome] | None = None
         self._last: tuple[KvBuffer, torch.Tensor] | None = None
         self._rehearsed = self.runner.device.type == "cpu"
 
@@ -164,7 +167,8 @@ class BlendSession(TransformersSession):
         for piece, tier in zip(held, hit.tiers, strict=False):
             name = self.tiers.tiers[tier].name
             by_tier[name] = by_tier.get(name, 0) + piece.stop - piece.start
-        new, full = self.prompts.lessons(prompt, lacking, stored)
+        new = [piece for piece in lacking if piece.key not in stored]
+        full = [p for p in lacking if self.prompts.seen.completes(p.key, prompt.worth(p))]
         return Prefilled(
             logits,
             loaded=replace(loaded, by_tier=by_tier),
@@ -211,28 +215,31 @@ class BlendSession(TransformersSession):
         lesson, self._lesson = self._lesson, None
         if lesson is None:
             return
+        prompt, seen = lesson.prompt, lesson.context.lent == lesson.lent
+        parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
+        buffer, alone = lesson.context, dict[Piece, int]()
+        if lesson.computed:
+            buffer = self.engine.kv_buffer(keep=lesson.context)
+            self._last = None
+            alone = self._encode(lesson, buffer)
+            old = [piece for piece in parts if piece not in alone and not prompt.exact(piece)]
+            # Before anything is stored, which may push it out.
+            self._fetch(old if seen else [], alone, buffer)
         self.tiers.discard(lesson.gone)
-        seen = lesson.context.lent == lesson.lent
         if seen:
             places = {piece: piece.start for piece in lesson.begins}
             self._store(lesson.context, lesson.begins, places)
         if not lesson.computed:
             return
-        prompt = lesson.prompt
-        buffer = self.engine.kv_buffer(keep=lesson.context)
-        self._last = None
-        new, full = self.prompts.lessons(prompt, lesson.computed, lesson.stored)
-        alone = self._encode(lesson, buffer)
-        parts = [piece for piece in lesson.computed if not prompt.is_lead(piece)]
         prompt.matcher.stored(prompt.ids, parts)
+        new = [piece for piece in lesson.computed if piece.key not in lesson.stored]
         self._store(buffer, {piece: piece.key for piece in new}, alone)
-        if seen:
-            parts = [piece for piece in parts if not prompt.exact(piece)]
-            self._fetch([piece for piece in parts if piece not in alone], alone, buffer)
-            self._see(lesson, [piece for piece in parts if piece in alone], alone, buffer)
-        full = [piece for piece in full if seen and piece in alone]
-        if full and buffer.pending is not None:
-            buffer.pending.result()
+        shown = [p for p in parts if seen and p in alone and not prompt.exact(p)]
+        self._see(lesson, shown, alone, buffer)
+        # Known behind the sightings: one may push out what another begins to learn.
+        full = self.prompts.learnt(prompt, shown)
+        if full and self._storing is not None:
+            self._storing.result()
         for piece in full:
             own = buffer.tensor[..., alone[piece] : alone[piece] + piece.stop - piece.start, :]
             own.copy_(self._contexts.average(piece.key, own))
@@ -245,7 +252,10 @@ class BlendSession(TransformersSession):
         if keys:
             spans = [(at[piece], at[piece] + piece.stop - piece.start) for piece in keys]
             place = buffer.spans(self.tiers.layout, spans, 1)
-            buffer.pending = self.tiers.store(list(keys.values()), place)
+            if self._storing is not None:
+                # What is on its way makes no room: what does would depend on the clock.
+                self._storing.result()
+            self._storing = buffer.pending = self.tiers.store(list(keys.values()), place)
 
     def _encode(self, lesson: _Lesson, buffer: KvBuffer) -> dict[Piece, int]:
         """Encodes segments of which a piece is not stored alone into the buffer, each from its
