@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,7 +24,8 @@ LEAST_SEEN = 2.0
 _FULL_CONTEXT = 2
 _MOST_TOKENS = 1 << 24
 _LEARNING_SHARE, _LEARNING_TOKENS = 8, 4096
-_NAME = "seen.npz"
+SEEN_FILE = "seen.npz"
+"""The name of the file in which a table is kept beside a disk tier's chunks."""
 _KEY_BYTES = 32
 
 
@@ -93,6 +95,13 @@ class SeenTable:
         before, _ = self._known.get(key, (0.0, None))
         return counts > 0 and before + counts >= self.least
 
+    def begin_anew(self, keys: Iterable[bytes]) -> None:
+        """Forgets those chunks that are known: their averages are gone, and a new one must have as
+        many contexts as the first."""
+        for key in keys:
+            if self.get(key) is not None:
+                self._forget(key)
+
     def clear(self) -> None:
         """Forgets all chunks."""
         self._known.clear()
@@ -112,15 +121,15 @@ class SeenTable:
             lengths=np.array([len(most) for most in numbers], dtype=np.int64),
             numbers=np.concatenate([np.zeros(0, dtype=np.float32), *numbers]),
         )
-        beside = folder / f".{_NAME}.{os.getpid()}.tmp"
+        beside = folder / f".{SEEN_FILE}.{os.getpid()}.tmp"
         beside.write_bytes(buffer.getvalue())
-        os.replace(beside, folder / _NAME)
+        os.replace(beside, folder / SEEN_FILE)
 
     def load(self, folder: Path) -> None:
         """Takes in what :meth:`save` left in ``folder``. A file that is missing or damaged gives
         nothing: its chunks are seen again."""
         try:
-            with np.load(folder / _NAME, allow_pickle=False) as kept:
+            with np.load(folder / SEEN_FILE, allow_pickle=False) as kept:
                 keys, counts, lengths, numbers = (
                     kept[name] for name in ("keys", "counts", "lengths", "numbers")
                 )

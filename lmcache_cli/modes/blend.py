@@ -220,6 +220,8 @@ class ContentOracle(HitOracle):
         held = {piece: way for piece, way in usable.items() if way.key in there}
         self._cache.touch([way.key for way in held.values()])
         missing = [piece for piece in prompt.pieces if piece not in held]
+        if self._ratio:
+            self._prompts.seen.begin_anew(piece.key for piece in missing)
         stored = self._held([piece.key for piece in missing])
         begins, gone = self._prompts.beginnings.keep(prompt, held, self._ratio)
         parts = [piece for piece in missing if not prompt.is_lead(piece)]

@@ -57,6 +57,28 @@ def test_a_passage_that_is_seen_twice_in_a_prompt_is_learnt_by_both(tmp_path: Pa
 
 
 @pytest.mark.engine
+def test_a_passage_whose_average_was_evicted_is_learnt_from_as_many_contexts(
+    tmp_path: Path,
+) -> None:
+    """One made of a single context is not what a certificate was measured with."""
+    session = blend_session(small_engine(tmp_path), ratio=0.25)
+    system, a, b, c, question = parts()
+    hits = []
+    for turn in range(6):
+        request = asking([system, b, c, a, question] if turn % 2 else [system, c, b, a, question])
+        hits.append(serve(session, request).hits)
+        session.settle()
+        if turn == 2:
+            prompt = session.prompts.of(request)
+            last = [p for p in prompt.pieces if p.segment == 10 + 4 * CHUNK]
+            session.tiers.discard([prompt.average(piece) for piece in last])
+            assert len(last) == 2
+    both, one = 10 + 4 * CHUNK, 10 + 2 * CHUNK
+    assert hits[2:] == [both, one, one, both]
+    session.close()
+
+
+@pytest.mark.engine
 def test_what_is_pushed_out_by_its_own_prompt_has_no_average(tmp_path: Path) -> None:
     session = blend_session(small_engine(tmp_path), ratio=0.25)
     system, *texts, question = parts(passages=5)

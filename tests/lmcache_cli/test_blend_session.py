@@ -188,7 +188,9 @@ def test_the_tokens_that_were_seen_to_lack_most_are_computed_again(tmp_path: Pat
 
 
 @pytest.mark.parametrize("lasting", [True, False])
-def test_what_was_seen_is_kept_with_a_named_cache(lasting: bool, tmp_path: Path) -> None:
+def test_what_was_seen_is_kept_with_a_named_cache(
+    lasting: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A later process reuses what an earlier one has left on disk, at once or not at all."""
     engine = small_engine(tmp_path)
     texts = parts()
@@ -204,6 +206,7 @@ def test_what_was_seen_is_kept_with_a_named_cache(lasting: bool, tmp_path: Path)
         else:
             warm(session, texts)
         session.close()
+    assert not caplog.records, "the table is one of the tier's own files"
 
 
 def test_chunks_behind_another_system_prompt_are_others(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cache_core.blend.seen import SEEN_FILE
 from cache_core.tiers.disk.directory import LOCK_NAME, Directory
 from cache_core.tiers.disk.format import (
     FORMAT_NAME,
@@ -27,7 +28,7 @@ from cache_core.tiers.disk.segment import SegmentFile, Spot
 logger = logging.getLogger("lmcache")
 
 # Ours, and of a size that the cap has in mind.
-_KNOWN = {LOCK_NAME, FORMAT_NAME, "deaths", "lost+found"}
+_KNOWN = {LOCK_NAME, FORMAT_NAME, SEEN_FILE, "deaths", "lost+found"}
 _LEFTOVERS = {FORMAT_NAME + ".new", "deaths.new", "probe"}
 # Trouble that is one file's: the others are served. Of other trouble (no more descriptors, a mount
 # that is away) each file would have its share, and all would be given up.

@@ -274,6 +274,7 @@ class BlendScheduler:
                 continue
             length = segment.stop - segment.start
             counts = sighting_worth(segment.start - bos, length)
+            self.seen.begin_anew(keys[row] for row in rows)
             full = bool(rows) and all(
                 row not in rows or self.seen.completes(key, counts) for row, key in enumerate(keys)
             )

@@ -156,6 +156,8 @@ class BlendSession(TransformersSession):
         else:
             logits = blend(self.runner, self._tensor(ids), buffer.tensor, at)
         lacking = [p for p in prompt.pieces if p not in held] if self._ratio < 1 else []
+        if self._ratio:  # plain reuse has no averages
+            self.prompts.seen.begin_anew(piece.key for piece in lacking)
         known, _ = self.tiers.acquire_any([piece.key for piece in lacking])
         self.tiers.release(known)
         stored = frozenset(known.keys)
