@@ -16,8 +16,8 @@ from tests.lmcache_cli.small_model import save_model
 
 pytestmark = pytest.mark.engine
 
-SMALL = ["--passages", "2", "--passage-tokens", "32", "--question-tokens", "24"]
-SMALL += ["--system-tokens", "20", "--corpus-passages", "4", "--requests", "5"]
+SMALL = ["--passages", "3", "--passage-tokens", "32", "--question-tokens", "24"]
+SMALL += ["--system-tokens", "20", "--corpus-passages", "6", "--requests", "5"]
 SMALL += ["--output-tokens", "4", "--chunk-tokens", "16", "--cpu-size", "8MiB"]
 
 
@@ -37,7 +37,7 @@ def test_each_ratio_is_a_row_with_its_quality(tmp_path: Path) -> None:
     assert naive["kl"] > 0 and naive["kl_interval"]["low"] <= naive["kl"]
     assert naive["selected_tokens"] == 0 < half["selected_tokens"] < half["blended_tokens"]
     # All warm: every passage and the system prompt are hit, in every request.
-    assert cells[2]["hit_tokens"]["cpu"] == 5 * (20 + 2 * 32)
+    assert cells[2]["hit_tokens"]["cpu"] == 5 * (20 + 3 * 32)
     assert cells[2]["unexpected_hits"] == 0 and cells[2]["state"] == "warm"
     assert cells[4]["identical_outputs"] is True
     [path] = (tmp_path / "runs").glob("*.parquet")
