@@ -15,7 +15,14 @@ from cache_core.sizing.accesses import AccessTrace
 from cache_core.sizing.curves import ROUTINGS, Routing, TierCurves, replica_names, routed
 from cache_core.sizing.prefill_cost import PrefillCost
 from lmcache_cli.tune.answer import answer
-from lmcache_cli.tune.candidates import Goal, Prices, TierConfiguration, broken, number
+from lmcache_cli.tune.candidates import (
+    _ALIKE,
+    Goal,
+    Prices,
+    TierConfiguration,
+    broken,
+    number,
+)
 from lmcache_cli.tune.queueing import Arrivals, serve_requests
 from lmcache_cli.tune.search import search
 from lmcache_cli.tune.study import Study
@@ -292,7 +299,9 @@ def test_advice_to_a_fleet_is_never_worse_than_what_there_is(
     assert number(chosen, goal) <= number(today, goal) or not broken(chosen, goal)
     assert {o.stack.routing for o in found.searched} == set(ROUTINGS)
     if not goal.slo or found.breaks:
-        assert all(number(chosen, goal) <= number(o, goal) for o in found.searched)
+        # Of stacks that miss a bound by so near the same, the cheapest is taken.
+        near = _ALIKE if goal.slo else 1.0
+        assert all(number(chosen, goal) <= near * number(o, goal) for o in found.searched)
     else:
         cost_of = [o.cost_per_hour for o in found.searched if not broken(o, goal)]
         assert chosen.cost_per_hour == min(cost_of)
